@@ -1,0 +1,175 @@
+"""What is in ``model.safetensors`` of a checkpoint folder: the name and shape of every tensor, from the configuration.
+
+A folder of format "sa3/1" holds ``config.json``, ``model.safetensors`` and, with a text encoder, ``tokenizer.json``.
+Weights of linear maps are (out, in). Legend: D width, C latent channels, N layer number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from .config import (
+    FF_MULT_DIT,
+    FF_MULT_SAME,
+    HEAD_SIZE,
+    TIMESTEP_FEATURES,
+    DiffusionConfig,
+    ModelConfig,
+    SAMEConfig,
+    TextEncoderConfig,
+)
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+TOKENIZER_FILE = "tokenizer.json"
+
+PARTS = ("text_encoder", "conditioner", "dit", "same")  # first component of every tensor name
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def parts_of(config: ModelConfig) -> tuple[str, ...]:
+    """The parts a complete checkpoint of this configuration has."""
+    return PARTS if config.diffusion is not None else ("same",)
+
+
+def parts_in(names: Collection[str]) -> tuple[str, ...]:
+    """The parts that these tensor names belong to, in the order of ``PARTS``."""
+    found = {name.split(".", 1)[0] for name in names}
+    return tuple(part for part in PARTS if part in found)
+
+
+def expected_tensors(config: ModelConfig, parts: Collection[str] | None = None) -> Shapes:
+    """Name and shape of every tensor of a checkpoint, or of some parts of it (a converted DiT without its autoencoder).
+
+    Raises ValueError for a part that the configuration does not have.
+    """
+    allowed = parts_of(config)
+    for part in parts or ():
+        if part not in allowed:
+            raise ValueError(f"{config.name} has no part {part!r}; it has {', '.join(allowed)}")
+    shapes: Shapes = {}
+    for part in parts or allowed:
+        if part == "same":
+            shapes |= _same(config.same, config.audio_channels)
+        elif config.diffusion is not None and part == "text_encoder":
+            shapes |= _text_encoder(config.diffusion.text_encoder)
+        elif config.diffusion is not None and part == "conditioner":
+            shapes |= _conditioner(config.diffusion.text_encoder.width)
+        elif config.diffusion is not None:
+            shapes |= _dit(config.diffusion, config.same.latent_channels)
+    return shapes
+
+
+def check_tensors(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Raises ValueError that lists every missing, unexpected and mis-shaped tensor of ``where`` (a file)."""
+    problems = [f"missing: {name} {expected[name]}" for name in sorted(set(expected) - set(found))]
+    problems += [f"unexpected: {name} {tuple(found[name])}" for name in sorted(set(found) - set(expected))]
+    problems += [
+        f"wrong shape: {name} is {tuple(found[name])}, must be {expected[name]}"
+        for name in sorted(set(expected) & set(found))
+        if tuple(found[name]) != expected[name]
+    ]
+    if problems:
+        raise ValueError(f"{where}: {len(problems)} tensor(s) do not fit the configuration: {'; '.join(problems)}")
+
+
+def _linear(prefix: str, out_size: int, in_size: int, *, bias: bool) -> Shapes:
+    shapes: Shapes = {f"{prefix}.weight": (out_size, in_size)}
+    if bias:
+        shapes[f"{prefix}.bias"] = (out_size,)
+    return shapes
+
+
+def _mlp(prefix: str, in_size: int, width: int, out_size: int, *, bias: bool) -> Shapes:
+    return _linear(f"{prefix}.fc1", width, in_size, bias=bias) | _linear(f"{prefix}.fc2", out_size, width, bias=bias)
+
+
+def _feed_forward(prefix: str, width: int, inner: int) -> Shapes:
+    """Gated: proj_in gives value and gate [B14]."""
+    return _linear(f"{prefix}.proj_in", 2 * inner, width, bias=True) | _linear(
+        f"{prefix}.proj_out", width, inner, bias=True
+    )
+
+
+def _text_encoder(config: TextEncoderConfig) -> Shapes:
+    width = config.width
+    shapes: Shapes = {"text_encoder.embed_tokens.weight": (config.vocab_size, width)}
+    for layer in range(config.depth):
+        prefix = f"text_encoder.layers.{layer}"
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            shapes |= _linear(f"{prefix}.self_attn.{name}", width, width, bias=False)
+        for name in ("pre_attn_norm", "post_attn_norm", "pre_ff_norm", "post_ff_norm"):
+            shapes[f"{prefix}.{name}.weight"] = (width,)
+        shapes |= _linear(f"{prefix}.mlp.gate_proj", config.intermediate, width, bias=False)
+        shapes |= _linear(f"{prefix}.mlp.up_proj", config.intermediate, width, bias=False)
+        shapes |= _linear(f"{prefix}.mlp.down_proj", width, config.intermediate, bias=False)
+    shapes["text_encoder.norm.weight"] = (width,)
+    return shapes
+
+
+def _conditioner(width: int) -> Shapes:
+    seconds = _linear("conditioner.seconds_embed", width, TIMESTEP_FEATURES, bias=True)
+    return {"conditioner.padding_embedding": (width,)} | seconds
+
+
+def _dit(config: DiffusionConfig, channels: int) -> Shapes:
+    width, text_width = config.dit.width, config.text_encoder.width
+    shapes: Shapes = {"dit.memory_tokens": (config.dit.memory_tokens, width)}
+    shapes |= _mlp("dit.to_timestep_embed", TIMESTEP_FEATURES, width, width, bias=True)
+    shapes |= _mlp("dit.to_cond_embed", text_width, width, width, bias=False)
+    shapes |= _mlp("dit.to_global_embed", text_width, width, width, bias=False)
+    shapes |= _mlp("dit.to_modulation", width, width, 6 * width, bias=True)
+    shapes |= _linear("dit.preprocess", channels, channels, bias=False)
+    shapes |= _linear("dit.postprocess", channels, channels, bias=False)
+    shapes |= _linear("dit.project_in", width, channels, bias=False)
+    shapes |= _linear("dit.project_out", channels, width, bias=False)
+    for layer in range(config.dit.depth):
+        shapes |= _dit_layer(f"dit.layers.{layer}", width, channels, differential=config.dit.differential)
+    return shapes
+
+
+def _dit_layer(prefix: str, width: int, channels: int, *, differential: bool) -> Shapes:
+    shapes: Shapes = {f"{prefix}.scale_shift_gate": (6 * width,)}
+    for name in ("pre_norm", "cross_attn_norm", "ff_norm"):
+        shapes[f"{prefix}.{name}.gamma"] = (width,)
+    for attention in ("self_attn", "cross_attn"):
+        shapes[f"{prefix}.{attention}.q_norm.gamma"] = (HEAD_SIZE,)
+        shapes[f"{prefix}.{attention}.k_norm.gamma"] = (HEAD_SIZE,)
+        shapes |= _linear(f"{prefix}.{attention}.to_out", width, width, bias=False)
+    rows = (5, 2, 3) if differential else (3, 1, 2)  # fused projections, in widths [B13]
+    shapes |= _linear(f"{prefix}.self_attn.to_qkv", rows[0] * width, width, bias=False)
+    shapes |= _linear(f"{prefix}.cross_attn.to_q", rows[1] * width, width, bias=False)
+    shapes |= _linear(f"{prefix}.cross_attn.to_kv", rows[2] * width, width, bias=False)
+    shapes |= _feed_forward(f"{prefix}.ff", width, FF_MULT_DIT * width)
+    return shapes | _mlp(f"{prefix}.local_embed", channels + 1, width, width, bias=True)
+
+
+def _same(config: SAMEConfig, audio_channels: int) -> Shapes:
+    width, channels = config.width, config.latent_channels
+    patch = audio_channels * config.patch_size
+    shapes: Shapes = {
+        "same.bottleneck.scale": (channels,),
+        "same.bottleneck.bias": (channels,),
+        "same.bottleneck.running_std": (1,),
+        "same.encoder.new_token": (width,),
+        "same.decoder.new_token": (width,),
+    }
+    shapes |= _linear("same.encoder.mapping", width, patch, bias=True)
+    shapes |= _linear("same.encoder.project_out", channels, width, bias=True)
+    shapes |= _linear("same.decoder.project_in", width, channels, bias=True)
+    shapes |= _linear("same.decoder.mapping", patch, config.decoder_kernel * width, bias=True)
+    for half, depth in (("encoder", config.encoder_depth), ("decoder", config.decoder_depth)):
+        for layer in range(depth):
+            shapes |= _same_layer(f"same.{half}.layers.{layer}", width)
+    return shapes
+
+
+def _same_layer(prefix: str, width: int) -> Shapes:
+    norms = {"pre_norm": width, "ff_norm": width, "self_attn.q_norm": HEAD_SIZE, "self_attn.k_norm": HEAD_SIZE}
+    shapes: Shapes = {}
+    for name, size in norms.items():
+        shapes |= {f"{prefix}.{name}.alpha": (1,), f"{prefix}.{name}.gamma": (size,), f"{prefix}.{name}.beta": (size,)}
+    shapes |= _linear(f"{prefix}.self_attn.to_qkv", 5 * width, width, bias=False)
+    shapes |= _linear(f"{prefix}.self_attn.to_out", width, width, bias=False)
+    return shapes | _feed_forward(f"{prefix}.ff", width, FF_MULT_SAME * width)
