@@ -7,6 +7,7 @@ here reach 10 GB. bfloat16 values appear as their bit patterns (uint16) in ``raw
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -66,7 +67,7 @@ class TensorFile:
     Raises FileNotFoundError, and ValueError (one line) for a file that is truncated or otherwise not valid.
     """
 
-    def __init__(self, path: Path, file: BinaryIO, slots: dict[str, _Slot], metadata: dict[str, str]) -> None:
+    def __init__(self, path: Path, file: io.BufferedReader, slots: dict[str, _Slot], metadata: dict[str, str]) -> None:
         self.path = path
         self.metadata = metadata
         self._file = file
@@ -127,7 +128,7 @@ class TensorFile:
         return array.astype(np.float32) if dtype == "F16" else array
 
 
-def _read_header(path: Path, file: BinaryIO) -> tuple[dict[str, _Slot], dict[str, str]]:
+def _read_header(path: Path, file: io.BufferedReader) -> tuple[dict[str, _Slot], dict[str, str]]:
     size = os.fstat(file.fileno()).st_size
     if size < 8:
         raise ValueError(f"{path}: not a safetensors file ({size} bytes; a header alone has more)")
