@@ -1,0 +1,1 @@
+"""Training of the PyTorch twin, one file per stage."""
