@@ -1,0 +1,249 @@
+"""Strict, frozen configurations: every size of every model is data in these dataclasses.
+
+Source: architecture spec, sections 1 and 3. ``config.json`` of a checkpoint folder is ``ModelConfig.to_dict()``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+FORMAT = "sa3/1"
+HEAD_SIZE = 64  # of every attention in the DiT and in SAME
+ROTARY_SIZE = 32  # rotated dimensions of a head of 64 [B12]
+FF_MULT_DIT = 4
+FF_MULT_SAME = 3
+TIMESTEP_FEATURES = 256  # [B5], [B8]
+SECONDS_MAX = 384.0  # the duration embedding saturates here [B5]
+
+
+class ConfigError(ValueError):
+    """A configuration that no model can have; the message names the field, the value and what is allowed."""
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Base of all configurations: strict ``from_dict`` and ``to_dict``.
+
+    ``from_dict`` raises ConfigError for an unknown key, a missing key and a value of the wrong type, naming it.
+    """
+
+    @classmethod
+    def from_dict(cls, data: object, *, where: str = "config") -> Self:
+        if not isinstance(data, dict):
+            raise ConfigError(f"{where}: expected an object, got {type(data).__name__}")
+        hints = typing.get_type_hints(cls)
+        names = [field.name for field in dataclasses.fields(cls)]
+        unknown = sorted(set(data) - set(names))
+        missing = sorted(set(names) - set(data))
+        _check(not unknown, f"{where}: unknown field(s) {', '.join(map(str, unknown))}; allowed: {', '.join(names)}")
+        _check(not missing, f"{where}: missing field(s) {', '.join(missing)}")
+        return cls(**{name: _parse(hints[name], data[name], f"{where}.{name}") for name in names})
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def _parse(hint: Any, value: object, where: str) -> Any:
+    origin = typing.get_origin(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        return _parse(next(a for a in typing.get_args(hint) if a is not type(None)), value, where)
+    if origin is Literal:
+        allowed = typing.get_args(hint)
+        _check(value in allowed, f"{where}: got {value!r}, allowed: {', '.join(map(repr, allowed))}")
+        return value
+    if isinstance(hint, type) and issubclass(hint, Config):
+        return hint.from_dict(value, where=where)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    _check(type(value) is hint, f"{where}: expected {getattr(hint, '__name__', hint)}, got {value!r}")
+    if isinstance(value, float):
+        _check(math.isfinite(value), f"{where}: must be finite, got {value!r}")
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoderConfig(Config):
+    """T5Gemma encoder half [B1, B2]. Head size is ``width // heads``."""
+
+    vocab_size: int
+    width: int
+    intermediate: int
+    depth: int
+    heads: int
+    max_length: int  # tokens, padding included
+
+    def __post_init__(self) -> None:
+        _positive(self, "vocab_size", "width", "intermediate", "depth", "heads", "max_length")
+        _check(
+            self.width % self.heads == 0 and (self.width // self.heads) % 2 == 0,
+            f"text_encoder: width {self.width} must be heads ({self.heads}) times an even head size",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTConfig(Config):
+    """Diffusion transformer (architecture spec, section 6). Heads are ``width // 64``."""
+
+    width: int
+    depth: int
+    memory_tokens: int
+    differential: bool
+
+    def __post_init__(self) -> None:
+        _positive(self, "width", "depth", "memory_tokens")
+        _check(self.width % HEAD_SIZE == 0, f"dit.width: must be a multiple of {HEAD_SIZE}, got {self.width}")
+
+    @property
+    def heads(self) -> int:
+        return self.width // HEAD_SIZE
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAMEConfig(Config):
+    """SAME autoencoder (architecture spec, section 11).
+
+    ``attention`` "chunked" is SAME-S: full attention inside chunks of ``span`` latents, later layers shifted by half
+    a chunk [B41]. "sliding" is SAME-L: a band that reaches ``span`` latents to each side [B42].
+    """
+
+    patch_size: int  # audio samples per patch and channel
+    stride: int  # patches per latent
+    latent_channels: int
+    width: int
+    encoder_depth: int
+    decoder_depth: int
+    attention: Literal["chunked", "sliding"]
+    span: int  # latents
+    decoder_kernel: Literal[1, 3]
+    sine_gate_layers: int  # last layers of the decoder whose feed-forward gate is a sine [B44]
+    token_noise: float  # standard deviation of the optional decoder noise on new tokens [B47]
+
+    def __post_init__(self) -> None:
+        _positive(self, "patch_size", "stride", "latent_channels", "width", "encoder_depth", "decoder_depth", "span")
+        _check(self.width % HEAD_SIZE == 0, f"same.width: must be a multiple of {HEAD_SIZE}, got {self.width}")
+        _check(
+            0 <= self.sine_gate_layers <= self.decoder_depth,
+            f"same.sine_gate_layers: allowed 0..{self.decoder_depth}, got {self.sine_gate_layers}",
+        )
+        _check(self.token_noise >= 0, f"same.token_noise: must be >= 0, got {self.token_noise}")
+        _check(
+            self.attention == "chunked" or self.span == 1,
+            f"same.span: a sliding window of 1 latent to each side is the only one supported, got {self.span}",
+        )
+        _check(
+            self.attention == "sliding" or self.span * (self.stride + 1) % 2 == 0,
+            f"same.span: {self.span} latents of {self.stride + 1} tokens cannot be halved for the shifted chunks",
+        )
+
+    @property
+    def heads(self) -> int:
+        return self.width // HEAD_SIZE
+
+    @property
+    def samples_per_latent(self) -> int:
+        """R: audio samples per latent frame (4096 in the released models)."""
+        return self.patch_size * self.stride
+
+    @property
+    def frame_multiple(self) -> int:
+        """The transformer runs on a multiple of this many latents: the chunk for SAME-S, 1 for SAME-L."""
+        return self.span if self.attention == "chunked" else 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShiftConfig(Config):
+    """Sampling-time warp of the schedule [B24]; ``type`` picks the formula, the other fields its constants.
+
+    logsnr: (start, end, rate) = anchor log-SNR, end log-SNR, rate per octave of length over 2000 frames.
+    full:   (start, end, rate) = base shift, max shift, 1.0 with the optional sine warp else 0.0.
+    flux:   (start, end, rate) = alpha_min, alpha_max, unused (0.0).
+    none:   all 0.0.
+    """
+
+    type: Literal["logsnr", "full", "flux", "none"]
+    start: float
+    end: float
+    rate: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig(Config):
+    """Everything beside the autoencoder."""
+
+    objective: Literal["rf_denoiser", "rectified_flow"]
+    max_frames: int  # longest clip in latent frames, head-room included [B31]
+    head_room_seconds: float  # generated beyond the asked length, then trimmed [B31, B32]
+    shift: ShiftConfig
+    text_encoder: TextEncoderConfig
+    dit: DiTConfig
+
+    def __post_init__(self) -> None:
+        _positive(self, "max_frames")
+        _check(
+            0 <= self.head_room_seconds <= 60,
+            f"diffusion.head_room_seconds: allowed 0..60, got {self.head_room_seconds}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Config):
+    """One checkpoint. ``diffusion`` is None in a checkpoint that holds only an autoencoder."""
+
+    name: str
+    sample_rate: int  # Hz
+    audio_channels: int
+    same: SAMEConfig
+    diffusion: DiffusionConfig | None
+
+    def __post_init__(self) -> None:
+        _positive(self, "sample_rate", "audio_channels")
+
+    @property
+    def frames_per_second(self) -> float:
+        return self.sample_rate / self.same.samples_per_latent
+
+    @property
+    def max_seconds(self) -> float:
+        """Longest clip that can be asked for, in seconds; 0.0 for an autoencoder alone."""
+        if self.diffusion is None:
+            return 0.0
+        return self.diffusion.max_frames * self.same.samples_per_latent / self.sample_rate
+
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT, **self.to_dict()}, indent=2) + "\n"
+
+    @classmethod
+    def load(cls, folder: str | Path) -> ModelConfig:
+        """Read ``folder/config.json``. Raises FileNotFoundError or ConfigError."""
+        path = Path(folder) / "config.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"{folder}: no config.json there; expected a folder made by 'sa3 convert'")
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: not valid JSON ({error})") from error
+        found = data.pop("format", None) if isinstance(data, dict) else None
+        _check(
+            found == FORMAT, f"{path}: format is {found!r}, this version reads {FORMAT!r}; convert the checkpoint again"
+        )
+        return cls.from_dict(data, where=str(path))
+
+
+def _positive(config: Config, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _check(value > 0, f"{type(config).__name__}.{name}: must be positive, got {value}")

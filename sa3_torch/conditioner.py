@@ -1,0 +1,36 @@
+"""Text states and duration to the inputs of the diffusion transformer (architecture spec, section 5).
+
+Shapes: B batch, S text tokens, D context width.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sa3_mlx.spec.config import TIMESTEP_FEATURES
+from sa3_mlx.spec.features import seconds_features
+
+
+class Conditioner(nn.Module):
+    """Learned padding and the duration token [B4, B5, B6]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.padding_embedding = nn.Parameter(torch.zeros(width))
+        self.seconds_embed = nn.Linear(TIMESTEP_FEATURES, width)
+
+    def embed_prompt(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """(B, S, D), mask (B, S) bool -> (B, S, D): the learned vector at padded positions [B4]."""
+        return torch.where(mask[..., None], hidden.to(self.padding_embedding.dtype), self.padding_embedding)
+
+    def embed_seconds(self, seconds: np.ndarray) -> Tensor:
+        """(B,) seconds, saturating at 0 and 384 -> (B, D) [B5]."""
+        features = torch.from_numpy(seconds_features(seconds))
+        return self.seconds_embed(features.to(self.seconds_embed.weight))
+
+    def forward(self, hidden: Tensor, mask: Tensor, seconds: np.ndarray) -> tuple[Tensor, Tensor]:
+        """-> context (B, S + 1, D), the duration token last, and the global vector (B, D) [B6]."""
+        duration = self.embed_seconds(seconds)
+        return torch.cat([self.embed_prompt(hidden, mask), duration[:, None]], dim=1), duration

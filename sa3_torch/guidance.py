@@ -1,0 +1,80 @@
+"""Classifier-free guidance with adaptive projection (architecture spec, section 7).
+
+Shapes: B batch, T latent frames, C latent channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sa3_mlx.spec.request import Guidance
+
+from .dit import Conditioning, DiT, Prepared
+
+
+def project(difference: Tensor, reference: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Split (B, T, C) into the part parallel to ``reference`` and the rest, over valid frames jointly [B20]."""
+    if valid is not None:
+        difference, reference = difference * valid[..., None], reference * valid[..., None]
+    unit = reference / _norm(reference).clamp_min(1e-8)
+    parallel = (difference * unit).sum((1, 2), keepdim=True) * unit
+    return parallel, difference - parallel
+
+
+def _norm(x: Tensor) -> Tensor:
+    return x.square().sum((1, 2), keepdim=True).sqrt()
+
+
+def guide(x: Tensor, t: Tensor, v_cond: Tensor, v_null: Tensor, guidance: Guidance, valid: Tensor | None) -> Tensor:
+    """Combine both velocities: all (B, T, C), t (B,) in (0, 1], valid (B, T) bool or None -> (B, T, C) [B20, B21]."""
+    t = t.float()[:, None, None]
+    x, v_cond, v_null, dtype = x.float(), v_cond.float(), v_null.float(), v_cond.dtype
+    denoised = x - t * v_cond
+    difference = denoised - (x - t * v_null)
+    if guidance.norm_threshold > 0:
+        size = _norm(difference if valid is None else difference * valid[..., None])
+        difference = difference * (guidance.norm_threshold / size.clamp_min(1e-8)).clamp_max(1.0)
+    if guidance.apg > 0:
+        _, orthogonal = project(difference, denoised, valid)
+        difference = guidance.apg * orthogonal + (1 - guidance.apg) * difference
+    v = (x - denoised - (guidance.scale - 1) * difference) / t
+    if guidance.rescale > 0:
+        v = guidance.rescale * v * v_cond.std(-1, keepdim=True) / v.std(-1, keepdim=True) + (1 - guidance.rescale) * v
+    return v.to(dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidedVelocity:
+    """velocity(x, t) with or without guidance; ``null`` is the unconditional or negative input [B18, B19]."""
+
+    dit: DiT
+    cond: Prepared
+    null: Prepared | None
+    guidance: Guidance
+
+    def __call__(self, x: Tensor, t: np.ndarray) -> Tensor:
+        """x (B, T, C), t (B,) fp32 -> (B, T, C). The first item's t decides about the interval [B18]."""
+        times = torch.from_numpy(t).to(x.device)
+        v = self.dit(x, times, self.cond)
+        low, high = self.guidance.interval
+        if self.null is None or self.guidance.scale == 1 or not low <= t[0] <= high:
+            return v
+        return guide(x, times, v, self.dit(x, times, self.null), self.guidance, self.cond.valid)
+
+
+def unconditional(cond: Conditioning) -> Conditioning:
+    """Zeros in place of the context; the global duration is kept [B19]."""
+    return Conditioning(
+        context=torch.zeros_like(cond.context), seconds=cond.seconds, local=cond.local, valid=cond.valid
+    )
+
+
+def negative(cond: Conditioning, hidden: Tensor, mask: Tensor) -> Conditioning:
+    """Negative prompt (B, S, D), mask (B, S): zeros, not the learned padding, at padded positions [B19]."""
+    tokens = hidden.to(cond.context.dtype) * mask[..., None]
+    context = torch.cat([tokens, cond.context[:, -1:]], dim=1)
+    return Conditioning(context=context, seconds=cond.seconds, local=cond.local, valid=cond.valid)

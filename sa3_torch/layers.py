@@ -1,0 +1,84 @@
+"""Small layers shared by the diffusion transformer and the SAME autoencoder.
+
+Shapes: B batch, N tokens, D width, H heads, K head size.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sa3_mlx.spec.features import rope_table
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * gamma over the last axis, statistics in fp32 [B11]."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.gamma = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.gamma.shape, self.gamma.float(), self.eps).to(x.dtype)
+
+
+class DynamicTanh(nn.Module):
+    """gamma * tanh(alpha * x) + beta with a scalar alpha, no statistics [B43]."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.ones(1))
+        self.gamma = nn.Parameter(torch.ones(size))
+        self.beta = nn.Parameter(torch.zeros(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self.beta, self.gamma, torch.tanh(self.alpha * x))
+
+
+class MLP(nn.Module):
+    """Linear, SiLU, Linear: (..., size_in) -> (..., size_out)."""
+
+    def __init__(self, size_in: int, width: int, size_out: int, *, bias: bool) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(size_in, width, bias=bias)
+        self.fc2 = nn.Linear(width, size_out, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.silu(self.fc1(x)))
+
+
+class FeedForward(nn.Module):
+    """Gated feed-forward: halves (value, gate); value * SiLU(gate) [B14] or value * sin(pi gate) [B44]."""
+
+    def __init__(self, width: int, mult: int, gate: Literal["silu", "sine"]) -> None:
+        super().__init__()
+        self.gate = gate
+        self.proj_in = nn.Linear(width, 2 * mult * width)
+        self.proj_out = nn.Linear(mult * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj_in(x).chunk(2, dim=-1)
+        gate = F.silu(gate) if self.gate == "silu" else torch.sin(3.14159265359 * gate)
+        return self.proj_out(value * gate)
+
+
+Rope = tuple[Tensor, Tensor]
+
+
+def rope(start: int, stop: int, device: torch.device) -> Rope:
+    """Rotary cos and sin for the positions start..stop-1, each (N, 16) fp32 [B12]."""
+    cos, sin = rope_table(np.arange(start, stop))
+    return torch.from_numpy(cos).to(device), torch.from_numpy(sin).to(device)
+
+
+def rotate(x: Tensor, table: Rope) -> Tensor:
+    """Half-split rotary embedding of the first dimensions of every head, in fp32: (B, H, N, K) -> same [B12]."""
+    cos, sin = table
+    size = cos.shape[-1]
+    a, b, rest = x[..., :size].float(), x[..., size : 2 * size].float(), x[..., 2 * size :]
+    return torch.cat([(a * cos - b * sin).to(x.dtype), (b * cos + a * sin).to(x.dtype), rest], dim=-1)

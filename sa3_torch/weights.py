@@ -1,0 +1,104 @@
+"""Loading and saving of checkpoint folders, strictly: missing, unexpected and mis-shaped tensors are errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from sa3_mlx.spec.checkpoint import check_tensors, expected_tensors
+from sa3_mlx.spec.config import ModelConfig
+from sa3_mlx.spec.tensorfile import TensorEntry, TensorFile, to_bf16_bits, write_tensors
+
+from .conditioner import Conditioner
+from .dit import DiT
+from .same import SAME
+from .t5gemma import T5GemmaEncoder
+
+Part = Literal["text_encoder", "conditioner", "dit", "same"]
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def parts_of(config: ModelConfig) -> tuple[Part, ...]:
+    """The parts a checkpoint with this configuration holds."""
+    return ("same",) if config.diffusion is None else ("text_encoder", "conditioner", "dit", "same")
+
+
+def build_part(config: ModelConfig, part: Part) -> nn.Module:
+    """One part with random weights."""
+    if part == "same":
+        return SAME(config.same, config.audio_channels)
+    if config.diffusion is None:
+        raise ValueError(f"{config.name} is an autoencoder alone; it has no {part}")
+    text = config.diffusion.text_encoder
+    if part == "text_encoder":
+        return T5GemmaEncoder(text)
+    if part == "conditioner":
+        return Conditioner(text.width)
+    return DiT(config.diffusion.dit, config.same.latent_channels, text.width)
+
+
+def check_folder(folder: Path, config: ModelConfig) -> None:
+    """Raise ValueError that lists every tensor of ``folder/model.safetensors`` that does not fit the configuration."""
+    with TensorFile.open(folder / "model.safetensors") as file:
+        check_tensors(expected_tensors(config), {name: file.info(name)[1] for name in file.names()})
+
+
+def load_part(
+    folder: str | Path, config: ModelConfig, part: Part, device: torch.device, dtype: torch.dtype | None
+) -> nn.Module:
+    """Read one part of a checkpoint, memory-mapped; ``dtype`` None keeps the file's.
+
+    Raises FileNotFoundError without a model.safetensors, ValueError for tensors that do not fit.
+    """
+    with torch.device("meta"):
+        module = build_part(config, part)
+    with safe_open(Path(folder) / "model.safetensors", framework="pt", device=str(device)) as file:
+        names = [name for name in file.keys() if name.startswith(part + ".")]  # noqa: SIM118 (not a dict)
+        state = {name.removeprefix(part + "."): file.get_tensor(name) for name in names}
+    if dtype is not None:
+        state = {name: tensor.to(dtype) for name, tensor in state.items()}
+    module.load_state_dict(state, strict=True, assign=True)
+    return module.eval().requires_grad_(False)
+
+
+class StableAudio(nn.Module):
+    """All parts as one module whose parameter names are those of the checkpoint."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        for part in parts_of(config):
+            self.add_module(part, build_part(config, part))
+
+
+def save_checkpoint(folder: str | Path, config: ModelConfig, state: dict[str, torch.Tensor], dtype: str) -> None:
+    """Write config.json and model.safetensors (``dtype`` "F32", "F16" or "BF16") from checkpoint-named tensors."""
+    folder = Path(folder)
+    check_tensors(expected_tensors(config), {name: tuple(tensor.shape) for name, tensor in state.items()})
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def entry(name: str, tensor: torch.Tensor) -> TensorEntry:
+        def load():  # type: ignore[no-untyped-def]
+            array = tensor.detach().to("cpu", torch.float32).numpy()
+            return to_bf16_bits(array) if dtype == "BF16" else array.astype("f2" if dtype == "F16" else "f4")
+
+        return TensorEntry(name=name, dtype=dtype, shape=tuple(tensor.shape), load=load)
+
+    entries = [entry(name, tensor) for name, tensor in state.items()]
+    write_tensors(folder / "model.safetensors", entries, {"format": "sa3/1"})
+    (folder / "config.json").write_text(config.to_json(), encoding="utf-8")
+
+
+def load_model(folder: str | Path, device: torch.device) -> StableAudio:
+    """The whole checkpoint in fp32, for training and tests."""
+    config = ModelConfig.load(folder)
+    check_folder(Path(folder), config)
+    model = StableAudio(config)
+    for part in parts_of(config):
+        module = load_part(folder, config, part, device, torch.float32)
+        cast(nn.Module, model.get_submodule(part)).load_state_dict(module.state_dict(), strict=True)
+    return model.to(device)
