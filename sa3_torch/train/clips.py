@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,33 +64,39 @@ def generator(seed: int, *key: int) -> np.random.Generator:
 def write_clips(folder: Path, drafts: Iterable[Draft], *, channels: int, about: dict[str, Any]) -> ClipSet:
     """Write a cache folder (created; an existing cache is replaced) and open it. ``about`` says how it was made."""
     folder.mkdir(parents=True, exist_ok=True)
-    pieces: list[NDArray[np.float16]] = []
+    (folder / "index.json").unlink(missing_ok=True)  # the index is written last: a cache with an index is complete
     clips: list[Clip] = []
     offset = 0
-    for draft in drafts:
-        audio = draft.audio.reshape(len(draft.audio), -1)
-        if audio.shape[1] != channels:
-            raise ValueError(f"clip {draft.id}: {audio.shape[1]} channel(s), the cache has {channels}")
-        if not np.isfinite(audio).all():
-            raise ValueError(f"clip {draft.id}: audio is not finite")
-        pieces.append(audio.astype(np.float16))
-        fields = {f.name: getattr(draft, f.name) for f in dataclasses.fields(draft) if f.name != "audio"}
-        clips.append(Clip(**fields, seconds=round(len(audio) / SAMPLE_RATE, 6), offset=offset, samples=len(audio)))
-        offset += len(audio)
-    if not pieces:
+    with (folder / "audio.npy").open("wb") as file:
+        _write_header(file, 0, channels)
+        start = file.tell()
+        for draft in drafts:
+            audio = draft.audio.reshape(len(draft.audio), -1)
+            if audio.shape[1] != channels:
+                raise ValueError(f"clip {draft.id}: {audio.shape[1]} channel(s), the cache has {channels}")
+            if not np.isfinite(audio).all():
+                raise ValueError(f"clip {draft.id}: audio is not finite")
+            file.write(audio.astype("<f2").tobytes())
+            fields = {f.name: getattr(draft, f.name) for f in dataclasses.fields(draft) if f.name != "audio"}
+            clips.append(Clip(**fields, seconds=round(len(audio) / SAMPLE_RATE, 6), offset=offset, samples=len(audio)))
+            offset += len(audio)
+        file.seek(0)
+        _write_header(file, offset, channels)
+        if file.tell() != start:
+            raise RuntimeError(
+                "this numpy writes array headers whose size depends on the shape; 1.25 or later does not"
+            )
+    if not clips:
         raise ValueError(f"no clips for {folder}")
-    index = {
-        "format": FORMAT,
-        "sample_rate": SAMPLE_RATE,
-        "about": about,
-        "clips": [dataclasses.asdict(clip) for clip in clips],
-    }
-    (folder / "index.json").unlink(missing_ok=True)  # the index is written last: a cache with an index is complete
-    array = np.lib.format.open_memmap(folder / "audio.npy", mode="w+", dtype=np.float16, shape=(offset, channels))
-    np.concatenate(pieces, out=array)
-    array.flush()
+    entries = [dataclasses.asdict(clip) for clip in clips]
+    index = {"format": FORMAT, "sample_rate": SAMPLE_RATE, "about": about, "clips": entries}
     (folder / "index.json").write_text(json.dumps(index, indent=0) + "\n")
     return ClipSet(folder)
+
+
+def _write_header(file: BinaryIO, rows: int, channels: int) -> None:
+    header = {"descr": "<f2", "fortran_order": False, "shape": (rows, channels)}
+    np.lib.format.write_array_header_1_0(file, header)
 
 
 class ClipSet:

@@ -15,8 +15,9 @@ SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
 PAD, EOS, BOS, UNK = range(4)
 _ROOTS = ("c", "c#", "d", "d#", "e", "f", "f#", "g", "g#", "a", "a#", "b")
 _SOUNDS = (
-    "piano", "organ", "guitar", "violin", "trumpet", "flute", "marimba", "vibraphone", "note", "chord", "major", "minor",
-    "kick", "snare", "clap", "closed", "hihat", "crash", "cymbal", "tom", "drum", "hand", "white", "pink", "brown", "noise",
+    "piano", "organ", "guitar", "violin", "trumpet", "flute", "marimba", "vibraphone",
+    "note", "chord", "major", "minor", "white", "pink", "brown", "noise",
+    "kick", "snare", "clap", "closed", "hihat", "crash", "cymbal", "tom", "drum", "hand",
 )  # fmt: skip
 WORDS: tuple[str, ...] = (*_SOUNDS, *_ROOTS, *(f"{root}{octave}" for octave in (3, 4) for root in _ROOTS))
 
