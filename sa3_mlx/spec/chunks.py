@@ -1,0 +1,112 @@
+"""Plans for encoding and decoding a long clip in chunks of latent frames, exact by construction.
+
+All numbers are latent frames; audio samples are frames times ``config.samples_per_latent``. A chunk is computed alone
+on the frames ``start..stop`` and only ``keep_start..keep_stop`` of its result is used; kept ranges tile the clip.
+
+Why the halo of ``halo()`` frames makes chunked equal whole:
+
+*Chunked attention (SAME-S)* [B41]. Let P be the span. The first layers see aligned chunks [kP, (k+1)P), the later ones
+chunks moved by P/2. If a computed range starts at a multiple a of P, its aligned chunks are those of the whole clip, so
+the first layers agree everywhere. The shifted layers agree from a + P/2 on: only the shifted chunk across the edge,
+which the model fills with copies, differs, and it covers the first P/2 frames. The same holds, mirrored, at the stop.
+So P/2 frames at an inner edge are wrong, and one patch more through the kernel-3 output map (a patch is at most one
+frame). A halo of P frames covers both: P >= P/2 + 1 for P >= 2, and for P = 1 half a frame of tokens and one patch
+stay inside that frame. Starts and stops must be multiples of P; an odd start changes the pairing [B48]. The last chunk
+may stop at a clip end that is no multiple of P: the model pads it exactly as it pads the whole clip [B39].
+
+*Sliding attention (SAME-L)* [B42]. A layer reaches P frames, so after d layers frame i depends on i - dP .. i + dP, and
+a halo of dP frames is exact up to the rounding of the rotary angles, whose positions restart in every chunk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .config import SAMEConfig
+
+Direction = Literal["encode", "decode"]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Frames ``start..stop`` are computed, ``keep_start..keep_stop`` of them are used; all counted in the clip."""
+
+    start: int
+    stop: int
+    keep_start: int
+    keep_stop: int
+
+
+def pad_frames(frames: int, config: SAMEConfig) -> int:
+    """Frames rounded up to what the transformer runs on: a multiple of ``config.frame_multiple``."""
+    return -(-frames // config.frame_multiple) * config.frame_multiple
+
+
+def halo(config: SAMEConfig, direction: Direction) -> int:
+    """Frames to compute and drop on each inner edge of a chunk, so that the kept ones equal the whole clip's."""
+    if config.attention == "chunked":
+        return config.span
+    if direction == "encode":
+        return config.encoder_depth * config.span
+    return config.decoder_depth * config.span + (1 if config.decoder_kernel == 3 else 0)
+
+
+def default_chunk_frames(config: SAMEConfig, direction: Direction) -> int:
+    """128 frames as in the official code, more where the halo would be most of it."""
+    return pad_frames(max(128, 6 * halo(config, direction)), config)
+
+
+def check_chunk_frames(chunk_frames: int, config: SAMEConfig, direction: Direction) -> None:
+    """Raises ValueError for a chunk size that cannot be exact with this autoencoder."""
+    multiple = config.frame_multiple
+    smallest = 2 * halo(config, direction) + multiple
+    if chunk_frames < smallest or chunk_frames % multiple:
+        rule = f", a multiple of {multiple}" if multiple > 1 else ""
+        raise ValueError(
+            f"chunk_frames is {chunk_frames}: to {direction} exactly this autoencoder needs at least {smallest}{rule}; "
+            f"use {default_chunk_frames(config, direction)} or no chunks"
+        )
+
+
+def chunk_plan(frames: int, chunk_frames: int | None, config: SAMEConfig, direction: Direction) -> list[Chunk]:
+    """Chunks in time order whose kept parts, joined, equal the result on the whole clip of ``frames`` frames.
+
+    ``chunk_frames`` None, or a clip that fits into one chunk, gives one chunk. Every chunk has ``chunk_frames`` frames,
+    except that the last one stops at the clip's end, which for SAME-S may be less than a span short.
+    Raises ValueError for no frames and for a chunk size that cannot be exact.
+    """
+    if frames < 1:
+        raise ValueError(f"frames is {frames}: at least 1 is needed to {direction}")
+    padded = pad_frames(frames, config)
+    if chunk_frames is None:
+        return [Chunk(0, frames, 0, frames)]
+    check_chunk_frames(chunk_frames, config, direction)
+    if padded <= chunk_frames:
+        return [Chunk(0, frames, 0, frames)]
+    edge = halo(config, direction)
+    chunks: list[Chunk] = []
+    start = kept = 0
+    while start + chunk_frames < padded:
+        keep_stop = start + chunk_frames - edge
+        chunks.append(Chunk(start, start + chunk_frames, kept, keep_stop))
+        kept = keep_stop
+        start = min(kept - edge, padded - chunk_frames)
+    chunks.append(Chunk(start, frames, kept, frames))
+    return chunks
+
+
+def official_plan(frames: int, chunk_frames: int = 128, overlap: int = 32) -> list[Chunk]:
+    """The chunks of the official code [B48], only for comparison with its outputs: they may have visible seams.
+
+    Starts 0, hop, 2 hop ... and a last one at ``frames - chunk_frames``; half the overlap is dropped at inner edges and
+    a later chunk overwrites an earlier one. For encoding it holds when the audio is a whole number of latents.
+    """
+    if frames <= chunk_frames:
+        return [Chunk(0, frames, 0, frames)]
+    starts = list(range(0, frames - chunk_frames + 1, chunk_frames - overlap))
+    if starts[-1] + chunk_frames != frames:
+        starts.append(frames - chunk_frames)
+    keep_starts = [0] + [start + overlap // 2 for start in starts[1:]]
+    keep_stops = [*keep_starts[1:], frames]
+    return [Chunk(a, a + chunk_frames, b, c) for a, b, c in zip(starts, keep_starts, keep_stops, strict=True)]
