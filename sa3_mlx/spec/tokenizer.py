@@ -1,0 +1,62 @@
+"""Text to token ids, exactly as the text encoder was trained: no BOS, no EOS, right padding with 0 [B1].
+
+Shapes: B batch, S tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+
+PAD_ID = 0
+
+
+class Tokenizer:
+    """Reads a ``tokenizer.json`` of the tokenizers library; its own padding, truncation and template are not used.
+
+    Raises FileNotFoundError for a missing file and ValueError for one that is no tokenizer.
+    """
+
+    def __init__(self, path: str | Path, max_length: int) -> None:
+        if max_length < 1:
+            raise ValueError(f"max_length is {max_length}: at least 1 token is needed")
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path}: no tokenizer there; the checkpoint folder needs its tokenizer.json")
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"{path}: not a tokenizer of the tokenizers library ({error})") from error
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self.max_length = max_length
+
+    @property
+    def vocab_size(self) -> int:
+        """Largest token id + 1."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+    def count(self, text: str) -> int:
+        """Tokens of ``text`` before truncation: above ``max_length`` the end of the text is not heard."""
+        return len(self._tokens(text))
+
+    def encode(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """(B,) texts -> ids (B, S) int32 and mask (B, S) bool, true at tokens, S = ``max_length``.
+
+        A longer text is cut at the right. An empty text gives an all-false mask.
+        """
+        ids = np.full((len(texts), self.max_length), PAD_ID, dtype=np.int32)
+        mask = np.zeros((len(texts), self.max_length), dtype=np.bool_)
+        for row, text in enumerate(texts):
+            tokens = self._tokens(text)[: self.max_length]
+            ids[row, : len(tokens)] = tokens
+            mask[row, : len(tokens)] = True
+        return ids, mask
+
+    def _tokens(self, text: str) -> list[int]:
+        if not isinstance(text, str):
+            raise ValueError(f"prompt is {type(text).__name__}: expected text")
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
