@@ -120,7 +120,7 @@ class ClipSet:
     def read(self, clip: Clip, start: int = 0, stop: int | None = None) -> Audio:
         """Samples [start, stop) of a clip, (samples, channels) float32."""
         stop = clip.samples if stop is None else min(stop, clip.samples)
-        return self.audio[clip.offset + start : clip.offset + stop].astype(np.float32)
+        return np.asarray(self.audio[clip.offset + start : clip.offset + stop], dtype=np.float32)
 
     def select(self, split: str) -> list[Clip]:
         """Clips of one split, "train" or "validation"."""

@@ -44,7 +44,7 @@ def draw_weights(kinds: Sequence[str], shares: Mapping[str, float] | None) -> ND
     if unknown:
         raise ValueError(f"no share given for kind(s) {', '.join(unknown)}; given: {', '.join(sorted(shares))}")
     weights = np.array([shares[kind] / kinds.count(kind) for kind in kinds])
-    return weights / weights.sum()
+    return np.asarray(weights / weights.sum())
 
 
 class AudioCrops:
