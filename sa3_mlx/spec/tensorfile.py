@@ -1,7 +1,8 @@
 """Reading and writing safetensors files one tensor at a time, bfloat16 included, with numpy alone.
 
-The numpy side of the safetensors library knows no bfloat16 and wants every tensor in memory to write a file; checkpoints
-here reach 10 GB. bfloat16 values appear as their bit patterns (uint16) in ``raw`` and exactly widened to float32 in ``read``.
+The numpy side of the safetensors library knows no bfloat16 and wants every tensor in memory to write a file;
+checkpoints here reach 10 GB. bfloat16 values appear as their bit patterns (uint16) in ``raw`` and exactly widened to
+float32 in ``read``.
 """
 
 from __future__ import annotations

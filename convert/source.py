@@ -1,0 +1,123 @@
+"""What a user may point at: a folder, a .safetensors file or the name of a released model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sa3_mlx.spec.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE
+from sa3_mlx.spec.config import FORMAT, ConfigError
+from sa3_mlx.spec.presets import PRESETS, REPOSITORIES
+
+from .hub import download
+from .model_config import TextLocation, text_location
+
+MODEL_CONFIG_FILE = "model_config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """An official checkpoint on disk."""
+
+    label: str  # for the report
+    weights: Path
+    model_config: Any  # parsed model_config.json
+    text: TextFolder | None  # None for an autoencoder alone
+    name_hint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFolder:
+    """Text encoder and tokenizer on disk."""
+
+    weights: Path
+    config: Any  # parsed config.json
+    tokenizer: Path
+
+
+def find_source(source: str | Path) -> Source:
+    """Resolve and read everything but the weights. Raises FileNotFoundError, ValueError, and OSError of a download."""
+    path = Path(source)
+    if path.exists():
+        return _read(path if path.is_dir() else path.parent, path if path.is_file() else None, str(source), None)
+    if str(source) in REPOSITORIES:
+        return _read(download(REPOSITORIES[str(source)]), None, REPOSITORIES[str(source)], str(source))
+    known = ", ".join(REPOSITORIES)
+    if str(source) in PRESETS:
+        raise ValueError(f"{source}: there are no public weights of this model; released models: {known}")
+    raise FileNotFoundError(f"{source}: no such folder or file, and no released model has that name ({known})")
+
+
+def _read(folder: Path, weights: Path | None, label: str, known_name: str | None) -> Source:
+    if is_ours(folder):
+        raise ValueError(f"{label}: already in the sa3 format; use the folder as it is")
+    if weights is not None and weights.suffix != ".safetensors":
+        raise ValueError(f"{weights}: only .safetensors files can be read (pickled checkpoints can run code)")
+    config_path = folder / MODEL_CONFIG_FILE
+    if not config_path.is_file():
+        raise FileNotFoundError(f"{folder}: no {MODEL_CONFIG_FILE} there; it must lie beside the weights")
+    model_config = read_json(config_path)
+    location = text_location(model_config)
+    return Source(
+        label=label, weights=weights or _weights_in(folder), model_config=model_config,
+        text=None if location is None else _text_folder(folder, location),
+        name_hint=known_name or _name_hint(folder, location, model_config),
+    )  # fmt: skip
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether the folder is a checkpoint of format sa3."""
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        return False
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return isinstance(data, dict) and data.get("format") == FORMAT
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid JSON ({error})") from error
+
+
+def _weights_in(folder: Path) -> Path:
+    if (folder / WEIGHTS_FILE).is_file():
+        return folder / WEIGHTS_FILE
+    found = sorted(folder.glob("*.safetensors"))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(path.name for path in found)
+        raise ValueError(f"{folder}: no {WEIGHTS_FILE}, and several other weight files ({names}); give one of them")
+    raise FileNotFoundError(f"{folder}: no {WEIGHTS_FILE} there")
+
+
+def _text_folder(folder: Path, location: TextLocation) -> TextFolder:
+    """model_path (relative to the folder) if the configuration has it, else the sub folder."""
+    text = folder / (location.model_path or location.subfolder)
+    for name in (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE):
+        if not (text / name).is_file():
+            what = "tokenizer" if name == TOKENIZER_FILE else "text encoder"
+            origin = f" (it comes with https://huggingface.co/{location.repo_id})" if location.repo_id else ""
+            raise FileNotFoundError(f"{text}: no {name}, so the {what} is missing{origin}")
+    tokenizer = read_json(text / TOKENIZER_FILE)
+    if not isinstance(tokenizer, dict) or not isinstance(tokenizer.get("model"), dict):
+        raise ValueError(f"{text / TOKENIZER_FILE}: not a tokenizer of the tokenizers library (no 'model' in it)")
+    return TextFolder(
+        weights=text / WEIGHTS_FILE, config=read_json(text / CONFIG_FILE), tokenizer=text / TOKENIZER_FILE
+    )
+
+
+def _name_hint(folder: Path, location: TextLocation | None, model_config: Any) -> str:
+    """'stabilityai/stable-audio-3-small-music' -> 'small-music'; without a repository the folder's name."""
+    if location is None or location.repo_id is None:
+        return folder.resolve().name.lower() or "model"
+    name = location.repo_id.rsplit("/", 1)[-1].lower().removeprefix("stable-audio-3-")
+    base = model_config["model"].get("diffusion", {}).get("diffusion_objective") == "rectified_flow"
+    return f"{name}-base" if base and not name.endswith("-base") else name  # base files carry the other one's repo_id
