@@ -1,0 +1,32 @@
+"""Stable Audio 3 on MLX. Importing the package is light: nothing is loaded before it is asked for.
+
+``sa3_mlx.spec`` holds the facts that both twins share and needs numpy alone, so machines without mlx can import it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_LAZY = {  # public name -> module that defines it
+    "Pipeline": ".pipeline",
+    "Request": ".spec.request",
+    "Item": ".spec.request",
+    "Guidance": ".spec.request",
+    "InitAudio": ".spec.request",
+    "Inpaint": ".spec.request",
+    "ModelConfig": ".spec.config",
+    "PRESETS": ".spec.presets",
+}
+
+__all__ = ["PRESETS", "Guidance", "InitAudio", "Inpaint", "Item", "ModelConfig", "Pipeline", "Request"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'sa3_mlx' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(_LAZY[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

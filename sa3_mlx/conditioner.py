@@ -1,0 +1,38 @@
+"""Text states and duration to the inputs of the diffusion transformer (architecture spec, section 5).
+
+Shapes: B batch, S text tokens, D context width.
+"""
+
+from __future__ import annotations
+
+from . import blas  # noqa: F401 (before mlx)
+
+# isort: split
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from .spec.config import TIMESTEP_FEATURES
+from .spec.features import seconds_features
+
+
+class Conditioner(nn.Module):
+    """Learned padding and the duration token [B4, B5, B6]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.padding_embedding = mx.zeros(width)
+        self.seconds_embed = nn.Linear(TIMESTEP_FEATURES, width)
+
+    def embed_prompt(self, hidden: mx.array, mask: mx.array) -> mx.array:
+        """(B, S, D), mask (B, S) bool -> (B, S, D): the learned vector at padded positions [B4]."""
+        return mx.where(mask[..., None], hidden.astype(self.padding_embedding.dtype), self.padding_embedding)
+
+    def embed_seconds(self, seconds: np.ndarray) -> mx.array:
+        """(B,) seconds, saturating at 0 and 384 -> (B, D) [B5]."""
+        return self.seconds_embed(mx.array(seconds_features(seconds), dtype=self.seconds_embed.weight.dtype))
+
+    def __call__(self, hidden: mx.array, mask: mx.array, seconds: np.ndarray) -> tuple[mx.array, mx.array]:
+        """-> context (B, S + 1, D), the duration token last, and the global vector (B, D) [B6]."""
+        duration = self.embed_seconds(seconds)
+        return mx.concatenate([self.embed_prompt(hidden, mask), duration[:, None]], axis=1), duration
