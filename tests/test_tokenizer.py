@@ -53,7 +53,7 @@ def test_ids_and_masks_match_the_official_code(golden: Path):
 
 
 def test_a_missing_file_is_named(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match="tokenizer.json: no tokenizer there"):
+    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json: no tokenizer there"):
         Tokenizer(tmp_path / "tokenizer.json", 5)
 
 

@@ -26,7 +26,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 SEED_MAX = 2**63 - 1
-_WORDS_PER_BLOCK = 4
 
 Float32Array = NDArray[np.float32]
 
@@ -70,15 +69,16 @@ def noise(seed: int, purpose: Purpose, frames: int, channels: int, *, start: int
     check_seed(seed)
     if frames < 0 or channels < 1 or start < 0:
         raise ValueError(f"noise of {frames} frames x {channels} channels from frame {start}: sizes must be positive")
-    blocks = -(-channels // _WORDS_PER_BLOCK)  # per frame
+    blocks = -(-channels // 4)  # of four words, per frame
     counter = np.array([start * blocks, 0, purpose.index, purpose.stream], dtype=np.uint64)
     generator = np.random.Philox(counter=counter, key=np.array([seed, 0], dtype=np.uint64))
-    words = generator.random_raw(frames * blocks * _WORDS_PER_BLOCK)
-    pairs = (words >> np.uint64(11)).astype(np.float64).reshape(frames, -1, 2) * 2.0**-53  # (T, pairs, 2) in [0, 1)
+    words = generator.random_raw(frames * blocks * 4)
+    uniform = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53  # in [0, 1)
+    pairs = uniform.reshape(frames, blocks * 2, 2)
     radius = np.sqrt(-2.0 * np.log1p(-pairs[..., 0]))
     angle = 2.0 * np.pi * pairs[..., 1]
     normals = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
-    return normals.reshape(frames, -1)[:, :channels].astype(np.float32)
+    return normals.reshape(frames, blocks * 4)[:, :channels].astype(np.float32)
 
 
 def batch_noise(seeds: Sequence[int], purpose: Purpose, frames: int, channels: int, *, start: int = 0) -> Float32Array:

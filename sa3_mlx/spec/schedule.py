@@ -5,6 +5,7 @@ Computed in float64 and rounded to float32 once. B batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -52,10 +53,7 @@ def sigmas(
     top = np.broadcast_to(levels, (len(lengths),))[:, None]  # (B, 1)
     frames = np.maximum(np.asarray(lengths, dtype=np.float64), 1)[:, None]  # (B, 1)
     ramp = np.linspace(1.0, 0.0, steps + 1)[None, :]  # (1, steps + 1)
-    if monotone:
-        warped = _cut(shift, ramp, top, frames)
-    else:
-        warped = _warp(shift, top * ramp, frames)
+    warped = _cut(shift, ramp, top, frames) if monotone else _warp(shift, top * ramp, frames)
     warped[:, :1] = top
     warped[:, -1] = 0.0
     return warped.astype(np.float32)
@@ -89,7 +87,8 @@ def _unwarp(shift: ShiftConfig, sigma: Float64Array, frames: Float64Array) -> Fl
     if shift.type == "logsnr":
         with np.errstate(divide="ignore"):
             logit = np.log(sigma) - np.log1p(-sigma)
-        return (logit + shift.end) / (shift.end - _logsnr_start(shift, frames))
+        unwarped: Float64Array = (logit + shift.end) / (shift.end - _logsnr_start(shift, frames))
+        return unwarped
     if shift.type == "full" and shift.rate:
         sigma = np.arcsin(sigma) * 2 / np.pi
     alpha = _alpha(shift, frames)
@@ -106,10 +105,14 @@ def _alpha(shift: ShiftConfig, frames: Float64Array) -> Float64Array:
         return np.ones_like(frames)
     clamped = np.clip(frames, _MIN_FRAMES, _MAX_FRAMES)
     if shift.type == "full":
-        return np.exp(shift.start + (shift.end - shift.start) * (clamped - _MIN_FRAMES) / (_MAX_FRAMES - _MIN_FRAMES))
-    position = np.log(clamped / _MIN_FRAMES) / np.log(_MAX_FRAMES / _MIN_FRAMES)
-    return np.exp(np.log(shift.start) + (np.log(shift.end) - np.log(shift.start)) * position)
+        low, high, position = shift.start, shift.end, (clamped - _MIN_FRAMES) / (_MAX_FRAMES - _MIN_FRAMES)
+    else:
+        low, high = math.log(shift.start), math.log(shift.end)
+        position = np.log(clamped / _MIN_FRAMES) / math.log(_MAX_FRAMES / _MIN_FRAMES)
+    alpha: Float64Array = np.exp(low + (high - low) * position)
+    return alpha
 
 
 def _sigmoid(x: Float64Array) -> Float64Array:
-    return 1 / (1 + np.exp(-x))
+    result: Float64Array = 1 / (1 + np.exp(-x))
+    return result

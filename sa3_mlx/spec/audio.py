@@ -1,0 +1,222 @@
+"""Audio files and arrays: reading, resampling, writing with provenance, peaks.
+
+Audio is float32 (L, channels), full scale 1.0, L samples. Lengths in seconds and frames are in ``lengths``.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+from .wav import Subtype, encode_wav, quantise, read_wav_comment
+
+Audio = NDArray[np.float32]
+
+SUBTYPES: dict[str, tuple[Subtype, ...]] = {".wav": ("pcm16", "pcm24", "float"), ".flac": ("pcm16", "pcm24")}
+_MAX_SAMPLE_RATE = 768_000
+_STREAMED_BYTES = 2**32 - 2**16  # a WAV written to a pipe declares about this many bytes: unknown, not missing
+
+
+def read_audio(path: str | Path, sample_rate: int, channels: int) -> Audio:
+    """Read a whole file at ``sample_rate`` with ``channels`` -> (L, channels) float32.
+
+    Mono is repeated, of more channels the first ones are taken, the level is left alone [B35].
+    Raises FileNotFoundError for a missing file; ValueError for one that is unreadable, truncated, empty or not finite.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such audio file")
+    if not path.is_file():
+        raise ValueError(f"{path}: not a file; expected an audio file such as wav or flac")
+    try:
+        with soundfile.SoundFile(path) as file:
+            declared, file_rate, info = file.frames, file.samplerate, file.extra_info
+            audio = file.read(dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, OSError, MemoryError) as error:
+        raise ValueError(f"{path}: cannot be read as audio ({_reason(error)})") from error
+    if len(audio) < declared or _cut_short(info):
+        raise ValueError(f"{path}: the file is truncated, it ends before the length in its header; get a complete copy")
+    if not len(audio):
+        raise ValueError(f"{path}: the file holds no audio (0 samples)")
+    check_finite(audio, str(path))
+    return resample(fit_channels(audio, channels), file_rate, sample_rate)
+
+
+def check_finite(audio: Audio, name: str) -> None:
+    """Raises ValueError naming the first sample that is NaN or infinite."""
+    finite = np.isfinite(audio).all(axis=1)
+    if not finite.all():
+        raise ValueError(f"{name}: sample {int(np.argmin(finite))} is not a finite number; repair the audio first")
+
+
+def check_audio(audio: object, name: str, channels: int) -> None:
+    """Raises ValueError unless ``audio`` is a finite, non-empty float32 array (L, channels)."""
+    if not isinstance(audio, np.ndarray) or audio.dtype != np.float32:
+        kind = str(audio.dtype) if isinstance(audio, np.ndarray) else type(audio).__name__
+        raise ValueError(f"{name}: expected a float32 numpy array (samples, {channels}), got {kind}")
+    if audio.ndim != 2 or audio.shape[1] != channels or not audio.shape[0]:
+        raise ValueError(f"{name}: expected shape (samples, {channels}) with at least 1 sample, got {audio.shape}")
+    check_finite(audio, name)
+
+
+def fit_channels(audio: Audio, channels: int) -> Audio:
+    """(L, any) -> (L, channels): mono is repeated, of more channels the first ones are taken [B35]."""
+    if audio.shape[1] == 1:
+        return np.repeat(audio, channels, axis=1)
+    if audio.shape[1] < channels:
+        raise ValueError(f"audio has {audio.shape[1]} channels: allowed are 1 or at least {channels}")
+    return np.ascontiguousarray(audio[:, :channels])
+
+
+def fit_length(audio: Audio, samples: int) -> Audio:
+    """Crop, or pad with zeros at the end, to exactly ``samples`` [B35]."""
+    return np.pad(audio[:samples], ((0, max(0, samples - len(audio))), (0, 0)))
+
+
+def resample(audio: Audio, from_rate: int, to_rate: int) -> Audio:
+    """soxr at its highest quality; unchanged when the rates are equal."""
+    for rate in (from_rate, to_rate):
+        if not 1 <= rate <= _MAX_SAMPLE_RATE:
+            raise ValueError(f"sample rate is {rate} Hz: allowed are 1 to {_MAX_SAMPLE_RATE}")
+    if from_rate == to_rate:
+        return audio
+    result: Audio = soxr.resample(audio, from_rate, to_rate, quality="VHQ")
+    if not len(result):
+        raise ValueError(f"{len(audio)} samples at {from_rate} Hz are less than one sample at {to_rate} Hz")
+    return result
+
+
+def check_output(path: str | Path, subtype: str, *, overwrite: bool, size_bytes: int = 0) -> None:
+    """Everything about an output file that can be refused before any work.
+
+    Raises ValueError for an unknown extension or format, an existing file without ``overwrite`` and a disk with less
+    than ``size_bytes`` free; FileNotFoundError for a missing folder.
+    """
+    path = Path(path)
+    allowed = SUBTYPES.get(path.suffix.lower())
+    if allowed is None:
+        raise ValueError(f"{path}: unknown audio extension {path.suffix!r}; allowed: {', '.join(SUBTYPES)}")
+    if subtype not in allowed:
+        raise ValueError(f"{path}: {path.suffix} cannot hold {subtype!r}; allowed: {', '.join(allowed)}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder; make it first")
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder; give a file name")
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path}: exists already; choose another name or overwrite it with --force")
+    if not os.access(path.parent, os.W_OK):
+        raise ValueError(f"{path.parent}: the folder is not writable")
+    free = shutil.disk_usage(path.parent).free
+    if free < size_bytes:
+        raise ValueError(f"{path}: needs {size_bytes:,} bytes and the disk has {free:,}; free some space")
+
+
+def write_audio(
+    path: str | Path, audio: Audio, sample_rate: int, subtype: Subtype = "pcm16", *, comment: str = ""
+) -> None:
+    """Write (L, channels) as wav or flac by extension; ``comment`` is the provenance, read back by ``read_tags``.
+
+    An existing file is replaced, and only by a complete one: the bytes go to a temporary file beside it first. Equal
+    arguments give equal bytes. Beyond full scale, pcm16 and pcm24 clip and float keeps.
+    Raises ValueError for a wrong format or audio that is not finite, OSError (one line) when the disk refuses.
+    """
+    path = Path(path)
+    check_output(path, subtype, overwrite=True)
+    if audio.ndim != 2:
+        raise ValueError(f"{path}: audio must be (samples, channels), got {audio.shape}")
+    check_finite(audio, str(path))
+    if path.suffix.lower() == ".wav":
+        data = encode_wav(audio, sample_rate, subtype, comment)
+    else:
+        data = _encode_flac(audio, sample_rate, 16 if subtype == "pcm16" else 24, comment)
+    _replace(path, data)
+
+
+def read_tags(path: str | Path) -> str:
+    """The comment that ``write_audio`` left in a wav or flac file, "" if there is none.
+
+    Raises FileNotFoundError for a missing file and ValueError for one that is not audio.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such audio file")
+    if comment := read_wav_comment(path):
+        return comment
+    try:
+        with soundfile.SoundFile(path) as file:
+            return str(file.comment)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise ValueError(f"{path}: cannot be read as audio ({_reason(error)})") from error
+
+
+def clipped_share(audio: Audio) -> float:
+    """Share of sample frames, 0..1, in which some channel is beyond full scale."""
+    return float((np.abs(audio) > 1).any(axis=1).mean()) if len(audio) else 0.0
+
+
+def peak_db(audio: Audio) -> float:
+    """Highest absolute sample in dB of full scale, -inf for silence."""
+    peak = float(np.abs(audio).max(initial=0.0))
+    return 20 * float(np.log10(peak)) if peak > 0 else -float("inf")
+
+
+def apply_peak(audio: Audio, limit_db: float) -> Audio:
+    """Scale the whole audio down so that its peak is ``limit_db`` (<= 0); audio below the limit stays as it is."""
+    if not -60 <= limit_db <= 0:
+        raise ValueError(f"peak is {limit_db} dB: allowed are -60 to 0")
+    excess = peak_db(audio) - limit_db
+    return audio if excess <= 0 else (audio * np.float32(10 ** (-excess / 20))).astype(np.float32)
+
+
+def _encode_flac(audio: Audio, sample_rate: int, bits: int, comment: str) -> bytes:
+    words = quantise(audio, bits) << (32 - bits)  # libsndfile takes the upper bits
+    buffer = io.BytesIO()
+    try:
+        with soundfile.SoundFile(
+            buffer, "w", sample_rate, audio.shape[1], subtype=f"PCM_{bits}", format="FLAC"
+        ) as file:
+            if comment:  # libsndfile refuses an empty one
+                file.comment = comment
+            file.write(words)
+    except soundfile.LibsndfileError as error:
+        raise ValueError(
+            f"flac cannot hold {audio.shape[1]} channels at {sample_rate} Hz ({_reason(error)}); write wav"
+        ) from error
+    return buffer.getvalue()
+
+
+def _replace(path: Path, data: bytes) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        try:
+            with partial.open("wb") as file:
+                file.write(data)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(f"{path}: could not be written ({_reason(error)}); nothing was left behind") from error
+
+
+def _cut_short(info: str) -> bool:
+    """libsndfile reads what is there of a WAV or AIFF that lost its end, and says so only in its log."""
+    found = re.search(r"(?:data|SSND)\s*:\s*(\d+) \(should be (\d+)\)", info)
+    return found is not None and int(found[2]) < int(found[1]) < _STREAMED_BYTES
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, soundfile.LibsndfileError):
+        text = str(error.error_string).removeprefix("Error : ")
+    elif isinstance(error, OSError):
+        text = error.strerror or str(error)
+    else:
+        text = str(error) or type(error).__name__
+    return " ".join(text.split()).rstrip(".")

@@ -1,0 +1,152 @@
+"""Inpainting regions: from seconds to a mask of latent frames, and back into the source audio with clean seams.
+
+A region [start, stop) is generated, the rest is kept. The official code never pastes kept audio back [B30]; here the
+kept samples of the result are bit-exact copies of the source.
+
+Shapes: L samples, T latent frames; audio is (L, channels).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .audio import Audio
+from .lengths import seconds_to_samples
+
+_LEVEL_WINDOW_MS = 50.0
+_SILENCE_DB = -120.0
+
+
+@dataclass(frozen=True)
+class Region:
+    """Samples ``start .. stop`` (exclusive) that are generated."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seam:
+    """One joint between kept and generated audio."""
+
+    sample: int  # first generated sample ("in"), or first kept one after a region ("out")
+    side: Literal["in", "out"]
+    crossfade_samples: int
+    level_difference_db: float  # generated minus kept, RMS of up to 50 ms on either side; positive: generated is louder
+
+
+def to_regions(seconds: Sequence[tuple[float, float]], sample_rate: int) -> tuple[Region, ...]:
+    """Regions in seconds -> samples [int(start sr), int(end sr)), in time order; touching ones are joined [B34].
+
+    Raises ValueError for an empty, reversed, negative or overlapping region and for numbers that are not finite.
+    """
+    regions: list[Region] = []
+    for start, end in sorted(seconds):
+        name = f"region {start:g}:{end:g}"
+        if not (math.isfinite(start) and math.isfinite(end)):
+            raise ValueError(f"{name}: start and end must be finite seconds")
+        if start < 0:
+            raise ValueError(f"{name}: starts before the clip; the start must be 0 or later")
+        region = Region(seconds_to_samples(start, sample_rate), seconds_to_samples(end, sample_rate))
+        if region.stop <= region.start:
+            raise ValueError(f"{name}: is empty; the end must come after the start")
+        if regions and region.start < regions[-1].stop:
+            raise ValueError(f"{name}: overlaps the region before it; join them into one")
+        if regions and region.start == regions[-1].stop:
+            regions[-1] = Region(regions[-1].start, region.stop)
+        else:
+            regions.append(region)
+    return tuple(regions)
+
+
+def keep_frames(
+    regions: Sequence[Region], clip_samples: int, frames: int, samples_per_latent: int
+) -> NDArray[np.float32]:
+    """Mask of latent frames (T,) float32: 1 keep, 0 generate [B34].
+
+    Frame i follows its first sample, 4096 i in the released models: generated if that sample lies in a region, or at or
+    beyond ``clip_samples``, the item's own duration.
+    """
+    first = np.arange(frames, dtype=np.int64) * samples_per_latent  # (T,)
+    keep = first < clip_samples
+    for region in regions:
+        keep &= (first < region.start) | (first >= region.stop)
+    return keep.astype(np.float32)
+
+
+def generated_frames(region: Region, samples_per_latent: int) -> int:
+    """Latent frames that a region makes the model generate; 0 means that it is too short to have any effect."""
+    return -(-region.stop // samples_per_latent) - -(-region.start // samples_per_latent)
+
+
+def paste_back(
+    generated: Audio, source: Audio, regions: Sequence[Region], sample_rate: int, crossfade_ms: float
+) -> tuple[Audio, tuple[Seam, ...]]:
+    """Put generated regions into the source -> audio (L, channels) as long as ``generated``, and a report per seam.
+
+    Outside the regions every sample is the source's, bit for bit. The equal-power crossfade (at most ``crossfade_ms``,
+    at most half of a region with two seams) lies inside the regions. It fades from the source itself where the source
+    goes on, and from its mirror image where it has ended (a continuation), so that the joint is free of a step.
+
+    Raises ValueError if a region leaves the clip, or if kept samples lie beyond the end of the source.
+    """
+    length = len(generated)
+    _check_cover(regions, length, len(source))
+    result = np.zeros_like(generated)
+    kept = min(length, len(source))
+    result[:kept] = source[:kept]
+    fade = round(crossfade_ms * sample_rate / 1000)
+    seams: list[Seam] = []
+    for region in regions:
+        sides = [side for side, inner in (("in", region.start > 0), ("out", region.stop < length)) if inner]
+        samples = min(fade, (region.stop - region.start) // max(1, len(sides)))
+        result[region.start : region.stop] = generated[region.start : region.stop]
+        if "in" in sides:
+            seams.append(_join(result, generated, source, region.start, samples, 1, sample_rate))
+        if "out" in sides:
+            seams.append(_join(result, generated, source, region.stop, samples, -1, sample_rate))
+    return result, tuple(seams)
+
+
+def _check_cover(regions: Sequence[Region], length: int, source_length: int) -> None:
+    for region in regions:
+        if region.stop > length:
+            raise ValueError(f"region {region.start}..{region.stop} (samples) leaves the clip of {length} samples")
+    position = source_length
+    for region in regions:
+        if region.start <= position:
+            position = max(position, region.stop)
+    if position < length:
+        raise ValueError(f"the source has {source_length} samples: {position}..{length} is neither kept nor generated")
+
+
+def _join(
+    result: Audio, generated: Audio, source: Audio, seam: int, samples: int, direction: int, sample_rate: int
+) -> Seam:
+    """Crossfade ``samples`` into the region that begins (direction 1) or ends (-1) at ``seam``, in place."""
+    steps = np.arange(samples)
+    inside = seam + steps if direction == 1 else seam - 1 - steps  # from the seam into the region
+    mirrored = np.maximum(0, 2 * len(source) - 1 - inside)  # about the end of the source
+    usable = np.where(inside < len(source), inside, mirrored)
+    angle = ((steps + 0.5) / max(1, samples) * (np.pi / 2))[:, None]
+    result[inside] = (np.cos(angle) * source[usable] + np.sin(angle) * generated[inside]).astype(np.float32)
+    window = max(1, round(_LEVEL_WINDOW_MS * sample_rate / 1000))
+    before, after = slice(max(0, seam - window), seam), slice(seam, seam + window)
+    kept, made = (before, after) if direction == 1 else (after, before)
+    return Seam(
+        sample=seam,
+        side="in" if direction == 1 else "out",
+        crossfade_samples=samples,
+        level_difference_db=_level_db(generated[made]) - _level_db(source[kept]),
+    )
+
+
+def _level_db(audio: Audio) -> float:
+    power = float(np.mean(audio.astype(np.float64) ** 2)) if audio.size else 0.0
+    return max(_SILENCE_DB, 10 * math.log10(power)) if power > 0 else _SILENCE_DB

@@ -1,0 +1,82 @@
+"""A small WAV writer and tag reader.
+
+libsndfile cannot do two things that provenance needs: it reads back no WAV comment of more than 2 kB, and it stamps
+float files with the time of day, so that equal audio gives different files.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Subtype = Literal["pcm16", "pcm24", "float"]
+
+_BITS = {"pcm16": 16, "pcm24": 24, "float": 32}
+_FORMAT_PCM, _FORMAT_FLOAT = 1, 3
+
+
+def quantise(audio: NDArray[np.float32], bits: int) -> NDArray[np.int32]:
+    """Full scale 1.0 -> integers of ``bits``, clipped. Samples read from a file of at most these bits come back as
+    they were: reading divides by the same power of two."""
+    scale = 2.0 ** (bits - 1)
+    return np.clip(np.rint(audio.astype(np.float64) * scale), -scale, scale - 1).astype(np.int32)
+
+
+def encode_wav(audio: NDArray[np.float32], sample_rate: int, subtype: Subtype, comment: str) -> bytes:
+    """Audio (L, channels) -> the bytes of a RIFF/WAVE file; ``comment`` goes to LIST/INFO/ICMT as UTF-8."""
+    channels, bits = audio.shape[1], _BITS[subtype]
+    if subtype == "float":
+        data = audio.astype("<f4").tobytes()
+    elif subtype == "pcm16":
+        data = quantise(audio, 16).astype("<i2").tobytes()
+    else:
+        words = quantise(audio, 24).astype("<i4")
+        data = words.view(np.uint8).reshape(-1, 4)[:, :3].tobytes()
+    block = channels * bits // 8
+    code = _FORMAT_FLOAT if subtype == "float" else _FORMAT_PCM
+    chunks = [_chunk(b"fmt ", struct.pack("<HHIIHH", code, channels, sample_rate, sample_rate * block, block, bits))]
+    if subtype == "float":
+        chunks.append(_chunk(b"fact", struct.pack("<I", audio.shape[0])))
+    if comment:
+        chunks.append(_chunk(b"LIST", b"INFO" + _chunk(b"ICMT", comment.encode() + b"\0")))
+    chunks.append(_chunk(b"data", data))
+    size = 4 + sum(len(chunk) for chunk in chunks)
+    if size >= 2**32:
+        raise ValueError(f"audio of {audio.shape[0]} samples does not fit into a WAV file (4 GiB); write flac")
+    return b"".join([b"RIFF", struct.pack("<I", size), b"WAVE", *chunks])
+
+
+def read_wav_comment(path: str | Path) -> str:
+    """The ICMT tag of a WAV file, "" without one or for a file of another kind."""
+    with Path(path).open("rb") as file:
+        head = file.read(12)
+        if head[:4] != b"RIFF" or head[8:] != b"WAVE":
+            return ""
+        while len(header := file.read(8)) == 8:
+            name, size = header[:4], struct.unpack("<I", header[4:])[0]
+            if name == b"LIST":
+                body = file.read(size)
+                for tag, value in _subchunks(body[4:]):
+                    if body[:4] == b"INFO" and tag == b"ICMT":
+                        return value.rstrip(b"\0").decode("utf-8", errors="replace")
+            else:
+                file.seek(size, 1)
+            file.seek(size % 2, 1)
+    return ""
+
+
+def _chunk(name: bytes, body: bytes) -> bytes:
+    return name + struct.pack("<I", len(body)) + body + b"\0" * (len(body) % 2)
+
+
+def _subchunks(body: bytes) -> Iterator[tuple[bytes, bytes]]:
+    position = 0
+    while position + 8 <= len(body):
+        size = struct.unpack("<I", body[position + 4 : position + 8])[0]
+        yield body[position : position + 4], body[position + 8 : position + 8 + size]
+        position += 8 + size + size % 2
