@@ -73,8 +73,10 @@ def features(audio: NDArray[np.floating]) -> NDArray[np.float32]:
     edges = [round(ms * SAMPLE_RATE / 1000 / _HOP) for ms in _EDGES_MS]
     segments = np.stack([mel[a : max(b, a + 1)].mean(axis=0) for a, b in pairwise(edges)])
     level = segments.sum(axis=1)
-    bands = _scaled_db(segments / segments.max())
-    return np.concatenate([bands.ravel(), _scaled_db(level / level.max()), _tonal(signal)]).astype(np.float32)
+    bands = _scaled_db(segments / max(segments.max(), 1e-12))
+    return np.concatenate([bands.ravel(), _scaled_db(level / max(level.max(), 1e-12)), _tonal(signal)]).astype(
+        np.float32
+    )
 
 
 def feature_count() -> int:
@@ -93,7 +95,7 @@ def _tonal(signal: Float) -> Float:
     for centre in pitch.hz * np.arange(1, 13):
         width = 0.03 * centre / max(1.0, centre / pitch.hz / 2)
         near[int(centre - width) : int(centre + width) + 2] = True
-    return np.array([pitch.confidence, (pitch.midi - 60) / 24, spectrum[near].sum() / spectrum.sum()])
+    return np.array([pitch.confidence, (pitch.midi - 60) / 24, spectrum[near].sum() / max(spectrum.sum(), 1e-12)])
 
 
 class Judge:

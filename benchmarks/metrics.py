@@ -24,7 +24,7 @@ def mono(audio: NDArray[np.floating]) -> Float:
 
 def spectrogram(audio: NDArray[np.floating], window: int = WINDOW, hop: int = HOP) -> Float:
     """Amplitudes of a Hann-windowed STFT, (frames, window // 2 + 1); a full-scale sine reads about 1."""
-    signal = np.pad(mono(audio), (window // 2, window))
+    signal = np.pad(mono(audio), window // 2)
     frames = np.lib.stride_tricks.sliding_window_view(signal, window)[::hop]
     hann = np.hanning(window + 1)[:-1]
     return np.abs(np.fft.rfft(frames * hann, axis=1)) * (2 / hann.sum())

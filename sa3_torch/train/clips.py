@@ -31,8 +31,8 @@ class Clip:
     seconds: float
     offset: int  # first row in the audio array
     samples: int
-    kind: str  # note | drum | noise | chord | sample
-    label: str  # class: note, chord, kick, snare, clap, hihat, crash, tom, white, pink, brown, sample
+    kind: str  # note | drum | noise | chord | sample | user
+    label: str  # class: note, chord, kick, snare, clap, hihat, crash, tom, white, pink, brown, sample, user
     instrument: str | None
     midi: int | None  # pitch of a note, root of a chord
     split: str  # train | validation
