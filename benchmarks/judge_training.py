@@ -104,8 +104,8 @@ def main(cache: Path, out: Path, seed: int) -> None:
     x, y = table(clips, "train", seed, classes)
     mean, scale = x.mean(axis=0), x.std(axis=0) + 0.05
     w1, b1, w2, b2 = train((x - mean) / scale, y, len(classes), seed)
-    half = {"w1": w1.astype(np.float16), "b1": b1, "w2": w2.astype(np.float16), "b2": b2}
-    np.savez_compressed(out, classes=np.array(classes), mean=mean, scale=scale, **half)
+    w1, w2 = w1.astype(np.float16), w2.astype(np.float16)
+    np.savez_compressed(out, classes=np.array(classes), mean=mean, scale=scale, w1=w1, b1=b1, w2=w2, b2=b2)
     held_out = [(clips.read(clip), clip) for clip in clips.select("validation") if clip.kind != "sample"]
     for key, value in Judge(out).evaluate(held_out).items():
         click.echo(f"{key}: {value}")

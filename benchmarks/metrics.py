@@ -27,7 +27,7 @@ def spectrogram(audio: NDArray[np.floating], window: int = WINDOW, hop: int = HO
     signal = np.pad(mono(audio), window // 2)
     frames = np.lib.stride_tricks.sliding_window_view(signal, window)[::hop]
     hann = np.hanning(window + 1)[:-1]
-    return np.abs(np.fft.rfft(frames * hann, axis=1)) * (2 / hann.sum())
+    return np.asarray(np.abs(np.fft.rfft(frames * hann, axis=1)) * (2 / hann.sum()))
 
 
 @cache
@@ -74,7 +74,7 @@ def si_sdr(reference: NDArray[np.floating], estimate: NDArray[np.floating]) -> f
 def spectral_convergence(reference: NDArray[np.floating], estimate: NDArray[np.floating]) -> float:
     """Relative L2 distance of the STFT amplitudes: 0 equal, 1 as bad as silence."""
     r, e = spectrogram(reference), spectrogram(estimate)
-    return float(np.linalg.norm(r - e) / max(np.linalg.norm(r), 1e-12))
+    return float(np.linalg.norm(r - e) / max(float(np.linalg.norm(r)), 1e-12))
 
 
 def effective_rank(latents: NDArray[np.floating]) -> float:

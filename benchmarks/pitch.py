@@ -92,7 +92,7 @@ def semitones(audio: NDArray[np.floating], sample_rate: int = 44_100) -> Float:
     out = np.zeros(49)
     inside = (band >= 0) & (band < 49)
     np.maximum.at(out, band[inside], amplitude[inside])
-    return out / max(out.max(), 1e-12)
+    return np.asarray(out / max(out.max(), 1e-12))
 
 
 def chord_of(audio: NDArray[np.floating], sample_rate: int = 44_100) -> tuple[str, str]:

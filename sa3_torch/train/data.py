@@ -174,9 +174,9 @@ class LatentSet:
                 f"{folder} was encoded by autoencoder {index['autoencoder']}, not by {autoencoder}; encode it again"
             )
         self.items = [LatentItem(**{**item, "captions": tuple(item["captions"])}) for item in index["items"]]
-        self._file = safe_open(folder / "latents.safetensors", framework="pt")
-        self._latents = self._file.get_slice("latents")
-        self.silence: Tensor = self._file.get_tensor("silence")
+        file: Any = safe_open(folder / "latents.safetensors", framework="pt")  # memory-mapped; the library is untyped
+        self._latents = file.get_slice("latents")
+        self.silence: Tensor = file.get_tensor("silence")
         rows, self.channels = self._latents.get_shape()
         needed = max(item.offset + item.frames for item in self.items)
         if needed > rows:
@@ -184,7 +184,8 @@ class LatentSet:
 
     def read(self, item: LatentItem) -> Tensor:
         """Latents of an item -> (T, C) float32."""
-        return self._latents[item.offset : item.offset + item.frames].float()
+        rows: Tensor = self._latents[item.offset : item.offset + item.frames]
+        return rows.float()
 
     def statistics(self, split: str) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation per channel over one split -> two (C,) tensors, float64 inside."""

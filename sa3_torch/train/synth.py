@@ -23,7 +23,7 @@ def _time(seconds: float) -> Float:
 def _sweep(t: Float, start_hz: float, end_hz: float, fall_seconds: float) -> Float:
     """Sine whose frequency falls exponentially from start to end."""
     phase = end_hz * t + (start_hz - end_hz) * fall_seconds * (1 - np.exp(-t / fall_seconds))
-    return np.sin(2 * np.pi * phase)
+    return np.asarray(np.sin(2 * np.pi * phase))
 
 
 def _band(rng: np.random.Generator, samples: int, low_hz: float, high_hz: float) -> Float:
@@ -61,7 +61,7 @@ def clap(rng: np.random.Generator) -> Audio:
         since = t - k * gap
         decay = rng.uniform(0.05, 0.12) if k == bursts - 1 else 0.003
         envelope += np.where(since >= 0, np.exp(-np.maximum(since, 0) / decay), 0.0)
-    return (noise * envelope).astype(np.float32)
+    return np.asarray(noise * envelope, dtype=np.float32)
 
 
 def _metal(rng: np.random.Generator, t: Float) -> Float:
@@ -103,7 +103,7 @@ def coloured_noise(rng: np.random.Generator, colour: str, seconds: float) -> Aud
     f = np.fft.rfftfreq(samples, 1 / SAMPLE_RATE)
     spectrum = np.fft.rfft(rng.standard_normal(samples)) * np.maximum(f, 30.0) ** -slope * (f > 20)
     noise = np.fft.irfft(spectrum, samples)
-    return (noise / noise.std()).astype(np.float32)
+    return np.asarray(noise / noise.std(), dtype=np.float32)
 
 
 def noise_clip(rng: np.random.Generator, colour: str) -> Audio:
@@ -115,7 +115,7 @@ def noise_clip(rng: np.random.Generator, colour: str) -> Audio:
     level = [np.zeros_like(t), -depth_db * t, -depth_db * (1 - t)][int(rng.integers(3))]
     release = rng.uniform(0.02, 0.3) / seconds
     edges = np.minimum(1, t * seconds / 0.005) * np.clip((1 - t) / release, 0, 1)
-    return (noise * edges * 10 ** (level / 20)).astype(np.float32)
+    return np.asarray(noise * edges * 10 ** (level / 20), dtype=np.float32)
 
 
 DRUMS: dict[str, Callable[[np.random.Generator], Audio]] = {
