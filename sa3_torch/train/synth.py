@@ -31,7 +31,7 @@ def _band(rng: np.random.Generator, samples: int, low_hz: float, high_hz: float)
     f = np.fft.rfftfreq(samples, 1 / SAMPLE_RATE) + 1e-9
     gain = 1 / np.sqrt((1 + (low_hz / f) ** 4) * (1 + (f / high_hz) ** 4))
     noise = np.fft.irfft(np.fft.rfft(rng.standard_normal(samples)) * gain, samples)
-    return noise / noise.std()
+    return np.asarray(noise / noise.std())
 
 
 def kick(rng: np.random.Generator) -> Audio:
@@ -67,12 +67,13 @@ def clap(rng: np.random.Generator) -> Audio:
 def _metal(rng: np.random.Generator, t: Float) -> Float:
     """Six detuned square waves, as in analogue cymbal circuits."""
     base = rng.uniform(0.85, 1.2)
-    return sum(np.sign(np.sin(2 * np.pi * base * f * t)) for f in (2050, 3043, 3691, 5225, 5400, 8000)) / np.sqrt(6)
+    squares = [np.sign(np.sin(2 * np.pi * base * f * t)) for f in (2050, 3043, 3691, 5225, 5400, 8000)]
+    return np.asarray(np.sum(squares, axis=0) / np.sqrt(6))
 
 
 def _highpass(audio: Float, low_hz: float) -> Float:
     f = np.fft.rfftfreq(len(audio), 1 / SAMPLE_RATE) + 1e-9
-    return np.fft.irfft(np.fft.rfft(audio) / np.sqrt(1 + (low_hz / f) ** 8), len(audio))
+    return np.asarray(np.fft.irfft(np.fft.rfft(audio) / np.sqrt(1 + (low_hz / f) ** 8), len(audio)))
 
 
 def hihat(rng: np.random.Generator) -> Audio:
