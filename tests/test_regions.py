@@ -119,9 +119,9 @@ def test_seams_report_the_level_difference():
 
 def test_audio_that_is_neither_kept_nor_generated_is_refused():
     source, generated = _sound(500, 1), _sound(1000, 2)
-    with pytest.raises(ValueError, match=re.escape("500..1000 is neither kept nor generated")):
+    with pytest.raises(ValueError, match="sample 500 is neither kept nor generated"):
         paste_back(generated, source, [Region(100, 200)], RATE, 10)
-    with pytest.raises(ValueError, match=re.escape("neither kept nor generated")):
+    with pytest.raises(ValueError, match="sample 500 is neither kept nor generated"):
         paste_back(generated, source, [Region(600, 1000)], RATE, 10)
     with pytest.raises(ValueError, match="leaves the clip"):
         paste_back(generated, source, [Region(500, 1001)], RATE, 10)

@@ -114,16 +114,22 @@ def paste_back(
     return result, tuple(seams)
 
 
+def first_uncovered(regions: Sequence[Region], source_samples: int, clip_samples: int) -> int | None:
+    """First sample of the clip that is neither in a region nor in the source; None when all are. Regions in order."""
+    position = source_samples
+    for region in regions:
+        if region.start <= position:
+            position = max(position, region.stop)
+    return position if position < clip_samples else None
+
+
 def _check_cover(regions: Sequence[Region], length: int, source_length: int) -> None:
     for region in regions:
         if region.stop > length:
             raise ValueError(f"region {region.start}..{region.stop} (samples) leaves the clip of {length} samples")
-    position = source_length
-    for region in regions:
-        if region.start <= position:
-            position = max(position, region.stop)
-    if position < length:
-        raise ValueError(f"the source has {source_length} samples: {position}..{length} is neither kept nor generated")
+    gap = first_uncovered(regions, source_length, length)
+    if gap is not None:
+        raise ValueError(f"the source has {source_length} samples: sample {gap} is neither kept nor generated")
 
 
 def _join(
