@@ -1,4 +1,4 @@
-"""Download of released checkpoints through huggingface_hub: its cache, its resume, its token, its environment.
+"""Download of released checkpoints through huggingface_hub: its cache, its retries, its token, its environment.
 
 HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE mean what they mean to that library.
 """
@@ -45,7 +45,9 @@ def download(repository: str) -> Path:
             f"{repository}: cannot reach the hub ({reason}); check the network and run again"
         ) from error
     except Exception as error:  # whatever its HTTP library raises in the middle of a file, a full disk
-        raise DownloadError(f"{repository}: download failed ({_first_line(error)}); run again to resume") from error
+        raise DownloadError(
+            f"{repository}: download failed ({_first_line(error)}); run again, what is complete is kept"
+        ) from error
 
 
 def _offline() -> bool:
