@@ -119,5 +119,6 @@ def _name_hint(folder: Path, location: TextLocation | None, model_config: Any) -
     if location is None or location.repo_id is None:
         return folder.resolve().name.lower() or "model"
     name = location.repo_id.rsplit("/", 1)[-1].lower().removeprefix("stable-audio-3-")
-    base = model_config["model"].get("diffusion", {}).get("diffusion_objective") == "rectified_flow"
+    diffusion = model_config["model"].get("diffusion")
+    base = isinstance(diffusion, dict) and diffusion.get("diffusion_objective") == "rectified_flow"
     return f"{name}-base" if base and not name.endswith("-base") else name  # base files carry the other one's repo_id

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from full_golden import full_checkpoint, recipe
 from official_checkpoint import TINY, TINY_AUTOENCODER, write_arrays, write_json, write_official
 
 from convert import convert, export_official
@@ -397,6 +398,19 @@ def test_converter_needs_neither_torch_nor_mlx():
         "assert 'huggingface_hub' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[1])
+
+
+@pytest.mark.slow
+def test_full_size_weights_arrive_under_our_names(golden, tmp_path):
+    folder = full_checkpoint(golden, "same-s", tmp_path)
+    weights = recipe(golden)
+    with TensorFile.open(folder / "model.safetensors") as file:
+        assert sum(math.prod(shape) for shape in file.shapes().values()) == 108_243_249  # without buffers and g, v
+        for pair in pairs(PRESETS["same-s"], ("same",)):
+            if pair.layout != "weight_norm":
+                expected = weights.tensor(pair.official[0], pair.official_shapes[0]).reshape(pair.shape)
+                np.testing.assert_array_equal(file.raw(pair.ours), expected, err_msg=pair.ours)
+    assert [path.name for path in tmp_path.iterdir()] == ["same-s"]
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
