@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
+from twins import TINY, Twin
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 
@@ -15,3 +17,29 @@ def golden() -> Path:
     if not GOLDEN.is_dir():
         pytest.skip("no golden folder beside the repository")
     return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def golden_or_kept() -> Path:
+    """As ``golden``, for tests that need no weights: without that folder they use the few cases in tests/goldens."""
+    return GOLDEN
+
+
+@pytest.fixture(params=["mlx", "torch"])
+def twin(request: pytest.FixtureRequest) -> Twin:
+    """Each framework in turn; skips where it is not installed."""
+    module = "mlx.core" if request.param == "mlx" else "torch"
+    if importlib.util.find_spec(module.split(".")[0]) is None:
+        pytest.skip(f"{module} is not installed")
+    return Twin(request.param)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The tiny official models, converted: folders by name."""
+    from convert import convert
+
+    root = tmp_path_factory.mktemp("checkpoints")
+    for name in TINY:
+        convert(golden / name / "weights.safetensors", root / name, name=name, force=False, progress=None)
+    return {name: root / name for name in TINY}
