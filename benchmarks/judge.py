@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.metrics import Float, mel_filters, mono
+from sa3_torch.train.metrics import Float, mel_filters, mono
 from benchmarks.pitch import chord_of, pitch_of
 
 WEIGHTS = Path(__file__).with_name("judge.npz")

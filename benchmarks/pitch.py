@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.metrics import Float, mono
+from sa3_torch.train.metrics import Float, mono
 
 LOWEST_HZ, HIGHEST_HZ = 60.0, 1200.0
 FRAME, HOP = 4096, 1024

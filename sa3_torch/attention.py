@@ -1,4 +1,4 @@
-"""Plain and differential attention: self-attention (full, chunked by the caller, or sliding window) and cross-attention.
+"""Plain and differential attention: self-attention (full, in chunks, or in a sliding window) and cross-attention.
 
 Shapes: B batch, N tokens, S context tokens, D width, H heads, K head size (64). Differential attention [B13] is the
 difference of two softmax maps over one V; both maps run as 2H heads of one call, then the halves are subtracted.
@@ -31,7 +31,7 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / 8) v; ``mask`` is boolean, True = may attend. On a CPU in fp32: bf16 attention is slower there."""
+    """softmax(q k^T / 8) v; ``mask`` is boolean, True = may attend. In fp32 on a CPU, where bf16 attention is slower."""
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     with torch.autocast("cpu", enabled=False):
@@ -39,7 +39,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 
 
 def window_mask(groups: int, group: int, device: torch.device) -> Tensor:
-    """Which of the 3 * group neighbouring keys a query group sees: (groups, group, 3 * group) bool, band |i - j| <= group."""
+    """Which of 3 * group neighbouring keys a query sees: (groups, group, 3 * group) bool, the band |i - j| <= group."""
     query = torch.arange(group, device=device)[:, None]
     key = torch.arange(3 * group, device=device)[None, :] - group  # relative to the query group
     band = ((query - key).abs() <= group)[None]

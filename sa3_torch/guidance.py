@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
-
 from sa3_mlx.spec.request import Guidance
+from torch import Tensor
 
 from .dit import Conditioning, DiT, Prepared
 

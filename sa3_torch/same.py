@@ -83,7 +83,7 @@ class Bottleneck(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Patches to latents before the bottleneck: (B, P, channels * patch) -> (B, T, C), P a whole number of chunks [B39]."""
+    """Patches to latents before the bottleneck: (B, P, channels * patch) -> (B, T, C), whole chunks of P [B39]."""
 
     def __init__(self, config: SAMEConfig, audio_channels: int) -> None:
         super().__init__()

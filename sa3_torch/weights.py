@@ -9,9 +9,9 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from sa3_mlx.spec.checkpoint import check_tensors, expected_tensors
-from sa3_mlx.spec.config import ModelConfig
-from sa3_mlx.spec.tensorfile import TensorEntry, TensorFile, to_bf16_bits, write_tensors
+from sa3_mlx.spec.checkpoint import CONFIG_FILE, WEIGHTS_FILE, check_tensors, expected_tensors
+from sa3_mlx.spec.config import FORMAT, ModelConfig
+from sa3_mlx.spec.tensorfile import TensorFile, array_entry, write_tensors
 
 from .conditioner import Conditioner
 from .dit import DiT
@@ -19,7 +19,6 @@ from .same import SAME
 from .t5gemma import T5GemmaEncoder
 
 Part = Literal["text_encoder", "conditioner", "dit", "same"]
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def parts_of(config: ModelConfig) -> tuple[Part, ...]:
@@ -43,22 +42,26 @@ def build_part(config: ModelConfig, part: Part) -> nn.Module:
 
 def check_folder(folder: Path, config: ModelConfig) -> None:
     """Raise ValueError that lists every tensor of ``folder/model.safetensors`` that does not fit the configuration."""
-    with TensorFile.open(folder / "model.safetensors") as file:
-        check_tensors(expected_tensors(config), {name: file.info(name)[1] for name in file.names()})
+    path = folder / WEIGHTS_FILE
+    with TensorFile.open(path) as file:
+        check_tensors(expected_tensors(config), {name: file.info(name)[1] for name in file.names()}, str(path))
 
 
 def load_part(
     folder: str | Path, config: ModelConfig, part: Part, device: torch.device, dtype: torch.dtype | None
 ) -> nn.Module:
-    """Read one part of a checkpoint, memory-mapped; ``dtype`` None keeps the file's.
+    """One part of a checkpoint, memory-mapped; ``dtype`` None keeps the file's.
 
     Raises FileNotFoundError without a model.safetensors, ValueError for tensors that do not fit.
     """
+    path = Path(folder) / WEIGHTS_FILE
     with torch.device("meta"):
         module = build_part(config, part)
-    with safe_open(Path(folder) / "model.safetensors", framework="pt", device=str(device)) as file:
-        names = [name for name in file.keys() if name.startswith(part + ".")]  # noqa: SIM118 (not a dict)
-        state = {name.removeprefix(part + "."): file.get_tensor(name) for name in names}
+    with TensorFile.open(path) as tensors:
+        found = {name: tensors.info(name)[1] for name in tensors.names() if name.startswith(part + ".")}
+        check_tensors(expected_tensors(config, [part]), found, str(path))
+    with safe_open(path, framework="pt", device=str(device)) as file:
+        state = {name.removeprefix(part + "."): file.get_tensor(name) for name in found}
     if dtype is not None:
         state = {name: tensor.to(dtype) for name, tensor in state.items()}
     module.load_state_dict(state, strict=True, assign=True)
@@ -75,22 +78,20 @@ class StableAudio(nn.Module):
             self.add_module(part, build_part(config, part))
 
 
-def save_checkpoint(folder: str | Path, config: ModelConfig, state: dict[str, torch.Tensor], dtype: str) -> None:
-    """Write config.json and model.safetensors (``dtype`` "F32", "F16" or "BF16") from checkpoint-named tensors."""
+def save_checkpoint(folder: str | Path, config: ModelConfig, state: dict[str, torch.Tensor], dtype: str) -> str:
+    """Write config.json and model.safetensors (``dtype`` "F32", "F16" or "BF16") from checkpoint-named tensors.
+
+    Returns the hash of the weights. Raises ValueError for tensors that do not fit the configuration.
+    """
     folder = Path(folder)
-    check_tensors(expected_tensors(config), {name: tuple(tensor.shape) for name, tensor in state.items()})
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    check_tensors(expected_tensors(config), shapes, str(folder))
     folder.mkdir(parents=True, exist_ok=True)
-
-    def entry(name: str, tensor: torch.Tensor) -> TensorEntry:
-        def load():  # type: ignore[no-untyped-def]
-            array = tensor.detach().to("cpu", torch.float32).numpy()
-            return to_bf16_bits(array) if dtype == "BF16" else array.astype("f2" if dtype == "F16" else "f4")
-
-        return TensorEntry(name=name, dtype=dtype, shape=tuple(tensor.shape), load=load)
-
-    entries = [entry(name, tensor) for name, tensor in state.items()]
-    write_tensors(folder / "model.safetensors", entries, {"format": "sa3/1"})
-    (folder / "config.json").write_text(config.to_json(), encoding="utf-8")
+    arrays = {name: tensor.detach().to("cpu", torch.float32).numpy() for name, tensor in state.items()}
+    entries = [array_entry(name, array, dtype) for name, array in arrays.items()]
+    digest = write_tensors(folder / WEIGHTS_FILE, entries, {"format": FORMAT})
+    (folder / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
+    return digest
 
 
 def load_model(folder: str | Path, device: torch.device) -> StableAudio:

@@ -65,6 +65,10 @@ def _parse(hint: Any, value: object, where: str) -> Any:
         allowed = typing.get_args(hint)
         _check(value in allowed, f"{where}: got {value!r}, allowed: {', '.join(map(repr, allowed))}")
         return value
+    if origin is tuple:  # tuple[item, ...]
+        _check(isinstance(value, list | tuple), f"{where}: expected a list, got {value!r}")
+        item = typing.get_args(hint)[0]
+        return tuple(_parse(item, v, f"{where}[{i}]") for i, v in enumerate(typing.cast(list[object], value)))
     if isinstance(hint, type) and issubclass(hint, Config):
         return hint.from_dict(value, where=where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

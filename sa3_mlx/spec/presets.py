@@ -18,7 +18,7 @@ SAME_L = SAMEConfig(
 )  # fmt: skip
 SAME_DEMO = SAMEConfig(
     patch_size=256, stride=4, latent_channels=64, width=192, encoder_depth=2, decoder_depth=3,
-    attention="chunked", span=8, decoder_kernel=3, sine_gate_layers=0, token_noise=0.01,
+    attention="chunked", span=2, decoder_kernel=3, sine_gate_layers=0, token_noise=0.01,
 )  # fmt: skip
 
 DIT_SMALL = DiTConfig(width=1024, depth=20, memory_tokens=64, differential=False)

@@ -1,0 +1,137 @@
+"""Stage 0, first version: SAME on a spectral and a waveform loss with the soft-norm bottleneck (training spec, 1).
+
+One step: crops -> encoder -> u; r <- EMA of std(u); z = u / r; decoder(r z + 0.05 r n) -> audio; losses in fp32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile as sf
+import torch
+from torch import Tensor
+
+from sa3_mlx.spec.config import Config, ModelConfig
+from sa3_torch.same import SAME, patch, unpatch
+from sa3_torch.weights import save_checkpoint
+
+from .clips import ClipSet
+from .data import DEMO_SHARES, AudioCrops
+from .init import init_autoencoder
+from .loop import Stage, TrainConfig, maybe_compile, step_generator
+from .losses import left_right, mid_side, soft_norm_loss, spectral_distance, tight_stft, waveform_loss
+from .metrics import effective_rank, log_mel_l1, si_sdr, spectral_convergence
+
+STD_DECAY = 0.999
+NOISE = 0.05  # on the latents while training, relative to running_std
+VALIDATION_CLIPS = 48
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig(Config):
+    """Settings of ``sa3 train autoencoder``."""
+
+    train: TrainConfig
+    crop_samples: int
+    quietest_db: float
+    spectral_sizes: tuple[int, ...]
+    spectral_overlap: int  # window size / hop
+    waveform_weight: float
+    spectral_weight: float
+    spectral_start: float  # share of the run after which the spectral loss begins to fade in ...
+    spectral_full: float  # ... and has its full weight
+    softnorm_weight: float
+
+
+class AutoencoderStage(Stage):
+    name = "autoencoder"
+
+    def __init__(self, model: ModelConfig, config: AutoencoderConfig, clips: ClipSet) -> None:
+        train = config.train
+        self.model_config, self.config, self.clips = model, config, clips
+        self.model: SAME = SAME(model.same, model.audio_channels)
+        self.crops = AudioCrops(
+            clips, split="train", samples=config.crop_samples, batch=train.batch, seed=train.seed,
+            quietest_db=config.quietest_db, shares=DEMO_SHARES,
+        )  # fmt: skip
+        loud = torch.cat([self.crops.batch(10**9 + i) for i in range(-(-256 // train.batch))])
+        init_autoencoder(self.model, loud, train.seed)
+        self._encode = maybe_compile(self.model.encoder, train.compile)
+        self._decode = maybe_compile(self.model.decoder, train.compile)
+        self._distance = maybe_compile(spectral_distance, train.compile)
+
+    def losses(self, step: int) -> dict[str, Tensor]:
+        config, bottleneck = self.config, self.model.bottleneck
+        audio = self.crops.batch(step)
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision == "bf16"):
+            u = self._encode(patch(audio, self.model.config.patch_size)).float() * bottleneck.scale + bottleneck.bias
+            r = self._update_std(u, step)
+            z = u / r
+            noise = torch.randn(z.shape, generator=step_generator(config.train.seed, step))
+            output = unpatch(self._decode(r * (z + NOISE * noise)), self.model.audio_channels).float()
+        terms = {
+            "waveform": config.waveform_weight * waveform_loss(output, audio),
+            "softnorm": config.softnorm_weight * soft_norm_loss(z),
+        }
+        weight = self._spectral_weight(step)
+        if weight > 0:
+            channels = mid_side if step % 2 else left_right
+            terms["spectral"] = weight * self._spectral(channels(output), channels(audio))
+        return terms
+
+    def _update_std(self, u: Tensor, step: int) -> Tensor:
+        """running_std follows the standard deviation of u; it starts at that of the first batch."""
+        std = self.model.bottleneck.running_std
+        with torch.no_grad():
+            decay = min(STD_DECAY, step / (step + 10))
+            std.copy_((decay * std + (1 - decay) * u.std()).clamp_min(1e-4))
+        return std.clone()
+
+    def _spectral_weight(self, step: int) -> float:
+        start, full = (s * self.config.train.steps for s in (self.config.spectral_start, self.config.spectral_full))
+        return self.config.spectral_weight * min(1.0, max(0.0, (step - start) / max(1.0, full - start)))
+
+    def _spectral(self, output: Tensor, audio: Tensor) -> Tensor:
+        overlap = self.config.spectral_overlap
+        return torch.stack(
+            [
+                self._distance(tight_stft(output, n, n // overlap), tight_stft(audio, n, n // overlap))
+                for n in self.config.spectral_sizes
+            ]
+        ).mean()
+
+    def validate(self) -> dict[str, float]:
+        """Medians over held-out tonal clips of at most 2 s, the log-mel distance over all kinds, rank of latents."""
+        tonal = [clip for clip in self.clips.select("validation") if clip.kind in ("note", "chord")][:VALIDATION_CLIPS]
+        other = [clip for clip in self.clips.select("validation") if clip.kind in ("drum", "noise")][:VALIDATION_CLIPS]
+        pairs = [self._reconstruct(clip) for clip in tonal + other]
+        tonal_pairs = pairs[: len(tonal)]
+        latents = torch.cat([self.model.encode(torch.from_numpy(audio)[None])[0] for audio, _ in pairs])
+        return {
+            "si_sdr_tonal": float(np.median([si_sdr(a, b) for a, b in tonal_pairs])),
+            "spectral_convergence": float(np.median([spectral_convergence(a, b) for a, b in tonal_pairs])),
+            "log_mel": float(np.mean([log_mel_l1(a, b) for a, b in pairs])),
+            "effective_rank": effective_rank(latents.numpy()),
+            "latent_std": float(latents.std()),
+        }
+
+    def _reconstruct(self, clip) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[no-untyped-def]
+        audio = np.repeat(self.clips.read(clip, 0, 2 * self.model_config.sample_rate)[:, :1], 2, axis=1)
+        output = self.model.decode(self.model.encode(torch.from_numpy(audio)[None]))[0, : len(audio)]
+        return audio, output.numpy()
+
+    def demo(self, folder: Path, step: int) -> None:
+        """One file: original, reconstruction, of six held-out clips in turn."""
+        folder.mkdir(parents=True, exist_ok=True)
+        clips = self.clips.select("validation")
+        pieces = [piece for clip in clips[:: max(1, len(clips) // 6)][:6] for piece in self._reconstruct(clip)]
+        sf.write(folder / f"{step:06d}.wav", np.concatenate(pieces).clip(-1, 1), self.model_config.sample_rate)
+
+    def export(self, folder: Path) -> None:
+        config = ModelConfig(
+            name=f"{self.model_config.name}-autoencoder", sample_rate=self.model_config.sample_rate,
+            audio_channels=self.model_config.audio_channels, same=self.model_config.same, diffusion=None,
+        )  # fmt: skip
+        save_checkpoint(folder, config, {f"same.{k}": v for k, v in self.model.state_dict().items()}, "F32")

@@ -1,0 +1,141 @@
+"""Initial weights.
+
+Autoencoder, ``init_autoencoder``: the default initialisation lets nothing flow patch -> latent -> patch (identical new
+tokens, two attention maps that cancel), and small models stay at silence. This one starts as a working, lossy code:
+
+| what | value |
+|---|---|
+| patch maps | principal components of training patches, and their transpose |
+| latent maps | [I 0], and its transpose |
+| value x output projection of every attention | identity (a random rotation and its transpose) |
+| new tokens | a unit vector on one reserved channel, which is how queries know them |
+| first map of new tokens | looks 1..s tokens back, another distance per head and layer: constant keys, rotated queries |
+| second map of new tokens | looks at the token itself, so the difference of the maps moves content |
+| feed-forward output | x 0.3 |
+
+Measured on the demo set, width 192, one thread, 2 minutes: tonal SI-SDR 2.5 dB with the copy initialisation alone, 7 dB
+with position queries of gain 2.5, 9 dB with gain 4.
+
+Diffusion transformer, ``init_dit``: branch outputs, local terms and modulation start at zero.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from sa3_mlx.spec.config import HEAD_SIZE, ROTARY_SIZE, SAMEConfig
+from sa3_mlx.spec.features import ROTARY_FREQUENCIES
+from sa3_torch.dit import DiT
+from sa3_torch.same import SAME, Decoder, Encoder, SAMEBlock, patch
+from sa3_torch.t5gemma import T5GemmaEncoder
+
+POSITION_GAIN = 6.0  # of position queries and keys
+NEW_TOKEN = 2.0  # value of the reserved channel
+ZERO_MAPS = ("to_modulation.fc2.weight", "preprocess.weight", "postprocess.weight", "project_out.weight")
+
+
+@torch.no_grad()
+def init_autoencoder(same: SAME, audio: Tensor, seed: int) -> None:
+    """Overwrite all weights. ``audio`` (B, L, channels) gives the principal components; L is a multiple of the patch.
+
+    Raises ValueError when it holds fewer loud patches than the model is wide.
+    """
+    config, random = same.config, torch.Generator().manual_seed(seed)
+    patches = patch(audio, config.patch_size).flatten(0, 1)
+    patches = patches[patches.square().sum(1) > 1e-3]
+    if len(patches) < config.width:
+        raise ValueError(f"{len(patches)} loud patches cannot give {config.width} principal components; use more audio")
+    _, strength, components = torch.linalg.svd(patches, full_matrices=False)
+    rank = min(config.width, len(components)) - 1  # the last channel is reserved
+    gain = math.sqrt(len(patches)) / float(strength[:16].square().mean().sqrt())
+    same.bottleneck.scale.fill_(1.0)
+    same.bottleneck.bias.zero_()
+    same.bottleneck.running_std.fill_(1.0)
+
+    encoder, decoder = same.encoder, same.decoder
+    for linear in (encoder.mapping, decoder.mapping, encoder.project_out, decoder.project_in):
+        linear.weight.zero_()
+        linear.bias.zero_()
+    encoder.mapping.weight[:rank] = components[:rank] * gain
+    middle = (config.decoder_kernel // 2) * config.width
+    decoder.mapping.weight[:, middle : middle + rank] = components[:rank].T / gain
+    size = min(config.latent_channels, rank)
+    encoder.project_out.weight[:size, :size] = torch.eye(size)
+    decoder.project_in.weight[:size, :size] = torch.eye(size)
+    for stack in (encoder, decoder):
+        _init_stack(stack, config, random)
+
+
+def _init_stack(stack: Encoder | Decoder, config: SAMEConfig, random: torch.Generator) -> None:
+    stack.new_token.zero_()
+    stack.new_token[-1] = NEW_TOKEN
+    for index, layer in enumerate(stack.layers):
+        assert isinstance(layer, SAMEBlock)
+        for norm in (layer.pre_norm, layer.ff_norm):
+            norm.alpha.fill_(1.0)
+            norm.gamma.fill_(1.0)
+            norm.beta.zero_()
+        layer.ff.proj_out.weight.mul_(0.3)
+        layer.ff.proj_out.bias.zero_()
+        _init_attention(layer, config, index * config.heads, random)
+
+
+def _init_attention(layer: SAMEBlock, config: SAMEConfig, first: int, random: torch.Generator) -> None:
+    attention, width = layer.self_attn, config.width
+    q, k, v, q2, k2 = attention.to_qkv.weight.split(width)
+    for weight in (q, k, q2, k2):
+        nn.init.normal_(weight, std=0.3 / math.sqrt(width), generator=random)
+    rotation = torch.linalg.qr(torch.randn(width, width, generator=random))[0]
+    v.copy_(rotation)
+    attention.to_out.weight.copy_(rotation.T)
+
+    half = ROTARY_SIZE // 2
+    for norm, gain in ((attention.q_norm, POSITION_GAIN), (attention.k_norm, 1.0)):
+        assert isinstance(norm.alpha, Tensor) and isinstance(norm.gamma, Tensor) and isinstance(norm.beta, Tensor)
+        norm.alpha.fill_(1.0)
+        norm.gamma.fill_(gain)
+        norm.beta.zero_()
+    attention.k_norm.beta[:half] = POSITION_GAIN  # type: ignore[index]
+    frequencies = torch.tensor(ROTARY_FREQUENCIES)
+    for head in range(config.heads):
+        distance = (first + head) % config.stride + 1
+        look_back = torch.zeros(HEAD_SIZE)
+        look_back[:half] = torch.cos(-distance * frequencies)
+        look_back[half:ROTARY_SIZE] = torch.sin(-distance * frequencies)
+        look_here = torch.zeros(HEAD_SIZE)
+        look_here[:half] = 1.0
+        rows = slice(head * HEAD_SIZE, (head + 1) * HEAD_SIZE)
+        q[rows, -1] += 3.0 * look_back  # large enough that the tanh of the head norm keeps its sign pattern
+        q2[rows, -1] += 3.0 * look_here
+
+
+@torch.no_grad()
+def init_dit(dit: DiT, seed: int) -> None:
+    """Xavier for matrices; zero for what ends a branch, so every block starts as the identity."""
+    random = torch.Generator().manual_seed(seed)
+    for name, parameter in dit.named_parameters():
+        ends_branch = name.startswith("layers.") and name.endswith(("to_out.weight", "proj_out.weight", "fc2.weight"))
+        if parameter.dim() < 2:
+            parameter.fill_(1.0 if name.endswith("gamma") else 0.0)
+        elif ends_branch or name in ZERO_MAPS:
+            parameter.zero_()
+        elif name == "memory_tokens":
+            nn.init.normal_(parameter, std=0.02, generator=random)
+        else:
+            nn.init.xavier_uniform_(parameter, generator=random)
+
+
+@torch.no_grad()
+def init_text_encoder(encoder: T5GemmaEncoder, seed: int) -> None:
+    """For models that train their own small text encoder: unit-scale embeddings after the sqrt(width) factor."""
+    random = torch.Generator().manual_seed(seed)
+    for name, parameter in encoder.named_parameters():
+        if name == "embed_tokens.weight":
+            nn.init.normal_(parameter, std=encoder.config.width**-0.5, generator=random)
+        elif parameter.dim() == 2:
+            nn.init.xavier_uniform_(parameter, generator=random)
+        else:
+            parameter.zero_()

@@ -1,0 +1,99 @@
+"""Losses of the autoencoder as pure functions in fp32 (training spec, section 1.4).
+
+Shapes: B batch, L audio samples, N window size, F one-sided bins, K windows, T latent frames, C latent channels.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MIN_SCALE = 1e-4
+
+
+def tight_window(size: int, hop: int) -> np.ndarray:
+    """Power-sine window whose squares, overlapped at ``hop``, sum to 1: (N,) float32 (training spec 1.4.1)."""
+    overlap = size // hop
+    power = overlap - 1
+    amplitude = 1.0 / math.sqrt(overlap * math.comb(2 * power, power) / 4**power)
+    return (amplitude * np.sin(np.pi * np.arange(size) / size) ** power).astype(np.float32)
+
+
+def tight_stft(x: Tensor, size: int, hop: int) -> Tensor:
+    """(B, L) -> (B, K, F, 2) real and imaginary parts. sum |X|^2 = sum x^2 inside the fully covered interior."""
+    window = torch.from_numpy(tight_window(size, hop)).to(x.device)
+    spectrum = torch.fft.rfft(x.float().unfold(-1, size, hop) * window, norm="ortho")
+    scale = torch.full((size // 2 + 1,), math.sqrt(2.0), device=x.device)
+    scale[0] = scale[-1] = 1.0
+    return torch.view_as_real(spectrum * scale)
+
+
+def magnitude(spectrum: Tensor) -> Tensor:
+    """(..., 2) -> (...); the floor keeps the gradient finite on silence."""
+    return (spectrum.square().sum(-1) + 1e-12).sqrt()
+
+
+def spectral_distance(prediction: Tensor, reference: Tensor) -> Tensor:
+    """Contrast, log-magnitude and complex distance of two spectra (B, K, F, 2), summed to a scalar (terms 1 to 3)."""
+    a, b = magnitude(prediction), magnitude(reference)
+    contrast = (a - b).norm() / (a + b).norm().clamp_min(MIN_SCALE)
+    scale = (a.std().clamp_min(MIN_SCALE).square() + b.std().clamp_min(MIN_SCALE).square()).sqrt().detach()
+    log_magnitude = (torch.log1p(a / scale) - torch.log1p(b / scale)).abs().mean()
+    square = (prediction - reference).square().sum(-1)
+    sigma = square.std().clamp_min(1e-5).detach()
+    return contrast + log_magnitude + torch.log1p(square / sigma).mean()
+
+
+def spectral_loss(prediction: Tensor, reference: Tensor, sizes: tuple[int, ...], overlap: int) -> Tensor:
+    """Mean of ``spectral_distance`` over window sizes with hop N / overlap: (B, L) each -> scalar."""
+    terms = [
+        spectral_distance(tight_stft(prediction, n, n // overlap), tight_stft(reference, n, n // overlap))
+        for n in sizes
+    ]
+    return torch.stack(terms).mean()
+
+
+def mid_side(audio: Tensor) -> Tensor:
+    """(B, L, 2) -> (2 B, L): plain sum, then plain difference."""
+    left, right = audio.unbind(-1)
+    return torch.cat([left + right, left - right])
+
+
+def left_right(audio: Tensor) -> Tensor:
+    """(B, L, 2) -> (2 B, L)"""
+    return torch.cat(audio.unbind(-1))
+
+
+def waveform_loss(prediction: Tensor, reference: Tensor) -> Tensor:
+    """Squared error of every item relative to its energy, averaged: (B, L, channels) each -> scalar."""
+    error = (prediction - reference).square().mean((1, 2))
+    return (error / (reference.square().mean((1, 2)) + 1e-4)).mean()
+
+
+def soft_norm_loss(z: Tensor) -> Tensor:
+    """Divergence of the moments of (B, T, C) latents from a standard normal (training spec 1.4.2).
+
+    var + 1e-4 in place of a clamp, so that constant latents still get a gradient (13.1).
+    """
+
+    def divergence(dim: int) -> Tensor:
+        variance = z.var(dim) + 1e-4
+        return (z.mean(dim).square() + variance - variance.log() - 1).mean()
+
+    return divergence(1) + 0.4 * divergence(2)
+
+
+def flow_loss(prediction: Tensor, target: Tensor, generate: Tensor, keep: Tensor, context_weight: float) -> Tensor:
+    """Squared error per item over generated frames, plus the weighted error over kept ones (training spec 4.2).
+
+    prediction, target (B, T, C); generate, keep (B, T) bool. Items without such frames count as 0.
+    """
+    error = (prediction.float() - target.float()).square().mean(-1)  # (B, T)
+
+    def masked_mean(mask: Tensor) -> Tensor:
+        return ((error * mask).sum(1) / mask.sum(1).clamp_min(1)).mean()
+
+    return masked_mean(generate) + context_weight * masked_mean(keep)
