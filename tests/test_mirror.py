@@ -22,7 +22,7 @@ FILES = ("layers", "attention", "t5gemma", "conditioner", "dit", "same", "guidan
 CONFIGS = {**PRESETS, **TINY}
 # What one twin has and the other has no use for.
 TORCH_ONLY = {
-    "weights": {"DTYPES", "StableAudio", "save_checkpoint", "load_model"},  # training holds and writes whole models
+    "weights": {"StableAudio", "save_checkpoint", "load_model"},  # training holds and writes whole models
 }
 MLX_ONLY = {
     "layers": {"silu"},  # those of mlx.nn are compiled, which on Linux needs a compiler at run time
