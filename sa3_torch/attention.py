@@ -31,7 +31,7 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / 8) v; ``mask`` is boolean, True = may attend. In fp32 on a CPU, where bf16 attention is slower."""
+    """softmax(q k^T / 8) v; ``mask`` is boolean, True = may attend. In fp32 on a CPU: bf16 is slower there."""
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     with torch.autocast("cpu", enabled=False):

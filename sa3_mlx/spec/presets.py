@@ -17,14 +17,14 @@ SAME_L = SAMEConfig(
     attention="sliding", span=1, decoder_kernel=1, sine_gate_layers=7, token_noise=0.01,
 )  # fmt: skip
 SAME_DEMO = SAMEConfig(
-    patch_size=256, stride=4, latent_channels=64, width=192, encoder_depth=2, decoder_depth=3,
+    patch_size=256, stride=4, latent_channels=64, width=128, encoder_depth=2, decoder_depth=3,
     attention="chunked", span=2, decoder_kernel=3, sine_gate_layers=0, token_noise=0.01,
 )  # fmt: skip
 
 DIT_SMALL = DiTConfig(width=1024, depth=20, memory_tokens=64, differential=False)
 DIT_MEDIUM = DiTConfig(width=1536, depth=24, memory_tokens=64, differential=True)
 DIT_LARGE = DiTConfig(width=2048, depth=26, memory_tokens=64, differential=True)
-DIT_DEMO = DiTConfig(width=128, depth=6, memory_tokens=8, differential=False)
+DIT_DEMO = DiTConfig(width=192, depth=5, memory_tokens=8, differential=False)
 
 
 def _released(name: str, same: SAMEConfig, dit: DiTConfig, max_frames: int, *, base: bool) -> ModelConfig:
@@ -57,7 +57,7 @@ _ALL = [
         diffusion=DiffusionConfig(
             objective="rectified_flow", max_frames=192, head_room_seconds=0.5, shift=LOGSNR,
             text_encoder=TextEncoderConfig(
-                vocab_size=128, width=64, intermediate=128, depth=1, heads=1, max_length=12,
+                vocab_size=72, width=48, intermediate=96, depth=1, heads=1, max_length=12,
             ),
             dit=DIT_DEMO,
         ),

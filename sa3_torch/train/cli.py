@@ -11,8 +11,13 @@ from sa3_mlx.spec.presets import PRESETS
 
 from .autoencoder import AutoencoderConfig, AutoencoderStage
 from .clips import ClipSet
+from .data import LatentSet
+from .encode import encode_clips, load_autoencoder
 from .loop import Trainer
+from .pretrain import PretrainConfig, PretrainStage
 from .settings import load_settings, to_json
+from .sounds import DEFAULT_FONT, render_demo_set
+from .vocabulary import save_tokenizer
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -33,9 +38,62 @@ def autoencoder(
     config = load_settings(AutoencoderConfig, "autoencoder", settings, changes)
     stage = AutoencoderStage(PRESETS[model], config, ClipSet(data))
     if Trainer(stage, config.train, out, to_json(config)).run():
-        click.echo(f"autoencoder: {out / 'model'}; next: sa3 train encode --autoencoder {out / 'model'} --data {data}")
+        click.echo(
+            f"autoencoder: {out / 'model'}; next: sa3 train pre-encode --autoencoder {out / 'model'} --data {data}"
+        )
+
+
+@click.command("render")
+@click.argument("out", type=FOLDER)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--samples", type=FOLDER, default=None, help="Folder of one-shots without captions, e.g. Sonic Pi's.")
+def render(out: Path, seed: int, samples: Path | None) -> None:
+    """Render the captioned demo sounds with fluidsynth and numpy."""
+    clips = render_demo_set(out, seed=seed, font=DEFAULT_FONT, samples_folder=samples)
+    minutes = sum(clip.seconds for clip in clips.clips) / 60
+    click.echo(
+        f"{out}: {len(clips.clips)} clips, {minutes:.1f} min; next: sa3 train autoencoder --data {out} --out RUN"
+    )
+
+
+@click.command("pre-encode")
+@click.option("--data", type=FOLDER, required=True, help="Clip cache.")
+@click.option("--autoencoder", "folder", type=FOLDER, required=True, help="Checkpoint folder with the autoencoder.")
+@click.option("--out", type=FOLDER, required=True, help="Folder for the latents.")
+def pre_encode(data: Path, folder: Path, out: Path) -> None:
+    """Encode all captioned clips to latents."""
+    latents = encode_clips(ClipSet(data), folder, out)
+    click.echo(f"{out}: {len(latents.items)} clips of latents; next: sa3 train pretrain --latents {out} --out RUN")
+
+
+@click.command("pretrain")
+@click.option("--latents", type=FOLDER, required=True, help="Folder made by `sa3 train pre-encode`.")
+@click.option("--autoencoder", "folder", type=FOLDER, required=True, help="The autoencoder that made the latents.")
+@click.option("--tokenizer", type=click.Path(path_type=Path, dir_okay=False, exists=True), default=None,
+              help="tokenizer.json; without it the closed vocabulary of the demo sounds.")  # fmt: skip
+@click.option("--out", type=FOLDER, required=True, help="Run folder; an unfinished run in it goes on.")
+@click.option("--model", default="demo", show_default=True, type=click.Choice(sorted(PRESETS)))
+@click.option("--settings", default="demo", show_default=True, help="Preset name or .toml file.")
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change one setting, e.g. train.steps=100.")
+@click.option("--threads", type=click.IntRange(1), default=None, help="CPU threads.")
+def pretrain(
+    latents: Path, folder: Path, tokenizer: Path | None, out: Path, model: str, settings: str,
+    changes: tuple[str, ...], threads: int | None,
+) -> None:  # fmt: skip
+    """Train a diffusion model by flow matching (stage 1)."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    config = load_settings(PretrainConfig, "pretrain", settings, changes)
+    same, digest = load_autoencoder(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    if tokenizer is None:
+        tokenizer = out / "tokenizer.json"
+        save_tokenizer(tokenizer)
+    stage = PretrainStage(PRESETS[model], config, LatentSet(latents, autoencoder=digest), tokenizer, same)
+    if Trainer(stage, config.train, out, to_json(config)).run():
+        click.echo(f'model: {out / "model"}; next: sa3 generate "piano note A4" --model {out / "model"}')
 
 
 def commands() -> dict[str, click.Command]:
     """Name -> command, for the ``sa3 train`` group."""
-    return {command.name or "": command for command in (autoencoder,)}
+    return {command.name or "": command for command in (render, autoencoder, pre_encode, pretrain)}

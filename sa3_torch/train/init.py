@@ -9,12 +9,12 @@ tokens, two attention maps that cancel), and small models stay at silence. This 
 | latent maps | [I 0], and its transpose |
 | value x output projection of every attention | identity (a random rotation and its transpose) |
 | new tokens | a unit vector on one reserved channel, which is how queries know them |
-| first map of new tokens | looks 1..s tokens back, another distance per head and layer: constant keys, rotated queries |
+| first map of new tokens | looks 1..s tokens back, another distance per head: constant keys, rotated queries |
 | second map of new tokens | looks at the token itself, so the difference of the maps moves content |
 | feed-forward output | x 0.3 |
 
-Measured on the demo set, width 192, one thread, 2 minutes: tonal SI-SDR 2.5 dB with the copy initialisation alone, 7 dB
-with position queries of gain 2.5, 9 dB with gain 4.
+Measured on the demo set after 600 steps (width 192, 8 crops of 16,384, learning rate 3e-3): tonal SI-SDR 2.2 dB without
+the position queries, 7 dB with gain 2.5, 8.5 dB with gain 4, 10.2 dB with gain 6, 9.5 dB with gain 9. One seed each.
 
 Diffusion transformer, ``init_dit``: branch outputs, local terms and modulation start at zero.
 """

@@ -108,7 +108,7 @@ class Ema:
 
 
 class Trainer:
-    """Runs a stage in ``folder``: ``checkpoint.pt`` (to resume), ``log.jsonl``, ``demo/``, at the end ``model/``, the EMA."""
+    """Runs a stage in ``folder``: ``checkpoint.pt``, ``log.jsonl``, ``demo/`` and, at the end, ``model/`` (the EMA)."""
 
     def __init__(self, stage: Stage, config: TrainConfig, folder: Path, settings_json: str) -> None:
         self.stage, self.config, self.folder, self.settings_json = stage, config, folder, settings_json

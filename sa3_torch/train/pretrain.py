@@ -1,0 +1,169 @@
+"""Stage 1, first version: flow matching on pre-encoded latents (training spec, section 4).
+
+One step: t (truncated logit-normal, shifted by length), eps; x_t = (1 - t) z + t eps; target v = eps - z; clips are
+extended by silence, some frames are kept as context, the prompt is dropped for some; squared error on valid frames.
+The demo model has no pretrained text encoder: its own small one is trained here too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile as sf
+import torch
+from torch import Tensor, nn
+
+from sa3_mlx.spec.config import Config, ModelConfig
+from sa3_mlx.spec.noise import INITIAL, batch_noise
+from sa3_mlx.spec.request import Guidance
+from sa3_mlx.spec.schedule import sigmas
+from sa3_mlx.spec.tokenizer import Tokenizer
+from sa3_torch.dit import Conditioning, DiT
+from sa3_torch.guidance import GuidedVelocity, unconditional
+from sa3_torch.same import SAME
+from sa3_torch.samplers import euler
+from sa3_torch.t5gemma import T5GemmaEncoder
+from sa3_torch.weights import StableAudio, save_checkpoint
+
+from .data import DEMO_LATENT_SHARES, LatentBatch, LatentBatches, LatentSet
+from .flow import extend_valid, inpaint_masks, shift_times, truncated_logit_normal
+from .init import init_dit, init_text_encoder
+from .loop import Stage, TrainConfig, step_generator
+from .losses import flow_loss
+
+VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
+VALIDATION_BATCHES = 2
+DEMO_STEPS = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(Config):
+    """Settings of ``sa3 train pretrain``."""
+
+    train: TrainConfig
+    shift_min_frames: int
+    shift_max_frames: int
+    silence_seconds: float  # mean of the exponential extension
+    mask_shares: tuple[float, ...]  # segments, full, causal
+    context_weight: float  # of the error on kept frames
+    prompt_dropout: float
+    buckets: int  # of similar lengths
+
+
+class PretrainStage(Stage):
+    name = "pretrain"
+
+    def __init__(
+        self, model: ModelConfig, config: PretrainConfig, latents: LatentSet, tokenizer_file: Path, same: SAME
+    ) -> None:
+        if model.diffusion is None:
+            raise ValueError(f"{model.name} has no diffusion model to train")
+        self.model_config, self.config, self.diffusion = model, config, model.diffusion
+        self.tokenizer_file, self.same = tokenizer_file, same
+        self.tokenizer = Tokenizer(tokenizer_file, self.diffusion.text_encoder.max_length)
+        self.model: nn.Module = StableAudio(model)
+        del self.model.same  # frozen, not trained and not averaged
+        init_dit(self.dit, config.train.seed)
+        init_text_encoder(self.text_encoder, config.train.seed)
+        self.batches = self._batches(latents, "train", config.train.seed)
+        self.validation = self._batches(latents, "validation", config.train.seed + 1)
+
+    @property
+    def dit(self) -> DiT:
+        return self.model.get_submodule("dit")  # type: ignore[return-value]
+
+    @property
+    def text_encoder(self) -> T5GemmaEncoder:
+        return self.model.get_submodule("text_encoder")  # type: ignore[return-value]
+
+    def _batches(self, latents: LatentSet, split: str, seed: int) -> LatentBatches:
+        head_room = int(self.diffusion.head_room_seconds * self.model_config.frames_per_second)
+        return LatentBatches(
+            latents, self.tokenizer, split=split, batch=self.config.train.batch, seed=seed,
+            max_frames=self.diffusion.max_frames, head_room_frames=head_room, buckets=self.config.buckets,
+            multiple=8, shares=DEMO_LATENT_SHARES,
+        )  # fmt: skip
+
+    def losses(self, step: int) -> dict[str, Tensor]:
+        random = step_generator(self.config.train.seed, step)
+        batch = self.batches.batch(step)
+        t = truncated_logit_normal(len(batch.latents), random)
+        lengths = batch.valid.sum(1).float()
+        t = shift_times(t, lengths, self.config.shift_min_frames, self.config.shift_max_frames)
+        valid = extend_valid(batch.valid, self.config.silence_seconds * self.model_config.frames_per_second, random)
+        keep = inpaint_masks(valid, self.config.mask_shares, random)
+        drop = torch.rand(len(t), generator=random) < self.config.prompt_dropout
+        noise = torch.randn(batch.latents.shape, generator=random)
+        return {"flow": self._flow_loss(batch, t, noise, valid, keep, drop)}
+
+    def _flow_loss(
+        self, batch: LatentBatch, t: Tensor, noise: Tensor, valid: Tensor, keep: Tensor, drop: Tensor
+    ) -> Tensor:
+        z, time = batch.latents, t[:, None, None]
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.train.precision == "bf16"):
+            context, seconds = self._context(batch)
+            context = torch.where(drop[:, None, None], 0.0, context)  # the global duration is kept
+            mask = keep[..., None].float()
+            local = torch.cat([mask, mask * z], dim=-1)
+            cond = Conditioning(context=context, seconds=seconds, local=local, valid=valid)
+            velocity = self.dit((1 - time) * z + time * noise, t, self.dit.prepare(cond))
+        return flow_loss(velocity, noise - z, valid & ~keep, valid & keep, self.config.context_weight)
+
+    def _context(self, batch: LatentBatch) -> tuple[Tensor, Tensor]:
+        hidden = self.text_encoder(batch.ids, batch.mask)
+        return self.model.get_submodule("conditioner")(hidden, batch.mask, batch.seconds.numpy())
+
+    def validate(self) -> dict[str, float]:
+        """Error by time with nothing kept, and how much worse it gets with the captions of other items."""
+        errors = {t: [] for t in VALIDATION_TIMES}  # type: dict[float, list[float]]
+        shuffled: list[float] = []
+        for index in range(VALIDATION_BATCHES):
+            batch = self.validation.batch(index)
+            random = step_generator(self.config.train.seed + 1, index)
+            noise = torch.randn(batch.latents.shape, generator=random)
+            nothing = torch.zeros_like(batch.valid)
+            drop = torch.zeros(len(batch.latents), dtype=torch.bool)
+            order = torch.randperm(len(drop), generator=random)
+            other = LatentBatch(
+                batch.latents, batch.valid, batch.ids[order], batch.mask[order], batch.seconds, batch.items
+            )
+            for time in VALIDATION_TIMES:
+                t = torch.full((len(drop),), time)
+                errors[time].append(float(self._flow_loss(batch, t, noise, batch.valid, nothing, drop)))
+                shuffled.append(float(self._flow_loss(other, t, noise, batch.valid, nothing, drop)))
+        mean = float(np.mean([np.mean(values) for values in errors.values()]))
+        by_time = {f"flow_t{time}": float(np.mean(values)) for time, values in errors.items()}
+        return {"flow": mean, "shuffled_ratio": float(np.mean(shuffled)) / mean, **by_time}
+
+    def demo(self, folder: Path, step: int) -> None:
+        """Six held-out prompts in turn, 30 Euler steps at guidance 4."""
+        folder.mkdir(parents=True, exist_ok=True)
+        batch = self.validation.batch(10**6)
+        context, seconds = self._context(batch)
+        frames = int(batch.valid.sum(1).max())
+        cond = Conditioning(
+            context=context[:6], seconds=seconds[:6], valid=None,
+            local=torch.zeros(6, 1, self.model_config.same.latent_channels + 1),
+        )  # fmt: skip
+        velocity = GuidedVelocity(
+            dit=self.dit, cond=self.dit.prepare(cond), null=self.dit.prepare(unconditional(cond)),
+            guidance=Guidance(scale=4.0),
+        )  # fmt: skip
+        start = torch.from_numpy(batch_noise(range(6), INITIAL, frames, self.model_config.same.latent_channels))
+        schedule = sigmas(self.diffusion.shift, DEMO_STEPS, 1.0, np.full(6, frames))
+        *_, last = euler(velocity, start, schedule, lambda _: start)
+        audio = self.same.decode(last.x)  # (6, L, channels)
+        pieces = [
+            audio[i, : int(item.seconds * self.model_config.sample_rate)] for i, item in enumerate(batch.items[:6])
+        ]
+        sf.write(folder / f"{step:06d}.wav", torch.cat(pieces).clamp(-1, 1).numpy(), self.model_config.sample_rate)
+        captions = "\n".join(item.captions[0] for item in batch.items[:6])
+        (folder / f"{step:06d}.txt").write_text(captions + "\n", encoding="utf-8")
+
+    def export(self, folder: Path) -> None:
+        """The whole model: text encoder, conditioner, DiT and the frozen autoencoder, in fp16, with the tokenizer."""
+        state = {**self.model.state_dict(), **{f"same.{k}": v for k, v in self.same.state_dict().items()}}
+        save_checkpoint(folder, self.model_config, state, "F16")
+        (folder / "tokenizer.json").write_bytes(self.tokenizer_file.read_bytes())
