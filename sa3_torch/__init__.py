@@ -1,4 +1,33 @@
 """PyTorch twin of sa3_mlx: the same model files, plus every training stage under ``sa3_torch.train``.
 
-Never imports mlx; shared facts come from ``sa3_mlx.spec`` (numpy only).
+Never imports mlx; shared facts come from ``sa3_mlx.spec`` (numpy only). Importing the package is light: torch is loaded
+when the first name that needs it is asked for.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_LAZY = {  # public name -> module that defines it
+    "Pipeline": "sa3_torch.pipeline",
+    "Request": "sa3_mlx.spec.request",
+    "Item": "sa3_mlx.spec.request",
+    "Guidance": "sa3_mlx.spec.request",
+    "InitAudio": "sa3_mlx.spec.request",
+    "Inpaint": "sa3_mlx.spec.request",
+    "ModelConfig": "sa3_mlx.spec.config",
+    "PRESETS": "sa3_mlx.spec.presets",
+}
+
+__all__ = ["PRESETS", "Guidance", "InitAudio", "Inpaint", "Item", "ModelConfig", "Pipeline", "Request"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'sa3_torch' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -90,28 +90,70 @@ def paste_back(
 ) -> tuple[Audio, tuple[Seam, ...]]:
     """Put generated regions into the source -> audio (L, channels) as long as ``generated``, and a report per seam.
 
+    See ``PasteBack``, which does it piece by piece.
+    """
+    paste = PasteBack(source, regions, len(generated), sample_rate, crossfade_ms)
+    return paste.piece(generated, 0), paste.seams(generated)
+
+
+class PasteBack:
+    """The source with generated regions in it; a sample of the result needs that sample of the generated audio alone.
+
     Outside the regions every sample is the source's, bit for bit. The equal-power crossfade (at most ``crossfade_ms``,
     at most half of a region with two seams) lies inside the regions. It fades from the source itself where the source
     goes on, and from its mirror image where it has ended (a continuation), so that the joint is free of a step.
 
-    Raises ValueError if a region leaves the clip, or if kept samples lie beyond the end of the source.
+    Raises ValueError if a region leaves the clip of ``length`` samples, or if kept samples lie beyond the source's end.
     """
-    length = len(generated)
-    _check_cover(regions, length, len(source))
-    result = np.zeros_like(generated)
-    kept = min(length, len(source))
-    result[:kept] = source[:kept]
-    fade = round(crossfade_ms * sample_rate / 1000)
-    seams: list[Seam] = []
-    for region in regions:
-        sides = [side for side, inner in (("in", region.start > 0), ("out", region.stop < length)) if inner]
-        samples = min(fade, (region.stop - region.start) // max(1, len(sides)))
-        result[region.start : region.stop] = generated[region.start : region.stop]
-        if "in" in sides:
-            seams.append(_join(result, generated, source, region.start, samples, 1, sample_rate))
-        if "out" in sides:
-            seams.append(_join(result, generated, source, region.stop, samples, -1, sample_rate))
-    return result, tuple(seams)
+
+    def __init__(
+        self, source: Audio, regions: Sequence[Region], length: int, sample_rate: int, crossfade_ms: float
+    ) -> None:
+        _check_cover(regions, length, len(source))
+        self._source, self._length, self._sample_rate = source, length, sample_rate
+        self._regions = tuple(regions)
+        fade = round(crossfade_ms * sample_rate / 1000)
+        self._joints: list[_Joint] = []
+        for region in regions:
+            sides = [side for side, inner in ((1, region.start > 0), (-1, region.stop < length)) if inner]
+            samples = min(fade, (region.stop - region.start) // max(1, len(sides)))
+            for direction in sides:
+                seam = region.start if direction == 1 else region.stop
+                self._joints.append(_joint(source, seam, samples, direction))
+
+    def piece(self, generated: Audio, start: int) -> Audio:
+        """Result for the generated samples from ``start`` on, (n, channels) -> (n, channels)."""
+        stop = start + len(generated)
+        result = generated.copy()
+        kept = 0
+        for region in (*self._regions, Region(self._length, self._length)):
+            first, last = max(kept, start), min(region.start, stop)
+            if first < last:
+                result[first - start : last - start] = self._source[first:last]
+            kept = region.stop
+        for joint in self._joints:
+            here = (joint.inside >= start) & (joint.inside < stop)
+            at = joint.inside[here] - start
+            result[at] = (joint.kept[here] + joint.gain[here] * generated[at]).astype(np.float32)
+        return result
+
+    def seams(self, generated: Audio) -> tuple[Seam, ...]:
+        """The report, from the whole generated audio (L, channels)."""
+        window = max(1, round(_LEVEL_WINDOW_MS * self._sample_rate / 1000))
+        seams: list[Seam] = []
+        for joint in self._joints:
+            before, after = slice(max(0, joint.seam - window), joint.seam), slice(joint.seam, joint.seam + window)
+            kept, made = (before, after) if joint.direction == 1 else (after, before)
+            difference = _level_db(generated[made]) - _level_db(self._source[kept])
+            seams.append(
+                Seam(
+                    sample=joint.seam,
+                    side="in" if joint.direction == 1 else "out",
+                    crossfade_samples=len(joint.inside),
+                    level_difference_db=difference,
+                )
+            )
+        return tuple(seams)
 
 
 def first_uncovered(regions: Sequence[Region], source_samples: int, clip_samples: int) -> int | None:
@@ -132,25 +174,24 @@ def _check_cover(regions: Sequence[Region], length: int, source_length: int) -> 
         raise ValueError(f"the source has {source_length} samples: sample {gap} is neither kept nor generated")
 
 
-def _join(
-    result: Audio, generated: Audio, source: Audio, seam: int, samples: int, direction: int, sample_rate: int
-) -> Seam:
-    """Crossfade ``samples`` into the region that begins (direction 1) or ends (-1) at ``seam``, in place."""
+@dataclass(frozen=True)
+class _Joint:
+    """Crossfade of one seam, n samples from the seam into the region: result = kept + gain * generated."""
+
+    seam: int
+    direction: int  # 1: the region begins at the seam, -1: it ends there
+    inside: NDArray[np.int64]  # (n,) samples of the clip
+    kept: NDArray[np.float64]  # (n, channels) faded source
+    gain: NDArray[np.float64]  # (n, 1)
+
+
+def _joint(source: Audio, seam: int, samples: int, direction: int) -> _Joint:
     steps = np.arange(samples)
     inside = seam + steps if direction == 1 else seam - 1 - steps  # from the seam into the region
     mirrored = np.maximum(0, 2 * len(source) - 1 - inside)  # about the end of the source
     usable = np.where(inside < len(source), inside, mirrored)
     angle = ((steps + 0.5) / max(1, samples) * (np.pi / 2))[:, None]
-    result[inside] = (np.cos(angle) * source[usable] + np.sin(angle) * generated[inside]).astype(np.float32)
-    window = max(1, round(_LEVEL_WINDOW_MS * sample_rate / 1000))
-    before, after = slice(max(0, seam - window), seam), slice(seam, seam + window)
-    kept, made = (before, after) if direction == 1 else (after, before)
-    return Seam(
-        sample=seam,
-        side="in" if direction == 1 else "out",
-        crossfade_samples=samples,
-        level_difference_db=_level_db(generated[made]) - _level_db(source[kept]),
-    )
+    return _Joint(seam, direction, inside, np.cos(angle) * source[usable], np.sin(angle))
 
 
 def _level_db(audio: Audio) -> float:

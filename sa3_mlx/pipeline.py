@@ -1,0 +1,263 @@
+"""From a request to audio: text-to-audio, audio-to-audio, inpainting and continuation in one generator of events.
+
+Shapes: B batch, T latent frames, S context tokens, D context width, C latent channels, L audio samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Self, cast
+
+from . import blas  # noqa: F401 (before mlx)
+
+# isort: split
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from .conditioner import Conditioner
+from .dit import Conditioning, DiT
+from .guidance import GuidedVelocity, negative, unconditional
+from .same import SAME
+from .samplers import SAMPLERS
+from .spec.audio import Audio, check_audio
+from .spec.checkpoint import WEIGHTS_FILE
+from .spec.chunks import Chunk, chunk_plan, default_chunk_frames
+from .spec.clips import (
+    Clip,
+    Texts,
+    check_latents,
+    decode_plan,
+    decoder_noise,
+    encode_sources,
+    generation,
+    kept_part,
+    local_input,
+    open_tokenizer,
+    start_latents,
+)
+from .spec.config import ModelConfig
+from .spec.events import (
+    AudioChunk,
+    Conditioned,
+    Event,
+    Finished,
+    Generation,
+    Latents,
+    NoiseSource,
+    SeededNoise,
+    Stepped,
+    Stopwatch,
+    batch_of,
+)
+from .spec.lengths import samples_to_frames
+from .spec.noise import INITIAL, step
+from .spec.request import Plan, Request
+from .spec.request import plan as make_plan
+from .spec.tensorfile import file_hash
+from .spec.tokenizer import Tokenizer
+from .t5gemma import T5GemmaEncoder
+from .weights import Part, check_folder, load_part, parts_of
+
+DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
+
+
+class Pipeline:
+    """A checkpoint folder, ready to generate. Parts are read when they are first needed and stay until ``free``.
+
+    The DiT runs in ``dtype``; conditioner, autoencoder and sampler state stay in fp32. ``text_dtype`` "auto" is fp32 on
+    a CPU and the file's own on a GPU [B3].
+    """
+
+    def __init__(self, folder: Path, config: ModelConfig, dtype: mx.Dtype, text_dtype: mx.Dtype | None) -> None:
+        self.folder = folder
+        self.config = config
+        self._dtype = dtype
+        self._text_dtype = text_dtype
+        self._parts: dict[Part, nn.Module] = {}
+
+    @classmethod
+    def load(cls, folder: str | Path, *, dtype: str = "float32", text_dtype: str = "auto") -> Self:
+        """Check a checkpoint folder and open it; no weights are read yet.
+
+        Raises FileNotFoundError for a missing file, ValueError for a bad configuration, tensor or dtype.
+        """
+        for name, allowed in ((dtype, tuple(DTYPES)), (text_dtype, ("auto", *DTYPES))):
+            if name not in allowed:
+                raise ValueError(f"dtype is {name!r}: allowed are {', '.join(allowed)}")
+        folder = Path(folder)
+        config = ModelConfig.load(folder)
+        check_folder(folder, config)
+        if text_dtype == "auto":
+            on_cpu = mx.default_device().type == mx.DeviceType.cpu
+            return cls(folder, config, DTYPES[dtype], mx.float32 if on_cpu else None)
+        return cls(folder, config, DTYPES[dtype], DTYPES[text_dtype])
+
+    @cached_property
+    def hash(self) -> str:
+        """``"sha256:..."`` of the weights; reads the whole file once."""
+        return file_hash(self.folder / WEIGHTS_FILE)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Raises ValueError for an autoencoder alone and for a tokenizer of another text encoder."""
+        return open_tokenizer(self.folder, self.config)
+
+    @property
+    def loaded(self) -> tuple[Part, ...]:
+        """Parts that are in memory."""
+        return tuple(part for part in parts_of(self.config) if part in self._parts)
+
+    def load_part(self, part: Part) -> nn.Module:
+        """A part of the model, read from the folder unless it is in memory."""
+        if part not in self._parts:
+            dtypes = {"text_encoder": self._text_dtype, "dit": self._dtype}
+            module = load_part(self.folder, self.config, part, dtypes.get(part, mx.float32))
+            mx.eval(module.parameters())
+            self._parts[part] = module
+        return self._parts[part]
+
+    def free(self, *parts: Part) -> None:
+        """Give the memory of these parts back; they are read again when they are needed."""
+        for part in parts:
+            self._parts.pop(part, None)
+        mx.clear_cache()
+
+    def generate(self, request: Request) -> Generation:
+        """Run to the end. Raises ValueError for a request that cannot be done."""
+        *_, last = self.stream(request)
+        return cast(Finished, last).generation
+
+    def stream(
+        self, request: Request, *, noise: NoiseSource | None = None, keep_resident: bool = True
+    ) -> Iterator[Event]:
+        """Events of a run: Conditioned, a Stepped per step, AudioChunks item by item, Finished.
+
+        The request is checked now, everything else happens when the next event is asked for; closing the iterator stops
+        the run. ``noise``: where normals come from instead of the items' seeds. Without ``keep_resident`` every part is
+        freed as soon as the run needs it no more.
+        Raises ValueError for a request that cannot be done.
+        """
+        source = noise or SeededNoise([item.seed for item in request.items])
+        return self._run(request, make_plan(request, self.config), source, keep_resident)
+
+    def encode(self, audio: Audio) -> Latents:
+        """Audio (L, channels) float32 at the model's sample rate -> latents (ceil(L / R), C), chunk by chunk."""
+        check_audio(audio, "encode", self.config.audio_channels)
+        same, config = cast(SAME, self.load_part("same")), self.config.same
+        ratio, frames = config.samples_per_latent, samples_to_frames(len(audio), config)
+        kept: list[Latents] = []
+        for chunk in chunk_plan(frames, default_chunk_frames(config, "encode"), config, "encode"):
+            latents = np.array(same.encode(mx.array(audio[None, chunk.start * ratio : chunk.stop * ratio]))[0])
+            kept.append(latents[chunk.keep_start - chunk.start : chunk.keep_stop - chunk.start])
+        return np.concatenate(kept)
+
+    def decode(self, latents: Latents) -> Audio:
+        """Latents (T, C) float32 -> audio (T R, channels), not clamped."""
+        return np.concatenate(list(self.decode_stream(latents)))
+
+    def decode_stream(self, latents: Latents, *, chunk_frames: int | None = None) -> Iterator[Audio]:
+        """As ``decode``, in pieces that joined are the whole; each is computed when it is asked for."""
+        check_latents(latents, self.config)
+        config, size = self.config.same, chunk_frames or default_chunk_frames(self.config.same, "decode")
+        for chunk in chunk_plan(len(latents), size, config, "decode"):
+            yield kept_part(chunk, self._decode_chunk(latents, chunk), config.samples_per_latent)
+
+    def _run(self, request: Request, plan: Plan, noise: NoiseSource, keep_resident: bool) -> Iterator[Event]:
+        watch, latent_channels = Stopwatch("text", "encode", "sample", "decode"), self.config.same.latent_channels
+        try:
+            with watch("text"):
+                cond, null = self._encode_texts(request, plan)
+                self._release(keep_resident, "text_encoder", "conditioner")
+            with watch("encode"):
+                init, inpaint = encode_sources(request, plan, self.config, self.encode)
+                self._release(keep_resident, "same")
+            yield Conditioned(frames=plan.frames, valid=plan.lengths.valid, sigmas=plan.sigmas)
+            with watch("sample"):
+                cond = replace(cond, local=mx.array(local_input(plan, inpaint, latent_channels)).astype(self._dtype))
+                start = start_latents(plan, batch_of(noise, INITIAL, plan.keep_frames.shape, latent_channels), init)
+            latents = yield from self._sample(request, plan, cond, null, start, noise, watch)
+            self._release(keep_resident, "dit")
+            clips = [Clip(row, request, plan, self.config) for row in range(len(request.items))]
+            for row, clip in enumerate(clips):
+                yield from self._decode_clip(request, plan, row, clip, latents[row], noise, watch)
+            yield Finished(generation=generation(request, plan, clips, latents, self.config, watch.seconds))
+        finally:
+            self._release(keep_resident, *self.loaded)
+
+    def _release(self, keep_resident: bool, *parts: Part) -> None:
+        if not keep_resident:
+            self.free(*parts)
+
+    def _encode_texts(self, request: Request, plan: Plan) -> tuple[Conditioning, Conditioning | None]:
+        """Prompts and, with guidance, what it leads away from: negative prompts or zeros [B19]. No local input yet."""
+        texts = Texts.of(request)
+        ids, mask = self.tokenizer.encode(texts.texts)
+        encoder = cast(T5GemmaEncoder, self.load_part("text_encoder"))
+        conditioner = cast(Conditioner, self.load_part("conditioner"))
+        seconds = np.array([item.seconds for item in request.items])
+        hidden = encoder(mx.array(ids), mx.array(mask))
+        context, duration = conditioner(hidden[mx.array(texts.prompts)], mx.array(mask[texts.prompts]), seconds)
+        cond = Conditioning(
+            context=context.astype(self._dtype),
+            seconds=duration.astype(self._dtype),
+            local=None,
+            valid=None if plan.padding_mask.all() else mx.array(plan.padding_mask),
+        )
+        mx.eval(cond.context, cond.seconds)
+        if request.guidance.scale == 1:
+            return cond, None
+        null = unconditional(cond)
+        if texts.has_negative.any():
+            away = negative(cond, hidden[mx.array(texts.negatives)], mx.array(mask[texts.negatives]))
+            chosen = mx.array(texts.has_negative)[:, None, None]
+            null = replace(null, context=mx.where(chosen, away.context, null.context))
+        mx.eval(null.context)
+        return cond, null
+
+    def _sample(
+        self, request: Request, plan: Plan, cond: Conditioning, null: Conditioning | None, start: Latents,
+        noise: NoiseSource, watch: Stopwatch,
+    ) -> Generator[Stepped, None, Latents]:  # fmt: skip
+        """From the start (B, T, C) to the latents of the end; every step is computed before it is announced."""
+        with watch("sample"):
+            dit = cast(DiT, self.load_part("dit"))
+            prepared = dit.prepare(cond)
+            prepared_null = None if null is None else replace(dit.prepare(null), local=prepared.local)
+            guided = GuidedVelocity(dit=dit, cond=prepared, null=prepared_null, guidance=request.guidance)
+
+        def velocity(x: mx.array, t: np.ndarray) -> mx.array:
+            return guided(x.astype(self._dtype), t).astype(mx.float32)
+
+        def draw(index: int) -> mx.array:
+            return mx.array(batch_of(noise, step(index), plan.keep_frames.shape, start.shape[-1]))
+
+        x = mx.array(start)
+        steps = SAMPLERS[request.sampler](velocity, x, plan.sigmas, draw)
+        for index in range(request.steps):
+            with watch("sample"):
+                done = next(steps)
+                x = done.x
+                mx.eval(x, done.denoised)
+            yield Stepped(index=index, steps=request.steps, denoised=done.denoised)
+        return np.array(x)
+
+    def _decode_clip(
+        self, request: Request, plan: Plan, row: int, clip: Clip, latents: Latents, noise: NoiseSource, watch: Stopwatch
+    ) -> Iterator[AudioChunk]:
+        """One item's latents (T, C) to finished audio."""
+        for chunk in decode_plan(plan, row, request.chunk_frames, self.config):
+            with watch("decode"):
+                noises = decoder_noise(noise, row, chunk, self.config) if request.decode_noise else ()
+                decoded = self._decode_chunk(latents, chunk, *noises)
+            yield clip.add(kept_part(chunk, decoded, self.config.same.samples_per_latent))
+
+    def _decode_chunk(self, latents: Latents, chunk: Chunk, *noises: np.ndarray) -> Audio:
+        """Latents (T, C) -> audio of all frames of the chunk; the noises are those of ``SAME.decode``."""
+        same = cast(SAME, self.load_part("same"))
+        z = mx.array(latents[None, chunk.start : chunk.stop])
+        audio = same.decode(z, *(mx.array(noise) for noise in noises))
+        return np.array(audio[0])
