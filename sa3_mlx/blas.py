@@ -2,7 +2,8 @@
 
 The ``mlx[cpu]`` wheel carries the reference BLAS. OpenBLAS, loaded earlier with global symbols, takes its place: 32 to
 67 times faster fp32 products, one and two threads (performance spec, section 5.1). So every file that imports mlx
-imports this one first. On macOS there is nothing to do. ``status()`` says what happened.
+imports this one first. On macOS there is nothing to do. ``status()`` says what happened. A torch that is imported later
+in the same process computes its products with OpenBLAS too; the torch twin alone never comes here.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from twins import TINY, Cases, Twin, load_cases, relative
 from sa3_mlx.spec.request import Guidance
 
 CALL = 1.5e-5  # measured 3.0e-6 (guided), 1.1e-6 else, both twins
-REPLAY = 2e-6  # measured 2.6e-7
+REPLAY = 2e-6  # measured 1.5e-7
 FREE = 2e-5  # measured 3.6e-6 (guided), 1.6e-6 else
 SCHEDULES = ("", "_lin", "_smax0.6", "_perelem")
 CASES = [

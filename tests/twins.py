@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from sa3_mlx import blas  # noqa: F401 (before any test imports mlx)
 from sa3_mlx.spec.config import ModelConfig
 
 KEPT = Path(__file__).parent / "goldens"
@@ -60,6 +61,11 @@ class Twin:
 
             return self.module("weights").load_part(folder, config, part, torch.device("cpu"), kind)
         return self.module("weights").load_part(folder, config, part, kind)
+
+    def pipeline(self, folder: Path) -> Any:
+        """The pipeline of this framework, on the CPU where there is a choice."""
+        pipeline = self.module("pipeline").Pipeline
+        return pipeline.load(folder, device="cpu") if self.name == "torch" else pipeline.load(folder)
 
     def bump(self, module: Any, name: str, amount: float) -> None:
         """Add ``amount`` to one element of the parameter ``name`` of ``module``: what a parity test must notice."""
