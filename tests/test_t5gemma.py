@@ -64,4 +64,4 @@ def test_bfloat16_weights_compute_in_bfloat16(twin: Twin, checkpoints: dict[str,
     out = encoder(twin.array(ids), twin.array(mask))
     assert out.dtype == twin.dtype("bfloat16")
     difference = relative(twin.numpy(out)[mask], text["t5gemma.last_hidden_state"][mask])
-    assert 1e-3 < difference < 6e-2  # measured 1e-2
+    assert 1e-3 < difference < 6e-2  # measured 1.4e-2
