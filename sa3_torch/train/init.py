@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from sa3_mlx.spec.config import HEAD_SIZE, ROTARY_SIZE, SAMEConfig
 from sa3_mlx.spec.features import ROTARY_FREQUENCIES
+from sa3_torch.conditioner import Conditioner
 from sa3_torch.dit import DiT
 from sa3_torch.same import SAME, Decoder, Encoder, SAMEBlock, patch
 from sa3_torch.t5gemma import T5GemmaEncoder
@@ -78,8 +79,9 @@ def _init_stack(stack: Encoder | Decoder, config: SAMEConfig, random: torch.Gene
             norm.alpha.fill_(1.0)
             norm.gamma.fill_(1.0)
             norm.beta.zero_()
-        layer.ff.proj_out.weight.mul_(0.3)
-        layer.ff.proj_out.bias.zero_()
+        for linear, gain in ((layer.ff.proj_in, 1.0), (layer.ff.proj_out, 0.3)):
+            nn.init.normal_(linear.weight, std=gain / math.sqrt(3 * linear.in_features), generator=random)
+            linear.bias.zero_()
         _init_attention(layer, config, index * config.heads, random)
 
 
@@ -126,6 +128,14 @@ def init_dit(dit: DiT, seed: int) -> None:
             nn.init.normal_(parameter, std=0.02, generator=random)
         else:
             nn.init.xavier_uniform_(parameter, generator=random)
+
+
+@torch.no_grad()
+def init_conditioner(conditioner: Conditioner, seed: int) -> None:
+    """Learned padding at zero, Xavier for the duration embedding."""
+    conditioner.padding_embedding.zero_()
+    nn.init.xavier_uniform_(conditioner.seconds_embed.weight, generator=torch.Generator().manual_seed(seed))
+    conditioner.seconds_embed.bias.zero_()
 
 
 @torch.no_grad()

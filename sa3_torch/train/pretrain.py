@@ -20,6 +20,7 @@ from sa3_mlx.spec.noise import INITIAL, batch_noise
 from sa3_mlx.spec.request import Guidance
 from sa3_mlx.spec.schedule import sigmas
 from sa3_mlx.spec.tokenizer import Tokenizer
+from sa3_torch.conditioner import Conditioner
 from sa3_torch.dit import Conditioning, DiT
 from sa3_torch.guidance import GuidedVelocity, unconditional
 from sa3_torch.same import SAME
@@ -29,13 +30,14 @@ from sa3_torch.weights import StableAudio, save_checkpoint
 
 from .data import DEMO_LATENT_SHARES, LatentBatch, LatentBatches, LatentSet
 from .flow import extend_valid, inpaint_masks, shift_times, truncated_logit_normal
-from .init import init_dit, init_text_encoder
+from .init import init_conditioner, init_dit, init_text_encoder
 from .loop import Stage, TrainConfig, step_generator
 from .losses import flow_loss
 
 VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 VALIDATION_BATCHES = 2
 DEMO_STEPS = 30
+DEMO_PROMPTS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,13 +68,18 @@ class PretrainStage(Stage):
         self.model: nn.Module = StableAudio(model)
         del self.model.same  # frozen, not trained and not averaged
         init_dit(self.dit, config.train.seed)
-        init_text_encoder(self.text_encoder, config.train.seed)
+        init_text_encoder(self.text_encoder, config.train.seed + 1)
+        init_conditioner(self.conditioner, config.train.seed + 2)
         self.batches = self._batches(latents, "train", config.train.seed)
         self.validation = self._batches(latents, "validation", config.train.seed + 1)
 
     @property
     def dit(self) -> DiT:
         return self.model.get_submodule("dit")  # type: ignore[return-value]
+
+    @property
+    def conditioner(self) -> Conditioner:
+        return self.model.get_submodule("conditioner")  # type: ignore[return-value]
 
     @property
     def text_encoder(self) -> T5GemmaEncoder:
@@ -113,7 +120,7 @@ class PretrainStage(Stage):
 
     def _context(self, batch: LatentBatch) -> tuple[Tensor, Tensor]:
         hidden = self.text_encoder(batch.ids, batch.mask)
-        return self.model.get_submodule("conditioner")(hidden, batch.mask, batch.seconds.numpy())
+        return self.conditioner(hidden, batch.mask, batch.seconds.numpy())
 
     def validate(self) -> dict[str, float]:
         """Error by time with nothing kept, and how much worse it gets with the captions of other items."""
@@ -138,28 +145,29 @@ class PretrainStage(Stage):
         return {"flow": mean, "shuffled_ratio": float(np.mean(shuffled)) / mean, **by_time}
 
     def demo(self, folder: Path, step: int) -> None:
-        """Six held-out prompts in turn, 30 Euler steps at guidance 4."""
+        """Some held-out prompts in turn, 30 Euler steps at guidance 4."""
         folder.mkdir(parents=True, exist_ok=True)
         batch = self.validation.batch(10**6)
+        count = min(DEMO_PROMPTS, len(batch.items))
         context, seconds = self._context(batch)
         frames = int(batch.valid.sum(1).max())
         cond = Conditioning(
-            context=context[:6], seconds=seconds[:6], valid=None,
-            local=torch.zeros(6, 1, self.model_config.same.latent_channels + 1),
+            context=context[:count], seconds=seconds[:count], valid=None,
+            local=torch.zeros(count, 1, self.model_config.same.latent_channels + 1),
         )  # fmt: skip
         velocity = GuidedVelocity(
             dit=self.dit, cond=self.dit.prepare(cond), null=self.dit.prepare(unconditional(cond)),
             guidance=Guidance(scale=4.0),
         )  # fmt: skip
-        start = torch.from_numpy(batch_noise(range(6), INITIAL, frames, self.model_config.same.latent_channels))
-        schedule = sigmas(self.diffusion.shift, DEMO_STEPS, 1.0, np.full(6, frames))
+        start = torch.from_numpy(batch_noise(range(count), INITIAL, frames, self.model_config.same.latent_channels))
+        schedule = sigmas(self.diffusion.shift, DEMO_STEPS, 1.0, np.full(count, frames))
         *_, last = euler(velocity, start, schedule, lambda _: start)
         audio = self.same.decode(last.x)  # (6, L, channels)
         pieces = [
-            audio[i, : int(item.seconds * self.model_config.sample_rate)] for i, item in enumerate(batch.items[:6])
+            audio[i, : int(item.seconds * self.model_config.sample_rate)] for i, item in enumerate(batch.items[:count])
         ]
         sf.write(folder / f"{step:06d}.wav", torch.cat(pieces).clamp(-1, 1).numpy(), self.model_config.sample_rate)
-        captions = "\n".join(item.captions[0] for item in batch.items[:6])
+        captions = "\n".join(item.captions[0] for item in batch.items[:count])
         (folder / f"{step:06d}.txt").write_text(captions + "\n", encoding="utf-8")
 
     def export(self, folder: Path) -> None:
