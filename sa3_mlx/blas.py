@@ -9,7 +9,6 @@ in the same process computes its products with OpenBLAS too; the torch twin alon
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +25,9 @@ class Status:
 
 
 def _candidates() -> list[str]:
-    found = ctypes.util.find_library("openblas")
-    inside = [str(path) for name in _NAMES if (path := Path(sys.prefix) / "lib" / name).is_file()]
-    return [*inside, *([found] if found else []), *_NAMES]
+    """Inside this environment (conda), then wherever the system's loader finds it."""
+    inside = [Path(sys.prefix) / "lib" / name for name in _NAMES]
+    return [*(str(path) for path in inside if path.is_file()), *_NAMES]
 
 
 def _load() -> Status:
