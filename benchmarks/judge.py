@@ -17,8 +17,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sa3_torch.train.metrics import Float, mel_filters, mono
 from benchmarks.pitch import chord_of, pitch_of
+from sa3_torch.train.metrics import Float, mel_filters, mono
 
 WEIGHTS = Path(__file__).with_name("judge.npz")
 SAMPLE_RATE = 44_100

@@ -136,6 +136,25 @@ def _held_out(seed: int, purpose: int, index: int, count: int, choices: int) -> 
     return set(generator(seed, _HOLD_OUT, purpose, index).choice(choices, size=count, replace=False).tolist())
 
 
+def held_out_notes(seed: int) -> list[tuple[str, int]]:
+    """The (instrument, MIDI pitch) pairs that no training clip of this seed has."""
+    return [
+        (instrument, PITCHES[0] + offset)
+        for index, instrument in enumerate(INSTRUMENTS)
+        for offset in sorted(_held_out(seed, _NOTE, index, HELD_OUT_PITCHES, len(PITCHES)))
+    ]
+
+
+def held_out_chords(seed: int) -> list[tuple[str, int, str]]:
+    """The (instrument, MIDI root, quality) triples that no training clip of this seed has."""
+    kinds = [(root, quality) for root in range(48, 60) for quality in TRIADS]
+    return [
+        (instrument, *kinds[choice])
+        for index, instrument in enumerate(CHORD_INSTRUMENTS)
+        for choice in sorted(_held_out(seed, _CHORD, index, HELD_OUT_CHORDS, len(kinds)))
+    ]
+
+
 def notes(seed: int, font: Path) -> Iterator[Draft]:
     for index, (instrument, program) in enumerate(INSTRUMENTS.items()):
         rng = generator(seed, _NOTE, index)

@@ -1,0 +1,89 @@
+"""Does the demo model make what the prompt says? Held-out prompts, several seeds, scored by the judge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.judge import Judge
+from sa3_mlx.spec.config import ModelConfig
+from sa3_mlx.spec.events import Generation
+from sa3_mlx.spec.request import Guidance, Item, Request
+from sa3_torch.train.sounds import (
+    DRUM_CAPTIONS,
+    chord_captions,
+    held_out_chords,
+    held_out_notes,
+    note_captions,
+)
+from sa3_torch.train.synth import NOISES
+
+SECONDS = {"note": 1.5, "chord": 2.0, "drum": 0.8, "noise": 1.5}
+
+
+class Generates(Protocol):
+    """Either twin's Pipeline."""
+
+    config: ModelConfig
+
+    def generate(self, request: Request) -> Generation: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One prompt with what a judge must hear."""
+
+    caption: str
+    kind: str
+    label: str
+    instrument: str | None
+    midi: int | None
+
+
+def held_out_prompts(seed: int) -> list[Prompt]:
+    """Notes and chords that the data of this seed holds out, and one prompt per drum and noise class.
+
+    Drum and noise prompts occur in training (their clips do not); notes and chords occur in no training clip.
+    """
+    prompts = [
+        Prompt(caption=note_captions(name, midi)[0], kind="note", label="note", instrument=name, midi=midi)
+        for name, midi in held_out_notes(seed)
+    ]
+    prompts += [
+        Prompt(caption=chord_captions(name, midi, quality)[0], kind="chord", label="chord", instrument=name, midi=midi)
+        for name, midi, quality in held_out_chords(seed)
+    ]
+    for kind, captions in (("drum", DRUM_CAPTIONS), ("noise", {name: (f"{name} noise",) for name in NOISES})):
+        prompts += [
+            Prompt(caption=texts[0], kind=kind, label=label, instrument=None, midi=None)
+            for label, texts in captions.items()
+        ]
+    return prompts
+
+
+def sounds(
+    pipeline: Generates, prompts: list[Prompt], *, seeds: int, steps: int, sampler: str, guidance: float
+) -> Iterator[tuple[NDArray[np.float32], Prompt]]:
+    """Generate every prompt with ``seeds`` seeds, all seeds of a prompt in one batch."""
+    for number, prompt in enumerate(prompts):
+        items = tuple(
+            Item(prompt=prompt.caption, seconds=SECONDS[prompt.kind], seed=1000 * number + seed)
+            for seed in range(seeds)
+        )
+        request = Request(items=items, steps=steps, sampler=sampler, guidance=Guidance(scale=guidance))
+        for audio in pipeline.generate(request).audio:
+            yield audio, prompt
+
+
+def measure(
+    pipeline: Generates, *, data_seed: int, seeds: int, steps: int, sampler: str, guidance: float
+) -> dict[str, Any]:
+    """The judge's shares over all held-out prompts and seeds (see ``Judge.evaluate``)."""
+    prompts = held_out_prompts(data_seed)
+    pairs = list(sounds(pipeline, prompts, seeds=seeds, steps=steps, sampler=sampler, guidance=guidance))
+    settings = {"prompts": len(prompts), "seeds": seeds, "steps": steps, "sampler": sampler, "guidance": guidance}
+    return {**settings, **Judge().evaluate(pairs)}
