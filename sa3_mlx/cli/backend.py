@@ -1,0 +1,59 @@
+"""Choice of the framework, and the few calls that differ between the twins."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from sa3_mlx.pipeline import Pipeline
+
+Backend = Literal["mlx", "torch"]
+BACKENDS: tuple[Backend, ...] = ("mlx", "torch")
+_NEEDS = {"mlx": "mlx.core", "torch": "torch"}
+_INSTALL = {"mlx": "pip install sa3", "torch": "pip install 'sa3[torch]'"}
+_NVIDIA = Path("/dev/nvidiactl")
+
+
+def available(backend: Backend) -> bool:
+    """Whether the framework is installed, without importing it."""
+    try:
+        return importlib.util.find_spec(_NEEDS[backend]) is not None
+    except ImportError:
+        return False
+
+
+def choose(wanted: str) -> Backend:
+    """The backend to use for "mlx", "torch" or "auto".
+
+    Auto is MLX, but PyTorch where it is installed and MLX would crawl: beside an NVIDIA GPU, and on Linux without
+    OpenBLAS. Raises ImportError for one that is not installed.
+    """
+    for backend in BACKENDS:
+        if wanted == backend:
+            if not available(backend):
+                raise ImportError(f"{backend} is not installed: {_INSTALL[backend]}")
+            return backend
+    if available("torch") and (not available("mlx") or _NVIDIA.exists() or _slow_mlx()):
+        return "torch"
+    if available("mlx"):
+        return "mlx"
+    raise ImportError(f"neither mlx nor torch is installed: {_INSTALL['mlx']}, or {_INSTALL['torch']}")
+
+
+def _slow_mlx() -> bool:
+    if sys.platform != "linux":
+        return False
+    from sa3_mlx import blas
+
+    return not blas.status().fast
+
+
+def load(folder: Path, backend: Backend, dtype: str, text_dtype: str) -> Pipeline:
+    """The pipeline of that backend; both have the same methods."""
+    module = importlib.import_module(f"sa3_{backend}.pipeline")
+    pipeline: Pipeline = module.Pipeline.load(folder, dtype=dtype, text_dtype=text_dtype)
+    return pipeline

@@ -1,0 +1,160 @@
+"""``sa3 encode`` and ``sa3 decode``: the autoencoder alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from sa3_mlx.spec.audio import check_output, fit_length, read_audio, write_audio
+from sa3_mlx.spec.config import ModelConfig
+from sa3_mlx.spec.lengths import samples_to_frames
+from sa3_mlx.spec.tensorfile import TensorFile, array_entry, file_hash, write_tensors
+
+from . import backend, fingerprint
+from .home import find_model
+from .measure import snr_db
+from .options import FORMATS, CommonOptions, ModelOptions, common_options, gather, model_options
+from .progress import Progress
+
+Latents = NDArray[np.float32]
+_FORMAT = "sa3-latents/1"
+_SUFFIXES = (".safetensors", ".npy")
+
+
+@click.command()
+@click.argument("input_file", metavar="INPUT", type=click.Path(path_type=Path))
+@click.argument("output_file", metavar="OUT", type=click.Path(path_type=Path))
+@click.option("--check", is_flag=True, help="Decode again and print the signal-to-noise ratio.")
+@model_options
+@common_options
+@click.pass_context
+def encode(ctx: click.Context, input_file: Path, output_file: Path, check: bool) -> None:
+    """Encode the audio file INPUT to latents, OUT.safetensors or OUT.npy.
+
+    Latents are (frames, channels) float32. The model's hash and the length in samples go into the safetensors file, or
+    into OUT.npy.json.
+    """
+    common, model = gather(ctx, CommonOptions), gather(ctx, ModelOptions)
+    _check_latents_file(output_file, force=common.force)
+    folder, config = find_model(model.model, generates=False)
+    audio = read_audio(input_file, config.sample_rate, config.audio_channels)
+    framework = backend.choose(model.backend)
+    digest = fingerprint.fingerprint(folder, config)
+    pipeline = backend.load(folder, framework, model.dtype, model.text_dtype)
+    latents = pipeline.encode(audio)
+    _write_latents(output_file, latents, {
+        "format": _FORMAT, "model": config.name, "model_hash": digest, "samples": str(len(audio)),
+        "sample_rate": str(config.sample_rate), "input_hash": file_hash(input_file),
+    })  # fmt: skip
+    click.echo(f"file   {output_file}  ({latents.shape[0]} frames x {latents.shape[1]} channels, {config.name})")
+    if check:
+        decoded = fit_length(pipeline.decode(latents), len(audio))
+        click.echo(
+            f"snr    {snr_db(audio, decoded):.2f} dB after decoding, against the input at {config.sample_rate} Hz"
+        )
+
+
+@click.command()
+@click.argument("input_file", metavar="LATENTS", type=click.Path(path_type=Path))
+@click.argument("output_file", metavar="OUT", type=click.Path(path_type=Path))
+@click.option("--format", "subtype", type=click.Choice(FORMATS), default="pcm16", show_default=True)
+@click.option("--reference", type=click.Path(path_type=Path), help="Print the signal-to-noise ratio against this file.")
+@model_options
+@common_options
+@click.pass_context
+def decode(ctx: click.Context, input_file: Path, output_file: Path, subtype: str, reference: Path | None) -> None:
+    """Decode LATENTS, made by encode, to the audio file OUT."""
+    common, model = gather(ctx, CommonOptions), gather(ctx, ModelOptions)
+    folder, config = find_model(model.model, generates=False)
+    latents, tags = _read_latents(input_file)
+    samples = _output_samples(input_file, latents, tags, config)
+    size = len(latents) * config.same.samples_per_latent * config.audio_channels * 4
+    check_output(output_file, subtype, overwrite=common.force, size_bytes=size)
+    wanted = None if reference is None else read_audio(reference, config.sample_rate, config.audio_channels)
+    framework = backend.choose(model.backend)
+    digest = fingerprint.fingerprint(folder, config)
+    if tags.get("model_hash", digest) != digest and not common.force:
+        raise ValueError(f"{input_file}: encoded by {tags.get('model')} ({tags['model_hash'][:19]}...), not by "
+                         f"{config.name} ({digest[:19]}...); give that --model, or --force")  # fmt: skip
+    pipeline = backend.load(folder, framework, model.dtype, model.text_dtype)
+    progress, pieces = Progress(quiet=common.quiet), []
+    bar = progress.bar("decode", samples / config.sample_rate, "s")
+    for piece in pipeline.decode_stream(latents):
+        pieces.append(piece)
+        bar.update(len(piece) / config.sample_rate)
+    bar.close()
+    audio = np.concatenate(pieces)[:samples]
+    comment = json.dumps({"command": "decode", "model": config.name, "model_hash": digest})
+    write_audio(output_file, audio, config.sample_rate, subtype, comment=comment)  # type: ignore[arg-type]
+    click.echo(f"file   {output_file}  ({len(audio) / config.sample_rate:.2f} s, {config.sample_rate} Hz, {subtype})")
+    if wanted is not None:
+        click.echo(f"snr    {snr_db(wanted, fit_length(audio, len(wanted))):.2f} dB against {reference}")
+
+
+def _check_latents_file(path: Path, *, force: bool) -> None:
+    if path.suffix not in _SUFFIXES:
+        raise ValueError(f"{path}: unknown extension {path.suffix!r} for latents; allowed: {', '.join(_SUFFIXES)}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder; make it first")
+    if path.exists() and not force:
+        raise ValueError(f"{path}: exists already; choose another name or use --force to replace it")
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _write_latents(path: Path, latents: Latents, tags: dict[str, str]) -> None:
+    if path.suffix == ".safetensors":
+        write_tensors(path, [array_entry("latents", latents)], tags)
+        return
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            np.save(file, latents)
+        _sidecar(path).write_text(json.dumps(tags, indent=1), encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _read_latents(path: Path) -> tuple[Latents, dict[str, str]]:
+    """Latents (T, C) and the tags that came with them."""
+    if path.suffix not in _SUFFIXES:
+        raise ValueError(f"{path}: unknown extension {path.suffix!r} for latents; allowed: {', '.join(_SUFFIXES)}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of latents")
+    if path.suffix == ".safetensors":
+        with TensorFile.open(path) as file:
+            if file.names() != ["latents"]:
+                raise ValueError(f"{path}: expected one tensor 'latents', found {', '.join(file.names()) or 'none'}")
+            return _checked(path, file.read("latents")), file.metadata
+    try:
+        latents = np.load(path, allow_pickle=False)
+        tags = json.loads(_sidecar(path).read_text(encoding="utf-8")) if _sidecar(path).is_file() else {}
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path}: not a file of latents ({error})") from error
+    return _checked(path, latents), {str(key): str(value) for key, value in dict(tags).items()}
+
+
+def _checked(path: Path, latents: NDArray[np.generic]) -> Latents:
+    if latents.ndim != 2 or not latents.shape[0] or latents.dtype.kind != "f":
+        raise ValueError(f"{path}: latents are (frames, channels) numbers, found {latents.dtype} {latents.shape}")
+    if not np.isfinite(latents).all():
+        raise ValueError(f"{path}: the latents have NaN or infinite values")
+    return latents.astype(np.float32)
+
+
+def _output_samples(path: Path, latents: Latents, tags: dict[str, str], config: ModelConfig) -> int:
+    if latents.shape[1] != config.same.latent_channels:
+        raise ValueError(f"{path}: {latents.shape[1]} channels, {config.name} has {config.same.latent_channels}")
+    text = tags.get("samples")
+    if text is None:
+        return len(latents) * config.same.samples_per_latent
+    if not text.isdigit() or samples_to_frames(int(text), config.same) != len(latents):
+        raise ValueError(f"{path}: its tags say {text} samples, which does not fit {len(latents)} frames")
+    return int(text)

@@ -1,0 +1,74 @@
+"""The hash of a model's weights, and the check that they are finite: both read the whole file, so they are remembered.
+
+$SA3_HOME/fingerprints.json maps path, size and time of a weight file to its hash. A file that changes is read again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from sa3_mlx.spec.checkpoint import WEIGHTS_FILE, check_tensors, expected_tensors
+from sa3_mlx.spec.config import ModelConfig
+from sa3_mlx.spec.tensorfile import FLOATS, TensorFile, file_hash
+
+from .home import home
+
+_BLOCK = 1 << 22  # elements
+
+
+def fingerprint(folder: Path, config: ModelConfig) -> str:
+    """ "sha256:..." of ``model.safetensors``.
+
+    Raises FileNotFoundError without one; ValueError when its tensors do not fit the configuration or are not finite.
+    """
+    path = folder / WEIGHTS_FILE
+    with TensorFile.open(path) as file:
+        check_tensors(expected_tensors(config), file.shapes(), str(path))
+        stat, key = path.stat(), str(path.resolve())
+        entry = [stat.st_size, stat.st_mtime_ns]
+        known = _read().get(key)
+        if isinstance(known, list) and known[:2] == entry and len(known) == 3:
+            return str(known[2])
+        _check_finite(file)
+    digest = file_hash(path)
+    _remember(key, [*entry, digest])
+    return digest
+
+
+def _check_finite(file: TensorFile) -> None:
+    for name in file.names():
+        dtype, _ = file.info(name)
+        if dtype not in FLOATS:
+            continue
+        values = file.raw(name).reshape(-1)
+        for start in range(0, values.size, _BLOCK):
+            block = values[start : start + _BLOCK]
+            finite = (block & np.uint16(0x7F80)) != 0x7F80 if dtype == "BF16" else np.isfinite(block)
+            if not finite.all():
+                raise ValueError(f"{file.path}: tensor {name} has NaN or infinite values; convert the checkpoint again")
+
+
+def _store() -> Path:
+    return home() / "fingerprints.json"
+
+
+def _read() -> dict[str, object]:
+    try:
+        data = json.loads(_store().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _remember(key: str, entry: list[object]) -> None:
+    """A home that cannot be written costs speed, not correctness."""
+    with contextlib.suppress(OSError):
+        home().mkdir(parents=True, exist_ok=True)
+        partial = _store().with_name(f".fingerprints.{os.getpid()}.partial")
+        partial.write_text(json.dumps(_read() | {key: entry}, indent=1), encoding="utf-8")
+        partial.replace(_store())

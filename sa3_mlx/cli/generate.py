@@ -1,0 +1,60 @@
+"""``sa3 generate``: text to audio."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import click
+
+from sa3_mlx.spec.config import ModelConfig
+
+from .home import find_model
+from .job import Job, batch_seeds, read_prompts, run
+from .options import (
+    ModelOptions,
+    OutputOptions,
+    SamplingOptions,
+    gather,
+    model_options,
+    output_options,
+    sampling_options,
+)
+
+_USUAL_SECONDS = 10.0
+
+
+@click.command()
+@click.argument("prompt", required=False)
+@click.option("--seconds", type=float, help="Length. Default: 10, or the longest that a smaller model makes.")
+@click.option("--prompt-file", type=click.Path(path_type=Path), help="One prompt per line, in place of PROMPT.")
+@sampling_options
+@model_options
+@output_options
+@click.pass_context
+def generate(ctx: click.Context, prompt: str | None, seconds: float | None, prompt_file: Path | None) -> None:
+    """Make audio from PROMPT.
+
+    \b
+    sa3 generate "slow piano in a large hall" --seconds 20 --out piano.wav
+    sa3 generate "rain on a tin roof" --batch 4 --seed 7 --out rain.flac
+    """
+    if (prompt is None) == (prompt_file is None):
+        raise click.UsageError("give either a PROMPT or --prompt-file", ctx)
+    model, sampling = gather(ctx, ModelOptions), gather(ctx, SamplingOptions)
+    folder, config = find_model(model.model, generates=True)
+    prompts = (prompt,) if prompt is not None else tuple(read_prompts(prompt_file or Path()))
+    if not prompts:
+        raise ValueError(f"{prompt_file}: no prompt in it; write one per line")
+    output = gather(ctx, OutputOptions)
+    run(Job(
+        command="generate", folder=folder, config=config, model=model, sampling=sampling, output=output,
+        prompts=prompts, seconds=default_seconds(config) if seconds is None else seconds,
+        seeds=batch_seeds(sampling, len(prompts)), format=output.format or "pcm16",
+    ))  # fmt: skip
+
+
+def default_seconds(config: ModelConfig) -> float:
+    """Ten seconds, or what is left of the model's maximum, in whole seconds where it has any."""
+    longest = min(_USUAL_SECONDS, config.max_seconds)
+    return float(math.floor(longest)) if longest >= 1 else longest

@@ -1,0 +1,90 @@
+"""``sa3 info``: what is in a model or an audio file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import click
+import soundfile
+
+from sa3_mlx.spec.audio import clipped_share, peak_db, read_audio, read_tags
+from sa3_mlx.spec.checkpoint import WEIGHTS_FILE
+from sa3_mlx.spec.config import ModelConfig
+from sa3_mlx.spec.tensorfile import TensorFile
+
+from .fingerprint import fingerprint
+from .home import find_model
+from .options import debug_option
+from .provenance import read_provenance
+
+
+@click.command()
+@click.argument("what", metavar="MODEL|FILE")
+@debug_option
+def info(what: str) -> None:
+    """Show configuration, sizes and hash of a model, or format, level and tags of an audio file."""
+    if Path(what).is_file():
+        _audio(Path(what))
+    else:
+        _model(*find_model(what, generates=False))
+
+
+def _model(folder: Path, config: ModelConfig) -> None:
+    counts: dict[str, int] = {}
+    dtypes: dict[str, int] = {}
+    digest = fingerprint(folder, config)
+    with TensorFile.open(folder / WEIGHTS_FILE) as file:
+        for name in file.names():
+            dtype, shape = file.info(name)
+            size = 1
+            for length in shape:
+                size *= length
+            part = name.split(".", 1)[0]
+            counts[part] = counts.get(part, 0) + size
+            dtypes[dtype] = dtypes.get(dtype, 0) + size
+    _line("model", config.name)
+    _line("folder", str(folder))
+    _line("hash", digest)
+    _line("parameters", f"{sum(counts.values()):,}")
+    for part, count in counts.items():
+        _line(f"  {part}", f"{count:,}")
+    _line("stored as", ", ".join(f"{dtype} {count:,}" for dtype, count in sorted(dtypes.items())))
+    _line(
+        "audio", f"{config.sample_rate} Hz, {config.audio_channels} channels, {config.frames_per_second:.2f} frames/s"
+    )
+    if config.diffusion is not None:
+        _line("longest", f"{config.max_seconds:.2f} s")
+    click.echo(json.dumps(config.to_dict(), indent=2))
+
+
+def _audio(path: Path) -> None:
+    tags = read_tags(path)
+    with soundfile.SoundFile(path) as file:
+        rate, channels, subtype = file.samplerate, file.channels, str(file.subtype)
+    audio = read_audio(path, rate, channels)
+    _line("file", str(path))
+    _line("length", f"{len(audio) / rate:.3f} s, {len(audio):,} samples")
+    _line("format", f"{rate} Hz, {channels} channels, {subtype}")
+    _line("peak", f"{peak_db(audio):+.2f} dB")
+    if share := clipped_share(audio):
+        _line("beyond 1", f"{share:.2%} of samples")
+    if not tags:
+        _line("tags", "none: sa3 did not make this file, or they were removed")
+        return
+    try:
+        made = read_provenance(path)
+    except ValueError:
+        _line("tags", " ".join(tags.split())[:500])
+        return
+    for name, value in dataclasses.asdict(made).items():
+        if value is not None and value != ():
+            _line(
+                name,
+                ", ".join(f"{key} {entry}" for key, entry in value.items()) if isinstance(value, dict) else str(value),
+            )
+
+
+def _line(label: str, text: str) -> None:
+    click.echo(f"{label:<18} {text}")

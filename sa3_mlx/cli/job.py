@@ -1,0 +1,252 @@
+"""From options to files: everything that can be refused is refused before a model is loaded.
+
+A job is one prompt or several; every prompt is one batch of one seed per file, and its files are written when it is
+done, each of them whole or not at all.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sa3_mlx.spec.audio import Audio, apply_peak, check_output
+from sa3_mlx.spec.config import ModelConfig
+from sa3_mlx.spec.lengths import seconds_to_samples
+from sa3_mlx.spec.noise import SEED_MAX, check_seed, random_seed
+from sa3_mlx.spec.request import Guidance, InitAudio, Inpaint, Item, Request, defaults, validate
+
+from .options import ModelOptions, OutputOptions, SamplingOptions
+from .player import find_player, play
+from .progress import Progress
+from .provenance import Provenance
+from .report import report_file, report_next
+from .version import version
+
+if TYPE_CHECKING:
+    from sa3_mlx.pipeline import Pipeline
+    from sa3_mlx.spec.events import Generation
+
+_BYTES = {"pcm16": 2, "pcm24": 3, "float": 4}
+_PEAK_RANGE = (-60.0, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The audio file that a job starts from, at the model's rate and channels."""
+
+    name: str  # for the tags
+    hash: str
+    audio: Audio
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a command wants made. ``seeds`` is one batch; prompt number k uses ``seeds`` moved by k batches."""
+
+    command: str
+    folder: Path
+    config: ModelConfig
+    model: ModelOptions
+    sampling: SamplingOptions
+    output: OutputOptions
+    prompts: tuple[str, ...]
+    seconds: float
+    seeds: tuple[int, ...]
+    format: str
+    source: Source | None = None
+    noise_level: float | None = None
+    monotone: bool = False
+    regions: tuple[tuple[float, float], ...] = ()
+    crossfade_ms: float | None = None
+    only: int | None = None  # write this item of the batch alone
+
+    def seeds_of(self, number: int) -> tuple[int, ...]:
+        return tuple(seed + number * len(self.seeds) for seed in self.seeds)
+
+    def items(self) -> range:
+        return range(len(self.seeds)) if self.only is None else range(self.only, self.only + 1)
+
+
+def batch_seeds(sampling: SamplingOptions, prompts: int) -> tuple[int, ...]:
+    """Seeds of the first batch; a fresh one when none is asked for. Raises ValueError for one that is out of range."""
+    first = random_seed() if sampling.seed is None else sampling.seed
+    check_seed(first)
+    last = first + sampling.batch * prompts - 1
+    if last > SEED_MAX:
+        raise ValueError(f"seed is {first}: the last file would need seed {last}, allowed is up to {SEED_MAX}")
+    return tuple(range(first, first + sampling.batch))
+
+
+def make_request(job: Job, number: int) -> Request:
+    """The request of one prompt."""
+    usual, chosen = defaults(job.config), job.sampling
+    source = job.source
+    return Request(
+        items=tuple(
+            Item(prompt=job.prompts[number], negative_prompt=chosen.negative, seconds=job.seconds, seed=seed)
+            for seed in job.seeds_of(number)
+        ),
+        steps=usual.steps if chosen.steps is None else chosen.steps,
+        sampler=chosen.sampler or usual.sampler,
+        guidance=Guidance(
+            scale=usual.guidance_scale if chosen.guidance is None else chosen.guidance, apg=chosen.apg,
+            rescale=chosen.rescale, interval=chosen.interval, norm_threshold=chosen.norm_threshold,
+        ),
+        init=InitAudio(audio=source.audio, noise_level=job.noise_level) if source and job.noise_level else None,
+        inpaint=Inpaint(audio=source.audio, regions=job.regions) if source and job.regions else None,
+        monotone=job.monotone, head_room_seconds=chosen.head_room, crossfade_ms=job.crossfade_ms,
+        decode_noise=chosen.decode_noise,
+    )  # fmt: skip
+
+
+def run(job: Job) -> list[Path]:
+    """Check everything, load the model, make the files; prints what was made. -> the files."""
+    if not job.prompts:
+        raise ValueError("no prompt given")
+    if job.noise_level is not None and not 0 < job.noise_level <= 1:
+        raise ValueError(f"noise level is {job.noise_level:g}: allowed is above 0 and up to 1")
+    requests = [make_request(job, number) for number in range(len(job.prompts))]
+    for request in requests:
+        validate(request, job.config)
+    _check_options(job)
+    files = _check_files(job)
+    from . import backend, fingerprint
+
+    framework = backend.choose(job.model.backend)
+    digest = fingerprint.fingerprint(job.folder, job.config)
+    progress = Progress(quiet=job.output.quiet)
+    progress.line(f"{job.config.name} on {framework}, {job.seconds:g} s, seed {_seed_text(job)}")
+    pipeline = backend.load(job.folder, framework, job.model.dtype, job.model.text_dtype)
+    written: list[Path] = []
+    for number, request in enumerate(requests):
+        start = time.monotonic()
+        generation = _generate(pipeline, request, progress)
+        elapsed = time.monotonic() - start
+        per_prompt = len(job.items())
+        for position, item in enumerate(job.items()):
+            path = files[number * per_prompt + position]
+            made = _provenance(job, request, item, framework, digest)
+            _write(job, generation, item, path, made, elapsed / len(job.seeds))
+            written.append(path)
+    if not job.output.quiet:
+        report_next(written[-1], made)
+    if job.output.play:
+        for path in written:
+            play(path)
+    return written
+
+
+def _generate(pipeline: Pipeline, request: Request, progress: Progress) -> Generation:
+    from sa3_mlx.spec.events import Finished
+
+    with progress.watch(request, pipeline.config.sample_rate) as watch:
+        for event in pipeline.stream(request):
+            watch(event)
+            if isinstance(event, Finished):
+                return event.generation
+    raise RuntimeError("the pipeline ended without a result")
+
+
+def _write(job: Job, generation: Generation, item: int, path: Path, made: Provenance, elapsed: float) -> None:
+    from sa3_mlx.spec.audio import write_audio
+
+    audio = generation.audio[item]
+    limited = audio if job.output.peak is None else apply_peak(audio, job.output.peak)
+    write_audio(path, limited, generation.sample_rate, made.format, comment=made.to_json())  # type: ignore[arg-type]
+    if job.output.spectrogram is not None:
+        from sa3_mlx.spectrogram import save_spectrogram
+
+        picture = spectrogram_path(job.output.spectrogram, path, job)
+        save_spectrogram(
+            picture, limited, generation.sample_rate, title=f"{made.prompt or path.name} (seed {made.seed})"
+        )
+    seams = generation.seams[item] if generation.seams else ()
+    report_file(path, audio, limited, generation.sample_rate, made, elapsed, seams, quiet=job.output.quiet)
+
+
+def _provenance(job: Job, request: Request, item: int, framework: str, digest: str) -> Provenance:
+    entry = request.items[item]
+    return Provenance(
+        sa3=version(), command=job.command, prompt=entry.prompt, negative_prompt=entry.negative_prompt,
+        seconds=entry.seconds, seed=entry.seed, steps=request.steps, sampler=request.sampler,
+        guidance=request.guidance, model=job.config.name, model_hash=digest, backend=framework,
+        dtype=job.model.dtype, text_dtype=job.model.text_dtype,
+        input=job.source.name if job.source else None, input_hash=job.source.hash if job.source else None,
+        noise_level=job.noise_level, monotone=job.monotone, regions=job.regions, crossfade_ms=request.crossfade_ms,
+        head_room_seconds=request.head_room_seconds, decode_noise=request.decode_noise,
+        batch_seeds=tuple(other.seed for other in request.items), batch_index=item, format=job.format,
+        peak_db=job.output.peak,
+    )  # fmt: skip
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def _check_options(job: Job) -> None:
+    peak = job.output.peak
+    if peak is not None and not _PEAK_RANGE[0] <= peak <= _PEAK_RANGE[1]:
+        raise ValueError(f"peak is {peak:g} dB: allowed are -60 to 0")
+    if job.output.play:
+        find_player(".wav" if job.output.out is None else job.output.out.suffix.lower())
+
+
+def _check_files(job: Job) -> list[Path]:
+    """Every output path, after everything about it has been checked."""
+    out = job.output.out or Path(f"{_slug(job.prompts[0]) or job.command}-{job.seeds[job.only or 0]}.wav")
+    count = len(job.prompts) * len(job.items())
+    files = [out] if count == 1 else [numbered(out, number) for number in range(1, count + 1)]
+    samples = seconds_to_samples(job.seconds, job.config.sample_rate)
+    size = samples * job.config.audio_channels * _BYTES[job.format] + 65536
+    for path in files:
+        check_output(path, job.format, overwrite=job.output.force, size_bytes=size * count)
+        if job.output.spectrogram is not None:
+            _check_picture(spectrogram_path(job.output.spectrogram, path, job), force=job.output.force)
+    return files
+
+
+def _check_picture(path: Path, *, force: bool) -> None:
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"{path}: a spectrogram is a .png file")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder; make it first")
+    if path.exists() and not force:
+        raise ValueError(f"{path}: exists already; choose another name or use --force to replace it")
+
+
+def numbered(path: Path, number: int) -> Path:
+    """rain.wav -> rain-3.wav"""
+    return path.with_name(f"{path.stem}-{number}{path.suffix}")
+
+
+def spectrogram_path(picture: Path, audio: Path, job: Job) -> Path:
+    """The picture itself, or with the number of its audio file where there are several."""
+    if len(job.prompts) * len(job.items()) == 1:
+        return picture
+    return picture.with_name(f"{picture.stem}-{audio.stem.rsplit('-', 1)[1]}{picture.suffix}")
+
+
+def _slug(prompt: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-")
+
+
+def _seed_text(job: Job) -> str:
+    count = len(job.prompts) * len(job.seeds)
+    first = job.seeds[0] if job.only is None else job.seeds[job.only]
+    return str(first) if count == 1 or job.only is not None else f"{first} to {first + count - 1}"
+
+
+def read_prompts(path: Path) -> Iterator[str]:
+    """One prompt per line; empty lines and lines that begin with # are left out."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of prompts")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text file in UTF-8") from error
+    for line in lines:
+        if line.strip() and not line.startswith("#"):
+            yield line.strip()

@@ -1,0 +1,64 @@
+"""``sa3 models``: what is installed and what can be had."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import click
+
+from sa3_mlx.spec.checkpoint import WEIGHTS_FILE, expected_tensors
+from sa3_mlx.spec.config import ConfigError, ModelConfig
+from sa3_mlx.spec.presets import PRESETS, REPOSITORIES
+
+from .home import DEMO_FOLDER, installed, licence_page, models_folder
+from .options import debug_option
+
+
+def parameters(config: ModelConfig) -> int:
+    return sum(math.prod(shape) for shape in expected_tensors(config).values())
+
+
+@click.command()
+@debug_option
+def models() -> None:
+    """List installed models, the first being the default, and the released ones that 'sa3 convert' can fetch."""
+    found = installed()
+    rows = [("installed", "parameters", "on disk", "longest", "folder")]
+    for name, folder in found.items():
+        try:
+            config = ModelConfig.load(folder)
+            weights = folder / WEIGHTS_FILE
+            size = f"{weights.stat().st_size / 1e6:,.0f} MB" if weights.is_file() else "no weights"
+            where = "comes with sa3" if folder == DEMO_FOLDER else str(folder)
+            rows.append((name, _millions(config), size, _longest(config), where))
+        except ConfigError as error:
+            rows.append((name, "-", "damaged", "-", str(error)))
+    if not found:
+        rows.append(("none", "", "", "", f"they go to {models_folder()}"))
+    click.echo(table(rows))
+    known = [("not installed", "parameters", "longest", "get it", "licence")]
+    for name in REPOSITORIES:
+        if name not in found:
+            config = PRESETS[name]
+            page = licence_page(name) or ""
+            known.append((name, _millions(config), _longest(config), f"sa3 convert {name}", page))
+    if len(known) > 1:
+        click.echo("\n" + table(known))
+
+
+def _millions(config: ModelConfig) -> str:
+    count = parameters(config) / 1e6
+    return f"{count:,.0f} M" if count >= 10 else f"{count:.2f} M"
+
+
+def _longest(config: ModelConfig) -> str:
+    return "autoencoder" if config.diffusion is None else f"{config.max_seconds:.0f} s"
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Columns of equal width, two spaces apart."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

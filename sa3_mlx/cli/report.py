@@ -1,0 +1,80 @@
+"""The lines at the end: what was made, how fast, what to look out for, what to try next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from sa3_mlx.spec.audio import Audio, clipped_share, peak_db
+from sa3_mlx.spec.regions import Seam
+
+from .provenance import Provenance
+
+_SILENT_DB = -80.0
+_LOUD_SEAM_DB = 6.0
+
+
+def report_file(
+    path: Path, audio: Audio, limited: Audio, sample_rate: int, made: Provenance, elapsed: float,
+    seams: Sequence[Seam], *, quiet: bool,
+) -> None:  # fmt: skip
+    """``audio`` is what the model made, ``limited`` what was written; ``elapsed`` seconds of work for this file."""
+    if quiet:
+        click.echo(f"{path} seed {made.seed}")
+        return
+    seconds = len(audio) / sample_rate
+    _line("file", f"{path}  ({seconds:.2f} s, {sample_rate} Hz, {audio.shape[1]} channels, {made.format})")
+    _line("seed", str(made.seed))
+    _line("speed", f"{elapsed:.1f} s for {seconds:.2f} s of audio ({seconds / max(elapsed, 1e-9):.2f} x real time)")
+    for text in _level_lines(audio, limited, made):
+        _line("level", text)
+    for seam in seams:
+        _line("seam", _seam_text(seam, sample_rate))
+
+
+def report_next(path: Path, made: Provenance) -> None:
+    """What to try with a file."""
+    _line("next", next_command(path, made))
+
+
+def _level_lines(audio: Audio, limited: Audio, made: Provenance) -> list[str]:
+    lines = []
+    peak, share = peak_db(audio), clipped_share(limited)
+    if peak < _SILENT_DB:
+        lines.append("the result is silent; try another seed or prompt")
+    if limited is not audio and peak > (made.peak_db or 0.0):
+        kept = "; kept parts were scaled too" if made.regions else ""
+        lines.append(f"peak {peak:+.1f} dB was scaled down to {made.peak_db:+.1f} dB{kept}")
+    if share and made.format == "float":
+        lines.append(f"peak {peak:+.1f} dB: {share:.2%} of samples are beyond full scale, kept in the float file")
+    elif share:
+        lines.append(f"{share:.2%} of samples were clipped (peak {peak:+.1f} dB); --peak -1 avoids it")
+    return lines
+
+
+def _seam_text(seam: Seam, sample_rate: int) -> str:
+    where = "into" if seam.side == "in" else "out of"
+    fade = seam.crossfade_samples / sample_rate * 1000
+    loud = abs(seam.level_difference_db) > _LOUD_SEAM_DB
+    advice = "; try another seed or a longer --crossfade-ms" if loud else ""
+    return (
+        f"{seam.sample / sample_rate:.3f} s, {where} the made part: level {seam.level_difference_db:+.1f} dB, "
+        f"crossfade {fade:.0f} ms{advice}"
+    )
+
+
+def next_command(path: Path, made: Provenance) -> str:
+    """A command that makes sense after this one."""
+    name, prompt = shlex.quote(str(path)), shlex.quote(made.prompt)
+    if made.command == "generate":
+        return f"sa3 vary {name} {prompt} --noise-level 0.6, or sa3 extend {name} {prompt} --seconds N"
+    if made.command == "vary":
+        return "a lower --noise-level stays closer to the input, a higher one leaves it"
+    return f"another --seed, or sa3 rerun {name}"
+
+
+def _line(label: str, text: str) -> None:
+    click.echo(f"{label:<6} {text}")

@@ -1,0 +1,127 @@
+"""``sa3 verify``: a converted model against reference outputs, or the two backends against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import numpy as np
+
+from sa3_mlx.spec.config import ModelConfig
+from sa3_mlx.spec.events import Conditioned, Finished, Stepped
+from sa3_mlx.spec.request import Item, Request, defaults
+
+from . import backend, fingerprint
+from .generate import default_seconds
+from .golden import AREAS, Golden, Row
+from .home import find_model
+from .measure import snr_db
+from .models import table
+from .options import debug_option
+from .twin import Twin
+
+TWIN_SNR_DB = 40.0
+_STEPS = 8
+_PROMPT = "a drum loop and a warm piano"
+
+
+@click.command()
+@click.argument("model")
+@click.argument("golden", required=False, type=click.Path(path_type=Path), metavar="[GOLDEN_FOLDER]")
+@click.option("--backend", "wanted", type=click.Choice(["auto", "mlx", "torch"]), default="auto", show_default=True)
+@click.option("--area", "areas", multiple=True, type=click.Choice(AREAS), help="Only these; can be repeated.")
+@click.option("--prompt", default=_PROMPT, show_default=True, help="For the comparison of the backends.")
+@click.option("--seed", type=int, default=1, show_default=True)
+@click.option("--seconds", type=float, help="Default: at most 4.")
+@click.option("--failures", is_flag=True, help="List failed cases alone.")
+@debug_option
+def verify(
+    model: str, golden: Path | None, wanted: str, areas: tuple[str, ...], prompt: str, seed: int,
+    seconds: float | None, failures: bool,
+) -> int:  # fmt: skip
+    """Check MODEL case by case against GOLDEN_FOLDER, reference outputs made with the same weights.
+
+    Without a folder both backends make the same seed and prompt in 8 steps, and must agree to 40 dB. Exit code 1 when
+    something does not.
+    """
+    folder, config = find_model(model, generates=golden is None)
+    if golden is None:
+        return _print(list(_twins(folder, config, prompt, seed, seconds)), failures=failures)
+    with Golden.open(golden) as reference:
+        reference.check_weights(folder, config)
+        fingerprint.fingerprint(folder, config)
+        twin = Twin(backend.choose(wanted))
+        click.echo(f"{config.name} on {twin.name} against {golden}")
+        return _print(list(_areas(reference, twin, folder, config, areas or AREAS)), failures=failures)
+
+
+def _areas(golden: Golden, twin: Twin, folder: Path, config: ModelConfig, areas: tuple[str, ...]) -> Iterator[Row]:
+    from . import verify_networks as networks
+    from .verify_runs import runs
+
+    checks = {
+        "text": networks.text, "cond": networks.cond, "dit": networks.dit, "guidance": networks.guidance,
+        "same": networks.same, "samplers": networks.samplers, "e2e": runs,
+    }  # fmt: skip
+    for area in AREAS:
+        if area not in areas or not any(golden.names(area)):
+            continue
+        if area == "schedule":
+            yield from networks.schedule(golden)
+        elif config.diffusion is None and area != "same":
+            yield Row(area=area, case="all", skipped=f"{config.name} is an autoencoder alone")
+        else:
+            yield from checks[area](golden, twin, folder, config)
+
+
+def _twins(folder: Path, config: ModelConfig, prompt: str, seed: int, seconds: float | None) -> Iterator[Row]:
+    """The same request on both backends in fp32: schedule, every step's estimate, latents, audio."""
+    for name in backend.BACKENDS:
+        backend.choose(name)
+    length = min(4.0, default_seconds(config)) if seconds is None else seconds
+    usual = defaults(config)
+    request = Request(items=(Item(prompt=prompt, seconds=length, seed=seed),), steps=_STEPS, sampler=usual.sampler)
+    fingerprint.fingerprint(folder, config)
+    click.echo(f"{config.name}: mlx against torch, {prompt!r}, seed {seed}, {length:g} s, {_STEPS} steps, fp32")
+    first, second = (_record(folder, name, request) for name in backend.BACKENDS)
+    for case, values in first.items():
+        snr = snr_db(values, second[case])
+        yield Row(area="twins", case=case, error=-snr, limit=-TWIN_SNR_DB, unit="dB")
+
+
+def _record(folder: Path, name: backend.Backend, request: Request) -> dict[str, np.ndarray]:
+    twin, found = Twin(name), dict[str, np.ndarray]()
+    pipeline = backend.load(folder, name, "float32", "float32")
+    valid = 0
+    for event in pipeline.stream(request):
+        if isinstance(event, Conditioned):
+            found["schedule"], valid = event.sigmas, event.valid[0]
+        elif isinstance(event, Stepped):
+            found[f"step {event.index + 1}"] = twin.numpy(event.denoised)[0, :valid]
+        elif isinstance(event, Finished):
+            found["latents"] = event.generation.latents[0]
+            found["audio"] = event.generation.audio[0]
+    return found
+
+
+def _print(rows: list[Row], *, failures: bool) -> int:
+    shown = [row for row in rows if not failures or not row.passed]
+    lines = [("area", "case", "error", "accepted", "result")]
+    for row in shown:
+        if row.skipped:
+            lines.append((row.area, row.case, "", "", f"skipped: {row.skipped}"))
+        elif row.unit == "dB":
+            lines.append((row.area, row.case, f"SNR {-row.error:.1f} dB", f">= {-row.limit:.0f} dB", _verdict(row)))
+        else:
+            lines.append((row.area, row.case, f"{row.error:.1e} {row.unit}", f"{row.limit:.0e}", _verdict(row)))
+    if shown:
+        click.echo(table(lines))
+    failed = sum(not row.passed for row in rows)
+    skipped = sum(bool(row.skipped) for row in rows)
+    click.echo(f"{len(rows) - failed - skipped} passed, {failed} failed, {skipped} skipped")
+    return 1 if failed or len(rows) == skipped else 0
+
+
+def _verdict(row: Row) -> str:
+    return "ok" if row.passed else "FAILED"
