@@ -72,7 +72,7 @@ def autoencoder(clips: ClipSet, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="module")
 def latents(clips: ClipSet, autoencoder: Path, tmp_path_factory: pytest.TempPathFactory) -> LatentSet:
-    return encode_clips(clips, autoencoder, tmp_path_factory.mktemp("latents"))
+    return encode_clips(clips, autoencoder, tmp_path_factory.mktemp("latents"), copies=2, seed=0)
 
 
 def pretrain_stage(latents: LatentSet, autoencoder: Path, tmp_path: Path, *changes: str) -> PretrainStage:
@@ -168,8 +168,17 @@ def test_trained_model_loads_strictly_and_makes_finite_audio(
     assert any("validation/shuffled_ratio" in row for row in rows)
 
 
+def test_copies_are_shifted_versions_of_training_clips_only(latents: LatentSet) -> None:
+    copies = [item for item in latents.items if item.id.endswith("+1")]
+    assert len(copies) == 12 and all(item.split == "train" for item in copies)
+    first = next(item for item in latents.items if item.id == "0")
+    second = next(item for item in latents.items if item.id == "0+1")
+    assert second.frames in (first.frames, first.frames + 1) and second.seconds == first.seconds
+    assert not torch.equal(latents.read(first), latents.read(second)[: first.frames])
+
+
 def test_latents_of_another_autoencoder_are_refused(clips: ClipSet, autoencoder: Path, tmp_path: Path) -> None:
-    encode_clips(clips, autoencoder, tmp_path)
+    encode_clips(clips, autoencoder, tmp_path, copies=1, seed=0)
     with pytest.raises(ValueError, match="was encoded by autoencoder"):
         LatentSet(tmp_path, autoencoder="sha256:other")
 

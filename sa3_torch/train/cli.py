@@ -60,9 +60,12 @@ def render(out: Path, seed: int, samples: Path | None) -> None:
 @click.option("--data", type=FOLDER, required=True, help="Clip cache.")
 @click.option("--autoencoder", "folder", type=FOLDER, required=True, help="Checkpoint folder with the autoencoder.")
 @click.option("--out", type=FOLDER, required=True, help="Folder for the latents.")
-def pre_encode(data: Path, folder: Path, out: Path) -> None:
+@click.option("--copies", type=click.IntRange(1), default=4, show_default=True,
+              help="Versions of a training clip, shifted by less than a frame.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+def pre_encode(data: Path, folder: Path, out: Path, copies: int, seed: int) -> None:
     """Encode all captioned clips to latents."""
-    latents = encode_clips(ClipSet(data), folder, out)
+    latents = encode_clips(ClipSet(data), folder, out, copies=copies, seed=seed)
     click.echo(f"{out}: {len(latents.items)} clips of latents; next: sa3 train pretrain --latents {out} --out RUN")
 
 
