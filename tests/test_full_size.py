@@ -24,8 +24,11 @@ pytestmark = pytest.mark.slow
 DIT = {"small-music": "dit-small", "medium": "dit-medium"}
 AUTOENCODER = {"small-music": "same-s", "medium": "same-l"}
 MASK_FRAMES = [*range(18), 52, 53]  # kept frames of the local input
-# Relative L2 that is accepted: manifest of the goldens, ten times the rounding floor. Measured here, mlx / torch:
-# MEASURED
+# Accepted relative L2: the manifest of the goldens, ten times the rounding floor. Measured, mlx / torch, the worst case:
+#   DiT small  1.1e-6 / 9.7e-7 of 9.0e-6      DiT medium 2.8e-6 / 2.4e-6 of 2.2e-5
+#   SAME-S     decode 1.1e-6 / 1.0e-6 of 9.7e-6, encode 1.8e-6 / 1.7e-6 of 1.7e-5
+#   SAME-L     decode 3.7e-6 / 3.7e-6 of 3.3e-5, encode 6.3e-6 / 6.3e-6 of 6.3e-5
+#   T5Gemma    5.1e-6 / 3.8e-6 of 2.8e-5
 
 
 @pytest.fixture(scope="module", params=["small-music", "medium"])
@@ -106,8 +109,8 @@ def _check_blocks(cases: Cases, blocks: np.ndarray, modulation: np.ndarray) -> N
     norms = np.linalg.norm(blocks.astype(np.float64), axis=(1, 2))
     np.testing.assert_allclose(norms, cases["taps_t0.3_local.block_l2"], rtol=1e-6)
     sample = blocks[:, [0, 63, 64, 80, 117], :8]
-    assert relative(sample, cases["taps_t0.3_local.block_sample"]) < 2e-5
-    assert relative(modulation, cases["taps_t0.3_local.adaln"]) < 1e-5
+    assert relative(sample, cases["taps_t0.3_local.block_sample"]) < 1e-5  # measured 1.5e-6
+    assert relative(modulation, cases["taps_t0.3_local.adaln"]) < 4e-6  # measured 7.2e-7
 
 
 def test_autoencoder(
@@ -139,8 +142,8 @@ def test_text_encoder_and_conditioner(
         mask = np.arange(256)[None] < count
         ids = np.where(mask, cases["inputs.ids"][None], 0)
         hidden = twin.numpy(encoder(twin.array(ids), twin.array(mask)))[0]
-        tensor = f"valid{count}.out_rows" if count == 256 else f"valid{count}.out"
-        errors[f"t5:{tensor}"] = relative(hidden[:256:4] if count == 256 else hidden[:count], cases[tensor])
+        step, tensor = (4, "out_rows") if count == 256 else (1, "out")
+        errors[f"t5:valid{count}.out"] = relative(hidden[:count:step], cases[f"valid{count}.{tensor}"])
     _check(errors, accepted)
     conditioner, cases = twin.load(checkpoint, "conditioner"), _cases(golden, "cond")
     seconds = twin.numpy(conditioner.embed_seconds(cases["seconds_total.seconds"]))
