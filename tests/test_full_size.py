@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 DIT = {"small-music": "dit-small", "medium": "dit-medium"}
 AUTOENCODER = {"small-music": "same-s", "medium": "same-l"}
 MASK_FRAMES = [*range(18), 52, 53]  # kept frames of the local input
-# Accepted relative L2: the manifest of the goldens, ten times the rounding floor. Measured, mlx / torch, the worst case:
+# Accepted relative L2: the manifest of the goldens, ten times the rounding floor. Measured, mlx / torch, worst case:
 #   DiT small  1.1e-6 / 9.7e-7 of 9.0e-6      DiT medium 2.8e-6 / 2.4e-6 of 2.2e-5
 #   SAME-S     decode 1.1e-6 / 1.0e-6 of 9.7e-6, encode 1.8e-6 / 1.7e-6 of 1.7e-5
 #   SAME-L     decode 3.7e-6 / 3.7e-6 of 3.3e-5, encode 6.3e-6 / 6.3e-6 of 6.3e-5
