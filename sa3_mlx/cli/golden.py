@@ -6,7 +6,7 @@ Official tensors are channels-first; ``last`` swaps the last two axes. Every cas
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,6 +116,3 @@ def relative_row(area: str, case: str, found: np.ndarray, wanted: np.ndarray, li
 def absolute_row(area: str, case: str, found: np.ndarray, wanted: np.ndarray, limit: float) -> Row:
     error = float(np.abs(found.astype(np.float64) - wanted).max()) if found.shape == wanted.shape else float("inf")
     return Row(area=area, case=case, error=error, limit=limit, unit="absolute")
-
-
-Check = Callable[[], Iterator[Row]]

@@ -1,4 +1,4 @@
-"""Single calls of every network, and the samplers, against reference outputs. Behaviours [Bn] of the architecture spec."""
+"""Single calls of every network, and the samplers, against reference outputs ([Bn]: the architecture spec)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,6 @@ _SHIFTS = {
     "flux 1..6.93": _FLUX, None: ShiftConfig(type="none", start=0.0, end=0.0, rate=0.0),
 }  # fmt: skip
 _BATCH_LENGTHS = (100, 323, 3000)
-_MASK_RULE = "the official rule zeroes values of padded frames and keeps their keys [B16]; ours removes the keys"
 
 
 def same_limit(config: SAMEConfig, frames: int) -> float:

@@ -132,11 +132,9 @@ def _audio(golden: Golden, case: str, sample_rate: int, name: str, config: Model
 
 def _regions(golden: Golden, case: str, kwargs: dict[str, Any], config: ModelConfig) -> tuple[tuple[float, float], ...]:
     """Regions to generate, in seconds; none where the reference was given audio without a mask [B34]."""
-    starts, ends = (kwargs.get(f"inpaint_mask_{side}_seconds") for side in ("start", "end"))
-    if isinstance(starts, list):
-        return tuple(zip(starts, ends, strict=True))
-    if starts is not None:
-        return ((starts, ends),)
+    if "inpaint_mask_start_seconds" in kwargs:
+        starts, ends = np.atleast_1d(kwargs["inpaint_mask_start_seconds"], kwargs["inpaint_mask_end_seconds"])
+        return tuple((float(start), float(end)) for start, end in zip(starts, ends, strict=True))
     if "inpaint_mask" not in kwargs:
         return ()
     kept = golden.get("e2e", case, "arg_inpaint_mask")[0, : int(kwargs["duration"] * config.sample_rate)] > 0

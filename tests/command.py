@@ -1,0 +1,75 @@
+"""Running the ``sa3`` command in tests: tiny models in a home folder, input files, and what a command printed."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_checkpoint import write_checkpoint
+
+from sa3_mlx.cli.app import run
+from sa3_mlx.spec.audio import write_audio
+from sa3_mlx.spec.config import DiffusionConfig, DiTConfig, ModelConfig, SAMEConfig, TextEncoderConfig
+from sa3_mlx.spec.presets import LOGSNR
+
+RATE = 8000
+SMALL = ModelConfig(
+    name="little", sample_rate=RATE, audio_channels=2,
+    same=SAMEConfig(
+        patch_size=16, stride=4, latent_channels=8, width=64, encoder_depth=1, decoder_depth=2, attention="chunked",
+        span=2, decoder_kernel=3, sine_gate_layers=0, token_noise=0.01,
+    ),
+    diffusion=DiffusionConfig(
+        objective="rf_denoiser", max_frames=400, head_room_seconds=0.1, shift=LOGSNR,
+        text_encoder=TextEncoderConfig(vocab_size=32, width=32, intermediate=48, depth=1, heads=1, max_length=8),
+        dit=DiTConfig(width=64, depth=1, memory_tokens=2, differential=False),
+    ),
+)  # fmt: skip
+AUTOENCODER = replace(SMALL, name="only-autoencoder", diffusion=None)
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+def make_home(folder: Path) -> Path:
+    """A home with the models "little" and "only-autoencoder"."""
+    write_checkpoint(folder / "models" / SMALL.name, SMALL)
+    write_checkpoint(folder / "models" / AUTOENCODER.name, AUTOENCODER)
+    return folder
+
+
+def sa3(capfd: pytest.CaptureFixture[str], *args: str | Path) -> Result:
+    """Run one command line in this process."""
+    capfd.readouterr()
+    code = run([str(arg) for arg in args])
+    captured = capfd.readouterr()
+    return Result(code, captured.out, captured.err)
+
+
+def tone(seconds: float, *, rate: int = RATE, channels: int = 2, level: float = 0.5) -> np.ndarray:
+    """A sine of 440 Hz, each channel a little different, that 16 bits hold exactly."""
+    time = np.arange(int(seconds * rate)) / rate
+    audio = np.stack([np.sin(2 * np.pi * (440 + 3 * channel) * time) for channel in range(channels)], axis=1)
+    return (np.rint(audio * level * 32768) / 32768).astype(np.float32)
+
+
+def write_tone(path: Path, seconds: float = 1.0, *, rate: int = RATE, channels: int = 2) -> Path:
+    write_audio(path, tone(seconds, rate=rate, channels=channels), rate)
+    return path
+
+
+def snapshot(*folders: Path) -> dict[str, str]:
+    """Hash of every file below, so that a test can tell that nothing was written, changed or removed."""
+    return {
+        str(path): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        for folder in folders
+        for path in sorted(folder.rglob("*"))
+        if path.name != "fingerprints.json"
+    }
