@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -73,3 +74,31 @@ def snapshot(*folders: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.name != "fingerprints.json"
     }
+
+
+def truncate(path: Path, share: float) -> None:
+    """Keep only this share of a file."""
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+
+
+def work_in_copy(home: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Copy a home, make it the current one, and go to an empty folder beside it -> the copy."""
+    own = folder / "home"
+    shutil.copytree(home, own)
+    monkeypatch.setenv("SA3_HOME", str(own))
+    (folder / "work").mkdir()
+    monkeypatch.chdir(folder / "work")
+    return own
+
+
+def refused_line(capfd: pytest.CaptureFixture[str], home: Path, *args: str | Path) -> str:
+    """Run a command that must be refused -> its one line. Checks the exit code, and that no file was touched."""
+    before = snapshot(Path.cwd(), home)
+    result = sa3(capfd, *args)
+    assert result.code == 2, result
+    lines = [line for line in result.err.splitlines() if line.startswith("sa3: ")]
+    assert len(lines) == 1 and "Traceback" not in result.err and result.out == "", result
+    assert len(result.err.splitlines()) <= 2, result  # at most the line that says what is about to be made
+    assert snapshot(Path.cwd(), home) == before
+    return lines[0]

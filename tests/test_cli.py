@@ -129,7 +129,7 @@ def test_peak_and_clipping(run: Run):
     assert np.abs(_read("quiet.wav")).max() == pytest.approx(min(loud, 10 ** (-6 / 20)), rel=1e-4)
 
 
-def test_clipping_is_reported_with_advice(run: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+def test_clipping_is_reported_with_advice(run: Run, capfd: pytest.CaptureFixture[str]):
     from sa3_mlx.cli.report import report_file
 
     _ok(run("generate", "rain", "--seconds", "0.2", "--out", "a.wav"))
@@ -314,7 +314,7 @@ def test_an_interrupted_run_leaves_nothing(run: Run, tmp_path: Path, monkeypatch
     assert not list(tmp_path.iterdir())
 
 
-def test_the_hash_of_weights_is_remembered_until_they_change(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_hash_of_weights_is_remembered_until_they_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from command import write_checkpoint
 
     from sa3_mlx.cli.fingerprint import fingerprint

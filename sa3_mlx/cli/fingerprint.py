@@ -70,5 +70,8 @@ def _remember(key: str, entry: list[object]) -> None:
     with contextlib.suppress(OSError):
         home().mkdir(parents=True, exist_ok=True)
         partial = _store().with_name(f".fingerprints.{os.getpid()}.partial")
-        partial.write_text(json.dumps(_read() | {key: entry}, indent=1), encoding="utf-8")
-        partial.replace(_store())
+        try:
+            partial.write_text(json.dumps(_read() | {key: entry}, indent=1), encoding="utf-8")
+            partial.replace(_store())
+        finally:
+            partial.unlink(missing_ok=True)
