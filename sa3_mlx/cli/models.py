@@ -22,16 +22,18 @@ def parameters(config: ModelConfig) -> int:
 @click.command()
 @debug_option
 def models() -> None:
-    """List installed models, the first being the default, and the released ones that 'sa3 convert' can fetch."""
+    """List installed models, and the released ones that 'sa3 convert' can fetch. * marks the default."""
     found = installed()
     rows = [("installed", "parameters", "on disk", "longest", "folder")]
+    default = ""
     for name, folder in found.items():
         try:
             config = ModelConfig.load(folder)
             weights = folder / WEIGHTS_FILE
             size = f"{weights.stat().st_size / 1e6:,.0f} MB" if weights.is_file() else "no weights"
             where = "comes with sa3" if folder == DEMO_FOLDER else str(folder)
-            rows.append((name, _millions(config), size, _longest(config), where))
+            default = default or (name if config.diffusion is not None else "")
+            rows.append((f"{name} *" if name == default else name, _millions(config), size, _longest(config), where))
         except ConfigError as error:
             rows.append((name, "-", "damaged", "-", str(error)))
     if not found:

@@ -84,7 +84,7 @@ def _stack(command: Command, options: list[Callable[[Command], Command]]) -> Com
 
 def model_options(command: Command) -> Command:
     return _stack(command, [
-        _option("--model", metavar="NAME|PATH", help="Installed model or folder. Default: the first of 'sa3 models'."),
+        _option("--model", metavar="NAME|PATH", help="Installed model or folder. Default: see 'sa3 models'."),
         _option("--backend", type=click.Choice(["auto", "mlx", "torch"]), default="auto", show_default=True),
         _option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Of the networks."),
         _option("--text-dtype", type=click.Choice(["auto", *DTYPES]), default="auto", show_default=True,
