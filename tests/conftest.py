@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tiny import TINY as CONFIGS
+from tiny_checkpoint import write_checkpoint
 from twins import TINY, Twin
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
@@ -43,3 +46,11 @@ def checkpoints(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     for name in TINY:
         convert(golden / name / "weights.safetensors", root / name, name=name, force=False, progress=None)
     return {name: root / name for name in TINY}
+
+
+@pytest.fixture(scope="session")
+def random_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Checkpoints with random weights that need no reference: the tiny models and an autoencoder alone, by name."""
+    root = tmp_path_factory.mktemp("random")
+    configs = {**CONFIGS, "autoencoder": replace(CONFIGS["tiny-s"], name="autoencoder", diffusion=None)}
+    return {name: write_checkpoint(root / name, config) for name, config in configs.items()}

@@ -19,7 +19,7 @@ sys.meta_path.insert(0, Blocked())
 sys.path.insert(0, {root!r})
 """
 MODEL_FILES = (
-    "layers", "attention", "t5gemma", "conditioner", "dit", "same", "guidance", "samplers", "weights",
+    "layers", "attention", "t5gemma", "conditioner", "dit", "same", "guidance", "samplers", "weights", "pipeline",
 )  # fmt: skip
 
 

@@ -18,11 +18,12 @@ from sa3_mlx.spec.presets import PRESETS
 torch = pytest.importorskip("torch")
 mlx_utils = pytest.importorskip("mlx.utils")
 
-FILES = ("layers", "attention", "t5gemma", "conditioner", "dit", "same", "guidance", "samplers", "weights")
+FILES = ("layers", "attention", "t5gemma", "conditioner", "dit", "same", "guidance", "samplers", "weights", "pipeline")
 CONFIGS = {**PRESETS, **TINY}
 # What one twin has and the other has no use for.
 TORCH_ONLY = {
     "weights": {"StableAudio", "save_checkpoint", "load_model"},  # training holds and writes whole models
+    "pipeline": {"choose_device"},
 }
 MLX_ONLY = {
     "layers": {"silu"},  # those of mlx.nn are compiled, which on Linux needs a compiler at run time
@@ -91,7 +92,7 @@ def _constructed(module: ModuleType) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for cls in (node for node in _tree(module).body if isinstance(node, ast.ClassDef)):
         for init in (node for node in cls.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"):
-            found[cls.name] = [name for line in init.body for name in _set_by(line)]
+            found[cls.name] = [name for line in init.body for name in _set_by(line) if name.lstrip("_") != DEVICE]
     return found
 
 

@@ -1,0 +1,86 @@
+"""What the pipeline refuses, each in one line, and what it offers by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import TINY
+from tiny_checkpoint import write_checkpoint
+from twins import Twin
+
+from sa3_mlx.spec.request import Inpaint, Item, Request
+from sa3_mlx.spec.tensorfile import TensorFile, array_entry, write_tensors
+
+BASE = Request(items=(Item(prompt="kick", seconds=0.5, seed=1),), steps=1, sampler="euler", head_room_seconds=0.0)
+
+
+def test_an_autoencoder_alone_encodes_but_does_not_generate(twin: Twin, random_models: dict[str, Path]) -> None:
+    autoencoder = twin.pipeline(random_models["autoencoder"])
+    assert autoencoder.decode(autoencoder.encode(np.zeros((2400, 2), np.float32))).shape == (5 * 512, 2)
+    with pytest.raises(ValueError, match="autoencoder is an autoencoder alone"):
+        autoencoder.generate(BASE)
+    with pytest.raises(ValueError, match="reads no prompts"):
+        _ = autoencoder.tokenizer
+
+
+def test_what_cannot_be_opened_is_one_line(twin: Twin, random_models: dict[str, Path], tmp_path: Path) -> None:
+    load = twin.module("pipeline").Pipeline.load
+    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+        load(tmp_path)
+    with pytest.raises(ValueError, match="dtype is 'float8': allowed are float32"):
+        load(random_models["tiny-s"], dtype="float8")
+    with pytest.raises(ValueError, match="dtype is 'half': allowed are auto"):
+        load(random_models["tiny-s"], text_dtype="half")
+    (tmp_path / "config.json").write_text((random_models["tiny-s"] / "config.json").read_text())
+    with TensorFile.open(random_models["tiny-s"] / "model.safetensors") as file:
+        entries = [array_entry(name, file.raw(name)) for name in file.names() if name != "dit.memory_tokens"]
+        write_tensors(tmp_path / "model.safetensors", entries, {})
+    with pytest.raises(ValueError, match=r"missing: dit\.memory_tokens"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("latents", "message"),
+    [
+        (np.zeros((3, 15), np.float32), r"expected shape \(frames, 16\)"),
+        (np.zeros((0, 16), np.float32), "at least 1 frame"),
+        (np.zeros((3, 16)), "float32 numpy array"),
+        (np.full((3, 16), np.nan, np.float32), "not all numbers are finite"),
+    ],
+)
+def test_latents_that_cannot_be_decoded_are_refused(
+    twin: Twin, random_models: dict[str, Path], latents: np.ndarray, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        twin.pipeline(random_models["tiny-s"]).decode(latents)
+
+
+def test_a_foreign_tokenizer_is_refused(twin: Twin, tmp_path: Path) -> None:
+    config = TINY["tiny-s"]
+    assert config.diffusion is not None
+    text = replace(config.diffusion.text_encoder, vocab_size=5)
+    folder = write_checkpoint(tmp_path / "m", replace(config, diffusion=replace(config.diffusion, text_encoder=text)))
+    with pytest.raises(ValueError, match="has 12 ids but the text encoder 5"):
+        twin.pipeline(folder).generate(BASE)
+
+
+def test_devices_are_checked() -> None:
+    pytest.importorskip("torch")
+    choose_device = Twin("torch").module("pipeline").choose_device
+    assert choose_device("cpu").type == "cpu"
+    for name in ("tpu", "mps", "cuda:99"):
+        with pytest.raises(ValueError, match=f"device is '{name}'"):
+            choose_device(name)
+
+
+def test_the_packages_offer_the_pipeline_and_its_requests() -> None:
+    import sa3_mlx
+    import sa3_torch
+
+    for package in (sa3_mlx, sa3_torch):
+        assert package.Request is Request and package.Inpaint is Inpaint
+        with pytest.raises(AttributeError, match="has no attribute 'Pipelin'"):
+            _ = package.Pipelin
