@@ -14,7 +14,7 @@ from tiny import TINY
 from twins import Twin, relative
 
 from sa3_mlx.spec.chunks import Chunk
-from sa3_mlx.spec.clips import Clip, Texts, decoder_noise, start_latents
+from sa3_mlx.spec.clips import Clip, Texts, decoder_noise, encode_sources, start_latents
 from sa3_mlx.spec.events import AudioChunk, Conditioned, Event, Finished, Generation, SeededNoise, Stepped, batch_of
 from sa3_mlx.spec.noise import INITIAL
 from sa3_mlx.spec.request import SAMPLER_NAMES, Guidance, InitAudio, Inpaint, Item, Request, extend, plan
@@ -243,6 +243,19 @@ def test_kept_audio_and_init_audio_reach_the_model(small: Any) -> None:
     results = [small.generate(request).latents[0] for request in requests]
     for a, b in itertools.combinations(results, 2):
         assert relative(a, b) > 1e-2
+
+
+def test_given_audio_is_encoded_at_the_items_own_length(pipeline: Any) -> None:
+    """[B35]: what lies beyond a short item's length, which a longer neighbour makes room for, is not in its latents."""
+    items = (_item(seconds=0.512), _item(seconds=1.7))
+    request = replace(BASE, items=items, init=InitAudio(audio=_audio(2.0), noise_level=0.5), head_room_seconds=0.0)
+    config = pipeline.config
+    together, _ = encode_sources(request, plan(request, config), config, pipeline.encode)
+    one = replace(request, items=items[:1])
+    alone, _ = encode_sources(one, plan(one, config), config, pipeline.encode)
+    assert together is not None and alone is not None and alone.shape == (1, 8, 16)
+    np.testing.assert_array_equal(together[:1, :8], alone)
+    assert not together[0, 8:].any() and together[1, 8:].any()
 
 
 def test_the_start_mixes_init_latents_and_noise_per_item() -> None:
