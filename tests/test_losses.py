@@ -9,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the training twin needs torch")
 
 from sa3_torch.train.losses import (  # noqa: E402
+    SpectralConfig,
     flow_loss,
     mid_side,
     soft_norm_loss,
@@ -19,6 +20,7 @@ from sa3_torch.train.losses import (  # noqa: E402
     waveform_loss,
 )
 
+CONFIG = SpectralConfig(sizes=(128, 512), overlap=4, contrast=1.0, log_magnitude=2.0, complex=0.5, log_scale=0.1)
 SIZES = (32, 64, 128, 256, 512, 1024, 2048)
 
 
@@ -42,27 +44,35 @@ def test_tight_window_squares_sum_to_one() -> None:
 
 def test_loss_of_equal_signals_is_zero() -> None:
     x = noise(2, 8192)
-    assert float(spectral_loss(x, x, (128, 512), 4)) == 0.0
+    assert float(spectral_loss(x, x, CONFIG, spectral_distance)) == pytest.approx(0.0, abs=1e-5)
 
 
 def test_gradient_on_silence_is_finite() -> None:
     x = torch.zeros(2, 8192, requires_grad=True)
-    spectral_loss(x, torch.zeros(2, 8192), (128, 512), 4).backward()
+    spectral_loss(x, torch.zeros(2, 8192), CONFIG, spectral_distance).backward()
     assert torch.isfinite(x.grad).all()
 
 
 def test_complex_distance_sees_polarity_and_the_magnitude_terms_do_not() -> None:
     x = noise(2, 8192)
     spectrum = tight_stft(x, 512, 128)
-    flipped = spectral_distance(-spectrum, spectrum)
-    square = (2 * spectrum).square().sum(-1)
-    only_complex = torch.log1p(square / square.std()).mean()
-    assert float(flipped) == pytest.approx(float(only_complex), rel=1e-5)
+    flipped = spectral_distance(-spectrum, spectrum, CONFIG)
+    energy = spectrum.square().sum(-1)
+    only_complex = 0.5 * torch.log1p(4 * energy / energy.mean((1, 2), keepdim=True)).mean()
+    assert float(flipped) == pytest.approx(float(only_complex), rel=1e-4)
+
+
+def test_a_loud_item_does_not_change_the_distance_of_a_quiet_one() -> None:
+    quiet, other = tight_stft(0.1 * noise(1, 4096), 512, 128), tight_stft(0.1 * noise(1, 4096, seed=1), 512, 128)
+    loud = tight_stft(noise(1, 4096, seed=2), 512, 128)
+    alone = spectral_distance(quiet, other, CONFIG)
+    beside = spectral_distance(torch.cat([quiet, loud]), torch.cat([other, loud]), CONFIG)
+    assert float(2 * beside) == pytest.approx(float(alone), rel=1e-3)
 
 
 def test_loss_is_fp32_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
-        value = spectral_loss(noise(2, 4096), noise(2, 4096, seed=1), (128,), 2)
+        value = spectral_loss(noise(2, 4096), noise(2, 4096, seed=1), CONFIG, spectral_distance)
     assert value.dtype == torch.float32
 
 

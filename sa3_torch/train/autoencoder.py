@@ -1,6 +1,7 @@
 """Stage 0, first version: SAME on a spectral and a waveform loss with the soft-norm bottleneck (training spec, 1).
 
 One step: crops -> encoder -> u; r <- EMA of std(u); z = u / r; decoder(r z + 0.05 r n) -> audio; losses in fp32.
+The waveform is learnt first, then the spectral loss takes over and gives noises and drums their energy back.
 """
 
 from __future__ import annotations
@@ -21,7 +22,15 @@ from .clips import ClipSet
 from .data import DEMO_SHARES, AudioCrops
 from .init import init_autoencoder
 from .loop import Stage, TrainConfig, maybe_compile, step_generator
-from .losses import left_right, mid_side, soft_norm_loss, spectral_distance, tight_stft, waveform_loss
+from .losses import (
+    SpectralConfig,
+    left_right,
+    mid_side,
+    soft_norm_loss,
+    spectral_distance,
+    spectral_loss,
+    waveform_loss,
+)
 from .metrics import effective_rank, log_mel_l1, si_sdr, spectral_convergence
 
 STD_DECAY = 0.999
@@ -36,10 +45,9 @@ class AutoencoderConfig(Config):
     train: TrainConfig
     crop_samples: int
     quietest_db: float
-    spectral_sizes: tuple[int, ...]
-    spectral_overlap: int  # window size / hop
-    waveform_weight: float
-    spectral_weight: float
+    spectral: SpectralConfig
+    waveform_weight: float  # at the start ...
+    waveform_final: float  # ... and once the spectral loss has its full weight
     spectral_start: float  # share of the run after which the spectral loss begins to fade in ...
     spectral_full: float  # ... and has its full weight
     softnorm_weight: float
@@ -71,14 +79,15 @@ class AutoencoderStage(Stage):
             z = u / r
             noise = torch.randn(z.shape, generator=step_generator(config.train.seed, step))
             output = unpatch(self._decode(r * (z + NOISE * noise)), self.model.audio_channels).float()
+        fade = self._fade(step)
+        waveform_weight = (1 - fade) * config.waveform_weight + fade * config.waveform_final
         terms = {
-            "waveform": config.waveform_weight * waveform_loss(output, audio),
+            "waveform": waveform_weight * waveform_loss(output, audio),
             "softnorm": config.softnorm_weight * soft_norm_loss(z),
         }
-        weight = self._spectral_weight(step)
-        if weight > 0:
+        if fade > 0:
             channels = mid_side if step % 2 else left_right
-            terms["spectral"] = weight * self._spectral(channels(output), channels(audio))
+            terms["spectral"] = fade * spectral_loss(channels(output), channels(audio), config.spectral, self._distance)
         return terms
 
     def _update_std(self, u: Tensor, step: int) -> Tensor:
@@ -89,18 +98,12 @@ class AutoencoderStage(Stage):
             std.copy_((decay * std + (1 - decay) * u.std()).clamp_min(1e-4))
         return std.clone()
 
-    def _spectral_weight(self, step: int) -> float:
-        start, full = (s * self.config.train.steps for s in (self.config.spectral_start, self.config.spectral_full))
-        return self.config.spectral_weight * min(1.0, max(0.0, (step - start) / max(1.0, full - start)))
-
-    def _spectral(self, output: Tensor, audio: Tensor) -> Tensor:
-        overlap = self.config.spectral_overlap
-        return torch.stack(
-            [
-                self._distance(tight_stft(output, n, n // overlap), tight_stft(audio, n, n // overlap))
-                for n in self.config.spectral_sizes
-            ]
-        ).mean()
+    def _fade(self, step: int) -> float:
+        """0 while the waveform is learnt, then up to 1: the spectral loss alone leaves the phases unlearnt."""
+        start, full = (
+            share * self.config.train.steps for share in (self.config.spectral_start, self.config.spectral_full)
+        )
+        return min(1.0, max(0.0, (step - start) / max(1.0, full - start)))
 
     def validate(self) -> dict[str, float]:
         """Medians over held-out tonal clips of at most 2 s, the log-mel distance over all kinds, rank of latents."""

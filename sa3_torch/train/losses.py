@@ -6,12 +6,17 @@ Shapes: B batch, L audio samples, N window size, F one-sided bins, K windows, T 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-MIN_SCALE = 1e-4
+from sa3_mlx.spec.config import Config
+
+MIN_SCALE = 1e-3
+Distance = Callable[[Tensor, Tensor, "SpectralConfig"], Tensor]
 
 
 def tight_window(size: int, hop: int) -> np.ndarray:
@@ -36,22 +41,43 @@ def magnitude(spectrum: Tensor) -> Tensor:
     return (spectrum.square().sum(-1) + 1e-12).sqrt()
 
 
-def spectral_distance(prediction: Tensor, reference: Tensor) -> Tensor:
-    """Contrast, log-magnitude and complex distance of two spectra (B, K, F, 2), summed to a scalar (terms 1 to 3)."""
+@dataclass(frozen=True, kw_only=True)
+class SpectralConfig(Config):
+    """Sizes and weights of the spectral loss."""
+
+    sizes: tuple[int, ...]  # FFT windows, samples
+    overlap: int  # window / hop
+    contrast: float  # weights of the three terms
+    log_magnitude: float
+    complex: float
+    log_scale: float  # of the spread of an item's magnitudes: where the logarithm bends
+
+
+def spectral_distance(prediction: Tensor, reference: Tensor, config: SpectralConfig) -> Tensor:
+    """Weighted contrast, log-magnitude and complex distance of two spectra (B, K, F, 2) -> scalar (terms 1 to 3).
+
+    Scales are those of each item, not of the batch: else the tonal peaks of one clip hide the noise of another.
+    """
+    axes = (1, 2)
     a, b = magnitude(prediction), magnitude(reference)
-    contrast = (a - b).norm() / (a + b).norm().clamp_min(MIN_SCALE)
-    scale = (a.std().clamp_min(MIN_SCALE).square() + b.std().clamp_min(MIN_SCALE).square()).sqrt().detach()
+    contrast = ((a - b).square().sum(axes) + 1e-8).sqrt() / ((a + b).square().sum(axes).sqrt() + 1e-2)
+    spread = (a.var(axes, keepdim=True) + b.var(axes, keepdim=True)).sqrt().clamp_min(MIN_SCALE)
+    scale = config.log_scale * spread.detach()
     log_magnitude = (torch.log1p(a / scale) - torch.log1p(b / scale)).abs().mean()
+    energy = reference.square().sum(-1).mean(axes, keepdim=True).clamp_min(1e-5)
     square = (prediction - reference).square().sum(-1)
-    sigma = square.std().clamp_min(1e-5).detach()
-    return contrast + log_magnitude + torch.log1p(square / sigma).mean()
+    return (
+        config.contrast * contrast.mean()
+        + config.log_magnitude * log_magnitude
+        + config.complex * torch.log1p(square / energy).mean()
+    )
 
 
-def spectral_loss(prediction: Tensor, reference: Tensor, sizes: tuple[int, ...], overlap: int) -> Tensor:
-    """Mean of ``spectral_distance`` over window sizes with hop N / overlap: (B, L) each -> scalar."""
+def spectral_loss(prediction: Tensor, reference: Tensor, config: SpectralConfig, distance: Distance) -> Tensor:
+    """Mean of ``distance`` (``spectral_distance``, perhaps compiled) over window sizes: (B, L) each -> scalar."""
     terms = [
-        spectral_distance(tight_stft(prediction, n, n // overlap), tight_stft(reference, n, n // overlap))
-        for n in sizes
+        distance(tight_stft(prediction, n, n // config.overlap), tight_stft(reference, n, n // config.overlap), config)
+        for n in config.sizes
     ]
     return torch.stack(terms).mean()
 
