@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
@@ -103,9 +104,10 @@ class DiT(nn.Module):
     def prepare(self, cond: Conditioning) -> Prepared:
         """Context projection, cross-attention keys and values, local terms and the duration embedding."""
         context = self.to_cond_embed(cond.context)
+        blocks = [cast(DiTBlock, layer) for layer in self.layers]
         return Prepared(
-            keys_values=tuple(layer.cross_attn.prepare(context) for layer in self.layers),
-            local=tuple(None if cond.local is None else layer.local_embed(cond.local) for layer in self.layers),
+            keys_values=tuple(block.cross_attn.prepare(context) for block in blocks),
+            local=tuple(None if cond.local is None else block.local_embed(cond.local) for block in blocks),
             seconds=self.to_global_embed(cond.seconds),
             valid=cond.valid,
         )

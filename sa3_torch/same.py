@@ -69,6 +69,8 @@ def run_blocks(layers: nn.ModuleList, x: Tensor, config: SAMEConfig) -> Tensor:
 class Bottleneck(nn.Module):
     """Soft-norm: encode (x scale + bias) / running_std, decode only x running_std [B46]."""
 
+    running_std: Tensor
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(channels))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from safetensors import safe_open
@@ -101,5 +101,5 @@ def load_model(folder: str | Path, device: torch.device) -> StableAudio:
     model = StableAudio(config)
     for part in parts_of(config):
         module = load_part(folder, config, part, device, torch.float32)
-        cast(nn.Module, model.get_submodule(part)).load_state_dict(module.state_dict(), strict=True)
+        model.get_submodule(part).load_state_dict(module.state_dict(), strict=True)
     return model.to(device)

@@ -43,7 +43,7 @@ class Progress:
 
         def next_bar(name: str, total: float, unit: str) -> None:
             nonlocal current
-            current.update(current.total - current.n)
+            current.update((current.total or 0) - current.n)
             current.close()
             current = self.bar(name, total, unit)
 

@@ -18,7 +18,7 @@ from sa3_mlx.spec.config import Config, ModelConfig
 from sa3_torch.same import SAME, patch, unpatch
 from sa3_torch.weights import save_checkpoint
 
-from .clips import ClipSet
+from .clips import Clip, ClipSet
 from .data import DEMO_SHARES, AudioCrops
 from .init import init_autoencoder
 from .loop import Stage, TrainConfig, maybe_compile, step_generator
@@ -120,7 +120,7 @@ class AutoencoderStage(Stage):
             "latent_std": float(latents.std()),
         }
 
-    def _reconstruct(self, clip) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[no-untyped-def]
+    def _reconstruct(self, clip: Clip) -> tuple[np.ndarray, np.ndarray]:
         audio = np.repeat(self.clips.read(clip, 0, 2 * self.model_config.sample_rate)[:, :1], 2, axis=1)
         output = self.model.decode(self.model.encode(torch.from_numpy(audio)[None]))[0, : len(audio)]
         return audio, output.numpy()

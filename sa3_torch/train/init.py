@@ -100,7 +100,8 @@ def _init_attention(layer: SAMEBlock, config: SAMEConfig, first: int, random: to
         norm.alpha.fill_(1.0)
         norm.gamma.fill_(gain)
         norm.beta.zero_()
-    attention.k_norm.beta[:half] = POSITION_GAIN  # type: ignore[index]
+        if norm is attention.k_norm:
+            norm.beta[:half] = POSITION_GAIN
     frequencies = torch.tensor(ROTARY_FREQUENCIES)
     for head in range(config.heads):
         distance = (first + head) % config.stride + 1

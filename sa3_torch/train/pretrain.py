@@ -160,7 +160,7 @@ class PretrainStage(Stage):
             guidance=Guidance(scale=4.0),
         )  # fmt: skip
         start = torch.from_numpy(batch_noise(range(count), INITIAL, frames, self.model_config.same.latent_channels))
-        schedule = sigmas(self.diffusion.shift, DEMO_STEPS, 1.0, np.full(count, frames))
+        schedule = sigmas(self.diffusion.shift, DEMO_STEPS, 1.0, [frames] * count)
         *_, last = euler(velocity, start, schedule, lambda _: start)
         audio = self.same.decode(last.x)  # (6, L, channels)
         pieces = [
