@@ -70,3 +70,19 @@ def test_a_prompt_must_be_text_and_the_length_positive(path: Path):
         Tokenizer(path, 5).encode([3])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="max_length is 0"):
         Tokenizer(path, 0)
+
+
+def test_a_closed_vocabulary_names_the_words_it_does_not_have(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer as Library
+    from tokenizers.models import BPE, WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+
+    library = Library(WordLevel({"<pad>": 0, "<unk>": 1, "piano": 2, "note": 3}, unk_token="<unk>"))
+    library.pre_tokenizer = WhitespaceSplit()
+    library.save(str(tmp_path / "words.json"))
+    tokenizer = Tokenizer(tmp_path / "words.json", 4)
+    assert tokenizer.closed_vocabulary() == ("piano", "note")
+    assert tokenizer.unknown("loud piano rain") == ("loud", "rain")
+    Library(BPE({"<unk>": 0, "a": 1}, [], unk_token="<unk>")).save(str(tmp_path / "pieces.json"))
+    pieces = Tokenizer(tmp_path / "pieces.json", 4)
+    assert pieces.closed_vocabulary() == () and pieces.unknown("ab") == ()

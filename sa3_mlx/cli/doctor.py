@@ -20,7 +20,7 @@ from .options import debug_option
 from .player import NAMES, players
 from .version import version
 
-_OPTIONAL = {"scipy": "train", "mido": "train", "tensorboard": "train"}  # package -> extra that brings it
+_OPTIONAL = {"scipy": "train", "mido": "train"}  # package -> extra that brings it
 _SIZE = 1024
 
 

@@ -10,9 +10,10 @@ import click
 import soundfile
 
 from sa3_mlx.spec.audio import clipped_share, peak_db, read_audio, read_tags
-from sa3_mlx.spec.checkpoint import WEIGHTS_FILE
+from sa3_mlx.spec.checkpoint import TOKENIZER_FILE, WEIGHTS_FILE
 from sa3_mlx.spec.config import ModelConfig
 from sa3_mlx.spec.tensorfile import TensorFile
+from sa3_mlx.spec.tokenizer import Tokenizer
 
 from .fingerprint import fingerprint
 from .home import find_model
@@ -56,6 +57,8 @@ def _model(folder: Path, config: ModelConfig) -> None:
     )
     if config.diffusion is not None:
         _line("longest", f"{config.max_seconds:.2f} s")
+        if words := Tokenizer(folder / TOKENIZER_FILE, config.diffusion.text_encoder.max_length).closed_vocabulary():
+            _line("knows the words", ", ".join(words))
     click.echo(json.dumps(config.to_dict(), indent=2))
 
 

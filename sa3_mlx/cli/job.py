@@ -121,6 +121,8 @@ def run(job: Job) -> list[Path]:
     progress = Progress(quiet=job.output.quiet)
     progress.line(f"{job.config.name} on {framework}, {job.seconds:g} s, seed {_seed_text(job)}")
     pipeline = backend.load(job.folder, framework, job.model.dtype, job.model.text_dtype)
+    for prompt in job.prompts:
+        _warn_of_unheard(pipeline, prompt, progress)
     written: list[Path] = []
     for number, request in enumerate(requests):
         start = time.monotonic()
@@ -138,6 +140,15 @@ def run(job: Job) -> list[Path]:
         for path in written:
             play(path)
     return written
+
+
+def _warn_of_unheard(pipeline: Pipeline, prompt: str, progress: Progress) -> None:
+    """Say which part of a prompt the model cannot hear."""
+    tokenizer, name = pipeline.tokenizer, pipeline.config.name
+    if unknown := tokenizer.unknown(prompt):
+        progress.line(f"note: {name} does not know {', '.join(map(repr, unknown))}; see 'sa3 info {name}'")
+    if (count := tokenizer.count(prompt)) > tokenizer.max_length:
+        progress.line(f"note: the prompt has {count} tokens, {name} hears the first {tokenizer.max_length}")
 
 
 def _generate(pipeline: Pipeline, request: Request, progress: Progress) -> Generation:

@@ -43,6 +43,25 @@ class Tokenizer:
         """Tokens of ``text`` before truncation: above ``max_length`` the end of the text is not heard."""
         return len(self._tokens(text))
 
+    def closed_vocabulary(self) -> tuple[str, ...]:
+        """All words of a tokenizer that knows whole words only, in the order of their ids; else empty."""
+        if not isinstance(self._tokenizer.model, tokenizers.models.WordLevel):
+            return ()
+        ids = self._tokenizer.get_vocab(with_added_tokens=False)
+        return tuple(word for word in sorted(ids, key=lambda word: ids[word]) if not word.startswith("<"))
+
+    def unknown(self, text: str) -> tuple[str, ...]:
+        """Words of ``text`` that a closed vocabulary does not have; empty for a tokenizer of word pieces."""
+        model = self._tokenizer.model
+        if not isinstance(model, tokenizers.models.WordLevel):
+            return ()
+        found = self._tokenizer.encode(text, add_special_tokens=False)
+        return tuple(
+            text[start:stop].strip()
+            for name, (start, stop) in zip(found.tokens, found.offsets, strict=True)
+            if name == model.unk_token
+        )
+
     def encode(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         """(B,) texts -> ids (B, S) int32 and mask (B, S) bool, true at tokens, S = ``max_length``.
 
