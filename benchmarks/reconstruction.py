@@ -1,0 +1,42 @@
+"""How well an autoencoder gives held-out sounds back: metrics and the judge on reconstructions."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.judge import Judge
+from sa3_torch.train.clips import ClipSet
+from sa3_torch.train.metrics import effective_rank, log_mel_l1, si_sdr, spectral_convergence
+
+
+class Codes(Protocol):
+    """Either twin's Pipeline."""
+
+    def encode(self, audio: NDArray[np.float32]) -> NDArray[np.float32]: ...
+    def decode(self, latents: NDArray[np.float32]) -> NDArray[np.float32]: ...
+
+
+def measure(pipeline: Codes, clips: ClipSet) -> dict[str, Any]:
+    """Over all captioned validation clips; SI-SDR and spectral convergence are medians over notes and chords."""
+    pairs, tonal, latents, mel = [], [], [], []
+    for clip in (clip for clip in clips.select("validation") if clip.captions):
+        audio = np.repeat(clips.read(clip)[:, :1], 2, axis=1)
+        z = pipeline.encode(audio)
+        output = pipeline.decode(z)[: len(audio)]
+        pairs.append((output, clip))
+        latents.append(z)
+        mel.append(log_mel_l1(audio, output))
+        if clip.kind in ("note", "chord"):
+            tonal.append((si_sdr(audio, output), spectral_convergence(audio, output)))
+    stacked = np.concatenate(latents)
+    return {
+        "si_sdr_tonal": float(np.median([a for a, _ in tonal])),
+        "spectral_convergence_tonal": float(np.median([b for _, b in tonal])),
+        "log_mel_l1": float(np.mean(mel)),
+        "effective_rank": effective_rank(stacked),
+        "latent_std": float(stacked.std()),
+        **Judge().evaluate(pairs),
+    }
