@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Self, cast
 
@@ -64,17 +64,19 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 def choose_device(name: str) -> torch.device:
-    """Device for auto, cpu, cuda or cuda:N. Raises ValueError for one that is not there."""
+    """Device for auto, cpu, cuda, cuda:N or mps. Raises ValueError for one that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"device is {name!r}: allowed are auto, cpu, cuda and cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device is {name!r}: allowed are auto, cpu, cuda and cuda:N")
+        raise ValueError(f"device is {name!r}: allowed are auto, cpu, cuda, cuda:N and mps") from error
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device is {name!r}: allowed are auto, cpu, cuda, cuda:N and mps")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device is {name!r}: this machine has {torch.cuda.device_count()} CUDA device(s)")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device is {name!r}: only PyTorch on a Mac with Apple silicon has it")
     return device
 
 
@@ -168,13 +170,13 @@ class Pipeline:
         source = noise or SeededNoise([item.seed for item in request.items])
         return self._run(request, make_plan(request, self.config), source, keep_resident)
 
-    def encode(self, audio: Audio) -> Latents:
+    def encode(self, audio: Audio, *, chunk_frames: int | None = None) -> Latents:
         """Audio (L, channels) float32 at the model's sample rate -> latents (ceil(L / R), C), chunk by chunk."""
         check_audio(audio, "encode", self.config.audio_channels)
         same, config = cast(SAME, self.load_part("same")), self.config.same
         ratio, frames = config.samples_per_latent, samples_to_frames(len(audio), config)
-        kept: list[Latents] = []
-        for chunk in chunk_plan(frames, default_chunk_frames(config, "encode"), config, "encode"):
+        size, kept = chunk_frames or default_chunk_frames(config, "encode"), list[Latents]()
+        for chunk in chunk_plan(frames, size, config, "encode"):
             latents = same.encode(self._array(audio[None, chunk.start * ratio : chunk.stop * ratio]))[0].cpu().numpy()
             kept.append(latents[chunk.keep_start - chunk.start : chunk.keep_stop - chunk.start])
         return np.concatenate(kept)
@@ -197,7 +199,8 @@ class Pipeline:
                 cond, null = self._encode_texts(request, plan)
                 self._release(keep_resident, "text_encoder", "conditioner")
             with watch("encode"):
-                init, inpaint = encode_sources(request, plan, self.config, self.encode)
+                encode = partial(self.encode, chunk_frames=request.encode_chunk_frames)
+                init, inpaint = encode_sources(request, plan, self.config, encode)
                 self._release(keep_resident, "same")
             yield Conditioned(frames=plan.frames, valid=plan.lengths.valid, sigmas=plan.sigmas)
             with watch("sample"):

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .audio import Audio, check_audio
-from .chunks import check_chunk_frames
+from .chunks import Direction, check_chunk_frames
 from .config import DiffusionConfig, ModelConfig
 from .lengths import Lengths, clip_lengths, samples_to_seconds, seconds_to_samples
 from .noise import check_seed
@@ -85,6 +85,7 @@ class Request:
     crossfade_ms: float | None = DEFAULT_CROSSFADE_MS  # None: no paste-back, the model's audio as it is
     decode_noise: bool = False  # the two noise terms of the official decoder [B47]
     chunk_frames: int | None = None  # latent frames per decoded chunk; None: the backend's choice
+    encode_chunk_frames: int | None = None  # latent frames per encoded chunk; None: the backend's choice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,9 +145,11 @@ def validate(request: Request, config: ModelConfig) -> None:
             raise ValueError(f"{name} noise level is {init.noise_level:g}: allowed is above 0 and up to 1")
     for number, inpaint in enumerate(_per_item(request.inpaint, Inpaint, "inpaint", request) or ()):
         _check_inpaint(inpaint, request.items[number], _name("inpaint", number, request.inpaint), config)
-    if request.chunk_frames is not None:
-        _check_int(request.chunk_frames, "chunk_frames", 1, 2**20)
-        check_chunk_frames(request.chunk_frames, config.same, "decode")
+    sizes: dict[Direction, int | None] = {"decode": request.chunk_frames, "encode": request.encode_chunk_frames}
+    for direction, size in sizes.items():
+        if size is not None:
+            _check_int(size, "chunk_frames", 1, 2**20)
+            check_chunk_frames(size, config.same, direction)
 
 
 def plan(request: Request, config: ModelConfig) -> Plan:
