@@ -53,8 +53,8 @@ def halo(config: SAMEConfig, direction: Direction) -> int:
 
 
 def default_chunk_frames(config: SAMEConfig, direction: Direction) -> int:
-    """128 frames as in the official code, more where the halo would be most of it."""
-    return pad_frames(max(128, 6 * halo(config, direction)), config)
+    """128 frames as in the official code, more where the halo would be much of it: 192 for SAME-L."""
+    return pad_frames(max(128, 16 * halo(config, direction)), config)
 
 
 def check_chunk_frames(chunk_frames: int, config: SAMEConfig, direction: Direction) -> None:
@@ -72,28 +72,28 @@ def check_chunk_frames(chunk_frames: int, config: SAMEConfig, direction: Directi
 def chunk_plan(frames: int, chunk_frames: int | None, config: SAMEConfig, direction: Direction) -> list[Chunk]:
     """Chunks in time order whose kept parts, joined, equal the result on the whole clip of ``frames`` frames.
 
-    ``chunk_frames`` None, or a clip that fits into one chunk, gives one chunk. Every chunk has ``chunk_frames`` frames,
-    except that the last one stops at the clip's end, which for SAME-S may be less than a span short.
+    ``chunk_frames`` None, or a clip that fits into one chunk, gives one chunk. Otherwise as few chunks as possible, all
+    about equally long and none longer than ``chunk_frames``: frames computed twice are 2 ``halo()`` for every inner edge
+    and no more. The last chunk stops at the clip's end, which for SAME-S may be less than a span short.
     Raises ValueError for no frames and for a chunk size that cannot be exact.
     """
     if frames < 1:
         raise ValueError(f"frames is {frames}: at least 1 is needed to {direction}")
-    padded = pad_frames(frames, config)
     if chunk_frames is None:
         return [Chunk(0, frames, 0, frames)]
     check_chunk_frames(chunk_frames, config, direction)
-    if padded <= chunk_frames:
+    multiple = config.frame_multiple
+    spans, edge = pad_frames(frames, config) // multiple, halo(config, direction) // multiple  # counted in spans
+    longest = chunk_frames // multiple
+    if spans <= longest:
         return [Chunk(0, frames, 0, frames)]
-    edge = halo(config, direction)
-    chunks: list[Chunk] = []
-    start = kept = 0
-    while start + chunk_frames < padded:
-        keep_stop = start + chunk_frames - edge
-        chunks.append(Chunk(start, start + chunk_frames, kept, keep_stop))
-        kept = keep_stop
-        start = min(kept - edge, padded - chunk_frames)
-    chunks.append(Chunk(start, frames, kept, frames))
-    return chunks
+    count = -(-(spans - 2 * edge) // (longest - 2 * edge))
+    # The chunks without their halos on both sides tile what lies between the halo at the start and that at the end.
+    cuts = [edge + (spans - 2 * edge) * i // count for i in range(1, count)]
+    keeps = [0, *(cut * multiple for cut in cuts), frames]
+    starts = [0, *((cut - edge) * multiple for cut in cuts)]
+    stops = [*((cut + edge) * multiple for cut in cuts), frames]
+    return [Chunk(*chunk) for chunk in zip(starts, stops, keeps[:-1], keeps[1:], strict=True)]
 
 
 def official_plan(frames: int, chunk_frames: int = 128, overlap: int = 32) -> list[Chunk]:
