@@ -73,8 +73,8 @@ def chunk_plan(frames: int, chunk_frames: int | None, config: SAMEConfig, direct
     """Chunks in time order whose kept parts, joined, equal the result on the whole clip of ``frames`` frames.
 
     ``chunk_frames`` None, or a clip that fits into one chunk, gives one chunk. Otherwise as few chunks as possible, all
-    about equally long and none longer than ``chunk_frames``: frames computed twice are 2 ``halo()`` for every inner edge
-    and no more. The last chunk stops at the clip's end, which for SAME-S may be less than a span short.
+    about equally long and none longer than ``chunk_frames``: the frames computed twice are 2 ``halo()`` per inner edge.
+    The last chunk stops at the clip's end, which for SAME-S may be less than a span short.
     Raises ValueError for no frames and for a chunk size that cannot be exact.
     """
     if frames < 1:
