@@ -24,6 +24,7 @@ from sa3_mlx.spec.checkpoint import (
 )
 from sa3_mlx.spec.config import FORMAT, ModelConfig
 from sa3_mlx.spec.features import ROTARY_FREQUENCIES
+from sa3_mlx.spec.quantization import Quantization
 from sa3_mlx.spec.tensorfile import STORAGE, TensorEntry, TensorFile, array_entry, to_bf16_bits, write_tensors
 
 from .export_config import official_model_config
@@ -90,6 +91,8 @@ def export_official(folder: Path, out: Path, *, force: bool) -> Report:
     check_out(out, force=force, replaceable=lambda path: (path / MODEL_CONFIG_FILE).is_file())
     config = ModelConfig.load(folder)
     with TensorFile.open(folder / WEIGHTS_FILE) as file:
+        if Quantization.read(file) is not None:
+            raise ValueError(f"{folder}: is quantized; export the model that it was made from")
         parts = parts_in(file.names()) or parts_of(config)
         check_tensors(expected_tensors(config, parts), file.shapes(), str(file.path))
         groups: tuple[list[TensorEntry], list[TensorEntry]] = ([], [])

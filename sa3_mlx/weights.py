@@ -14,8 +14,9 @@ import mlx.nn as nn
 from .conditioner import Conditioner
 from .dit import DiT
 from .same import SAME
-from .spec.checkpoint import WEIGHTS_FILE, check_tensors, expected_tensors
+from .spec.checkpoint import WEIGHTS_FILE
 from .spec.config import ModelConfig
+from .spec.quantization import Grid, check_file
 from .spec.tensorfile import TensorFile
 from .t5gemma import T5GemmaEncoder
 
@@ -45,23 +46,35 @@ def check_folder(folder: Path, config: ModelConfig) -> None:
     """Raise ValueError that lists every tensor of ``folder/model.safetensors`` that does not fit the configuration."""
     path = folder / WEIGHTS_FILE
     with TensorFile.open(path) as file:
-        check_tensors(expected_tensors(config), {name: file.info(name)[1] for name in file.names()}, str(path))
+        check_file(file, config)
 
 
 def load_part(folder: str | Path, config: ModelConfig, part: Part, dtype: mx.Dtype | None) -> nn.Module:
     """One part of a checkpoint; ``dtype`` None keeps the file's. A tensor is read from disk when it is first used.
+
+    Quantized layers become ``nn.QuantizedLinear``: their weights stay packed, also in products.
 
     Raises FileNotFoundError without a model.safetensors, ValueError for tensors that do not fit.
     """
     path = Path(folder) / WEIGHTS_FILE
     module = build_part(config, part)
     with TensorFile.open(path) as file:
-        found = {name: file.info(name)[1] for name in file.names() if name.startswith(part + ".")}
-        check_tensors(expected_tensors(config, [part]), found, str(path))
+        grids = check_file(file, config, [part])
+        names = [name for name in file.names() if name.startswith(part + ".")]
     arrays = cast(dict[str, mx.array], mx.load(str(path)))
-    state = [(name.removeprefix(part + "."), arrays[name]) for name in found]
+    _pack_layers(module, {path.removeprefix(part + "."): grid for path, grid in grids.items()})
+    state = [(name.removeprefix(part + "."), arrays[name]) for name in names]
     if dtype is not None:
-        state = [(name, array.astype(dtype)) for name, array in state]
+        state = [(name, array if array.dtype == mx.uint32 else array.astype(dtype)) for name, array in state]
     module.load_weights(state, strict=True)
     module.freeze()
     return module.eval()
+
+
+def _pack_layers(module: nn.Module, grids: dict[str, Grid]) -> None:
+    """Put a QuantizedLinear in the place of every Linear with a grid."""
+
+    def chosen(path: str, _layer: nn.Module) -> bool | dict[str, int]:
+        return path in grids and {"bits": grids[path].bits, "group_size": grids[path].group}
+
+    nn.quantize(module, class_predicate=chosen)

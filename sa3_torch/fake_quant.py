@@ -1,6 +1,6 @@
-"""Quantization in the forward pass: the values that the packed weights will have, bit for bit, with a straight gradient.
+"""Quantization in the forward pass: the values that packed weights will have, bit for bit, with a straight gradient.
 
-The arithmetic is that of ``sa3_mlx.spec.affine``; run it eagerly and outside autocast, since generated kernels may divide
+The arithmetic is that of ``sa3_mlx.spec.affine``. Run it eagerly and outside autocast: generated kernels may divide
 otherwise.
 
 Shapes: O outputs, I inputs, G = I / group groups.

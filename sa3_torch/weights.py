@@ -9,8 +9,10 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from sa3_mlx.spec.affine import Packed, dequantize
 from sa3_mlx.spec.checkpoint import CONFIG_FILE, WEIGHTS_FILE, check_tensors, expected_tensors
 from sa3_mlx.spec.config import FORMAT, ModelConfig
+from sa3_mlx.spec.quantization import check_file, read_packed
 from sa3_mlx.spec.tensorfile import TensorFile, array_entry, write_tensors
 
 from .conditioner import Conditioner
@@ -44,7 +46,7 @@ def check_folder(folder: Path, config: ModelConfig) -> None:
     """Raise ValueError that lists every tensor of ``folder/model.safetensors`` that does not fit the configuration."""
     path = folder / WEIGHTS_FILE
     with TensorFile.open(path) as file:
-        check_tensors(expected_tensors(config), {name: file.info(name)[1] for name in file.names()}, str(path))
+        check_file(file, config)
 
 
 def load_part(
@@ -52,20 +54,31 @@ def load_part(
 ) -> nn.Module:
     """One part of a checkpoint, memory-mapped; ``dtype`` None keeps the file's.
 
+    Quantized layers become ordinary ones with the values that their packed weights stand for.
+
     Raises FileNotFoundError without a model.safetensors, ValueError for tensors that do not fit.
     """
     path = Path(folder) / WEIGHTS_FILE
     with torch.device("meta"):
         module = build_part(config, part)
     with TensorFile.open(path) as tensors:
-        found = {name: tensors.info(name)[1] for name in tensors.names() if name.startswith(part + ".")}
-        check_tensors(expected_tensors(config, [part]), found, str(path))
+        grids = check_file(tensors, config, [part])
+        packed = {layer: read_packed(tensors, layer, grid) for layer, grid in grids.items()}
+    names = [name for name in expected_tensors(config, [part]) if name.removesuffix(".weight") not in grids]
     with safe_open(path, framework="pt", device=str(device)) as file:
-        state = {name.removeprefix(part + "."): file.get_tensor(name) for name in found}
+        state = {name.removeprefix(part + "."): file.get_tensor(name) for name in names}
+    for layer, matrix in packed.items():
+        state[f"{layer.removeprefix(part + '.')}.weight"] = _unpacked(matrix, device, dtype)
     if dtype is not None:
         state = {name: tensor.to(dtype) for name, tensor in state.items()}
     module.load_state_dict(state, strict=True, assign=True)
     return module.eval().requires_grad_(False)
+
+
+def _unpacked(packed: Packed, device: torch.device, dtype: torch.dtype | None) -> torch.Tensor:
+    """The values of a quantized matrix, in ``dtype`` or in the type of its scales."""
+    own = torch.bfloat16 if packed.storage == "BF16" else torch.float16
+    return torch.from_numpy(dequantize(packed, "F32")).to(device, own if dtype is None else dtype)
 
 
 class StableAudio(nn.Module):

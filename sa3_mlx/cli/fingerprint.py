@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from sa3_mlx.spec.checkpoint import WEIGHTS_FILE, check_tensors, expected_tensors
+from sa3_mlx.spec.checkpoint import WEIGHTS_FILE
 from sa3_mlx.spec.config import ModelConfig
+from sa3_mlx.spec.quantization import check_file
 from sa3_mlx.spec.tensorfile import FLOATS, TensorFile, file_hash
 
 from .home import home
@@ -28,7 +29,7 @@ def fingerprint(folder: Path, config: ModelConfig) -> str:
     """
     path = folder / WEIGHTS_FILE
     with TensorFile.open(path) as file:
-        check_tensors(expected_tensors(config), file.shapes(), str(path))
+        check_file(file, config)
         stat, key = path.stat(), str(path.resolve())
         entry = [stat.st_size, stat.st_mtime_ns]
         known = _read().get(key)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import click
 import soundfile
 
 from sa3_mlx.spec.audio import clipped_share, peak_db, read_audio, read_tags
-from sa3_mlx.spec.checkpoint import TOKENIZER_FILE, WEIGHTS_FILE
+from sa3_mlx.spec.checkpoint import TOKENIZER_FILE, WEIGHTS_FILE, expected_tensors
 from sa3_mlx.spec.config import ModelConfig
+from sa3_mlx.spec.quantization import Quantization
 from sa3_mlx.spec.tensorfile import TensorFile
 from sa3_mlx.spec.tokenizer import Tokenizer
 
@@ -34,24 +36,25 @@ def info(what: str) -> None:
 
 def _model(folder: Path, config: ModelConfig) -> None:
     counts: dict[str, int] = {}
-    dtypes: dict[str, int] = {}
+    stored: dict[str, int] = {}
     digest = fingerprint(folder, config)
     with TensorFile.open(folder / WEIGHTS_FILE) as file:
-        for name in file.names():
-            dtype, shape = file.info(name)
-            size = 1
-            for length in shape:
-                size *= length
-            part = name.split(".", 1)[0]
+        quantization = Quantization.read(file)
+        grids = {} if quantization is None else quantization.grids()
+        for name, shape in expected_tensors(config).items():
+            part, size, grid = name.split(".", 1)[0], math.prod(shape), grids.get(name.removesuffix(".weight"))
+            kind = file.info(name)[0] if grid is None else f"{grid.bits} bits"
             counts[part] = counts.get(part, 0) + size
-            dtypes[dtype] = dtypes.get(dtype, 0) + size
+            stored[kind] = stored.get(kind, 0) + size
     _line("model", config.name)
     _line("folder", str(folder))
     _line("hash", digest)
     _line("parameters", f"{sum(counts.values()):,}")
     for part, count in counts.items():
         _line(f"  {part}", f"{count:,}")
-    _line("stored as", ", ".join(f"{dtype} {count:,}" for dtype, count in sorted(dtypes.items())))
+    _line("stored as", ", ".join(f"{kind} {count:,}" for kind, count in sorted(stored.items())))
+    if quantization is not None:
+        _line("quantized", f"recipe {quantization.recipe}, from weights {quantization.source}")
     _line(
         "audio", f"{config.sample_rate} Hz, {config.audio_channels} channels, {config.frames_per_second:.2f} frames/s"
     )

@@ -1,7 +1,7 @@
 """Affine group quantization, bit for bit as the CPU stream of MLX 0.29 and later does it, in numpy.
 
-A row of weights is cut into groups of ``group`` values; each group keeps one scale, one bias and a code of ``bits`` bits
-per value, which stands for ``scale * code + bias``. Weights are quantized once, offline: a Metal device rounds otherwise.
+A row of weights is cut into groups of ``group`` values; each group keeps one scale, one bias and a code of ``bits``
+bits per value, which stands for ``scale * code + bias``. Quantize once, offline: a Metal device rounds otherwise.
 All arithmetic is fp32 with IEEE division. Values of a narrower storage type come in as float32, exactly widened.
 
 Shapes: O outputs, I inputs, G = I / group groups, W = I * bits / 32 words.
@@ -80,7 +80,8 @@ def grid(groups: Float, bits: int) -> tuple[Float, Float]:
 
 def encode(values: Float, scale: Float, bias: Float, bits: int) -> Codes:
     """The nearest codes on a grid; half goes to even. Scale and bias broadcast against the values."""
-    return np.clip(np.rint((values - bias) / scale), 0, 2**bits - 1).astype(np.uint8)
+    steps = np.rint((values - bias) / scale)
+    return np.asarray(np.clip(steps, 0, 2**bits - 1), dtype=np.uint8)
 
 
 def quantize(weight: Float, *, bits: int, group: int, storage: Storage) -> Packed:
@@ -133,4 +134,4 @@ def unpack(words: Words, bits: int) -> Codes:
     """(O, W) -> (O, I), the inverse of ``pack``."""
     stream = np.unpackbits(np.ascontiguousarray(words, "<u4").view(np.uint8), axis=-1, bitorder="little")
     codes = np.packbits(stream.reshape(len(words), -1, bits), axis=-1, bitorder="little")
-    return cast(Codes, codes[..., 0])
+    return codes[..., 0]
