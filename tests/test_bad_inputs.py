@@ -13,6 +13,7 @@ import soundfile
 from command import RATE, SMALL, make_home, refused_line, tone, truncate, work_in_copy, write_tone
 
 from sa3_mlx.cli import backend
+from sa3_mlx.cli.player import Player
 from sa3_mlx.spec.tensorfile import array_entry, write_tensors
 
 LITTLE = Path("models") / SMALL.name
@@ -142,7 +143,7 @@ def test_a_disk_that_fills_up_while_writing_leaves_nothing(
 
 
 def test_a_missing_player_or_framework_is_named(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("sa3_mlx.cli.player._PLAYERS", (("no-such-player", (), (".wav",)),))
+    monkeypatch.setattr("sa3_mlx.cli.player._PLAYERS", (Player(command=("no-such-player",), suffixes=(".wav",)),))
     assert "install one of" in refused("generate", "rain", "--play")
     monkeypatch.setattr(backend, "available", lambda name: name == "mlx")
     assert "pip install 'sa3[torch]'" in refused("generate", "rain", "--backend", "torch")

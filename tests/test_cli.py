@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from command import AUTOENCODER, RATE, SMALL, Result, make_home, sa3, tone, writ
 
 from sa3_mlx.cli import backend, home, job
 from sa3_mlx.cli.app import COMMANDS
+from sa3_mlx.cli.player import Player
 from sa3_mlx.cli.provenance import read_provenance
 from sa3_mlx.spec.audio import read_audio, write_audio
 from sa3_mlx.spec.tensorfile import TensorFile, array_entry, write_tensors
@@ -134,10 +136,10 @@ def test_clipping_is_reported_with_advice(run: Run, capfd: pytest.CaptureFixture
 
     _ok(run("generate", "rain", "--seconds", "0.2", "--out", "a.wav"))
     made, audio = read_provenance(Path("a.wav")), tone(0.5, level=2.0)
-    report_file(Path("a.wav"), audio, audio, RATE, made, 1.0, (), quiet=False)
+    report_file(Path("a.wav"), audio, audio, RATE, made, 1.0, (), None, quiet=False)
     assert "clipped" in (text := capfd.readouterr().out) and "--peak -1" in text
     silent = np.zeros_like(audio)
-    report_file(Path("a.wav"), silent, silent, RATE, made, 1.0, (), quiet=False)
+    report_file(Path("a.wav"), silent, silent, RATE, made, 1.0, (), None, quiet=False)
     assert "silent" in capfd.readouterr().out
 
 
@@ -149,12 +151,17 @@ def test_a_spectrogram_beside_the_file(run: Run, tmp_path: Path):
 def test_play_uses_a_player_that_is_there(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     player = tmp_path / "bin" / "aplay"
     player.parent.mkdir()
-    player.write_text('#!/bin/sh\necho "$@" > played\n')
+    player.write_text('#!/bin/sh\necho "$@" >> played\ncat >> heard.wav\n')
     player.chmod(0o755)
     monkeypatch.setenv("PATH", f"{player.parent}{os.pathsep}/usr/bin{os.pathsep}/bin")
-    monkeypatch.setattr("sa3_mlx.cli.player._PLAYERS", (("aplay", ("-q",), (".wav",)),))
+    files_alone = Player(command=("aplay", "-q"), suffixes=(".wav",))
+    monkeypatch.setattr("sa3_mlx.cli.player._PLAYERS", (files_alone,))
     _ok(run("generate", "rain", "--seconds", "0.2", "--out", "a.wav", "--play"))
     assert Path("played").read_text() == "-q a.wav\n"
+    monkeypatch.setattr("sa3_mlx.cli.player._PLAYERS", (replace(files_alone, stream=("-",)),))
+    _ok(run("generate", "rain", "--seconds", "0.2", "--out", "b.wav", "--play"))
+    assert Path("played").read_text() == "-q a.wav\n-q -\n"
+    np.testing.assert_array_equal(_read("heard.wav"), _read("b.wav"))
 
 
 @pytest.mark.parametrize("name", ["mlx", "torch"])
@@ -305,7 +312,7 @@ def test_released_models_come_first(shared_home: Path, tmp_path: Path, monkeypat
 
 
 def test_an_interrupted_run_leaves_nothing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, keep_resident: bool) -> None:  # noqa: ARG001
         raise KeyboardInterrupt
 
     monkeypatch.setattr(job, "_generate", interrupt)

@@ -57,3 +57,37 @@ def load(folder: Path, backend: Backend, dtype: str, text_dtype: str) -> Pipelin
     module = importlib.import_module(f"sa3_{backend}.pipeline")
     pipeline: Pipeline = module.Pipeline.load(folder, dtype=dtype, text_dtype=text_dtype)
     return pipeline
+
+
+def limit_memory(backend: Backend, limit: int, peak: int) -> None:
+    """Hold the framework to ``limit`` bytes of which a run needs ``peak``: MLX keeps fewer freed buffers, CUDA refuses
+    more. PyTorch on a CPU has no such setting.
+    """
+    if backend == "mlx":
+        from sa3_mlx import blas  # noqa: F401 (before mlx)
+
+        # isort: split
+        import mlx.core as mx
+
+        mx.set_memory_limit(limit)
+        mx.set_cache_limit(max(0, limit - peak))
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total))
+
+
+def on_gpu(backend: Backend) -> bool:
+    """Whether the networks run on a GPU there."""
+    if backend == "torch":
+        import torch
+
+        return torch.cuda.is_available()
+    from sa3_mlx import blas  # noqa: F401 (before mlx)
+
+    # isort: split
+    import mlx.core as mx
+
+    return mx.default_device().type == mx.DeviceType.gpu

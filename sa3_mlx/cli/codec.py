@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import cast
 
 import click
 import numpy as np
 from numpy.typing import NDArray
 
-from sa3_mlx.spec.audio import check_output, fit_length, read_audio, write_audio
+from sa3_mlx.spec.audio import check_output, fit_length, read_audio
+from sa3_mlx.spec.chunks import stream_chunk_frames
 from sa3_mlx.spec.config import ModelConfig
 from sa3_mlx.spec.lengths import samples_to_frames
 from sa3_mlx.spec.tensorfile import TensorFile, array_entry, file_hash, write_tensors
+from sa3_mlx.spec.wav import Subtype
 
 from . import backend, fingerprint
 from .home import find_model
 from .measure import snr_db
 from .options import FORMATS, CommonOptions, ModelOptions, common_options, gather, model_options
 from .progress import Progress
+from .sink import STDOUT, check_pipe, open_sink
 
 Latents = NDArray[np.float32]
 _FORMAT = "sa3-latents/1"
@@ -60,20 +64,23 @@ def encode(ctx: click.Context, input_file: Path, output_file: Path, check: bool)
 
 @click.command()
 @click.argument("input_file", metavar="LATENTS", type=click.Path(path_type=Path))
-@click.argument("output_file", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("output_file", metavar="OUT", type=click.Path(path_type=Path, allow_dash=True))
 @click.option("--format", "subtype", type=click.Choice(FORMATS), default="pcm16", show_default=True)
 @click.option("--reference", type=click.Path(path_type=Path), help="Print the signal-to-noise ratio against this file.")
 @model_options
 @common_options
 @click.pass_context
 def decode(ctx: click.Context, input_file: Path, output_file: Path, subtype: str, reference: Path | None) -> None:
-    """Decode LATENTS, made by encode, to the audio file OUT."""
+    """Decode LATENTS, made by encode, to the audio file OUT, or with - to a pipe."""
     common, model = gather(ctx, CommonOptions), gather(ctx, ModelOptions)
     folder, config = find_model(model.model, generates=False)
     latents, tags = _read_latents(input_file)
     samples = _output_samples(input_file, latents, tags, config)
     size = len(latents) * config.same.samples_per_latent * config.audio_channels * 4
-    check_output(output_file, subtype, overwrite=common.force, size_bytes=size)
+    if output_file == STDOUT:
+        check_pipe(subtype)
+    else:
+        check_output(output_file, subtype, overwrite=common.force, size_bytes=size)
     wanted = None if reference is None else read_audio(reference, config.sample_rate, config.audio_channels)
     framework = backend.choose(model.backend)
     digest = fingerprint.fingerprint(folder, config)
@@ -81,18 +88,24 @@ def decode(ctx: click.Context, input_file: Path, output_file: Path, subtype: str
         raise ValueError(f"{input_file}: encoded by {tags.get('model')} ({tags['model_hash'][:19]}...), not by "
                          f"{config.name} ({digest[:19]}...); give that --model, or --force")  # fmt: skip
     pipeline = backend.load(folder, framework, model.dtype, model.text_dtype)
-    progress, pieces = Progress(quiet=common.quiet), []
-    bar = progress.bar("decode", samples / config.sample_rate, "s")
-    for piece in pipeline.decode_stream(latents):
-        pieces.append(piece)
-        bar.update(len(piece) / config.sample_rate)
-    bar.close()
-    audio = np.concatenate(pieces)[:samples]
     comment = json.dumps({"command": "decode", "model": config.name, "model_hash": digest})
-    write_audio(output_file, audio, config.sample_rate, subtype, comment=comment)  # type: ignore[arg-type]
-    click.echo(f"file   {output_file}  ({len(audio) / config.sample_rate:.2f} s, {config.sample_rate} Hz, {subtype})")
+    progress, pieces, missing = Progress(quiet=common.quiet), [], samples
+    bar = progress.bar("decode", samples / config.sample_rate, "s")
+    chunk_frames = stream_chunk_frames(config.same) if output_file == STDOUT else None
+    with open_sink(
+        output_file, samples, config.audio_channels, config.sample_rate, cast(Subtype, subtype), comment=comment
+    ) as sink:
+        for piece in pipeline.decode_stream(latents, chunk_frames=chunk_frames):
+            pieces.append(piece[:missing])
+            missing -= len(pieces[-1])
+            sink.write(pieces[-1])
+            bar.update(len(piece) / config.sample_rate)
+    bar.close()
+    audio, err = np.concatenate(pieces), output_file == STDOUT
+    length = f"{len(audio) / config.sample_rate:.2f} s, {config.sample_rate} Hz, {subtype}"
+    click.echo(f"file   {output_file}  ({length})", err=err)
     if wanted is not None:
-        click.echo(f"snr    {snr_db(wanted, fit_length(audio, len(wanted))):.2f} dB against {reference}")
+        click.echo(f"snr    {snr_db(wanted, fit_length(audio, len(wanted))):.2f} dB against {reference}", err=err)
 
 
 def _check_latents_file(path: Path, *, force: bool) -> None:

@@ -16,11 +16,13 @@ from sa3_mlx.spec.tensorfile import file_hash
 from .home import find_model
 from .job import Job, Source, batch_seeds, run
 from .options import (
+    MemoryOptions,
     ModelOptions,
     OutputOptions,
     PasteOptions,
     SamplingOptions,
     gather,
+    memory_options,
     model_options,
     output_options,
     parse_region,
@@ -44,6 +46,7 @@ _KEEPING = {"PCM_16": "pcm16", "PCM_U8": "pcm16", "PCM_S8": "pcm16", "PCM_24": "
 @click.option("--seconds", type=float, help="Length. Default: that of INPUT.")
 @sampling_options
 @model_options
+@memory_options
 @output_options
 @click.pass_context
 def vary(
@@ -64,6 +67,7 @@ def vary(
         command="vary", folder=folder, config=config, model=model, sampling=sampling, output=output, prompts=(prompt,),
         seconds=length if seconds is None else seconds, seeds=batch_seeds(sampling, 1),
         format=output.format or "pcm16", source=source, noise_level=noise_level, monotone=monotone,
+        max_memory=gather(ctx, MemoryOptions).max_memory,
     ))  # fmt: skip
 
 
@@ -78,6 +82,7 @@ def vary(
 @paste_options
 @sampling_options
 @model_options
+@memory_options
 @output_options
 @click.pass_context
 def inpaint(
@@ -97,6 +102,7 @@ def inpaint(
         prompts=(prompt,), seconds=length if seconds is None else seconds, seeds=batch_seeds(sampling, 1),
         format=output.format or keeping_format(input_file, config, output.out), source=source,
         noise_level=noise_level, monotone=monotone, regions=regions, crossfade_ms=_crossfade(ctx),
+        max_memory=gather(ctx, MemoryOptions).max_memory,
     ))  # fmt: skip
 
 
@@ -107,6 +113,7 @@ def inpaint(
 @paste_options
 @sampling_options
 @model_options
+@memory_options
 @output_options
 @click.pass_context
 def extend(ctx: click.Context, input_file: Path, prompt: str, seconds: float) -> None:
@@ -122,6 +129,7 @@ def extend(ctx: click.Context, input_file: Path, prompt: str, seconds: float) ->
         prompts=(prompt,), seconds=seconds, seeds=batch_seeds(sampling, 1),
         format=output.format or keeping_format(input_file, config, output.out), source=source,
         regions=extend_request(source.audio, seconds, config).regions, crossfade_ms=_crossfade(ctx),
+        max_memory=gather(ctx, MemoryOptions).max_memory,
     ))  # fmt: skip
 
 

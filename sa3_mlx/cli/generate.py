@@ -12,10 +12,12 @@ from sa3_mlx.spec.config import ModelConfig
 from .home import find_model
 from .job import Job, batch_seeds, read_prompts, run
 from .options import (
+    MemoryOptions,
     ModelOptions,
     OutputOptions,
     SamplingOptions,
     gather,
+    memory_options,
     model_options,
     output_options,
     sampling_options,
@@ -30,6 +32,7 @@ _USUAL_SECONDS = 10.0
 @click.option("--prompt-file", type=click.Path(path_type=Path), help="One prompt per line, in place of PROMPT.")
 @sampling_options
 @model_options
+@memory_options
 @output_options
 @click.pass_context
 def generate(ctx: click.Context, prompt: str | None, seconds: float | None, prompt_file: Path | None) -> None:
@@ -51,6 +54,7 @@ def generate(ctx: click.Context, prompt: str | None, seconds: float | None, prom
         command="generate", folder=folder, config=config, model=model, sampling=sampling, output=output,
         prompts=prompts, seconds=default_seconds(config) if seconds is None else seconds,
         seeds=batch_seeds(sampling, len(prompts)), format=output.format or "pcm16",
+        max_memory=gather(ctx, MemoryOptions).max_memory,
     ))  # fmt: skip
 
 

@@ -7,28 +7,35 @@ done, each of them whole or not at all.
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from sa3_mlx.spec.audio import Audio, apply_peak, check_output
+from sa3_mlx.spec.audio import Audio, check_output
+from sa3_mlx.spec.chunks import stream_chunk_frames
 from sa3_mlx.spec.config import ModelConfig
 from sa3_mlx.spec.lengths import seconds_to_samples
+from sa3_mlx.spec.memory import MemoryPlan, Precision, fit
 from sa3_mlx.spec.noise import SEED_MAX, check_seed, random_seed
 from sa3_mlx.spec.request import Guidance, InitAudio, Inpaint, Item, Request, defaults, validate
+from sa3_mlx.spec.wav import Subtype
 
 from .options import ModelOptions, OutputOptions, SamplingOptions
-from .player import find_player, play
+from .outlet import Made, Outlets
+from .player import find_player, find_stream_player, play
 from .progress import Progress
 from .provenance import Provenance
-from .report import report_file, report_next
+from .report import report_next
+from .sink import STDOUT, PlayerSink, check_pipe
 from .version import version
 
 if TYPE_CHECKING:
     from sa3_mlx.pipeline import Pipeline
-    from sa3_mlx.spec.events import Generation
+    from sa3_mlx.spec.events import AudioChunk, Generation
+
+    from .backend import Backend
 
 _BYTES = {"pcm16": 2, "pcm24": 3, "float": 4}
 _PEAK_RANGE = (-60.0, 0.0)
@@ -63,6 +70,9 @@ class Job:
     regions: tuple[tuple[float, float], ...] = ()
     crossfade_ms: float | None = None
     only: int | None = None  # write this item of the batch alone
+    max_memory: int | None = None  # bytes
+    chunk_frames: int | None = None
+    encode_chunk_frames: int | None = None
 
     def seeds_of(self, number: int) -> tuple[int, ...]:
         return tuple(seed + number * len(self.seeds) for seed in self.seeds)
@@ -99,7 +109,7 @@ def make_request(job: Job, number: int) -> Request:
         init=InitAudio(audio=source.audio, noise_level=job.noise_level) if source and job.noise_level else None,
         inpaint=Inpaint(audio=source.audio, regions=job.regions) if source and job.regions else None,
         monotone=job.monotone, head_room_seconds=chosen.head_room, crossfade_ms=job.crossfade_ms,
-        decode_noise=chosen.decode_noise,
+        decode_noise=chosen.decode_noise, chunk_frames=job.chunk_frames, encode_chunk_frames=job.encode_chunk_frames,
     )  # fmt: skip
 
 
@@ -117,29 +127,63 @@ def run(job: Job) -> list[Path]:
     from . import backend, fingerprint
 
     framework = backend.choose(job.model.backend)
-    digest = fingerprint.fingerprint(job.folder, job.config)
     progress = Progress(quiet=job.output.quiet)
+    streaming = _streaming_player(job)
+    requests = [_for_streaming(job, request, heard_early=streaming is not None) for request in requests]
+    memory = None if job.max_memory is None else _fit_memory(job, requests, framework, job.max_memory, progress)
+    if memory is not None:
+        chunks = (memory.chunk_frames, memory.encode_chunk_frames)
+        requests = [replace(request, chunk_frames=chunks[0], encode_chunk_frames=chunks[1]) for request in requests]
+    digest = fingerprint.fingerprint(job.folder, job.config)
     progress.line(f"{job.config.name} on {framework}, {job.seconds:g} s, seed {_seed_text(job)}")
     pipeline = backend.load(job.folder, framework, job.model.dtype, job.model.text_dtype)
     for prompt in job.prompts:
         _warn_of_unheard(pipeline, prompt, progress)
-    written: list[Path] = []
-    for number, request in enumerate(requests):
-        start = time.monotonic()
-        generation = _generate(pipeline, request, progress)
-        elapsed = time.monotonic() - start
-        per_prompt = len(job.items())
-        for position, item in enumerate(job.items()):
-            path = files[number * per_prompt + position]
-            made = _provenance(job, request, item, framework, digest)
-            _write(job, generation, item, path, made, elapsed / len(job.seeds))
-            written.append(path)
-    if not job.output.quiet:
-        report_next(written[-1], made)
-    if job.output.play:
-        for path in written:
+    count, made = len(job.items()), []
+    with PlayerSink(streaming) if streaming else nullcontext() as sound:
+        for number, request in enumerate(requests):
+            paths = files[number * count : (number + 1) * count]
+            batch = [_made(job, request, *entry, framework, digest) for entry in zip(job.items(), paths, strict=True)]
+            outlets = Outlets(batch, job.config, job.output, sound)
+            with outlets:
+                keep_resident = memory is None or memory.keep_resident
+                generation = _generate(pipeline, request, progress, outlets.take, keep_resident=keep_resident)
+                outlets.finish(generation)
+            outlets.report(generation, len(job.seeds))
+            made += batch
+    if not job.output.quiet and made[-1].path != STDOUT:
+        report_next(made[-1].path, made[-1].provenance)
+    if job.output.play and not streaming:
+        for path in files:
             play(path)
-    return written
+    return files
+
+
+def _streaming_player(job: Job) -> list[str] | None:
+    """A player that can begin before the end; with --peak the end decides how loud the beginning is."""
+    return find_stream_player() if job.output.play and job.output.peak is None else None
+
+
+def _for_streaming(job: Job, request: Request, *, heard_early: bool) -> Request:
+    """Short chunks where somebody listens while the rest is decoded."""
+    if job.chunk_frames is not None or not (heard_early or job.output.out == STDOUT):
+        return request
+    return replace(request, chunk_frames=stream_chunk_frames(job.config.same))
+
+
+def _fit_memory(
+    job: Job, requests: Sequence[Request], framework: Backend, limit: int, progress: Progress
+) -> MemoryPlan:  # fmt: skip
+    """The plan that fits, printed; raises ValueError when none does. All prompts of a job are alike."""
+    from . import backend
+
+    text = job.model.text_dtype
+    if text == "auto":
+        text = "bfloat16" if backend.on_gpu(framework) else "float32"
+    plan = fit(requests[0], job.config, Precision(dtype=job.model.dtype, text_dtype=text), limit)
+    progress.line(plan.text())
+    backend.limit_memory(framework, limit, plan.peak)
+    return plan
 
 
 def _warn_of_unheard(pipeline: Pipeline, prompt: str, progress: Progress) -> None:
@@ -151,37 +195,24 @@ def _warn_of_unheard(pipeline: Pipeline, prompt: str, progress: Progress) -> Non
         progress.line(f"note: the prompt has {count} tokens, {name} hears the first {tokenizer.max_length}")
 
 
-def _generate(pipeline: Pipeline, request: Request, progress: Progress) -> Generation:
-    from sa3_mlx.spec.events import Finished
+def _generate(
+    pipeline: Pipeline, request: Request, progress: Progress, take: Callable[[AudioChunk], None], *, keep_resident: bool
+) -> Generation:  # fmt: skip
+    from sa3_mlx.spec.events import AudioChunk, Finished
 
     with progress.watch(request, pipeline.config.sample_rate) as watch:
-        for event in pipeline.stream(request):
+        for event in pipeline.stream(request, keep_resident=keep_resident):
             watch(event)
+            if isinstance(event, AudioChunk):
+                take(event)
             if isinstance(event, Finished):
                 return event.generation
     raise RuntimeError("the pipeline ended without a result")
 
 
-def _write(job: Job, generation: Generation, item: int, path: Path, made: Provenance, elapsed: float) -> None:
-    from sa3_mlx.spec.audio import write_audio
-
-    audio = generation.audio[item]
-    limited = audio if job.output.peak is None else apply_peak(audio, job.output.peak)
-    write_audio(path, limited, generation.sample_rate, made.format, comment=made.to_json())  # type: ignore[arg-type]
-    if job.output.spectrogram is not None:
-        from sa3_mlx.spectrogram import save_spectrogram
-
-        picture = spectrogram_path(job.output.spectrogram, path, job)
-        save_spectrogram(
-            picture, limited, generation.sample_rate, title=f"{made.prompt or path.name} (seed {made.seed})"
-        )
-    seams = generation.seams[item] if generation.seams else ()
-    report_file(path, audio, limited, generation.sample_rate, made, elapsed, seams, quiet=job.output.quiet)
-
-
-def _provenance(job: Job, request: Request, item: int, framework: str, digest: str) -> Provenance:
+def _made(job: Job, request: Request, item: int, path: Path, framework: str, digest: str) -> Made:
     entry = request.items[item]
-    return Provenance(
+    provenance = Provenance(
         sa3=version(), command=job.command, prompt=entry.prompt, negative_prompt=entry.negative_prompt,
         seconds=entry.seconds, seed=entry.seed, steps=request.steps, sampler=request.sampler,
         guidance=request.guidance, model=job.config.name, model_hash=digest, backend=framework,
@@ -189,9 +220,12 @@ def _provenance(job: Job, request: Request, item: int, framework: str, digest: s
         input=job.source.name if job.source else None, input_hash=job.source.hash if job.source else None,
         noise_level=job.noise_level, monotone=job.monotone, regions=job.regions, crossfade_ms=request.crossfade_ms,
         head_room_seconds=request.head_room_seconds, decode_noise=request.decode_noise,
-        batch_seeds=tuple(other.seed for other in request.items), batch_index=item, format=job.format,
+        chunk_frames=request.chunk_frames, encode_chunk_frames=request.encode_chunk_frames,
+        batch_seeds=tuple(other.seed for other in request.items), batch_index=item, format=cast(Subtype, job.format),
         peak_db=job.output.peak,
     )  # fmt: skip
+    picture = None if job.output.spectrogram is None else spectrogram_path(job.output.spectrogram, path, job)
+    return Made(item=item, path=path, provenance=provenance, picture=picture)
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
@@ -201,7 +235,13 @@ def _check_options(job: Job) -> None:
     peak = job.output.peak
     if peak is not None and not _PEAK_RANGE[0] <= peak <= _PEAK_RANGE[1]:
         raise ValueError(f"peak is {peak:g} dB: allowed are -60 to 0")
-    if job.output.play:
+    if job.output.out == STDOUT:
+        if peak is not None:
+            raise ValueError("--peak needs the whole audio before its first sample: not possible with --out -")
+        check_pipe(job.format)
+    if job.output.play and _streaming_player(job) is None:
+        if job.output.out == STDOUT:
+            raise FileNotFoundError("--play beside --out - needs a player that reads a pipe: install aplay or ffplay")
         find_player(".wav" if job.output.out is None else job.output.out.suffix.lower())
 
 
@@ -209,11 +249,14 @@ def _check_files(job: Job) -> list[Path]:
     """Every output path, after everything about it has been checked."""
     out = job.output.out or Path(f"{_slug(job.prompts[0]) or job.command}-{job.seeds[job.only or 0]}.wav")
     count = len(job.prompts) * len(job.items())
+    if out == STDOUT and count > 1:
+        raise ValueError(f"--out - takes one sound, this would make {count}; choose a file name")
     files = [out] if count == 1 else [numbered(out, number) for number in range(1, count + 1)]
     samples = seconds_to_samples(job.seconds, job.config.sample_rate)
     size = samples * job.config.audio_channels * _BYTES[job.format] + 65536
     for path in files:
-        check_output(path, job.format, overwrite=job.output.force, size_bytes=size * count)
+        if path != STDOUT:
+            check_output(path, job.format, overwrite=job.output.force, size_bytes=size * count)
         if job.output.spectrogram is not None:
             _check_picture(spectrogram_path(job.output.spectrogram, path, job), force=job.output.force)
     return files

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import click
 
+from sa3_mlx.spec.memory import parse_size
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 Group = TypeVar("Group")
 _PREFIX = "sa3."
@@ -39,6 +41,11 @@ class ModelOptions:
     backend: str
     dtype: str
     text_dtype: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryOptions:
+    max_memory: int | None  # bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +99,22 @@ def model_options(command: Command) -> Command:
     ])  # fmt: skip
 
 
+def _parse_memory(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    try:
+        size = None if value is None else parse_size(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, param) from error
+    ctx.meta[f"{_PREFIX}{param.name}"] = size
+    return size
+
+
+def memory_options(command: Command) -> Command:
+    return click.option(
+        "--max-memory", metavar="SIZE", callback=_parse_memory, expose_value=False,
+        help="Such as 6GB: predict the peak, free parts and choose chunks to stay below, or refuse.",
+    )(command)  # fmt: skip
+
+
 def sampling_options(command: Command) -> Command:
     return _stack(command, [
         _option("--seed", type=int, help="Random if not given; always printed."),
@@ -113,11 +136,12 @@ def sampling_options(command: Command) -> Command:
 
 def output_options(command: Command) -> Command:
     return _stack(command, [
-        _option("--out", "-o", type=click.Path(path_type=Path), help=".wav or .flac. Default: from prompt and seed."),
+        _option("--out", "-o", type=click.Path(path_type=Path, allow_dash=True),
+                help=".wav, .flac, or - for WAV on a pipe. Default: from prompt and seed."),
         _option("--format", type=click.Choice(FORMATS), help="Sample format. Default: pcm16, or what keeps the input."),
         _option("--peak", type=float, metavar="DB", help="Scale louder audio down to this peak, such as -1."),
         _option("--spectrogram", type=click.Path(path_type=Path), metavar="PNG", help="Draw one too."),
-        _option("--play", is_flag=True, help="Play the result."),
+        _option("--play", is_flag=True, help="Play the result, from its first decoded part on where a player can."),
         *_common(),
     ])  # fmt: skip
 

@@ -1,19 +1,31 @@
-"""Playing a file with what the system has."""
+"""Playing with what the system has: a file to its end, or a WAV while it is made."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
-_PLAYERS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (  # command, its options, what it plays
-    ("afplay", (), (".wav", ".flac")),
-    ("pw-play", (), (".wav", ".flac")),
-    ("paplay", (), (".wav", ".flac")),
-    ("aplay", ("-q",), (".wav",)),
-    ("ffplay", ("-nodisp", "-autoexit", "-loglevel", "error"), (".wav", ".flac")),
-)
-NAMES = tuple(name for name, _, _ in _PLAYERS)
+
+@dataclass(frozen=True, kw_only=True)
+class Player:
+    command: tuple[str, ...]
+    suffixes: tuple[str, ...]  # of files it plays
+    stream: tuple[str, ...] = ()  # arguments that make it read a WAV from standard input; none: it cannot
+
+
+_PLAYERS: tuple[Player, ...] = (
+    Player(command=("afplay",), suffixes=(".wav", ".flac")),
+    Player(command=("pw-play",), suffixes=(".wav", ".flac")),
+    Player(command=("paplay",), suffixes=(".wav", ".flac")),
+    Player(command=("aplay", "-q"), suffixes=(".wav",), stream=("-",)),
+    Player(
+        command=("ffplay", "-nodisp", "-autoexit", "-loglevel", "error"), suffixes=(".wav", ".flac"),
+        stream=("-i", "-"),
+    ),
+)  # fmt: skip
+NAMES = tuple(player.command[0] for player in _PLAYERS)
 
 
 def players() -> list[str]:
@@ -23,10 +35,18 @@ def players() -> list[str]:
 
 def find_player(suffix: str) -> list[str]:
     """Command that plays such files. Raises FileNotFoundError when none is installed."""
-    for name, options, suffixes in _PLAYERS:
-        if suffix in suffixes and shutil.which(name):
-            return [name, *options]
+    for player in _PLAYERS:
+        if suffix in player.suffixes and shutil.which(player.command[0]):
+            return list(player.command)
     raise FileNotFoundError(f"--play: no player for {suffix} files found; install one of {', '.join(NAMES)}")
+
+
+def find_stream_player() -> list[str] | None:
+    """Command that plays a WAV from its standard input; None when none is installed, as on a Mac without ffplay."""
+    for player in _PLAYERS:
+        if player.stream and shutil.which(player.command[0]):
+            return [*player.command, *player.stream]
+    return None
 
 
 def play(path: Path) -> None:

@@ -11,13 +11,15 @@ from typing import Any
 
 from sa3_mlx.spec.audio import read_tags
 from sa3_mlx.spec.request import Guidance
+from sa3_mlx.spec.wav import Subtype
 
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """One made file. ``batch_seeds`` and ``batch_index``: the batch it was computed in, which sets its rounding."""
+    """One made file. ``batch_seeds`` and ``batch_index``: the batch it was computed in, which sets its rounding, as
+    do the chunks."""
 
     sa3: str  # version
     command: str
@@ -41,9 +43,11 @@ class Provenance:
     crossfade_ms: float | None
     head_room_seconds: float | None
     decode_noise: bool
+    chunk_frames: int | None
+    encode_chunk_frames: int | None
     batch_seeds: tuple[int, ...]
     batch_index: int
-    format: str
+    format: Subtype
     peak_db: float | None
 
     def to_json(self) -> str:

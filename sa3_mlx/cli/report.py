@@ -19,20 +19,31 @@ _LOUD_SEAM_DB = 6.0
 
 def report_file(
     path: Path, audio: Audio, limited: Audio, sample_rate: int, made: Provenance, elapsed: float,
-    seams: Sequence[Seam], *, quiet: bool,
+    seams: Sequence[Seam], first_sound: float | None, *, quiet: bool,
 ) -> None:  # fmt: skip
-    """``audio`` is what the model made, ``limited`` what was written; ``elapsed`` seconds of work for this file."""
+    """``audio`` is what the model made, ``limited`` what was written; ``elapsed`` seconds of work for this file,
+    ``first_sound`` of them before its first samples left, None if they had to wait for the last. What goes to standard
+    output is reported on stderr.
+    """
+    err = str(path) == "-"
     if quiet:
-        click.echo(f"{path} seed {made.seed}")
+        click.echo(f"{path} seed {made.seed}", err=err)
         return
     seconds = len(audio) / sample_rate
-    _line("file", f"{path}  ({seconds:.2f} s, {sample_rate} Hz, {audio.shape[1]} channels, {made.format})")
-    _line("seed", str(made.seed))
-    _line("speed", f"{elapsed:.1f} s for {seconds:.2f} s of audio ({seconds / max(elapsed, 1e-9):.2f} x real time)")
+
+    def line(label: str, text: str) -> None:
+        _line(label, text, err=err)
+
+    line("file", f"{path}  ({seconds:.2f} s, {sample_rate} Hz, {audio.shape[1]} channels, {made.format})")
+    early = "" if first_sound is None else f", first sound after {first_sound:.1f} s"
+    line("seed", str(made.seed))
+    line(
+        "speed", f"{elapsed:.1f} s for {seconds:.2f} s of audio ({seconds / max(elapsed, 1e-9):.2f} x real time{early})"
+    )
     for text in _level_lines(audio, limited, made):
-        _line("level", text)
+        line("level", text)
     for seam in seams:
-        _line("seam", _seam_text(seam, sample_rate))
+        line("seam", _seam_text(seam, sample_rate))
 
 
 def report_next(path: Path, made: Provenance) -> None:
@@ -76,5 +87,5 @@ def next_command(path: Path, made: Provenance) -> str:
     return f"another --seed, or sa3 rerun {name}"
 
 
-def _line(label: str, text: str) -> None:
-    click.echo(f"{label:<6} {text}")
+def _line(label: str, text: str, *, err: bool = False) -> None:
+    click.echo(f"{label:<6} {text}", err=err)

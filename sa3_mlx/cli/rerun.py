@@ -63,6 +63,7 @@ def rerun(
         ),
         seeds=made.batch_seeds, format=made.format, source=source, noise_level=made.noise_level,
         monotone=made.monotone, regions=made.regions, crossfade_ms=made.crossfade_ms, only=made.batch_index,
+        chunk_frames=made.chunk_frames, encode_chunk_frames=made.encode_chunk_frames,
     ))  # fmt: skip
     if not common.quiet:
         click.echo(f"same   {_comparison(file, target)}")

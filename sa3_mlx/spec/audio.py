@@ -5,18 +5,18 @@ Audio is float32 (L, channels), full scale 1.0, L samples. Lengths in seconds an
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import shutil
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from .wav import Subtype, encode_wav, quantise, read_wav_comment
+from .wav import Subtype, quantise, read_wav_comment, sample_bytes, wav_header
 
 Audio = NDArray[np.float32]
 
@@ -124,20 +124,92 @@ def write_audio(
 ) -> None:
     """Write (L, channels) as wav or flac by extension; ``comment`` is the provenance, read back by ``read_tags``.
 
-    An existing file is replaced, and only by a complete one: the bytes go to a temporary file beside it first. Equal
-    arguments give equal bytes. Beyond full scale, pcm16 and pcm24 clip and float keeps.
+    Equal arguments give equal bytes. Beyond full scale, pcm16 and pcm24 clip and float keeps.
     Raises ValueError for a wrong format or audio that is not finite, OSError (one line) when the disk refuses.
     """
     path = Path(path)
-    check_output(path, subtype, overwrite=True)
     if audio.ndim != 2:
         raise ValueError(f"{path}: audio must be (samples, channels), got {audio.shape}")
-    check_finite(audio, str(path))
-    if path.suffix.lower() == ".wav":
-        data = encode_wav(audio, sample_rate, subtype, comment)
-    else:
-        data = _encode_flac(audio, sample_rate, 16 if subtype == "pcm16" else 24, comment)
-    _replace(path, data)
+    with AudioWriter(path, len(audio), audio.shape[1], sample_rate, subtype, comment=comment) as writer:
+        writer.write(audio)
+
+
+class AudioWriter:
+    """A wav or flac file, written piece by piece; ``write_audio`` is one piece. Use it in a ``with`` statement.
+
+    An existing file is replaced, and only by a complete one: the bytes go to a temporary file beside it, which is
+    renamed at the end of the ``with`` statement, and removed if an error ends it.
+    """
+
+    def __init__(
+        self, path: str | Path, samples: int, channels: int, sample_rate: int, subtype: Subtype, *, comment: str = ""
+    ) -> None:
+        """``samples``: how many are going to come in all. Raises as ``write_audio``."""
+        self.path = Path(path)
+        check_output(self.path, subtype, overwrite=True)
+        self._expected, self._written, self._subtype = samples, 0, subtype
+        self._partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
+        self._flac: soundfile.SoundFile | None = None
+        header = b""
+        if self.path.suffix.lower() == ".wav":
+            header = wav_header(samples, channels, sample_rate, subtype, comment)
+        try:
+            self._file = self._partial.open("wb")
+            self._file.write(header)
+        except OSError as error:
+            raise self._refused(error) from error
+        if not header:
+            self._flac = self._open_flac(channels, sample_rate, comment)
+
+    def write(self, audio: Audio) -> None:
+        """The next samples (n, channels)."""
+        check_finite(audio, str(self.path))
+        self._written += len(audio)
+        try:
+            if self._flac is None:
+                self._file.write(sample_bytes(audio, self._subtype))
+            elif self._subtype == "pcm16":
+                self._flac.write(quantise(audio, 16) << 16)  # libsndfile takes the upper bits
+            else:
+                self._flac.write(quantise(audio, 24) << 8)
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            if self._flac is not None:
+                self._flac.close()
+            self._file.close()
+            if kind is None:
+                if self._written != self._expected:
+                    raise ValueError(f"{self.path}: {self._written} samples came, {self._expected} were announced")
+                self._partial.replace(self.path)
+        except OSError as problem:
+            raise self._refused(problem) from problem
+        finally:
+            self._partial.unlink(missing_ok=True)
+
+    def _open_flac(self, channels: int, sample_rate: int, comment: str) -> soundfile.SoundFile:
+        bits = 16 if self._subtype == "pcm16" else 24
+        try:
+            file = soundfile.SoundFile(self._file, "w", sample_rate, channels, subtype=f"PCM_{bits}", format="FLAC")
+        except soundfile.LibsndfileError as error:
+            self._file.close()
+            self._partial.unlink(missing_ok=True)
+            reason = _reason(error)
+            raise ValueError(
+                f"flac cannot hold {channels} channels at {sample_rate} Hz ({reason}); write wav"
+            ) from error
+        if comment:  # libsndfile refuses an empty one
+            file.comment = comment
+        return file
+
+    def _refused(self, error: OSError) -> OSError:
+        self._partial.unlink(missing_ok=True)
+        return OSError(f"{self.path}: could not be written ({_reason(error)}); nothing was left behind")
 
 
 def read_tags(path: str | Path) -> str:
@@ -174,36 +246,6 @@ def apply_peak(audio: Audio, limit_db: float) -> Audio:
         raise ValueError(f"peak is {limit_db} dB: allowed are -60 to 0")
     excess = peak_db(audio) - limit_db
     return audio if excess <= 0 else (audio * np.float32(10 ** (-excess / 20))).astype(np.float32)
-
-
-def _encode_flac(audio: Audio, sample_rate: int, bits: int, comment: str) -> bytes:
-    words = quantise(audio, bits) << (32 - bits)  # libsndfile takes the upper bits
-    buffer = io.BytesIO()
-    try:
-        with soundfile.SoundFile(
-            buffer, "w", sample_rate, audio.shape[1], subtype=f"PCM_{bits}", format="FLAC"
-        ) as file:
-            if comment:  # libsndfile refuses an empty one
-                file.comment = comment
-            file.write(words)
-    except soundfile.LibsndfileError as error:
-        raise ValueError(
-            f"flac cannot hold {audio.shape[1]} channels at {sample_rate} Hz ({_reason(error)}); write wav"
-        ) from error
-    return buffer.getvalue()
-
-
-def _replace(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        try:
-            with partial.open("wb") as file:
-                file.write(data)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise OSError(f"{path}: could not be written ({_reason(error)}); nothing was left behind") from error
 
 
 def _cut_short(info: str) -> bool:

@@ -57,6 +57,11 @@ def default_chunk_frames(config: SAMEConfig, direction: Direction) -> int:
     return pad_frames(max(128, 16 * halo(config, direction)), config)
 
 
+def stream_chunk_frames(config: SAMEConfig) -> int:
+    """Short chunks for decoding while somebody listens: the first sound comes early, the halos cost a little more."""
+    return pad_frames(max(32, 4 * halo(config, "decode")), config)
+
+
 def check_chunk_frames(chunk_frames: int, config: SAMEConfig, direction: Direction) -> None:
     """Raises ValueError for a chunk size that cannot be exact with this autoencoder."""
     multiple = config.frame_multiple

@@ -27,28 +27,35 @@ def quantise(audio: NDArray[np.float32], bits: int) -> NDArray[np.int32]:
     return np.clip(np.rint(audio.astype(np.float64) * scale), -scale, scale - 1).astype(np.int32)
 
 
-def encode_wav(audio: NDArray[np.float32], sample_rate: int, subtype: Subtype, comment: str) -> bytes:
-    """Audio (L, channels) -> the bytes of a RIFF/WAVE file; ``comment`` goes to LIST/INFO/ICMT as UTF-8."""
-    channels, bits = audio.shape[1], _BITS[subtype]
+def sample_bytes(audio: NDArray[np.float32], subtype: Subtype) -> bytes:
+    """Audio (n, channels) as it stands in the data chunk of a WAV file."""
     if subtype == "float":
-        data = audio.astype("<f4").tobytes()
-    elif subtype == "pcm16":
-        data = quantise(audio, 16).astype("<i2").tobytes()
-    else:
-        words = quantise(audio, 24).astype("<i4")
-        data = words.view(np.uint8).reshape(-1, 4)[:, :3].tobytes()
+        return audio.astype("<f4").tobytes()
+    if subtype == "pcm16":
+        return quantise(audio, 16).astype("<i2").tobytes()
+    words = quantise(audio, 24).astype("<i4")
+    return words.view(np.uint8).reshape(-1, 4)[:, :3].tobytes()
+
+
+def wav_header(samples: int, channels: int, sample_rate: int, subtype: Subtype, comment: str) -> bytes:
+    """Everything before the samples of a RIFF/WAVE file; ``comment`` goes to LIST/INFO/ICMT as UTF-8.
+
+    The length is known before the first sample, so that a file can be sent on while it is made.
+    Raises ValueError for audio beyond the 4 GiB of a WAV file.
+    """
+    bits = _BITS[subtype]
     block = channels * bits // 8
     code = _FORMAT_FLOAT if subtype == "float" else _FORMAT_PCM
     chunks = [_chunk(b"fmt ", struct.pack("<HHIIHH", code, channels, sample_rate, sample_rate * block, block, bits))]
     if subtype == "float":
-        chunks.append(_chunk(b"fact", struct.pack("<I", audio.shape[0])))
+        chunks.append(_chunk(b"fact", struct.pack("<I", samples)))
     if comment:
         chunks.append(_chunk(b"LIST", b"INFO" + _chunk(b"ICMT", comment.encode() + b"\0")))
-    chunks.append(_chunk(b"data", data))
-    size = 4 + sum(len(chunk) for chunk in chunks)
+    data = samples * block
+    size = 4 + sum(len(chunk) for chunk in chunks) + 8 + data + data % 2
     if size >= 2**32:
-        raise ValueError(f"audio of {audio.shape[0]} samples does not fit into a WAV file (4 GiB); write flac")
-    return b"".join([b"RIFF", struct.pack("<I", size), b"WAVE", *chunks])
+        raise ValueError(f"audio of {samples} samples does not fit into a WAV file (4 GiB); write flac")
+    return b"".join([b"RIFF", struct.pack("<I", size), b"WAVE", *chunks, b"data", struct.pack("<I", data)])
 
 
 def read_wav_comment(path: str | Path) -> str:

@@ -1,0 +1,242 @@
+"""How much memory a run takes, known before it begins, and the largest chunks that fit into a limit.
+
+A phase (text, encode, sample, decode) needs the weights of the parts that are in memory plus its activations. In MLX's
+evaluation order the activations of a transformer are a fixed number of copies of its hidden states (tokens x width),
+plus, where attention is not fused, one matrix of attention scores. These numbers of copies do not depend on width,
+depth or length; they are measured on MLX's CPU backend (``python -m benchmarks memory`` repeats it) and tests hold the
+prediction to within 10 % of MLX's own peak counter. On Metal, where attention and pointwise groups are fused, and in
+PyTorch the same numbers serve as an upper estimate. Python itself, the audio and the drawn noise are not counted.
+
+Shapes: B batch, T latent frames, N tokens, D width, S text tokens.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from .checkpoint import expected_tensors
+from .chunks import Direction, chunk_plan, default_chunk_frames, halo, pad_frames
+from .config import DiffusionConfig, ModelConfig, SAMEConfig
+from .lengths import clip_lengths, samples_to_frames, seconds_to_samples
+from .request import Request
+
+PhaseName = Literal["text", "encode", "sample", "decode"]
+MARGIN = 1.1  # of a prediction that has to fit into a limit
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+# Copies of the hidden states that are in memory at the worst moment.
+SAME_COPIES = {"chunked": 48.5, "sliding": 46.5}
+DIT_FEED_FORWARD_COPIES = 28.5
+DIT_ATTENTION_COPIES = {False: 24.0, True: 39.0}  # by ``differential``; the scores come on top
+DIT_HALF_FACTOR = 1.45  # 16-bit activations meet fp32 ones in norms and rotations
+TEXT_COPIES = 20.0
+
+_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """Types of the networks as "float32", "float16" or "bfloat16"; the autoencoder is always float32."""
+
+    dtype: str
+    text_dtype: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    name: PhaseName
+    weights: int  # bytes of the parts in memory
+    activations: int  # bytes
+
+    @property
+    def peak(self) -> int:
+        return self.weights + self.activations
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """``chunk_frames`` None: the usual ones."""
+
+    phases: tuple[Phase, ...]
+    keep_resident: bool
+    chunk_frames: int | None
+    encode_chunk_frames: int | None
+
+    @property
+    def peak(self) -> int:
+        return max(phase.peak for phase in self.phases)
+
+    def text(self) -> str:
+        """One line for people."""
+        phases = ", ".join(f"{phase.name} {_size(phase.peak)}" for phase in self.phases)
+        how = "all parts stay" if self.keep_resident else "parts are freed after use"
+        chunks = [f"decoded by {self.chunk_frames} frames"] if self.chunk_frames else []
+        chunks += [f"encoded by {self.encode_chunk_frames} frames"] if self.encode_chunk_frames else []
+        return f"memory {_size(self.peak)} at most ({phases}; {', '.join([how, *chunks])})"
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "6GB", "800 MB", "2.5GiB". Raises ValueError."""
+    found = _SIZE.fullmatch(text)
+    unit = _UNITS.get(found[2].lower()) if found else None
+    if found is None or unit is None or float(found[1]) <= 0 or (unit == 1 and float(found[1]) < 10**6):
+        raise ValueError(f"size is {text!r}: expected a number with a unit, such as 6GB, 800MB or 4GiB")
+    return int(float(found[1]) * unit)
+
+
+def part_bytes(config: ModelConfig, part: str, width: int) -> int:
+    """Bytes of a part's weights in memory at ``width`` bytes each."""
+    return width * sum(math.prod(shape) for shape in expected_tensors(config, [part]).values())
+
+
+def predict(
+    request: Request, config: ModelConfig, precision: Precision, *, keep_resident: bool = True,
+) -> MemoryPlan:  # fmt: skip
+    """Peaks of the phases of a run, with the chunk sizes of the request. The request must be valid."""
+    diffusion = _diffusion(config)
+    text, dit = BYTES[precision.text_dtype], BYTES[precision.dtype]
+    weights = {
+        "text_encoder": part_bytes(config, "text_encoder", text), "conditioner": part_bytes(config, "conditioner", 4),
+        "dit": part_bytes(config, "dit", dit), "same": part_bytes(config, "same", 4),
+    }  # fmt: skip
+    needs: dict[PhaseName, tuple[str, ...]] = {"text": ("text_encoder", "conditioner")}
+    if request.init is not None or request.inpaint is not None:
+        needs["encode"] = ("same",)
+    needs |= {"sample": ("dit",), "decode": ("same",)}
+    phases, loaded = [], set[str]()
+    for name, parts in needs.items():
+        loaded = loaded | set(parts) if keep_resident else set(parts)
+        held = sum(weights[part] for part in loaded)
+        phases.append(Phase(name=name, weights=held, activations=_activations(name, request, config, diffusion, dit)))
+    return MemoryPlan(
+        phases=tuple(phases), keep_resident=keep_resident, chunk_frames=request.chunk_frames,
+        encode_chunk_frames=request.encode_chunk_frames,
+    )  # fmt: skip
+
+
+def fit(request: Request, config: ModelConfig, precision: Precision, limit: int) -> MemoryPlan:
+    """The fastest way to run within ``limit`` bytes: everything in memory, else parts freed after use, else smaller
+    chunks too. Raises ValueError, with what would help, when nothing fits.
+    """
+    for keep_resident in (True, False):
+        plan = predict(request, config, precision, keep_resident=keep_resident)
+        if plan.peak * MARGIN <= limit:
+            return plan
+    smaller = replace(
+        request,
+        chunk_frames=_largest_chunk(request, config, "decode", limit),
+        encode_chunk_frames=_largest_chunk(request, config, "encode", limit),
+    )
+    plan = predict(smaller, config, precision, keep_resident=False)
+    if plan.peak * MARGIN <= limit:
+        return plan
+    raise ValueError(_refusal(plan, smaller, config, precision, limit))
+
+
+def same_activations(frames: int, config: SAMEConfig) -> int:
+    """Bytes that the transformer of either half needs for a chunk of ``frames``."""
+    shift = config.span if config.attention == "chunked" else 0  # the shifted layers see half a chunk more at both ends
+    tokens = (pad_frames(frames, config) + shift) * (config.stride + 1)
+    return int(SAME_COPIES[config.attention] * tokens * config.width * 4)
+
+
+def dit_activations(batch: int, frames: int, config: DiffusionConfig, width: int) -> int:
+    """Bytes of one velocity of a batch; ``width`` bytes a number."""
+    dit = config.dit
+    tokens = frames + dit.memory_tokens
+    scores = dit.heads * (2 if dit.differential else 1) * tokens * tokens / (tokens * dit.width)
+    copies = max(DIT_FEED_FORWARD_COPIES, DIT_ATTENTION_COPIES[dit.differential] + scores)
+    return int(batch * tokens * dit.width * width * copies * (1 if width == 4 else DIT_HALF_FACTOR))
+
+
+def prepared_bytes(batch: int, config: DiffusionConfig, width: int) -> int:
+    """Bytes of the keys and values of the context in all blocks."""
+    per_block = (4 if config.dit.differential else 2) * config.dit.width
+    return batch * config.dit.depth * (config.text_encoder.max_length + 1) * per_block * width
+
+
+def text_activations(texts: int, config: DiffusionConfig) -> int:
+    text = config.text_encoder
+    return int(texts * text.max_length * (TEXT_COPIES * text.width + 3 * text.heads * text.max_length) * 4)
+
+
+def _activations(
+    phase: PhaseName, request: Request, config: ModelConfig, diffusion: DiffusionConfig, width: int
+) -> int:  # fmt: skip
+    batch = len(request.items)
+    head_room = diffusion.head_room_seconds if request.head_room_seconds is None else request.head_room_seconds
+    lengths = clip_lengths([item.seconds for item in request.items], config, head_room)
+    if phase == "text":
+        texts = {item.prompt for item in request.items} | {item.negative_prompt or "" for item in request.items}
+        return text_activations(len(texts), diffusion)
+    if phase == "sample":
+        rows = batch if request.guidance.scale == 1 else 2 * batch
+        return dit_activations(rows, lengths.frames, diffusion, width) + prepared_bytes(rows, diffusion, width)
+    if phase == "encode":
+        return _chunk_bytes(lengths.frames, request.encode_chunk_frames, config.same, "encode")
+    audible = max(
+        samples_to_frames(seconds_to_samples(item.seconds, config.sample_rate), config.same) for item in request.items
+    )
+    frames = min(lengths.frames, pad_frames(audible + halo(config.same, "decode"), config.same))
+    return _chunk_bytes(frames, request.chunk_frames, config.same, "decode")
+
+
+def _chunk_bytes(frames: int, chunk_frames: int | None, config: SAMEConfig, direction: Direction) -> int:
+    size = chunk_frames or default_chunk_frames(config, direction)
+    chunks = chunk_plan(frames, size, config, direction)
+    return same_activations(max(chunk.stop - chunk.start for chunk in chunks), config)
+
+
+def _largest_chunk(request: Request, config: ModelConfig, direction: Direction, limit: int) -> int | None:
+    """Frames of the largest chunk whose activations fit beside the autoencoder; None where it is not used."""
+    if direction == "encode" and request.init is None and request.inpaint is None:
+        return None
+    same = config.same
+    room = limit / MARGIN - part_bytes(config, "same", 4)
+    smallest = 2 * halo(same, direction) + same.frame_multiple
+    size = default_chunk_frames(same, direction)
+    while size > smallest and same_activations(size, same) > room:
+        size -= same.frame_multiple
+    return size
+
+
+def _diffusion(config: ModelConfig) -> DiffusionConfig:
+    if config.diffusion is None:
+        raise ValueError(f"{config.name} is an autoencoder alone and cannot generate; choose a model with a DiT")
+    return config.diffusion
+
+
+def _refusal(plan: MemoryPlan, request: Request, config: ModelConfig, precision: Precision, limit: int) -> str:
+    worst = max(plan.phases, key=lambda phase: phase.peak)
+    first = request.items[:1]
+    others: dict[str, tuple[Request, Precision]] = {}
+    if len(request.items) > 1:
+        others["--batch 1"] = (replace(request, items=first, init=None, inpaint=None), precision)
+    if precision.dtype == "float32":
+        others["--dtype float16"] = (request, replace(precision, dtype="float16"))
+    if precision.text_dtype == "float32":
+        others["--text-dtype bfloat16"] = (request, replace(precision, text_dtype="bfloat16"))
+    if len(others) > 1:
+        both = Precision(dtype="float16", text_dtype="bfloat16")
+        others[" ".join(others)] = (replace(request, items=first, init=None, inpaint=None), both)
+    for name, (other, types) in others.items():
+        peak = predict(other, config, types, keep_resident=False).peak
+        if peak * MARGIN <= limit:
+            return f"{_too_much(plan, worst, config, limit)}; with {name} it is {_size(peak)}"
+    needed = _size(int(plan.peak * MARGIN))
+    return f"{_too_much(plan, worst, config, limit)}; allow {needed}, or choose a smaller model or fewer seconds"
+
+
+def _too_much(plan: MemoryPlan, worst: Phase, config: ModelConfig, limit: int) -> str:
+    return (
+        f"memory: {config.name} needs {_size(plan.peak)} (phase {worst.name}: weights {_size(worst.weights)}, "
+        f"activations {_size(worst.activations)}), which with {MARGIN - 1:.0%} to spare is more than {_size(limit)}"
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
