@@ -1,0 +1,121 @@
+"""Measurements of quality. The last line of every command is one line of JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import click
+
+from benchmarks.adherence import Generates
+from benchmarks.adherence import measure as measure_adherence
+from benchmarks.reconstruction import Codes
+from benchmarks.reconstruction import measure as measure_reconstruction
+from benchmarks.variation import measure as measure_variation
+from sa3_mlx.spec.request import defaults
+from sa3_torch.train.clips import ClipSet
+
+
+class Pipeline(Generates, Codes, Protocol):
+    """Either twin's Pipeline."""
+
+
+def open_pipeline(folder: Path, backend: str) -> Pipeline:
+    """The pipeline of the chosen twin."""
+    if backend == "torch":
+        from sa3_torch.pipeline import Pipeline as TorchPipeline
+
+        return TorchPipeline.load(folder)
+    from sa3_mlx.pipeline import Pipeline as MlxPipeline
+
+    return MlxPipeline.load(folder)
+
+
+MODEL = click.argument("model", type=click.Path(path_type=Path, file_okay=False, exists=True))
+BACKEND = click.option("--backend", type=click.Choice(["mlx", "torch"]), default="mlx", show_default=True)
+STEPS = click.option("--steps", type=click.IntRange(1), default=None, help="Default: the model's.")
+SAMPLER = click.option("--sampler", default=None, help="Default: the model's.")
+GUIDANCE = click.option("--guidance", type=float, default=None, help="Default: the model's.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Settings of a run, with the model's own where none was given."""
+
+    steps: int
+    sampler: str
+    guidance: float
+
+
+def sampling(pipeline: Generates, steps: int | None, sampler: str | None, guidance: float | None) -> Sampling:
+    usual = defaults(pipeline.config)
+    return Sampling(
+        steps=steps or usual.steps, sampler=sampler or usual.sampler,
+        guidance=usual.guidance_scale if guidance is None else guidance,
+    )  # fmt: skip
+
+
+def show(result: dict[str, object]) -> None:
+    """The shares and numbers of a result, a line each."""
+    for name, value in result.items():
+        if isinstance(value, float):
+            click.echo(f"{name:28} {value:8.3f}")
+
+
+@click.command()
+@MODEL
+@BACKEND
+@STEPS
+@SAMPLER
+@GUIDANCE
+@click.option("--seeds", type=click.IntRange(1), default=4, show_default=True, help="Sounds per prompt.")
+@click.option("--data-seed", type=int, default=0, show_default=True, help="Seed of `sa3 train render`.")
+def adherence(
+    model: Path,
+    backend: str,
+    steps: int | None,
+    sampler: str | None,
+    guidance: float | None,
+    seeds: int,
+    data_seed: int,
+) -> None:
+    """Share of held-out prompts of the demo sounds that a judge hears as asked."""
+    pipeline = open_pipeline(model, backend)
+    chosen = sampling(pipeline, steps, sampler, guidance)
+    result = measure_adherence(
+        pipeline, data_seed=data_seed, seeds=seeds, steps=chosen.steps, sampler=chosen.sampler, guidance=chosen.guidance
+    )
+    show(result)
+    click.echo(json.dumps({"model": pipeline.config.name, "backend": backend, **result}))
+
+
+@click.command()
+@MODEL
+@BACKEND
+@click.option("--data", type=click.Path(path_type=Path, file_okay=False, exists=True), required=True,
+              help="Folder made by `sa3 train render`.")  # fmt: skip
+def reconstruction(model: Path, backend: str, data: Path) -> None:
+    """How well the autoencoder gives held-out sounds back."""
+    pipeline = open_pipeline(model, backend)
+    result = measure_reconstruction(pipeline, ClipSet(data))
+    show(result)
+    click.echo(json.dumps({"model": pipeline.config.name, "backend": backend, **result}))
+
+
+@click.command()
+@MODEL
+@BACKEND
+@STEPS
+@SAMPLER
+@GUIDANCE
+def variation(model: Path, backend: str, steps: int | None, sampler: str | None, guidance: float | None) -> None:
+    """Audio-to-audio with the official and with the monotone schedule [B23]."""
+    pipeline = open_pipeline(model, backend)
+    chosen = sampling(pipeline, steps, sampler, guidance)
+    rows = measure_variation(pipeline, steps=chosen.steps, sampler=chosen.sampler, guidance=chosen.guidance)
+    click.echo("  ".join(f"{name:>17}" for name in rows[0]))
+    for row in rows:
+        click.echo("  ".join(f"{v:17.2f}" if isinstance(v, float) else f"{v:>17}" for v in row.values()))
+    click.echo(json.dumps({"model": pipeline.config.name, "backend": backend, **asdict(chosen), "rows": rows}))
