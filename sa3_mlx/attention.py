@@ -15,16 +15,17 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from .layers import Rope, rotate
+from .layers import Rope, linear_rows, rotate
 from .spec.config import HEAD_SIZE
 
 Attend = Callable[[mx.array, mx.array, mx.array], mx.array]
 HeadNorm = Callable[[int], nn.Module]
+Heads = tuple[mx.array, mx.array, mx.array]  # queries, keys (B, N, H or 2H, K), values (B, N, H, K)
 
 
-def split_heads(x: mx.array) -> mx.array:
-    """(B, N, H * K) -> (B, H, N, K)"""
-    return x.reshape(*x.shape[:2], -1, HEAD_SIZE).transpose(0, 2, 1, 3)
+def heads_first(x: mx.array) -> mx.array:
+    """(B, N, H, K) -> (B, H, N, K)"""
+    return x.transpose(0, 2, 1, 3)
 
 
 def merge_heads(x: mx.array) -> mx.array:
@@ -33,7 +34,18 @@ def merge_heads(x: mx.array) -> mx.array:
 
 
 def attend(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None = None) -> mx.array:
-    """softmax(q k^T / 8) v; ``mask`` is boolean, True = may attend. The softmax is in fp32 whatever the dtype."""
+    """softmax(q k^T / 8) v: q, k (B, H or 2H, N, K), v (B, H, N, K) -> (B, H, N, K), fp32 softmax whatever the dtype.
+
+    2H heads are the two maps of differential attention, both over v; their difference is returned. ``mask`` is boolean,
+    True = may attend, or a bias of the logits.
+    """
+    if q.shape[1] == v.shape[1]:
+        return _attend(q, k, v, mask)
+    first, second = _attend(q, k, mx.concatenate([v, v], axis=1), mask).split(2, axis=1)
+    return first - second
+
+
+def _attend(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=HEAD_SIZE**-0.5, mask=mask)
 
 
@@ -47,22 +59,28 @@ def window_mask(groups: int, group: int) -> mx.array:
 
 
 def attend_window(q: mx.array, k: mx.array, v: mx.array, mask: mx.array) -> mx.array:
-    """Sliding-window attention without a dense mask [B42]: (B, H, N, K) -> (B, H, N, K).
+    """As ``attend``, in a sliding window without a dense mask [B42].
 
-    ``mask`` comes from ``window_mask``; N = groups * group. Keys and values are overlapping strided views, with the
-    heads as the batch axis and the groups as the head axis, so that nothing is transposed.
+    ``mask`` comes from ``window_mask``. Keys and values have N = groups * group tokens; of every group there are as many
+    queries as the mask has rows. Keys and values are overlapping strided views, with the heads as the batch axis
+    and the groups as the head axis, so that nothing is transposed; both maps of differential attention share that of v.
     """
-    groups, group, _ = mask.shape
-    batch, heads, length, size = q.shape
-    padded = length + 2 * group
+    groups, rows, window = mask.shape
+    group = window // 3
+    batch, heads, length, size = v.shape
 
     def windows(x: mx.array) -> mx.array:
         x = mx.pad(x, [(0, 0), (0, 0), (group, group), (0, 0)])  # (B, H, N + 2 group, K)
-        shape = (batch * heads, groups, 3 * group, size)
-        return mx.as_strided(x, shape, (padded * size, group * size, size, 1))
+        strides = ((length + 2 * group) * size, group * size, size, 1)
+        return mx.as_strided(x, (batch * heads, groups, window, size), strides)
 
-    out = attend(q.reshape(batch * heads, groups, group, size), windows(k), windows(v), mask[None])
-    return out.reshape(batch, heads, length, size)
+    values = windows(v)
+    maps = [
+        _attend(part.reshape(batch * heads, groups, rows, size), windows(keys), values, mask[None])
+        for part, keys in zip(q.split(q.shape[1] // heads, axis=1), k.split(q.shape[1] // heads, axis=1), strict=True)
+    ]
+    out = maps[0] if len(maps) == 1 else maps[0] - maps[1]
+    return out.reshape(batch, heads, groups * rows, size)
 
 
 class SelfAttention(nn.Module):
@@ -76,22 +94,44 @@ class SelfAttention(nn.Module):
         self.q_norm = head_norm(HEAD_SIZE)
         self.k_norm = head_norm(HEAD_SIZE)
 
-    def __call__(self, x: mx.array, table: Rope, attend: Attend) -> mx.array:
-        """(B, N, D) -> (B, N, D). ``attend`` maps q, k, v (B, H or 2H, N, K) to (B, H or 2H, N, K)."""
-        parts = [split_heads(p) for p in self.to_qkv(x).split(5 if self.differential else 3, axis=-1)]
-        v = parts[2]
+    def heads(self, x: mx.array) -> Heads:
+        """Queries, keys and values of the tokens (B, N, D), normed but without their positions."""
+        parts = self.to_qkv(x).reshape(*x.shape[:2], -1, x.shape[2] // HEAD_SIZE, HEAD_SIZE)  # (B, N, 3 or 5, H, K)
+        q, k = self.q_norm(parts[:, :, 0::3]), self.k_norm(parts[:, :, 1::3])  # with q', k' behind them
+        return q.flatten(2, 3), k.flatten(2, 3), parts[:, :, 2]
+
+    def heads_at(self, x: mx.array, rows: slice) -> Heads:
+        """As ``heads``, but queries of the tokens ``rows`` only."""
+        width = x.shape[2]
+
+        def parts(tokens: mx.array, start: int, stop: int) -> mx.array:
+            out = linear_rows(self.to_qkv, tokens, start * width, stop * width)
+            return out.reshape(*tokens.shape[:2], stop - start, width // HEAD_SIZE, HEAD_SIZE)
+
+        q, kv = [parts(x[:, rows], 0, 1)], parts(x, 1, 3)
+        k = [kv[:, :, :1]]
         if self.differential:
-            q = rotate(self.q_norm(mx.concatenate([parts[0], parts[3]], axis=1)), table)  # (B, 2H, N, K)
-            k = rotate(self.k_norm(mx.concatenate([parts[1], parts[4]], axis=1)), table)
-            first, second = attend(q, k, mx.concatenate([v, v], axis=1)).split(2, axis=1)
-            out = first - second
-        else:
-            out = attend(rotate(self.q_norm(parts[0]), table), rotate(self.k_norm(parts[1]), table), v)
-        return self.to_out(merge_heads(out))
+            q, k = [*q, parts(x[:, rows], 3, 4)], [*k, parts(x, 4, 5)]
+        q, k = self.q_norm(mx.concatenate(q, axis=2)), self.k_norm(mx.concatenate(k, axis=2))
+        return q.flatten(2, 3), k.flatten(2, 3), kv[:, :, 1]
+
+    def mix(self, heads: Heads, q_table: Rope, k_table: Rope, attend: Attend) -> mx.array:
+        """Everything behind ``heads``: positions, attention, output projection -> (B, N, D)."""
+        q, k, v = (heads_first(x) for x in heads)
+        return self.to_out(merge_heads(attend(rotate(q, q_table), rotate(k, k_table), v)))
+
+    def __call__(self, x: mx.array, table: Rope, attend: Attend) -> mx.array:
+        """(B, N, D) -> (B, N, D)"""
+        return self.mix(self.heads(x), table, table, attend)
+
+    def at(self, x: mx.array, rows: slice, table: Rope, attend: Attend) -> mx.array:
+        """The result for the tokens ``rows`` alone, with ``attend`` between these and all tokens."""
+        cos, sin = table
+        return self.mix(self.heads_at(x, rows), (cos[rows], sin[rows]), table, attend)
 
 
 class CrossAttention(nn.Module):
-    """Attention to the context, no positions and no mask [B6, B13]. Keys and values are prepared once per prompt."""
+    """Attention to the context without positions [B6, B13]. Keys and values are prepared once per prompt."""
 
     def __init__(self, width: int, *, differential: bool, head_norm: HeadNorm) -> None:
         super().__init__()
@@ -103,17 +143,12 @@ class CrossAttention(nn.Module):
         self.k_norm = head_norm(HEAD_SIZE)
 
     def prepare(self, context: mx.array) -> tuple[mx.array, mx.array]:
-        """(B, S, D) -> normed keys and values, each (B, H or 2H, S, K). Differential rows are k, k', v."""
-        parts = [split_heads(p) for p in self.to_kv(context).split(3 if self.differential else 2, axis=-1)]
-        v = parts[-1]
-        if self.differential:
-            return self.k_norm(mx.concatenate(parts[:2], axis=1)), mx.concatenate([v, v], axis=1)
-        return self.k_norm(parts[0]), v
+        """(B, S, D) -> normed keys (B, H or 2H, S, K), values (B, H, S, K). The rows of to_kv are k, (k',) v."""
+        heads = context.shape[2] // HEAD_SIZE
+        parts = self.to_kv(context).reshape(*context.shape[:2], -1, HEAD_SIZE)  # (B, S, 2H or 3H, K)
+        return heads_first(self.k_norm(parts[:, :, :-heads])), heads_first(parts[:, :, -heads:])
 
-    def __call__(self, x: mx.array, keys: mx.array, values: mx.array) -> mx.array:
-        """(B, N, D) -> (B, N, D)"""
-        out = attend(self.q_norm(split_heads(self.to_q(x))), keys, values)
-        if self.differential:
-            first, second = out.split(2, axis=1)
-            out = first - second
-        return self.to_out(merge_heads(out))
+    def __call__(self, x: mx.array, keys: mx.array, values: mx.array, bias: mx.array | None = None) -> mx.array:
+        """(B, N, D) -> (B, N, D). ``bias`` (B, 1, 1, S) is added to the logits."""
+        q = self.q_norm(self.to_q(x).reshape(*x.shape[:2], -1, HEAD_SIZE))  # (B, N, H or 2H, K)
+        return self.to_out(merge_heads(attend(heads_first(q), keys, values, bias)))

@@ -17,8 +17,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from .attention import CrossAttention, SelfAttention, attend
-from .layers import MLP, FeedForward, RMSNorm, Rope, rope
+from .attention import Attend, CrossAttention, SelfAttention, attend
+from .layers import MLP, FeedForward, RMSNorm, Rope, add_gated, modulate, rope
 from .spec.config import FF_MULT_DIT, TIMESTEP_FEATURES, DiTConfig
 from .spec.features import fourier_features
 
@@ -30,27 +30,73 @@ BLOCK_EPS = 1e-5  # [B11]
 class Conditioning:
     """What a prompt, a duration and kept audio say.
 
-    context: (B, S, Dc) text tokens and the duration token. Zeros are the unconditional input of guidance [B19].
+    context: (B, S, Dc) text tokens and the duration token; None is the unconditional input of guidance: zeros, to which
+             cross-attention adds exactly nothing, because no layer on the way has a bias [B19].
+    repeats: (B, S) how many equal tokens each of the context stands for, 0 for a filler of the batch; None = 1 each.
+             Cross-attention has no positions, so n equal keys are one key with ln n added to its logit.
     seconds: (B, Dc) the duration vector [B6].
     local:   (B, T, 1 + C) mask (1 = keep) and masked latents, or (B, 1, 1 + C) where all frames agree (zeros for plain
              text-to-audio, which matter [B7]); None leaves the local term out, which no released model was trained for.
     valid:   (B, T) bool, True = real frame; None = all. Padded keys are removed from self-attention [B16].
     """
 
-    context: mx.array
+    context: mx.array | None
+    repeats: mx.array | None = None
     seconds: mx.array
     local: mx.array | None
     valid: mx.array | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """Everything of a prompt that no sampling step changes; made by ``DiT.prepare``."""
+class Context:
+    """The context as one block's cross-attention takes it."""
 
-    keys_values: tuple[tuple[mx.array, mx.array], ...]  # per block: (B, H or 2H, S, K) each
+    keys: mx.array  # (B, H or 2H, S, K)
+    values: mx.array  # (B, H, S, K)
+    bias: mx.array | None  # (B, 1, 1, S), added to the logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """Everything of a prompt that no sampling step changes; made by ``DiT.prepare``.
+
+    A batch may hold more rows than the contexts, which belong to the first ones, and a multiple of those of the local
+    terms, which repeat: that is how ``join`` makes one batch of both halves of guidance.
+    """
+
+    contexts: tuple[Context | None, ...]  # per block
     local: tuple[mx.array | None, ...]  # per block: (B, T or 1, D)
     seconds: mx.array  # (B, D)
     valid: mx.array | None  # (B, T)
+
+
+def join(cond: Prepared, null: Prepared) -> Prepared:
+    """Both halves of guidance as one batch of 2B; they differ in their contexts alone."""
+    contexts = cond.contexts
+    if null.contexts[0] is not None:
+        contexts = tuple(_join(*pair) for pair in zip(cond.contexts, null.contexts, strict=True))
+    valid = None if cond.valid is None else mx.concatenate([cond.valid, cond.valid])
+    return Prepared(
+        contexts=contexts, local=cond.local, seconds=mx.concatenate([cond.seconds, cond.seconds]), valid=valid
+    )
+
+
+def _join(cond: Context | None, null: Context | None) -> Context:
+    assert cond is not None and null is not None
+    keys, values = mx.concatenate([cond.keys, null.keys]), mx.concatenate([cond.values, null.values])
+    if cond.bias is None or null.bias is None:
+        assert cond.bias is null.bias, "either both contexts count their tokens or none does"
+        return Context(keys=keys, values=values, bias=None)
+    return Context(keys=keys, values=values, bias=mx.concatenate([cond.bias, null.bias]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sequence:
+    """What all blocks of one evaluation share: N = M + T tokens, memory tokens first."""
+
+    memory: int  # M
+    table: Rope
+    attend: Attend
 
 
 class DiTBlock(nn.Module):
@@ -69,19 +115,36 @@ class DiTBlock(nn.Module):
         self.local_embed = MLP(latent_channels + 1, width, width, bias=True)
 
     def __call__(
-        self, x: mx.array, modulation: mx.array, table: Rope, mask: mx.array | None,
-        context: tuple[mx.array, mx.array], local: mx.array | None, memory: int,
+        self, x: mx.array, modulation: mx.array, context: Context | None, local: mx.array | None, sequence: Sequence,
+        last: bool = False,
     ) -> mx.array:  # fmt: skip
-        """x (B, N, D), modulation (B, 6 D), mask (B, 1, 1, N) bool -> (B, N, D)"""
+        """x (B, N, D), modulation (B, 6 D) -> (B, N, D). The ``last`` block leaves out the memory tokens, which nobody
+        reads behind it, as soon as they have been keys: (B, T, D)."""
         parts = (self.scale_shift_gate + modulation)[:, None].split(6, axis=-1)  # (B, 1, D) each
         scale_a, shift_a, gate_a, scale_f, shift_f, gate_f = parts
-        h = self.pre_norm(x) * (1 + scale_a) + shift_a
-        x = x + self.self_attn(h, table, partial(attend, mask=mask)) * mx.sigmoid(1 - gate_a)
-        x = x + self.cross_attn(self.cross_attn_norm(x), *context)
+        memory = sequence.memory
+        h = modulate(self.pre_norm(x), 1 + scale_a, shift_a)
+        if last:
+            x, memory = x[:, memory:], 0
+            branch = self.self_attn.at(h, slice(sequence.memory, None), sequence.table, sequence.attend)
+        else:
+            branch = self.self_attn(h, sequence.table, sequence.attend)
+        x = add_gated(x, branch, mx.sigmoid(1 - gate_a))
+        if context is not None:
+            rows = len(context.keys)
+            known = x[:rows] + self.cross_attn(
+                self.cross_attn_norm(x[:rows]), context.keys, context.values, context.bias
+            )
+            x = known if rows == len(x) else mx.concatenate([known, x[rows:]])
         if local is not None:  # memory tokens get no local term
-            x = mx.concatenate([x[:, :memory], x[:, memory:] + local], axis=1)
-        h = self.ff_norm(x) * (1 + scale_f) + shift_f
-        return x + self.ff(h) * mx.sigmoid(1 - gate_f)
+            x = mx.concatenate([x[:, :memory], _add_repeated(x[:, memory:], local)], axis=1)
+        h = modulate(self.ff_norm(x), 1 + scale_f, shift_f)
+        return add_gated(x, self.ff(h), mx.sigmoid(1 - gate_f))
+
+
+def _add_repeated(x: mx.array, local: mx.array) -> mx.array:
+    """(n B, T, D) + (B, T or 1, D)"""
+    return (x.reshape(-1, len(local), *x.shape[1:]) + local).reshape(x.shape)
 
 
 class DiT(nn.Module):
@@ -104,13 +167,22 @@ class DiT(nn.Module):
 
     def prepare(self, cond: Conditioning) -> Prepared:
         """Context projection, cross-attention keys and values, local terms and the duration embedding."""
-        context = self.to_cond_embed(cond.context)
         return Prepared(
-            keys_values=tuple(layer.cross_attn.prepare(context) for layer in self.layers),
+            contexts=self._contexts(cond),
             local=tuple(None if cond.local is None else layer.local_embed(cond.local) for layer in self.layers),
             seconds=self.to_global_embed(cond.seconds),
             valid=cond.valid,
         )
+
+    def _contexts(self, cond: Conditioning) -> tuple[Context | None, ...]:
+        if cond.context is None:
+            return (None,) * len(self.layers)
+        context = self.to_cond_embed(cond.context)
+        bias = None
+        if cond.repeats is not None:  # ln 0 takes a filler away
+            bias = mx.log(cond.repeats.astype(mx.float32)).astype(context.dtype)[:, None, None]
+        pairs = [layer.cross_attn.prepare(context) for layer in self.layers]
+        return tuple(Context(keys=keys, values=values, bias=bias) for keys, values in pairs)
 
     def modulation(self, t: np.ndarray, seconds: mx.array) -> mx.array:
         """t (B,) fp32 in [0, 1] on the host, seconds (B, D) -> (B, 6 D), shared by all blocks [B8]."""
@@ -119,17 +191,22 @@ class DiT(nn.Module):
 
     def __call__(self, x: mx.array, t: np.ndarray, prepared: Prepared) -> mx.array:
         """x (B, T, C), t (B,) fp32 on the host -> velocity (B, T, C). Values at invalid frames mean nothing."""
+        return self.velocity(x, self.modulation(t, prepared.seconds), prepared)
+
+    def velocity(self, x: mx.array, modulation: mx.array, prepared: Prepared) -> mx.array:
+        """As a call, where the modulation (B, 6 D) of this time is already known."""
         memory = self.config.memory_tokens
-        modulation = self.modulation(t, prepared.seconds)
         h = self.project_in(x + self.preprocess(x))
         h = mx.concatenate([mx.broadcast_to(self.memory_tokens, (len(h), *self.memory_tokens.shape)), h], axis=1)
-        table = rope(0, h.shape[1])  # h is (B, N, D)
         mask = None
         if prepared.valid is not None:
             mask = mx.pad(prepared.valid, [(0, 0), (memory, 0)], constant_values=True)[:, None, None]  # (B, 1, 1, N)
-        for layer, context, local in zip(self.layers, prepared.keys_values, prepared.local, strict=True):
-            h = layer(h, modulation, table, mask, context, local, memory)
-        y = self.project_out(h[:, memory:])
+        sequence = Sequence(memory=memory, table=rope(0, h.shape[1]), attend=partial(attend, mask=mask))
+        blocks = list(zip(self.layers, prepared.contexts, prepared.local, strict=True))
+        for layer, context, local in blocks[:-1]:
+            h = layer(h, modulation, context, local, sequence)
+        layer, context, local = blocks[-1]
+        y = self.project_out(layer(h, modulation, context, local, sequence, True))  # (B, T, C)
         return y + self.postprocess(y)
 
 

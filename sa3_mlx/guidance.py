@@ -5,7 +5,8 @@ Shapes: B batch, T latent frames, C latent channels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from . import blas  # noqa: F401 (before mlx)
 
@@ -13,7 +14,7 @@ from . import blas  # noqa: F401 (before mlx)
 import mlx.core as mx
 import numpy as np
 
-from .dit import Conditioning, DiT, Prepared
+from .dit import Conditioning, DiT, Prepared, join
 from .spec.request import Guidance
 
 
@@ -54,29 +55,57 @@ def guide(
 
 @dataclass(frozen=True, kw_only=True)
 class GuidedVelocity:
-    """velocity(x, t) with or without guidance; ``null`` is the unconditional or negative input [B18, B19]."""
+    """velocity(x, t) with or without guidance; ``null`` is the unconditional or negative input [B18, B19].
+
+    ``times`` (steps, B): times that will come, whose modulations are made as one batch; others are allowed.
+    """
 
     dit: DiT
     cond: Prepared
     null: Prepared | None
     guidance: Guidance
+    times: np.ndarray | None = None
+
+    @cached_property
+    def _both(self) -> Prepared:
+        assert self.null is not None
+        return join(self.cond, self.null)
+
+    @cached_property
+    def _known(self) -> dict[bytes, mx.array]:
+        """Modulations (B, 6 D) by the bytes of t."""
+        if self.times is None:
+            return {}
+        steps, batch = self.times.shape
+        seconds = mx.tile(self.cond.seconds, (steps, 1))
+        rows = self.dit.modulation(self.times.reshape(-1), seconds).reshape(steps, batch, -1)
+        return {t.tobytes(): rows[k] for k, t in enumerate(self.times)}
+
+    def _modulation(self, t: np.ndarray) -> mx.array:
+        known = self._known.get(t.tobytes())
+        return self.dit.modulation(t, self.cond.seconds) if known is None else known
 
     def __call__(self, x: mx.array, t: np.ndarray) -> mx.array:
         """x (B, T, C), t (B,) fp32 -> (B, T, C). The first item's t decides about the interval [B18]."""
-        v = self.dit(x, t, self.cond)
+        modulation = self._modulation(t)
         low, high = self.guidance.interval
         if self.null is None or self.guidance.scale == 1 or not low <= t[0] <= high:
-            return v
-        return guide(x, t, v, self.dit(x, t, self.null), self.guidance, self.cond.valid)
+            return self.dit.velocity(x, modulation, self.cond)
+        twice = mx.concatenate([modulation, modulation])
+        v_cond, v_null = self.dit.velocity(mx.concatenate([x, x]), twice, self._both).split(2)
+        return guide(x, t, v_cond, v_null, self.guidance, self.cond.valid)
 
 
 def unconditional(cond: Conditioning) -> Conditioning:
     """Zeros in place of the context; the global duration is kept [B19]."""
-    return Conditioning(context=mx.zeros_like(cond.context), seconds=cond.seconds, local=cond.local, valid=cond.valid)
+    return replace(cond, context=None, repeats=None)
 
 
 def negative(cond: Conditioning, hidden: mx.array, mask: mx.array) -> Conditioning:
-    """Negative prompt (B, S, D), mask (B, S): zeros, not the learned padding, at padded positions [B19]."""
+    """Negative prompt (B, S, D), mask (B, S): zeros, not the learned padding, at padded positions [B19].
+
+    The duration token is that of ``cond``. Equal tokens are not collapsed: see ``Conditioner.collapse`` for that.
+    """
+    assert cond.context is not None
     tokens = hidden.astype(cond.context.dtype) * mask[..., None]
-    context = mx.concatenate([tokens, cond.context[:, -1:]], axis=1)
-    return Conditioning(context=context, seconds=cond.seconds, local=cond.local, valid=cond.valid)
+    return replace(cond, context=mx.concatenate([tokens, cond.context[:, -1:]], axis=1), repeats=None)

@@ -58,7 +58,7 @@ from .spec.noise import INITIAL, step
 from .spec.request import Plan, Request
 from .spec.request import plan as make_plan
 from .spec.tensorfile import file_hash
-from .spec.tokenizer import Tokenizer
+from .spec.tokenizer import Tokenizer, collapse_padding
 from .t5gemma import T5GemmaEncoder
 from .weights import Part, check_folder, load_part, parts_of
 
@@ -170,7 +170,7 @@ class Pipeline:
         watch, latent_channels = Stopwatch("text", "encode", "sample", "decode"), self.config.same.latent_channels
         try:
             with watch("text"):
-                cond, null = self._encode_texts(request, plan)
+                cond, null = self.encode_texts(request, plan)
                 self._release(keep_resident, "text_encoder", "conditioner")
             with watch("encode"):
                 encode = partial(self.encode, chunk_frames=request.encode_chunk_frames)
@@ -193,10 +193,12 @@ class Pipeline:
         if not keep_resident:
             self.free(*parts)
 
-    def _encode_texts(self, request: Request, plan: Plan) -> tuple[Conditioning, Conditioning | None]:
+    def encode_texts(self, request: Request, plan: Plan) -> tuple[Conditioning, Conditioning | None]:
         """Prompts and, with guidance, what it leads away from: negative prompts or zeros [B19]. No local input yet."""
         texts = Texts.of(request)
         ids, mask = self.tokenizer.encode(texts.texts)
+        slots, repeats = collapse_padding(mask)
+        ids, mask = ids[:, :slots], mask[:, :slots]
         encoder = cast(T5GemmaEncoder, self.load_part("text_encoder"))
         conditioner = cast(Conditioner, self.load_part("conditioner"))
         seconds = np.array([item.seconds for item in request.items])
@@ -204,6 +206,7 @@ class Pipeline:
         context, duration = conditioner(hidden[mx.array(texts.prompts)], mx.array(mask[texts.prompts]), seconds)
         cond = Conditioning(
             context=context.astype(self._dtype),
+            repeats=mx.array(repeats[texts.prompts]),
             seconds=duration.astype(self._dtype),
             local=None,
             valid=None if plan.padding_mask.all() else mx.array(plan.padding_mask),
@@ -211,11 +214,11 @@ class Pipeline:
         mx.eval(cond.context, cond.seconds)
         if request.guidance.scale == 1:
             return cond, None
-        null = unconditional(cond)
-        if texts.has_negative.any():
-            away = negative(cond, hidden[mx.array(texts.negatives)], mx.array(mask[texts.negatives]))
-            chosen = mx.array(texts.has_negative)[:, None, None]
-            null = replace(null, context=mx.where(chosen, away.context, null.context))
+        if not texts.has_negative.any():
+            return cond, unconditional(cond)
+        away = negative(cond, hidden[mx.array(texts.negatives)], mx.array(mask[texts.negatives]))
+        chosen = mx.array(texts.has_negative)[:, None, None]
+        null = replace(away, context=away.context * chosen, repeats=mx.array(repeats[texts.negatives]))
         mx.eval(null.context)
         return cond, null
 
@@ -226,9 +229,10 @@ class Pipeline:
         """From the start (B, T, C) to the latents of the end; every step is computed before it is announced."""
         with watch("sample"):
             dit = cast(DiT, self.load_part("dit"))
-            prepared = dit.prepare(cond)
-            prepared_null = None if null is None else replace(dit.prepare(null), local=prepared.local)
-            guided = GuidedVelocity(dit=dit, cond=prepared, null=prepared_null, guidance=request.guidance)
+            guided = GuidedVelocity(
+                dit=dit, cond=dit.prepare(cond), null=None if null is None else dit.prepare(null),
+                guidance=request.guidance, times=np.ascontiguousarray(plan.sigmas[:, :-1].T),
+            )  # fmt: skip
 
         def velocity(x: mx.array, t: np.ndarray) -> mx.array:
             return guided(x.astype(self._dtype), t).astype(mx.float32)

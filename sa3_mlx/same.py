@@ -14,7 +14,7 @@ from . import blas  # noqa: F401 (before mlx)
 import mlx.core as mx
 import mlx.nn as nn
 
-from .attention import Attend, SelfAttention, attend, attend_window, window_mask
+from .attention import Attend, Heads, SelfAttention, attend, attend_window, window_mask
 from .layers import DynamicTanh, FeedForward, Rope, rope
 from .spec.config import FF_MULT_SAME, SAMEConfig
 
@@ -43,30 +43,74 @@ class SAMEBlock(nn.Module):
         self.ff_norm = DynamicTanh(width)
         self.ff = FeedForward(width, FF_MULT_SAME, "sine" if sine_gate else "silu")
 
-    def __call__(self, x: mx.array, table: Rope, attend: Attend) -> mx.array:
-        x = x + self.self_attn(self.pre_norm(x), table, attend)
+    def heads(self, x: mx.array) -> Heads:
+        """What attention makes of every token by itself: (B, N, D) -> see ``SelfAttention.heads``."""
+        return self.self_attn.heads(self.pre_norm(x))
+
+    def __call__(self, x: mx.array, table: Rope, attend: Attend, heads: Heads | None = None) -> mx.array:
+        """(B, N, D) -> (B, N, D). ``heads`` of x, where they are known already."""
+        x = x + self.self_attn.mix(heads or self.heads(x), table, table, attend)
+        return x + self.ff(self.ff_norm(x))
+
+    def at(self, x: mx.array, rows: slice, table: Rope, attend: Attend) -> mx.array:
+        """The result for the tokens ``rows`` alone: a last layer of which nothing else is read."""
+        x = x[:, rows] + self.self_attn.at(self.pre_norm(x), rows, table, attend)
         return x + self.ff(self.ff_norm(x))
 
 
-def run_blocks(layers: list[SAMEBlock], x: mx.array, config: SAMEConfig) -> mx.array:
-    """The transformer over whole groups: (B, N, D) -> (B, N, D) [B41, B42]."""
+def run_blocks(
+    layers: list[SAMEBlock], x: mx.array, config: SAMEConfig, heads: Heads | None, *, latents_only: bool
+) -> mx.array:
+    """The transformer over whole groups: (B, N, D) -> (B, N, D) [B41, B42].
+
+    ``latents_only``: -> (B, T, D), the last token of every group, all that an encoder reads. ``heads``: those of x in the
+    first layer, where they are known already.
+    """
+    run = _run_sliding if config.attention == "sliding" else _run_chunked
+    return run(layers, x, config, heads, latents_only)
+
+
+def _run_sliding(
+    layers: list[SAMEBlock], x: mx.array, config: SAMEConfig, heads: Heads | None, latents_only: bool
+) -> mx.array:
+    length, group = x.shape[1], config.stride + 1
+    table, mask = rope(0, length), window_mask(length // group, group)
+    for layer in layers[:-1]:
+        x, heads = layer(x, table, partial(attend_window, mask=mask), heads), None
+    if latents_only:
+        rows = slice(group - 1, None, group)
+        return layers[-1].at(x, rows, table, partial(attend_window, mask=mask[:, rows]))
+    return layers[-1](x, table, partial(attend_window, mask=mask), heads)
+
+
+def _run_chunked(
+    layers: list[SAMEBlock], x: mx.array, config: SAMEConfig, heads: Heads | None, latents_only: bool
+) -> mx.array:
     batch, length, width = x.shape
     group = config.stride + 1
-    if config.attention == "sliding":
-        table = rope(0, length)
-        mask = window_mask(length // group, group)
-        for layer in layers:
-            x = layer(x, table, partial(attend_window, mask=mask))
-        return x
     chunk, half = config.span * group, config.span * group // 2
     table = rope(0, chunk)  # positions restart in every chunk
-    x = x.reshape(-1, chunk, width)  # (B chunks, chunk, D)
-    for index, layer in enumerate(layers):
-        if index == len(layers) // 2:  # from here on chunks are shifted by half, both ends repeated
-            x = x.reshape(batch, length, width)
-            x = mx.concatenate([x[:, :half], x, x[:, -half:]], axis=1).reshape(-1, chunk, width)
+    for layer in layers[: len(layers) // 2]:
+        x, heads = layer(_fold(x, chunk), table, attend, _fold_heads(heads, chunk)).reshape(x.shape), None
+    x = mx.concatenate([x[:, :half], x, x[:, -half:]], axis=1)  # chunks shifted by half, both ends repeated
+    x = _fold(x, chunk)  # (B chunks, chunk, D)
+    for layer in layers[len(layers) // 2 : -1]:
         x = layer(x, table, attend)
-    return x.reshape(batch, -1, width)[:, half : half + length]
+    if not latents_only:
+        return layers[-1](x, table, attend).reshape(batch, -1, width)[:, half : half + length]
+    first = (half + group - 1) % group  # where a chunk has its first latent token
+    x = layers[-1].at(x, slice(first, None, group), table, attend).reshape(batch, -1, width)
+    before = -(-(half - first) // group)  # latent tokens in the repeated end
+    return x[:, before : before + length // group]
+
+
+def _fold(x: mx.array, chunk: int) -> mx.array:
+    """(B, N, ...) -> (B N / chunk, chunk, ...)"""
+    return x.reshape(-1, chunk, *x.shape[2:])
+
+
+def _fold_heads(heads: Heads | None, chunk: int) -> Heads | None:
+    return None if heads is None else (_fold(heads[0], chunk), _fold(heads[1], chunk), _fold(heads[2], chunk))
 
 
 class Bottleneck(nn.Module):
@@ -102,8 +146,7 @@ class Encoder(nn.Module):
         frames, stride, width = count // self.config.stride, self.config.stride, self.config.width
         x = self.mapping(patches).reshape(batch, frames, stride, width)  # (B, T, s, D)
         x = mx.concatenate([x, mx.broadcast_to(self.new_token, (batch, frames, 1, width))], axis=2)
-        x = run_blocks(self.layers, x.flatten(1, 2), self.config)
-        return self.project_out(x.reshape(batch, frames, stride + 1, width)[:, :, -1])
+        return self.project_out(run_blocks(self.layers, x.flatten(1, 2), self.config, None, latents_only=True))
 
 
 class Decoder(nn.Module):
@@ -126,16 +169,27 @@ class Decoder(nn.Module):
         stride, width = self.config.stride, self.config.width
         missing = -frames % self.config.frame_multiple
         x = mx.pad(self.project_in(z), [(0, 0), (0, missing), (0, 0)])  # zeros behind the Linear [B39]
-        tokens = mx.broadcast_to(self.new_token, (batch, frames + missing, stride, width))
-        if token_noise is not None:
-            tokens = tokens + self.config.token_noise * mx.pad(token_noise, [(0, 0), (0, missing), (0, 0), (0, 0)])
-        x = mx.concatenate([x[:, :, None], tokens], axis=2)  # (B, T, 1 + s, D)
-        x = run_blocks(self.layers, x.flatten(1, 2), self.config)
+        new = mx.broadcast_to(self.new_token, (batch, 1, width))
+        heads = None
+        if token_noise is None:  # all new tokens are one: the first layer makes its heads once
+            q, k, v = self.layers[0].heads(mx.concatenate([x, new], axis=1))
+            heads = self._spread(q), self._spread(k), self._spread(v)
+            x = self._spread(mx.concatenate([x, new], axis=1))  # (B, N, D)
+        else:
+            noise = mx.pad(token_noise, [(0, 0), (0, missing), (0, 0), (0, 0)])
+            x = mx.concatenate([x[:, :, None], new[:, None] + self.config.token_noise * noise], axis=2).flatten(1, 2)
+        x = run_blocks(self.layers, x, self.config, heads, latents_only=False)
         x = x.reshape(batch, frames + missing, stride + 1, width)[:, :, 1:].flatten(1, 2)  # (B, P, D)
         if self.config.decoder_kernel == 3:  # zero 'same' padding over the whole padded sequence
             y = mx.pad(x, [(0, 0), (1, 1), (0, 0)])
             x = mx.concatenate([y[:, :-2], x, y[:, 2:]], axis=-1)
         return self.mapping(x)[:, : frames * stride]
+
+    def _spread(self, x: mx.array) -> mx.array:
+        """Of every latent and, last, of the new token: (B, T + 1, ...) -> (B, N, ...), of every token of the groups."""
+        latents, new = x[:, :-1, None], x[:, -1:, None]
+        new = mx.broadcast_to(new, (*latents.shape[:2], self.config.stride, *x.shape[2:]))
+        return mx.concatenate([latents, new], axis=2).flatten(1, 2)
 
 
 class SAME(nn.Module):

@@ -14,15 +14,16 @@ from torch import Tensor, nn
 
 from sa3_mlx.spec.config import HEAD_SIZE
 
-from .layers import Rope, rotate
+from .layers import Rope, linear_rows, rotate
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 HeadNorm = Callable[[int], nn.Module]
+Heads = tuple[Tensor, Tensor, Tensor]  # queries, keys (B, N, H or 2H, K), values (B, N, H, K)
 
 
-def split_heads(x: Tensor) -> Tensor:
-    """(B, N, H * K) -> (B, H, N, K)"""
-    return x.unflatten(-1, (-1, HEAD_SIZE)).transpose(1, 2)
+def heads_first(x: Tensor) -> Tensor:
+    """(B, N, H, K) -> (B, H, N, K)"""
+    return x.transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
@@ -31,10 +32,22 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / 8) v; ``mask`` is boolean, True = may attend. In fp32 on a CPU: bf16 is slower there."""
+    """softmax(q k^T / 8) v: q, k (B, H or 2H, N, K), v (B, H, N, K) -> (B, H, N, K). In fp32 on a CPU.
+
+    2H heads are the two maps of differential attention, both over v; their difference is returned. ``mask`` is boolean,
+    True = may attend, or a bias of the logits.
+    """
+    if q.shape[1] == v.shape[1]:
+        return _attend(q, k, v, mask)
+    first, second = _attend(q, k, torch.cat([v, v], dim=1), mask).chunk(2, dim=1)
+    return first - second
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    with torch.autocast("cpu", enabled=False):
+    with torch.autocast("cpu", enabled=False):  # bf16 is slower there
+        mask = mask if mask is None or mask.dtype == torch.bool else mask.float()
         return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask).to(q.dtype)
 
 
@@ -48,18 +61,27 @@ def window_mask(groups: int, group: int, device: torch.device) -> Tensor:
 
 
 def attend_window(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Sliding-window attention without a dense mask [B42]: (B, H, N, K) -> (B, H, N, K).
+    """As ``attend``, in a sliding window without a dense mask [B42].
 
-    ``mask`` comes from ``window_mask``; N = groups * group. Keys and values are overlapping strided views.
+    ``mask`` comes from ``window_mask``. Keys and values have N = groups * group tokens; of every group there are as many
+    queries as the mask has rows. Keys and values are overlapping strided views; both maps of differential
+    attention share that of v.
     """
-    groups, group, _ = mask.shape
+    groups, rows, window = mask.shape
+    group = window // 3
+    heads = v.shape[1]
 
     def windows(x: Tensor) -> Tensor:
         x = F.pad(x, (0, 0, group, group)).flatten(0, 1)  # (B H, N + 2 group, K)
-        return x.unfold(1, 3 * group, group).transpose(-1, -2)  # (B H, groups, 3 group, K)
+        return x.unfold(1, window, group).transpose(-1, -2)  # (B H, groups, 3 group, K)
 
-    out = attend(q.flatten(0, 1).unflatten(1, (groups, group)), windows(k), windows(v), mask[None])
-    return out.flatten(1, 2).unflatten(0, q.shape[:2])
+    values = windows(v)
+    maps = [
+        _attend(part.flatten(0, 1).unflatten(1, (groups, rows)), windows(keys), values, mask[None])
+        for part, keys in zip(q.split(heads, dim=1), k.split(heads, dim=1), strict=True)
+    ]
+    out = maps[0] if len(maps) == 1 else maps[0] - maps[1]
+    return out.flatten(1, 2).unflatten(0, v.shape[:2])
 
 
 class SelfAttention(nn.Module):
@@ -73,22 +95,44 @@ class SelfAttention(nn.Module):
         self.q_norm = head_norm(HEAD_SIZE)
         self.k_norm = head_norm(HEAD_SIZE)
 
-    def forward(self, x: Tensor, table: Rope, attend: Attend) -> Tensor:
-        """(B, N, D) -> (B, N, D). ``attend`` maps q, k, v (B, H or 2H, N, K) to (B, H or 2H, N, K)."""
-        parts = [split_heads(p) for p in self.to_qkv(x).chunk(5 if self.differential else 3, dim=-1)]
-        v = parts[2]
+    def heads(self, x: Tensor) -> Heads:
+        """Queries, keys and values of the tokens (B, N, D), normed but without their positions."""
+        parts = self.to_qkv(x).unflatten(-1, (-1, x.shape[2] // HEAD_SIZE, HEAD_SIZE))  # (B, N, 3 or 5, H, K)
+        q, k = self.q_norm(parts[:, :, 0::3]), self.k_norm(parts[:, :, 1::3])  # with q', k' behind them
+        return q.flatten(2, 3), k.flatten(2, 3), parts[:, :, 2]
+
+    def heads_at(self, x: Tensor, rows: slice) -> Heads:
+        """As ``heads``, but queries of the tokens ``rows`` only."""
+        width = x.shape[2]
+
+        def parts(tokens: Tensor, start: int, stop: int) -> Tensor:
+            out = linear_rows(self.to_qkv, tokens, start * width, stop * width)
+            return out.unflatten(-1, (stop - start, width // HEAD_SIZE, HEAD_SIZE))
+
+        q, kv = [parts(x[:, rows], 0, 1)], parts(x, 1, 3)
+        k = [kv[:, :, :1]]
         if self.differential:
-            q = rotate(self.q_norm(torch.cat([parts[0], parts[3]], dim=1)), table)  # (B, 2H, N, K)
-            k = rotate(self.k_norm(torch.cat([parts[1], parts[4]], dim=1)), table)
-            first, second = attend(q, k, torch.cat([v, v], dim=1)).chunk(2, dim=1)
-            out = first - second
-        else:
-            out = attend(rotate(self.q_norm(parts[0]), table), rotate(self.k_norm(parts[1]), table), v)
-        return self.to_out(merge_heads(out))
+            q, k = [*q, parts(x[:, rows], 3, 4)], [*k, parts(x, 4, 5)]
+        q, k = self.q_norm(torch.cat(q, dim=2)), self.k_norm(torch.cat(k, dim=2))
+        return q.flatten(2, 3), k.flatten(2, 3), kv[:, :, 1]
+
+    def mix(self, heads: Heads, q_table: Rope, k_table: Rope, attend: Attend) -> Tensor:
+        """Everything behind ``heads``: positions, attention, output projection -> (B, N, D)."""
+        q, k, v = (heads_first(x) for x in heads)
+        return self.to_out(merge_heads(attend(rotate(q, q_table), rotate(k, k_table), v)))
+
+    def forward(self, x: Tensor, table: Rope, attend: Attend) -> Tensor:
+        """(B, N, D) -> (B, N, D)"""
+        return self.mix(self.heads(x), table, table, attend)
+
+    def at(self, x: Tensor, rows: slice, table: Rope, attend: Attend) -> Tensor:
+        """The result for the tokens ``rows`` alone, with ``attend`` between these and all tokens."""
+        cos, sin = table
+        return self.mix(self.heads_at(x, rows), (cos[rows], sin[rows]), table, attend)
 
 
 class CrossAttention(nn.Module):
-    """Attention to the context, no positions and no mask [B6, B13]. Keys and values are prepared once per prompt."""
+    """Attention to the context without positions [B6, B13]. Keys and values are prepared once per prompt."""
 
     def __init__(self, width: int, *, differential: bool, head_norm: HeadNorm) -> None:
         super().__init__()
@@ -100,17 +144,12 @@ class CrossAttention(nn.Module):
         self.k_norm = head_norm(HEAD_SIZE)
 
     def prepare(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, S, D) -> normed keys and values, each (B, H or 2H, S, K). Differential rows are k, k', v."""
-        parts = [split_heads(p) for p in self.to_kv(context).chunk(3 if self.differential else 2, dim=-1)]
-        v = parts[-1]
-        if self.differential:
-            return self.k_norm(torch.cat(parts[:2], dim=1)), torch.cat([v, v], dim=1)
-        return self.k_norm(parts[0]), v
+        """(B, S, D) -> normed keys (B, H or 2H, S, K), values (B, H, S, K). The rows of to_kv are k, (k',) v."""
+        heads = context.shape[2] // HEAD_SIZE
+        parts = self.to_kv(context).unflatten(-1, (-1, HEAD_SIZE))  # (B, S, 2H or 3H, K)
+        return heads_first(self.k_norm(parts[:, :, :-heads])), heads_first(parts[:, :, -heads:])
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D)"""
-        out = attend(self.q_norm(split_heads(self.to_q(x))), keys, values)
-        if self.differential:
-            first, second = out.chunk(2, dim=1)
-            out = first - second
-        return self.to_out(merge_heads(out))
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
+        """(B, N, D) -> (B, N, D). ``bias`` (B, 1, 1, S) is added to the logits."""
+        q = self.q_norm(self.to_q(x).unflatten(-1, (-1, HEAD_SIZE)))  # (B, N, H or 2H, K)
+        return self.to_out(merge_heads(attend(heads_first(q), keys, values, bias)))

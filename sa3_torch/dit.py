@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from sa3_mlx.spec.config import FF_MULT_DIT, TIMESTEP_FEATURES, DiTConfig
 from sa3_mlx.spec.features import FREQUENCIES
 
-from .attention import CrossAttention, SelfAttention, attend
-from .layers import MLP, FeedForward, RMSNorm, Rope, rope
+from .attention import Attend, CrossAttention, SelfAttention, attend
+from .layers import MLP, FeedForward, RMSNorm, Rope, add_gated, modulate, rope
 
 head_rms_norm = partial(RMSNorm, eps=1e-6)  # [B11]
 BLOCK_EPS = 1e-5  # [B11]
@@ -29,27 +29,71 @@ BLOCK_EPS = 1e-5  # [B11]
 class Conditioning:
     """What a prompt, a duration and kept audio say.
 
-    context: (B, S, Dc) text tokens and the duration token. Zeros are the unconditional input of guidance [B19].
+    context: (B, S, Dc) text tokens and the duration token; None is the unconditional input of guidance: zeros, to which
+             cross-attention adds exactly nothing, because no layer on the way has a bias [B19].
+    repeats: (B, S) how many equal tokens each of the context stands for, 0 for a filler of the batch; None = 1 each.
+             Cross-attention has no positions, so n equal keys are one key with ln n added to its logit.
     seconds: (B, Dc) the duration vector [B6].
     local:   (B, T, 1 + C) mask (1 = keep) and masked latents, or (B, 1, 1 + C) where all frames agree (zeros for plain
              text-to-audio, which matter [B7]); None leaves the local term out, which no released model was trained for.
     valid:   (B, T) bool, True = real frame; None = all. Padded keys are removed from self-attention [B16].
     """
 
-    context: Tensor
+    context: Tensor | None
+    repeats: Tensor | None = None
     seconds: Tensor
     local: Tensor | None
     valid: Tensor | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """Everything of a prompt that no sampling step changes; made by ``DiT.prepare``."""
+class Context:
+    """The context as one block's cross-attention takes it."""
 
-    keys_values: tuple[tuple[Tensor, Tensor], ...]  # per block: (B, H or 2H, S, K) each
+    keys: Tensor  # (B, H or 2H, S, K)
+    values: Tensor  # (B, H, S, K)
+    bias: Tensor | None  # (B, 1, 1, S), added to the logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """Everything of a prompt that no sampling step changes; made by ``DiT.prepare``.
+
+    A batch may hold more rows than the contexts, which belong to the first ones, and a multiple of those of the local
+    terms, which repeat: that is how ``join`` makes one batch of both halves of guidance.
+    """
+
+    contexts: tuple[Context | None, ...]  # per block
     local: tuple[Tensor | None, ...]  # per block: (B, T or 1, D)
     seconds: Tensor  # (B, D)
     valid: Tensor | None  # (B, T)
+
+
+def join(cond: Prepared, null: Prepared) -> Prepared:
+    """Both halves of guidance as one batch of 2B; they differ in their contexts alone."""
+    contexts = cond.contexts
+    if null.contexts[0] is not None:
+        contexts = tuple(_join(*pair) for pair in zip(cond.contexts, null.contexts, strict=True))
+    valid = None if cond.valid is None else torch.cat([cond.valid, cond.valid])
+    return Prepared(contexts=contexts, local=cond.local, seconds=torch.cat([cond.seconds, cond.seconds]), valid=valid)
+
+
+def _join(cond: Context | None, null: Context | None) -> Context:
+    assert cond is not None and null is not None
+    keys, values = torch.cat([cond.keys, null.keys]), torch.cat([cond.values, null.values])
+    if cond.bias is None or null.bias is None:
+        assert cond.bias is null.bias, "either both contexts count their tokens or none does"
+        return Context(keys=keys, values=values, bias=None)
+    return Context(keys=keys, values=values, bias=torch.cat([cond.bias, null.bias]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sequence:
+    """What all blocks of one evaluation share: N = M + T tokens, memory tokens first."""
+
+    memory: int  # M
+    table: Rope
+    attend: Attend
 
 
 class DiTBlock(nn.Module):
@@ -68,19 +112,36 @@ class DiTBlock(nn.Module):
         self.local_embed = MLP(latent_channels + 1, width, width, bias=True)
 
     def forward(
-        self, x: Tensor, modulation: Tensor, table: Rope, mask: Tensor | None, context: tuple[Tensor, Tensor],
-        local: Tensor | None, memory: int,
+        self, x: Tensor, modulation: Tensor, context: Context | None, local: Tensor | None, sequence: Sequence,
+        last: bool = False,
     ) -> Tensor:  # fmt: skip
-        """x (B, N, D), modulation (B, 6 D), mask (B, 1, 1, N) bool -> (B, N, D)"""
+        """x (B, N, D), modulation (B, 6 D) -> (B, N, D). The ``last`` block leaves out the memory tokens, which nobody
+        reads behind it, as soon as they have been keys: (B, T, D)."""
         parts = (self.scale_shift_gate + modulation)[:, None].chunk(6, dim=-1)  # (B, 1, D) each
         scale_a, shift_a, gate_a, scale_f, shift_f, gate_f = parts
-        h = self.pre_norm(x) * (1 + scale_a) + shift_a
-        x = x + self.self_attn(h, table, partial(attend, mask=mask)) * torch.sigmoid(1 - gate_a)
-        x = x + self.cross_attn(self.cross_attn_norm(x), *context)
+        memory = sequence.memory
+        h = modulate(self.pre_norm(x), 1 + scale_a, shift_a)
+        if last:
+            x, memory = x[:, memory:], 0
+            branch = self.self_attn.at(h, slice(sequence.memory, None), sequence.table, sequence.attend)
+        else:
+            branch = self.self_attn(h, sequence.table, sequence.attend)
+        x = add_gated(x, branch, torch.sigmoid(1 - gate_a))
+        if context is not None:
+            rows = len(context.keys)
+            known = x[:rows] + self.cross_attn(
+                self.cross_attn_norm(x[:rows]), context.keys, context.values, context.bias
+            )
+            x = known if rows == len(x) else torch.cat([known, x[rows:]])
         if local is not None:  # memory tokens get no local term
-            x = torch.cat([x[:, :memory], x[:, memory:] + local], dim=1)
-        h = self.ff_norm(x) * (1 + scale_f) + shift_f
-        return x + self.ff(h) * torch.sigmoid(1 - gate_f)
+            x = torch.cat([x[:, :memory], _add_repeated(x[:, memory:], local)], dim=1)
+        h = modulate(self.ff_norm(x), 1 + scale_f, shift_f)
+        return add_gated(x, self.ff(h), torch.sigmoid(1 - gate_f))
+
+
+def _add_repeated(x: Tensor, local: Tensor) -> Tensor:
+    """(n B, T, D) + (B, T or 1, D)"""
+    return (x.reshape(-1, len(local), *x.shape[1:]) + local).reshape(x.shape)
 
 
 class DiT(nn.Module):
@@ -103,14 +164,23 @@ class DiT(nn.Module):
 
     def prepare(self, cond: Conditioning) -> Prepared:
         """Context projection, cross-attention keys and values, local terms and the duration embedding."""
-        context = self.to_cond_embed(cond.context)
         blocks = [cast(DiTBlock, layer) for layer in self.layers]
         return Prepared(
-            keys_values=tuple(block.cross_attn.prepare(context) for block in blocks),
+            contexts=self._contexts(cond),
             local=tuple(None if cond.local is None else block.local_embed(cond.local) for block in blocks),
             seconds=self.to_global_embed(cond.seconds),
             valid=cond.valid,
         )
+
+    def _contexts(self, cond: Conditioning) -> tuple[Context | None, ...]:
+        if cond.context is None:
+            return (None,) * len(self.layers)
+        context = self.to_cond_embed(cond.context)
+        bias = None
+        if cond.repeats is not None:  # ln 0 takes a filler away
+            bias = cond.repeats.float().log().to(context.dtype)[:, None, None]
+        pairs = [cast(DiTBlock, layer).cross_attn.prepare(context) for layer in self.layers]
+        return tuple(Context(keys=keys, values=values, bias=bias) for keys, values in pairs)
 
     def modulation(self, t: Tensor, seconds: Tensor) -> Tensor:
         """t (B,) fp32 in [0, 1], seconds (B, D) -> (B, 6 D), shared by all blocks [B8]."""
@@ -119,17 +189,22 @@ class DiT(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, prepared: Prepared) -> Tensor:
         """x (B, T, C), t (B,) fp32 -> velocity (B, T, C). Frames that are not valid hold meaningless values."""
+        return self.velocity(x, self.modulation(t, prepared.seconds), prepared)
+
+    def velocity(self, x: Tensor, modulation: Tensor, prepared: Prepared) -> Tensor:
+        """As a call, where the modulation (B, 6 D) of this time is already known."""
         memory = self.config.memory_tokens
-        modulation = self.modulation(t, prepared.seconds)
         h = self.project_in(x + self.preprocess(x))
         h = torch.cat([self.memory_tokens.to(h.dtype).expand(len(h), -1, -1), h], dim=1)  # (B, N, D)
-        table = rope(0, h.shape[1], h.device)
         mask = None
         if prepared.valid is not None:
             mask = torch.nn.functional.pad(prepared.valid, (memory, 0), value=True)[:, None, None]  # (B, 1, 1, N)
-        for layer, context, local in zip(self.layers, prepared.keys_values, prepared.local, strict=True):
-            h = layer(h, modulation, table, mask, context, local, memory)
-        y = self.project_out(h[:, memory:])
+        sequence = Sequence(memory=memory, table=rope(0, h.shape[1], h.device), attend=partial(attend, mask=mask))
+        blocks = list(zip(self.layers, prepared.contexts, prepared.local, strict=True))
+        for layer, context, local in blocks[:-1]:
+            h = layer(h, modulation, context, local, sequence)
+        layer, context, local = blocks[-1]
+        y = self.project_out(layer(h, modulation, context, local, sequence, True))  # (B, T, C)
         return y + self.postprocess(y)
 
 

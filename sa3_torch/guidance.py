@@ -5,14 +5,16 @@ Shapes: B batch, T latent frames, C latent channels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
-from sa3_mlx.spec.request import Guidance
 from torch import Tensor
 
-from .dit import Conditioning, DiT, Prepared
+from sa3_mlx.spec.request import Guidance
+
+from .dit import Conditioning, DiT, Prepared, join
 
 
 def project(difference: Tensor, reference: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -48,32 +50,60 @@ def guide(x: Tensor, t: Tensor, v_cond: Tensor, v_null: Tensor, guidance: Guidan
 
 @dataclass(frozen=True, kw_only=True)
 class GuidedVelocity:
-    """velocity(x, t) with or without guidance; ``null`` is the unconditional or negative input [B18, B19]."""
+    """velocity(x, t) with or without guidance; ``null`` is the unconditional or negative input [B18, B19].
+
+    ``times`` (steps, B): times that will come, whose modulations are made as one batch; others are allowed.
+    """
 
     dit: DiT
     cond: Prepared
     null: Prepared | None
     guidance: Guidance
+    times: np.ndarray | None = None
+
+    @cached_property
+    def _both(self) -> Prepared:
+        assert self.null is not None
+        return join(self.cond, self.null)
+
+    @cached_property
+    def _known(self) -> dict[bytes, Tensor]:
+        """Modulations (B, 6 D) by the bytes of t."""
+        if self.times is None:
+            return {}
+        steps, batch = self.times.shape
+        seconds = self.cond.seconds.repeat(steps, 1)
+        rows = self.dit.modulation(self._tensor(self.times.reshape(-1)), seconds).reshape(steps, batch, -1)
+        return {t.tobytes(): rows[k] for k, t in enumerate(self.times)}
+
+    def _modulation(self, t: np.ndarray) -> Tensor:
+        known = self._known.get(t.tobytes())
+        return self.dit.modulation(self._tensor(t), self.cond.seconds) if known is None else known
+
+    def _tensor(self, t: np.ndarray) -> Tensor:
+        return torch.from_numpy(t).to(self.cond.seconds.device)
 
     def __call__(self, x: Tensor, t: np.ndarray) -> Tensor:
         """x (B, T, C), t (B,) fp32 -> (B, T, C). The first item's t decides about the interval [B18]."""
-        times = torch.from_numpy(t).to(x.device)
-        v = self.dit(x, times, self.cond)
+        modulation = self._modulation(t)
         low, high = self.guidance.interval
         if self.null is None or self.guidance.scale == 1 or not low <= t[0] <= high:
-            return v
-        return guide(x, times, v, self.dit(x, times, self.null), self.guidance, self.cond.valid)
+            return self.dit.velocity(x, modulation, self.cond)
+        twice = torch.cat([modulation, modulation])
+        v_cond, v_null = self.dit.velocity(torch.cat([x, x]), twice, self._both).chunk(2)
+        return guide(x, self._tensor(t), v_cond, v_null, self.guidance, self.cond.valid)
 
 
 def unconditional(cond: Conditioning) -> Conditioning:
     """Zeros in place of the context; the global duration is kept [B19]."""
-    return Conditioning(
-        context=torch.zeros_like(cond.context), seconds=cond.seconds, local=cond.local, valid=cond.valid
-    )
+    return replace(cond, context=None, repeats=None)
 
 
 def negative(cond: Conditioning, hidden: Tensor, mask: Tensor) -> Conditioning:
-    """Negative prompt (B, S, D), mask (B, S): zeros, not the learned padding, at padded positions [B19]."""
+    """Negative prompt (B, S, D), mask (B, S): zeros, not the learned padding, at padded positions [B19].
+
+    The duration token is that of ``cond``. Equal tokens are not collapsed: see ``Conditioner.collapse`` for that.
+    """
+    assert cond.context is not None
     tokens = hidden.to(cond.context.dtype) * mask[..., None]
-    context = torch.cat([tokens, cond.context[:, -1:]], dim=1)
-    return Conditioning(context=context, seconds=cond.seconds, local=cond.local, valid=cond.valid)
+    return replace(cond, context=torch.cat([tokens, cond.context[:, -1:]], dim=1), repeats=None)

@@ -5,6 +5,7 @@ Shapes: B batch, N tokens, D width, H heads, K head size.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -13,6 +14,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sa3_mlx.spec.features import rope_table
+
+
+def gate_silu(value: Tensor, gate: Tensor) -> Tensor:
+    """value * silu(gate) [B14]"""
+    return value * F.silu(gate)
+
+
+def gate_sine(value: Tensor, gate: Tensor) -> Tensor:
+    """value * sin(pi gate) [B44]"""
+    return value * torch.sin(3.14159265359 * gate)
+
+
+def scale_tanh(x: Tensor, alpha: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    """gamma * tanh(alpha * x) + beta [B43]"""
+    return torch.addcmul(beta, gamma, torch.tanh(alpha * x))
+
+
+def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """x * scale + shift"""
+    return x * scale + shift
+
+
+def add_gated(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
+    """x + branch * gate"""
+    return x + branch * gate
 
 
 class RMSNorm(nn.Module):
@@ -37,7 +63,7 @@ class DynamicTanh(nn.Module):
         self.beta = nn.Parameter(torch.zeros(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.addcmul(self.beta, self.gamma, torch.tanh(self.alpha * x))
+        return scale_tanh(x, self.alpha, self.gamma, self.beta)
 
 
 class MLP(nn.Module):
@@ -63,13 +89,20 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.proj_in(x).chunk(2, dim=-1)
-        gate = F.silu(gate) if self.gate == "silu" else torch.sin(3.14159265359 * gate)
-        return self.proj_out(value * gate)
+        return self.proj_out(gate_silu(value, gate) if self.gate == "silu" else gate_sine(value, gate))
+
+
+def linear_rows(layer: nn.Linear, x: Tensor, start: int, stop: int) -> Tensor:
+    """Outputs ``start..stop`` of a layer without bias, and nothing of the others: (..., D) -> (..., stop - start)."""
+    if type(layer) is not nn.Linear:  # such as one that quantizes its weight on the way
+        return layer(x)[..., start:stop]
+    return F.linear(x, layer.weight[start:stop])
 
 
 Rope = tuple[Tensor, Tensor]
 
 
+@lru_cache(maxsize=8)
 def rope(start: int, stop: int, device: torch.device) -> Rope:
     """Rotary cos and sin for the positions start..stop-1, each (N, 16) fp32 [B12]."""
     cos, sin = rope_table(np.arange(start, stop))

@@ -50,7 +50,7 @@ from sa3_mlx.spec.noise import INITIAL, step
 from sa3_mlx.spec.request import Plan, Request
 from sa3_mlx.spec.request import plan as make_plan
 from sa3_mlx.spec.tensorfile import file_hash
-from sa3_mlx.spec.tokenizer import Tokenizer
+from sa3_mlx.spec.tokenizer import Tokenizer, collapse_padding
 
 from .conditioner import Conditioner
 from .dit import Conditioning, DiT
@@ -196,7 +196,7 @@ class Pipeline:
         watch, latent_channels = Stopwatch("text", "encode", "sample", "decode"), self.config.same.latent_channels
         try:
             with watch("text"):
-                cond, null = self._encode_texts(request, plan)
+                cond, null = self.encode_texts(request, plan)
                 self._release(keep_resident, "text_encoder", "conditioner")
             with watch("encode"):
                 encode = partial(self.encode, chunk_frames=request.encode_chunk_frames)
@@ -219,10 +219,12 @@ class Pipeline:
         if not keep_resident:
             self.free(*parts)
 
-    def _encode_texts(self, request: Request, plan: Plan) -> tuple[Conditioning, Conditioning | None]:
+    def encode_texts(self, request: Request, plan: Plan) -> tuple[Conditioning, Conditioning | None]:
         """Prompts and, with guidance, what it leads away from: negative prompts or zeros [B19]. No local input yet."""
         texts = Texts.of(request)
         ids, mask = self.tokenizer.encode(texts.texts)
+        slots, repeats = collapse_padding(mask)
+        ids, mask = ids[:, :slots], mask[:, :slots]
         encoder = cast(T5GemmaEncoder, self.load_part("text_encoder"))
         conditioner = cast(Conditioner, self.load_part("conditioner"))
         seconds = np.array([item.seconds for item in request.items])
@@ -230,17 +232,18 @@ class Pipeline:
         context, duration = conditioner(hidden[self._array(texts.prompts)], self._array(mask[texts.prompts]), seconds)
         cond = Conditioning(
             context=context.to(self._dtype),
+            repeats=self._array(repeats[texts.prompts]),
             seconds=duration.to(self._dtype),
             local=None,
             valid=None if plan.padding_mask.all() else self._array(plan.padding_mask),
         )
         if request.guidance.scale == 1:
             return cond, None
-        null = unconditional(cond)
-        if texts.has_negative.any():
-            away = negative(cond, hidden[self._array(texts.negatives)], self._array(mask[texts.negatives]))
-            chosen = self._array(texts.has_negative)[:, None, None]
-            null = replace(null, context=torch.where(chosen, away.context, null.context))
+        if not texts.has_negative.any():
+            return cond, unconditional(cond)
+        away = negative(cond, hidden[self._array(texts.negatives)], self._array(mask[texts.negatives]))
+        chosen = self._array(texts.has_negative)[:, None, None]
+        null = replace(away, context=away.context * chosen, repeats=self._array(repeats[texts.negatives]))
         return cond, null
 
     def _sample(
@@ -250,9 +253,10 @@ class Pipeline:
         """From the start (B, T, C) to the latents of the end; every step is computed before it is announced."""
         with watch("sample"):
             dit = cast(DiT, self.load_part("dit"))
-            prepared = dit.prepare(cond)
-            prepared_null = None if null is None else replace(dit.prepare(null), local=prepared.local)
-            guided = GuidedVelocity(dit=dit, cond=prepared, null=prepared_null, guidance=request.guidance)
+            guided = GuidedVelocity(
+                dit=dit, cond=dit.prepare(cond), null=None if null is None else dit.prepare(null),
+                guidance=request.guidance, times=np.ascontiguousarray(plan.sigmas[:, :-1].T),
+            )  # fmt: skip
 
         def velocity(x: Tensor, t: np.ndarray) -> Tensor:
             return guided(x.to(self._dtype), t).float()

@@ -7,6 +7,7 @@ N = T (s + 1) tokens: every latent is a group of s patch tokens and one latent t
 from __future__ import annotations
 
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from sa3_mlx.spec.config import FF_MULT_SAME, SAMEConfig
 
-from .attention import Attend, SelfAttention, attend, attend_window, window_mask
+from .attention import Attend, Heads, SelfAttention, attend, attend_window, window_mask
 from .layers import DynamicTanh, FeedForward, Rope, rope
 
 LATENT_NOISE = 1e-3  # of running_std, on the latents, when decoder noise is asked for [B47]
@@ -40,30 +41,74 @@ class SAMEBlock(nn.Module):
         self.ff_norm = DynamicTanh(width)
         self.ff = FeedForward(width, FF_MULT_SAME, "sine" if sine_gate else "silu")
 
-    def forward(self, x: Tensor, table: Rope, attend: Attend) -> Tensor:
-        x = x + self.self_attn(self.pre_norm(x), table, attend)
+    def heads(self, x: Tensor) -> Heads:
+        """What attention makes of every token by itself: (B, N, D) -> see ``SelfAttention.heads``."""
+        return self.self_attn.heads(self.pre_norm(x))
+
+    def forward(self, x: Tensor, table: Rope, attend: Attend, heads: Heads | None = None) -> Tensor:
+        """(B, N, D) -> (B, N, D). ``heads`` of x, where they are known already."""
+        x = x + self.self_attn.mix(heads or self.heads(x), table, table, attend)
+        return x + self.ff(self.ff_norm(x))
+
+    def at(self, x: Tensor, rows: slice, table: Rope, attend: Attend) -> Tensor:
+        """The result for the tokens ``rows`` alone: a last layer of which nothing else is read."""
+        x = x[:, rows] + self.self_attn.at(self.pre_norm(x), rows, table, attend)
         return x + self.ff(self.ff_norm(x))
 
 
-def run_blocks(layers: nn.ModuleList, x: Tensor, config: SAMEConfig) -> Tensor:
-    """The transformer over whole groups: (B, N, D) -> (B, N, D) [B41, B42]."""
+def run_blocks(
+    layers: nn.ModuleList, x: Tensor, config: SAMEConfig, heads: Heads | None, *, latents_only: bool
+) -> Tensor:
+    """The transformer over whole groups: (B, N, D) -> (B, N, D) [B41, B42].
+
+    ``latents_only``: -> (B, T, D), the last token of every group, all that an encoder reads. ``heads``: those of x in the
+    first layer, where they are known already.
+    """
+    run = _run_sliding if config.attention == "sliding" else _run_chunked
+    return run(layers, x, config, heads, latents_only)
+
+
+def _run_sliding(
+    layers: nn.ModuleList, x: Tensor, config: SAMEConfig, heads: Heads | None, latents_only: bool
+) -> Tensor:
+    length, group = x.shape[1], config.stride + 1
+    table, mask = rope(0, length, x.device), window_mask(length // group, group, x.device)
+    for layer in layers[:-1]:
+        x, heads = layer(x, table, partial(attend_window, mask=mask), heads), None
+    if latents_only:
+        rows = slice(group - 1, None, group)
+        return cast(SAMEBlock, layers[-1]).at(x, rows, table, partial(attend_window, mask=mask[:, rows]))
+    return layers[-1](x, table, partial(attend_window, mask=mask), heads)
+
+
+def _run_chunked(
+    layers: nn.ModuleList, x: Tensor, config: SAMEConfig, heads: Heads | None, latents_only: bool
+) -> Tensor:
     batch, length, width = x.shape
     group = config.stride + 1
-    if config.attention == "sliding":
-        table = rope(0, length, x.device)
-        mask = window_mask(length // group, group, x.device)
-        for layer in layers:
-            x = layer(x, table, partial(attend_window, mask=mask))
-        return x
     chunk, half = config.span * group, config.span * group // 2
     table = rope(0, chunk, x.device)  # positions restart in every chunk
-    x = x.reshape(-1, chunk, width)  # (B chunks, chunk, D)
-    for index, layer in enumerate(layers):
-        if index == len(layers) // 2:  # from here on chunks are shifted by half, both ends repeated
-            x = x.reshape(batch, length, width)
-            x = torch.cat([x[:, :half], x, x[:, -half:]], dim=1).reshape(-1, chunk, width)
+    for layer in layers[: len(layers) // 2]:
+        x, heads = layer(_fold(x, chunk), table, attend, _fold_heads(heads, chunk)).reshape(x.shape), None
+    x = torch.cat([x[:, :half], x, x[:, -half:]], dim=1)  # chunks shifted by half, both ends repeated
+    x = _fold(x, chunk)  # (B chunks, chunk, D)
+    for layer in layers[len(layers) // 2 : -1]:
         x = layer(x, table, attend)
-    return x.reshape(batch, -1, width)[:, half : half + length]
+    if not latents_only:
+        return layers[-1](x, table, attend).reshape(batch, -1, width)[:, half : half + length]
+    first = (half + group - 1) % group  # where a chunk has its first latent token
+    x = cast(SAMEBlock, layers[-1]).at(x, slice(first, None, group), table, attend).reshape(batch, -1, width)
+    before = -(-(half - first) // group)  # latent tokens in the repeated end
+    return x[:, before : before + length // group]
+
+
+def _fold(x: Tensor, chunk: int) -> Tensor:
+    """(B, N, ...) -> (B N / chunk, chunk, ...)"""
+    return x.reshape(-1, chunk, *x.shape[2:])
+
+
+def _fold_heads(heads: Heads | None, chunk: int) -> Heads | None:
+    return None if heads is None else (_fold(heads[0], chunk), _fold(heads[1], chunk), _fold(heads[2], chunk))
 
 
 class Bottleneck(nn.Module):
@@ -98,8 +143,7 @@ class Encoder(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         x = self.mapping(patches).unflatten(1, (-1, self.config.stride))  # (B, T, s, D)
         x = torch.cat([x, self.new_token.to(x.dtype).expand(*x.shape[:2], 1, -1)], dim=2)
-        x = run_blocks(self.layers, x.flatten(1, 2), self.config)
-        return self.project_out(x.unflatten(1, (-1, self.config.stride + 1))[:, :, -1])
+        return self.project_out(run_blocks(self.layers, x.flatten(1, 2), self.config, None, latents_only=True))
 
 
 class Decoder(nn.Module):
@@ -121,16 +165,26 @@ class Decoder(nn.Module):
         frames = z.shape[1]
         x = self.project_in(z)
         x = F.pad(x, (0, 0, 0, -frames % self.config.frame_multiple))  # zeros behind the Linear [B39]
-        tokens = self.new_token.to(x.dtype).expand(*x.shape[:2], self.config.stride, -1)
-        if token_noise is not None:
-            missing = x.shape[1] - token_noise.shape[1]
-            tokens = tokens + self.config.token_noise * F.pad(token_noise, (0, 0, 0, 0, 0, missing))
-        x = torch.cat([x[:, :, None], tokens], dim=2)  # (B, T, 1 + s, D)
-        x = run_blocks(self.layers, x.flatten(1, 2), self.config)
+        new = self.new_token.to(x.dtype).expand(len(x), 1, -1)
+        heads = None
+        if token_noise is None:  # all new tokens are one: the first layer makes its heads once
+            q, k, v = cast(SAMEBlock, self.layers[0]).heads(torch.cat([x, new], dim=1))
+            heads = self._spread(q), self._spread(k), self._spread(v)
+            x = self._spread(torch.cat([x, new], dim=1))  # (B, N, D)
+        else:
+            noise = F.pad(token_noise, (0, 0, 0, 0, 0, x.shape[1] - frames))
+            x = torch.cat([x[:, :, None], new[:, None] + self.config.token_noise * noise], dim=2).flatten(1, 2)
+        x = run_blocks(self.layers, x, self.config, heads, latents_only=False)
         x = x.unflatten(1, (-1, self.config.stride + 1))[:, :, 1:].flatten(1, 2)  # (B, P, D)
         if self.config.decoder_kernel == 3:  # zero 'same' padding over the whole padded sequence
             x = torch.cat([F.pad(x, (0, 0, 1, 0))[:, :-1], x, F.pad(x, (0, 0, 0, 1))[:, 1:]], dim=-1)
         return self.mapping(x)[:, : frames * self.config.stride]
+
+    def _spread(self, x: Tensor) -> Tensor:
+        """Of every latent and, last, of the new token: (B, T + 1, ...) -> (B, N, ...), of every token of the groups."""
+        latents, new = x[:, :-1, None], x[:, -1:, None]
+        new = new.expand(*latents.shape[:2], self.config.stride, *x.shape[2:])
+        return torch.cat([latents, new], dim=2).flatten(1, 2)
 
 
 class SAME(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,10 +133,15 @@ def test_the_unconditional_context_is_exactly_zero(
 ) -> None:
     """[B19]: no bias anywhere, so cross-attention adds exactly nothing."""
     dit = twin.load(checkpoints[model], "dit")
-    null = dit.prepare(twin.module("guidance").unconditional(_conditioning(twin, cases)))
+    cond = _conditioning(twin, cases)
+    zeros = dit.prepare(replace(cond, context=twin.array(np.zeros_like(cases["inputs.cross"]))))
     x = twin.array(np.random.default_rng(0).standard_normal((2, 21, 128), np.float32))
-    for layer, keys_values in zip(dit.layers, null.keys_values, strict=True):
-        assert not twin.numpy(layer.cross_attn(x, *keys_values)).any()
+    for layer, context in zip(dit.layers, zeros.contexts, strict=True):
+        assert not twin.numpy(layer.cross_attn(x, context.keys, context.values)).any()
+    nothing = dit.prepare(twin.module("guidance").unconditional(cond))
+    assert nothing.contexts == (None, None)
+    x, t = twin.array(cases.channels_last("inputs.x")), twin.times(cases["inputs.t"])
+    np.testing.assert_array_equal(twin.numpy(dit(x, t, nothing)), twin.numpy(dit(x, t, zeros)))
 
 
 def test_one_changed_weight_is_noticed(twin: Twin, checkpoints: dict[str, Path], model: str, cases: Cases) -> None:

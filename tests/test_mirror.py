@@ -26,7 +26,11 @@ TORCH_ONLY = {
     "pipeline": {"choose_device"},
 }
 MLX_ONLY = {
-    "layers": {"silu"},  # those of mlx.nn are compiled, which on Linux needs a compiler at run time
+    "layers": {
+        "silu",
+        "pointwise",
+        "compile_pointwise",
+    },  # those of mlx.nn are always compiled: on Linux that needs g++
     "t5gemma": {"gelu_tanh"},
 }
 DEVICE = "device"  # MLX has one memory for all devices

@@ -15,6 +15,21 @@ from numpy.typing import NDArray
 PAD_ID = 0
 
 
+def collapse_padding(mask: NDArray[np.bool_]) -> tuple[int, NDArray[np.float32]]:
+    """Keep one padded slot for all: mask (B, S), true at tokens -> slots to keep, repeats (B, slots + 1).
+
+    Every padded slot of a prompt holds the same vector [B4], so the first stands for all of them; further ones, which
+    fill up a batch, stand for none. The last column is the duration token. See ``Conditioning.repeats``.
+    """
+    counts = mask.sum(axis=1)
+    slots = min(int(counts.max()) + 1, mask.shape[1])
+    repeats = np.ones((len(mask), slots + 1), np.float32)
+    repeats[:, :slots] = mask[:, :slots]
+    for row in np.flatnonzero(counts < mask.shape[1]):
+        repeats[row, counts[row]] = mask.shape[1] - counts[row]
+    return slots, repeats
+
+
 class Tokenizer:
     """Reads a ``tokenizer.json`` of the tokenizers library; its own padding, truncation and template are not used.
 
