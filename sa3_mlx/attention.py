@@ -61,8 +61,8 @@ def window_mask(groups: int, group: int) -> mx.array:
 def attend_window(q: mx.array, k: mx.array, v: mx.array, mask: mx.array) -> mx.array:
     """As ``attend``, in a sliding window without a dense mask [B42].
 
-    ``mask`` comes from ``window_mask``. Keys and values have N = groups * group tokens; of every group there are as many
-    queries as the mask has rows. Keys and values are overlapping strided views, with the heads as the batch axis
+    ``mask`` comes from ``window_mask``. Keys and values have N = groups * group tokens; of every group there are as
+    many queries as the mask has rows. Keys and values are overlapping strided views, with the heads as the batch axis
     and the groups as the head axis, so that nothing is transposed; both maps of differential attention share that of v.
     """
     groups, rows, window = mask.shape

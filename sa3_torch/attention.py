@@ -63,8 +63,8 @@ def window_mask(groups: int, group: int, device: torch.device) -> Tensor:
 def attend_window(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """As ``attend``, in a sliding window without a dense mask [B42].
 
-    ``mask`` comes from ``window_mask``. Keys and values have N = groups * group tokens; of every group there are as many
-    queries as the mask has rows. Keys and values are overlapping strided views; both maps of differential
+    ``mask`` comes from ``window_mask``. Keys and values have N = groups * group tokens; of every group there are as
+    many queries as the mask has rows. Keys and values are overlapping strided views; both maps of differential
     attention share that of v.
     """
     groups, rows, window = mask.shape

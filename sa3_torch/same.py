@@ -61,8 +61,8 @@ def run_blocks(
 ) -> Tensor:
     """The transformer over whole groups: (B, N, D) -> (B, N, D) [B41, B42].
 
-    ``latents_only``: -> (B, T, D), the last token of every group, all that an encoder reads. ``heads``: those of x in the
-    first layer, where they are known already.
+    ``latents_only``: -> (B, T, D), the last token of every group, all that an encoder reads. ``heads``: those of x in
+    the first layer, where they are known already.
     """
     run = _run_sliding if config.attention == "sliding" else _run_chunked
     return run(layers, x, config, heads, latents_only)
