@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from sa3_mlx.spec.affine import SMALLEST_SCALE, check_grid
 
@@ -70,13 +70,26 @@ def fake_quantize(weight: Tensor, *, bits: int, group: int, storage: str) -> Ten
     return result
 
 
-class FakeQuantLinear(nn.Linear):
-    """A linear map that computes with the quantized values of its weight; same parameters as ``nn.Linear``."""
+class FakeQuant(nn.Module):
+    """A parametrization: the weight of a layer reads as its quantized values, wherever it is used."""
 
-    def __init__(self, inputs: int, outputs: int, *, bias: bool, bits: int, group: int, storage: str) -> None:
-        super().__init__(inputs, outputs, bias=bias)
+    def __init__(self, *, bits: int, group: int, storage: str) -> None:
+        super().__init__()
         self.bits, self.group, self.storage = bits, group, storage
 
-    def forward(self, input: Tensor) -> Tensor:
-        weight = fake_quantize(self.weight, bits=self.bits, group=self.group, storage=self.storage)
-        return F.linear(input, weight, self.bias)
+    def forward(self, weight: Tensor) -> Tensor:
+        return fake_quantize(weight, bits=self.bits, group=self.group, storage=self.storage)
+
+
+def add_fake_quant(layer: nn.Linear, *, bits: int, group: int, storage: str) -> None:
+    """From now on ``layer`` computes with quantized weights; ``latent_weight`` is what an optimizer changes.
+
+    Raises ValueError for a grid that does not fit.
+    """
+    check_grid(bits, group, layer.in_features)
+    parametrize.register_parametrization(layer, "weight", FakeQuant(bits=bits, group=group, storage=storage))
+
+
+def latent_weight(layer: nn.Linear) -> Tensor:
+    """The weight behind the quantized values of a layer with ``add_fake_quant``."""
+    return layer.get_submodule("parametrizations.weight").get_parameter("original")

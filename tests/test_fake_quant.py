@@ -10,7 +10,7 @@ from sa3_mlx.spec.affine import BITS, GROUPS, Storage, dequantize, quantize, rou
 
 torch = pytest.importorskip("torch")
 
-from sa3_torch.fake_quant import FakeQuantLinear, codes, fake_quantize  # noqa: E402
+from sa3_torch.fake_quant import add_fake_quant, codes, fake_quantize, latent_weight  # noqa: E402
 
 
 @pytest.mark.parametrize("storage", STORAGES)
@@ -42,16 +42,22 @@ def test_the_gradient_passes_straight_through() -> None:
     assert torch.equal(weight.grad, slope)
 
 
-def test_the_linear_layer_computes_with_the_values_of_its_weight() -> None:
-    layer = FakeQuantLinear(64, 8, bias=True, bits=4, group=64, storage="F16")
-    assert {name for name, _ in layer.named_parameters()} == {"weight", "bias"}
+def test_a_layer_computes_with_the_values_of_its_weight() -> None:
+    layer = torch.nn.Linear(64, 8)
+    before = layer.weight.detach().clone()
+    add_fake_quant(layer, bits=4, group=64, storage="F16")
+    assert torch.equal(latent_weight(layer), before)
     x = torch.randn(3, 64, generator=torch.Generator().manual_seed(2))
-    weight = fake_quantize(layer.weight, bits=4, group=64, storage="F16")
+    weight = fake_quantize(before, bits=4, group=64, storage="F16")
+    assert torch.equal(layer.weight, weight)
     assert torch.equal(layer(x), torch.nn.functional.linear(x, weight, layer.bias))
     layer(x).sum().backward()
-    assert layer.weight.grad is not None
+    assert latent_weight(layer).grad is not None
+    assert len(list(layer.parameters())) == 2
 
 
 def test_rows_that_groups_do_not_fill_are_refused() -> None:
     with pytest.raises(ValueError, match="rows of 48 values cannot be cut into groups of 32"):
         fake_quantize(torch.zeros(2, 48), bits=4, group=32, storage="F16")
+    with pytest.raises(ValueError, match="rows of 48 values cannot be cut into groups of 64"):
+        add_fake_quant(torch.nn.Linear(48, 2), bits=4, group=64, storage="F16")

@@ -18,7 +18,19 @@ from sa3_mlx.spec.presets import PRESETS
 torch = pytest.importorskip("torch")
 mlx_utils = pytest.importorskip("mlx.utils")
 
-FILES = ("layers", "attention", "t5gemma", "conditioner", "dit", "same", "guidance", "samplers", "weights", "pipeline")
+FILES = (
+    "layers",
+    "attention",
+    "t5gemma",
+    "conditioner",
+    "dit",
+    "same",
+    "guidance",
+    "samplers",
+    "weights",
+    "pipeline",
+    "states",
+)
 CONFIGS = {**PRESETS, **TINY}
 # What one twin has and the other has no use for.
 TORCH_ONLY = {

@@ -30,6 +30,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str, str]]] = {
     "Models": {
         "models": ("models", "models", "List installed and known models."),
         "convert": ("convert", "convert", "Download or convert a checkpoint, or export one."),
+        "quantize": ("quantize", "quantize", "Make a smaller model of a model."),
         "info": ("info", "info", "Show what is in a model or an audio file."),
         "verify": ("verify", "verify", "Check a model against reference outputs, or one backend against the other."),
         "train": ("train", "train", "Train a model (needs PyTorch)."),

@@ -1,0 +1,298 @@
+"""Quantization of a checkpoint by a recipe, with what its methods need to know from runs of the model.
+
+Shapes: B batch, T latent frames, C latent channels, O outputs, I inputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from . import blas  # noqa: F401 (before mlx)
+
+# isort: split
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from numpy.typing import NDArray
+
+from .dit import Conditioning, Context, DiT, DiTBlock, Prepared
+from .dit import Sequence as Tokens
+from .pipeline import Pipeline
+from .spec.affine import Float, Packed, Storage, dequantize, quantize, round_to
+from .spec.calibration import Prompt, is_used, requests
+from .spec.gptq import gptq
+from .spec.quantization import Grid
+from .spec.quantized_file import Quantizer, QuantizeReport, VelocityReport, write_quantized
+from .spec.recipes import GROUP, MIXED_BITS, Recipe, choose_bits, layers_of
+from .spec.request import Inpaint, Request
+from .states import State, visit
+
+HESSIAN_BYTES = 2 << 30  # of one pass over the calibration states; more layers take more passes
+SENSITIVITY_STATES = 12
+Progress = Callable[[str, int, int], None]  # what is done, done so far, in all
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Where from, where to and how."""
+
+    source: Path
+    out: Path
+    name: str  # of the recipe
+    recipe: Recipe
+    prompts: tuple[Prompt, ...]  # to calibrate on and to judge by
+    version: str
+    force: bool
+
+
+def nearest(weight: Float, storage: Storage, *, grid: Grid) -> Packed:
+    """Rounding to nearest, needing no data."""
+    return quantize(round_to(weight, storage), bits=grid.bits, group=grid.group, storage=storage)
+
+
+def quantize_model(options: Options, progress: Progress) -> QuantizeReport:
+    """Quantize the checkpoint ``source`` to the folder ``out``.
+
+    Raises FileNotFoundError, and ValueError for a source that is quantized, for an ``out`` that is in the way and for a
+    recipe that finds no layer.
+    """
+    pipeline = Pipeline.load(options.source)
+    config = pipeline.config
+    layers = {part: layers_of(config, part) for part in options.recipe.parts() if part == "same" or config.diffusion}
+    if not any(layers.values()):
+        raise ValueError(f"{config.name}: recipe {options.name} finds no layer whose rows groups of {GROUP} fill")
+    grids = {path: options.recipe.parts()[part].grid for part, paths in layers.items() for path in paths}
+    quantizers: dict[str, Quantizer] = {}
+    velocity = None
+    if layers.get("dit"):
+        calibration = _DiTCalibration(pipeline, options, progress)
+        grids |= calibration.grids(layers["dit"])
+        quantizers = calibration.quantizers({path: grids[path] for path in layers["dit"]})
+        velocity = calibration.judge({path: grids[path] for path in layers["dit"]}, quantizers)
+        pipeline.free("dit")
+    quantizers = {path: partial(nearest, grid=grid) for path, grid in grids.items()} | quantizers
+    return write_quantized(
+        options.source, options.out, recipe=options.name, grids=grids, quantizers=quantizers, changed={},
+        velocity=velocity, version=options.version, force=options.force,
+    )  # fmt: skip
+
+
+class _DiTCalibration:
+    """Runs of the full-precision model and what follows from them: sensitivities, Hessians, errors."""
+
+    def __init__(self, pipeline: Pipeline, options: Options, progress: Progress) -> None:
+        self.pipeline, self.options, self.progress = pipeline, options, progress
+        recipe = options.recipe.dit
+        assert recipe is not None
+        self.recipe = recipe
+        self.states = list(self._visited(held_out=False)) if recipe.measures else []
+        self.held_out = list(self._visited(held_out=True))
+        self.dit = cast(DiT, pipeline.load_part("dit"))
+
+    def _visited(self, *, held_out: bool) -> Iterator[State]:
+        runs = requests(self.options.prompts, self.pipeline.config, held_out=held_out)
+        for number, request in enumerate(runs):
+            self.progress("judging runs" if held_out else "calibration runs", number, len(runs))
+            yield from _used(self.pipeline, request)
+            if number == 0 and not held_out:  # one run that keeps half of a clip, for the layers that see it
+                yield from _used(self.pipeline, _continued(self.pipeline, request))
+        self.progress("judging runs" if held_out else "calibration runs", len(runs), len(runs))
+
+    def grids(self, layers: Mapping[str, tuple[int, ...]]) -> dict[str, Grid]:
+        """The grid of the recipe for all, or one for each layer by what it does to the velocity."""
+        if self.recipe.target is None:
+            return dict.fromkeys(layers, self.recipe.grid)
+        chosen = self.states[:: max(1, len(self.states) // SENSITIVITY_STATES)]
+        damage: dict[str, dict[int, float]] = {}
+        for number, path in enumerate(layers):
+            self.progress("sensitivities", number, len(layers))
+            weight = _weight(self.dit, path)
+            damage[path] = {}
+            for bits in MIXED_BITS:
+                packed = nearest(weight, "F16", grid=Grid(bits=bits, group=GROUP))
+                with _substituted(self.dit, {path: dequantize(packed, "F32")}):
+                    damage[path][bits] = _error(self.dit, chosen) ** 2
+        self.progress("sensitivities", len(layers), len(layers))
+        return choose_bits(damage, {path: math.prod(shape) for path, shape in layers.items()}, self.recipe.target)
+
+    def quantizers(self, grids: Mapping[str, Grid]) -> dict[str, Quantizer]:
+        """Per layer. Those of GPTQ are done here, as their Hessians are large."""
+        if self.recipe.method == "nearest":
+            return {path: partial(nearest, grid=grid) for path, grid in grids.items()}
+        done: dict[str, Packed] = {}
+        for paths in _passes(self.dit, grids):
+            for path, hessian in hessians(self.dit, self.states, paths).items():
+                self.progress("gptq", len(done), len(grids))
+                grid, weight = grids[path], round_to(_weight(self.dit, path), "F16")
+                done[path] = gptq(weight, hessian, bits=grid.bits, group=grid.group, storage="F16")
+        self.progress("gptq", len(grids), len(grids))
+        return {path: partial(_known, packed=packed) for path, packed in done.items()}
+
+    def judge(self, grids: Mapping[str, Grid], quantizers: Mapping[str, Quantizer]) -> VelocityReport:
+        """Velocity errors on the runs that were not calibrated on, of this method and of rounding to nearest."""
+        weights = {path: _weight(self.dit, path) for path in grids}
+        values = {path: dequantize(quantizers[path](weights[path], "F16"), "F32") for path in grids}
+        steps = sorted({state.index for state in self.held_out})
+        with _substituted(self.dit, values):
+            error = _error(self.dit, self.held_out)
+            by_step = tuple(_error(self.dit, [s for s in self.held_out if s.index == step]) for step in steps)
+        rounded = None
+        if self.recipe.method != "nearest":
+            values = {path: dequantize(nearest(weights[path], "F16", grid=grids[path]), "F32") for path in grids}
+            with _substituted(self.dit, values):
+                rounded = _error(self.dit, self.held_out)
+        runs = requests(self.options.prompts, self.pipeline.config, held_out=True)
+        return VelocityReport(
+            prompts=sum(len(run.items) for run in runs), error=error, error_per_step=by_step, nearest_error=rounded
+        )
+
+
+def _known(weight: Float, storage: Storage, *, packed: Packed) -> Packed:  # noqa: ARG001 (as every quantizer)
+    return packed
+
+
+def _used(pipeline: Pipeline, request: Request) -> Iterator[State]:
+    return (state for state in visit(pipeline, request) if is_used(state.index, request.steps))
+
+
+def _continued(pipeline: Pipeline, request: Request) -> Request:
+    """The same clips again with their first half given."""
+    generation = pipeline.generate(request)
+    kept = tuple(
+        Inpaint(audio=audio, regions=((item.seconds / 2, item.seconds),))
+        for audio, item in zip(generation.audio, request.items, strict=True)
+    )
+    return Request(
+        items=request.items, steps=request.steps, sampler=request.sampler, guidance=request.guidance, inpaint=kept
+    )
+
+
+def evaluate(dit: DiT, states: Iterable[State]) -> Iterator[tuple[State, mx.array]]:
+    """Velocities (B, T, C) that this DiT gives at states of another one."""
+    last: tuple[Conditioning, Prepared] | None = None
+    for state in states:
+        if last is None or last[0] is not state.cond:
+            last = (state.cond, dit.prepare(state.cond))
+        yield state, dit(state.x, state.t, last[1]).astype(mx.float32)
+
+
+def _error(dit: DiT, states: Sequence[State]) -> float:
+    """Relative L2 error of the velocities over all states."""
+    sums = [
+        (mx.square(velocity - state.velocity).sum(), mx.square(state.velocity).sum())
+        for state, velocity in evaluate(dit, sorted(states, key=lambda state: id(state.cond)))
+    ]
+    mx.eval(sums)
+    return math.sqrt(sum(float(a) for a, _ in sums) / sum(float(b) for _, b in sums))
+
+
+def hessians(dit: DiT, states: Sequence[State], paths: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+    """Sum of x x^T over the inputs x of each layer, in all states: (I, I) by path.
+
+    Raises ValueError for a layer that no state runs through.
+    """
+    watches = {path: _Watch(_layer(dit, path)) for path in paths}
+    blocks, last = cast(list[nn.Module], dit.layers), dit.layers[-1]
+    try:
+        for path, watch in watches.items():
+            _put(dit, path, watch)
+        blocks[-1] = _WholeBlock(last)
+        for _, velocity in evaluate(dit, sorted(states, key=lambda state: id(state.cond))):
+            mx.eval(velocity, [watch.total for watch in watches.values()])
+    finally:
+        blocks[-1] = last
+        for path, watch in watches.items():
+            _put(dit, path, watch.layer)
+    unseen = [path for path, watch in watches.items() if not watch.rows]
+    if unseen:
+        raise ValueError(f"calibration never ran through {', '.join(unseen)}")
+    return {path: np.array(watch.total).astype(np.float64) for path, watch in watches.items()}
+
+
+class _Watch(nn.Module):
+    """A linear map that sums the outer products of its inputs."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer
+        self.rows = 0
+        self.total = mx.zeros((layer.weight.shape[1], layer.weight.shape[1]))
+
+    def __call__(self, x: mx.array) -> mx.array:
+        flat = x.reshape(-1, x.shape[-1]).astype(mx.float32)
+        self.rows += len(flat)
+        self.total = self.total + flat.T @ flat
+        return self.layer(x)
+
+
+class _WholeBlock(nn.Module):
+    """The last block without its shortcut, which takes rows of a matrix past the layer that owns it."""
+
+    def __init__(self, block: DiTBlock) -> None:
+        super().__init__()
+        self.block = block
+        self.cross_attn, self.local_embed = block.cross_attn, block.local_embed  # what ``DiT.prepare`` runs
+
+    def __call__(
+        self, x: mx.array, modulation: mx.array, context: Context | None, local: mx.array | None, sequence: Tokens,
+        last: bool = False,
+    ) -> mx.array:  # fmt: skip
+        out = self.block(x, modulation, context, local, sequence)
+        return out[:, sequence.memory :] if last else out
+
+
+def _passes(dit: DiT, grids: Mapping[str, Grid]) -> Iterator[list[str]]:
+    """Layers in groups whose Hessians fit HESSIAN_BYTES."""
+    group: list[str] = []
+    size = 0
+    for path in grids:
+        cost = 4 * _layer(dit, path).weight.shape[1] ** 2
+        if group and size + cost > HESSIAN_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(path)
+        size += cost
+    if group:
+        yield group
+
+
+def _layer(dit: DiT, path: str) -> nn.Linear:
+    """The layer of a checkpoint path such as "dit.layers.0.ff.proj_in"."""
+    parent, name = _place(dit, path)
+    return parent[name]
+
+
+def _place(dit: DiT, path: str) -> tuple[Any, str]:
+    parent: Any = dit
+    *names, last = path.split(".")[1:]
+    for name in names:
+        parent = parent[int(name)] if name.isdigit() else parent[name]
+    return parent, last
+
+
+def _put(dit: DiT, path: str, layer: nn.Module) -> None:
+    parent, name = _place(dit, path)
+    parent[name] = layer
+
+
+def _weight(dit: DiT, path: str) -> Float:
+    return np.array(_layer(dit, path).weight.astype(mx.float32))
+
+
+@contextmanager
+def _substituted(dit: DiT, values: Mapping[str, Float]) -> Iterator[None]:
+    """The DiT with other weights in some layers."""
+    before = {path: _layer(dit, path).weight for path in values}
+    try:
+        for path, value in values.items():
+            _layer(dit, path).weight = mx.array(value)
+        yield
+    finally:
+        for path, weight in before.items():
+            _layer(dit, path).weight = weight

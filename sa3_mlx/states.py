@@ -1,0 +1,66 @@
+"""The states that sampling visits: every evaluation of the DiT on a run, with what it was given and what it said.
+
+Shapes: B batch, T latent frames, C latent channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import cast
+
+from . import blas  # noqa: F401 (before mlx)
+
+# isort: split
+import mlx.core as mx
+import numpy as np
+
+from .dit import Conditioning, DiT, Prepared
+from .guidance import guide
+from .pipeline import Pipeline
+from .samplers import SAMPLERS
+from .spec.clips import encode_sources, local_input, start_latents
+from .spec.events import SeededNoise, batch_of
+from .spec.noise import INITIAL, step
+from .spec.request import Request, plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """One evaluation. With guidance a step has two, of which the second is the unconditional or negative one."""
+
+    index: int  # of the step
+    x: mx.array  # (B, T, C)
+    t: np.ndarray  # (B,)
+    cond: Conditioning
+    velocity: mx.array  # (B, T, C)
+
+
+def visit(pipeline: Pipeline, request: Request) -> Iterator[State]:
+    """Sample a request, without decoding it, and yield every evaluation of the DiT."""
+    config = pipeline.config
+    planned = plan(request, config)
+    noise, channels = SeededNoise([item.seed for item in request.items]), config.same.latent_channels
+    cond, null = pipeline.encode_texts(request, planned)
+    init, inpaint = encode_sources(request, planned, config, pipeline.encode)
+    local = mx.array(local_input(planned, inpaint, channels)).astype(cond.seconds.dtype)
+    conds = [replace(given, local=local) for given in (cond, null) if given is not None]
+    dit = cast(DiT, pipeline.load_part("dit"))
+    pairs: list[tuple[Conditioning, Prepared]] = [(given, dit.prepare(given)) for given in conds]
+    seen: list[tuple[Conditioning, mx.array, np.ndarray, mx.array]] = []
+
+    def velocity(x: mx.array, t: np.ndarray) -> mx.array:
+        outs = [dit(x.astype(local.dtype), t, prepared).astype(mx.float32) for _, prepared in pairs]
+        mx.eval(outs)
+        seen.extend((given, x, t, out) for given, out in zip(conds, outs, strict=True))
+        return outs[0] if len(outs) == 1 else guide(x, t, outs[0], outs[1], request.guidance, cond.valid)
+
+    def draw(number: int) -> mx.array:
+        return mx.array(batch_of(noise, step(number), planned.keep_frames.shape, channels))
+
+    start = start_latents(planned, batch_of(noise, INITIAL, planned.keep_frames.shape, channels), init)
+    steps = SAMPLERS[request.sampler](velocity, mx.array(start), planned.sigmas, draw)
+    for index in range(request.steps):
+        mx.eval(next(steps).x)
+        yield from (State(index=index, x=x, t=t, cond=given, velocity=out) for given, x, t, out in seen)
+        seen.clear()
