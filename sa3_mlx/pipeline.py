@@ -218,6 +218,7 @@ class Pipeline:
             return cond, unconditional(cond)
         away = negative(cond, hidden[mx.array(texts.negatives)], mx.array(mask[texts.negatives]))
         chosen = mx.array(texts.has_negative)[:, None, None]
+        assert away.context is not None
         null = replace(away, context=away.context * chosen, repeats=mx.array(repeats[texts.negatives]))
         mx.eval(null.context)
         return cond, null
@@ -240,15 +241,15 @@ class Pipeline:
         def draw(index: int) -> mx.array:
             return mx.array(batch_of(noise, step(index), plan.keep_frames.shape, start.shape[-1]))
 
-        x = mx.array(start)
-        steps = SAMPLERS[request.sampler](velocity, x, plan.sigmas, draw)
+        steps = SAMPLERS[request.sampler](velocity, mx.array(start), plan.sigmas, draw)
+        done = next(steps)
         for index in range(request.steps):
             with watch("sample"):
-                done = next(steps)
-                x = done.x
-                mx.eval(x, done.denoised)
-            yield Stepped(index=index, steps=request.steps, denoised=done.denoised)
-        return np.array(x)
+                mx.async_eval(done.x, done.denoised)
+                computing, done = done, next(steps, done)  # the next graph is built meanwhile
+                mx.eval(computing.x, computing.denoised)
+            yield Stepped(index=index, steps=request.steps, denoised=computing.denoised)
+        return np.array(done.x)
 
     def _decode_clip(
         self, request: Request, plan: Plan, row: int, clip: Clip, latents: Latents, noise: NoiseSource, watch: Stopwatch

@@ -6,6 +6,7 @@ Shapes: B batch, S tokens, D width, H heads, K head size.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 from . import blas  # noqa: F401 (before mlx)
 
@@ -15,6 +16,7 @@ import mlx.nn as nn
 import numpy as np
 
 from .spec.config import TextEncoderConfig
+from .spec.tensorfile import TensorFile
 
 SOFT_CAP = 50.0
 ROPE_BASE = 10_000.0
@@ -104,13 +106,34 @@ class TextLayer(nn.Module):
         return x + self.post_ff_norm(self.mlp(self.pre_ff_norm(x)))
 
 
+class FileEmbedding(nn.Module):
+    """Rows of an embedding table in a checkpoint: a prompt needs dozens of 256,000, so the table stays in the file.
+
+    ``dtype`` None keeps the file's.
+    """
+
+    def __init__(self, path: Path, name: str, dtype: mx.Dtype | None) -> None:
+        super().__init__()
+        self.path = path
+        self.name = name
+        self.dtype = dtype
+
+    def __call__(self, ids: mx.array) -> mx.array:
+        """(B, S) int -> (B, S, D)"""
+        with TensorFile.open(self.path) as file:
+            stored, (_, width) = file.info(self.name)
+            rows = file.rows(self.name, np.array(ids).reshape(-1))
+        own = {"BF16": mx.bfloat16, "F16": mx.float16}.get(stored, mx.float32)
+        return mx.array(rows).astype(self.dtype or own).reshape(*ids.shape, width)
+
+
 class T5GemmaEncoder(nn.Module):
     """Token ids to hidden states. Rows at padded positions are meaningless; the conditioner replaces them [B4]."""
 
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
+        self.embed_tokens: nn.Embedding | FileEmbedding = nn.Embedding(config.vocab_size, config.width)
         self.layers = [TextLayer(config) for _ in range(config.depth)]
         self.norm = GemmaNorm(config.width)
 

@@ -18,7 +18,10 @@ from .spec.checkpoint import WEIGHTS_FILE
 from .spec.config import ModelConfig
 from .spec.quantization import Grid, check_file
 from .spec.tensorfile import TensorFile
-from .t5gemma import T5GemmaEncoder
+from .t5gemma import FileEmbedding, T5GemmaEncoder
+
+EMBEDDING = "text_encoder.embed_tokens.weight"
+_READER = mx.new_stream(mx.cpu)
 
 Part = Literal["text_encoder", "conditioner", "dit", "same"]
 
@@ -52,7 +55,8 @@ def check_folder(folder: Path, config: ModelConfig) -> None:
 def load_part(folder: str | Path, config: ModelConfig, part: Part, dtype: mx.Dtype | None) -> nn.Module:
     """One part of a checkpoint; ``dtype`` None keeps the file's. A tensor is read from disk when it is first used.
 
-    Quantized layers become ``nn.QuantizedLinear``: their weights stay packed, also in products.
+    Quantized layers become ``nn.QuantizedLinear``: their weights stay packed, also in products. The table of token
+    embeddings stays in the file. Reading has a stream of its own, beside what is computed meanwhile.
 
     Raises FileNotFoundError without a model.safetensors, ValueError for tensors that do not fit.
     """
@@ -61,11 +65,14 @@ def load_part(folder: str | Path, config: ModelConfig, part: Part, dtype: mx.Dty
     with TensorFile.open(path) as file:
         grids = check_file(file, config, [part])
         names = [name for name in file.names() if name.startswith(part + ".")]
-    arrays = cast(dict[str, mx.array], mx.load(str(path)))
+    arrays = cast(dict[str, mx.array], mx.load(str(path), stream=_READER))
     _pack_layers(module, {path.removeprefix(part + "."): grid for path, grid in grids.items()})
+    if isinstance(module, T5GemmaEncoder):
+        names.remove(EMBEDDING)
+        module.embed_tokens = FileEmbedding(path, EMBEDDING, dtype)
     state = [(name.removeprefix(part + "."), arrays[name]) for name in names]
     if dtype is not None:
-        state = [(name, array if array.dtype == mx.uint32 else array.astype(dtype)) for name, array in state]
+        state = [(name, array if array.dtype == mx.uint32 else array.astype(dtype, _READER)) for name, array in state]
     module.load_weights(state, strict=True)
     module.freeze()
     return module.eval()

@@ -243,6 +243,7 @@ class Pipeline:
             return cond, unconditional(cond)
         away = negative(cond, hidden[self._array(texts.negatives)], self._array(mask[texts.negatives]))
         chosen = self._array(texts.has_negative)[:, None, None]
+        assert away.context is not None
         null = replace(away, context=away.context * chosen, repeats=self._array(repeats[texts.negatives]))
         return cond, null
 

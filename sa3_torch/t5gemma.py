@@ -6,6 +6,7 @@ Shapes: B batch, S tokens, D width, H heads, K head size.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sa3_mlx.spec.config import TextEncoderConfig
+from sa3_mlx.spec.tensorfile import TensorFile
 
 SOFT_CAP = 50.0
 ROPE_BASE = 10_000.0
@@ -97,13 +99,34 @@ class TextLayer(nn.Module):
         return x + self.post_ff_norm(self.mlp(self.pre_ff_norm(x)))
 
 
+class FileEmbedding(nn.Module):
+    """Rows of an embedding table in a checkpoint: a prompt needs dozens of 256,000, so the table stays in the file.
+
+    ``dtype`` None keeps the file's.
+    """
+
+    def __init__(self, path: Path, name: str, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.path = path
+        self.name = name
+        self.dtype = dtype
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(B, S) int -> (B, S, D), on the device of the ids."""
+        with TensorFile.open(self.path) as file:
+            stored, (_, width) = file.info(self.name)
+            rows = file.rows(self.name, ids.reshape(-1).cpu().numpy())
+        own = {"BF16": torch.bfloat16, "F16": torch.float16}.get(stored, torch.float32)
+        return torch.from_numpy(rows).to(ids.device, self.dtype or own).reshape(*ids.shape, width)
+
+
 class T5GemmaEncoder(nn.Module):
     """Token ids to hidden states. Rows at padded positions are meaningless; the conditioner replaces them [B4]."""
 
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
+        self.embed_tokens: nn.Embedding | FileEmbedding = nn.Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(TextLayer(config) for _ in range(config.depth))
         self.norm = GemmaNorm(config.width)
 

@@ -18,7 +18,9 @@ from sa3_mlx.spec.tensorfile import TensorFile, array_entry, write_tensors
 from .conditioner import Conditioner
 from .dit import DiT
 from .same import SAME
-from .t5gemma import T5GemmaEncoder
+from .t5gemma import FileEmbedding, T5GemmaEncoder
+
+EMBEDDING = "text_encoder.embed_tokens.weight"
 
 Part = Literal["text_encoder", "conditioner", "dit", "same"]
 
@@ -52,7 +54,8 @@ def check_folder(folder: Path, config: ModelConfig) -> None:
 def load_part(
     folder: str | Path, config: ModelConfig, part: Part, device: torch.device, dtype: torch.dtype | None
 ) -> nn.Module:
-    """One part of a checkpoint, memory-mapped; ``dtype`` None keeps the file's.
+    """One part of a checkpoint, memory-mapped; ``dtype`` None keeps the file's. The table of token embeddings stays in
+    the file.
 
     Quantized layers become ordinary ones with the values that their packed weights stand for.
 
@@ -61,18 +64,27 @@ def load_part(
     path = Path(folder) / WEIGHTS_FILE
     with torch.device("meta"):
         module = build_part(config, part)
+    left = set()
+    if isinstance(module, T5GemmaEncoder):
+        left.add(EMBEDDING)
+        module.embed_tokens = FileEmbedding(path, EMBEDDING, dtype)
+    module.load_state_dict(_read_part(path, config, part, device, dtype, left), strict=True, assign=True)
+    return module.eval().requires_grad_(False)
+
+
+def _read_part(
+    path: Path, config: ModelConfig, part: Part, device: torch.device, dtype: torch.dtype | None, left: set[str]
+) -> dict[str, torch.Tensor]:
+    """The tensors of a part by their names in it, without those that are ``left`` in the file."""
     with TensorFile.open(path) as tensors:
         grids = check_file(tensors, config, [part])
         packed = {layer: read_packed(tensors, layer, grid) for layer, grid in grids.items()}
     names = [name for name in expected_tensors(config, [part]) if name.removesuffix(".weight") not in grids]
     with safe_open(path, framework="pt", device=str(device)) as file:
-        state = {name.removeprefix(part + "."): file.get_tensor(name) for name in names}
+        state = {name.removeprefix(part + "."): file.get_tensor(name) for name in names if name not in left}
     for layer, matrix in packed.items():
         state[f"{layer.removeprefix(part + '.')}.weight"] = _unpacked(matrix, device, dtype)
-    if dtype is not None:
-        state = {name: tensor.to(dtype) for name, tensor in state.items()}
-    module.load_state_dict(state, strict=True, assign=True)
-    return module.eval().requires_grad_(False)
+    return state if dtype is None else {name: tensor.to(dtype) for name, tensor in state.items()}
 
 
 def _unpacked(packed: Packed, device: torch.device, dtype: torch.dtype | None) -> torch.Tensor:
@@ -113,6 +125,6 @@ def load_model(folder: str | Path, device: torch.device) -> StableAudio:
     check_folder(Path(folder), config)
     model = StableAudio(config)
     for part in parts_of(config):
-        module = load_part(folder, config, part, device, torch.float32)
-        model.get_submodule(part).load_state_dict(module.state_dict(), strict=True)
+        state = _read_part(Path(folder) / WEIGHTS_FILE, config, part, device, torch.float32, set())
+        model.get_submodule(part).load_state_dict(state, strict=True)
     return model.to(device)

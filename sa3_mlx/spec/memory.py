@@ -89,8 +89,9 @@ def parse_size(text: str) -> int:
 
 
 def part_bytes(config: ModelConfig, part: str, width: int) -> int:
-    """Bytes of a part's weights in memory at ``width`` bytes each."""
-    return width * sum(math.prod(shape) for shape in expected_tensors(config, [part]).values())
+    """Bytes of a part's weights in memory at ``width`` bytes each; the table of token embeddings stays in the file."""
+    shapes = expected_tensors(config, [part])
+    return width * sum(math.prod(shape) for name, shape in shapes.items() if not name.endswith("embed_tokens.weight"))
 
 
 def predict(

@@ -128,6 +128,15 @@ class TensorFile:
             return from_bf16_bits(array)
         return array.astype(np.float32) if dtype == "F16" else array
 
+    def rows(self, name: str, indices: np.ndarray) -> np.ndarray:
+        """Rows of a large matrix, as ``read`` gives them; the others are not read."""
+        slot = self._slots[name]
+        table = np.memmap(self.path, STORAGE[slot.dtype], "r", slot.offset, slot.shape)
+        rows = table[indices]
+        if slot.dtype == "BF16":
+            return from_bf16_bits(rows)
+        return rows.astype(np.float32) if slot.dtype == "F16" else np.array(rows)
+
 
 def _read_header(path: Path, file: io.BufferedReader) -> tuple[dict[str, _Slot], dict[str, str]]:
     size = os.fstat(file.fileno()).st_size
