@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from .dit import Conditioning, Context, DiT, DiTBlock, Prepared
 from .dit import Sequence as Tokens
 from .pipeline import Pipeline
-from .spec.affine import Float, Packed, Storage, dequantize, quantize, round_to
+from .spec.affine import Float, Packed, Storage, dequantize, round_to
 from .spec.calibration import Prompt, is_used, requests
 from .spec.gptq import gptq
 from .spec.quantization import Grid
-from .spec.quantized_file import Quantizer, QuantizeReport, VelocityReport, write_quantized
+from .spec.quantized_file import Quantizer, QuantizeReport, VelocityReport, nearest, write_quantized
 from .spec.recipes import GROUP, MIXED_BITS, Recipe, choose_bits, layers_of
 from .spec.request import Inpaint, Request
 from .states import State, visit
@@ -47,13 +47,7 @@ class Options:
     name: str  # of the recipe
     recipe: Recipe
     prompts: tuple[Prompt, ...]  # to calibrate on and to judge by
-    version: str
     force: bool
-
-
-def nearest(weight: Float, storage: Storage, *, grid: Grid) -> Packed:
-    """Rounding to nearest, needing no data."""
-    return quantize(round_to(weight, storage), bits=grid.bits, group=grid.group, storage=storage)
 
 
 def quantize_model(options: Options, progress: Progress) -> QuantizeReport:
@@ -78,8 +72,8 @@ def quantize_model(options: Options, progress: Progress) -> QuantizeReport:
         pipeline.free("dit")
     quantizers = {path: partial(nearest, grid=grid) for path, grid in grids.items()} | quantizers
     return write_quantized(
-        options.source, options.out, recipe=options.name, grids=grids, quantizers=quantizers, changed={},
-        velocity=velocity, version=options.version, force=options.force,
+        options.source, options.out, recipe=options.name, grids=grids, quantizers=quantizers,
+        velocity=velocity, force=options.force,
     )  # fmt: skip
 
 

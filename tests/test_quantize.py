@@ -53,9 +53,7 @@ def pipeline(folder: Path) -> Pipeline:
 
 
 def run(folder: Path, out: Path, name: str, recipe: Recipe | None = None):
-    options = Options(
-        source=folder, out=out, name=name, recipe=recipe or RECIPES[name], prompts=PROMPTS, version="1", force=False
-    )
+    options = Options(source=folder, out=out, name=name, recipe=recipe or RECIPES[name], prompts=PROMPTS, force=False)
     return quantize_model(options, lambda *_: None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from twins import Twin, relative
 from sa3_mlx.spec.affine import BITS, dequantize, quantize, round_to
 from sa3_mlx.spec.checkpoint import expected_tensors
 from sa3_mlx.spec.quantization import METADATA_KEY, Grid, Quantization, check_file, read_packed, stored_tensors
-from sa3_mlx.spec.quantized_file import REPORT_FILE, QuantizeReport, write_quantized
+from sa3_mlx.spec.quantized_file import REPORT_FILE, QuantizeReport, nearest, write_quantized
 from sa3_mlx.spec.recipes import RECIPES, choose_bits, find_recipe, layer_class, layers_of
 from sa3_mlx.spec.tensorfile import TensorEntry, TensorFile, file_hash, write_tensors
 
@@ -24,14 +25,9 @@ WIDTHS = {path: Grid(bits=BITS[i % len(BITS)], group=(32, 64, 128)[i % 3])
 
 
 def write(source: Path, out: Path, grids: dict[str, Grid], *, force: bool = False) -> QuantizeReport:
-    def nearest(grid: Grid):
-        return lambda weight, storage: quantize(
-            round_to(weight, storage), bits=grid.bits, group=grid.group, storage=storage
-        )
-
     return write_quantized(
-        source, out, recipe="test", grids=grids, quantizers={path: nearest(grid) for path, grid in grids.items()},
-        changed={}, velocity=None, version="1", force=force,
+        source, out, recipe="test", grids=grids, velocity=None, force=force,
+        quantizers={path: partial(nearest, grid=grid) for path, grid in grids.items()},
     )  # fmt: skip
 
 

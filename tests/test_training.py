@@ -13,6 +13,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="the training twin needs torch")
 pytest.importorskip("scipy", reason="the training extra is not installed")
 
+from tiny_checkpoint import write_checkpoint  # noqa: E402
+
+from sa3_mlx.spec.calibration import Prompt  # noqa: E402
 from sa3_mlx.spec.config import ConfigError, ModelConfig  # noqa: E402
 from sa3_mlx.spec.presets import PRESETS  # noqa: E402
 from sa3_torch.train.autoencoder import AutoencoderConfig, AutoencoderStage  # noqa: E402
@@ -21,6 +24,7 @@ from sa3_torch.train.data import LatentSet  # noqa: E402
 from sa3_torch.train.encode import encode_clips, load_autoencoder  # noqa: E402
 from sa3_torch.train.loop import Stage, Trainer, learning_rate_at  # noqa: E402
 from sa3_torch.train.pretrain import PretrainConfig, PretrainStage  # noqa: E402
+from sa3_torch.train.quantize import QuantizeConfig, QuantizeStage  # noqa: E402
 from sa3_torch.train.settings import load_settings, to_json  # noqa: E402
 from sa3_torch.train.vocabulary import save_tokenizer  # noqa: E402
 
@@ -82,11 +86,26 @@ def pretrain_stage(latents: LatentSet, autoencoder: Path, tmp_path: Path, *chang
     return PretrainStage(MODEL, config, latents, tmp_path / "tokenizer.json", same)
 
 
-@pytest.fixture(params=["autoencoder", "pretrain"])
+def quantize_stage(folder: Path, *changes: str) -> QuantizeStage:
+    prompts = tuple(Prompt(0.2, text) for text in ("kick", "snare", "bell low", "rain"))
+    settings = (*SHORT, "train.batch=2", "recipe='3bit'", "rounds=1")
+    return QuantizeStage(folder, load_settings(QuantizeConfig, "quantize", "demo", (*settings, *changes)), prompts)
+
+
+@pytest.fixture(scope="module")
+def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every weight matters in it, unlike in a model after two steps."""
+    return write_checkpoint(tmp_path_factory.mktemp("random") / "model", MODEL)
+
+
+@pytest.fixture(params=["autoencoder", "pretrain", "quantize"])
 def make_stage(request: pytest.FixtureRequest, clips: ClipSet, tmp_path: Path):
     """(changes) -> a fresh stage; parametrised over all stages."""
     if request.param == "autoencoder":
         return lambda *changes: autoencoder_stage(clips, *changes)
+    if request.param == "quantize":
+        model = request.getfixturevalue("random_model")
+        return lambda *changes: quantize_stage(model, *changes)
     folder, data = request.getfixturevalue("autoencoder"), request.getfixturevalue("latents")
     return lambda *changes: pretrain_stage(data, folder, tmp_path, *changes)
 

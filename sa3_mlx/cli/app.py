@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import click
 
-from .version import version
+from sa3_mlx.spec.version import version
 
 # section -> command -> (module, attribute, one line of help); modules are imported when their command runs
 SECTIONS: dict[str, dict[str, tuple[str, str, str]]] = {

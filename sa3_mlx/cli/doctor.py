@@ -14,11 +14,12 @@ from pathlib import Path
 
 import click
 
+from sa3_mlx.spec.version import version
+
 from . import backend
 from .home import home, installed, models_folder
 from .options import debug_option
 from .player import NAMES, players
-from .version import version
 
 _OPTIONAL = {"scipy": "train", "mido": "train"}  # package -> extra that brings it
 _SIZE = 1024

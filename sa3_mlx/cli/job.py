@@ -20,6 +20,7 @@ from sa3_mlx.spec.lengths import seconds_to_samples
 from sa3_mlx.spec.memory import MemoryPlan, Precision, fit
 from sa3_mlx.spec.noise import SEED_MAX, check_seed, random_seed
 from sa3_mlx.spec.request import Guidance, InitAudio, Inpaint, Item, Request, defaults, validate
+from sa3_mlx.spec.version import version
 from sa3_mlx.spec.wav import Subtype
 
 from .options import ModelOptions, OutputOptions, SamplingOptions
@@ -29,7 +30,6 @@ from .progress import Progress
 from .provenance import Provenance
 from .report import report_next
 from .sink import STDOUT, PlayerSink, check_pipe
-from .version import version
 
 if TYPE_CHECKING:
     from sa3_mlx.pipeline import Pipeline

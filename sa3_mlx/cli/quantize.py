@@ -16,7 +16,6 @@ from .backend import choose
 from .home import find_model, installed, models_folder
 from .options import CommonOptions, common_options, gather
 from .progress import Progress
-from .version import version
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -64,7 +63,7 @@ def quantize(
         prompts = read_prompts(calibration) if calibration else usual_prompts(open_tokenizer(folder, config))
     options = Options(
         source=folder, out=out or models_folder() / f"{Path(model).name}-{recipe}", name=name, recipe=chosen,
-        prompts=prompts, version=version(), force=common.force,
+        prompts=prompts, force=common.force,
     )  # fmt: skip
     with _Bars(Progress(quiet=common.quiet)) as bars:
         report = quantize_model(options, bars.show)

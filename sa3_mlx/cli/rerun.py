@@ -7,6 +7,8 @@ from pathlib import Path
 import click
 import soundfile
 
+from sa3_mlx.spec.version import version
+
 from . import fingerprint
 from .backend import choose
 from .edit import read_source
@@ -14,7 +16,6 @@ from .home import find_model, installed
 from .job import Job, Source, run
 from .options import CommonOptions, ModelOptions, OutputOptions, SamplingOptions, common_options, gather
 from .provenance import Provenance, read_provenance
-from .version import version
 
 
 @click.command()

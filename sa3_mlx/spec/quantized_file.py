@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .affine import Float, Packed, Storage, dequantize
+from .affine import Float, Packed, Storage, dequantize, quantize, round_to
 from .checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, parts_of
 from .config import FORMAT, ModelConfig
 from .quantization import Grid, Quantization, QuantizedLayer, check_file
 from .recipes import layer_class
 from .tensorfile import STORAGE, TensorEntry, TensorFile, array_entry, file_hash, write_tensors
+from .version import version
 
 REPORT_FILE = "quantization.json"
 
@@ -136,11 +137,16 @@ def storage_of(dtype: str) -> Storage:
     return "BF16" if dtype == "BF16" else "F16"
 
 
+def nearest(weight: Float, storage: Storage, *, grid: Grid) -> Packed:
+    """Rounding to nearest, which needs no data."""
+    return quantize(round_to(weight, storage), bits=grid.bits, group=grid.group, storage=storage)
+
+
 def write_quantized(
     source: Path, out: Path, *, recipe: str, grids: Mapping[str, Grid], quantizers: Mapping[str, Quantizer],
-    changed: Mapping[str, Float], velocity: VelocityReport | None, version: str, force: bool,
+    velocity: VelocityReport | None, force: bool,
 ) -> QuantizeReport:  # fmt: skip
-    """Copy the checkpoint ``source`` to ``out`` with quantized layers; ``changed`` replaces other tensors (training).
+    """Copy the checkpoint ``source`` to ``out`` with quantized layers.
 
     Everything else keeps its bytes, but for matrices beside quantized layers of the DiT and the text encoder, which
     are stored in half precision where they were in single. Nothing is left at ``out`` when this fails.
@@ -158,7 +164,7 @@ def write_quantized(
         entries = [entry for layer in layers for entry in layer.entries()]
         for name in file.names():
             if name.removesuffix(".weight") not in grids:
-                entries.append(_kept(file, name, changed, narrow=name.split(".", 1)[0] in narrow))
+                entries.append(_kept(file, name, narrow=name.split(".", 1)[0] in narrow))
         rows = tuple(QuantizedLayer(path=path, grid=grid) for path, grid in sorted(grids.items()))
         entry = Quantization(recipe=recipe, source=digest, layers=rows)
         new = write_tensors(folder / WEIGHTS_FILE, entries, {"format": FORMAT, **entry.to_metadata()})
@@ -166,7 +172,7 @@ def write_quantized(
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
         report = QuantizeReport(
-            model=config.name, recipe=recipe, source=digest, hash=new, version=version,
+            model=config.name, recipe=recipe, source=digest, hash=new, version=version(),
             bits_per_weight=_mean_bits(layers), parts=_parts(config, file, entries, grids), classes=_classes(layers),
             velocity=velocity,
         )  # fmt: skip
@@ -176,12 +182,10 @@ def write_quantized(
     return report
 
 
-def _kept(file: TensorFile, name: str, changed: Mapping[str, Float], *, narrow: bool) -> TensorEntry:
+def _kept(file: TensorFile, name: str, *, narrow: bool) -> TensorEntry:
     dtype, shape = file.info(name)
     matrix = len(shape) == 2 and name.endswith(".weight")
     stored = "F16" if dtype == "F32" and matrix and narrow else dtype
-    if name in changed:
-        return array_entry(name, changed[name], stored)
     if stored == dtype:
         return TensorEntry(name, dtype, shape, lambda: file.raw(name))
     return TensorEntry(name, stored, shape, lambda: file.read(name).astype(np.float16))

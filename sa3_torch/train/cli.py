@@ -7,6 +7,9 @@ from pathlib import Path
 import click
 import torch
 
+from sa3_mlx.spec.calibration import read_prompts, usual_prompts
+from sa3_mlx.spec.clips import open_tokenizer
+from sa3_mlx.spec.config import ModelConfig
 from sa3_mlx.spec.presets import PRESETS
 
 from .autoencoder import AutoencoderConfig, AutoencoderStage
@@ -15,6 +18,7 @@ from .data import LatentSet
 from .encode import encode_clips, load_autoencoder
 from .loop import Trainer
 from .pretrain import PretrainConfig, PretrainStage
+from .quantize import QuantizeConfig, QuantizeStage
 from .settings import load_settings, to_json
 from .sounds import DEFAULT_FONT, render_demo_set
 from .vocabulary import save_tokenizer
@@ -97,6 +101,33 @@ def pretrain(
         click.echo(f'model: {out / "model"}; next: sa3 generate "piano note A4" --model {out / "model"}')
 
 
+@click.command("quantize")
+@click.option("--model", "folder", type=FOLDER, required=True, help="Folder of the full-precision model.")
+@click.option("--recipe", default=None, help="Recipe of `sa3 quantize` with equal bits. Default: the settings'.")
+@click.option("--calibration", type=click.Path(path_type=Path, dir_okay=False, exists=True), default=None,
+              help="File of prompts, one a line: SECONDS TEXT. Every fourth serves validation.")  # fmt: skip
+@click.option("--out", type=FOLDER, required=True, help="Run folder; an unfinished run in it goes on.")
+@click.option("--settings", default="demo", show_default=True, help="Preset name or .toml file.")
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change one setting, e.g. train.steps=100.")
+@click.option("--threads", type=click.IntRange(1), default=None, help="CPU threads.")
+def quantize(
+    folder: Path, recipe: str | None, calibration: Path | None, out: Path, settings: str, changes: tuple[str, ...],
+    threads: int | None,
+) -> None:  # fmt: skip
+    """Tune a model for few bits by distillation from itself (quantization-aware tuning)."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if recipe is not None:
+        changes = (*changes, f"recipe={recipe}")
+    config = load_settings(QuantizeConfig, "quantize", settings, changes)
+    prompts = (
+        read_prompts(calibration) if calibration else usual_prompts(open_tokenizer(folder, ModelConfig.load(folder)))
+    )
+    stage = QuantizeStage(folder, config, prompts)
+    if Trainer(stage, config.train, out, to_json(config)).run():
+        click.echo(f"model: {out / 'model'}; next: sa3 generate PROMPT --model {out / 'model'}")
+
+
 def commands() -> dict[str, click.Command]:
     """Name -> command, for the ``sa3 train`` group."""
-    return {command.name or "": command for command in (render, autoencoder, pre_encode, pretrain)}
+    return {command.name or "": command for command in (render, autoencoder, pre_encode, pretrain, quantize)}
