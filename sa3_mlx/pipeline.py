@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Self, cast
+from typing import Literal, Self, cast
 
 from . import blas  # noqa: F401 (before mlx)
 
@@ -116,9 +116,21 @@ class Pipeline:
         if part not in self._parts:
             dtypes = {"text_encoder": self._text_dtype, "dit": self._dtype}
             module = load_part(self.folder, self.config, part, dtypes.get(part, mx.float32))
-            mx.eval(module.parameters())
+            if part != "same":  # whose halves are read apart
+                mx.eval(module.parameters())
             self._parts[part] = module
         return self._parts[part]
+
+    def prefetch_decoder(self) -> None:
+        """Begin to read the autoencoder's decoder beside what is computed meanwhile."""
+        same = cast(SAME, self.load_part("same"))
+        mx.async_eval(same.decoder.parameters())
+
+    def autoencoder(self, half: Literal["encoder", "decoder"]) -> SAME:
+        """The autoencoder with one half in memory; the other one stays in the file until it is needed."""
+        same = cast(SAME, self.load_part("same"))
+        mx.eval(same.bottleneck.parameters(), same[half].parameters())
+        return same
 
     def free(self, *parts: Part) -> None:
         """Give the memory of these parts back; they are read again when they are needed."""
@@ -147,7 +159,7 @@ class Pipeline:
     def encode(self, audio: Audio, *, chunk_frames: int | None = None) -> Latents:
         """Audio (L, channels) float32 at the model's sample rate -> latents (ceil(L / R), C), chunk by chunk."""
         check_audio(audio, "encode", self.config.audio_channels)
-        same, config = cast(SAME, self.load_part("same")), self.config.same
+        same, config = self.autoencoder("encoder"), self.config.same
         ratio, frames = config.samples_per_latent, samples_to_frames(len(audio), config)
         size, kept = chunk_frames or default_chunk_frames(config, "encode"), list[Latents]()
         for chunk in chunk_plan(frames, size, config, "encode"):
@@ -180,6 +192,9 @@ class Pipeline:
             with watch("sample"):
                 cond = replace(cond, local=mx.array(local_input(plan, inpaint, latent_channels)).astype(self._dtype))
                 start = start_latents(plan, batch_of(noise, INITIAL, plan.keep_frames.shape, latent_channels), init)
+                self.load_part("dit")
+                if keep_resident:
+                    self.prefetch_decoder()
             latents = yield from self._sample(request, plan, cond, null, start, noise, watch)
             self._release(keep_resident, "dit")
             clips = [Clip(row, request, plan, self.config) for row in range(len(request.items))]
@@ -263,7 +278,7 @@ class Pipeline:
 
     def _decode_chunk(self, latents: Latents, chunk: Chunk, *noises: np.ndarray) -> Audio:
         """Latents (T, C) -> audio of all frames of the chunk; the noises are those of ``SAME.decode``."""
-        same = cast(SAME, self.load_part("same"))
+        same = self.autoencoder("decoder")
         z = mx.array(latents[None, chunk.start : chunk.stop])
         audio = same.decode(z, *(mx.array(noise) for noise in noises))
         return np.array(audio[0])

@@ -9,7 +9,8 @@ from collections.abc import Generator, Iterator
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Self, cast
+from threading import Thread
+from typing import Literal, Self, cast
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ from sa3_mlx.spec.lengths import samples_to_frames
 from sa3_mlx.spec.noise import INITIAL, step
 from sa3_mlx.spec.request import Plan, Request
 from sa3_mlx.spec.request import plan as make_plan
-from sa3_mlx.spec.tensorfile import file_hash
+from sa3_mlx.spec.tensorfile import file_hash, read_ahead
 from sa3_mlx.spec.tokenizer import Tokenizer, collapse_padding
 
 from .conditioner import Conditioner
@@ -142,8 +143,21 @@ class Pipeline:
         if part not in self._parts:
             dtypes = {"text_encoder": self._text_dtype, "dit": self._dtype}
             dtype = dtypes.get(part, torch.float32)
-            self._parts[part] = load_part(self.folder, self.config, part, self._device, dtype)
+            device = torch.device("cpu") if part == "same" else self._device  # its halves move when they are needed
+            self._parts[part] = load_part(self.folder, self.config, part, device, dtype)
         return self._parts[part]
+
+    def prefetch_decoder(self) -> None:
+        """Begin to read the autoencoder's decoder beside what is computed meanwhile."""
+        if "same" not in self._parts:
+            Thread(target=read_ahead, args=(self.folder / WEIGHTS_FILE, "same.decoder."), daemon=True).start()
+
+    def autoencoder(self, half: Literal["encoder", "decoder"]) -> SAME:
+        """The autoencoder with one half in the device's memory; the other one stays in the file until it is needed."""
+        same = cast(SAME, self.load_part("same"))
+        same.bottleneck.to(self._device)
+        same.get_submodule(half).to(self._device)
+        return same
 
     def free(self, *parts: Part) -> None:
         """Give the memory of these parts back; they are read again when they are needed."""
@@ -173,7 +187,7 @@ class Pipeline:
     def encode(self, audio: Audio, *, chunk_frames: int | None = None) -> Latents:
         """Audio (L, channels) float32 at the model's sample rate -> latents (ceil(L / R), C), chunk by chunk."""
         check_audio(audio, "encode", self.config.audio_channels)
-        same, config = cast(SAME, self.load_part("same")), self.config.same
+        same, config = self.autoencoder("encoder"), self.config.same
         ratio, frames = config.samples_per_latent, samples_to_frames(len(audio), config)
         size, kept = chunk_frames or default_chunk_frames(config, "encode"), list[Latents]()
         for chunk in chunk_plan(frames, size, config, "encode"):
@@ -206,6 +220,9 @@ class Pipeline:
             with watch("sample"):
                 cond = replace(cond, local=self._array(local_input(plan, inpaint, latent_channels)).to(self._dtype))
                 start = start_latents(plan, batch_of(noise, INITIAL, plan.keep_frames.shape, latent_channels), init)
+                self.load_part("dit")
+                if keep_resident:
+                    self.prefetch_decoder()
             latents = yield from self._sample(request, plan, cond, null, start, noise, watch)
             self._release(keep_resident, "dit")
             clips = [Clip(row, request, plan, self.config) for row in range(len(request.items))]
@@ -286,7 +303,7 @@ class Pipeline:
 
     def _decode_chunk(self, latents: Latents, chunk: Chunk, *noises: np.ndarray) -> Audio:
         """Latents (T, C) -> audio of all frames of the chunk; the noises are those of ``SAME.decode``."""
-        same = cast(SAME, self.load_part("same"))
+        same = self.autoencoder("decoder")
         z = self._array(latents[None, chunk.start : chunk.stop])
         audio = same.decode(z, *(self._array(noise) for noise in noises))
         return audio[0].cpu().numpy()

@@ -138,6 +138,14 @@ class TensorFile:
         return rows.astype(np.float32) if slot.dtype == "F16" else np.array(rows)
 
 
+def read_ahead(path: str | Path, prefix: str) -> None:
+    """Read the tensors whose names start so and forget them: the system then has them at hand. For a thread."""
+    with TensorFile.open(path) as file:
+        for name in file.names():
+            if name.startswith(prefix):
+                file.raw(name)
+
+
 def _read_header(path: Path, file: io.BufferedReader) -> tuple[dict[str, _Slot], dict[str, str]]:
     size = os.fstat(file.fileno()).st_size
     if size < 8:
