@@ -28,10 +28,12 @@ MARGIN = 1.1  # of a prediction that has to fit into a limit
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 # Copies of the hidden states that are in memory at the worst moment.
-SAME_COPIES = {"chunked": 48.5, "sliding": 46.5}
-DIT_FEED_FORWARD_COPIES = 28.5
-DIT_ATTENTION_COPIES = {False: 24.0, True: 39.0}  # by ``differential``; the scores come on top
-DIT_HALF_FACTOR = 1.45  # 16-bit activations meet fp32 ones in norms and rotations
+SAME_COPIES = {
+    ("chunked", "decode"): 47.5, ("chunked", "encode"): 46.5, ("sliding", "decode"): 39.5, ("sliding", "encode"): 39.0,
+}  # fmt: skip
+DIT_FEED_FORWARD_COPIES = 26.0
+DIT_ATTENTION_COPIES = {False: 22.0, True: 35.5}  # by ``differential``; the scores come on top
+DIT_HALF_FACTOR = 1.42  # 16-bit activations meet fp32 ones in norms and rotations
 TEXT_COPIES = 20.0
 
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -89,30 +91,43 @@ def parse_size(text: str) -> int:
 
 
 def part_bytes(config: ModelConfig, part: str, width: int) -> int:
-    """Bytes of a part's weights in memory at ``width`` bytes each; the table of token embeddings stays in the file."""
-    shapes = expected_tensors(config, [part])
-    return width * sum(math.prod(shape) for name, shape in shapes.items() if not name.endswith("embed_tokens.weight"))
+    """Bytes of the weights of a part, or of "same.encoder" or "same.decoder", in memory at ``width`` bytes each; the
+    table of token embeddings stays in the file."""
+    shapes = expected_tensors(config, [part.split(".")[0]])
+    held = [name for name in shapes if name.startswith(part + ".") and not name.endswith("embed_tokens.weight")]
+    return width * sum(math.prod(shapes[name]) for name in held)
 
 
 def predict(
-    request: Request, config: ModelConfig, precision: Precision, *, keep_resident: bool = True,
-) -> MemoryPlan:  # fmt: skip
-    """Peaks of the phases of a run, with the chunk sizes of the request. The request must be valid."""
+    request: Request,
+    config: ModelConfig,
+    precision: Precision,
+    *,
+    keep_resident: bool = True,
+    tokens: int | None = None,
+) -> MemoryPlan:
+    """Peaks of the phases of a run, with the chunk sizes of the request. The request must be valid.
+
+    ``tokens``: of the longest text; None stands for as many as the model hears.
+    """
     diffusion = _diffusion(config)
     text, dit = BYTES[precision.text_dtype], BYTES[precision.dtype]
     weights = {
         "text_encoder": part_bytes(config, "text_encoder", text), "conditioner": part_bytes(config, "conditioner", 4),
-        "dit": part_bytes(config, "dit", dit), "same": part_bytes(config, "same", 4),
+        "dit": part_bytes(config, "dit", dit),
+        "same.encoder": part_bytes(config, "same.encoder", 4), "same.decoder": part_bytes(config, "same.decoder", 4),
     }  # fmt: skip
     needs: dict[PhaseName, tuple[str, ...]] = {"text": ("text_encoder", "conditioner")}
     if request.init is not None or request.inpaint is not None:
-        needs["encode"] = ("same",)
-    needs |= {"sample": ("dit",), "decode": ("same",)}
+        needs["encode"] = ("same.encoder",)
+    needs["sample"] = ("dit", "same.decoder") if keep_resident else ("dit",)  # the decoder is read meanwhile
+    needs["decode"] = ("same.decoder",)
     phases, loaded = [], set[str]()
     for name, parts in needs.items():
         loaded = loaded | set(parts) if keep_resident else set(parts)
         held = sum(weights[part] for part in loaded)
-        phases.append(Phase(name=name, weights=held, activations=_activations(name, request, config, diffusion, dit)))
+        size = _activations(name, request, config, precision, _slots(tokens, diffusion))
+        phases.append(Phase(name=name, weights=held, activations=size))
     return MemoryPlan(
         phases=tuple(phases), keep_resident=keep_resident, chunk_frames=request.chunk_frames,
         encode_chunk_frames=request.encode_chunk_frames,
@@ -138,45 +153,52 @@ def fit(request: Request, config: ModelConfig, precision: Precision, limit: int)
     raise ValueError(_refusal(plan, smaller, config, precision, limit))
 
 
-def same_activations(frames: int, config: SAMEConfig) -> int:
-    """Bytes that the transformer of either half needs for a chunk of ``frames``."""
+def same_activations(frames: int, config: SAMEConfig, direction: Direction) -> int:
+    """Bytes that the transformer of one half needs for a chunk of ``frames``."""
     shift = config.span if config.attention == "chunked" else 0  # the shifted layers see half a chunk more at both ends
     tokens = (pad_frames(frames, config) + shift) * (config.stride + 1)
-    return int(SAME_COPIES[config.attention] * tokens * config.width * 4)
+    return int(SAME_COPIES[config.attention, direction] * tokens * config.width * 4)
 
 
-def dit_activations(batch: int, frames: int, config: DiffusionConfig, width: int) -> int:
-    """Bytes of one velocity of a batch; ``width`` bytes a number."""
+def dit_activations(rows: int, frames: int, config: DiffusionConfig, width: int) -> int:
+    """Bytes of one velocity of a batch of ``rows``; ``width`` bytes a number."""
     dit = config.dit
     tokens = frames + dit.memory_tokens
-    scores = dit.heads * (2 if dit.differential else 1) * tokens * tokens / (tokens * dit.width)
+    scores = dit.heads * (2 if dit.differential else 1) * tokens / dit.width
     copies = max(DIT_FEED_FORWARD_COPIES, DIT_ATTENTION_COPIES[dit.differential] + scores)
-    return int(batch * tokens * dit.width * width * copies * (1 if width == 4 else DIT_HALF_FACTOR))
+    return int(rows * tokens * dit.width * width * copies * (1 if width == 4 else DIT_HALF_FACTOR))
 
 
-def prepared_bytes(batch: int, config: DiffusionConfig, width: int) -> int:
-    """Bytes of the keys and values of the context in all blocks."""
-    per_block = (4 if config.dit.differential else 2) * config.dit.width
-    return batch * config.dit.depth * (config.text_encoder.max_length + 1) * per_block * width
+def prepared_bytes(rows: int, slots: int, config: DiffusionConfig, width: int) -> int:
+    """Bytes of the keys and values of the context, ``slots`` and the duration, in all blocks."""
+    per_block = (3 if config.dit.differential else 2) * config.dit.width
+    return rows * config.dit.depth * (slots + 1) * per_block * width
 
 
-def text_activations(texts: int, config: DiffusionConfig) -> int:
+def text_activations(texts: int, slots: int, config: DiffusionConfig) -> int:
     text = config.text_encoder
-    return int(texts * text.max_length * (TEXT_COPIES * text.width + 3 * text.heads * text.max_length) * 4)
+    return int(texts * slots * (TEXT_COPIES * text.width + 3 * text.heads * slots) * 4)
 
 
-def _activations(
-    phase: PhaseName, request: Request, config: ModelConfig, diffusion: DiffusionConfig, width: int
-) -> int:  # fmt: skip
-    batch = len(request.items)
+def _slots(tokens: int | None, config: DiffusionConfig) -> int:
+    """Slots of the longest text: its tokens, and one that stands for all the padding behind them."""
+    longest = config.text_encoder.max_length
+    return longest if tokens is None else min(tokens + 1, longest)
+
+
+def _activations(phase: PhaseName, request: Request, config: ModelConfig, precision: Precision, slots: int) -> int:
+    diffusion, width = _diffusion(config), BYTES[precision.dtype]
     head_room = diffusion.head_room_seconds if request.head_room_seconds is None else request.head_room_seconds
     lengths = clip_lengths([item.seconds for item in request.items], config, head_room)
+    negatives = {item.negative_prompt for item in request.items} - {None}
     if phase == "text":
-        texts = {item.prompt for item in request.items} | {item.negative_prompt or "" for item in request.items}
-        return text_activations(len(texts), diffusion)
+        return text_activations(len({item.prompt for item in request.items} | negatives), slots, diffusion)
     if phase == "sample":
-        rows = batch if request.guidance.scale == 1 else 2 * batch
-        return dit_activations(rows, lengths.frames, diffusion, width) + prepared_bytes(rows, diffusion, width)
+        rows = len(request.items) * (1 if request.guidance.scale == 1 else 2)
+        contexts = len(request.items) * (2 if negatives else 1)
+        return dit_activations(rows, lengths.frames, diffusion, width) + prepared_bytes(
+            contexts, slots, diffusion, width
+        )
     if phase == "encode":
         return _chunk_bytes(lengths.frames, request.encode_chunk_frames, config.same, "encode")
     audible = max(
@@ -189,7 +211,7 @@ def _activations(
 def _chunk_bytes(frames: int, chunk_frames: int | None, config: SAMEConfig, direction: Direction) -> int:
     size = chunk_frames or default_chunk_frames(config, direction)
     chunks = chunk_plan(frames, size, config, direction)
-    return same_activations(max(chunk.stop - chunk.start for chunk in chunks), config)
+    return same_activations(max(chunk.stop - chunk.start for chunk in chunks), config, direction)
 
 
 def _largest_chunk(request: Request, config: ModelConfig, direction: Direction, limit: int) -> int | None:
@@ -197,10 +219,10 @@ def _largest_chunk(request: Request, config: ModelConfig, direction: Direction, 
     if direction == "encode" and request.init is None and request.inpaint is None:
         return None
     same = config.same
-    room = limit / MARGIN - part_bytes(config, "same", 4)
+    room = limit / MARGIN - part_bytes(config, f"same.{direction}r", 4)
     smallest = 2 * halo(same, direction) + same.frame_multiple
     size = default_chunk_frames(same, direction)
-    while size > smallest and same_activations(size, same) > room:
+    while size > smallest and same_activations(size, same, direction) > room:
         size -= same.frame_multiple
     return size
 
