@@ -17,6 +17,7 @@ from . import blas  # noqa: F401 (before mlx)
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_flatten
 
 from .conditioner import Conditioner
 from .dit import Conditioning, DiT
@@ -61,6 +62,8 @@ from .spec.tensorfile import file_hash
 from .spec.tokenizer import Tokenizer, collapse_padding
 from .t5gemma import T5GemmaEncoder
 from .weights import Part, check_folder, load_part, parts_of
+
+_TOGETHER = 4  # tensors
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
@@ -117,7 +120,7 @@ class Pipeline:
             dtypes = {"text_encoder": self._text_dtype, "dit": self._dtype}
             module = load_part(self.folder, self.config, part, dtypes.get(part, mx.float32))
             if part != "same":  # whose halves are read apart
-                mx.eval(module.parameters())
+                _read(module)
             self._parts[part] = module
         return self._parts[part]
 
@@ -129,7 +132,8 @@ class Pipeline:
     def autoencoder(self, half: Literal["encoder", "decoder"]) -> SAME:
         """The autoencoder with one half in memory; the other one stays in the file until it is needed."""
         same = cast(SAME, self.load_part("same"))
-        mx.eval(same.bottleneck.parameters(), same[half].parameters())
+        _read(same.bottleneck)
+        _read(same[half])
         return same
 
     def free(self, *parts: Part) -> None:
@@ -282,3 +286,10 @@ class Pipeline:
         z = mx.array(latents[None, chunk.start : chunk.stop])
         audio = same.decode(z, *(mx.array(noise) for noise in noises))
         return np.array(audio[0])
+
+
+def _read(module: nn.Module) -> None:
+    """Bring the weights into memory, a few at a time: beside one that changes its type is only its own old copy."""
+    arrays = [array for _, array in cast(list[tuple[str, mx.array]], tree_flatten(module.parameters()))]
+    for start in range(0, len(arrays), _TOGETHER):
+        mx.eval(*arrays[start : start + _TOGETHER])
