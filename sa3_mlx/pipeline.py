@@ -63,7 +63,7 @@ from .spec.tokenizer import Tokenizer, collapse_padding
 from .t5gemma import T5GemmaEncoder
 from .weights import Part, check_folder, load_part, parts_of
 
-_TOGETHER = 4  # tensors
+_TOGETHER = 2  # tensors
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from sa3_mlx.spec.audio import Audio, check_output
+from sa3_mlx.spec.checkpoint import WEIGHTS_FILE
 from sa3_mlx.spec.chunks import stream_chunk_frames
 from sa3_mlx.spec.config import ModelConfig
 from sa3_mlx.spec.lengths import seconds_to_samples
-from sa3_mlx.spec.memory import MemoryPlan, Precision, fit
+from sa3_mlx.spec.memory import MemoryPlan, Precision, fit, stored_weight_bytes
 from sa3_mlx.spec.noise import SEED_MAX, check_seed, random_seed
 from sa3_mlx.spec.request import Guidance, InitAudio, Inpaint, Item, Request, defaults, validate
+from sa3_mlx.spec.tensorfile import TensorFile
 from sa3_mlx.spec.version import version
 from sa3_mlx.spec.wav import Subtype
 
@@ -180,7 +182,11 @@ def _fit_memory(
     text = job.model.text_dtype
     if text == "auto":
         text = "bfloat16" if backend.on_gpu(framework) else "float32"
-    plan = fit(requests[0], job.config, Precision(dtype=job.model.dtype, text_dtype=text), limit)
+    precision, weights = Precision(dtype=job.model.dtype, text_dtype=text), None
+    if framework == "mlx":  # computes on packed weights as they are
+        with TensorFile.open(job.folder / WEIGHTS_FILE) as file:
+            weights = stored_weight_bytes(file, precision)
+    plan = fit(requests[0], job.config, precision, limit, weights=weights)
     progress.line(plan.text())
     backend.limit_memory(framework, limit, plan.peak)
     return plan

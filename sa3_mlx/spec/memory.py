@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -22,6 +23,7 @@ from .chunks import Direction, chunk_plan, default_chunk_frames, halo, pad_frame
 from .config import DiffusionConfig, ModelConfig, SAMEConfig
 from .lengths import clip_lengths, samples_to_frames, seconds_to_samples
 from .request import Request
+from .tensorfile import TensorFile
 
 PhaseName = Literal["text", "encode", "sample", "decode"]
 MARGIN = 1.1  # of a prediction that has to fit into a limit
@@ -36,6 +38,7 @@ DIT_ATTENTION_COPIES = {False: 22.0, True: 35.5}  # by ``differential``; the sco
 DIT_HALF_FACTOR = 1.42  # 16-bit activations meet fp32 ones in norms and rotations
 TEXT_COPIES = 20.0
 
+_IN_FILE = "embed_tokens.weight"  # its rows are read one by one
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
 
@@ -94,29 +97,41 @@ def part_bytes(config: ModelConfig, part: str, width: int) -> int:
     """Bytes of the weights of a part, or of "same.encoder" or "same.decoder", in memory at ``width`` bytes each; the
     table of token embeddings stays in the file."""
     shapes = expected_tensors(config, [part.split(".")[0]])
-    held = [name for name in shapes if name.startswith(part + ".") and not name.endswith("embed_tokens.weight")]
+    held = [name for name in shapes if name.startswith(part + ".") and not name.endswith(_IN_FILE)]
     return width * sum(math.prod(shapes[name]) for name in held)
 
 
+def weight_bytes(config: ModelConfig, precision: Precision) -> dict[str, int]:
+    """Bytes in memory of every part of a checkpoint without quantized layers."""
+    return {part: part_bytes(config, part, width) for part, width in _widths(precision).items()}
+
+
+def stored_weight_bytes(file: TensorFile, precision: Precision) -> dict[str, int]:
+    """As ``weight_bytes``, of a weight file: packed words of quantized layers stay as they are."""
+    sizes = {}
+    for part, width in _widths(precision).items():
+        names = [name for name in file.names() if name.startswith(part + ".") and not name.endswith(_IN_FILE)]
+        kinds = [file.info(name) for name in names]
+        sizes[part] = sum(math.prod(shape) * (4 if kind == "U32" else width) for kind, shape in kinds)
+    return sizes
+
+
+def _widths(precision: Precision) -> dict[str, int]:
+    """Bytes a number in memory, by part."""
+    text, dit = BYTES[precision.text_dtype], BYTES[precision.dtype]
+    return {"text_encoder": text, "conditioner": 4, "dit": dit, "same.encoder": 4, "same.decoder": 4}
+
+
 def predict(
-    request: Request,
-    config: ModelConfig,
-    precision: Precision,
-    *,
-    keep_resident: bool = True,
-    tokens: int | None = None,
-) -> MemoryPlan:
+    request: Request, config: ModelConfig, precision: Precision, *, keep_resident: bool = True,
+    tokens: int | None = None, weights: Mapping[str, int] | None = None,
+) -> MemoryPlan:  # fmt: skip
     """Peaks of the phases of a run, with the chunk sizes of the request. The request must be valid.
 
-    ``tokens``: of the longest text; None stands for as many as the model hears.
+    ``tokens``: of the longest text; None stands for as many as the model hears. ``weights``: bytes by part, where they
+    are not those of the configuration.
     """
-    diffusion = _diffusion(config)
-    text, dit = BYTES[precision.text_dtype], BYTES[precision.dtype]
-    weights = {
-        "text_encoder": part_bytes(config, "text_encoder", text), "conditioner": part_bytes(config, "conditioner", 4),
-        "dit": part_bytes(config, "dit", dit),
-        "same.encoder": part_bytes(config, "same.encoder", 4), "same.decoder": part_bytes(config, "same.decoder", 4),
-    }  # fmt: skip
+    diffusion, weights = _diffusion(config), weights or weight_bytes(config, precision)
     needs: dict[PhaseName, tuple[str, ...]] = {"text": ("text_encoder", "conditioner")}
     if request.init is not None or request.inpaint is not None:
         needs["encode"] = ("same.encoder",)
@@ -134,20 +149,23 @@ def predict(
     )  # fmt: skip
 
 
-def fit(request: Request, config: ModelConfig, precision: Precision, limit: int) -> MemoryPlan:
+def fit(
+    request: Request, config: ModelConfig, precision: Precision, limit: int, *, weights: Mapping[str, int] | None = None
+) -> MemoryPlan:
     """The fastest way to run within ``limit`` bytes: everything in memory, else parts freed after use, else smaller
     chunks too. Raises ValueError, with what would help, when nothing fits.
     """
     for keep_resident in (True, False):
-        plan = predict(request, config, precision, keep_resident=keep_resident)
+        plan = predict(request, config, precision, keep_resident=keep_resident, weights=weights)
         if plan.peak * MARGIN <= limit:
             return plan
+    sizes = weights or weight_bytes(config, precision)
     smaller = replace(
         request,
-        chunk_frames=_largest_chunk(request, config, "decode", limit),
-        encode_chunk_frames=_largest_chunk(request, config, "encode", limit),
+        chunk_frames=_largest_chunk(request, config, "decode", limit, sizes),
+        encode_chunk_frames=_largest_chunk(request, config, "encode", limit, sizes),
     )
-    plan = predict(smaller, config, precision, keep_resident=False)
+    plan = predict(smaller, config, precision, keep_resident=False, weights=weights)
     if plan.peak * MARGIN <= limit:
         return plan
     raise ValueError(_refusal(plan, smaller, config, precision, limit))
@@ -214,12 +232,14 @@ def _chunk_bytes(frames: int, chunk_frames: int | None, config: SAMEConfig, dire
     return same_activations(max(chunk.stop - chunk.start for chunk in chunks), config, direction)
 
 
-def _largest_chunk(request: Request, config: ModelConfig, direction: Direction, limit: int) -> int | None:
+def _largest_chunk(
+    request: Request, config: ModelConfig, direction: Direction, limit: int, weights: Mapping[str, int]
+) -> int | None:
     """Frames of the largest chunk whose activations fit beside the autoencoder; None where it is not used."""
     if direction == "encode" and request.init is None and request.inpaint is None:
         return None
     same = config.same
-    room = limit / MARGIN - part_bytes(config, f"same.{direction}r", 4)
+    room = limit / MARGIN - weights[f"same.{direction}r"]
     smallest = 2 * halo(same, direction) + same.frame_multiple
     size = default_chunk_frames(same, direction)
     while size > smallest and same_activations(size, same, direction) > room:

@@ -1,0 +1,60 @@
+"""``python -m benchmarks memory``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+
+from benchmarks.latency_command import find, parse_lengths
+from benchmarks.memory import measured, predicted
+from benchmarks.random_weights import PROMPT
+from sa3_mlx.cli.backend import on_gpu
+from sa3_mlx.cli.models import table
+from sa3_mlx.cli.options import DTYPES
+from sa3_mlx.pipeline import Pipeline
+from sa3_mlx.spec.checkpoint import WEIGHTS_FILE
+from sa3_mlx.spec.memory import Precision, predict, stored_weight_bytes
+from sa3_mlx.spec.request import Guidance, Item, Request, defaults
+from sa3_mlx.spec.tensorfile import TensorFile
+
+
+@click.command()
+@click.option(
+    "--model",
+    "name",
+    default="demo",
+    show_default=True,
+    metavar="NAME|PATH",
+    help="Installed model, folder, or known name: then with random weights.",
+)
+@click.option("--seconds", "lengths", default="1,4", show_default=True, callback=parse_lengths, metavar="N,N")
+@click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True)
+def memory(name: str, lengths: tuple[float, ...], dtype: str) -> None:
+    """Peak memory of every phase by MLX's counter, and what was predicted. The last line is JSON."""
+    model, config = find(name)
+    precision = Precision(dtype=dtype, text_dtype="bfloat16" if on_gpu("mlx") else "float32")
+    pipeline = Pipeline.load(model.folder, dtype=dtype)
+    with TensorFile.open(model.folder / WEIGHTS_FILE) as file:
+        weights = stored_weight_bytes(file, precision)
+    usual, tokens = defaults(config), pipeline.tokenizer.count(PROMPT)
+    rows, entries = [("audio", "parts", "phase", "measured", "predicted", "ratio")], []
+    for seconds in lengths:
+        request = Request(
+            items=(Item(prompt=PROMPT, seconds=seconds, seed=0),), steps=2, sampler=usual.sampler,
+            guidance=Guidance(scale=usual.guidance_scale),
+        )  # fmt: skip
+        for resident in (True, False):
+            found = measured(pipeline, request, keep_resident=resident)
+            plan = predict(request, config, precision, keep_resident=resident, tokens=tokens, weights=weights)
+            wanted = predicted(plan)
+            for phase in asdict(found):
+                a, b = asdict(found)[phase], asdict(wanted)[phase]
+                how = "stay" if resident else "freed"
+                rows.append((f"{seconds:g} s", how, phase, f"{a / 1e6:.1f} MB", f"{b / 1e6:.1f} MB", f"{b / a:.2f}"))
+            entries.append({
+                "seconds": seconds, "resident": resident, "measured": asdict(found), "predicted": asdict(wanted),
+            })  # fmt: skip
+    click.echo(table(rows))
+    click.echo(json.dumps({"model": model.name, "dtype": dtype, "entries": entries}))
