@@ -11,9 +11,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "latency": ("latency_command", "How long a generation takes, stage by stage, and what it costs."),
     "memory": ("memory_command", "Peak memory of every phase: predicted and measured."),
     "roofline": ("roofline_command", "Least time that a chip's arithmetic and memory allow."),
+    "peer": ("peer_command", "Our speed beside that of the official MLX port, in one process."),
     "report": ("report_command", "Markdown table of what was measured, published and modelled."),
     "adherence": ("quality", "Share of prompts that a judge hears as asked."),
     "reconstruction": ("quality", "How well the autoencoder gives sounds back."),
+    "precision": ("precision_command", "What every precision costs in quality and saves in bytes."),
     "variation": ("quality", "Audio-to-audio with both schedules."),
 }
 

@@ -61,7 +61,9 @@ def gate_sine(value: mx.array, gate: mx.array) -> mx.array:
 
 @pointwise
 def scale_tanh(x: mx.array, alpha: mx.array, gamma: mx.array, beta: mx.array) -> mx.array:
-    """gamma * tanh(alpha * x) + beta [B43]"""
+    """gamma * tanh(alpha * x) + beta [B43]; in fp32 by the exponential, which on a CPU costs two thirds of tanh."""
+    if x.dtype == mx.float32:
+        return gamma + beta - 2 * gamma / (1 + mx.exp(2 * alpha * x))
     return gamma * mx.tanh(alpha * x) + beta
 
 

@@ -1,0 +1,74 @@
+"""``python -m benchmarks peer``."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+
+import click
+
+from benchmarks.latency import RESULTS
+from benchmarks.machine import describe
+from benchmarks.peer import MODELS, Checkout, Pair, Row, decoding, encoding, frames_of, measure, sampling
+
+CASES = ("sample", "guided", "decode", "encode")
+
+
+def make(case: str, checkout: Checkout, model: str, frames: int, depth: int | None) -> Pair:
+    if case in ("sample", "guided"):
+        return sampling(checkout, model, frames, depth, guided=case == "guided")
+    return (decoding if case == "decode" else encoding)(checkout, model, frames)
+
+
+def line(row: Row) -> str:
+    times = "  ".join(f"{ours:.2f}/{peer:.2f}" for ours, peer in zip(row.ours, row.peer, strict=True))
+    return (
+        f"{row.case:8} {row.model:7} {row.seconds:4.0f} s  {row.ratio:5.3f}x  difference {row.difference:.1e}  "
+        f"n = {len(row.ours)}  CPU-s ours/peer {times}  {row.note}"
+    )
+
+
+@click.command()
+@click.option("--peer", "path", type=click.Path(path_type=Path, file_okay=False, exists=True), required=True,
+              help="Checkout of Stability-AI/stable-audio-3, or of its folder optimized/mlx.")  # fmt: skip
+@click.option("--model", type=click.Choice(list(MODELS)), default="small", show_default=True)
+@click.option("--seconds", type=click.FloatRange(1), default=5.0, show_default=True)
+@click.option("--case", "cases", type=click.Choice(CASES), multiple=True, help="Default: all.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--depth", type=click.IntRange(1), help="Fewer blocks of the DiT, on both sides; marked in the result.")
+@click.option("--results", type=click.Path(path_type=Path, file_okay=False), default=RESULTS, show_default=True)
+def peer(
+    path: Path, model: str, seconds: float, cases: tuple[str, ...], rounds: int, depth: int | None, results: Path
+) -> None:
+    """Our speed beside that of the official MLX port, with random weights, in ratios of CPU seconds.
+
+    Rows are added to one file per machine and day; a row of the same kind replaces the older one.
+    """
+    if os.environ.get("OPENBLAS_NUM_THREADS") != "1":
+        raise click.UsageError("set OPENBLAS_NUM_THREADS=1: CPU seconds of several BLAS threads cannot be compared")
+    machine, checkout = describe("mlx"), Checkout(path)
+    target = results / f"peer-{machine.slug()}-{date.today().isoformat()}.json"
+    for case in cases or CASES:
+        frames = frames_of(model, seconds)
+        ours, other, difference = measure(pair := make(case, checkout, model, frames, depth), rounds)
+        row = Row(
+            case=case, model=model, seconds=seconds, frames=frames, ours=ours, peer=other, difference=difference,
+            note=pair.note,
+        )  # fmt: skip
+        click.echo(line(row))
+        add(target, row, machine.to_dict())
+        click.echo(json.dumps(asdict(row) | {"ratio": row.ratio}))
+
+
+def add(target: Path, row: Row, machine: dict[str, object]) -> None:
+    """Put a row into the file of results."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    known = json.loads(target.read_text(encoding="utf-8"))["rows"] if target.is_file() else []
+    same = (row.case, row.model, row.seconds, row.note)
+    rows = [old for old in known if (old["case"], old["model"], old["seconds"], old["note"]) != same]
+    rows.append(asdict(row) | {"ratio": row.ratio})
+    text = json.dumps({"machine": machine, "unit": "process CPU seconds", "rows": rows}, indent=1)
+    target.write_text(text + "\n", encoding="utf-8")
