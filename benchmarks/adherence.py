@@ -66,12 +66,13 @@ def held_out_prompts(seed: int) -> list[Prompt]:
 
 
 def sounds(
-    pipeline: Generates, prompts: list[Prompt], *, seeds: int, steps: int, sampler: str, guidance: float
-) -> Iterator[tuple[NDArray[np.float32], Prompt]]:
+    pipeline: Generates, prompts: list[Prompt], *, seeds: int, steps: int, sampler: str, guidance: float,
+    first_seed: int = 0,
+) -> Iterator[tuple[NDArray[np.float32], Prompt]]:  # fmt: skip
     """Generate every prompt with ``seeds`` seeds, all seeds of a prompt in one batch."""
     for number, prompt in enumerate(prompts):
         items = tuple(
-            Item(prompt=prompt.caption, seconds=SECONDS[prompt.kind], seed=1000 * number + seed)
+            Item(prompt=prompt.caption, seconds=SECONDS[prompt.kind], seed=first_seed + 1000 * number + seed)
             for seed in range(seeds)
         )
         request = Request(items=items, steps=steps, sampler=sampler, guidance=Guidance(scale=guidance))

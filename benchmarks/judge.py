@@ -110,10 +110,14 @@ class Judge:
             self._w1, self._b1, self._w2, self._b2 = (data[k].astype(np.float32) for k in ("w1", "b1", "w2", "b2"))
 
     def probabilities(self, audio: NDArray[np.floating]) -> NDArray[np.float32]:
-        x = (features(audio) - self._mean) / self._scale
-        logits = np.maximum(x @ self._w1 + self._b1, 0) @ self._w2 + self._b2
+        logits = self.embedding(audio) @ self._w2 + self._b2
         e = np.exp(logits - logits.max())
         return np.asarray(e / e.sum(), dtype=np.float32)
+
+    def embedding(self, audio: NDArray[np.floating]) -> NDArray[np.float32]:
+        """The 40 values from which the class is read: the space of Frechet distances between sets of clips."""
+        x = (features(audio) - self._mean) / self._scale
+        return np.asarray(np.maximum(x @ self._w1 + self._b1, 0), dtype=np.float32)
 
     def classify(self, audio: NDArray[np.floating]) -> Heard:
         """What a clip (L,) or (L, channels) at 44.1 kHz sounds like."""

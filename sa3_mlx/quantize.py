@@ -25,7 +25,7 @@ from .dit import Conditioning, Context, DiT, DiTBlock, Prepared
 from .dit import Sequence as Tokens
 from .pipeline import Pipeline
 from .spec.affine import Float, Packed, Storage, dequantize, round_to
-from .spec.calibration import Prompt, is_used, requests
+from .spec.calibration import Prompt, requests
 from .spec.gptq import gptq
 from .spec.quantization import Grid
 from .spec.quantized_file import Quantizer, QuantizeReport, VelocityReport, nearest, write_quantized
@@ -93,9 +93,9 @@ class _DiTCalibration:
         runs = requests(self.options.prompts, self.pipeline.config, held_out=held_out)
         for number, request in enumerate(runs):
             self.progress("judging runs" if held_out else "calibration runs", number, len(runs))
-            yield from _used(self.pipeline, request)
+            yield from visit(self.pipeline, request)
             if number == 0 and not held_out:  # one run that keeps half of a clip, for the layers that see it
-                yield from _used(self.pipeline, _continued(self.pipeline, request))
+                yield from visit(self.pipeline, _continued(self.pipeline, request))
         self.progress("judging runs" if held_out else "calibration runs", len(runs), len(runs))
 
     def grids(self, layers: Mapping[str, tuple[int, ...]]) -> dict[str, Grid]:
@@ -149,10 +149,6 @@ class _DiTCalibration:
 
 def _known(weight: Float, storage: Storage, *, packed: Packed) -> Packed:  # noqa: ARG001 (as every quantizer)
     return packed
-
-
-def _used(pipeline: Pipeline, request: Request) -> Iterator[State]:
-    return (state for state in visit(pipeline, request) if is_used(state.index, request.steps))
 
 
 def _continued(pipeline: Pipeline, request: Request) -> Request:

@@ -22,12 +22,12 @@ from sa3_mlx.spec.calibration import (  # noqa: E402
     DEMO,
     GENERAL,
     Prompt,
-    is_used,
     read_prompts,
     requests,
     usual_prompts,
 )
 from sa3_mlx.spec.config import ModelConfig  # noqa: E402
+from sa3_mlx.spec.presets import PRESETS  # noqa: E402
 from sa3_mlx.spec.quantization import check_file  # noqa: E402
 from sa3_mlx.spec.recipes import RECIPES, PartRecipe, Recipe, layers_of  # noqa: E402
 from sa3_mlx.spec.request import Item, Request  # noqa: E402
@@ -170,7 +170,9 @@ def test_prompts_to_judge_by_are_not_calibrated_on() -> None:
     assert texts[0] == set(TEXTS) - texts[1]
     for request in requests(GENERAL, config, held_out=False):
         assert len({item.seconds for item in request.items}) == 1
-    assert [sum(is_used(i, steps) for i in range(steps)) for steps in (8, 16, 50)] == [8, 16, 16]
+        assert request.steps == 8
+    base = PRESETS["medium-base"]
+    assert {request.steps for request in requests(GENERAL, base, held_out=True)} == {16}
 
 
 def test_demo_prompts_are_in_no_held_out_pair_of_the_demo_set() -> None:

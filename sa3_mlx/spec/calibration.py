@@ -15,7 +15,7 @@ from .tokenizer import Tokenizer
 
 BATCH = 4  # clips of a run, all of one length, so that no frame is padding
 HELD_OUT_EVERY = 4
-STATES_PER_RUN = 16  # of longer runs that many evenly spaced steps are used
+STEPS_MAX = 16  # longer runs visit no other states, only more of them
 FIRST_SEED = 7_000_000  # away from the seeds of people and of benchmarks
 
 
@@ -86,7 +86,7 @@ def usual_prompts(tokenizer: Tokenizer) -> tuple[Prompt, ...]:
 
 
 def requests(prompts: Sequence[Prompt], config: ModelConfig, *, held_out: bool) -> list[Request]:
-    """Runs with the model's own sampler, of the prompts that calibrate or of those that judge."""
+    """Runs with the model's own sampler and guidance, of the prompts that calibrate or of those that judge."""
     chosen = [
         (number, prompt)
         for number, prompt in enumerate(prompts)
@@ -100,14 +100,9 @@ def requests(prompts: Sequence[Prompt], config: ModelConfig, *, held_out: bool) 
         groups.setdefault(seconds, []).append(item)
     return [
         Request(
-            items=tuple(items[start : start + BATCH]), steps=usual.steps, sampler=usual.sampler,
+            items=tuple(items[start : start + BATCH]), steps=min(usual.steps, STEPS_MAX), sampler=usual.sampler,
             guidance=Guidance(scale=usual.guidance_scale),
         )
         for items in groups.values()
         for start in range(0, len(items), BATCH)
     ]  # fmt: skip
-
-
-def is_used(index: int, steps: int) -> bool:
-    """Whether the state of this step is among the evenly spaced ones that are used."""
-    return steps <= STATES_PER_RUN or index * STATES_PER_RUN // steps != (index - 1) * STATES_PER_RUN // steps

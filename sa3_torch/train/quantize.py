@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from sa3_mlx.spec.affine import Float, Packed, Storage
-from sa3_mlx.spec.calibration import Prompt, is_used, requests
+from sa3_mlx.spec.calibration import Prompt, requests
 from sa3_mlx.spec.config import Config, ConfigError
 from sa3_mlx.spec.quantization import Grid
 from sa3_mlx.spec.quantized_file import Quantizer, VelocityReport, nearest, storage_of, write_quantized
@@ -31,7 +31,6 @@ from sa3_mlx.spec.tensorfile import TensorFile
 from sa3_torch.dit import Conditioning, DiT
 from sa3_torch.fake_quant import add_fake_quant, latent_weight
 from sa3_torch.pipeline import Pipeline
-from sa3_torch.same import SAME
 from sa3_torch.states import State, visit
 
 from .loop import Stage, TrainConfig, step_generator
@@ -70,8 +69,7 @@ class QuantizeStage(Stage):
     def _visited(self, prompts: tuple[Prompt, ...], number: int, *, held_out: bool) -> Iterator[State]:
         for request in requests(prompts, self.model_config, held_out=held_out):
             items = tuple(replace(item, seed=item.seed + 10_000 * number) for item in request.items)
-            states = visit(self.pipeline, replace(request, items=items))
-            yield from (state for state in states if is_used(state.index, request.steps))
+            yield from visit(self.pipeline, replace(request, items=items))
 
     def _student(self) -> DiT:
         """The teacher's weights; the quantized matrices alone are trained."""
@@ -133,7 +131,7 @@ class QuantizeStage(Stage):
         folder.mkdir(parents=True, exist_ok=True)
         state = next(s for s in reversed(self.held_out) if s.cond is self.held_out[0].cond)
         t = torch.from_numpy(state.t).to(state.x.device)[:, None, None]
-        same = cast(SAME, self.pipeline.load_part("same"))
+        same = self.pipeline.autoencoder("decoder")
         sounds = [
             same.decode(state.x - t * velocity).flatten(0, 1) for velocity in (state.velocity, self._velocity(state))
         ]
