@@ -22,7 +22,7 @@ from sa3_mlx.spec.tensorfile import TensorEntry, to_bf16_bits, write_tensors
 # 24 words, each a token of the tokenizer made here; about the length of a usual prompt.
 PROMPT = (
     "slow warm piano in a large hall with soft strings and distant rain at dusk then a bright bell "
-    "and low steady drum beneath it"
+    "and steady drum beneath it"
 )
 _POOL = np.random.default_rng(0).standard_normal(1 << 20).astype(np.float32)
 
