@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sa3_mlx.spec.audio import Audio, check_audio
-from sa3_mlx.spec.checkpoint import WEIGHTS_FILE
+from sa3_mlx.spec.checkpoint import WEIGHTS_FILE, Part, check_folder, parts_of
 from sa3_mlx.spec.chunks import Chunk, chunk_plan, default_chunk_frames
 from sa3_mlx.spec.clips import (
     Clip,
@@ -58,7 +58,7 @@ from .guidance import GuidedVelocity, negative, unconditional
 from .same import SAME
 from .samplers import SAMPLERS
 from .t5gemma import T5GemmaEncoder
-from .weights import Part, check_folder, load_part, parts_of
+from .weights import load_part
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

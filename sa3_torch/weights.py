@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors import safe_open
 from torch import nn
 
-from sa3_mlx.spec.checkpoint import CONFIG_FILE, WEIGHTS_FILE, check_tensors, expected_tensors
+from sa3_mlx.spec.checkpoint import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    Part,
+    check_folder,
+    check_tensors,
+    expected_tensors,
+    parts_of,
+)
 from sa3_mlx.spec.config import FORMAT, ModelConfig
 from sa3_mlx.spec.tensorfile import TensorFile, array_entry, write_tensors
 
@@ -17,13 +24,6 @@ from .conditioner import Conditioner
 from .dit import DiT
 from .same import SAME
 from .t5gemma import T5GemmaEncoder
-
-Part = Literal["text_encoder", "conditioner", "dit", "same"]
-
-
-def parts_of(config: ModelConfig) -> tuple[Part, ...]:
-    """The parts a checkpoint with this configuration holds."""
-    return ("same",) if config.diffusion is None else ("text_encoder", "conditioner", "dit", "same")
 
 
 def build_part(config: ModelConfig, part: Part) -> nn.Module:
@@ -38,13 +38,6 @@ def build_part(config: ModelConfig, part: Part) -> nn.Module:
     if part == "conditioner":
         return Conditioner(text.width)
     return DiT(config.diffusion.dit, config.same.latent_channels, text.width)
-
-
-def check_folder(folder: Path, config: ModelConfig) -> None:
-    """Raise ValueError that lists every tensor of ``folder/model.safetensors`` that does not fit the configuration."""
-    path = folder / WEIGHTS_FILE
-    with TensorFile.open(path) as file:
-        check_tensors(expected_tensors(config), {name: file.info(name)[1] for name in file.names()}, str(path))
 
 
 def load_part(

@@ -24,7 +24,7 @@ from sa3_torch.train.clips import Clip, ClipSet, generator
 
 LATENT_FORMAT = "sa3-latents/1"
 # How often each kind is drawn from the demo set, whatever its number of clips.
-DEMO_SHARES = {"note": 0.56, "chord": 0.10, "drum": 0.20, "noise": 0.08, "sample": 0.06}
+DEMO_SHARES = {"note": 0.52, "chord": 0.10, "drum": 0.24, "noise": 0.10, "sample": 0.04}
 DEMO_LATENT_SHARES = {"note": 0.60, "chord": 0.10, "drum": 0.22, "noise": 0.08}
 _SILENCE = 1e-3  # a crop whose peak is below -60 dBFS is drawn again
 _TRIES = 8
