@@ -24,7 +24,7 @@ from .guidance import GuidedVelocity, negative, unconditional
 from .same import SAME
 from .samplers import SAMPLERS
 from .spec.audio import Audio, check_audio
-from .spec.checkpoint import WEIGHTS_FILE
+from .spec.checkpoint import WEIGHTS_FILE, Part, check_folder, parts_of
 from .spec.chunks import Chunk, chunk_plan, default_chunk_frames
 from .spec.clips import (
     Clip,
@@ -60,7 +60,7 @@ from .spec.request import plan as make_plan
 from .spec.tensorfile import file_hash
 from .spec.tokenizer import Tokenizer
 from .t5gemma import T5GemmaEncoder
-from .weights import Part, check_folder, load_part, parts_of
+from .weights import load_part
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 

@@ -146,7 +146,7 @@ def test_rerun_refuses_another_model_another_input_and_damaged_tags(
     assert "--input" in refused("rerun", "v.wav")
     write_tone(Path("in.wav"), 0.9)
     assert "input is sha256" in refused("rerun", "v.wav")
-    write_checkpoint(own_home / "models" / "other", SMALL, seed=1)
+    write_checkpoint(own_home / "models" / "other", SMALL, variant="other ")
     assert "model is sha256" in refused("rerun", "v.wav", "--input", "moved.wav", "--model", "other")
     shutil.rmtree(own_home / LITTLE)
     assert "--model" in refused("rerun", "v.wav")

@@ -7,6 +7,8 @@ Weights of linear maps are (out, in). Legend: D width, C latent channels, N laye
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Literal, get_args
 
 from .config import (
     FF_MULT_DIT,
@@ -18,22 +20,24 @@ from .config import (
     SAMEConfig,
     TextEncoderConfig,
 )
+from .tensorfile import TensorFile
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
 
-PARTS = ("text_encoder", "conditioner", "dit", "same")  # first component of every tensor name
+Part = Literal["text_encoder", "conditioner", "dit", "same"]  # first component of every tensor name
+PARTS: tuple[Part, ...] = get_args(Part)
 
 Shapes = dict[str, tuple[int, ...]]
 
 
-def parts_of(config: ModelConfig) -> tuple[str, ...]:
+def parts_of(config: ModelConfig) -> tuple[Part, ...]:
     """The parts a complete checkpoint of this configuration has."""
     return PARTS if config.diffusion is not None else ("same",)
 
 
-def parts_in(names: Collection[str]) -> tuple[str, ...]:
+def parts_in(names: Collection[str]) -> tuple[Part, ...]:
     """The parts that these tensor names belong to, in the order of ``PARTS``."""
     found = {name.split(".", 1)[0] for name in names}
     return tuple(part for part in PARTS if part in found)
@@ -72,6 +76,13 @@ def check_tensors(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, t
     ]
     if problems:
         raise ValueError(f"{where}: {len(problems)} tensor(s) do not fit the configuration: {'; '.join(problems)}")
+
+
+def check_folder(folder: Path, config: ModelConfig) -> None:
+    """Raises ValueError that lists every tensor of ``folder/model.safetensors`` that does not fit the configuration."""
+    path = folder / WEIGHTS_FILE
+    with TensorFile.open(path) as file:
+        check_tensors(expected_tensors(config), file.shapes(), str(path))
 
 
 def _linear(prefix: str, out_size: int, in_size: int, *, bias: bool) -> Shapes:
