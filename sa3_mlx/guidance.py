@@ -62,12 +62,17 @@ class GuidedVelocity:
     guidance: Guidance
 
     def __call__(self, x: mx.array, t: np.ndarray) -> mx.array:
-        """x (B, T, C), t (B,) fp32 -> (B, T, C). The first item's t decides about the interval [B18]."""
+        """x (B, T, C), t (B,) fp32 -> (B, T, C). Every item's own t decides about the interval.
+
+        In the official code the first item's decides for all [B18]; here no item depends on its batch (decision 2).
+        """
         v = self.dit(x, t, self.cond)
         low, high = self.guidance.interval
-        if self.null is None or self.guidance.scale == 1 or not low <= t[0] <= high:
+        inside = (low <= t) & (t <= high)  # (B,)
+        if self.null is None or self.guidance.scale == 1 or not inside.any():
             return v
-        return guide(x, t, v, self.dit(x, t, self.null), self.guidance, self.cond.valid)
+        guided = guide(x, t, v, self.dit(x, t, self.null), self.guidance, self.cond.valid)
+        return guided if inside.all() else mx.where(mx.array(inside)[:, None, None], guided, v)
 
 
 def unconditional(cond: Conditioning) -> Conditioning:

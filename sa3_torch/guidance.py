@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sa3_mlx.spec.request import Guidance
 from torch import Tensor
+
+from sa3_mlx.spec.request import Guidance
 
 from .dit import Conditioning, DiT, Prepared
 
@@ -56,13 +57,18 @@ class GuidedVelocity:
     guidance: Guidance
 
     def __call__(self, x: Tensor, t: np.ndarray) -> Tensor:
-        """x (B, T, C), t (B,) fp32 -> (B, T, C). The first item's t decides about the interval [B18]."""
+        """x (B, T, C), t (B,) fp32 -> (B, T, C). Every item's own t decides about the interval.
+
+        In the official code the first item's decides for all [B18]; here no item depends on its batch (decision 2).
+        """
         times = torch.from_numpy(t).to(x.device)
         v = self.dit(x, times, self.cond)
         low, high = self.guidance.interval
-        if self.null is None or self.guidance.scale == 1 or not low <= t[0] <= high:
+        inside = (low <= t) & (t <= high)  # (B,)
+        if self.null is None or self.guidance.scale == 1 or not inside.any():
             return v
-        return guide(x, times, v, self.dit(x, times, self.null), self.guidance, self.cond.valid)
+        guided = guide(x, times, v, self.dit(x, times, self.null), self.guidance, self.cond.valid)
+        return guided if inside.all() else torch.where(torch.from_numpy(inside).to(x.device)[:, None, None], guided, v)
 
 
 def unconditional(cond: Conditioning) -> Conditioning:
