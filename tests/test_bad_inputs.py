@@ -41,6 +41,7 @@ def refused(own_home: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., 
 GENERATE = {
     "no prompt": ([], "PROMPT"),
     "prompt twice": (["rain", "--prompt-file", "p.txt"], "either"),
+    "prompt not UTF-8": (["rain \udcff"], "not UTF-8"),
     "too many arguments": (["rain", "and", "wind"], "unexpected"),
     "unknown option": (["rain", "--loud"], "--loud"),
     "seconds zero": (["rain", "--seconds", "0"], "seconds is 0"),

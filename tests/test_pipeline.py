@@ -13,6 +13,7 @@ import pytest
 from tiny import TINY
 from twins import Twin, relative
 
+from sa3_mlx.spec.audio import clipped_share
 from sa3_mlx.spec.chunks import Chunk
 from sa3_mlx.spec.clips import Clip, Texts, decoder_noise, encode_sources, start_latents
 from sa3_mlx.spec.events import AudioChunk, Conditioned, Event, Finished, Generation, SeededNoise, Stepped, batch_of
@@ -73,7 +74,7 @@ def test_events_come_in_order_and_the_chunks_are_the_audio(twin: Twin, pipeline:
         np.testing.assert_array_equal(generation.latents[item], last[: len(generation.latents[item])])
     assert [audio.shape for audio in generation.audio] == [(7200, 2), (13600, 2)]
     assert generation.seeds == (1, 2) and generation.sample_rate == RATE and generation.seams == ((), ())
-    assert generation.clipped_share == tuple(float((np.abs(audio) > 1).mean()) for audio in generation.audio)
+    assert generation.clipped_share == tuple(clipped_share(audio) for audio in generation.audio)
     assert set(generation.timings) == {"text", "encode", "sample", "decode"}
 
 
@@ -120,7 +121,7 @@ def _mixed(sampler: str) -> Request:
         BASE,
         items=(_item("soft rain", 0.5, 3), _item("hard snare", 1.6, 4, negative="drone")),
         sampler=sampler,
-        guidance=Guidance(scale=3.0, apg=0.5, rescale=0.3),
+        guidance=Guidance(scale=3.0, apg=0.5, rescale=0.3, interval=(0.0, 0.7)),
         init=(InitAudio(audio=_audio(2.0), noise_level=0.8), InitAudio(audio=_audio(0.3, 1), noise_level=0.6)),
         inpaint=(
             Inpaint(audio=_audio(0.6, 2), regions=((0.1, 0.3),)),

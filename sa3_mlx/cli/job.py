@@ -255,7 +255,7 @@ def read_prompts(path: Path) -> Iterator[str]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of prompts")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a text file in UTF-8") from error
     for line in lines:

@@ -11,12 +11,13 @@ from typing import Any, TypeVar
 
 import click
 
+from sa3_mlx.spec.request import SAMPLER_NAMES
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 Group = TypeVar("Group")
 _PREFIX = "sa3."
 FORMATS = ("pcm16", "pcm24", "float")
 DTYPES = ("float32", "float16", "bfloat16")
-SAMPLERS = ("euler", "pingpong", "dpmpp", "rk4")
 
 
 def _keep(ctx: click.Context, param: click.Parameter, value: object) -> object:
@@ -98,7 +99,7 @@ def sampling_options(command: Command) -> Command:
         _option("--batch", type=click.IntRange(1, 64), default=1, show_default=True,
                 help="Files to make, with seeds SEED, SEED+1, ..."),
         _option("--steps", type=int, help="Sampling steps. Default: 8, for base models 50."),
-        _option("--sampler", type=click.Choice(SAMPLERS), help="Default: pingpong, for base models euler."),
+        _option("--sampler", type=click.Choice(SAMPLER_NAMES), help="Default: pingpong, for base models euler."),
         _option("--guidance", type=float, help="Guidance scale. Default: 1 (off), for base models 7."),
         _option("--apg", type=float, default=1.0, show_default=True, help="0 plain guidance, 1 orthogonal part alone."),
         _option("--rescale", type=float, default=0.0, show_default=True, help="0..1, guards guided levels."),
@@ -153,7 +154,7 @@ def debug_option(command: Command) -> Command:
 
 
 def parse_region(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[tuple[float, float], ...]:
-    """ "START:END" in seconds or minutes:seconds is not possible in one colon, so seconds alone."""
+    """Texts "START:END" -> (start, end) in seconds; an empty START is 0. Raises click.BadParameter."""
     regions = []
     for text in value:
         start, colon, end = text.partition(":")

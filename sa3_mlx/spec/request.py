@@ -184,16 +184,15 @@ def _diffusion(config: ModelConfig) -> DiffusionConfig:
 
 
 def _check_item(item: Item, where: str, request: Request, config: ModelConfig) -> None:
-    if not isinstance(item.prompt, str):
-        raise ValueError(f"{where}prompt is {type(item.prompt).__name__}: expected text")
+    _check_text(item.prompt, f"{where}prompt")
     if item.negative_prompt is not None:
-        if not isinstance(item.negative_prompt, str):
-            raise ValueError(f"{where}negative prompt is {type(item.negative_prompt).__name__}: expected text")
+        _check_text(item.negative_prompt, f"{where}negative prompt")
         if request.guidance.scale == 1:
             raise ValueError(f"{where}a negative prompt has no effect at guidance scale 1; use a scale such as 4")
     seconds = _finite(item.seconds, f"{where}seconds")
     if not 0 < seconds <= config.max_seconds:
-        raise ValueError(f"{where}seconds is {seconds:g}: {config.name} makes above 0 to {config.max_seconds:.2f} s")
+        longest = math.floor(config.max_seconds * 100) / 100
+        raise ValueError(f"{where}seconds is {seconds:g}: {config.name} makes above 0 to {longest:.2f} s")
     if not seconds_to_samples(seconds, config.sample_rate):
         raise ValueError(f"{where}seconds is {seconds:g}: that is less than one sample at {config.sample_rate} Hz")
     try:
@@ -264,6 +263,13 @@ def _per_item(
 
 def _name(name: str, number: int, value: object) -> str:
     return f"{name} {number}" if isinstance(value, tuple) else name
+
+
+def _check_text(text: object, name: str) -> None:
+    if not isinstance(text, str):
+        raise ValueError(f"{name} is {type(text).__name__}: expected text")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"{name} is not valid text: its bytes are not UTF-8")
 
 
 def _finite(value: float, name: str) -> float:
