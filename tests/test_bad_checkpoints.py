@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 from command import RATE, SMALL, make_home, refused_line, sa3, tone, truncate, work_in_copy, write_tone
+from tiny_checkpoint import write_checkpoint
 
 from sa3_mlx.cli import backend
+from sa3_mlx.cli.app import run
+from sa3_mlx.spec.audio import read_tags, write_audio
 from sa3_mlx.spec.config import ModelConfig
 from sa3_mlx.spec.request import Guidance, InitAudio, Inpaint, Item, Request, extend, plan
 from sa3_mlx.spec.tensorfile import TensorFile, array_entry, write_tensors
@@ -128,10 +131,6 @@ def test_damaged_official_checkpoints_are_refused(refused: Callable[..., str], o
 def test_rerun_refuses_another_model_another_input_and_damaged_tags(
     refused: Callable[..., str], own_home: Path, capfd: pytest.CaptureFixture[str]
 ):
-    from command import write_checkpoint
-
-    from sa3_mlx.spec.audio import read_tags, write_audio
-
     write_tone(Path("in.wav"))
     assert sa3(capfd, "vary", "in.wav", "--out", "v.wav").code == 0
     tags = read_tags("v.wav")
@@ -150,6 +149,30 @@ def test_rerun_refuses_another_model_another_input_and_damaged_tags(
     assert "model is sha256" in refused("rerun", "v.wav", "--input", "moved.wav", "--model", "other")
     shutil.rmtree(own_home / LITTLE)
     assert "--model" in refused("rerun", "v.wav")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("noise_level", "x"), ("peak_db", "x"), ("format", "mp3"), ("batch_seeds", ["1"]), ("backend", "jax"),
+        ("command", "sing"), ("monotone", "no"), ("input", 3), ("seconds", None), ("steps", 2.5), ("regions", [[1]]),
+        ("guidance", {"scale": 1}), ("batch_index", 1),
+    ],
+)  # fmt: skip
+def test_rerun_refuses_tags_of_another_type(refused: Callable[..., str], name: str, value: object):
+    write_tone(Path("in.wav"))
+    assert run(["vary", "in.wav", "--out", "v.wav", "--quiet"]) == 0
+    tags = json.loads(read_tags("v.wav"))
+    write_audio("w.wav", tone(0.1), RATE, comment=json.dumps(tags | {name: value}))
+    message = refused("rerun", "w.wav", "--force")
+    assert "its tags are damaged" in message and name in message
+
+
+def test_tags_and_files_that_are_nested_without_end_are_refused(refused: Callable[..., str], own_home: Path):
+    write_audio("w.wav", tone(0.1), RATE, comment='{"a":' * 100_000)
+    assert "damaged" in refused("rerun", "w.wav")
+    (own_home / LITTLE / "config.json").write_text("[" * 100_000)
+    assert "nested too deeply" in refused("generate", "rain", "--model", "little")
 
 
 # --- the API ----------------------------------------------------------------------------------------------------------

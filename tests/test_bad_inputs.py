@@ -120,6 +120,29 @@ def test_existing_files_are_not_replaced_without_force(refused: Callable[..., st
     assert "--force" in refused("convert", "small-music", ".")
 
 
+def test_a_folder_is_not_replaced_by_a_file(refused: Callable[..., str]):
+    write_tone(Path("a.wav"))
+    for name in ("f.wav", "f.png", "f.npy", "f.safetensors"):
+        Path(name).mkdir()
+    assert "is a folder" in refused("generate", "rain", "--out", "f.wav", "--force")
+    assert "is a folder" in refused("generate", "rain", "--out", "b.wav", "--spectrogram", "f.png", "--force")
+    assert "is a folder" in refused("encode", "a.wav", "f.npy", "--force")
+    assert "is a folder" in refused("encode", "a.wav", "f.safetensors", "--force")
+
+
+def test_a_failing_backend_is_one_line(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch):
+    def fail(message: str) -> Callable[..., None]:
+        def load(*_: object) -> None:
+            raise RuntimeError(message)
+
+        return load
+
+    monkeypatch.setattr(backend, "load", fail("[malloc] Unable to allocate 10 bytes.\nsecond line"))
+    assert "out of memory ([malloc] Unable to allocate 10 bytes.)" in refused("generate", "rain", "--out", "a.wav")
+    monkeypatch.setattr(backend, "load", fail("device lost"))
+    assert refused("generate", "rain", "--out", "a.wav") == "sa3: device lost"
+
+
 def test_a_prompt_file_must_be_text_with_prompts(refused: Callable[..., str]):
     Path("empty.txt").write_text("\n# nothing\n")
     Path("binary.txt").write_bytes(b"\xff\xfe\x00rain")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import click
 import numpy as np
 from numpy.typing import NDArray
 
-from sa3_mlx.spec.audio import check_output, fit_length, read_audio, write_audio
+from sa3_mlx.spec.audio import check_output, check_target, fit_length, read_audio, write_audio
 from sa3_mlx.spec.config import ModelConfig
 from sa3_mlx.spec.lengths import samples_to_frames
 from sa3_mlx.spec.tensorfile import TensorFile, array_entry, file_hash, write_tensors
@@ -98,10 +99,9 @@ def decode(ctx: click.Context, input_file: Path, output_file: Path, subtype: str
 def _check_latents_file(path: Path, *, force: bool) -> None:
     if path.suffix not in _SUFFIXES:
         raise ValueError(f"{path}: unknown extension {path.suffix!r} for latents; allowed: {', '.join(_SUFFIXES)}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent}: no such folder; make it first")
-    if path.exists() and not force:
-        raise ValueError(f"{path}: exists already; choose another name or use --force to replace it")
+    check_target(path, overwrite=force)
+    if path.suffix == ".npy":
+        check_target(_sidecar(path), overwrite=force)
 
 
 def _sidecar(path: Path) -> Path:
@@ -112,14 +112,16 @@ def _write_latents(path: Path, latents: Latents, tags: dict[str, str]) -> None:
     if path.suffix == ".safetensors":
         write_tensors(path, [array_entry("latents", latents)], tags)
         return
-    partial = path.with_name(f".{path.name}.partial")
+    partials = {target: target.with_name(f".{target.name}.{os.getpid()}.partial") for target in (_sidecar(path), path)}
     try:
-        with partial.open("wb") as file:
+        partials[_sidecar(path)].write_text(json.dumps(tags, indent=1), encoding="utf-8")
+        with partials[path].open("wb") as file:
             np.save(file, latents)
-        _sidecar(path).write_text(json.dumps(tags, indent=1), encoding="utf-8")
-        partial.replace(path)
+        for target, partial in partials.items():
+            partial.replace(target)
     finally:
-        partial.unlink(missing_ok=True)
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)
 
 
 def _read_latents(path: Path) -> tuple[Latents, dict[str, str]]:

@@ -12,6 +12,7 @@ from sa3_mlx.spec.config import ModelConfig
 from sa3_mlx.spec.lengths import samples_to_seconds
 from sa3_mlx.spec.request import extend as extend_request
 from sa3_mlx.spec.tensorfile import file_hash
+from sa3_mlx.spec.wav import Subtype
 
 from .home import find_model
 from .job import Job, Source, batch_seeds, run
@@ -33,7 +34,7 @@ _PROMPT = click.argument("prompt", default="")
 _MONOTONE = click.option(
     "--monotone", is_flag=True, help="Only ever remove noise. Default: the official schedule, which adds some again."
 )
-_KEEPING = {"PCM_16": "pcm16", "PCM_U8": "pcm16", "PCM_S8": "pcm16", "PCM_24": "pcm24"}
+_KEEPING: dict[str, Subtype] = {"PCM_16": "pcm16", "PCM_U8": "pcm16", "PCM_S8": "pcm16", "PCM_24": "pcm24"}
 
 
 @click.command()
@@ -137,7 +138,7 @@ def read_source(path: Path, config: ModelConfig) -> Source:
     return Source(name=path.name if path.is_absolute() else str(path), hash=file_hash(path), audio=audio)
 
 
-def keeping_format(path: Path, config: ModelConfig, out: Path | None) -> str:
+def keeping_format(path: Path, config: ModelConfig, out: Path | None) -> Subtype:
     """The sample format that holds kept samples exactly: the input's own, float where it was resampled or is float."""
     with soundfile.SoundFile(path) as file:
         same_rate, subtype = file.samplerate == config.sample_rate, str(file.subtype)

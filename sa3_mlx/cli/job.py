@@ -13,16 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sa3_mlx.spec.audio import Audio, apply_peak, check_output
+from sa3_mlx.spec.audio import Audio, apply_peak, check_output, check_target
 from sa3_mlx.spec.config import ModelConfig
 from sa3_mlx.spec.lengths import seconds_to_samples
 from sa3_mlx.spec.noise import SEED_MAX, check_seed, random_seed
 from sa3_mlx.spec.request import Guidance, InitAudio, Inpaint, Item, Request, defaults, validate
+from sa3_mlx.spec.wav import Subtype
 
+from .backend import Backend
 from .options import ModelOptions, OutputOptions, SamplingOptions
 from .player import find_player, play
 from .progress import Progress
-from .provenance import Provenance
+from .provenance import Command, Provenance
 from .report import report_file, report_next
 from .version import version
 
@@ -47,7 +49,7 @@ class Source:
 class Job:
     """What a command wants made. ``seeds`` is one batch; prompt number k uses ``seeds`` moved by k batches."""
 
-    command: str
+    command: Command
     folder: Path
     config: ModelConfig
     model: ModelOptions
@@ -56,7 +58,7 @@ class Job:
     prompts: tuple[str, ...]
     seconds: float
     seeds: tuple[int, ...]
-    format: str
+    format: Subtype
     source: Source | None = None
     noise_level: float | None = None
     monotone: bool = False
@@ -167,7 +169,7 @@ def _write(job: Job, generation: Generation, item: int, path: Path, made: Proven
 
     audio = generation.audio[item]
     limited = audio if job.output.peak is None else apply_peak(audio, job.output.peak)
-    write_audio(path, limited, generation.sample_rate, made.format, comment=made.to_json())  # type: ignore[arg-type]
+    write_audio(path, limited, generation.sample_rate, made.format, comment=made.to_json())
     if job.output.spectrogram is not None:
         from sa3_mlx.spectrogram import save_spectrogram
 
@@ -179,7 +181,7 @@ def _write(job: Job, generation: Generation, item: int, path: Path, made: Proven
     report_file(path, audio, limited, generation.sample_rate, made, elapsed, seams, quiet=job.output.quiet)
 
 
-def _provenance(job: Job, request: Request, item: int, framework: str, digest: str) -> Provenance:
+def _provenance(job: Job, request: Request, item: int, framework: Backend, digest: str) -> Provenance:
     entry = request.items[item]
     return Provenance(
         sa3=version(), command=job.command, prompt=entry.prompt, negative_prompt=entry.negative_prompt,
@@ -222,10 +224,7 @@ def _check_files(job: Job) -> list[Path]:
 def _check_picture(path: Path, *, force: bool) -> None:
     if path.suffix.lower() != ".png":
         raise ValueError(f"{path}: a spectrogram is a .png file")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent}: no such folder; make it first")
-    if path.exists() and not force:
-        raise ValueError(f"{path}: exists already; choose another name or use --force to replace it")
+    check_target(path, overwrite=force)
 
 
 def numbered(path: Path, number: int) -> Path:

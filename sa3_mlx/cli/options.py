@@ -7,16 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
 from sa3_mlx.spec.request import SAMPLER_NAMES
+from sa3_mlx.spec.wav import Subtype
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Group = TypeVar("Group")
 _PREFIX = "sa3."
-FORMATS = ("pcm16", "pcm24", "float")
+FORMATS: tuple[Subtype, ...] = get_args(Subtype)
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -63,7 +64,7 @@ class SamplingOptions:
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
     out: Path | None
-    format: str | None
+    format: Subtype | None
     peak: float | None
     spectrogram: Path | None
     play: bool

@@ -95,10 +95,9 @@ def resample(audio: Audio, from_rate: int, to_rate: int) -> Audio:
 
 
 def check_output(path: str | Path, subtype: str, *, overwrite: bool, size_bytes: int = 0) -> None:
-    """Everything about an output file that can be refused before any work.
+    """Everything about an audio file to write that can be refused before any work.
 
-    Raises ValueError for an unknown extension or format, an existing file without ``overwrite`` and a disk with less
-    than ``size_bytes`` free; FileNotFoundError for a missing folder.
+    Raises ValueError for an unknown extension or format, and as ``check_target``.
     """
     path = Path(path)
     allowed = SUBTYPES.get(path.suffix.lower())
@@ -106,6 +105,12 @@ def check_output(path: str | Path, subtype: str, *, overwrite: bool, size_bytes:
         raise ValueError(f"{path}: unknown audio extension {path.suffix!r}; allowed: {', '.join(SUBTYPES)}")
     if subtype not in allowed:
         raise ValueError(f"{path}: {path.suffix} cannot hold {subtype!r}; allowed: {', '.join(allowed)}")
+    check_target(path, overwrite=overwrite, size_bytes=size_bytes)
+
+
+def check_target(path: Path, *, overwrite: bool, size_bytes: int = 0) -> None:
+    """Raises ValueError for a folder, for an existing file without ``overwrite``, for a folder that is not writable and
+    a disk with less than ``size_bytes`` free; FileNotFoundError for a missing folder."""
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder; make it first")
     if path.is_dir():

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from .audio import Audio, check_audio
 from .chunks import check_chunk_frames
-from .config import DiffusionConfig, ModelConfig
+from .config import Config, DiffusionConfig, ModelConfig
 from .lengths import Lengths, clip_lengths, samples_to_seconds, seconds_to_samples
 from .noise import check_seed
 from .regions import Region, first_uncovered, generated_frames, keep_frames, to_regions
@@ -41,7 +41,7 @@ class Item:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guidance:
+class Guidance(Config):
     """Classifier-free guidance [B18-B21]; the defaults are the official ones and mean no guidance at scale 1."""
 
     scale: float = 1.0
