@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
-from command import RATE, SMALL, make_home, refused_line, tone, truncate, work_in_copy, write_tone
+from command import RATE, SMALL, make_home, refused_line, sa3, tone, truncate, work_in_copy, write_tone
 
 from sa3_mlx.cli import backend
 from sa3_mlx.spec.tensorfile import array_entry, write_tensors
@@ -93,6 +93,11 @@ GENERATE = {
 def test_generate_refuses(refused: Callable[..., str], case: str):
     args, message = GENERATE[case]
     assert message in refused("generate", *args)
+
+
+def test_no_command_at_all_shows_the_help(capfd: pytest.CaptureFixture[str]):
+    result = sa3(capfd)
+    assert result.code == 2 and "generate  Make audio from a prompt." in result.err and "sa3:" not in result.err
 
 
 def test_commands_refuse_what_they_do_not_know(refused: Callable[..., str]):

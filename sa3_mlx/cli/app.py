@@ -85,6 +85,9 @@ def run(args: Sequence[str]) -> int:
         return code if isinstance(code, int) else 0
     except click.exceptions.Exit as stop:
         return stop.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return 2
     except (click.Abort, KeyboardInterrupt):
         _complain("interrupted; nothing half-written was left")
         return 130
