@@ -183,6 +183,31 @@ def test_latents_of_another_autoencoder_are_refused(clips: ClipSet, autoencoder:
         LatentSet(tmp_path, autoencoder="sha256:other")
 
 
+def test_settings_that_no_model_can_run_are_named(
+    clips: ClipSet, latents: LatentSet, autoencoder: Path, tmp_path: Path
+):
+    with pytest.raises(ConfigError, match="crop_samples is 8200: test needs a multiple of 2048"):
+        autoencoder_stage(clips, "crop_samples=8200")
+    for change, message in (("buckets=0", "buckets is 0"), ("mask_shares=[1.0]", "expected shares of segments, full")):
+        with pytest.raises(ConfigError, match=message):
+            pretrain_stage(latents, autoencoder, tmp_path, change)
+    same, _ = load_autoencoder(autoencoder)
+    config = load_settings(PretrainConfig, "pretrain", "demo", SHORT)
+    with pytest.raises(ValueError, match="the autoencoder is not that of demo"):
+        PretrainStage(DEMO, config, latents, tmp_path / "tokenizer.json", same)
+
+
+def test_damaged_caches_and_runs_are_refused_in_one_line(clips: ClipSet, tmp_path: Path) -> None:
+    for text, message in (("{}", "expected format sa3-clips/1, got None"), ("{", "not valid JSON"), ("[]", "got None")):
+        (tmp_path / "index.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            ClipSet(tmp_path)
+    (tmp_path / "checkpoint.pt").write_bytes(b"junk")
+    stage = autoencoder_stage(clips, "train.steps=1")
+    with pytest.raises(ValueError, match="cannot be resumed from"):
+        Trainer(stage, stage.config.train, tmp_path, to_json(stage.config))
+
+
 def test_learning_rate_warms_up_and_ends_at_its_floor() -> None:
     config = load_settings(
         AutoencoderConfig, "autoencoder", "demo", ("train.steps=1000", "train.warmup_steps=10")
@@ -205,6 +230,11 @@ def test_learning_rate_warms_up_and_ends_at_its_floor() -> None:
         ("demo", ("train.steps=many",), "train.steps: expected int, got 'many'"),
         ("demo", ("train.precision=fp8",), "allowed: 'bf16', 'fp32'"),
         ("missing.toml", (), "no settings 'missing.toml'"),
+        ("demo", ("train.batch=0",), "batch is 0: allowed is at least 1"),
+        ("demo", ("train.save_every=0",), "save_every is 0"),
+        ("demo", ("train.ema_decay=2.0",), "ema_decay is 2.0"),
+        ("demo", ("spectral.overlap=0",), "multiples of overlap"),
+        ("demo", ("crop_samples=1000",), "crop_samples is 1000: less than the window of"),
     ],
 )
 def test_bad_settings_are_named(source: str, change: tuple[str, ...], message: str) -> None:

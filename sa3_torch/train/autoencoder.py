@@ -6,6 +6,7 @@ The waveform is learnt first, then the spectral loss takes over and gives noises
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +15,14 @@ import soundfile as sf
 import torch
 from torch import Tensor
 
-from sa3_mlx.spec.config import Config, ModelConfig
+from sa3_mlx.spec.config import Config, ConfigError, ModelConfig
 from sa3_torch.same import SAME, patch, unpatch
 from sa3_torch.weights import save_checkpoint
 
 from .clips import Clip, ClipSet
 from .data import DEMO_SHARES, AudioCrops
 from .init import init_autoencoder
-from .loop import Stage, TrainConfig, maybe_compile, step_generator
+from .loop import Stage, TrainConfig, check, maybe_compile, step_generator
 from .losses import (
     SpectralConfig,
     left_right,
@@ -52,12 +53,24 @@ class AutoencoderConfig(Config):
     spectral_full: float  # ... and has its full weight
     softnorm_weight: float
 
+    def __post_init__(self) -> None:
+        check(self, 1, math.inf, "crop_samples")
+        check(self, -60, 0, "quietest_db")
+        check(self, 0, math.inf, "waveform_weight", "waveform_final", "softnorm_weight")
+        check(self, 0, 1, "spectral_start", "spectral_full")
+        if max(self.spectral.sizes) > self.crop_samples:
+            raise ConfigError(
+                f"crop_samples is {self.crop_samples}: less than the window of {max(self.spectral.sizes)}"
+            )
+
 
 class AutoencoderStage(Stage):
     name = "autoencoder"
 
     def __init__(self, model: ModelConfig, config: AutoencoderConfig, clips: ClipSet) -> None:
-        train = config.train
+        train, ratio = config.train, model.same.samples_per_latent * model.same.frame_multiple
+        if config.crop_samples % ratio:
+            raise ConfigError(f"crop_samples is {config.crop_samples}: {model.name} needs a multiple of {ratio}")
         self.model_config, self.config, self.clips = model, config, clips
         self.model: SAME = SAME(model.same, model.audio_channels)
         self.crops = AudioCrops(

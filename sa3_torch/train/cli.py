@@ -23,7 +23,7 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
 @click.command("autoencoder")
-@click.option("--data", type=FOLDER, required=True, help="Clip cache made by `sa3 data render` or `sa3 data import`.")
+@click.option("--data", type=FOLDER, required=True, help="Clip cache made by `sa3 train render`.")
 @click.option("--out", type=FOLDER, required=True, help="Run folder; an unfinished run in it goes on.")
 @click.option("--model", default="demo", show_default=True, type=click.Choice(sorted(PRESETS)))
 @click.option("--settings", default="demo", show_default=True, help="Preset name or .toml file.")
@@ -66,7 +66,10 @@ def render(out: Path, seed: int, samples: Path | None) -> None:
 def pre_encode(data: Path, folder: Path, out: Path, copies: int, seed: int) -> None:
     """Encode all captioned clips to latents."""
     latents = encode_clips(ClipSet(data), folder, out, copies=copies, seed=seed)
-    click.echo(f"{out}: {len(latents.items)} clips of latents; next: sa3 train pretrain --latents {out} --out RUN")
+    click.echo(
+        f"{out}: {len(latents.items)} clips of latents; "
+        f"next: sa3 train pretrain --latents {out} --autoencoder {folder} --out RUN"
+    )
 
 
 @click.command("pretrain")

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sa3_torch.train.clips import Clip, ClipSet, generator
+from sa3_torch.train.clips import Clip, ClipSet, generator, read_index
 
 LATENT_FORMAT = "sa3-latents/1"
 # How often each kind is drawn from the demo set, whatever its number of clips.
@@ -163,12 +163,7 @@ class LatentSet:
     """An opened shard; refuses to open when it was encoded by another autoencoder than ``autoencoder`` (a hash)."""
 
     def __init__(self, folder: Path, *, autoencoder: str) -> None:
-        path = folder / "index.json"
-        if not path.is_file():
-            raise FileNotFoundError(f"{folder}: no index.json; it is not a complete latent shard, encode it again")
-        index: dict[str, Any] = json.loads(path.read_text())
-        if index["format"] != LATENT_FORMAT:
-            raise ValueError(f"{path}: expected {LATENT_FORMAT}, got {index['format']}")
+        index = read_index(folder, LATENT_FORMAT)
         if index["autoencoder"] != autoencoder:
             raise ValueError(
                 f"{folder} was encoded by autoencoder {index['autoencoder']}, not by {autoencoder}; encode it again"

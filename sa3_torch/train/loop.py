@@ -27,6 +27,15 @@ MAX_BAD_STEPS = 10  # non-finite losses or gradients in a row before the run giv
 LOG_EVERY = 10
 
 
+def check(config: Config, low: float, high: float, *names: str) -> None:
+    """Raises ConfigError for a field of a settings table outside low..high."""
+    for name in names:
+        value = getattr(config, name)
+        if not low <= value <= high:
+            allowed = f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
+            raise ConfigError(f"{name} is {value!r}: allowed is {allowed}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Config):
     """What every stage needs."""
@@ -46,6 +55,12 @@ class TrainConfig(Config):
     compile: bool  # torch.compile of network and loss; needs a C++ compiler on a CPU
     save_every: int  # steps
     validate_every: int  # steps
+
+    def __post_init__(self) -> None:
+        check(self, 0, math.inf, "seed", "warmup_steps", "weight_decay")
+        check(self, 1, math.inf, "steps", "batch", "save_every", "validate_every")
+        check(self, 1e-12, math.inf, "learning_rate", "final_learning_rate", "clip_norm")
+        check(self, 0, 1 - 1e-12, "beta1", "beta2", "ema_decay")
 
 
 class Stage(ABC):
@@ -210,8 +225,13 @@ class Trainer:
         part.replace(self.folder / "checkpoint.pt")
 
     def _resume(self) -> None:
-        state = torch.load(self.folder / "checkpoint.pt", map_location="cpu", weights_only=True)
-        if state["settings"] != self.settings_json:
+        path = self.folder / "checkpoint.pt"
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            settings = state["settings"]
+        except Exception as error:  # what torch raises depends on where the damage is
+            raise ValueError(f"{path}: damaged, it cannot be resumed from; remove it to begin anew") from error
+        if settings != self.settings_json:
             raise ConfigError(
                 f"{self.folder} holds a run with other settings; choose another folder or give the same settings"
             )

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sa3_mlx.spec.config import Config
+from sa3_mlx.spec.config import Config, ConfigError
 
 MIN_SCALE = 1e-3
 SILENCE = 1e-6  # mean energy of a spectrum bin below which an item counts as silent, about -60 dBFS
@@ -52,6 +52,10 @@ class SpectralConfig(Config):
     log_magnitude: float
     complex: float
     log_scale: float  # of the spread of an item's magnitudes: where the logarithm bends
+
+    def __post_init__(self) -> None:
+        if self.overlap < 2 or not self.sizes or any(size < 1 or size % self.overlap for size in self.sizes):
+            raise ConfigError(f"spectral.sizes {self.sizes}: expected multiples of overlap ({self.overlap}), 2 or more")
 
 
 def spectral_distance(prediction: Tensor, reference: Tensor, config: SpectralConfig) -> Tensor:
