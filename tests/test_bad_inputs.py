@@ -135,6 +135,12 @@ def test_a_folder_is_not_replaced_by_a_file(refused: Callable[..., str]):
     assert "is a folder" in refused("encode", "a.wav", "f.safetensors", "--force")
 
 
+def test_a_result_that_is_not_finite_is_not_written(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("mlx.core")
+    monkeypatch.setattr("sa3_mlx.pipeline.kept_part", lambda _chunk, decoded, _ratio: decoded * np.float32(np.nan))
+    assert "overflowed" in refused("generate", "rain", "--seconds", "0.2", "--out", "a.wav", "--backend", "mlx")
+
+
 def test_a_failing_backend_is_one_line(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch):
     def fail(message: str) -> Callable[..., None]:
         def load(*_: object) -> None:

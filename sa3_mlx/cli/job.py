@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from sa3_mlx.spec.audio import Audio, apply_peak, check_output, check_target
 from sa3_mlx.spec.config import ModelConfig
 from sa3_mlx.spec.lengths import seconds_to_samples
@@ -160,6 +162,9 @@ def _generate(pipeline: Pipeline, request: Request, progress: Progress) -> Gener
         for event in pipeline.stream(request):
             watch(event)
             if isinstance(event, Finished):
+                if not all(np.isfinite(audio).all() for audio in event.generation.audio):
+                    raise ValueError("the model's numbers overflowed, nothing was written; use --dtype float32 and "
+                                     "--text-dtype float32, or a lower --guidance")  # fmt: skip
                 return event.generation
     raise RuntimeError("the pipeline ended without a result")
 
