@@ -38,14 +38,14 @@ def guide(
     dtype = v_cond.dtype
     x, v_cond, v_null = (array.astype(mx.float32) for array in (x, v_cond, v_null))
     denoised = x - time * v_cond
-    difference = denoised - (x - time * v_null)
+    difference = time * (v_null - v_cond)  # of both estimates, without the cancellation of x
     if guidance.norm_threshold > 0:
         size = _norm(difference if valid is None else difference * valid[..., None])
         difference = difference * mx.minimum(guidance.norm_threshold / mx.maximum(size, 1e-8), 1.0)
     if guidance.apg > 0:
         _, orthogonal = project(difference, denoised, valid)
         difference = guidance.apg * orthogonal + (1 - guidance.apg) * difference
-    v = (x - denoised - (guidance.scale - 1) * difference) / time
+    v = v_cond - (guidance.scale - 1) * difference / time
     if guidance.rescale > 0:
         ratio = mx.std(v_cond, axis=-1, keepdims=True, ddof=1) / mx.std(v, axis=-1, keepdims=True, ddof=1)
         v = guidance.rescale * v * ratio + (1 - guidance.rescale) * v

@@ -34,14 +34,14 @@ def guide(x: Tensor, t: Tensor, v_cond: Tensor, v_null: Tensor, guidance: Guidan
     t = t.float()[:, None, None]
     x, v_cond, v_null, dtype = x.float(), v_cond.float(), v_null.float(), v_cond.dtype
     denoised = x - t * v_cond
-    difference = denoised - (x - t * v_null)
+    difference = t * (v_null - v_cond)  # of both estimates, without the cancellation of x
     if guidance.norm_threshold > 0:
         size = _norm(difference if valid is None else difference * valid[..., None])
         difference = difference * (guidance.norm_threshold / size.clamp_min(1e-8)).clamp_max(1.0)
     if guidance.apg > 0:
         _, orthogonal = project(difference, denoised, valid)
         difference = guidance.apg * orthogonal + (1 - guidance.apg) * difference
-    v = (x - denoised - (guidance.scale - 1) * difference) / t
+    v = v_cond - (guidance.scale - 1) * difference / t
     if guidance.rescale > 0:
         v = guidance.rescale * v * v_cond.std(-1, keepdim=True) / v.std(-1, keepdim=True) + (1 - guidance.rescale) * v
     return v.to(dtype)
