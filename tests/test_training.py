@@ -240,3 +240,24 @@ def test_learning_rate_warms_up_and_ends_at_its_floor() -> None:
 def test_bad_settings_are_named(source: str, change: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_settings(AutoencoderConfig, "autoencoder", source, change)
+
+
+def test_own_recordings_train_an_autoencoder(tmp_path: Path) -> None:
+    """Recordings with captions are imported, drawn, and validated on."""
+    import soundfile as sf
+
+    from sa3_torch.train.user_folder import import_folder
+
+    random = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for number in range(12):
+        tone = np.sin(2 * np.pi * (200 + 40 * number) * np.arange(12_000) / 44_100) + 0.1 * random.standard_normal(
+            12_000
+        )
+        sf.write(tmp_path / "in" / f"{number}.wav", 0.3 * np.stack([tone, 0.5 * tone], axis=1), 44_100)
+        (tmp_path / "in" / f"{number}.txt").write_text(f"tone {number}\n")
+    clips, report = import_folder(tmp_path / "in", tmp_path / "cache", captions_required=True)
+    assert report.imported == 12
+    assert clips.select("validation"), "the split of these files by hash holds none out"
+    stage = autoencoder_stage(clips, "train.steps=2")
+    assert Trainer(stage, stage.config.train, tmp_path / "run", to_json(stage.config)).run()

@@ -17,6 +17,7 @@ from .loop import Trainer
 from .pretrain import PretrainConfig, PretrainStage
 from .settings import load_settings, to_json
 from .sounds import DEFAULT_FONT, render_demo_set
+from .user_folder import import_folder
 from .vocabulary import save_tokenizer
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -54,6 +55,17 @@ def render(out: Path, seed: int, samples: Path | None) -> None:
     click.echo(
         f"{out}: {len(clips.clips)} clips, {minutes:.1f} min; next: sa3 train autoencoder --data {out} --out RUN"
     )
+
+
+@click.command("import")
+@click.argument("folder", type=FOLDER)
+@click.argument("out", type=FOLDER)
+@click.option("--captions-required/--captions-optional", default=True, show_default=True,
+              help="Skip recordings without a .txt caption, or import them for the autoencoder alone.")  # fmt: skip
+def import_recordings(folder: Path, out: Path, captions_required: bool) -> None:
+    """Import a folder of your own recordings with captions (clip.wav and clip.txt)."""
+    _, report = import_folder(folder, out, captions_required=captions_required)
+    click.echo(f"{report}\nnext: sa3 train autoencoder --data {out} --out RUN")
 
 
 @click.command("pre-encode")
@@ -102,4 +114,4 @@ def pretrain(
 
 def commands() -> dict[str, click.Command]:
     """Name -> command, for the ``sa3 train`` group."""
-    return {command.name or "": command for command in (render, autoencoder, pre_encode, pretrain)}
+    return {command.name or "": command for command in (render, import_recordings, autoencoder, pre_encode, pretrain)}

@@ -20,15 +20,25 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sa3_mlx.spec.config import Config
 from sa3_torch.train.clips import Clip, ClipSet, generator, read_index
 
 LATENT_FORMAT = "sa3-latents/1"
-# How often each kind is drawn from the demo set, whatever its number of clips.
-DEMO_SHARES = {"note": 0.52, "chord": 0.10, "drum": 0.24, "noise": 0.10, "sample": 0.04}
-DEMO_LATENT_SHARES = {"note": 0.60, "chord": 0.10, "drum": 0.22, "noise": 0.08}
 _SILENCE = 1e-3  # a crop whose peak is below -60 dBFS is drawn again
 _TRIES = 8
 _CROPS, _BATCH = 101, 102  # purposes of the random generators
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharesConfig(Config):
+    """How often each kind of clip is drawn, whatever its number of clips; kinds without clips do not count."""
+
+    note: float
+    chord: float
+    drum: float
+    noise: float
+    sample: float  # one-shots without captions
+    user: float  # imported recordings
 
 
 def draw_weights(kinds: Sequence[str], shares: Mapping[str, float] | None) -> NDArray[np.float64]:

@@ -29,7 +29,7 @@ from sa3_torch.samplers import euler
 from sa3_torch.t5gemma import T5GemmaEncoder
 from sa3_torch.weights import StableAudio, save_checkpoint
 
-from .data import DEMO_LATENT_SHARES, LatentBatch, LatentBatches, LatentSet
+from .data import LatentBatch, LatentBatches, LatentSet, SharesConfig
 from .flow import MASK_KINDS, extend_valid, inpaint_masks, shift_times, truncated_logit_normal
 from .init import init_conditioner, init_dit, init_text_encoder
 from .loop import Stage, TrainConfig, check, step_generator
@@ -53,6 +53,7 @@ class PretrainConfig(Config):
     context_weight: float  # of the error on kept frames
     prompt_dropout: float
     buckets: int  # of similar lengths
+    shares: SharesConfig
 
     def __post_init__(self) -> None:
         check(self, 1, math.inf, "shift_min_frames", "buckets")
@@ -106,7 +107,7 @@ class PretrainStage(Stage):
         return LatentBatches(
             latents, self.tokenizer, split=split, batch=self.config.train.batch, seed=seed,
             max_frames=self.diffusion.max_frames, head_room_frames=head_room, buckets=self.config.buckets,
-            multiple=8, shares=DEMO_LATENT_SHARES,
+            multiple=8, shares=self.config.shares.to_dict(),
         )  # fmt: skip
 
     def losses(self, step: int) -> dict[str, Tensor]:
