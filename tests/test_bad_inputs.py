@@ -281,14 +281,24 @@ def _write_latents(kind: str) -> Path:
         "wrong channels": {"latents": good[:, :5]}, "no frames": {"latents": good[:0]},
         "one axis": {"latents": good[0]}, "whole numbers": {"latents": good.astype(np.int32)},
         "nan": {"latents": good * np.nan}, "wrong length": {"latents": good}, "other model": {"latents": good},
-        "truncated": {"latents": good},
+        "truncated": {"latents": good}, "other format": {"latents": good},
     }  # fmt: skip
-    tags = {"wrong length": {"samples": "9000"}, "other model": {"model": "m", "model_hash": "sha256:other"}}
+    encoded = {"format": "sa3-encoded/1"}
+    tags = {
+        "wrong length": encoded | {"samples": "9000"}, "other format": {"format": "sa3-latents/1"},
+        "other model": encoded | {"model": "m", "model_hash": "sha256:other"},
+    }  # fmt: skip
     if kind in arrays:
         entries = [array_entry(name, array) for name, array in arrays[kind].items()]
         write_tensors(path, entries, tags.get(kind, {}))
         if kind == "truncated":
             truncate(path, 0.9)
+    elif kind == "npy of another format":
+        np.save(path, good)
+        Path("z.npy.json").write_text('{"samples": "64"}')
+    elif kind == "npy with tags in a list":
+        np.save(path, good)
+        Path("z.npy.json").write_text("[1]")
     elif kind == "npy of objects":
         np.save(path, np.array([{}, 1], dtype=object), allow_pickle=True)
     elif kind == "npy of text":
@@ -301,6 +311,8 @@ LATENTS = {
     "wrong channels": "5 channels", "no frames": "(frames, channels)", "one axis": "(frames, channels)",
     "whole numbers": "int32", "nan": "NaN", "wrong length": "9000 samples", "other model": "encoded by m",
     "truncated": "truncated", "npy of objects": "not a file of latents", "npy of text": "not a file of latents",
+    "other format": "its format is 'sa3-latents/1', expected 'sa3-encoded/1'",
+    "npy of another format": "z.npy.json: its format is None", "npy with tags in a list": "not a file of latents",
 }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from .options import FORMATS, CommonOptions, ModelOptions, common_options, gathe
 from .progress import Progress
 
 Latents = NDArray[np.float32]
-_FORMAT = "sa3-latents/1"
+_FORMAT = "sa3-encoded/1"
 _SUFFIXES = (".safetensors", ".npy")
 
 
@@ -134,13 +134,24 @@ def _read_latents(path: Path) -> tuple[Latents, dict[str, str]]:
         with TensorFile.open(path) as file:
             if file.names() != ["latents"]:
                 raise ValueError(f"{path}: expected one tensor 'latents', found {', '.join(file.names()) or 'none'}")
+            _check_format(path, file.metadata)
             return _checked(path, file.read("latents")), file.metadata
     try:
         latents = np.load(path, allow_pickle=False)
-        tags = json.loads(_sidecar(path).read_text(encoding="utf-8")) if _sidecar(path).is_file() else {}
-    except (ValueError, EOFError) as error:
+        data = json.loads(_sidecar(path).read_text(encoding="utf-8")) if _sidecar(path).is_file() else {}
+        tags = {str(key): str(value) for key, value in dict(data).items()}
+    except (ValueError, TypeError, EOFError) as error:
         raise ValueError(f"{path}: not a file of latents ({error})") from error
-    return _checked(path, latents), {str(key): str(value) for key, value in dict(tags).items()}
+    _check_format(_sidecar(path), tags)
+    return _checked(path, latents), tags
+
+
+def _check_format(path: Path, tags: dict[str, str]) -> None:
+    """Latents without any tags are welcome: they come from elsewhere."""
+    if tags and tags.get("format") != _FORMAT:
+        raise ValueError(
+            f"{path}: its format is {tags.get('format')!r}, expected {_FORMAT!r} as 'sa3 encode' writes it"
+        )
 
 
 def _checked(path: Path, latents: NDArray[np.generic]) -> Latents:
