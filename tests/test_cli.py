@@ -209,6 +209,22 @@ def test_24_bits_of_kept_samples_are_kept(run: Run):
     np.testing.assert_array_equal(_read("i.wav")[:4000], _read("in.wav")[:4000])
 
 
+@pytest.mark.parametrize(
+    ("source", "options", "note"),
+    [
+        ("float", ("--out", "o.flac"), "rounded to pcm24; --out with .wav and --format float keeps them exactly"),
+        ("float", ("--out", "o.wav", "--format", "pcm16"), "rounded to pcm16; --out with .wav and --format float"),
+        ("pcm24", ("--out", "o.flac", "--format", "pcm16"), "rounded to pcm16; --format pcm24 keeps them exactly"),
+        ("float", ("--out", "o.wav"), ""), ("pcm24", ("--out", "o.flac"), ""), ("pcm16", ("--out", "o.flac"), ""),
+        ("float", ("--out", "o.flac", "--no-paste"), ""), ("float", ("--out", "o.flac", "--quiet"), ""),
+    ],
+)  # fmt: skip
+def test_rounding_of_kept_samples_is_said(run: Run, source: str, options: tuple[str, ...], note: str):
+    write_audio(Path("in.wav"), tone(0.5), RATE, source)  # type: ignore[arg-type]
+    result = _ok(run("inpaint", "in.wav", "--region", "0.2:0.3", "--steps", "1", *options))
+    assert note in result.err and ("kept samples" in result.err) == bool(note)
+
+
 def test_no_paste_returns_the_model_s_audio(run: Run):
     write_tone(Path("in.wav"))
     result = _ok(run("inpaint", "in.wav", "--region", "0.5:0.6", "--out", "i.wav", "--no-paste"))

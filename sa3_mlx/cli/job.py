@@ -61,6 +61,7 @@ class Job:
     seconds: float
     seeds: tuple[int, ...]
     format: Subtype
+    exact: Subtype | None = None  # the format that holds kept samples exactly
     source: Source | None = None
     noise_level: float | None = None
     monotone: bool = False
@@ -124,6 +125,7 @@ def run(job: Job) -> list[Path]:
     digest = fingerprint.fingerprint(job.folder, job.config)
     progress = Progress(quiet=job.output.quiet)
     progress.line(f"{job.config.name} on {framework}, {job.seconds:g} s, seed {_seed_text(job)}")
+    _warn_of_rounding(job, progress)
     pipeline = backend.load(job.folder, framework, job.model.dtype, job.model.text_dtype)
     for prompt in job.prompts:
         _warn_of_unheard(pipeline, prompt, progress)
@@ -153,6 +155,14 @@ def _warn_of_unheard(pipeline: Pipeline, prompt: str, progress: Progress) -> Non
         progress.line(f"note: {name} does not know {', '.join(map(repr, unknown))}; see 'sa3 info {name}'")
     if (count := tokenizer.count(prompt)) > tokenizer.max_length:
         progress.line(f"note: the prompt has {count} tokens, {name} hears the first {tokenizer.max_length}")
+
+
+def _warn_of_rounding(job: Job, progress: Progress) -> None:
+    """Say when the file cannot hold the kept samples as they are, and which can."""
+    if job.exact is None or job.crossfade_ms is None or _BYTES[job.exact] <= _BYTES[job.format]:
+        return
+    better = "--format pcm24" if job.exact == "pcm24" else "--out with .wav and --format float"
+    progress.line(f"note: kept samples are rounded to {job.format}; {better} keeps them exactly")
 
 
 def _generate(pipeline: Pipeline, request: Request, progress: Progress) -> Generation:
