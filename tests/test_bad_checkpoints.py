@@ -168,6 +168,12 @@ def test_rerun_refuses_tags_of_another_type(refused: Callable[..., str], name: s
     assert "its tags are damaged" in message and name in message
 
 
+def test_decoded_files_have_no_recipe(refused: Callable[..., str]):
+    write_tone(Path("in.wav"), 0.2)
+    assert run(["encode", "in.wav", "z.npy"]) == run(["decode", "z.npy", "out.wav"]) == 0
+    assert "decoded files have no recipe to rerun" in refused("rerun", "out.wav")
+
+
 def test_tags_and_files_that_are_nested_without_end_are_refused(refused: Callable[..., str], own_home: Path):
     write_audio("w.wav", tone(0.1), RATE, comment='{"a":' * 100_000)
     assert "damaged" in refused("rerun", "w.wav")

@@ -72,6 +72,10 @@ def read_provenance(path: Path) -> Provenance:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: its tags are damaged ({error})") from error
+    if isinstance(data, dict) and data.get("command") == "decode":
+        raise ValueError(
+            f"{path}: made by 'sa3 decode', and decoded files have no recipe to rerun; decode LATENTS again"
+        )
     names = {field.name for field in fields(Provenance)}
     if not isinstance(data, dict) or set(data) != names:
         wrong = sorted(names.symmetric_difference(data)) if isinstance(data, dict) else ["not an object"]
