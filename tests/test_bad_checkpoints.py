@@ -16,6 +16,7 @@ from tiny_checkpoint import write_checkpoint
 
 from sa3_mlx.cli import backend
 from sa3_mlx.cli.app import run
+from sa3_mlx.cli.provenance import read_provenance
 from sa3_mlx.spec.audio import read_tags, write_audio
 from sa3_mlx.spec.config import ModelConfig
 from sa3_mlx.spec.request import Guidance, InitAudio, Inpaint, Item, Request, extend, plan
@@ -100,6 +101,23 @@ def test_damaged_checkpoints_are_refused(refused: Callable[..., str], own_home: 
     damage(own_home / LITTLE)
     model = own_home / LITTLE if case == "no config" else "little"
     assert message in refused("generate", "rain", "--seconds", "0.2", "--model", model, "--out", "a.wav")
+
+
+@pytest.mark.parametrize("case", ["config is not JSON", "no weights", "truncated weights", "missing tensor"])
+def test_a_damaged_model_is_skipped_as_the_default(own_home: Path, capfd: pytest.CaptureFixture[str], case: str):
+    write_checkpoint(own_home / "models" / "spare", SMALL)
+    CHECKPOINTS[case][0](own_home / LITTLE)
+    result = sa3(capfd, "generate", "rain", "--seconds", "0.2", "--out", "a.wav")
+    assert result.code == 0 and "note: model little is damaged, spare is used instead" in result.err
+    assert read_provenance(Path("a.wav")).model == SMALL.name  # what spare's configuration calls itself
+    listing = sa3(capfd, "models").out
+    assert "spare *" in listing and "little *" not in listing and "damaged" in listing
+
+
+def test_damage_is_what_is_refused_when_there_is_no_other_model(refused: Callable[..., str], own_home: Path):
+    shutil.rmtree(own_home / "models" / "only-autoencoder")
+    truncate(own_home / LITTLE / "model.safetensors", 0.5)
+    assert "truncated" in refused("generate", "rain")
 
 
 OFFICIAL: dict[str, tuple[Callable[[Path], object], str]] = {
