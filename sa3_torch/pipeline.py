@@ -184,9 +184,13 @@ class Pipeline:
         return np.concatenate(list(self.decode_stream(latents)))
 
     def decode_stream(self, latents: Latents, *, chunk_frames: int | None = None) -> Iterator[Audio]:
-        """As ``decode``, in pieces that joined are the whole; each is computed when it is asked for."""
+        """As ``decode``, in pieces that joined are the whole; each is computed when it is asked for.
+
+        Raises ValueError for latents that do not fit and for a chunk size that cannot be exact.
+        """
         check_latents(latents, self.config)
-        config, size = self.config.same, chunk_frames or default_chunk_frames(self.config.same, "decode")
+        config = self.config.same
+        size = default_chunk_frames(config, "decode") if chunk_frames is None else chunk_frames
         for chunk in chunk_plan(len(latents), size, config, "decode"):
             yield kept_part(chunk, self._decode_chunk(latents, chunk), config.samples_per_latent)
 

@@ -58,6 +58,13 @@ def test_latents_that_cannot_be_decoded_are_refused(
         twin.pipeline(random_models["tiny-s"]).decode(latents)
 
 
+@pytest.mark.parametrize("size", [-1, 0, 1])
+def test_chunks_that_are_too_small_are_refused(twin: Twin, random_models: dict[str, Path], size: int) -> None:
+    pieces = twin.pipeline(random_models["tiny-s"]).decode_stream(np.zeros((3, 16), np.float32), chunk_frames=size)
+    with pytest.raises(ValueError, match=f"chunk_frames is {size}: to decode exactly"):
+        next(pieces)
+
+
 def test_a_foreign_tokenizer_is_refused(twin: Twin, tmp_path: Path) -> None:
     config = TINY["tiny-s"]
     assert config.diffusion is not None
