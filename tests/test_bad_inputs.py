@@ -234,6 +234,16 @@ def test_bad_audio_is_refused_by_every_command_that_reads_it(refused: Callable[.
         assert AUDIO[kind] in refused(*args)
 
 
+def test_names_of_files_that_are_not_utf8_are_refused(refused: Callable[..., str]):
+    try:
+        write_tone(Path("in\udcff.wav"))
+    except OSError:
+        pytest.skip("names of files are UTF-8 here")
+    path = "in\udcff.wav"
+    for args in (("vary", path, "rain"), ("encode", path, "z.npy"), ("info", path), ("rerun", path)):
+        assert "'in\\udcff.wav': the name of the file is not UTF-8" in refused(*args)
+
+
 EDITS = {
     "noise level zero": (["vary", "in.wav", "--noise-level", "0"], "noise level is 0"),
     "noise level above 1": (["vary", "in.wav", "--noise-level", "1.1"], "noise level is 1.1"),

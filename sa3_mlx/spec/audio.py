@@ -32,6 +32,7 @@ def read_audio(path: str | Path, sample_rate: int, channels: int) -> Audio:
     Raises FileNotFoundError for a missing file; ValueError for one that is unreadable, truncated, empty or not finite.
     """
     path = Path(path)
+    _check_name(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such audio file")
     if not path.is_file():
@@ -48,6 +49,14 @@ def read_audio(path: str | Path, sample_rate: int, channels: int) -> Audio:
         raise ValueError(f"{path}: the file holds no audio (0 samples)")
     check_finite(audio, str(path))
     return resample(fit_channels(audio, channels), file_rate, sample_rate)
+
+
+def _check_name(path: Path) -> None:
+    """libsndfile and the tags of what is made take names in UTF-8 alone."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{str(path)!r}: the name of the file is not UTF-8; rename the file") from error
 
 
 def check_finite(audio: Audio, name: str) -> None:
@@ -151,6 +160,7 @@ def read_tags(path: str | Path) -> str:
     Raises FileNotFoundError for a missing file and ValueError for one that is not audio.
     """
     path = Path(path)
+    _check_name(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such audio file")
     if comment := read_wav_comment(path):
