@@ -55,7 +55,7 @@ from .spec.events import (
 )
 from .spec.lengths import samples_to_frames
 from .spec.noise import INITIAL, step
-from .spec.request import Plan, Request
+from .spec.request import TEXT_DTYPES, Plan, Request
 from .spec.request import plan as make_plan
 from .spec.tensorfile import file_hash
 from .spec.tokenizer import Tokenizer
@@ -85,9 +85,9 @@ class Pipeline:
 
         Raises FileNotFoundError for a missing file, ValueError for a bad configuration, tensor or dtype.
         """
-        for name, allowed in ((dtype, tuple(DTYPES)), (text_dtype, ("auto", *DTYPES))):
-            if name not in allowed:
-                raise ValueError(f"dtype is {name!r}: allowed are {', '.join(allowed)}")
+        for name, given, allowed in (("dtype", dtype, tuple(DTYPES)), ("text_dtype", text_dtype, TEXT_DTYPES)):
+            if given not in allowed:
+                raise ValueError(f"{name} is {given!r}: allowed are {', '.join(allowed)}")
         folder = Path(folder)
         config = ModelConfig.load(folder)
         check_folder(folder, config)

@@ -47,7 +47,7 @@ from sa3_mlx.spec.events import (
 )
 from sa3_mlx.spec.lengths import samples_to_frames
 from sa3_mlx.spec.noise import INITIAL, step
-from sa3_mlx.spec.request import Plan, Request
+from sa3_mlx.spec.request import TEXT_DTYPES, Plan, Request
 from sa3_mlx.spec.request import plan as make_plan
 from sa3_mlx.spec.tensorfile import file_hash
 from sa3_mlx.spec.tokenizer import Tokenizer
@@ -108,9 +108,9 @@ class Pipeline:
 
         Raises FileNotFoundError for a missing file, ValueError for a bad configuration, tensor, dtype or device.
         """
-        for name, allowed in ((dtype, tuple(DTYPES)), (text_dtype, ("auto", *DTYPES))):
-            if name not in allowed:
-                raise ValueError(f"dtype is {name!r}: allowed are {', '.join(allowed)}")
+        for name, given, allowed in (("dtype", dtype, tuple(DTYPES)), ("text_dtype", text_dtype, TEXT_DTYPES)):
+            if given not in allowed:
+                raise ValueError(f"{name} is {given!r}: allowed are {', '.join(allowed)}")
         target = choose_device(device)
         folder = Path(folder)
         config = ModelConfig.load(folder)

@@ -32,8 +32,9 @@ def test_what_cannot_be_opened_is_one_line(twin: Twin, random_models: dict[str, 
         load(tmp_path)
     with pytest.raises(ValueError, match="dtype is 'float8': allowed are float32"):
         load(random_models["tiny-s"], dtype="float8")
-    with pytest.raises(ValueError, match="dtype is 'half': allowed are auto"):
-        load(random_models["tiny-s"], text_dtype="half")
+    for name in ("half", "float16"):  # activations of T5Gemma overflow float16
+        with pytest.raises(ValueError, match=f"text_dtype is '{name}': allowed are auto, float32, bfloat16$"):
+            load(random_models["tiny-s"], text_dtype=name)
     (tmp_path / "config.json").write_text((random_models["tiny-s"] / "config.json").read_text())
     with TensorFile.open(random_models["tiny-s"] / "model.safetensors") as file:
         entries = [array_entry(name, file.raw(name)) for name in file.names() if name != "dit.memory_tokens"]

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_args
 
 import click
 
-from sa3_mlx.spec.request import SAMPLER_NAMES
+from sa3_mlx.spec.request import SAMPLER_NAMES, TEXT_DTYPES
 from sa3_mlx.spec.wav import Subtype
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -89,7 +89,7 @@ def model_options(command: Command) -> Command:
         _option("--model", metavar="NAME|PATH", help="Installed model or folder. Default: see 'sa3 models'."),
         _option("--backend", type=click.Choice(["auto", "mlx", "torch"]), default="auto", show_default=True),
         _option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Of the networks."),
-        _option("--text-dtype", type=click.Choice(["auto", *DTYPES]), default="auto", show_default=True,
+        _option("--text-dtype", type=click.Choice(TEXT_DTYPES), default="auto", show_default=True,
                 help="Of the text encoder; auto is float32 on a CPU, the file's own on a GPU."),
     ])  # fmt: skip
 
