@@ -61,18 +61,25 @@ from .t5gemma import T5GemmaEncoder
 from .weights import load_part
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_DEVICES = "auto, cpu, cuda, cuda:N and mps"
 
 
 def choose_device(name: str) -> torch.device:
-    """Device for auto, cpu, cuda or cuda:N. Raises ValueError for one that is not there."""
+    """Device for auto, cpu, cuda, cuda:N or mps. Raises ValueError for one that is not there.
+
+    Auto is CUDA where there is one, else the CPU. It is never mps, an Apple GPU: accuracy and speed of this code were
+    not measured there, and MLX is the backend made for it.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"device is {name!r}: allowed are auto, cpu, cuda and cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device is {name!r}: allowed are auto, cpu, cuda and cuda:N")
+        raise ValueError(f"device is {name!r}: allowed are {_DEVICES}") from error
+    if device.type not in ("cpu", "cuda") and name != "mps":
+        raise ValueError(f"device is {name!r}: allowed are {_DEVICES}")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device is 'mps': this machine has no Apple GPU that PyTorch can use")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device is {name!r}: this machine has {torch.cuda.device_count()} CUDA device(s)")
     return device
@@ -149,6 +156,8 @@ class Pipeline:
             self._parts.pop(part, None)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+        elif self._device.type == "mps":
+            torch.mps.empty_cache()
 
     def generate(self, request: Request) -> Generation:
         """Run to the end. Raises ValueError for a request that cannot be done."""

@@ -174,6 +174,20 @@ def test_rerun_is_bit_identical(run: Run, name: str):
         assert "byte for byte" in result.out, file
 
 
+def test_the_device_is_recorded_and_rerun_keeps_to_it(run: Run):
+    if not (backend.available("mlx") and backend.available("torch")):
+        pytest.skip("needs both backends")
+    args = ("generate", "rain", "--seconds", "0.2", "--steps", "1", "--backend", "torch")
+    _ok(run(*args, "--device", "cpu", "--out", "a.wav"))
+    assert read_provenance(Path("a.wav")).device == "cpu"
+    assert "byte for byte" in _ok(run("rerun", "a.wav")).out
+    result = run("rerun", "a.wav", "--device", "auto", "--force", "--out", "b.wav")
+    assert _ok(result) and read_provenance(Path("b.wav")).device == "auto"
+    result = run("rerun", "a.wav", "--device", "auto", "--out", "c.wav")
+    assert result.code == 2 and "device is auto, the file was made with cpu" in result.err
+    _ok(run("rerun", "a.wav", "--backend", "mlx", "--force", "--out", "d.wav"))
+
+
 def test_rerun_refuses_another_backend_unless_forced(run: Run):
     if not (backend.available("mlx") and backend.available("torch")):
         pytest.skip("needs both backends")

@@ -75,11 +75,14 @@ def test_a_foreign_tokenizer_is_refused(twin: Twin, tmp_path: Path) -> None:
         twin.pipeline(folder).generate(BASE)
 
 
-def test_devices_are_checked() -> None:
-    pytest.importorskip("torch")
+def test_devices_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
     choose_device = Twin("torch").module("pipeline").choose_device
-    assert choose_device("cpu").type == "cpu"
-    for name in ("tpu", "mps", "cuda:99"):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert [choose_device(name).type for name in ("auto", "cpu", "mps")] == ["cpu", "cpu", "mps"]
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for name in ("tpu", "mps", "mps:1", "cuda:99"):
         with pytest.raises(ValueError, match=f"device is '{name}'"):
             choose_device(name)
 

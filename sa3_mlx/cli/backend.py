@@ -26,12 +26,19 @@ def available(backend: Backend) -> bool:
         return False
 
 
-def choose(wanted: str) -> Backend:
+def choose(wanted: str, device: str = "auto") -> Backend:
     """The backend to use for "mlx", "torch" or "auto".
 
     Auto is MLX, but PyTorch where it is installed and MLX would crawl: beside an NVIDIA GPU, and on Linux without
-    OpenBLAS. Raises ImportError for one that is not installed.
+    OpenBLAS. Raises ImportError for one that is not installed, ValueError for a device with MLX.
     """
+    backend = _choose(wanted)
+    if backend == "mlx" and device != "auto":
+        raise ValueError(f"device is {device!r}: MLX chooses its own; leave --device out, or add --backend torch")
+    return backend
+
+
+def _choose(wanted: str) -> Backend:
     for backend in BACKENDS:
         if wanted == backend:
             if not available(backend):
@@ -52,8 +59,12 @@ def _slow_mlx() -> bool:
     return not blas.status().fast
 
 
-def load(folder: Path, backend: Backend, dtype: str, text_dtype: str) -> Pipeline:
-    """The pipeline of that backend; both have the same methods."""
-    module = importlib.import_module(f"sa3_{backend}.pipeline")
-    pipeline: Pipeline = module.Pipeline.load(folder, dtype=dtype, text_dtype=text_dtype)
+def load(folder: Path, backend: Backend, dtype: str, text_dtype: str, device: str = "auto") -> Pipeline:
+    """The pipeline of that backend; both have the same methods. ``device`` is for PyTorch alone."""
+    kind = importlib.import_module(f"sa3_{backend}.pipeline").Pipeline
+    pipeline: Pipeline
+    if backend == "torch":
+        pipeline = kind.load(folder, dtype=dtype, text_dtype=text_dtype, device=device)
+    else:
+        pipeline = kind.load(folder, dtype=dtype, text_dtype=text_dtype)
     return pipeline

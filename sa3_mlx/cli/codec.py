@@ -43,9 +43,9 @@ def encode(ctx: click.Context, input_file: Path, output_file: Path, check: bool)
     _check_latents_file(output_file, force=common.force)
     folder, config = find_model(model.model, generates=False)
     audio = read_audio(input_file, config.sample_rate, config.audio_channels)
-    framework = backend.choose(model.backend)
+    framework = backend.choose(model.backend, model.device)
     digest = fingerprint.fingerprint(folder, config)
-    pipeline = backend.load(folder, framework, model.dtype, model.text_dtype)
+    pipeline = backend.load(folder, framework, model.dtype, model.text_dtype, model.device)
     latents = pipeline.encode(audio)
     _write_latents(output_file, latents, {
         "format": _FORMAT, "model": config.name, "model_hash": digest, "samples": str(len(audio)),
@@ -76,12 +76,12 @@ def decode(ctx: click.Context, input_file: Path, output_file: Path, subtype: str
     size = len(latents) * config.same.samples_per_latent * config.audio_channels * 4
     check_output(output_file, subtype, overwrite=common.force, size_bytes=size)
     wanted = None if reference is None else read_audio(reference, config.sample_rate, config.audio_channels)
-    framework = backend.choose(model.backend)
+    framework = backend.choose(model.backend, model.device)
     digest = fingerprint.fingerprint(folder, config)
     if tags.get("model_hash", digest) != digest and not common.force:
         raise ValueError(f"{input_file}: encoded by {tags.get('model')} ({tags['model_hash'][:19]}...), not by "
                          f"{config.name} ({digest[:19]}...); give that --model, or --force")  # fmt: skip
-    pipeline = backend.load(folder, framework, model.dtype, model.text_dtype)
+    pipeline = backend.load(folder, framework, model.dtype, model.text_dtype, model.device)
     progress, pieces = Progress(quiet=common.quiet), []
     bar = progress.bar("decode", samples / config.sample_rate, "s")
     for piece in pipeline.decode_stream(latents):

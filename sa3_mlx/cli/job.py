@@ -121,12 +121,12 @@ def run(job: Job) -> list[Path]:
     files = _check_files(job)
     from . import backend, fingerprint
 
-    framework = backend.choose(job.model.backend)
+    framework = backend.choose(job.model.backend, job.model.device)
     digest = fingerprint.fingerprint(job.folder, job.config)
     progress = Progress(quiet=job.output.quiet)
     progress.line(f"{job.config.name} on {framework}, {job.seconds:g} s, seed {_seed_text(job)}")
     _warn_of_rounding(job, progress)
-    pipeline = backend.load(job.folder, framework, job.model.dtype, job.model.text_dtype)
+    pipeline = backend.load(job.folder, framework, job.model.dtype, job.model.text_dtype, job.model.device)
     for prompt in job.prompts:
         _warn_of_unheard(pipeline, prompt, progress)
     written: list[Path] = []
@@ -202,7 +202,7 @@ def _provenance(job: Job, request: Request, item: int, framework: Backend, diges
         sa3=version(), command=job.command, prompt=entry.prompt, negative_prompt=entry.negative_prompt,
         seconds=entry.seconds, seed=entry.seed, steps=request.steps, sampler=request.sampler,
         guidance=request.guidance, model=job.config.name, model_hash=digest, backend=framework,
-        dtype=job.model.dtype, text_dtype=job.model.text_dtype,
+        device=job.model.device, dtype=job.model.dtype, text_dtype=job.model.text_dtype,
         input=job.source.name if job.source else None, input_hash=job.source.hash if job.source else None,
         noise_level=job.noise_level, monotone=job.monotone, regions=job.regions, crossfade_ms=request.crossfade_ms,
         head_room_seconds=request.head_room_seconds, decode_noise=request.decode_noise,

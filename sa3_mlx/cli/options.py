@@ -18,6 +18,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Group = TypeVar("Group")
 _PREFIX = "sa3."
 FORMATS: tuple[Subtype, ...] = get_args(Subtype)
+DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -39,6 +40,7 @@ def gather(ctx: click.Context, kind: type[Group]) -> Group:
 class ModelOptions:
     model: str | None
     backend: str
+    device: str
     dtype: str
     text_dtype: str
 
@@ -88,6 +90,8 @@ def model_options(command: Command) -> Command:
     return _stack(command, [
         _option("--model", metavar="NAME|PATH", help="Installed model or folder. Default: see 'sa3 models'."),
         _option("--backend", type=click.Choice(["auto", "mlx", "torch"]), default="auto", show_default=True),
+        _option("--device", type=click.Choice(DEVICES), default="auto", show_default=True,
+                help="Of PyTorch; auto is cuda where there is one, else cpu. MLX chooses its own."),
         _option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Of the networks."),
         _option("--text-dtype", type=click.Choice(TEXT_DTYPES), default="auto", show_default=True,
                 help="Of the text encoder; auto is float32 on a CPU, the file's own on a GPU."),

@@ -36,6 +36,7 @@ class Provenance(Config):
     model: str
     model_hash: str
     backend: Backend
+    device: str  # as it was asked for; MLX has its own, "auto"
     dtype: str
     text_dtype: str
     input: str | None  # as it was given; of an absolute path the name alone
