@@ -164,6 +164,7 @@ def test_trained_model_loads_strictly_and_makes_finite_audio(
     request = Request(items=(Item(prompt="piano note A3", seconds=0.5, seed=1),), steps=2, sampler="euler")
     audio = Pipeline.load(folder).generate(request).audio[0]
     assert audio.shape == (22_050, 2) and np.isfinite(audio).all()
+    assert (tmp_path / "run" / "loss.png").stat().st_size > 10_000
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert any("validation/shuffled_ratio" in row for row in rows)
 

@@ -23,6 +23,8 @@ from tqdm import tqdm
 
 from sa3_mlx.spec.config import Config, ConfigError
 
+from .plot import plot_run
+
 MAX_BAD_STEPS = 10  # non-finite losses or gradients in a row before the run gives up
 LOG_EVERY = 10
 
@@ -123,7 +125,7 @@ class Ema:
 
 
 class Trainer:
-    """Runs a stage in ``folder``: ``checkpoint.pt``, ``log.jsonl``, ``demo/`` and, at the end, ``model/`` (the EMA)."""
+    """Runs a stage in ``folder``: checkpoint.pt, log.jsonl, loss.png, demo/ and, at the end, model/ (the EMA)."""
 
     def __init__(self, stage: Stage, config: TrainConfig, folder: Path, settings_json: str) -> None:
         self.stage, self.config, self.folder, self.settings_json = stage, config, folder, settings_json
@@ -205,6 +207,7 @@ class Trainer:
             self.stage.demo(self.folder / "demo", self.step)
         self.ema.swap(self.stage.model)
         self._log({"step": self.step, **{f"validation/{name}": value for name, value in measures.items()}})
+        plot_run(self.folder, self.stage.name)
         tqdm.write(f"step {self.step}: " + ", ".join(f"{name} {value:.3f}" for name, value in measures.items()))
 
     def _log(self, row: dict[str, object]) -> None:
