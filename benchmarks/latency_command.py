@@ -16,9 +16,10 @@ from sa3_mlx.cli.backend import choose
 from sa3_mlx.cli.fingerprint import fingerprint
 from sa3_mlx.cli.home import find_model, home, installed
 from sa3_mlx.cli.models import table as columns
-from sa3_mlx.cli.options import DTYPES, SAMPLERS
+from sa3_mlx.cli.options import DTYPES
 from sa3_mlx.spec.config import ModelConfig
 from sa3_mlx.spec.presets import PRESETS
+from sa3_mlx.spec.request import SAMPLER_NAMES, TEXT_DTYPES
 
 
 def parse_lengths(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[float, ...]:
@@ -42,10 +43,10 @@ def parse_lengths(_ctx: click.Context, _param: click.Parameter, value: str) -> t
 @click.option("--mps", is_flag=True, help="PyTorch on a Mac's GPU: short for --backend torch --device mps.")
 @click.option("--seconds", "lengths", default="5,30", show_default=True, callback=parse_lengths, metavar="N,N")
 @click.option("--steps", type=click.IntRange(1), help="Default: the model's.")
-@click.option("--sampler", type=click.Choice(SAMPLERS), help="Default: the model's.")
+@click.option("--sampler", type=click.Choice(SAMPLER_NAMES), help="Default: the model's.")
 @click.option("--guidance", type=float, help="Default: the model's.")
 @click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True)
-@click.option("--text-dtype", type=click.Choice(["auto", *DTYPES]), default="auto", show_default=True)
+@click.option("--text-dtype", type=click.Choice(TEXT_DTYPES), default="auto", show_default=True)
 @click.option("--cold", type=click.IntRange(0), default=1, show_default=True, help="Fresh processes to time.")
 @click.option("--warmups", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)

@@ -25,7 +25,15 @@ from sa3_mlx.spec.checkpoint import (
 from sa3_mlx.spec.config import FORMAT, ModelConfig
 from sa3_mlx.spec.features import ROTARY_FREQUENCIES
 from sa3_mlx.spec.quantization import Quantization
-from sa3_mlx.spec.tensorfile import STORAGE, TensorEntry, TensorFile, array_entry, to_bf16_bits, write_tensors
+from sa3_mlx.spec.tensorfile import (
+    STORAGE,
+    TensorEntry,
+    TensorFile,
+    all_finite,
+    array_entry,
+    to_bf16_bits,
+    write_tensors,
+)
 
 from .export_config import official_model_config
 from .keys import (
@@ -50,7 +58,6 @@ Stored = dict[str, tuple[TensorFile, str]]  # full-file name -> where it is stor
 
 DTYPES = ("F32", "F16", "BF16")
 _BUFFER_TOLERANCE = {"F32": 1e-6, "F16": 1e-3, "BF16": 1e-2}  # relative, of the RoPE frequencies
-_BLOCK = 1 << 22  # elements per block of the finiteness check
 
 
 def convert(source: str | Path, out: Path, *, name: str | None, force: bool, progress: Progress | None) -> Report:
@@ -182,12 +189,8 @@ def _import_entry(pair: Pair, stored: Stored) -> TensorEntry:
 
 def _finite(array: np.ndarray, dtype: str, file: TensorFile, name: str) -> np.ndarray:
     """Raises ValueError that names the tensor when it has a NaN or an infinity."""
-    flat = array.reshape(-1)
-    for start in range(0, flat.size, _BLOCK):
-        block = flat[start : start + _BLOCK]
-        good = (block & np.uint16(0x7F80)) != 0x7F80 if dtype == "BF16" else np.isfinite(block)
-        if not good.all():
-            raise ValueError(f"{file.path}: tensor {name} has NaN or infinite values; the file is damaged")
+    if not all_finite(array, dtype):
+        raise ValueError(f"{file.path}: tensor {name} has NaN or infinite values; the file is damaged")
     return array
 
 

@@ -39,14 +39,14 @@ def guide(
     dtype = v_cond.dtype
     x, v_cond, v_null = (array.astype(mx.float32) for array in (x, v_cond, v_null))
     denoised = x - time * v_cond
-    difference = denoised - (x - time * v_null)
+    difference = time * (v_null - v_cond)  # of both estimates, without the cancellation of x
     if guidance.norm_threshold > 0:
         size = _norm(difference if valid is None else difference * valid[..., None])
         difference = difference * mx.minimum(guidance.norm_threshold / mx.maximum(size, 1e-8), 1.0)
     if guidance.apg > 0:
         _, orthogonal = project(difference, denoised, valid)
         difference = guidance.apg * orthogonal + (1 - guidance.apg) * difference
-    v = (x - denoised - (guidance.scale - 1) * difference) / time
+    v = v_cond - (guidance.scale - 1) * difference / time
     if guidance.rescale > 0:
         ratio = mx.std(v_cond, axis=-1, keepdims=True, ddof=1) / mx.std(v, axis=-1, keepdims=True, ddof=1)
         v = guidance.rescale * v * ratio + (1 - guidance.rescale) * v
@@ -86,14 +86,19 @@ class GuidedVelocity:
         return self.dit.modulation(t, self.cond.seconds) if known is None else known
 
     def __call__(self, x: mx.array, t: np.ndarray) -> mx.array:
-        """x (B, T, C), t (B,) fp32 -> (B, T, C). The first item's t decides about the interval [B18]."""
+        """x (B, T, C), t (B,) fp32 -> (B, T, C). Every item's own t decides about the interval.
+
+        In the official code the first item's decides for all [B18]; here no item depends on its batch (decision 2).
+        """
         modulation = self._modulation(t)
         low, high = self.guidance.interval
-        if self.null is None or self.guidance.scale == 1 or not low <= t[0] <= high:
+        inside = (low <= t) & (t <= high)  # (B,)
+        if self.null is None or self.guidance.scale == 1 or not inside.any():
             return self.dit.velocity(x, modulation, self.cond)
         twice = mx.concatenate([modulation, modulation])
         v_cond, v_null = self.dit.velocity(mx.concatenate([x, x]), twice, self._both).split(2)
-        return guide(x, t, v_cond, v_null, self.guidance, self.cond.valid)
+        guided = guide(x, t, v_cond, v_null, self.guidance, self.cond.valid)
+        return guided if inside.all() else mx.where(mx.array(inside)[:, None, None], guided, v_cond)
 
 
 def unconditional(cond: Conditioning) -> Conditioning:

@@ -25,7 +25,7 @@ from .guidance import GuidedVelocity, negative, unconditional
 from .same import SAME
 from .samplers import SAMPLERS
 from .spec.audio import Audio, check_audio
-from .spec.checkpoint import WEIGHTS_FILE
+from .spec.checkpoint import WEIGHTS_FILE, Part, parts_of
 from .spec.chunks import Chunk, chunk_plan, default_chunk_frames
 from .spec.clips import (
     Clip,
@@ -56,12 +56,13 @@ from .spec.events import (
 )
 from .spec.lengths import samples_to_frames
 from .spec.noise import INITIAL, step
-from .spec.request import Plan, Request
+from .spec.quantization import check_folder
+from .spec.request import TEXT_DTYPES, Plan, Request
 from .spec.request import plan as make_plan
 from .spec.tensorfile import file_hash
 from .spec.tokenizer import Tokenizer, collapse_padding
 from .t5gemma import T5GemmaEncoder
-from .weights import Part, check_folder, load_part, parts_of
+from .weights import load_part
 
 _TOGETHER = 2  # tensors
 
@@ -88,9 +89,9 @@ class Pipeline:
 
         Raises FileNotFoundError for a missing file, ValueError for a bad configuration, tensor or dtype.
         """
-        for name, allowed in ((dtype, tuple(DTYPES)), (text_dtype, ("auto", *DTYPES))):
-            if name not in allowed:
-                raise ValueError(f"dtype is {name!r}: allowed are {', '.join(allowed)}")
+        for name, given, allowed in (("dtype", dtype, tuple(DTYPES)), ("text_dtype", text_dtype, TEXT_DTYPES)):
+            if given not in allowed:
+                raise ValueError(f"{name} is {given!r}: allowed are {', '.join(allowed)}")
         folder = Path(folder)
         config = ModelConfig.load(folder)
         check_folder(folder, config)
@@ -165,7 +166,8 @@ class Pipeline:
         check_audio(audio, "encode", self.config.audio_channels)
         same, config = self.autoencoder("encoder"), self.config.same
         ratio, frames = config.samples_per_latent, samples_to_frames(len(audio), config)
-        size, kept = chunk_frames or default_chunk_frames(config, "encode"), list[Latents]()
+        size = default_chunk_frames(config, "encode") if chunk_frames is None else chunk_frames
+        kept: list[Latents] = []
         for chunk in chunk_plan(frames, size, config, "encode"):
             latents = np.array(same.encode(mx.array(audio[None, chunk.start * ratio : chunk.stop * ratio]))[0])
             kept.append(latents[chunk.keep_start - chunk.start : chunk.keep_stop - chunk.start])
@@ -176,9 +178,13 @@ class Pipeline:
         return np.concatenate(list(self.decode_stream(latents)))
 
     def decode_stream(self, latents: Latents, *, chunk_frames: int | None = None) -> Iterator[Audio]:
-        """As ``decode``, in pieces that joined are the whole; each is computed when it is asked for."""
+        """As ``decode``, in pieces that joined are the whole; each is computed when it is asked for.
+
+        Raises ValueError for latents that do not fit and for a chunk size that cannot be exact.
+        """
         check_latents(latents, self.config)
-        config, size = self.config.same, chunk_frames or default_chunk_frames(self.config.same, "decode")
+        config = self.config.same
+        size = default_chunk_frames(config, "decode") if chunk_frames is None else chunk_frames
         for chunk in chunk_plan(len(latents), size, config, "decode"):
             yield kept_part(chunk, self._decode_chunk(latents, chunk), config.samples_per_latent)
 

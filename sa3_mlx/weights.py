@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 from . import blas  # noqa: F401 (before mlx)
 
@@ -14,7 +14,7 @@ import mlx.nn as nn
 from .conditioner import Conditioner
 from .dit import DiT
 from .same import SAME
-from .spec.checkpoint import WEIGHTS_FILE
+from .spec.checkpoint import WEIGHTS_FILE, Part
 from .spec.config import ModelConfig
 from .spec.quantization import Grid, check_file
 from .spec.tensorfile import TensorFile
@@ -22,13 +22,6 @@ from .t5gemma import FileEmbedding, T5GemmaEncoder
 
 EMBEDDING = "text_encoder.embed_tokens.weight"
 _READER = mx.new_stream(mx.cpu)
-
-Part = Literal["text_encoder", "conditioner", "dit", "same"]
-
-
-def parts_of(config: ModelConfig) -> tuple[Part, ...]:
-    """The parts a checkpoint with this configuration holds."""
-    return ("same",) if config.diffusion is None else ("text_encoder", "conditioner", "dit", "same")
 
 
 def build_part(config: ModelConfig, part: Part) -> nn.Module:
@@ -43,13 +36,6 @@ def build_part(config: ModelConfig, part: Part) -> nn.Module:
     if part == "conditioner":
         return Conditioner(text.width)
     return DiT(config.diffusion.dit, config.same.latent_channels, text.width)
-
-
-def check_folder(folder: Path, config: ModelConfig) -> None:
-    """Raise ValueError that lists every tensor of ``folder/model.safetensors`` that does not fit the configuration."""
-    path = folder / WEIGHTS_FILE
-    with TensorFile.open(path) as file:
-        check_file(file, config)
 
 
 def load_part(folder: str | Path, config: ModelConfig, part: Part, dtype: mx.Dtype | None) -> nn.Module:

@@ -35,14 +35,14 @@ def guide(x: Tensor, t: Tensor, v_cond: Tensor, v_null: Tensor, guidance: Guidan
     t = t.float()[:, None, None]
     x, v_cond, v_null, dtype = x.float(), v_cond.float(), v_null.float(), v_cond.dtype
     denoised = x - t * v_cond
-    difference = denoised - (x - t * v_null)
+    difference = t * (v_null - v_cond)  # of both estimates, without the cancellation of x
     if guidance.norm_threshold > 0:
         size = _norm(difference if valid is None else difference * valid[..., None])
         difference = difference * (guidance.norm_threshold / size.clamp_min(1e-8)).clamp_max(1.0)
     if guidance.apg > 0:
         _, orthogonal = project(difference, denoised, valid)
         difference = guidance.apg * orthogonal + (1 - guidance.apg) * difference
-    v = (x - denoised - (guidance.scale - 1) * difference) / t
+    v = v_cond - (guidance.scale - 1) * difference / t
     if guidance.rescale > 0:
         v = guidance.rescale * v * v_cond.std(-1, keepdim=True) / v.std(-1, keepdim=True) + (1 - guidance.rescale) * v
     return v.to(dtype)
@@ -84,14 +84,19 @@ class GuidedVelocity:
         return torch.from_numpy(t).to(self.cond.seconds.device)
 
     def __call__(self, x: Tensor, t: np.ndarray) -> Tensor:
-        """x (B, T, C), t (B,) fp32 -> (B, T, C). The first item's t decides about the interval [B18]."""
+        """x (B, T, C), t (B,) fp32 -> (B, T, C). Every item's own t decides about the interval.
+
+        In the official code the first item's decides for all [B18]; here no item depends on its batch (decision 2).
+        """
         modulation = self._modulation(t)
         low, high = self.guidance.interval
-        if self.null is None or self.guidance.scale == 1 or not low <= t[0] <= high:
+        inside = (low <= t) & (t <= high)  # (B,)
+        if self.null is None or self.guidance.scale == 1 or not inside.any():
             return self.dit.velocity(x, modulation, self.cond)
         twice = torch.cat([modulation, modulation])
         v_cond, v_null = self.dit.velocity(torch.cat([x, x]), twice, self._both).chunk(2)
-        return guide(x, self._tensor(t), v_cond, v_null, self.guidance, self.cond.valid)
+        guided = guide(x, self._tensor(t), v_cond, v_null, self.guidance, self.cond.valid)
+        return guided if inside.all() else torch.where(self._tensor(inside)[:, None, None], guided, v_cond)
 
 
 def unconditional(cond: Conditioning) -> Conditioning:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sa3_mlx.spec.audio import Audio, check_audio
-from sa3_mlx.spec.checkpoint import WEIGHTS_FILE
+from sa3_mlx.spec.checkpoint import WEIGHTS_FILE, Part, parts_of
 from sa3_mlx.spec.chunks import Chunk, chunk_plan, default_chunk_frames
 from sa3_mlx.spec.clips import (
     Clip,
@@ -48,7 +48,8 @@ from sa3_mlx.spec.events import (
 )
 from sa3_mlx.spec.lengths import samples_to_frames
 from sa3_mlx.spec.noise import INITIAL, step
-from sa3_mlx.spec.request import Plan, Request
+from sa3_mlx.spec.quantization import check_folder
+from sa3_mlx.spec.request import TEXT_DTYPES, Plan, Request
 from sa3_mlx.spec.request import plan as make_plan
 from sa3_mlx.spec.tensorfile import file_hash, read_ahead
 from sa3_mlx.spec.tokenizer import Tokenizer, collapse_padding
@@ -59,25 +60,30 @@ from .guidance import GuidedVelocity, negative, unconditional
 from .same import SAME
 from .samplers import SAMPLERS
 from .t5gemma import T5GemmaEncoder
-from .weights import Part, check_folder, load_part, parts_of
+from .weights import load_part
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_DEVICES = "auto, cpu, cuda, cuda:N and mps"
 
 
 def choose_device(name: str) -> torch.device:
-    """Device for auto, cpu, cuda, cuda:N or mps. Raises ValueError for one that is not there."""
+    """Device for auto, cpu, cuda, cuda:N or mps. Raises ValueError for one that is not there.
+
+    Auto is CUDA where there is one, else the CPU. It is never mps, an Apple GPU: accuracy and speed of this code were
+    not measured there, and MLX is the backend made for it.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"device is {name!r}: allowed are auto, cpu, cuda, cuda:N and mps") from error
-    if device.type not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"device is {name!r}: allowed are auto, cpu, cuda, cuda:N and mps")
+        raise ValueError(f"device is {name!r}: allowed are {_DEVICES}") from error
+    if device.type not in ("cpu", "cuda") and name != "mps":
+        raise ValueError(f"device is {name!r}: allowed are {_DEVICES}")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device is 'mps': this machine has no Apple GPU that PyTorch can use")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device is {name!r}: this machine has {torch.cuda.device_count()} CUDA device(s)")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError(f"device is {name!r}: only PyTorch on a Mac with Apple silicon has it")
     return device
 
 
@@ -111,9 +117,9 @@ class Pipeline:
 
         Raises FileNotFoundError for a missing file, ValueError for a bad configuration, tensor, dtype or device.
         """
-        for name, allowed in ((dtype, tuple(DTYPES)), (text_dtype, ("auto", *DTYPES))):
-            if name not in allowed:
-                raise ValueError(f"dtype is {name!r}: allowed are {', '.join(allowed)}")
+        for name, given, allowed in (("dtype", dtype, tuple(DTYPES)), ("text_dtype", text_dtype, TEXT_DTYPES)):
+            if given not in allowed:
+                raise ValueError(f"{name} is {given!r}: allowed are {', '.join(allowed)}")
         target = choose_device(device)
         folder = Path(folder)
         config = ModelConfig.load(folder)
@@ -165,6 +171,8 @@ class Pipeline:
             self._parts.pop(part, None)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+        elif self._device.type == "mps":
+            torch.mps.empty_cache()
 
     def generate(self, request: Request) -> Generation:
         """Run to the end. Raises ValueError for a request that cannot be done."""
@@ -189,7 +197,8 @@ class Pipeline:
         check_audio(audio, "encode", self.config.audio_channels)
         same, config = self.autoencoder("encoder"), self.config.same
         ratio, frames = config.samples_per_latent, samples_to_frames(len(audio), config)
-        size, kept = chunk_frames or default_chunk_frames(config, "encode"), list[Latents]()
+        size = default_chunk_frames(config, "encode") if chunk_frames is None else chunk_frames
+        kept: list[Latents] = []
         for chunk in chunk_plan(frames, size, config, "encode"):
             latents = same.encode(self._array(audio[None, chunk.start * ratio : chunk.stop * ratio]))[0].cpu().numpy()
             kept.append(latents[chunk.keep_start - chunk.start : chunk.keep_stop - chunk.start])
@@ -200,9 +209,13 @@ class Pipeline:
         return np.concatenate(list(self.decode_stream(latents)))
 
     def decode_stream(self, latents: Latents, *, chunk_frames: int | None = None) -> Iterator[Audio]:
-        """As ``decode``, in pieces that joined are the whole; each is computed when it is asked for."""
+        """As ``decode``, in pieces that joined are the whole; each is computed when it is asked for.
+
+        Raises ValueError for latents that do not fit and for a chunk size that cannot be exact.
+        """
         check_latents(latents, self.config)
-        config, size = self.config.same, chunk_frames or default_chunk_frames(self.config.same, "decode")
+        config = self.config.same
+        size = default_chunk_frames(config, "decode") if chunk_frames is None else chunk_frames
         for chunk in chunk_plan(len(latents), size, config, "decode"):
             yield kept_part(chunk, self._decode_chunk(latents, chunk), config.samples_per_latent)
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors import safe_open
 from torch import nn
 
 from sa3_mlx.spec.affine import Packed, dequantize
-from sa3_mlx.spec.checkpoint import CONFIG_FILE, WEIGHTS_FILE, check_tensors, expected_tensors
+from sa3_mlx.spec.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Part, check_tensors, expected_tensors, parts_of
 from sa3_mlx.spec.config import FORMAT, ModelConfig
-from sa3_mlx.spec.quantization import check_file, read_packed
+from sa3_mlx.spec.quantization import check_file, check_folder, read_packed
 from sa3_mlx.spec.tensorfile import TensorFile, array_entry, write_tensors
 
 from .conditioner import Conditioner
@@ -21,13 +20,6 @@ from .same import SAME
 from .t5gemma import FileEmbedding, T5GemmaEncoder
 
 EMBEDDING = "text_encoder.embed_tokens.weight"
-
-Part = Literal["text_encoder", "conditioner", "dit", "same"]
-
-
-def parts_of(config: ModelConfig) -> tuple[Part, ...]:
-    """The parts a checkpoint with this configuration holds."""
-    return ("same",) if config.diffusion is None else ("text_encoder", "conditioner", "dit", "same")
 
 
 def build_part(config: ModelConfig, part: Part) -> nn.Module:
@@ -42,13 +34,6 @@ def build_part(config: ModelConfig, part: Part) -> nn.Module:
     if part == "conditioner":
         return Conditioner(text.width)
     return DiT(config.diffusion.dit, config.same.latent_channels, text.width)
-
-
-def check_folder(folder: Path, config: ModelConfig) -> None:
-    """Raise ValueError that lists every tensor of ``folder/model.safetensors`` that does not fit the configuration."""
-    path = folder / WEIGHTS_FILE
-    with TensorFile.open(path) as file:
-        check_file(file, config)
 
 
 def load_part(

@@ -14,6 +14,12 @@ from twins import TINY, Twin
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 
 
+if importlib.util.find_spec("mlx") is not None:
+    import mlx.core as mx
+
+    mx.set_default_device(mx.cpu)  # tolerances are those of a CPU; ``metal`` tests choose the GPU themselves
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """Folder of the reference outputs of the official code; skips where it is not beside the repository."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
 
+from convert import Report, convert
 from convert.export_config import official_model_config
 from convert.keys import AUTOENCODER_PREFIX, buffers, pairs
 from convert.text_config import official_text_config
@@ -21,7 +22,7 @@ from sa3_mlx.spec.config import (
     TextEncoderConfig,
 )
 from sa3_mlx.spec.features import ROTARY_FREQUENCIES
-from sa3_mlx.spec.tensorfile import array_entry, write_tensors
+from sa3_mlx.spec.tensorfile import TensorFile, array_entry, write_tensors
 
 TINY = ModelConfig(
     name="tiny", sample_rate=8000, audio_channels=2,
@@ -81,3 +82,17 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray], dtype: str) -> None:
 
 def write_json(path: Path, data: object) -> None:
     path.write_text(json.dumps(data), encoding="utf-8")
+
+
+def tensors(path: Path) -> dict[str, tuple[str, np.ndarray]]:
+    """Stored type and values of every tensor."""
+    with TensorFile.open(path) as file:
+        return {name: (file.info(name)[0], file.raw(name)) for name in file.names()}
+
+
+def run(
+    source: str | Path, out: Path, *, name: str | None = None, force: bool = False,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Report:  # fmt: skip
+    """``convert`` with nothing but what a test is about."""
+    return convert(source, out, name=name, force=force, progress=progress)

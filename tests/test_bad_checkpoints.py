@@ -12,8 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 from command import RATE, SMALL, make_home, refused_line, sa3, tone, truncate, work_in_copy, write_tone
+from tiny_checkpoint import write_checkpoint
 
 from sa3_mlx.cli import backend
+from sa3_mlx.cli.app import run
+from sa3_mlx.cli.provenance import read_provenance
+from sa3_mlx.spec.audio import read_tags, write_audio
 from sa3_mlx.spec.config import ModelConfig
 from sa3_mlx.spec.request import Guidance, InitAudio, Inpaint, Item, Request, extend, plan
 from sa3_mlx.spec.tensorfile import TensorFile, array_entry, write_tensors
@@ -99,6 +103,23 @@ def test_damaged_checkpoints_are_refused(refused: Callable[..., str], own_home: 
     assert message in refused("generate", "rain", "--seconds", "0.2", "--model", model, "--out", "a.wav")
 
 
+@pytest.mark.parametrize("case", ["config is not JSON", "no weights", "truncated weights", "missing tensor"])
+def test_a_damaged_model_is_skipped_as_the_default(own_home: Path, capfd: pytest.CaptureFixture[str], case: str):
+    write_checkpoint(own_home / "models" / "spare", SMALL)
+    CHECKPOINTS[case][0](own_home / LITTLE)
+    result = sa3(capfd, "generate", "rain", "--seconds", "0.2", "--out", "a.wav")
+    assert result.code == 0 and "note: model little is damaged, spare is used instead" in result.err
+    assert read_provenance(Path("a.wav")).model == SMALL.name  # what spare's configuration calls itself
+    listing = sa3(capfd, "models").out
+    assert "spare *" in listing and "little *" not in listing and "damaged" in listing
+
+
+def test_damage_is_what_is_refused_when_there_is_no_other_model(refused: Callable[..., str], own_home: Path):
+    shutil.rmtree(own_home / "models" / "only-autoencoder")
+    truncate(own_home / LITTLE / "model.safetensors", 0.5)
+    assert "truncated" in refused("generate", "rain")
+
+
 OFFICIAL: dict[str, tuple[Callable[[Path], object], str]] = {
     "no model_config": (lambda m: (m / "model_config.json").unlink(), "no model_config.json"),
     "model_config is not JSON": (lambda m: (m / "model_config.json").write_text("}"), "not valid JSON"),
@@ -128,10 +149,6 @@ def test_damaged_official_checkpoints_are_refused(refused: Callable[..., str], o
 def test_rerun_refuses_another_model_another_input_and_damaged_tags(
     refused: Callable[..., str], own_home: Path, capfd: pytest.CaptureFixture[str]
 ):
-    from command import write_checkpoint
-
-    from sa3_mlx.spec.audio import read_tags, write_audio
-
     write_tone(Path("in.wav"))
     assert sa3(capfd, "vary", "in.wav", "--out", "v.wav").code == 0
     tags = read_tags("v.wav")
@@ -146,10 +163,40 @@ def test_rerun_refuses_another_model_another_input_and_damaged_tags(
     assert "--input" in refused("rerun", "v.wav")
     write_tone(Path("in.wav"), 0.9)
     assert "input is sha256" in refused("rerun", "v.wav")
-    write_checkpoint(own_home / "models" / "other", SMALL, seed=1)
+    write_checkpoint(own_home / "models" / "other", SMALL, variant="other ")
     assert "model is sha256" in refused("rerun", "v.wav", "--input", "moved.wav", "--model", "other")
     shutil.rmtree(own_home / LITTLE)
     assert "--model" in refused("rerun", "v.wav")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("noise_level", "x"), ("peak_db", "x"), ("format", "mp3"), ("batch_seeds", ["1"]), ("backend", "jax"),
+        ("command", "sing"), ("monotone", "no"), ("input", 3), ("seconds", None), ("steps", 2.5), ("regions", [[1]]),
+        ("guidance", {"scale": 1}), ("batch_index", 1),
+    ],
+)  # fmt: skip
+def test_rerun_refuses_tags_of_another_type(refused: Callable[..., str], name: str, value: object):
+    write_tone(Path("in.wav"))
+    assert run(["vary", "in.wav", "--out", "v.wav", "--quiet"]) == 0
+    tags = json.loads(read_tags("v.wav"))
+    write_audio("w.wav", tone(0.1), RATE, comment=json.dumps(tags | {name: value}))
+    message = refused("rerun", "w.wav", "--force")
+    assert "its tags are damaged" in message and name in message
+
+
+def test_decoded_files_have_no_recipe(refused: Callable[..., str]):
+    write_tone(Path("in.wav"), 0.2)
+    assert run(["encode", "in.wav", "z.npy"]) == run(["decode", "z.npy", "out.wav"]) == 0
+    assert "decoded files have no recipe to rerun" in refused("rerun", "out.wav")
+
+
+def test_tags_and_files_that_are_nested_without_end_are_refused(refused: Callable[..., str], own_home: Path):
+    write_audio("w.wav", tone(0.1), RATE, comment='{"a":' * 100_000)
+    assert "damaged" in refused("rerun", "w.wav")
+    (own_home / LITTLE / "config.json").write_text("[" * 100_000)
+    assert "nested too deeply" in refused("generate", "rain", "--model", "little")
 
 
 # --- the API ----------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
-from command import RATE, SMALL, make_home, refused_line, tone, truncate, work_in_copy, write_tone
+from command import RATE, SMALL, make_home, refused_line, sa3, tone, truncate, work_in_copy, write_tone
 
 from sa3_mlx.cli import backend
 from sa3_mlx.cli.player import Player
@@ -42,6 +42,7 @@ def refused(own_home: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., 
 GENERATE = {
     "no prompt": ([], "PROMPT"),
     "prompt twice": (["rain", "--prompt-file", "p.txt"], "either"),
+    "prompt not UTF-8": (["rain \udcff"], "not UTF-8"),
     "too many arguments": (["rain", "and", "wind"], "unexpected"),
     "unknown option": (["rain", "--loud"], "--loud"),
     "seconds zero": (["rain", "--seconds", "0"], "seconds is 0"),
@@ -57,6 +58,9 @@ GENERATE = {
     "unknown sampler": (["rain", "--sampler", "ddim"], "euler"),
     "unknown backend": (["rain", "--backend", "jax"], "mlx"),
     "unknown dtype": (["rain", "--dtype", "int8"], "float16"),
+    "text dtype that overflows": (["rain", "--text-dtype", "float16"], "'auto', 'float32', 'bfloat16'"),
+    "unknown device": (["rain", "--device", "tpu"], "mps"),
+    "device with mlx": (["rain", "--backend", "mlx", "--device", "cpu"], "MLX chooses its own"),
     "unknown format": (["rain", "--format", "mp3"], "pcm24"),
     "guidance too large": (["rain", "--guidance", "1000"], "0 to 100"),
     "guidance nan": (["rain", "--guidance", "nan"], "finite"),
@@ -95,6 +99,11 @@ def test_generate_refuses(refused: Callable[..., str], case: str):
     assert message in refused("generate", *args)
 
 
+def test_no_command_at_all_shows_the_help(capfd: pytest.CaptureFixture[str]):
+    result = sa3(capfd)
+    assert result.code == 2 and "generate  Make audio from a prompt." in result.err and "sa3:" not in result.err
+
+
 def test_commands_refuse_what_they_do_not_know(refused: Callable[..., str]):
     assert "no command 'sing'" in refused("sing")
     assert "no such option" in refused("--sing").lower()
@@ -118,6 +127,35 @@ def test_existing_files_are_not_replaced_without_force(refused: Callable[..., st
     assert "--force" in refused("generate", "rain", "--out", "r.wav", "--batch", "2")
     assert "--force" in refused("encode", "a.wav", "a.npy")
     assert "--force" in refused("convert", "small-music", ".")
+
+
+def test_a_folder_is_not_replaced_by_a_file(refused: Callable[..., str]):
+    write_tone(Path("a.wav"))
+    for name in ("f.wav", "f.png", "f.npy", "f.safetensors"):
+        Path(name).mkdir()
+    assert "is a folder" in refused("generate", "rain", "--out", "f.wav", "--force")
+    assert "is a folder" in refused("generate", "rain", "--out", "b.wav", "--spectrogram", "f.png", "--force")
+    assert "is a folder" in refused("encode", "a.wav", "f.npy", "--force")
+    assert "is a folder" in refused("encode", "a.wav", "f.safetensors", "--force")
+
+
+def test_a_result_that_is_not_finite_is_not_written(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("mlx.core")
+    monkeypatch.setattr("sa3_mlx.pipeline.kept_part", lambda _chunk, decoded, _ratio: decoded * np.float32(np.nan))
+    assert "overflowed" in refused("generate", "rain", "--seconds", "0.2", "--out", "a.wav", "--backend", "mlx")
+
+
+def test_a_failing_backend_is_one_line(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch):
+    def fail(message: str) -> Callable[..., None]:
+        def load(*_: object) -> None:
+            raise RuntimeError(message)
+
+        return load
+
+    monkeypatch.setattr(backend, "load", fail("[malloc] Unable to allocate 10 bytes.\nsecond line"))
+    assert "out of memory ([malloc] Unable to allocate 10 bytes.)" in refused("generate", "rain", "--out", "a.wav")
+    monkeypatch.setattr(backend, "load", fail("device lost"))
+    assert refused("generate", "rain", "--out", "a.wav") == "sa3: device lost"
 
 
 def test_a_prompt_file_must_be_text_with_prompts(refused: Callable[..., str]):
@@ -200,6 +238,16 @@ def test_bad_audio_is_refused_by_every_command_that_reads_it(refused: Callable[.
         assert AUDIO[kind] in refused(*args)
 
 
+def test_names_of_files_that_are_not_utf8_are_refused(refused: Callable[..., str]):
+    try:
+        write_tone(Path("in\udcff.wav"))
+    except OSError:
+        pytest.skip("names of files are UTF-8 here")
+    path = "in\udcff.wav"
+    for args in (("vary", path, "rain"), ("encode", path, "z.npy"), ("info", path), ("rerun", path)):
+        assert "'in\\udcff.wav': the name of the file is not UTF-8" in refused(*args)
+
+
 EDITS = {
     "noise level zero": (["vary", "in.wav", "--noise-level", "0"], "noise level is 0"),
     "noise level above 1": (["vary", "in.wav", "--noise-level", "1.1"], "noise level is 1.1"),
@@ -247,14 +295,24 @@ def _write_latents(kind: str) -> Path:
         "wrong channels": {"latents": good[:, :5]}, "no frames": {"latents": good[:0]},
         "one axis": {"latents": good[0]}, "whole numbers": {"latents": good.astype(np.int32)},
         "nan": {"latents": good * np.nan}, "wrong length": {"latents": good}, "other model": {"latents": good},
-        "truncated": {"latents": good},
+        "truncated": {"latents": good}, "other format": {"latents": good},
     }  # fmt: skip
-    tags = {"wrong length": {"samples": "9000"}, "other model": {"model": "m", "model_hash": "sha256:other"}}
+    encoded = {"format": "sa3-encoded/1"}
+    tags = {
+        "wrong length": encoded | {"samples": "9000"}, "other format": {"format": "sa3-latents/1"},
+        "other model": encoded | {"model": "m", "model_hash": "sha256:other"},
+    }  # fmt: skip
     if kind in arrays:
         entries = [array_entry(name, array) for name, array in arrays[kind].items()]
         write_tensors(path, entries, tags.get(kind, {}))
         if kind == "truncated":
             truncate(path, 0.9)
+    elif kind == "npy of another format":
+        np.save(path, good)
+        Path("z.npy.json").write_text('{"samples": "64"}')
+    elif kind == "npy with tags in a list":
+        np.save(path, good)
+        Path("z.npy.json").write_text("[1]")
     elif kind == "npy of objects":
         np.save(path, np.array([{}, 1], dtype=object), allow_pickle=True)
     elif kind == "npy of text":
@@ -267,6 +325,8 @@ LATENTS = {
     "wrong channels": "5 channels", "no frames": "(frames, channels)", "one axis": "(frames, channels)",
     "whole numbers": "int32", "nan": "NaN", "wrong length": "9000 samples", "other model": "encoded by m",
     "truncated": "truncated", "npy of objects": "not a file of latents", "npy of text": "not a file of latents",
+    "other format": "its format is 'sa3-latents/1', expected 'sa3-encoded/1'",
+    "npy of another format": "z.npy.json: its format is None", "npy with tags in a list": "not a file of latents",
 }  # fmt: skip
 
 

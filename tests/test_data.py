@@ -157,7 +157,7 @@ def test_latents_of_another_autoencoder_are_refused(shard, tmp_path):
     assert len(LatentSet(tmp_path / "latents", autoencoder="sha256:a").items) == len(shard.items) == 12
     with pytest.raises(ValueError, match="encode it again"):
         LatentSet(tmp_path / "latents", autoencoder="sha256:b")
-    with pytest.raises(FileNotFoundError, match="not a complete latent shard"):
+    with pytest.raises(FileNotFoundError, match="not a complete sa3-latents/1 cache"):
         LatentSet(tmp_path, autoencoder="sha256:a")
 
 

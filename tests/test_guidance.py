@@ -114,18 +114,18 @@ def test_scale_one_is_the_conditional_velocity(
         np.testing.assert_array_equal(_guided(twin, dit, cases, case, CASES[case]), conditional)
 
 
-def test_the_first_item_decides_about_the_interval(twin: Twin, checkpoints: dict[str, Path], cases: Cases) -> None:
-    """[B18]: a batch whose later times are outside is guided all the same."""
+def test_every_item_decides_about_the_interval(twin: Twin, checkpoints: dict[str, Path], cases: Cases) -> None:
+    """[B18], decision 2: items of a batch may be at different times, and only those inside are guided."""
     dit = twin.load(checkpoints["tiny-s"], "dit")
     cond = _conditioning(twin, cases)
     settings = Guidance(scale=5.0, interval=(0.5, 1.0))
     null = dit.prepare(twin.module("guidance").unconditional(cond))
     velocity = twin.module("guidance").GuidedVelocity(dit=dit, cond=dit.prepare(cond), null=null, guidance=settings)
     x = twin.array(cases.channels_last("inputs.x"))
-    first_in, first_out = np.float32([0.8, 0.2]), np.float32([0.2, 0.8])
-    plain = [twin.numpy(dit(x, twin.times(t), velocity.cond)) for t in (first_in, first_out)]
-    assert relative(twin.numpy(velocity(x, first_in))[1], plain[0][1]) > 0.1
-    np.testing.assert_array_equal(twin.numpy(velocity(x, first_out)), plain[1])
+    for inside, t in enumerate((np.float32([0.8, 0.2]), np.float32([0.2, 0.8]))):
+        plain, found = twin.numpy(dit(x, twin.times(t), velocity.cond)), twin.numpy(velocity(x, t))
+        assert relative(found[inside], plain[inside]) > 0.1
+        assert relative(found[1 - inside], plain[1 - inside]) < 2.5e-6  # measured 4.5e-7, of a batch twice as large
 
 
 def test_the_unconditional_context_is_exactly_zero(

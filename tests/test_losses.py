@@ -53,6 +53,14 @@ def test_gradient_on_silence_is_finite() -> None:
     assert torch.isfinite(x.grad).all()
 
 
+def test_silent_items_do_not_count() -> None:
+    sound, silence = tight_stft(noise(1, 4096), 512, 128), torch.zeros(1, 29, 257, 2)
+    output = tight_stft(noise(1, 4096, seed=1), 512, 128)
+    alone = spectral_distance(output, sound, CONFIG)
+    beside = spectral_distance(torch.cat([output, 1e-3 * output]), torch.cat([sound, silence]), CONFIG)
+    assert float(beside) == pytest.approx(float(alone), rel=1e-5)
+
+
 def test_complex_distance_sees_polarity_and_the_magnitude_terms_do_not() -> None:
     x = noise(2, 8192)
     spectrum = tight_stft(x, 512, 128)

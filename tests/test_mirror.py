@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tiny import TINY
 
-from sa3_mlx.spec.checkpoint import expected_tensors
+from sa3_mlx.spec.checkpoint import expected_tensors, parts_of
 from sa3_mlx.spec.config import ModelConfig
 from sa3_mlx.spec.presets import PRESETS
 
@@ -64,7 +64,7 @@ def _torch_shapes(config: ModelConfig, part: str) -> dict[str, tuple[int, ...]]:
 def test_parameter_trees_are_those_of_the_checkpoint(name: str) -> None:
     """Names and shapes of both twins, for every preset in full size."""
     config = CONFIGS[name]
-    for part in importlib.import_module("sa3_mlx.weights").parts_of(config):
+    for part in parts_of(config):
         expected = expected_tensors(config, [part])
         assert _mlx_shapes(config, part) == expected
         assert _torch_shapes(config, part) == expected

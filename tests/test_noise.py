@@ -17,7 +17,6 @@ from sa3_mlx.spec.noise import (
     noise,
     random_seed,
     step,
-    token_noise,
 )
 
 PURPOSES = [INITIAL, step(0), step(1), step(999), DECODER_LATENT, DECODER_TOKENS]
@@ -48,12 +47,6 @@ def test_longer_noise_begins_with_the_shorter(channels: int):
 @pytest.mark.parametrize("channels", [1, 6, 16])
 def test_a_range_of_frames_can_be_drawn_alone(channels: int):
     np.testing.assert_array_equal(noise(7, INITIAL, 25, channels)[11:], noise(7, INITIAL, 14, channels, start=11))
-
-
-def test_token_noise_is_indexed_by_latent_frame():
-    whole = token_noise(5, 9, 4, 6)
-    assert whole.shape == (9, 4, 6)
-    np.testing.assert_array_equal(whole[3:7], token_noise(5, 4, 4, 6, start=3))
 
 
 def test_an_item_does_not_depend_on_its_batch():

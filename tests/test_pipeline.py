@@ -13,6 +13,7 @@ import pytest
 from tiny import TINY
 from twins import Twin, relative
 
+from sa3_mlx.spec.audio import clipped_share
 from sa3_mlx.spec.chunks import Chunk
 from sa3_mlx.spec.clips import Clip, Texts, decoder_noise, encode_sources, start_latents
 from sa3_mlx.spec.events import AudioChunk, Conditioned, Event, Finished, Generation, SeededNoise, Stepped, batch_of
@@ -21,7 +22,6 @@ from sa3_mlx.spec.request import SAMPLER_NAMES, Guidance, InitAudio, Inpaint, It
 
 RATE = 8000
 LATENTS = 1e-5  # measured 1.8e-6, batch against single items
-LATENTS_RK4 = 3e-4  # measured 5.6e-5: guidance divides by t, and the last slope is at t = 1e-5 [B20, B29]
 AUDIO = {"tiny-s": 1e-4, "tiny-l": 1e-3}
 
 
@@ -73,7 +73,7 @@ def test_events_come_in_order_and_the_chunks_are_the_audio(twin: Twin, pipeline:
         np.testing.assert_array_equal(generation.latents[item], last[: len(generation.latents[item])])
     assert [audio.shape for audio in generation.audio] == [(7200, 2), (13600, 2)]
     assert generation.seeds == (1, 2) and generation.sample_rate == RATE and generation.seams == ((), ())
-    assert generation.clipped_share == tuple(float((np.abs(audio) > 1).mean()) for audio in generation.audio)
+    assert generation.clipped_share == tuple(clipped_share(audio) for audio in generation.audio)
     assert set(generation.timings) == {"text", "encode", "sample", "decode"}
 
 
@@ -120,7 +120,7 @@ def _mixed(sampler: str) -> Request:
         BASE,
         items=(_item("soft rain", 0.5, 3), _item("hard snare", 1.6, 4, negative="drone")),
         sampler=sampler,
-        guidance=Guidance(scale=3.0, apg=0.5, rescale=0.3),
+        guidance=Guidance(scale=3.0, apg=0.5, rescale=0.3, interval=(0.0, 0.7)),
         init=(InitAudio(audio=_audio(2.0), noise_level=0.8), InitAudio(audio=_audio(0.3, 1), noise_level=0.6)),
         inpaint=(
             Inpaint(audio=_audio(0.6, 2), regions=((0.1, 0.3),)),
@@ -146,8 +146,7 @@ def test_an_item_of_a_batch_equals_the_item_alone(pipeline: Any, sampler: str) -
     together = pipeline.generate(request)
     for item in range(2):
         alone = pipeline.generate(_alone(request, item))
-        limit = LATENTS_RK4 if sampler == "rk4" else LATENTS
-        assert relative(together.latents[item], alone.latents[0]) < limit
+        assert relative(together.latents[item], alone.latents[0]) < LATENTS
         assert relative(together.audio[item], alone.audio[0]) < AUDIO[pipeline.config.name]
         assert [seam.sample for seam in together.seams[item]] == [seam.sample for seam in alone.seams[0]]
 
@@ -361,7 +360,8 @@ def test_both_twins_make_the_same_audio(random_models: dict[str, Path], model: s
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_stays_near(twin: Twin, random_models: dict[str, Path], dtype: str) -> None:
-    half = twin.module("pipeline").Pipeline.load(random_models["tiny-s"], dtype=dtype, text_dtype=dtype)
+    text_dtype = "bfloat16" if dtype == "bfloat16" else "auto"
+    half = twin.module("pipeline").Pipeline.load(random_models["tiny-s"], dtype=dtype, text_dtype=text_dtype)
     full = twin.pipeline(random_models["tiny-s"])
     error = relative(half.generate(BASE).latents[0], full.generate(BASE).latents[0])
     assert 0 < error < {"float16": 5e-3, "bfloat16": 5e-2}[dtype]  # measured 1.1e-3 and 9.3e-3

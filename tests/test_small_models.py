@@ -1,7 +1,7 @@
 """Every network of both twins against outputs kept with the tests: what proves them where no golden folder is near.
 
-The weights follow from the tensor names (``recipe.py``). The outputs were made by the torch twin when it agreed with
-the official code on all goldens; ``goldens/make.py`` makes them again.
+The weights follow from the tensor names (``tiny_checkpoint.py``). The outputs were made by the torch twin when it
+agreed with the official code on all goldens; ``goldens/make.py`` makes them again.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from recipe import normal, write_checkpoint
 from tiny import TINY
+from tiny_checkpoint import normal, write_checkpoint
 from twins import Cases, Twin, load_cases, relative
 
 TOLERANCE = 3e-6  # relative L2; measured between mlx and the kept outputs of torch: 4.2e-7 .. 6.4e-7

@@ -123,7 +123,7 @@ def test_cache_round_trip(tmp_path):
 
 
 def test_cache_refusals(tmp_path):
-    with pytest.raises(FileNotFoundError, match="not a complete clip cache"):
+    with pytest.raises(FileNotFoundError, match="not a complete sa3-clips/1 cache"):
         ClipSet(tmp_path)
     with pytest.raises(ValueError, match="no clips"):
         write_clips(tmp_path, [], channels=1, about={})

@@ -183,6 +183,7 @@ def test_trained_model_loads_strictly_and_makes_finite_audio(
     request = Request(items=(Item(prompt="piano note A3", seconds=0.5, seed=1),), steps=2, sampler="euler")
     audio = Pipeline.load(folder).generate(request).audio[0]
     assert audio.shape == (22_050, 2) and np.isfinite(audio).all()
+    assert (tmp_path / "run" / "loss.png").stat().st_size > 10_000
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert any("validation/shuffled_ratio" in row for row in rows)
 
@@ -200,6 +201,31 @@ def test_latents_of_another_autoencoder_are_refused(clips: ClipSet, autoencoder:
     encode_clips(clips, autoencoder, tmp_path, copies=1, seed=0)
     with pytest.raises(ValueError, match="was encoded by autoencoder"):
         LatentSet(tmp_path, autoencoder="sha256:other")
+
+
+def test_settings_that_no_model_can_run_are_named(
+    clips: ClipSet, latents: LatentSet, autoencoder: Path, tmp_path: Path
+):
+    with pytest.raises(ConfigError, match="crop_samples is 8200: test needs a multiple of 2048"):
+        autoencoder_stage(clips, "crop_samples=8200")
+    for change, message in (("buckets=0", "buckets is 0"), ("mask_shares=[1.0]", "expected shares of segments, full")):
+        with pytest.raises(ConfigError, match=message):
+            pretrain_stage(latents, autoencoder, tmp_path, change)
+    same, _ = load_autoencoder(autoencoder)
+    config = load_settings(PretrainConfig, "pretrain", "demo", SHORT)
+    with pytest.raises(ValueError, match="the autoencoder is not that of demo"):
+        PretrainStage(DEMO, config, latents, tmp_path / "tokenizer.json", same)
+
+
+def test_damaged_caches_and_runs_are_refused_in_one_line(clips: ClipSet, tmp_path: Path) -> None:
+    for text, message in (("{}", "expected format sa3-clips/1, got None"), ("{", "not valid JSON"), ("[]", "got None")):
+        (tmp_path / "index.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            ClipSet(tmp_path)
+    (tmp_path / "checkpoint.pt").write_bytes(b"junk")
+    stage = autoencoder_stage(clips, "train.steps=1")
+    with pytest.raises(ValueError, match="cannot be resumed from"):
+        Trainer(stage, stage.config.train, tmp_path, to_json(stage.config))
 
 
 def test_learning_rate_warms_up_and_ends_at_its_floor() -> None:
@@ -224,8 +250,34 @@ def test_learning_rate_warms_up_and_ends_at_its_floor() -> None:
         ("demo", ("train.steps=many",), "train.steps: expected int, got 'many'"),
         ("demo", ("train.precision=fp8",), "allowed: 'bf16', 'fp32'"),
         ("missing.toml", (), "no settings 'missing.toml'"),
+        ("demo", ("train.batch=0",), "batch is 0: allowed is at least 1"),
+        ("demo", ("train.save_every=0",), "save_every is 0"),
+        ("demo", ("train.ema_decay=2.0",), "ema_decay is 2.0"),
+        ("demo", ("spectral.overlap=0",), "multiples of overlap"),
+        ("demo", ("crop_samples=1000",), "crop_samples is 1000: less than the window of"),
     ],
 )
 def test_bad_settings_are_named(source: str, change: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_settings(AutoencoderConfig, "autoencoder", source, change)
+
+
+def test_own_recordings_train_an_autoencoder(tmp_path: Path) -> None:
+    """Recordings with captions are imported, drawn, and validated on."""
+    import soundfile as sf
+
+    from sa3_torch.train.user_folder import import_folder
+
+    random = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for number in range(12):
+        tone = np.sin(2 * np.pi * (200 + 40 * number) * np.arange(12_000) / 44_100) + 0.1 * random.standard_normal(
+            12_000
+        )
+        sf.write(tmp_path / "in" / f"{number}.wav", 0.3 * np.stack([tone, 0.5 * tone], axis=1), 44_100)
+        (tmp_path / "in" / f"{number}.txt").write_text(f"tone {number}\n")
+    clips, report = import_folder(tmp_path / "in", tmp_path / "cache", captions_required=True)
+    assert report.imported == 12
+    assert clips.select("validation"), "the split of these files by hash holds none out"
+    stage = autoencoder_stage(clips, "train.steps=2")
+    assert Trainer(stage, stage.config.train, tmp_path / "run", to_json(stage.config)).run()

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from recipe import weight, write_checkpoint
 from tiny import TINY
-from twins import PARTS, Twin
+from tiny_checkpoint import weight, write_checkpoint
+from twins import Twin
 
-from sa3_mlx.spec.checkpoint import expected_tensors
+from sa3_mlx.spec.checkpoint import PARTS, expected_tensors
+from sa3_mlx.spec.quantization import check_folder
 from sa3_mlx.spec.tensorfile import TensorEntry, to_bf16_bits, write_tensors
 
 CONFIG = TINY["tiny-s"]
@@ -83,8 +84,8 @@ def test_missing_unexpected_and_mis_shaped_tensors_are_listed(twin: Twin, folder
         assert line in message
     assert twin.load(broken, "same") is not None  # another part of the same file is whole
     with pytest.raises(ValueError, match=r"missing: dit\.project_out\.weight"):
-        twin.module("weights").check_folder(broken, CONFIG)
-    twin.module("weights").check_folder(folder, CONFIG)
+        check_folder(broken, CONFIG)
+    check_folder(folder, CONFIG)
 
 
 def test_a_folder_without_weights_is_not_found(twin: Twin, folder: Path, tmp_path: Path) -> None:

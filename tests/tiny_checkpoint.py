@@ -1,7 +1,9 @@
-"""Checkpoint folders with random weights and a tokenizer, made in a second, for tests that need no reference."""
+"""Checkpoint folders made in a second, for tests that need no weight files: weights from their names, a tokenizer."""
 
 from __future__ import annotations
 
+import hashlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,31 +13,40 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from sa3_mlx.spec.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, expected_tensors
 from sa3_mlx.spec.config import FORMAT, ModelConfig
-from sa3_mlx.spec.tensorfile import array_entry, write_tensors
+from sa3_mlx.spec.tensorfile import TensorEntry, write_tensors
 
 WORDS = ("kick", "snare", "hat", "bell", "rain", "drone", "low", "high", "soft", "hard")
+_ONES = (".gamma", ".alpha", ".scale")  # multiply: mean 1, scale 0.1
 
 
-def write_checkpoint(folder: Path, config: ModelConfig, *, seed: int = 0) -> Path:
-    """A folder of format sa3/1 whose every parameter matters; the audio is noise of about full scale."""
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(seed)
-    arrays = {name: _values(name, shape, rng) for name, shape in sorted(expected_tensors(config).items())}
-    write_tensors(folder / WEIGHTS_FILE, [array_entry(name, a) for name, a in arrays.items()], {"format": FORMAT})
+def normal(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """float32 standard normals that depend on the name alone."""
+    key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+    return np.random.Generator(np.random.Philox(key=key)).standard_normal(shape, np.float32)
+
+
+def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Matrices with variance 1 / fan in, gains around 1, the rest small; no parameter is trivial."""
+    if name.endswith("running_std"):
+        return np.full(shape, 1.3, np.float32)
+    if name.endswith(_ONES):
+        return np.float32(1) + np.float32(0.1) * normal(name, shape)
+    scale = shape[-1] ** -0.5 if len(shape) == 2 and "memory_tokens" not in name else 0.1
+    return np.float32(scale) * normal(name, shape)
+
+
+def write_checkpoint(folder: Path, config: ModelConfig, *, variant: str = "") -> Path:
+    """A complete fp32 folder of format sa3/1; another ``variant`` has other weights (``weight`` makes those of "")."""
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
+    entries = [
+        TensorEntry(name=name, dtype="F32", shape=shape, load=partial(weight, variant + name, shape))
+        for name, shape in expected_tensors(config).items()
+    ]
+    write_tensors(folder / WEIGHTS_FILE, entries, {"format": FORMAT})
     if config.diffusion is not None:
         vocabulary = {"<pad>": 0, "<unk>": 1, **{word: 2 + i for i, word in enumerate(WORDS)}}
         tokenizer = tokenizers.Tokenizer(WordLevel(vocabulary, "<unk>"))
         tokenizer.pre_tokenizer = Whitespace()
         tokenizer.save(str(folder / TOKENIZER_FILE))
     return folder
-
-
-def _values(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Around 1 for gains, small for biases, and such that a layer keeps the size of its input for matrices."""
-    normal = rng.standard_normal(shape).astype(np.float32)
-    if name.endswith(("gamma", "alpha", "scale", "running_std")):
-        return 1 + 0.1 * normal
-    if len(shape) == 1:
-        return 0.2 * normal
-    return normal / np.float32(shape[-1] ** 0.5)

@@ -17,7 +17,6 @@ from sa3_mlx.spec.config import ModelConfig
 
 KEPT = Path(__file__).parent / "goldens"
 TINY = ("tiny-s", "tiny-l")
-PARTS = ("text_encoder", "conditioner", "dit", "same")
 
 
 @dataclass(frozen=True)

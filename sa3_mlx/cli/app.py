@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -37,6 +38,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str, str]]] = {
         "doctor": ("doctor", "doctor", "Check this machine: what is installed, how fast it is."),
     },
 }
+_OUT_OF_MEMORY = re.compile(r"alloc|out of memory", re.IGNORECASE)  # in the words of mlx and torch
 COMMANDS = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
 
 
@@ -84,13 +86,16 @@ def run(args: Sequence[str]) -> int:
         return code if isinstance(code, int) else 0
     except click.exceptions.Exit as stop:
         return stop.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return 2
     except (click.Abort, KeyboardInterrupt):
         _complain("interrupted; nothing half-written was left")
         return 130
     except BrokenPipeError:  # `sa3 models | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 2
-    except (click.ClickException, ValueError, OSError, ImportError, MemoryError) as error:
+    except (click.ClickException, ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
         if "--debug" in args:
             raise
         _complain(_message(error))
@@ -102,11 +107,19 @@ def _message(error: Exception) -> str:
         return f"{error.format_message()} (see '{error.ctx.command_path} --help')"
     if isinstance(error, click.ClickException):
         return error.format_message()
-    if isinstance(error, MemoryError):
-        return f"out of memory ({error}); ask for fewer seconds or a smaller batch"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error))):
+        return f"out of memory ({_first_line(error)}); ask for fewer seconds or a smaller batch"
+    if isinstance(error, RecursionError):
+        return "a file is nested too deeply to be read; --debug shows which"
+    if isinstance(error, RuntimeError):  # mlx and torch raise little else
+        return _first_line(error)
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
     return str(error) or type(error).__name__
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _complain(message: str) -> None:

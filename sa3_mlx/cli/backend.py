@@ -26,12 +26,19 @@ def available(backend: Backend) -> bool:
         return False
 
 
-def choose(wanted: str) -> Backend:
+def choose(wanted: str, device: str = "auto") -> Backend:
     """The backend to use for "mlx", "torch" or "auto".
 
     Auto is MLX, but PyTorch where it is installed and MLX would crawl: beside an NVIDIA GPU, and on Linux without
-    OpenBLAS. Raises ImportError for one that is not installed.
+    OpenBLAS. Raises ImportError for one that is not installed, ValueError for a device with MLX.
     """
+    backend = _choose(wanted)
+    if backend == "mlx" and device != "auto":
+        raise ValueError(f"device is {device!r}: MLX chooses its own; leave --device out, or add --backend torch")
+    return backend
+
+
+def _choose(wanted: str) -> Backend:
     for backend in BACKENDS:
         if wanted == backend:
             if not available(backend):
@@ -52,16 +59,20 @@ def _slow_mlx() -> bool:
     return not blas.status().fast
 
 
-def load(folder: Path, backend: Backend, dtype: str, text_dtype: str) -> Pipeline:
-    """The pipeline of that backend; both have the same methods."""
-    module = importlib.import_module(f"sa3_{backend}.pipeline")
-    pipeline: Pipeline = module.Pipeline.load(folder, dtype=dtype, text_dtype=text_dtype)
+def load(folder: Path, backend: Backend, dtype: str, text_dtype: str, device: str = "auto") -> Pipeline:
+    """The pipeline of that backend; both have the same methods. ``device`` is for PyTorch alone."""
+    kind = importlib.import_module(f"sa3_{backend}.pipeline").Pipeline
+    pipeline: Pipeline
+    if backend == "torch":
+        pipeline = kind.load(folder, dtype=dtype, text_dtype=text_dtype, device=device)
+    else:
+        pipeline = kind.load(folder, dtype=dtype, text_dtype=text_dtype)
     return pipeline
 
 
-def limit_memory(backend: Backend, limit: int, peak: int) -> None:
+def limit_memory(backend: Backend, device: str, limit: int, peak: int) -> None:
     """Hold the framework to ``limit`` bytes of which a run needs ``peak``: MLX keeps fewer freed buffers, CUDA refuses
-    more. PyTorch on a CPU has no such setting.
+    more. PyTorch on a CPU has no such setting, and on an Apple GPU it is left as it is.
     """
     if backend == "mlx":
         from sa3_mlx import blas  # noqa: F401 (before mlx)
@@ -74,17 +85,19 @@ def limit_memory(backend: Backend, limit: int, peak: int) -> None:
         return
     import torch
 
-    if torch.cuda.is_available():
+    from sa3_torch.pipeline import choose_device
+
+    if choose_device(device).type == "cuda":
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total))
 
 
-def on_gpu(backend: Backend) -> bool:
+def on_gpu(backend: Backend, device: str = "auto") -> bool:
     """Whether the networks run on a GPU there."""
     if backend == "torch":
-        import torch
+        from sa3_torch.pipeline import choose_device
 
-        return torch.cuda.is_available()
+        return choose_device(device).type != "cpu"
     from sa3_mlx import blas  # noqa: F401 (before mlx)
 
     # isort: split

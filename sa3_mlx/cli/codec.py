@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
-from typing import cast
 
 import click
 import numpy as np
 from numpy.typing import NDArray
 
-from sa3_mlx.spec.audio import check_output, fit_length, read_audio
+from sa3_mlx.spec.audio import check_output, check_target, fit_length, read_audio
 from sa3_mlx.spec.chunks import stream_chunk_frames
 from sa3_mlx.spec.config import ModelConfig
 from sa3_mlx.spec.lengths import samples_to_frames
@@ -25,7 +25,7 @@ from .progress import Progress
 from .sink import STDOUT, check_pipe, open_sink
 
 Latents = NDArray[np.float32]
-_FORMAT = "sa3-latents/1"
+_FORMAT = "sa3-encoded/1"
 _SUFFIXES = (".safetensors", ".npy")
 
 
@@ -46,9 +46,9 @@ def encode(ctx: click.Context, input_file: Path, output_file: Path, check: bool)
     _check_latents_file(output_file, force=common.force)
     folder, config = find_model(model.model, generates=False)
     audio = read_audio(input_file, config.sample_rate, config.audio_channels)
-    framework = backend.choose(model.backend)
+    framework = backend.choose(model.backend, model.device)
     digest = fingerprint.fingerprint(folder, config)
-    pipeline = backend.load(folder, framework, model.dtype, model.text_dtype)
+    pipeline = backend.load(folder, framework, model.dtype, model.text_dtype, model.device)
     latents = pipeline.encode(audio)
     _write_latents(output_file, latents, {
         "format": _FORMAT, "model": config.name, "model_hash": digest, "samples": str(len(audio)),
@@ -70,7 +70,7 @@ def encode(ctx: click.Context, input_file: Path, output_file: Path, check: bool)
 @model_options
 @common_options
 @click.pass_context
-def decode(ctx: click.Context, input_file: Path, output_file: Path, subtype: str, reference: Path | None) -> None:
+def decode(ctx: click.Context, input_file: Path, output_file: Path, subtype: Subtype, reference: Path | None) -> None:
     """Decode LATENTS, made by encode, to the audio file OUT, or with - to a pipe."""
     common, model = gather(ctx, CommonOptions), gather(ctx, ModelOptions)
     folder, config = find_model(model.model, generates=False)
@@ -82,19 +82,17 @@ def decode(ctx: click.Context, input_file: Path, output_file: Path, subtype: str
     else:
         check_output(output_file, subtype, overwrite=common.force, size_bytes=size)
     wanted = None if reference is None else read_audio(reference, config.sample_rate, config.audio_channels)
-    framework = backend.choose(model.backend)
+    framework = backend.choose(model.backend, model.device)
     digest = fingerprint.fingerprint(folder, config)
     if tags.get("model_hash", digest) != digest and not common.force:
         raise ValueError(f"{input_file}: encoded by {tags.get('model')} ({tags['model_hash'][:19]}...), not by "
                          f"{config.name} ({digest[:19]}...); give that --model, or --force")  # fmt: skip
-    pipeline = backend.load(folder, framework, model.dtype, model.text_dtype)
+    pipeline = backend.load(folder, framework, model.dtype, model.text_dtype, model.device)
     comment = json.dumps({"command": "decode", "model": config.name, "model_hash": digest})
     progress, pieces, missing = Progress(quiet=common.quiet), [], samples
     bar = progress.bar("decode", samples / config.sample_rate, "s")
     chunk_frames = stream_chunk_frames(config.same) if output_file == STDOUT else None
-    with open_sink(
-        output_file, samples, config.audio_channels, config.sample_rate, cast(Subtype, subtype), comment=comment
-    ) as sink:
+    with open_sink(output_file, samples, config.audio_channels, config.sample_rate, subtype, comment=comment) as sink:
         for piece in pipeline.decode_stream(latents, chunk_frames=chunk_frames):
             pieces.append(piece[:missing])
             missing -= len(pieces[-1])
@@ -111,10 +109,9 @@ def decode(ctx: click.Context, input_file: Path, output_file: Path, subtype: str
 def _check_latents_file(path: Path, *, force: bool) -> None:
     if path.suffix not in _SUFFIXES:
         raise ValueError(f"{path}: unknown extension {path.suffix!r} for latents; allowed: {', '.join(_SUFFIXES)}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent}: no such folder; make it first")
-    if path.exists() and not force:
-        raise ValueError(f"{path}: exists already; choose another name or use --force to replace it")
+    check_target(path, overwrite=force)
+    if path.suffix == ".npy":
+        check_target(_sidecar(path), overwrite=force)
 
 
 def _sidecar(path: Path) -> Path:
@@ -125,14 +122,16 @@ def _write_latents(path: Path, latents: Latents, tags: dict[str, str]) -> None:
     if path.suffix == ".safetensors":
         write_tensors(path, [array_entry("latents", latents)], tags)
         return
-    partial = path.with_name(f".{path.name}.partial")
+    partials = {target: target.with_name(f".{target.name}.{os.getpid()}.partial") for target in (_sidecar(path), path)}
     try:
-        with partial.open("wb") as file:
+        partials[_sidecar(path)].write_text(json.dumps(tags, indent=1), encoding="utf-8")
+        with partials[path].open("wb") as file:
             np.save(file, latents)
-        _sidecar(path).write_text(json.dumps(tags, indent=1), encoding="utf-8")
-        partial.replace(path)
+        for target, partial in partials.items():
+            partial.replace(target)
     finally:
-        partial.unlink(missing_ok=True)
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)
 
 
 def _read_latents(path: Path) -> tuple[Latents, dict[str, str]]:
@@ -145,13 +144,24 @@ def _read_latents(path: Path) -> tuple[Latents, dict[str, str]]:
         with TensorFile.open(path) as file:
             if file.names() != ["latents"]:
                 raise ValueError(f"{path}: expected one tensor 'latents', found {', '.join(file.names()) or 'none'}")
+            _check_format(path, file.metadata)
             return _checked(path, file.read("latents")), file.metadata
     try:
         latents = np.load(path, allow_pickle=False)
-        tags = json.loads(_sidecar(path).read_text(encoding="utf-8")) if _sidecar(path).is_file() else {}
-    except (ValueError, EOFError) as error:
+        data = json.loads(_sidecar(path).read_text(encoding="utf-8")) if _sidecar(path).is_file() else {}
+        tags = {str(key): str(value) for key, value in dict(data).items()}
+    except (ValueError, TypeError, EOFError) as error:
         raise ValueError(f"{path}: not a file of latents ({error})") from error
-    return _checked(path, latents), {str(key): str(value) for key, value in dict(tags).items()}
+    _check_format(_sidecar(path), tags)
+    return _checked(path, latents), tags
+
+
+def _check_format(path: Path, tags: dict[str, str]) -> None:
+    """Latents without any tags are welcome: they come from elsewhere."""
+    if tags and tags.get("format") != _FORMAT:
+        raise ValueError(
+            f"{path}: its format is {tags.get('format')!r}, expected {_FORMAT!r} as 'sa3 encode' writes it"
+        )
 
 
 def _checked(path: Path, latents: NDArray[np.generic]) -> Latents:

@@ -12,6 +12,7 @@ from sa3_mlx.spec.config import ModelConfig
 from sa3_mlx.spec.lengths import samples_to_seconds
 from sa3_mlx.spec.request import extend as extend_request
 from sa3_mlx.spec.tensorfile import file_hash
+from sa3_mlx.spec.wav import Subtype
 
 from .home import find_model
 from .job import Job, Source, batch_seeds, run
@@ -35,7 +36,7 @@ _PROMPT = click.argument("prompt", default="")
 _MONOTONE = click.option(
     "--monotone", is_flag=True, help="Only ever remove noise. Default: the official schedule, which adds some again."
 )
-_KEEPING = {"PCM_16": "pcm16", "PCM_U8": "pcm16", "PCM_S8": "pcm16", "PCM_24": "pcm24"}
+_KEEPING: dict[str, Subtype] = {"PCM_16": "pcm16", "PCM_U8": "pcm16", "PCM_S8": "pcm16", "PCM_24": "pcm24"}
 
 
 @click.command()
@@ -96,11 +97,12 @@ def inpaint(
     """
     model, folder, config, source = _start(ctx, input_file)
     sampling, output = gather(ctx, SamplingOptions), gather(ctx, OutputOptions)
+    exact = exact_format(input_file, config)
     length = samples_to_seconds(len(source.audio), config.sample_rate)
     run(Job(
         command="inpaint", folder=folder, config=config, model=model, sampling=sampling, output=output,
         prompts=(prompt,), seconds=length if seconds is None else seconds, seeds=batch_seeds(sampling, 1),
-        format=output.format or keeping_format(input_file, config, output.out), source=source,
+        format=output.format or _usual_format(exact, output.out), exact=exact, source=source,
         noise_level=noise_level, monotone=monotone, regions=regions, crossfade_ms=_crossfade(ctx),
         max_memory=gather(ctx, MemoryOptions).max_memory,
     ))  # fmt: skip
@@ -124,10 +126,11 @@ def extend(ctx: click.Context, input_file: Path, prompt: str, seconds: float) ->
     """
     model, folder, config, source = _start(ctx, input_file)
     sampling, output = gather(ctx, SamplingOptions), gather(ctx, OutputOptions)
+    exact = exact_format(input_file, config)
     run(Job(
         command="extend", folder=folder, config=config, model=model, sampling=sampling, output=output,
         prompts=(prompt,), seconds=seconds, seeds=batch_seeds(sampling, 1),
-        format=output.format or keeping_format(input_file, config, output.out), source=source,
+        format=output.format or _usual_format(exact, output.out), exact=exact, source=source,
         regions=extend_request(source.audio, seconds, config).regions, crossfade_ms=_crossfade(ctx),
         max_memory=gather(ctx, MemoryOptions).max_memory,
     ))  # fmt: skip
@@ -145,12 +148,16 @@ def read_source(path: Path, config: ModelConfig) -> Source:
     return Source(name=path.name if path.is_absolute() else str(path), hash=file_hash(path), audio=audio)
 
 
-def keeping_format(path: Path, config: ModelConfig, out: Path | None) -> str:
+def exact_format(path: Path, config: ModelConfig) -> Subtype:
     """The sample format that holds kept samples exactly: the input's own, float where it was resampled or is float."""
     with soundfile.SoundFile(path) as file:
         same_rate, subtype = file.samplerate == config.sample_rate, str(file.subtype)
-    wanted = _KEEPING.get(subtype, "float") if same_rate else "float"
-    return "pcm24" if wanted == "float" and out is not None and out.suffix.lower() == ".flac" else wanted
+    return _KEEPING.get(subtype, "float") if same_rate else "float"
+
+
+def _usual_format(exact: Subtype, out: Path | None) -> Subtype:
+    """The exact one, or the nearest that the kind of file can hold; ``run`` says so."""
+    return "pcm24" if exact == "float" and out is not None and out.suffix.lower() == ".flac" else exact
 
 
 def _crossfade(ctx: click.Context) -> float | None:

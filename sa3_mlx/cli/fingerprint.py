@@ -10,16 +10,12 @@ import json
 import os
 from pathlib import Path
 
-import numpy as np
-
 from sa3_mlx.spec.checkpoint import WEIGHTS_FILE
 from sa3_mlx.spec.config import ModelConfig
 from sa3_mlx.spec.quantization import check_file
-from sa3_mlx.spec.tensorfile import FLOATS, TensorFile, file_hash
+from sa3_mlx.spec.tensorfile import FLOATS, TensorFile, all_finite, file_hash
 
 from .home import home
-
-_BLOCK = 1 << 22  # elements
 
 
 def fingerprint(folder: Path, config: ModelConfig) -> str:
@@ -46,12 +42,8 @@ def _check_finite(file: TensorFile) -> None:
         dtype, _ = file.info(name)
         if dtype not in FLOATS:
             continue
-        values = file.raw(name).reshape(-1)
-        for start in range(0, values.size, _BLOCK):
-            block = values[start : start + _BLOCK]
-            finite = (block & np.uint16(0x7F80)) != 0x7F80 if dtype == "BF16" else np.isfinite(block)
-            if not finite.all():
-                raise ValueError(f"{file.path}: tensor {name} has NaN or infinite values; convert the checkpoint again")
+        if not all_finite(file.raw(name), dtype):
+            raise ValueError(f"{file.path}: tensor {name} has NaN or infinite values; convert the checkpoint again")
 
 
 def _store() -> Path:

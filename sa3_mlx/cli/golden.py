@@ -79,6 +79,12 @@ class Golden:
         return f"{case}.{tensor}" in self._file(area).shapes()
 
     def get(self, area: str, case: str, tensor: str) -> np.ndarray:
+        """Raises ValueError for a tensor that a case of the manifest should have and its file has not."""
+        if not self.has(area, case, tensor):
+            raise ValueError(
+                f"{self.folder / area}.safetensors: has no tensor '{case}.{tensor}', which case '{area}:{case}' of the "
+                f"manifest needs; get the complete folder"
+            )
         return self._file(area).read(f"{case}.{tensor}")
 
     def last(self, area: str, case: str, tensor: str) -> np.ndarray:

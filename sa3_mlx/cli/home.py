@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import click
+
 from sa3_mlx.spec.checkpoint import CONFIG_FILE
 from sa3_mlx.spec.config import ModelConfig
 from sa3_mlx.spec.presets import PRESETS, REPOSITORIES
+from sa3_mlx.spec.quantization import check_folder
 
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).resolve().parents[1] / "assets" / DEMO
+DAMAGE = (ValueError, OSError, RecursionError)  # what ``open_model`` raises
 PREFERENCE = ("small-music", "medium", "small-sfx", "small-music-base", "medium-base", "small-sfx-base")
 
 
@@ -38,6 +42,13 @@ def installed() -> dict[str, Path]:
 def licence_page(name: str) -> str | None:
     """Where the licence of a released model is accepted."""
     return f"https://huggingface.co/{REPOSITORIES[name]}" if name in REPOSITORIES else None
+
+
+def open_model(folder: Path) -> ModelConfig:
+    """The configuration, once it and the header of the weights are known to fit. Raises what ``DAMAGE`` lists."""
+    config = ModelConfig.load(folder)
+    check_folder(folder, config)
+    return config
 
 
 def find_model(name: str | None, *, generates: bool) -> tuple[Path, ModelConfig]:
@@ -69,10 +80,20 @@ def find_model(name: str | None, *, generates: bool) -> tuple[Path, ModelConfig]
 
 
 def _default(models: dict[str, Path], *, generates: bool) -> tuple[Path, ModelConfig]:
-    for folder in models.values():
-        config = ModelConfig.load(folder)
+    """The first that is whole; damaged ones before it are named on stderr, and raised when there is no other."""
+    damaged: dict[str, Exception] = {}
+    for name, folder in models.items():
+        try:
+            config = open_model(folder)
+        except DAMAGE as error:
+            damaged[name] = error
+            continue
         if config.diffusion is not None or not generates:
+            for other, reason in damaged.items():
+                click.echo(f"note: model {other} is damaged, {name} is used instead ({reason})", err=True)
             return folder, config
+    if damaged:
+        raise next(iter(damaged.values()))
     raise FileNotFoundError(
         "no model is installed; run 'sa3 convert small-music', or 'sa3 convert PATH OUT' for a checkpoint on this disk"
     )

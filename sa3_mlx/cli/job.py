@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from sa3_mlx.spec.audio import Audio, check_output
+import numpy as np
+
+from sa3_mlx.spec.audio import Audio, check_output, check_target
 from sa3_mlx.spec.checkpoint import WEIGHTS_FILE
 from sa3_mlx.spec.chunks import stream_chunk_frames
 from sa3_mlx.spec.config import ModelConfig
@@ -25,19 +27,18 @@ from sa3_mlx.spec.tensorfile import TensorFile
 from sa3_mlx.spec.version import version
 from sa3_mlx.spec.wav import Subtype
 
+from .backend import Backend
 from .options import ModelOptions, OutputOptions, SamplingOptions
 from .outlet import Made, Outlets
 from .player import find_player, find_stream_player, play
 from .progress import Progress
-from .provenance import Provenance
+from .provenance import Command, Provenance
 from .report import report_next
 from .sink import STDOUT, PlayerSink, check_pipe
 
 if TYPE_CHECKING:
     from sa3_mlx.pipeline import Pipeline
     from sa3_mlx.spec.events import AudioChunk, Generation
-
-    from .backend import Backend
 
 _BYTES = {"pcm16": 2, "pcm24": 3, "float": 4}
 _PEAK_RANGE = (-60.0, 0.0)
@@ -56,7 +57,7 @@ class Source:
 class Job:
     """What a command wants made. ``seeds`` is one batch; prompt number k uses ``seeds`` moved by k batches."""
 
-    command: str
+    command: Command
     folder: Path
     config: ModelConfig
     model: ModelOptions
@@ -65,7 +66,8 @@ class Job:
     prompts: tuple[str, ...]
     seconds: float
     seeds: tuple[int, ...]
-    format: str
+    format: Subtype
+    exact: Subtype | None = None  # the format that holds kept samples exactly
     source: Source | None = None
     noise_level: float | None = None
     monotone: bool = False
@@ -128,7 +130,7 @@ def run(job: Job) -> list[Path]:
     files = _check_files(job)
     from . import backend, fingerprint
 
-    framework = backend.choose(job.model.backend)
+    framework = backend.choose(job.model.backend, job.model.device)
     progress = Progress(quiet=job.output.quiet)
     streaming = _streaming_player(job)
     requests = [_for_streaming(job, request, heard_early=streaming is not None) for request in requests]
@@ -138,7 +140,8 @@ def run(job: Job) -> list[Path]:
         requests = [replace(request, chunk_frames=chunks[0], encode_chunk_frames=chunks[1]) for request in requests]
     digest = fingerprint.fingerprint(job.folder, job.config)
     progress.line(f"{job.config.name} on {framework}, {job.seconds:g} s, seed {_seed_text(job)}")
-    pipeline = backend.load(job.folder, framework, job.model.dtype, job.model.text_dtype)
+    _warn_of_rounding(job, progress)
+    pipeline = backend.load(job.folder, framework, job.model.dtype, job.model.text_dtype, job.model.device)
     for prompt in job.prompts:
         _warn_of_unheard(pipeline, prompt, progress)
     count, made = len(job.items()), []
@@ -181,14 +184,14 @@ def _fit_memory(
 
     text = job.model.text_dtype
     if text == "auto":
-        text = "bfloat16" if backend.on_gpu(framework) else "float32"
+        text = "bfloat16" if backend.on_gpu(framework, job.model.device) else "float32"
     precision, weights = Precision(dtype=job.model.dtype, text_dtype=text), None
     if framework == "mlx":  # computes on packed weights as they are
         with TensorFile.open(job.folder / WEIGHTS_FILE) as file:
             weights = stored_weight_bytes(file, precision)
     plan = fit(requests[0], job.config, precision, limit, weights=weights)
     progress.line(plan.text())
-    backend.limit_memory(framework, limit, plan.peak)
+    backend.limit_memory(framework, job.model.device, limit, plan.peak)
     return plan
 
 
@@ -201,6 +204,14 @@ def _warn_of_unheard(pipeline: Pipeline, prompt: str, progress: Progress) -> Non
         progress.line(f"note: the prompt has {count} tokens, {name} hears the first {tokenizer.max_length}")
 
 
+def _warn_of_rounding(job: Job, progress: Progress) -> None:
+    """Say when the file cannot hold the kept samples as they are, and which can."""
+    if job.exact is None or job.crossfade_ms is None or _BYTES[job.exact] <= _BYTES[job.format]:
+        return
+    better = "--format pcm24" if job.exact == "pcm24" else "--out with .wav and --format float"
+    progress.line(f"note: kept samples are rounded to {job.format}; {better} keeps them exactly")
+
+
 def _generate(
     pipeline: Pipeline, request: Request, progress: Progress, take: Callable[[AudioChunk], None], *, keep_resident: bool
 ) -> Generation:  # fmt: skip
@@ -210,24 +221,27 @@ def _generate(
         for event in pipeline.stream(request, keep_resident=keep_resident):
             watch(event)
             if isinstance(event, AudioChunk):
+                if not np.isfinite(event.audio).all():
+                    raise ValueError("the model's numbers overflowed, no file was written; use --dtype float32 and "
+                                     "--text-dtype float32, or a lower --guidance")  # fmt: skip
                 take(event)
             if isinstance(event, Finished):
                 return event.generation
     raise RuntimeError("the pipeline ended without a result")
 
 
-def _made(job: Job, request: Request, item: int, path: Path, framework: str, digest: str) -> Made:
+def _made(job: Job, request: Request, item: int, path: Path, framework: Backend, digest: str) -> Made:
     entry = request.items[item]
     provenance = Provenance(
         sa3=version(), command=job.command, prompt=entry.prompt, negative_prompt=entry.negative_prompt,
         seconds=entry.seconds, seed=entry.seed, steps=request.steps, sampler=request.sampler,
         guidance=request.guidance, model=job.config.name, model_hash=digest, backend=framework,
-        dtype=job.model.dtype, text_dtype=job.model.text_dtype,
+        device=job.model.device, dtype=job.model.dtype, text_dtype=job.model.text_dtype,
         input=job.source.name if job.source else None, input_hash=job.source.hash if job.source else None,
         noise_level=job.noise_level, monotone=job.monotone, regions=job.regions, crossfade_ms=request.crossfade_ms,
         head_room_seconds=request.head_room_seconds, decode_noise=request.decode_noise,
         chunk_frames=request.chunk_frames, encode_chunk_frames=request.encode_chunk_frames,
-        batch_seeds=tuple(other.seed for other in request.items), batch_index=item, format=cast(Subtype, job.format),
+        batch_seeds=tuple(other.seed for other in request.items), batch_index=item, format=job.format,
         peak_db=job.output.peak,
     )  # fmt: skip
     picture = None if job.output.spectrogram is None else spectrogram_path(job.output.spectrogram, path, job)
@@ -271,10 +285,7 @@ def _check_files(job: Job) -> list[Path]:
 def _check_picture(path: Path, *, force: bool) -> None:
     if path.suffix.lower() != ".png":
         raise ValueError(f"{path}: a spectrogram is a .png file")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent}: no such folder; make it first")
-    if path.exists() and not force:
-        raise ValueError(f"{path}: exists already; choose another name or use --force to replace it")
+    check_target(path, overwrite=force)
 
 
 def numbered(path: Path, number: int) -> Path:
@@ -304,7 +315,7 @@ def read_prompts(path: Path) -> Iterator[str]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of prompts")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a text file in UTF-8") from error
     for line in lines:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import click
 
 from sa3_mlx.spec.checkpoint import WEIGHTS_FILE, expected_tensors
-from sa3_mlx.spec.config import ConfigError, ModelConfig
+from sa3_mlx.spec.config import ModelConfig
 from sa3_mlx.spec.presets import PRESETS, REPOSITORIES
 
-from .home import DEMO_FOLDER, installed, licence_page, models_folder
+from .home import DAMAGE, DEMO_FOLDER, installed, licence_page, models_folder, open_model
 from .options import debug_option
 
 
@@ -28,13 +28,12 @@ def models() -> None:
     default = ""
     for name, folder in found.items():
         try:
-            config = ModelConfig.load(folder)
-            weights = folder / WEIGHTS_FILE
-            size = f"{weights.stat().st_size / 1e6:,.0f} MB" if weights.is_file() else "no weights"
+            config = open_model(folder)
+            size = f"{(folder / WEIGHTS_FILE).stat().st_size / 1e6:,.0f} MB"
             where = "comes with sa3" if folder == DEMO_FOLDER else str(folder)
             default = default or (name if config.diffusion is not None else "")
             rows.append((f"{name} *" if name == default else name, _millions(config), size, _longest(config), where))
-        except ConfigError as error:
+        except DAMAGE as error:
             rows.append((name, "-", "damaged", "-", str(error)))
     if not found:
         rows.append(("none", "", "", "", f"they go to {models_folder()}"))

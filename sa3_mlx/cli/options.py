@@ -7,18 +7,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
 from sa3_mlx.spec.memory import parse_size
+from sa3_mlx.spec.request import SAMPLER_NAMES, TEXT_DTYPES
+from sa3_mlx.spec.wav import Subtype
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Group = TypeVar("Group")
 _PREFIX = "sa3."
-FORMATS = ("pcm16", "pcm24", "float")
+FORMATS: tuple[Subtype, ...] = get_args(Subtype)
+DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("float32", "float16", "bfloat16")
-SAMPLERS = ("euler", "pingpong", "dpmpp", "rk4")
 
 
 def _keep(ctx: click.Context, param: click.Parameter, value: object) -> object:
@@ -39,6 +41,7 @@ def gather(ctx: click.Context, kind: type[Group]) -> Group:
 class ModelOptions:
     model: str | None
     backend: str
+    device: str
     dtype: str
     text_dtype: str
 
@@ -69,7 +72,7 @@ class SamplingOptions:
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
     out: Path | None
-    format: str | None
+    format: Subtype | None
     peak: float | None
     spectrogram: Path | None
     play: bool
@@ -93,8 +96,10 @@ def model_options(command: Command) -> Command:
     return _stack(command, [
         _option("--model", metavar="NAME|PATH", help="Installed model or folder. Default: see 'sa3 models'."),
         _option("--backend", type=click.Choice(["auto", "mlx", "torch"]), default="auto", show_default=True),
+        _option("--device", type=click.Choice(DEVICES), default="auto", show_default=True,
+                help="Of PyTorch; auto is cuda where there is one, else cpu. MLX chooses its own."),
         _option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Of the networks."),
-        _option("--text-dtype", type=click.Choice(["auto", *DTYPES]), default="auto", show_default=True,
+        _option("--text-dtype", type=click.Choice(TEXT_DTYPES), default="auto", show_default=True,
                 help="Of the text encoder; auto is float32 on a CPU, the file's own on a GPU."),
     ])  # fmt: skip
 
@@ -121,7 +126,7 @@ def sampling_options(command: Command) -> Command:
         _option("--batch", type=click.IntRange(1, 64), default=1, show_default=True,
                 help="Files to make, with seeds SEED, SEED+1, ..."),
         _option("--steps", type=int, help="Sampling steps. Default: 8, for base models 50."),
-        _option("--sampler", type=click.Choice(SAMPLERS), help="Default: pingpong, for base models euler."),
+        _option("--sampler", type=click.Choice(SAMPLER_NAMES), help="Default: pingpong, for base models euler."),
         _option("--guidance", type=float, help="Guidance scale. Default: 1 (off), for base models 7."),
         _option("--apg", type=float, default=1.0, show_default=True, help="0 plain guidance, 1 orthogonal part alone."),
         _option("--rescale", type=float, default=0.0, show_default=True, help="0..1, guards guided levels."),
@@ -177,7 +182,7 @@ def debug_option(command: Command) -> Command:
 
 
 def parse_region(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[tuple[float, float], ...]:
-    """ "START:END" in seconds or minutes:seconds is not possible in one colon, so seconds alone."""
+    """Texts "START:END" -> (start, end) in seconds; an empty START is 0. Raises click.BadParameter."""
     regions = []
     for text in value:
         start, colon, end = text.partition(":")

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from sa3_mlx.spec.audio import read_tags
+from sa3_mlx.spec.config import Config, ConfigError
 from sa3_mlx.spec.request import Guidance
 from sa3_mlx.spec.wav import Subtype
+
+from .backend import Backend
+
+Command = Literal["generate", "vary", "inpaint", "extend"]
 
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Provenance:
+class Provenance(Config):
     """One made file. ``batch_seeds`` and ``batch_index``: the batch it was computed in, which sets its rounding, as
     do the chunks."""
 
     sa3: str  # version
-    command: str
+    command: Command
     prompt: str
     negative_prompt: str | None
     seconds: float
@@ -32,7 +36,8 @@ class Provenance:
     guidance: Guidance
     model: str
     model_hash: str
-    backend: str
+    backend: Backend
+    device: str  # as it was asked for; MLX has its own, "auto"
     dtype: str
     text_dtype: str
     input: str | None  # as it was given; of an absolute path the name alone
@@ -50,8 +55,16 @@ class Provenance:
     format: Subtype
     peak_db: float | None
 
+    def __post_init__(self) -> None:
+        if not _HASH.fullmatch(self.model_hash):
+            raise ConfigError(f"model_hash is {self.model_hash!r}: expected sha256:...")
+        if not 0 <= self.batch_index < len(self.batch_seeds) or self.batch_seeds[self.batch_index] != self.seed:
+            raise ConfigError("batch_index does not point at the seed")
+        if any(len(region) != 2 for region in self.regions):
+            raise ConfigError(f"regions are {self.regions}: expected (start, end) each")
+
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+        return json.dumps(self.to_dict(), ensure_ascii=False)
 
 
 def read_provenance(path: Path) -> Provenance:
@@ -61,31 +74,17 @@ def read_provenance(path: Path) -> Provenance:
         raise ValueError(f"{path}: has no tags of sa3, so it does not say how it was made")
     try:
         data = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: its tags are damaged ({error})") from error
-    names = {field.name for field in dataclasses.fields(Provenance)}
+    if isinstance(data, dict) and data.get("command") == "decode":
+        raise ValueError(
+            f"{path}: made by 'sa3 decode', and decoded files have no recipe to rerun; decode LATENTS again"
+        )
+    names = {field.name for field in fields(Provenance)}
     if not isinstance(data, dict) or set(data) != names:
         wrong = sorted(names.symmetric_difference(data)) if isinstance(data, dict) else ["not an object"]
         raise ValueError(f"{path}: its tags are not those of this version of sa3 (differing: {', '.join(wrong)})")
     try:
-        return _parse(data)
-    except (TypeError, ValueError, KeyError) as error:
+        return Provenance.from_dict(data, where="tags")
+    except ConfigError as error:
         raise ValueError(f"{path}: its tags are damaged ({error})") from error
-
-
-def _parse(data: dict[str, Any]) -> Provenance:
-    guidance = dict(data["guidance"])
-    low, high = guidance["interval"]
-    made = Provenance(**(data | {
-        "guidance": Guidance(**(guidance | {"interval": (float(low), float(high))})),
-        "regions": tuple((float(start), float(end)) for start, end in data["regions"]),
-        "batch_seeds": tuple(data["batch_seeds"]),
-    }))  # fmt: skip
-    for name in ("prompt", "model", "backend", "dtype", "text_dtype", "sampler", "format", "command"):
-        if not isinstance(data[name], str):
-            raise ValueError(f"{name} is {data[name]!r}: expected text")
-    if not _HASH.fullmatch(made.model_hash):
-        raise ValueError("model_hash is not a sha256")
-    if not 0 <= made.batch_index < len(made.batch_seeds) or made.batch_seeds[made.batch_index] != made.seed:
-        raise ValueError("batch_index does not point at the seed")
-    return made

@@ -14,7 +14,7 @@ from .backend import choose
 from .edit import read_source
 from .home import find_model, installed
 from .job import Job, Source, run
-from .options import CommonOptions, ModelOptions, OutputOptions, SamplingOptions, common_options, gather
+from .options import DEVICES, CommonOptions, ModelOptions, OutputOptions, SamplingOptions, common_options, gather
 from .provenance import Provenance, read_provenance
 
 
@@ -23,15 +23,17 @@ from .provenance import Provenance, read_provenance
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Default: FILE-rerun beside FILE.")
 @click.option("--model", metavar="NAME|PATH", help="Where the model is, if it is not installed under its name.")
 @click.option("--backend", type=click.Choice(["mlx", "torch"]), help="Default: the one FILE was made with.")
+@click.option("--device", type=click.Choice(DEVICES), help="Of PyTorch. Default: the one FILE was made with.")
 @click.option("--input", "input_file", type=click.Path(path_type=Path), help="Where the input of an edited FILE is.")
 @common_options
 @click.pass_context
 def rerun(
-    ctx: click.Context, file: Path, out: Path | None, model: str | None, backend: str | None, input_file: Path | None
-) -> None:
+    ctx: click.Context, file: Path, out: Path | None, model: str | None, backend: str | None, device: str | None,
+    input_file: Path | None,
+) -> None:  # fmt: skip
     """Make FILE again from its tags: with the same model, backend and machine, bit for bit.
 
-    Another model, backend or input is refused unless --force is given.
+    Another model, backend, device or input is refused unless --force is given.
     """
     common = gather(ctx, CommonOptions)
     made = read_provenance(file)
@@ -40,6 +42,8 @@ def rerun(
     _same("model", fingerprint.fingerprint(folder, config), made.model_hash, force=common.force)
     framework = choose(backend or made.backend)
     _same("backend", framework, made.backend, force=common.force)
+    place = device or (made.device if framework == made.backend else "auto")
+    _same("device", place, made.device, force=common.force)
     source = None
     if made.input is not None:
         found = read_source(input_file or _find_input(made.input, file), config)
@@ -51,7 +55,9 @@ def rerun(
     guidance = made.guidance
     run(Job(
         command=made.command, folder=folder, config=config, prompts=(made.prompt,), seconds=made.seconds,
-        model=ModelOptions(model=name, backend=framework, dtype=made.dtype, text_dtype=made.text_dtype),
+        model=ModelOptions(
+            model=name, backend=framework, device=place, dtype=made.dtype, text_dtype=made.text_dtype
+        ),
         sampling=SamplingOptions(
             steps=made.steps, sampler=made.sampler, guidance=guidance.scale, apg=guidance.apg,
             rescale=guidance.rescale, interval=guidance.interval, norm_threshold=guidance.norm_threshold,

@@ -10,7 +10,7 @@ import numpy as np
 
 from sa3_mlx.spec.config import ModelConfig
 from sa3_mlx.spec.events import Conditioned, Finished, Stepped
-from sa3_mlx.spec.request import Item, Request, defaults
+from sa3_mlx.spec.request import Guidance, Item, Request, defaults
 
 from . import backend, fingerprint
 from .generate import default_seconds
@@ -42,8 +42,8 @@ def verify(
 ) -> int:  # fmt: skip
     """Check MODEL case by case against GOLDEN_FOLDER, reference outputs made with the same weights.
 
-    Without a folder both backends make the same seed and prompt in 8 steps, and must agree to 40 dB. Exit code 1 when
-    something does not.
+    Without a folder both backends make the same seed and prompt in 8 steps, with the sampler and guidance that are
+    usual for MODEL, and must agree to 40 dB. Exit code 1 when something does not.
     """
     folder, config = find_model(model, generates=golden is None)
     if golden is None:
@@ -81,9 +81,13 @@ def _twins(folder: Path, config: ModelConfig, prompt: str, seed: int, seconds: f
         backend.choose(name)
     length = min(4.0, default_seconds(config)) if seconds is None else seconds
     usual = defaults(config)
-    request = Request(items=(Item(prompt=prompt, seconds=length, seed=seed),), steps=_STEPS, sampler=usual.sampler)
+    request = Request(
+        items=(Item(prompt=prompt, seconds=length, seed=seed),), steps=_STEPS, sampler=usual.sampler,
+        guidance=Guidance(scale=usual.guidance_scale),
+    )  # fmt: skip
     fingerprint.fingerprint(folder, config)
-    click.echo(f"{config.name}: mlx against torch, {prompt!r}, seed {seed}, {length:g} s, {_STEPS} steps, fp32")
+    click.echo(f"{config.name}: mlx against torch, {prompt!r}, seed {seed}, {length:g} s, {_STEPS} steps of "
+               f"{usual.sampler}, guidance {usual.guidance_scale:g}, fp32")  # fmt: skip
     first, second = (_record(folder, name, request) for name in backend.BACKENDS)
     for case, values in first.items():
         snr = snr_db(values, second[case])

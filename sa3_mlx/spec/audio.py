@@ -32,6 +32,7 @@ def read_audio(path: str | Path, sample_rate: int, channels: int) -> Audio:
     Raises FileNotFoundError for a missing file; ValueError for one that is unreadable, truncated, empty or not finite.
     """
     path = Path(path)
+    _check_name(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such audio file")
     if not path.is_file():
@@ -48,6 +49,14 @@ def read_audio(path: str | Path, sample_rate: int, channels: int) -> Audio:
         raise ValueError(f"{path}: the file holds no audio (0 samples)")
     check_finite(audio, str(path))
     return resample(fit_channels(audio, channels), file_rate, sample_rate)
+
+
+def _check_name(path: Path) -> None:
+    """libsndfile and the tags of what is made take names in UTF-8 alone."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{str(path)!r}: the name of the file is not UTF-8; rename the file") from error
 
 
 def check_finite(audio: Audio, name: str) -> None:
@@ -95,10 +104,9 @@ def resample(audio: Audio, from_rate: int, to_rate: int) -> Audio:
 
 
 def check_output(path: str | Path, subtype: str, *, overwrite: bool, size_bytes: int = 0) -> None:
-    """Everything about an output file that can be refused before any work.
+    """Everything about an audio file to write that can be refused before any work.
 
-    Raises ValueError for an unknown extension or format, an existing file without ``overwrite`` and a disk with less
-    than ``size_bytes`` free; FileNotFoundError for a missing folder.
+    Raises ValueError for an unknown extension or format, and as ``check_target``.
     """
     path = Path(path)
     allowed = SUBTYPES.get(path.suffix.lower())
@@ -106,6 +114,12 @@ def check_output(path: str | Path, subtype: str, *, overwrite: bool, size_bytes:
         raise ValueError(f"{path}: unknown audio extension {path.suffix!r}; allowed: {', '.join(SUBTYPES)}")
     if subtype not in allowed:
         raise ValueError(f"{path}: {path.suffix} cannot hold {subtype!r}; allowed: {', '.join(allowed)}")
+    check_target(path, overwrite=overwrite, size_bytes=size_bytes)
+
+
+def check_target(path: Path, *, overwrite: bool, size_bytes: int = 0) -> None:
+    """Raises ValueError for a folder, for an existing file without ``overwrite``, for a folder that is not writable and
+    a disk with less than ``size_bytes`` free; FileNotFoundError for a missing folder."""
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder; make it first")
     if path.is_dir():
@@ -218,6 +232,7 @@ def read_tags(path: str | Path) -> str:
     Raises FileNotFoundError for a missing file and ValueError for one that is not audio.
     """
     path = Path(path)
+    _check_name(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such audio file")
     if comment := read_wav_comment(path):

@@ -7,6 +7,7 @@ Weights of linear maps are (out, in). Legend: D width, C latent channels, N laye
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Literal, get_args
 
 from .config import (
     FF_MULT_DIT,
@@ -23,17 +24,18 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
 
-PARTS = ("text_encoder", "conditioner", "dit", "same")  # first component of every tensor name
+Part = Literal["text_encoder", "conditioner", "dit", "same"]  # first component of every tensor name
+PARTS: tuple[Part, ...] = get_args(Part)
 
 Shapes = dict[str, tuple[int, ...]]
 
 
-def parts_of(config: ModelConfig) -> tuple[str, ...]:
+def parts_of(config: ModelConfig) -> tuple[Part, ...]:
     """The parts a complete checkpoint of this configuration has."""
     return PARTS if config.diffusion is not None else ("same",)
 
 
-def parts_in(names: Collection[str]) -> tuple[str, ...]:
+def parts_in(names: Collection[str]) -> tuple[Part, ...]:
     """The parts that these tensor names belong to, in the order of ``PARTS``."""
     found = {name.split(".", 1)[0] for name in names}
     return tuple(part for part in PARTS if part in found)

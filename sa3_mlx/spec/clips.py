@@ -13,7 +13,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .audio import Audio, fit_length
+from .audio import Audio, clipped_share, fit_length
 from .checkpoint import TOKENIZER_FILE
 from .chunks import Chunk, chunk_plan, default_chunk_frames, halo, pad_frames
 from .config import ModelConfig
@@ -181,6 +181,6 @@ def generation(
         seeds=tuple(item.seed for item in request.items),
         latents=tuple(latents[row, :valid].copy() for row, valid in enumerate(plan.lengths.valid)),
         seams=tuple(clip.seams() for clip in clips),
-        clipped_share=tuple(float((np.abs(clip.audio) > 1).mean()) for clip in clips),
+        clipped_share=tuple(clipped_share(clip.audio) for clip in clips),
         timings=timings,
     )

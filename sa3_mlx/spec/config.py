@@ -183,6 +183,12 @@ class ShiftConfig(Config):
     end: float
     rate: float
 
+    def __post_init__(self) -> None:
+        low = 0.0 if self.type == "flux" else -100.0
+        for name, value in (("start", self.start), ("end", self.end)):
+            if not low < value <= 100 and self.type != "none":
+                raise ConfigError(f"shift.{name}: allowed for {self.type} is above {low:g} to 100, got {value:g}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionConfig(Config):

@@ -58,7 +58,7 @@ class Generation:
     seeds: tuple[int, ...]
     latents: tuple[Latents, ...]  # (T of the item, C), its valid frames
     seams: tuple[tuple[Seam, ...], ...]  # empty without kept audio
-    clipped_share: tuple[float, ...]  # share of samples beyond full scale, 0..1
+    clipped_share: tuple[float, ...]  # share of sample frames beyond full scale, 0..1
     timings: Mapping[str, float]  # seconds by stage: text, encode, sample, decode; loading of weights included
 
 

@@ -84,8 +84,3 @@ def noise(seed: int, purpose: Purpose, frames: int, channels: int, *, start: int
 def batch_noise(seeds: Sequence[int], purpose: Purpose, frames: int, channels: int, *, start: int = 0) -> Float32Array:
     """One seed per item -> (B, frames, channels) float32."""
     return np.stack([noise(seed, purpose, frames, channels, start=start) for seed in seeds])
-
-
-def token_noise(seed: int, frames: int, stride: int, width: int, *, start: int = 0) -> Float32Array:
-    """Noise of the decoder's new tokens -> (frames, stride, width) float32, counted by latent frame of the clip."""
-    return noise(seed, DECODER_TOKENS, frames, stride * width, start=start).reshape(frames, stride, width)

@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 from .affine import Packed, Storage, check_grid
-from .checkpoint import Shapes, check_tensors, expected_tensors
+from .checkpoint import WEIGHTS_FILE, Shapes, check_tensors, expected_tensors
 from .config import Config, ConfigError, ModelConfig
 from .tensorfile import TensorFile
 
@@ -64,7 +65,7 @@ class Quantization(Config):
             return None
         try:
             data = json.loads(file.metadata[METADATA_KEY])
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{file.path}: its quantization entry is not valid JSON ({error})") from error
         return cls.from_dict(data, where=f"{file.path}: {METADATA_KEY}")
 
@@ -103,6 +104,12 @@ def check_file(file: TensorFile, config: ModelConfig, parts: Collection[str] | N
         if kinds[0] != "U32" or kinds[1] != kinds[2] or kinds[1] not in STORAGES:
             raise ValueError(f"{file.path}: {path} is stored as {', '.join(kinds)}, must be U32 and twice F16 or BF16")
     return grids
+
+
+def check_folder(folder: Path, config: ModelConfig) -> None:
+    """Raises ValueError that lists every tensor of ``folder/model.safetensors`` that does not fit the configuration."""
+    with TensorFile.open(folder / WEIGHTS_FILE) as file:
+        check_file(file, config)
 
 
 def read_packed(file: TensorFile, path: str, grid: Grid) -> Packed:

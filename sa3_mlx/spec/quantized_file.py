@@ -203,7 +203,7 @@ def _mean_bits(layers: list[_Layer]) -> float:
 def _parts(
     config: ModelConfig, file: TensorFile, entries: list[TensorEntry], grids: Mapping[str, Grid]
 ) -> dict[str, PartReport]:
-    shapes, found = file.shapes(), {}
+    shapes, found = file.shapes(), dict[str, PartReport]()
     for part in parts_of(config):
         names = [name for name in shapes if name.startswith(f"{part}.")]
         found[part] = PartReport(

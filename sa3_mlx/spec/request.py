@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from .audio import Audio, check_audio
 from .chunks import Direction, check_chunk_frames
-from .config import DiffusionConfig, ModelConfig
+from .config import Config, DiffusionConfig, ModelConfig
 from .lengths import Lengths, clip_lengths, samples_to_seconds, seconds_to_samples
 from .noise import check_seed
 from .regions import Region, first_uncovered, generated_frames, keep_frames, to_regions
 from .schedule import sigmas
 
+TEXT_DTYPES = ("auto", "float32", "bfloat16")  # activations of T5Gemma overflow float16
 SAMPLER_NAMES = ("euler", "pingpong", "dpmpp", "rk4")
 STEPS_MAX = 1000
 HEAD_ROOM_MAX = 60.0
@@ -41,7 +42,7 @@ class Item:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guidance:
+class Guidance(Config):
     """Classifier-free guidance [B18-B21]; the defaults are the official ones and mean no guidance at scale 1."""
 
     scale: float = 1.0
@@ -187,16 +188,15 @@ def _diffusion(config: ModelConfig) -> DiffusionConfig:
 
 
 def _check_item(item: Item, where: str, request: Request, config: ModelConfig) -> None:
-    if not isinstance(item.prompt, str):
-        raise ValueError(f"{where}prompt is {type(item.prompt).__name__}: expected text")
+    _check_text(item.prompt, f"{where}prompt")
     if item.negative_prompt is not None:
-        if not isinstance(item.negative_prompt, str):
-            raise ValueError(f"{where}negative prompt is {type(item.negative_prompt).__name__}: expected text")
+        _check_text(item.negative_prompt, f"{where}negative prompt")
         if request.guidance.scale == 1:
             raise ValueError(f"{where}a negative prompt has no effect at guidance scale 1; use a scale such as 4")
     seconds = _finite(item.seconds, f"{where}seconds")
     if not 0 < seconds <= config.max_seconds:
-        raise ValueError(f"{where}seconds is {seconds:g}: {config.name} makes above 0 to {config.max_seconds:.2f} s")
+        longest = math.floor(config.max_seconds * 100) / 100
+        raise ValueError(f"{where}seconds is {seconds:g}: {config.name} makes above 0 to {longest:.2f} s")
     if not seconds_to_samples(seconds, config.sample_rate):
         raise ValueError(f"{where}seconds is {seconds:g}: that is less than one sample at {config.sample_rate} Hz")
     try:
@@ -267,6 +267,13 @@ def _per_item(
 
 def _name(name: str, number: int, value: object) -> str:
     return f"{name} {number}" if isinstance(value, tuple) else name
+
+
+def _check_text(text: object, name: str) -> None:
+    if not isinstance(text, str):
+        raise ValueError(f"{name} is {type(text).__name__}: expected text")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"{name} is not valid text: its bytes are not UTF-8")
 
 
 def _finite(value: float, name: str) -> float:

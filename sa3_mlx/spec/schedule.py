@@ -12,9 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import ShiftConfig
-from .lengths import effective_frames
-
-__all__ = ["effective_frames", "sigmas"]
 
 Float64Array = NDArray[np.float64]
 

@@ -31,6 +31,7 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 _OF_NUMPY = {storage: name for name, storage in STORAGE.items() if name != "BF16"}
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 _BLOCK_BYTES = 1 << 24
+_BLOCK_ELEMENTS = 1 << 22
 
 
 def to_bf16_bits(values: np.ndarray) -> np.ndarray:
@@ -44,6 +45,17 @@ def to_bf16_bits(values: np.ndarray) -> np.ndarray:
 def from_bf16_bits(bits: np.ndarray) -> np.ndarray:
     """bfloat16 bit patterns (uint16) -> float32, exact."""
     return (np.ascontiguousarray(bits, dtype=np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def all_finite(values: np.ndarray, dtype: str) -> bool:
+    """Whether stored float values (bfloat16 as bit patterns) have no NaN and no infinity; block by block."""
+    flat = values.reshape(-1)
+    for start in range(0, flat.size, _BLOCK_ELEMENTS):
+        block = flat[start : start + _BLOCK_ELEMENTS]
+        good = (block & np.uint16(0x7F80)) != 0x7F80 if dtype == "BF16" else np.isfinite(block)
+        if not good.all():
+            return False
+    return True
 
 
 def file_hash(path: str | Path) -> str:

@@ -93,4 +93,7 @@ class Tokenizer:
     def _tokens(self, text: str) -> list[int]:
         if not isinstance(text, str):
             raise ValueError(f"prompt is {type(text).__name__}: expected text")
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
+        except TypeError as error:  # a lone surrogate: bytes that are not UTF-8
+            raise ValueError("prompt is not valid text: its bytes are not UTF-8") from error

@@ -6,6 +6,7 @@ The waveform is learnt first, then the spectral loss takes over and gives noises
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +15,14 @@ import soundfile as sf
 import torch
 from torch import Tensor
 
-from sa3_mlx.spec.config import Config, ModelConfig
+from sa3_mlx.spec.config import Config, ConfigError, ModelConfig
 from sa3_torch.same import SAME, patch, unpatch
 from sa3_torch.weights import save_checkpoint
 
 from .clips import Clip, ClipSet
-from .data import DEMO_SHARES, AudioCrops
+from .data import AudioCrops, SharesConfig
 from .init import init_autoencoder
-from .loop import Stage, TrainConfig, maybe_compile, step_generator
+from .loop import Stage, TrainConfig, check, maybe_compile, step_generator
 from .losses import (
     SpectralConfig,
     left_right,
@@ -51,18 +52,31 @@ class AutoencoderConfig(Config):
     spectral_start: float  # share of the run after which the spectral loss begins to fade in ...
     spectral_full: float  # ... and has its full weight
     softnorm_weight: float
+    shares: SharesConfig
+
+    def __post_init__(self) -> None:
+        check(self, 1, math.inf, "crop_samples")
+        check(self, -60, 0, "quietest_db")
+        check(self, 0, math.inf, "waveform_weight", "waveform_final", "softnorm_weight")
+        check(self, 0, 1, "spectral_start", "spectral_full")
+        if max(self.spectral.sizes) > self.crop_samples:
+            raise ConfigError(
+                f"crop_samples is {self.crop_samples}: less than the window of {max(self.spectral.sizes)}"
+            )
 
 
 class AutoencoderStage(Stage):
     name = "autoencoder"
 
     def __init__(self, model: ModelConfig, config: AutoencoderConfig, clips: ClipSet) -> None:
-        train = config.train
+        train, ratio = config.train, model.same.samples_per_latent * model.same.frame_multiple
+        if config.crop_samples % ratio:
+            raise ConfigError(f"crop_samples is {config.crop_samples}: {model.name} needs a multiple of {ratio}")
         self.model_config, self.config, self.clips = model, config, clips
         self.model: SAME = SAME(model.same, model.audio_channels)
         self.crops = AudioCrops(
             clips, split="train", samples=config.crop_samples, batch=train.batch, seed=train.seed,
-            quietest_db=config.quietest_db, shares=DEMO_SHARES,
+            quietest_db=config.quietest_db, shares=config.shares.to_dict(),
         )  # fmt: skip
         loud = torch.cat([self.crops.batch(10**9 + i) for i in range(-(-256 // train.batch))])
         init_autoencoder(self.model, loud, train.seed)
@@ -106,22 +120,26 @@ class AutoencoderStage(Stage):
         return min(1.0, max(0.0, (step - start) / max(1.0, full - start)))
 
     def validate(self) -> dict[str, float]:
-        """Medians over held-out tonal clips of at most 2 s, the log-mel distance over all kinds, rank of latents."""
-        tonal = [clip for clip in self.clips.select("validation") if clip.kind in ("note", "chord")][:VALIDATION_CLIPS]
-        other = [clip for clip in self.clips.select("validation") if clip.kind in ("drum", "noise")][:VALIDATION_CLIPS]
-        pairs = [self._reconstruct(clip) for clip in tonal + other]
-        tonal_pairs = pairs[: len(tonal)]
+        """Held-out clips of at most 2 s: medians over tonal ones (or the user's recordings), log-mel over all kinds."""
+        held_out = self.clips.select("validation")
+        waveform = [clip for clip in held_out if clip.kind in ("note", "chord", "user")][:VALIDATION_CLIPS]
+        texture = [clip for clip in held_out if clip.kind in ("drum", "noise")][:VALIDATION_CLIPS]
+        if not waveform:
+            raise ValueError("no held-out notes, chords or recordings to validate on; add more clips")
+        pairs = [self._reconstruct(clip) for clip in waveform + texture]
         latents = torch.cat([self.model.encode(torch.from_numpy(audio)[None])[0] for audio, _ in pairs])
         return {
-            "si_sdr_tonal": float(np.median([si_sdr(a, b) for a, b in tonal_pairs])),
-            "spectral_convergence": float(np.median([spectral_convergence(a, b) for a, b in tonal_pairs])),
+            "si_sdr": float(np.median([si_sdr(a, b) for a, b in pairs[: len(waveform)]])),
+            "spectral_convergence": float(np.median([spectral_convergence(a, b) for a, b in pairs[: len(waveform)]])),
             "log_mel": float(np.mean([log_mel_l1(a, b) for a, b in pairs])),
             "effective_rank": effective_rank(latents.numpy()),
             "latent_std": float(latents.std()),
         }
 
     def _reconstruct(self, clip: Clip) -> tuple[np.ndarray, np.ndarray]:
-        audio = np.repeat(self.clips.read(clip, 0, 2 * self.model_config.sample_rate)[:, :1], 2, axis=1)
+        audio = self.clips.read(clip, 0, 2 * self.model_config.sample_rate)
+        if audio.shape[1] == 1:
+            audio = np.repeat(audio, self.model.audio_channels, axis=1)
         output = self.model.decode(self.model.encode(torch.from_numpy(audio)[None]))[0, : len(audio)]
         return audio, output.numpy()
 

@@ -21,13 +21,14 @@ from .pretrain import PretrainConfig, PretrainStage
 from .quantize import QuantizeConfig, QuantizeStage
 from .settings import load_settings, to_json
 from .sounds import DEFAULT_FONT, render_demo_set
+from .user_folder import import_folder
 from .vocabulary import save_tokenizer
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
 @click.command("autoencoder")
-@click.option("--data", type=FOLDER, required=True, help="Clip cache made by `sa3 data render` or `sa3 data import`.")
+@click.option("--data", type=FOLDER, required=True, help="Clip cache made by `sa3 train render`.")
 @click.option("--out", type=FOLDER, required=True, help="Run folder; an unfinished run in it goes on.")
 @click.option("--model", default="demo", show_default=True, type=click.Choice(sorted(PRESETS)))
 @click.option("--settings", default="demo", show_default=True, help="Preset name or .toml file.")
@@ -60,6 +61,17 @@ def render(out: Path, seed: int, samples: Path | None) -> None:
     )
 
 
+@click.command("import")
+@click.argument("folder", type=FOLDER)
+@click.argument("out", type=FOLDER)
+@click.option("--captions-required/--captions-optional", default=True, show_default=True,
+              help="Skip recordings without a .txt caption, or import them for the autoencoder alone.")  # fmt: skip
+def import_recordings(folder: Path, out: Path, captions_required: bool) -> None:
+    """Import a folder of your own recordings with captions (clip.wav and clip.txt)."""
+    _, report = import_folder(folder, out, captions_required=captions_required)
+    click.echo(f"{report}\nnext: sa3 train autoencoder --data {out} --out RUN")
+
+
 @click.command("pre-encode")
 @click.option("--data", type=FOLDER, required=True, help="Clip cache.")
 @click.option("--autoencoder", "folder", type=FOLDER, required=True, help="Checkpoint folder with the autoencoder.")
@@ -70,7 +82,10 @@ def render(out: Path, seed: int, samples: Path | None) -> None:
 def pre_encode(data: Path, folder: Path, out: Path, copies: int, seed: int) -> None:
     """Encode all captioned clips to latents."""
     latents = encode_clips(ClipSet(data), folder, out, copies=copies, seed=seed)
-    click.echo(f"{out}: {len(latents.items)} clips of latents; next: sa3 train pretrain --latents {out} --out RUN")
+    click.echo(
+        f"{out}: {len(latents.items)} clips of latents; "
+        f"next: sa3 train pretrain --latents {out} --autoencoder {folder} --out RUN"
+    )
 
 
 @click.command("pretrain")
@@ -130,4 +145,5 @@ def quantize(
 
 def commands() -> dict[str, click.Command]:
     """Name -> command, for the ``sa3 train`` group."""
-    return {command.name or "": command for command in (render, autoencoder, pre_encode, pretrain, quantize)}
+    listed = (render, import_recordings, autoencoder, pre_encode, pretrain, quantize)
+    return {command.name or "": command for command in listed}

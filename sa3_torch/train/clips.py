@@ -99,16 +99,29 @@ def _write_header(file: BinaryIO, rows: int, channels: int) -> None:
     np.lib.format.write_array_header_1_0(file, header)
 
 
+def read_index(folder: Path, expected: str) -> dict[str, Any]:
+    """``index.json`` of a cache of format ``expected``. Raises FileNotFoundError, or ValueError for another or none."""
+    path = folder / "index.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder}: no index.json, so it is not a complete {expected} cache; make it again")
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from error
+    found = index.get("format") if isinstance(index, dict) else None
+    if found != expected:
+        raise ValueError(f"{path}: expected format {expected}, got {found}")
+    return dict(index)
+
+
 class ClipSet:
     """An opened cache: ``clips`` (list of Clip), ``audio`` (total, channels) float16 memory map, ``about``."""
 
     def __init__(self, folder: Path) -> None:
-        path = folder / "index.json"
-        if not path.is_file():
-            raise FileNotFoundError(f"{folder}: no index.json; it is not a complete clip cache, render it again")
-        index = json.loads(path.read_text())
-        if index["format"] != FORMAT or index["sample_rate"] != SAMPLE_RATE:
-            raise ValueError(f"{path}: expected {FORMAT} at {SAMPLE_RATE} Hz, got {index['format']}")
+        index = read_index(folder, FORMAT)
+        if index["sample_rate"] != SAMPLE_RATE or not index["clips"]:
+            raise ValueError(f"{folder}: expected clips at {SAMPLE_RATE} Hz, got {len(index['clips'])} at "
+                             f"{index['sample_rate']} Hz")  # fmt: skip
         self.about: dict[str, Any] = index["about"]
         self.clips = [Clip(**{**entry, "captions": tuple(entry["captions"])}) for entry in index["clips"]]
         self.audio = np.load(folder / "audio.npy", mmap_mode="r")

@@ -20,15 +20,25 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sa3_torch.train.clips import Clip, ClipSet, generator
+from sa3_mlx.spec.config import Config
+from sa3_torch.train.clips import Clip, ClipSet, generator, read_index
 
 LATENT_FORMAT = "sa3-latents/1"
-# How often each kind is drawn from the demo set, whatever its number of clips.
-DEMO_SHARES = {"note": 0.56, "chord": 0.10, "drum": 0.20, "noise": 0.08, "sample": 0.06}
-DEMO_LATENT_SHARES = {"note": 0.60, "chord": 0.10, "drum": 0.22, "noise": 0.08}
 _SILENCE = 1e-3  # a crop whose peak is below -60 dBFS is drawn again
 _TRIES = 8
 _CROPS, _BATCH = 101, 102  # purposes of the random generators
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharesConfig(Config):
+    """How often each kind of clip is drawn, whatever its number of clips; kinds without clips do not count."""
+
+    note: float
+    chord: float
+    drum: float
+    noise: float
+    sample: float  # one-shots without captions
+    user: float  # imported recordings
 
 
 def draw_weights(kinds: Sequence[str], shares: Mapping[str, float] | None) -> NDArray[np.float64]:
@@ -163,12 +173,7 @@ class LatentSet:
     """An opened shard; refuses to open when it was encoded by another autoencoder than ``autoencoder`` (a hash)."""
 
     def __init__(self, folder: Path, *, autoencoder: str) -> None:
-        path = folder / "index.json"
-        if not path.is_file():
-            raise FileNotFoundError(f"{folder}: no index.json; it is not a complete latent shard, encode it again")
-        index: dict[str, Any] = json.loads(path.read_text())
-        if index["format"] != LATENT_FORMAT:
-            raise ValueError(f"{path}: expected {LATENT_FORMAT}, got {index['format']}")
+        index = read_index(folder, LATENT_FORMAT)
         if index["autoencoder"] != autoencoder:
             raise ValueError(
                 f"{folder} was encoded by autoencoder {index['autoencoder']}, not by {autoencoder}; encode it again"

@@ -36,6 +36,8 @@ def shift_times(t: Tensor, lengths: Tensor, min_length: int, max_length: int) ->
 
 def extend_valid(valid: Tensor, mean_frames: float, generator: torch.Generator) -> Tensor:
     """Count up to Exp(mean) frames of silence behind every clip as valid: (B, T) bool -> (B, T) bool (4.2, step 3)."""
+    if mean_frames == 0:
+        return valid
     extra = torch.empty(len(valid)).exponential_(1 / mean_frames, generator=generator).floor()
     return torch.arange(valid.shape[1])[None] < (valid.sum(1) + extra)[:, None]
 

@@ -23,8 +23,19 @@ from tqdm import tqdm
 
 from sa3_mlx.spec.config import Config, ConfigError
 
+from .plot import plot_run
+
 MAX_BAD_STEPS = 10  # non-finite losses or gradients in a row before the run gives up
 LOG_EVERY = 10
+
+
+def check(config: Config, low: float, high: float, *names: str) -> None:
+    """Raises ConfigError for a field of a settings table outside low..high."""
+    for name in names:
+        value = getattr(config, name)
+        if not low <= value <= high:
+            allowed = f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
+            raise ConfigError(f"{name} is {value!r}: allowed is {allowed}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +57,12 @@ class TrainConfig(Config):
     compile: bool  # torch.compile of network and loss; needs a C++ compiler on a CPU
     save_every: int  # steps
     validate_every: int  # steps
+
+    def __post_init__(self) -> None:
+        check(self, 0, math.inf, "seed", "warmup_steps", "weight_decay")
+        check(self, 1, math.inf, "steps", "batch", "save_every", "validate_every")
+        check(self, 1e-12, math.inf, "learning_rate", "final_learning_rate", "clip_norm")
+        check(self, 0, 1 - 1e-12, "beta1", "beta2", "ema_decay")
 
 
 class Stage(ABC):
@@ -108,7 +125,7 @@ class Ema:
 
 
 class Trainer:
-    """Runs a stage in ``folder``: ``checkpoint.pt``, ``log.jsonl``, ``demo/`` and, at the end, ``model/`` (the EMA)."""
+    """Runs a stage in ``folder``: checkpoint.pt, log.jsonl, loss.png, demo/ and, at the end, model/ (the EMA)."""
 
     def __init__(self, stage: Stage, config: TrainConfig, folder: Path, settings_json: str) -> None:
         self.stage, self.config, self.folder, self.settings_json = stage, config, folder, settings_json
@@ -190,6 +207,7 @@ class Trainer:
             self.stage.demo(self.folder / "demo", self.step)
         self.ema.swap(self.stage.model)
         self._log({"step": self.step, **{f"validation/{name}": value for name, value in measures.items()}})
+        plot_run(self.folder, self.stage.name)
         tqdm.write(f"step {self.step}: " + ", ".join(f"{name} {value:.3f}" for name, value in measures.items()))
 
     def _log(self, row: dict[str, object]) -> None:
@@ -210,8 +228,13 @@ class Trainer:
         part.replace(self.folder / "checkpoint.pt")
 
     def _resume(self) -> None:
-        state = torch.load(self.folder / "checkpoint.pt", map_location="cpu", weights_only=True)
-        if state["settings"] != self.settings_json:
+        path = self.folder / "checkpoint.pt"
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            settings = state["settings"]
+        except Exception as error:  # what torch raises depends on where the damage is
+            raise ValueError(f"{path}: damaged, it cannot be resumed from; remove it to begin anew") from error
+        if settings != self.settings_json:
             raise ConfigError(
                 f"{self.folder} holds a run with other settings; choose another folder or give the same settings"
             )

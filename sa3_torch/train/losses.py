@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sa3_mlx.spec.config import Config
+from sa3_mlx.spec.config import Config, ConfigError
 
 MIN_SCALE = 1e-3
+SILENCE = 1e-6  # mean energy of a spectrum bin below which an item counts as silent, about -60 dBFS
 Distance = Callable[[Tensor, Tensor, "SpectralConfig"], Tensor]
 
 
@@ -52,25 +53,33 @@ class SpectralConfig(Config):
     complex: float
     log_scale: float  # of the spread of an item's magnitudes: where the logarithm bends
 
+    def __post_init__(self) -> None:
+        if self.overlap < 2 or not self.sizes or any(size < 1 or size % self.overlap for size in self.sizes):
+            raise ConfigError(f"spectral.sizes {self.sizes}: expected multiples of overlap ({self.overlap}), 2 or more")
+
 
 def spectral_distance(prediction: Tensor, reference: Tensor, config: SpectralConfig) -> Tensor:
     """Weighted contrast, log-magnitude and complex distance of two spectra (B, K, F, 2) -> scalar (terms 1 to 3).
 
-    Scales are those of each item, not of the batch: else the tonal peaks of one clip hide the noise of another.
+    Scales are those of each item, not of the batch: else the tonal peaks of one clip hide the noise of another. Silent
+    items (such as the side channel of mono clips) do not count: on them logarithms only amplify rounding, and the
+    waveform loss holds them at zero.
     """
     axes = (1, 2)
     a, b = magnitude(prediction), magnitude(reference)
+    heard = (reference.square().sum(-1).mean(axes) > SILENCE).float()
     contrast = ((a - b).square().sum(axes) + 1e-8).sqrt() / ((a + b).square().sum(axes).sqrt() + 1e-2)
     spread = (a.var(axes, keepdim=True) + b.var(axes, keepdim=True)).sqrt().clamp_min(MIN_SCALE)
     scale = config.log_scale * spread.detach()
-    log_magnitude = (torch.log1p(a / scale) - torch.log1p(b / scale)).abs().mean()
+    log_magnitude = (torch.log1p(a / scale) - torch.log1p(b / scale)).abs().mean(axes)
     energy = reference.square().sum(-1).mean(axes, keepdim=True).clamp_min(1e-5)
     square = (prediction - reference).square().sum(-1)
-    return (
-        config.contrast * contrast.mean()
+    terms = (
+        config.contrast * contrast
         + config.log_magnitude * log_magnitude
-        + config.complex * torch.log1p(square / energy).mean()
-    )
+        + config.complex * torch.log1p(square / energy).mean(axes)
+    )  # (B,)
+    return (terms * heard).sum() / heard.sum().clamp_min(1)
 
 
 def spectral_loss(prediction: Tensor, reference: Tensor, config: SpectralConfig, distance: Distance) -> Tensor:

@@ -7,6 +7,7 @@ The demo model has no pretrained text encoder: its own small one is trained here
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import soundfile as sf
 import torch
 from torch import Tensor, nn
 
-from sa3_mlx.spec.config import Config, ModelConfig
+from sa3_mlx.spec.config import Config, ConfigError, ModelConfig
 from sa3_mlx.spec.noise import INITIAL, batch_noise
 from sa3_mlx.spec.request import Guidance
 from sa3_mlx.spec.schedule import sigmas
@@ -28,10 +29,10 @@ from sa3_torch.samplers import euler
 from sa3_torch.t5gemma import T5GemmaEncoder
 from sa3_torch.weights import StableAudio, save_checkpoint
 
-from .data import DEMO_LATENT_SHARES, LatentBatch, LatentBatches, LatentSet
-from .flow import extend_valid, inpaint_masks, shift_times, truncated_logit_normal
+from .data import LatentBatch, LatentBatches, LatentSet, SharesConfig
+from .flow import MASK_KINDS, extend_valid, inpaint_masks, shift_times, truncated_logit_normal
 from .init import init_conditioner, init_dit, init_text_encoder
-from .loop import Stage, TrainConfig, step_generator
+from .loop import Stage, TrainConfig, check, step_generator
 from .losses import flow_loss
 
 VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -52,6 +53,15 @@ class PretrainConfig(Config):
     context_weight: float  # of the error on kept frames
     prompt_dropout: float
     buckets: int  # of similar lengths
+    shares: SharesConfig
+
+    def __post_init__(self) -> None:
+        check(self, 1, math.inf, "shift_min_frames", "buckets")
+        check(self, self.shift_min_frames + 1, math.inf, "shift_max_frames")
+        check(self, 0, math.inf, "silence_seconds", "context_weight")
+        check(self, 0, 1, "prompt_dropout")
+        if len(self.mask_shares) != len(MASK_KINDS) or min(self.mask_shares) < 0 or not sum(self.mask_shares):
+            raise ConfigError(f"mask_shares is {self.mask_shares}: expected shares of {', '.join(MASK_KINDS)}")
 
 
 class PretrainStage(Stage):
@@ -62,9 +72,16 @@ class PretrainStage(Stage):
     ) -> None:
         if model.diffusion is None:
             raise ValueError(f"{model.name} has no diffusion model to train")
+        if same.config != model.same:
+            raise ValueError(f"the autoencoder is not that of {model.name}: train or choose one of its size")
         self.model_config, self.config, self.diffusion = model, config, model.diffusion
         self.tokenizer_file, self.same = tokenizer_file, same
         self.tokenizer = Tokenizer(tokenizer_file, self.diffusion.text_encoder.max_length)
+        if self.tokenizer.vocab_size > self.diffusion.text_encoder.vocab_size:
+            raise ValueError(
+                f"{tokenizer_file}: has {self.tokenizer.vocab_size} ids, the text encoder of {model.name} "
+                f"{self.diffusion.text_encoder.vocab_size}"
+            )
         self.model: nn.Module = StableAudio(model)
         del self.model.same  # frozen, not trained and not averaged
         init_dit(self.dit, config.train.seed)
@@ -90,7 +107,7 @@ class PretrainStage(Stage):
         return LatentBatches(
             latents, self.tokenizer, split=split, batch=self.config.train.batch, seed=seed,
             max_frames=self.diffusion.max_frames, head_room_frames=head_room, buckets=self.config.buckets,
-            multiple=8, shares=DEMO_LATENT_SHARES,
+            multiple=8, shares=self.config.shares.to_dict(),
         )  # fmt: skip
 
     def losses(self, step: int) -> dict[str, Tensor]:

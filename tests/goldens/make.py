@@ -1,7 +1,7 @@
 """Makes the files beside this one: ``python tests/goldens/make.py ../shared/golden`` in the repository root.
 
 ``tiny-*``: a few official cases, for tests that need no weights. ``small-*``: outputs of the torch twin with weights
-from ``recipe.py``; run this only when both twins pass on the whole golden folder.
+from ``tiny_checkpoint.py``; run this only when both twins pass on the whole golden folder.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ KEPT = {  # area -> beginnings of tensor names
 
 def main() -> None:
     sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
-    from recipe import write_checkpoint
     from test_small_models import run_small_model
     from tiny import TINY
+    from tiny_checkpoint import write_checkpoint
     from twins import Twin
 
     golden = Path(sys.argv[1])

@@ -1,0 +1,72 @@
+"""``sa3 verify``: it passes on what is right and notices what is not."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from command import SMALL, Result, make_home, sa3
+from tiny_checkpoint import write_checkpoint
+
+from sa3_mlx.cli import backend
+from sa3_mlx.spec.tensorfile import TensorFile, array_entry, write_tensors
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_home(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture
+def run(shared_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """The command, in a folder of its own, with "little" as the default model."""
+    monkeypatch.setenv("SA3_HOME", str(shared_home))
+    monkeypatch.chdir(tmp_path)
+    return lambda *args: sa3(capfd, *args)
+
+
+def _ok(result: Result) -> Result:
+    assert result.code == 0, result
+    return result
+
+
+def test_twins_agree(run: Run):
+    if not (backend.available("mlx") and backend.available("torch")):
+        pytest.skip("needs both backends")
+    result = _ok(run("verify", "little", "--seconds", "0.5"))
+    assert "audio" in result.out and "11 passed, 0 failed" in result.out
+    assert "8 steps of pingpong, guidance 1, fp32" in result.out
+    assert SMALL.diffusion is not None
+    base = replace(SMALL, name="base", diffusion=replace(SMALL.diffusion, objective="rectified_flow"))
+    result = _ok(run("verify", write_checkpoint(Path("base"), base), "--seconds", "0.5"))
+    assert "8 steps of euler, guidance 7, fp32" in result.out and "11 passed, 0 failed" in result.out
+
+
+@pytest.mark.parametrize("model", ["tiny-s", "tiny-l"])
+def test_verify_passes_on_the_reference_and_notices_another_output(
+    run: Run, checkpoints: dict[str, Path], golden: Path, model: str
+):
+    areas = [word for area in ("schedule", "text", "cond", "dit", "guidance") for word in ("--area", area)]
+    result = _ok(run("verify", checkpoints[model], golden / model, *areas))
+    assert " 0 failed" in result.out
+    copy = Path("golden")
+    copy.mkdir()
+    for name in ("manifest.json", "weights.safetensors", "dit.safetensors"):
+        shutil.copy(golden / model / name, copy / name)
+    with TensorFile.open(copy / "dit.safetensors") as file:
+        arrays = {name: file.raw(name) for name in file.names()}
+    arrays["plain.out"][0, 3, 4] += 1
+    write_tensors(copy / "dit.safetensors", [array_entry(name, array) for name, array in arrays.items()], {})
+    result = run("verify", checkpoints[model], copy, "--failures")
+    assert result.code == 1 and "FAILED" in result.out and "1 failed" in result.out
+    result = run("verify", "little", copy)
+    assert result.code == 2 and "was not converted from the weights" in result.err
+    del arrays["plain.out"]
+    write_tensors(copy / "dit.safetensors", [array_entry(name, array) for name, array in arrays.items()], {})
+    result = run("verify", checkpoints[model], copy)
+    assert result.code == 2 and "has no tensor 'plain.out', which case 'dit:plain'" in result.err
