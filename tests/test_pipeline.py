@@ -364,4 +364,4 @@ def test_half_precision_stays_near(twin: Twin, random_models: dict[str, Path], d
     half = twin.module("pipeline").Pipeline.load(random_models["tiny-s"], dtype=dtype, text_dtype=text_dtype)
     full = twin.pipeline(random_models["tiny-s"])
     error = relative(half.generate(BASE).latents[0], full.generate(BASE).latents[0])
-    assert 0 < error < {"float16": 5e-3, "bfloat16": 5e-2}[dtype]  # measured 1.1e-3 and 9.3e-3
+    assert 0 < error < {"float16": 5e-3, "bfloat16": 5e-2}[dtype]  # measured 1.2e-3 and 9.3e-3

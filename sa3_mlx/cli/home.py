@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 
+from sa3_mlx.assets import DEMO as DEMO_FOLDER
 from sa3_mlx.spec.checkpoint import CONFIG_FILE
 from sa3_mlx.spec.config import ModelConfig
 from sa3_mlx.spec.presets import PRESETS, REPOSITORIES
 from sa3_mlx.spec.quantization import check_folder
 
 DEMO = "demo"
-DEMO_FOLDER = Path(__file__).resolve().parents[1] / "assets" / DEMO
 DAMAGE = (ValueError, OSError, RecursionError)  # what ``open_model`` raises
 PREFERENCE = ("small-music", "medium", "small-sfx", "small-music-base", "medium-base", "small-sfx-base")
 
