@@ -127,19 +127,21 @@ def config_of(model: str, depth: int | None) -> ModelConfig:
 
 
 def measure(pair: Pair, rounds: int) -> tuple[list[float], list[float], float]:
-    """One warm-up, then both sides in turn, the first one of a round changing -> CPU seconds and the difference."""
+    """Compare once, which warms up, then time both sides in turn, the first one of a round changing.
+
+    -> CPU seconds of ours and of the port, and the difference.
+    """
     wanted, found = pair.check()
     difference = float(mx.linalg.norm((found - wanted).reshape(-1)) / mx.linalg.norm(wanted.reshape(-1)))
     del wanted, found
     times: dict[str, list[float]] = {"ours": [], "peer": []}
-    for number in range(rounds + 1):
+    for number in range(1, rounds + 1):
         for side in ("ours", "peer") if number % 2 else ("peer", "ours"):
             run = pair.ours if side == "ours" else pair.peer
             mx.clear_cache()
             start = time.process_time()
             mx.eval(run(number))
-            if number:
-                times[side].append(time.process_time() - start)
+            times[side].append(time.process_time() - start)
     return times["ours"], times["peer"], difference
 
 
