@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.machine import Machine
+from benchmarks.machine import Machine, busy_cores
 from benchmarks.worker import Work
 
 FORMAT = "sa3-latency/1"
@@ -39,10 +39,10 @@ class Counts:
 
 def measure(model: Model, work: Work, counts: Counts, machine: Machine) -> dict[str, Any]:
     """One entry of a results file. All seconds; ``values`` are those of single runs, in the order they were made."""
-    entry: dict[str, Any] = {
+    entry: dict[str, Any] = {  # busy: other programs are running
         "model": model.name, "weights": model.weights, "backend": work.backend, "dtype": work.dtype,
         "text_dtype": work.text_dtype, "seconds": work.seconds, "date": datetime.now(UTC).date().isoformat(),
-        "machine": machine.slug(),
+        "machine": machine.slug(), "busy": busy_cores() > 0.5,
     }  # fmt: skip
     if counts.cold:
         runs = [start(replace(work, warmups=0, repeats=1, minutes=0, write=True)) for _ in range(counts.cold)]

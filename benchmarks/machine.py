@@ -8,11 +8,13 @@ import platform
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+_WATCH_SECONDS = 0.5
 _PACKAGES = ("sa3", "mlx", "torch", "numpy")
 
 
@@ -90,6 +92,27 @@ def parse_memory(text: str) -> int:
     """Bytes from /proc/meminfo, 0 if it does not say."""
     found = re.search(r"^MemTotal:\s+(\d+) kB", text, re.MULTILINE)
     return int(found[1]) * 1024 if found else 0
+
+
+def busy_cores() -> float:
+    """How many cores other programs keep busy just now; takes half a second on Linux."""
+    if sys.platform == "darwin":
+        return parse_shares(run(["ps", "-A", "-o", "%cpu="]))
+    first = parse_cpu_seconds(_read("/proc/stat"))
+    time.sleep(_WATCH_SECONDS)
+    return (parse_cpu_seconds(_read("/proc/stat")) - first) / _WATCH_SECONDS
+
+
+def parse_cpu_seconds(text: str) -> float:
+    """Seconds that all cores together have worked, from /proc/stat."""
+    fields = [int(word) for word in text.splitlines()[0].split()[1:]]
+    idle = fields[3] + fields[4]
+    return (sum(fields[:8]) - idle) / os.sysconf("SC_CLK_TCK")
+
+
+def parse_shares(text: str) -> float:
+    """Sum of the per cent of a core that ``ps`` gives for every process, in cores."""
+    return sum(float(word.replace(",", ".")) for word in text.split()) / 100
 
 
 def run(command: Sequence[str]) -> str:

@@ -64,6 +64,8 @@ class Row:
     frames: int
     ours: list[float]
     peer: list[float]
+    ours_peak_bytes: int  # MLX's peak counter, what both sides hold in memory before included
+    peer_peak_bytes: int
     difference: float  # relative L2 of the outputs
     note: str
 
@@ -126,21 +128,32 @@ def config_of(model: str, depth: int | None) -> ModelConfig:
     return replace(config, diffusion=replace(config.diffusion, dit=replace(config.diffusion.dit, depth=depth)))
 
 
-def measure(pair: Pair, rounds: int) -> tuple[list[float], list[float], float]:
-    """One warm-up, then both sides in turn, the first one of a round changing -> CPU seconds and the difference."""
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """CPU seconds by round and peak bytes, by side."""
+
+    seconds: dict[str, list[float]]
+    peaks: dict[str, int]
+    difference: float
+
+
+def measure(pair: Pair, rounds: int) -> Measured:
+    """Compare once, which warms up, then time both sides in turn, the first one of a round changing."""
     wanted, found = pair.check()
     difference = float(mx.linalg.norm((found - wanted).reshape(-1)) / mx.linalg.norm(wanted.reshape(-1)))
     del wanted, found
     times: dict[str, list[float]] = {"ours": [], "peer": []}
-    for number in range(rounds + 1):
+    peaks: dict[str, int] = {}
+    for number in range(1, rounds + 1):
         for side in ("ours", "peer") if number % 2 else ("peer", "ours"):
             run = pair.ours if side == "ours" else pair.peer
             mx.clear_cache()
+            mx.reset_peak_memory()
             start = time.process_time()
             mx.eval(run(number))
-            if number:
-                times[side].append(time.process_time() - start)
-    return times["ours"], times["peer"], difference
+            times[side].append(time.process_time() - start)
+            peaks[side] = mx.get_peak_memory()
+    return Measured(seconds=times, peaks=peaks, difference=difference)
 
 
 def ours_of(config: ModelConfig, part: str, weights: Weights) -> Any:
@@ -182,7 +195,8 @@ class _HostFeatures:
 
 
 def sampling(checkout: Checkout, model: str, frames: int, depth: int | None, *, guided: bool) -> Pair:
-    """Eight steps with all that is prepared once per prompt, or one guided step without a negative prompt."""
+    """Eight steps with all that is prepared once per prompt, or one guided step, not the first, without a negative
+    prompt."""
     config = config_of(model, depth)
     diffusion = config.diffusion
     assert diffusion is not None
@@ -199,14 +213,20 @@ def sampling(checkout: Checkout, model: str, frames: int, depth: int | None, *, 
     def start(number: int) -> mx.array:
         return mx.random.normal((1, channels, frames), key=mx.random.key(100 + number))
 
-    def ours(number: int) -> mx.array:
-        cond = dit.prepare(prompt.collapsed)
+    times = np.ascontiguousarray(sigmas[:, :-1].T)
+
+    def prepare() -> GuidedVelocity:
         null = dit.prepare(unconditional(replace(prompt.collapsed, local=None))) if guided else None
-        times = np.ascontiguousarray(sigmas[:, :-1].T)
-        velocity = GuidedVelocity(dit=dit, cond=cond, null=null, guidance=GUIDED if guided else Guidance(), times=times)
+        settings = GUIDED if guided else Guidance()
+        return GuidedVelocity(dit=dit, cond=dit.prepare(prompt.collapsed), null=null, guidance=settings, times=times)
+
+    once = prepare()
+
+    def ours(number: int) -> mx.array:
         x = start(number).transpose(0, 2, 1)
-        if guided:
-            return velocity(x, times[3]).transpose(0, 2, 1)
+        if guided:  # the same arrays in every round: a later step of a prompt
+            return once(x, times[3]).transpose(0, 2, 1)
+        velocity = prepare()
         key = [mx.random.key(number)]
 
         def noise(_step: int) -> mx.array:  # the port's own draws

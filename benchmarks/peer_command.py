@@ -12,12 +12,32 @@ import click
 
 from benchmarks.latency import RESULTS
 from benchmarks.machine import describe
-from benchmarks.peer import MODELS, Checkout, Pair, Row, decoding, encoding, frames_of, measure, sampling
+from benchmarks.peer import (
+    MODELS,
+    STEPS,
+    Checkout,
+    Pair,
+    Row,
+    config_of,
+    decoding,
+    encoding,
+    frames_of,
+    measure,
+    sampling,
+)
+from benchmarks.peer_files import generating, loading, write_files
 
-CASES = ("sample", "guided", "decode", "encode")
+CASES = ("sample", "guided", "decode", "encode", "load", "generate", "memory")
 
 
-def make(case: str, checkout: Checkout, model: str, frames: int, depth: int | None) -> Pair:
+def make(case: str, checkout: Checkout, model: str, seconds: float, depth: int | None, work: Path) -> Pair:
+    """``memory`` is one step of a whole run in the precisions that are shipped, ``generate`` eight in fp32."""
+    frames, config = frames_of(model, seconds), config_of(model, None)
+    if case in ("load", "generate", "memory"):
+        files = write_files(work, config, "float32" if case == "generate" else "float16")
+        if case == "load":
+            return loading(checkout, config, files)
+        return generating(checkout, config, files, frames, seconds, STEPS if case == "generate" else 1)
     if case in ("sample", "guided"):
         return sampling(checkout, model, frames, depth, guided=case == "guided")
     return (decoding if case == "decode" else encoding)(checkout, model, frames)
@@ -27,6 +47,7 @@ def line(row: Row) -> str:
     times = "  ".join(f"{ours:.2f}/{peer:.2f}" for ours, peer in zip(row.ours, row.peer, strict=True))
     return (
         f"{row.case:8} {row.model:7} {row.seconds:4.0f} s  {row.ratio:5.3f}x  difference {row.difference:.1e}  "
+        f"peak {row.ours_peak_bytes / 1e9:.2f}/{row.peer_peak_bytes / 1e9:.2f} GB  "
         f"n = {len(row.ours)}  CPU-s ours/peer {times}  {row.note}"
     )
 
@@ -39,10 +60,13 @@ def line(row: Row) -> str:
 @click.option("--case", "cases", type=click.Choice(CASES), multiple=True, help="Default: all.")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--depth", type=click.IntRange(1), help="Fewer blocks of the DiT, on both sides; marked in the result.")
+@click.option("--work", type=click.Path(path_type=Path, file_okay=False), default=Path("peer-files"), show_default=True,
+              help="Folder for the files of load, generate and memory: some 9 GB for small.")  # fmt: skip
 @click.option("--results", type=click.Path(path_type=Path, file_okay=False), default=RESULTS, show_default=True)
 def peer(
-    path: Path, model: str, seconds: float, cases: tuple[str, ...], rounds: int, depth: int | None, results: Path
-) -> None:
+    path: Path, model: str, seconds: float, cases: tuple[str, ...], rounds: int, depth: int | None, work: Path,
+    results: Path,
+) -> None:  # fmt: skip
     """Our speed beside that of the official MLX port, with random weights, in ratios of CPU seconds.
 
     Rows are added to one file per machine and day; a row of the same kind replaces the older one.
@@ -52,11 +76,12 @@ def peer(
     machine, checkout = describe("mlx"), Checkout(path)
     target = results / f"peer-{machine.slug()}-{date.today().isoformat()}.json"
     for case in cases or CASES:
-        frames = frames_of(model, seconds)
-        ours, other, difference = measure(pair := make(case, checkout, model, frames, depth), rounds)
+        pair = make(case, checkout, model, seconds, depth, work)
+        found = measure(pair, rounds)
         row = Row(
-            case=case, model=model, seconds=seconds, frames=frames, ours=ours, peer=other, difference=difference,
-            note=pair.note,
+            case=case, model=model, seconds=seconds, frames=frames_of(model, seconds),
+            ours=found.seconds["ours"], peer=found.seconds["peer"], ours_peak_bytes=found.peaks["ours"],
+            peer_peak_bytes=found.peaks["peer"], difference=found.difference, note=pair.note,
         )  # fmt: skip
         click.echo(line(row))
         add(target, row, machine.to_dict())

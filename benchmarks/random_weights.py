@@ -35,12 +35,17 @@ def make_random_model(folder: Path, config: ModelConfig) -> Path:
     entries = [_entry(name, shape) for name, shape in expected_tensors(config).items()]
     write_tensors(folder / WEIGHTS_FILE, entries, {"format": FORMAT})
     if config.diffusion is not None:
-        words = {"<pad>": 0, "<unk>": 1, **{word: 2 + i for i, word in enumerate(dict.fromkeys(PROMPT.split()))}}
-        tokenizer = tokenizers.Tokenizer(WordLevel(words, "<unk>"))
-        tokenizer.pre_tokenizer = Whitespace()
-        tokenizer.save(str(folder / TOKENIZER_FILE))
+        write_tokenizer(folder / TOKENIZER_FILE)
     (folder / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
     return folder
+
+
+def write_tokenizer(path: Path) -> None:
+    """One that knows the words of ``PROMPT``: ids 2, 3, 4 and so on."""
+    words = {"<pad>": 0, "<unk>": 1, **{word: 2 + i for i, word in enumerate(dict.fromkeys(PROMPT.split()))}}
+    tokenizer = tokenizers.Tokenizer(WordLevel(words, "<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save(str(path))
 
 
 def _entry(name: str, shape: tuple[int, ...]) -> TensorEntry:

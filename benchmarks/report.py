@@ -55,7 +55,8 @@ def measured_rows(entries: Sequence[dict[str, Any]], model: str) -> list[Row]:
         if entry["model"] != model:
             continue
         weights = ", random weights" if entry["weights"] == "random" else ""
-        name = (_machine(entry["description"]), f"sa3, {_backend(entry)}, {entry['dtype']}{weights}")
+        busy = ", beside other programs" if entry["busy"] else ""
+        name = (_machine(entry["description"]), f"sa3, {_backend(entry)}, {entry['dtype']}{weights}{busy}")
         cells = groups.setdefault(name, {"warm": {}, "cold": {}})
         cells["warm"][entry["seconds"]] = entry["warm"]["total"]["p50"]
         if "cold" in entry:

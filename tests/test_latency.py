@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -114,6 +115,14 @@ def test_machines_describe_themselves():
     here = machine.describe("mlx")
     assert here.memory_bytes > 0 and here.chip and here.slug() and "numpy" in here.versions and here.text()
     assert machine.run(["no-such-command-at-all"]) == ""
+
+
+def test_other_programs_are_noticed():
+    before = machine.parse_cpu_seconds("cpu  100 0 50 1000 10 0 0 0 0 0\ncpu0 1 2 3\n")
+    after = machine.parse_cpu_seconds("cpu  180 0 70 1100 20 0 0 0 0 0\n")
+    assert after - before == pytest.approx(100 / os.sysconf("SC_CLK_TCK"))
+    assert machine.parse_shares("  99.8\n 0.2\n50,0\n") == pytest.approx(1.5)
+    assert machine.busy_cores() >= 0
 
 
 def test_a_mac_is_described_by_its_own_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

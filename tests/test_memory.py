@@ -76,7 +76,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("run", RUNS)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_prediction_is_within_ten_percent_of_the_counter(folders: dict[str, Path], name: str, run: str):
-    """Measured: within 5 %, for batches with guidance 7 %. Weights are about half of every peak."""
+    """Of the worst of three runs: when MLX frees an array depends on its threads. Measured: mostly within 5 %."""
     pytest.importorskip("mlx.core")
     from benchmarks.memory import measured, predicted
     from sa3_mlx.pipeline import Pipeline
@@ -84,10 +84,10 @@ def test_prediction_is_within_ten_percent_of_the_counter(folders: dict[str, Path
     request, precision = RUNS[run]
     pipeline = Pipeline.load(folders[name], dtype=precision.dtype, text_dtype="float32")
     for resident in (True, False):
-        found = measured(pipeline, request, keep_resident=resident)
+        found = [measured(pipeline, request, keep_resident=resident) for _ in range(3)]
         wanted = predicted(predict(request, CONFIGS[name], precision, keep_resident=resident, tokens=2))
         for phase in ("before", "sample", "decode"):
-            ratio = getattr(wanted, phase) / getattr(found, phase)
+            ratio = getattr(wanted, phase) / max(getattr(peaks, phase) for peaks in found)
             assert 0.9 < ratio < 1.1, f"{phase}, resident {resident}: predicted {ratio:.3f} of what was measured"
 
 

@@ -32,7 +32,7 @@ def _write(folder: Path, day: str, total: float, **changes: object) -> None:
     entry = {
         "model": "small-music", "weights": "random", "backend": "mlx", "device": "gpu", "dtype": "float16",
         "text_dtype": "auto", "seconds": 30.0, "steps": 8, "sampler": "pingpong", "guidance": 1.0, "date": day,
-        "machine": "apple-m4", "warm": {"total": {"p50": total}}, "cold": {"wall": {"p50": 2 * total}},
+        "machine": "apple-m4", "busy": False, "warm": {"total": {"p50": total}}, "cold": {"wall": {"p50": 2 * total}},
     }  # fmt: skip
     data = {"format": FORMAT, "machine": description, "date": day, "entries": [entry | changes]}
     (folder / f"latency-apple-m4-{day}.json").write_text(json.dumps(data))
@@ -47,6 +47,11 @@ def test_the_newest_measurement_counts(tmp_path: Path):
     assert "float16" in warm.run and warm.run.endswith("warm") and cold.run.endswith("cold")
     text = markdown(tmp_path, LENGTHS)
     assert "| 1.25 |" in text and "| 2.50 |" in text and "9.00" not in text
+
+
+def test_a_busy_machine_is_called_so(tmp_path: Path):
+    _write(tmp_path, "2026-01-01", 1.0, busy=True)
+    assert all("beside other programs" in row.run for row in measured_rows(read_results(tmp_path), "small-music"))
 
 
 def test_every_number_is_measured_published_or_modelled(tmp_path: Path):

@@ -20,7 +20,7 @@ from typing import Literal
 
 from .checkpoint import expected_tensors
 from .chunks import Direction, chunk_plan, default_chunk_frames, halo, pad_frames
-from .config import DiffusionConfig, ModelConfig, SAMEConfig
+from .config import DiffusionConfig, ModelConfig
 from .lengths import clip_lengths, samples_to_frames, seconds_to_samples
 from .request import Request
 from .tensorfile import TensorFile
@@ -29,10 +29,12 @@ PhaseName = Literal["text", "encode", "sample", "decode"]
 MARGIN = 1.1  # of a prediction that has to fit into a limit
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
-# Copies of the hidden states that are in memory at the worst moment.
+# Copies of the hidden states that are in memory at the worst moment; a few more or less from run to run, as MLX frees
+# them while it computes.
 SAME_COPIES = {
-    ("chunked", "decode"): 47.5, ("chunked", "encode"): 46.5, ("sliding", "decode"): 39.5, ("sliding", "encode"): 39.0,
+    ("chunked", "decode"): 42.0, ("chunked", "encode"): 39.0, ("sliding", "decode"): 35.0, ("sliding", "encode"): 35.0,
 }  # fmt: skip
+AUDIO_COPIES = {"chunked": 1.0, "sliding": 1.5}  # of the decoded samples, on top
 DIT_FEED_FORWARD_COPIES = 26.0
 DIT_ATTENTION_COPIES = {False: 22.0, True: 35.5}  # by ``differential``; the scores come on top
 DIT_HALF_FACTOR = 1.42  # 16-bit activations meet fp32 ones in norms and rotations
@@ -171,11 +173,14 @@ def fit(
     raise ValueError(_refusal(plan, smaller, config, precision, limit))
 
 
-def same_activations(frames: int, config: SAMEConfig, direction: Direction) -> int:
-    """Bytes that the transformer of one half needs for a chunk of ``frames``."""
-    shift = config.span if config.attention == "chunked" else 0  # the shifted layers see half a chunk more at both ends
-    tokens = (pad_frames(frames, config) + shift) * (config.stride + 1)
-    return int(SAME_COPIES[config.attention, direction] * tokens * config.width * 4)
+def same_activations(frames: int, config: ModelConfig, direction: Direction) -> int:
+    """Bytes that one half of the autoencoder needs for a chunk of ``frames``."""
+    same = config.same
+    shift = same.span if same.attention == "chunked" else 0  # the shifted layers see half a chunk more at both ends
+    tokens = (pad_frames(frames, same) + shift) * (same.stride + 1)
+    samples = frames * same.samples_per_latent * config.audio_channels if direction == "decode" else 0
+    copies = SAME_COPIES[same.attention, direction]
+    return int(4 * (copies * tokens * same.width + AUDIO_COPIES[same.attention] * samples))
 
 
 def dit_activations(rows: int, frames: int, config: DiffusionConfig, width: int) -> int:
@@ -218,17 +223,17 @@ def _activations(phase: PhaseName, request: Request, config: ModelConfig, precis
             contexts, slots, diffusion, width
         )
     if phase == "encode":
-        return _chunk_bytes(lengths.frames, request.encode_chunk_frames, config.same, "encode")
+        return _chunk_bytes(lengths.frames, request.encode_chunk_frames, config, "encode")
     audible = max(
         samples_to_frames(seconds_to_samples(item.seconds, config.sample_rate), config.same) for item in request.items
     )
     frames = min(lengths.frames, pad_frames(audible + halo(config.same, "decode"), config.same))
-    return _chunk_bytes(frames, request.chunk_frames, config.same, "decode")
+    return _chunk_bytes(frames, request.chunk_frames, config, "decode")
 
 
-def _chunk_bytes(frames: int, chunk_frames: int | None, config: SAMEConfig, direction: Direction) -> int:
-    size = chunk_frames or default_chunk_frames(config, direction)
-    chunks = chunk_plan(frames, size, config, direction)
+def _chunk_bytes(frames: int, chunk_frames: int | None, config: ModelConfig, direction: Direction) -> int:
+    size = chunk_frames or default_chunk_frames(config.same, direction)
+    chunks = chunk_plan(frames, size, config.same, direction)
     return same_activations(max(chunk.stop - chunk.start for chunk in chunks), config, direction)
 
 
@@ -242,7 +247,7 @@ def _largest_chunk(
     room = limit / MARGIN - weights[f"same.{direction}r"]
     smallest = 2 * halo(same, direction) + same.frame_multiple
     size = default_chunk_frames(same, direction)
-    while size > smallest and same_activations(size, same, direction) > room:
+    while size > smallest and same_activations(size, config, direction) > room:
         size -= same.frame_multiple
     return size
 
