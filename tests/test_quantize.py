@@ -220,3 +220,11 @@ def test_the_command(
     refused = sa3(capfd, "quantize", folder, tmp_path / "x", "--recipe", "8bit", "--codec", "4bit-gptq")
     assert refused.code == 2
     assert "only rounding to nearest" in refused.err
+
+
+def test_an_autoencoder_alone_has_its_codec_quantized(random_models: dict[str, Path], tmp_path: Path) -> None:
+    report = run(random_models["autoencoder"], tmp_path / "codec", "8bit-codec")
+    assert set(report.parts) == {"same"}
+    assert report.velocity is None
+    with pytest.raises(ValueError, match="recipe 4bit finds no layer"):
+        run(random_models["autoencoder"], tmp_path / "none", "4bit")
