@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -56,26 +59,31 @@ def precision(
         steps=chosen.steps, sampler=chosen.sampler, guidance=chosen.guidance, seeds=seeds, data_seed=data_seed
     )
     bench = Bench(folder, setting, data)
-    found: list[Row] = [bench.floor()]
-    with tempfile.TemporaryDirectory() as work:
-        for name in names:
-            place = folder if name in FLOATS else _quantized(folder, Path(work) / name, name)
-            found.append(bench.row(name, place, FLOATS.get(name, "float32")))
-            click.echo(table(found[-1:]), err=True)
-    for place in also:
-        found.append(bench.row(_recipe_of(place), place, "float32"))
-    click.echo(table(found))
     day = datetime.now(UTC).date().isoformat()
-    data_row = {
+    about: dict[str, Any] = {
         "format": "sa3-precision/1", "date": day, "machine": describe("torch").to_dict(), "model": config.name,
-        "weights": fingerprint(folder, config), "prompts": len(bench.prompts), "setting": setting.__dict__,
-        "rows": to_json(found),
+        "weights": fingerprint(folder, config), "prompts": len(bench.prompts), "setting": asdict(setting),
     }  # fmt: skip
     results.mkdir(parents=True, exist_ok=True)
     path = results / f"precision-{config.name}-{day}.json"
-    path.write_text(json.dumps(data_row, indent=1) + "\n", encoding="utf-8")
+    found: list[Row] = []
+    for row in _rows(bench, folder, names, also):  # stored after every row: a long table can be stopped
+        found.append(row)
+        click.echo(table([row]), err=True)
+        path.write_text(json.dumps(about | {"rows": to_json(found)}, indent=1) + "\n", encoding="utf-8")
+    click.echo(table(found))
     click.echo(f"stored in {path}", err=True)
-    click.echo(json.dumps(data_row))
+    click.echo(json.dumps(about | {"rows": to_json(found)}))
+
+
+def _rows(bench: Bench, folder: Path, names: list[str], also: tuple[Path, ...]) -> Iterator[Row]:
+    yield bench.floor()
+    with tempfile.TemporaryDirectory() as work:
+        for name in names:
+            place = folder if name in FLOATS else _quantized(folder, Path(work) / name, name)
+            yield bench.row(name, place, FLOATS.get(name, "float32"))
+    for place in also:
+        yield bench.row(_recipe_of(place), place, "float32")
 
 
 def _quantized(folder: Path, out: Path, name: str) -> Path:

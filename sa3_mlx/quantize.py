@@ -28,7 +28,15 @@ from .spec.affine import Float, Packed, Storage, dequantize, round_to
 from .spec.calibration import Prompt, requests
 from .spec.gptq import gptq
 from .spec.quantization import Grid
-from .spec.quantized_file import Quantizer, QuantizeReport, VelocityReport, nearest, write_quantized
+from .spec.quantized_file import (
+    Quantizer,
+    QuantizeReport,
+    VelocityReport,
+    check_source,
+    check_target,
+    nearest,
+    write_quantized,
+)
 from .spec.recipes import GROUP, MIXED_BITS, Recipe, choose_bits, layers_of
 from .spec.request import Inpaint, Request
 from .states import State, visit
@@ -56,6 +64,8 @@ def quantize_model(options: Options, progress: Progress) -> QuantizeReport:
     Raises FileNotFoundError, and ValueError for a source that is quantized, for an ``out`` that is in the way and for a
     recipe that finds no layer.
     """
+    check_target(options.out, force=options.force)
+    storages = check_source(options.source)
     pipeline = Pipeline.load(options.source)
     config = pipeline.config
     layers = {part: layers_of(config, part) for part in options.recipe.parts() if part == "same" or config.diffusion}
@@ -65,7 +75,7 @@ def quantize_model(options: Options, progress: Progress) -> QuantizeReport:
     quantizers: dict[str, Quantizer] = {}
     velocity = None
     if layers.get("dit"):
-        calibration = _DiTCalibration(pipeline, options, progress)
+        calibration = _DiTCalibration(pipeline, options, storages, progress)
         grids |= calibration.grids(layers["dit"])
         quantizers = calibration.quantizers({path: grids[path] for path in layers["dit"]})
         velocity = calibration.judge({path: grids[path] for path in layers["dit"]}, quantizers)
@@ -80,8 +90,10 @@ def quantize_model(options: Options, progress: Progress) -> QuantizeReport:
 class _DiTCalibration:
     """Runs of the full-precision model and what follows from them: sensitivities, Hessians, errors."""
 
-    def __init__(self, pipeline: Pipeline, options: Options, progress: Progress) -> None:
-        self.pipeline, self.options, self.progress = pipeline, options, progress
+    def __init__(
+        self, pipeline: Pipeline, options: Options, storages: Mapping[str, Storage], progress: Progress
+    ) -> None:
+        self.pipeline, self.options, self.storages, self.progress = pipeline, options, storages, progress
         recipe = options.recipe.dit
         assert recipe is not None
         self.recipe = recipe
@@ -109,7 +121,7 @@ class _DiTCalibration:
             weight = _weight(self.dit, path)
             damage[path] = {}
             for bits in MIXED_BITS:
-                packed = nearest(weight, "F16", grid=Grid(bits=bits, group=GROUP))
+                packed = nearest(weight, self.storages[path], grid=Grid(bits=bits, group=GROUP))
                 with _substituted(self.dit, {path: dequantize(packed, "F32")}):
                     damage[path][bits] = _error(self.dit, chosen) ** 2
         self.progress("sensitivities", len(layers), len(layers))
@@ -123,28 +135,35 @@ class _DiTCalibration:
         for paths in _passes(self.dit, grids):
             for path, hessian in hessians(self.dit, self.states, paths).items():
                 self.progress("gptq", len(done), len(grids))
-                grid, weight = grids[path], round_to(_weight(self.dit, path), "F16")
-                done[path] = gptq(weight, hessian, bits=grid.bits, group=grid.group, storage="F16")
+                grid, storage = grids[path], self.storages[path]
+                weight = round_to(_weight(self.dit, path), storage)
+                done[path] = gptq(weight, hessian, bits=grid.bits, group=grid.group, storage=storage)
         self.progress("gptq", len(grids), len(grids))
         return {path: partial(_known, packed=packed) for path, packed in done.items()}
 
     def judge(self, grids: Mapping[str, Grid], quantizers: Mapping[str, Quantizer]) -> VelocityReport:
         """Velocity errors on the runs that were not calibrated on, of this method and of rounding to nearest."""
-        weights = {path: _weight(self.dit, path) for path in grids}
-        values = {path: dequantize(quantizers[path](weights[path], "F16"), "F32") for path in grids}
+        values = self._values(quantizers)
         steps = sorted({state.index for state in self.held_out})
         with _substituted(self.dit, values):
             error = _error(self.dit, self.held_out)
             by_step = tuple(_error(self.dit, [s for s in self.held_out if s.index == step]) for step in steps)
         rounded = None
         if self.recipe.method != "nearest":
-            values = {path: dequantize(nearest(weights[path], "F16", grid=grids[path]), "F32") for path in grids}
-            with _substituted(self.dit, values):
+            plain = {path: partial(nearest, grid=grid) for path, grid in grids.items()}
+            with _substituted(self.dit, self._values(plain)):
                 rounded = _error(self.dit, self.held_out)
         runs = requests(self.options.prompts, self.pipeline.config, held_out=True)
         return VelocityReport(
             prompts=sum(len(run.items) for run in runs), error=error, error_per_step=by_step, nearest_error=rounded
         )
+
+    def _values(self, quantizers: Mapping[str, Quantizer]) -> dict[str, Float]:
+        """The weights that each layer will have."""
+        return {
+            path: dequantize(quantizer(_weight(self.dit, path), self.storages[path]), "F32")
+            for path, quantizer in quantizers.items()
+        }
 
 
 def _known(weight: Float, storage: Storage, *, packed: Packed) -> Packed:  # noqa: ARG001 (as every quantizer)

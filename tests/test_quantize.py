@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from sa3_mlx.spec.presets import PRESETS  # noqa: E402
 from sa3_mlx.spec.quantization import check_file  # noqa: E402
 from sa3_mlx.spec.recipes import RECIPES, PartRecipe, Recipe, layers_of  # noqa: E402
 from sa3_mlx.spec.request import Item, Request  # noqa: E402
-from sa3_mlx.spec.tensorfile import TensorFile  # noqa: E402
+from sa3_mlx.spec.tensorfile import TensorFile, array_entry, write_tensors  # noqa: E402
 from sa3_mlx.states import visit  # noqa: E402
 
 TEXTS = ("kick", "bell low", "rain soft", "drone", "snare", "hat high", "bell hard", "rain")
@@ -220,3 +221,31 @@ def test_the_command(
     refused = sa3(capfd, "quantize", folder, tmp_path / "x", "--recipe", "8bit", "--codec", "4bit-gptq")
     assert refused.code == 2
     assert "only rounding to nearest" in refused.err
+
+
+def test_an_autoencoder_alone_has_its_codec_quantized(random_models: dict[str, Path], tmp_path: Path) -> None:
+    report = run(random_models["autoencoder"], tmp_path / "codec", "8bit-codec")
+    assert set(report.parts) == {"same"}
+    assert report.velocity is None
+    with pytest.raises(ValueError, match="is quantized already"):
+        run(tmp_path / "codec", tmp_path / "twice", "8bit-codec")
+    with pytest.raises(ValueError, match="recipe 4bit finds no layer"):
+        run(random_models["autoencoder"], tmp_path / "none", "4bit")
+
+
+def test_gptq_keeps_the_type_of_the_file(folder: Path, tmp_path: Path) -> None:
+    """A bfloat16 model gets bfloat16 scales, and its report is that of the written weights."""
+    source = tmp_path / "bf16"
+    shutil.copytree(folder, source)
+    with TensorFile.open(folder / "model.safetensors") as file:
+        entries = [array_entry(name, file.read(name), "BF16") for name in file.names()]
+        write_tensors(source / "model.safetensors", entries, {"format": "sa3/1"})
+    report = run(source, tmp_path / "out", "4bit-gptq")
+    states = [s for r in requests(PROMPTS, CONFIG, held_out=True) for s in visit(Pipeline.load(source), r)]
+    dit: Any = Pipeline.load(tmp_path / "out").load_part("dit")
+    pairs = [(mx.square(v - s.velocity).sum(), mx.square(s.velocity).sum()) for s, v in evaluate(dit, states)]
+    error = (sum(float(a) for a, _ in pairs) / sum(float(b) for _, b in pairs)) ** 0.5
+    assert report.velocity is not None
+    assert error == pytest.approx(report.velocity.error, rel=1e-3)
+    with TensorFile.open(tmp_path / "out" / "model.safetensors") as file:
+        assert file.info("dit.layers.0.ff.proj_in.scales")[0] == "BF16"

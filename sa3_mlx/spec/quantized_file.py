@@ -142,6 +142,24 @@ def nearest(weight: Float, storage: Storage, *, grid: Grid) -> Packed:
     return quantize(round_to(weight, storage), bits=grid.bits, group=grid.group, storage=storage)
 
 
+def check_target(out: Path, *, force: bool) -> None:
+    """Raise ValueError for an ``out`` that is in the way: anything, and with ``force`` anything but a model."""
+    if out.exists() and not (force and (out / CONFIG_FILE).is_file()):
+        raise ValueError(f"{out}: exists already; give another folder, or --force to replace a model")
+
+
+def check_source(source: Path) -> dict[str, Storage]:
+    """Type of the scales that each layer will have, by path.
+
+    Raises FileNotFoundError, and ValueError for tensors that do not fit and for a source that is quantized.
+    """
+    with TensorFile.open(source / WEIGHTS_FILE) as file:
+        if check_file(file, ModelConfig.load(source)):
+            raise ValueError(f"{source}: is quantized already; start from the model that it was made from")
+        names = [name for name, shape in file.shapes().items() if name.endswith(".weight") and len(shape) == 2]
+        return {name.removesuffix(".weight"): storage_of(file.info(name)[0]) for name in names}
+
+
 def write_quantized(
     source: Path, out: Path, *, recipe: str, grids: Mapping[str, Grid], quantizers: Mapping[str, Quantizer],
     velocity: VelocityReport | None, force: bool,
@@ -150,14 +168,12 @@ def write_quantized(
 
     Everything else keeps its bytes, but for matrices beside quantized layers of the DiT and the text encoder, which
     are stored in half precision where they were in single. Nothing is left at ``out`` when this fails.
-    Raises FileNotFoundError, ValueError for a quantized source or an existing ``out`` without ``force``.
+    Raises as ``check_source`` and ``check_target``.
     """
     config = ModelConfig.load(source)
-    if out.exists() and not (force and (out / CONFIG_FILE).is_file()):
-        raise ValueError(f"{out}: exists already; give another folder, or --force to replace a model")
+    check_target(out, force=force)
+    check_source(source)
     with TensorFile.open(source / WEIGHTS_FILE) as file, _new_folder(out) as folder:
-        if check_file(file, config):
-            raise ValueError(f"{source}: is quantized already; start from the model that it was made from")
         digest = file_hash(source / WEIGHTS_FILE)
         layers = [_Layer(path, grid, quantizers[path], file) for path, grid in sorted(grids.items())]
         narrow = {path.split(".", 1)[0] for path in grids} - {"same"}

@@ -24,10 +24,9 @@ from sa3_mlx.spec.affine import Float, Packed, Storage
 from sa3_mlx.spec.calibration import Prompt, requests
 from sa3_mlx.spec.config import Config, ConfigError
 from sa3_mlx.spec.quantization import Grid
-from sa3_mlx.spec.quantized_file import Quantizer, VelocityReport, nearest, storage_of, write_quantized
+from sa3_mlx.spec.quantized_file import Quantizer, VelocityReport, check_source, nearest, write_quantized
 from sa3_mlx.spec.recipes import find_recipe, layers_of
 from sa3_mlx.spec.request import defaults
-from sa3_mlx.spec.tensorfile import TensorFile
 from sa3_torch.dit import Conditioning, DiT
 from sa3_torch.fake_quant import add_fake_quant, latent_weight
 from sa3_torch.pipeline import Pipeline
@@ -54,6 +53,7 @@ class QuantizeStage(Stage):
         self.recipe = find_recipe(config.recipe)
         if self.recipe.dit is None or self.recipe.dit.measures:
             raise ConfigError(f"recipe {config.recipe!r}: tuning starts from rounding with equal bits, such as '4bit'")
+        self.storages = check_source(folder)
         self.pipeline = Pipeline.load(folder)
         self.model_config = self.pipeline.config
         self.grids = dict.fromkeys(layers_of(self.model_config, "dit"), self.recipe.dit.grid)
@@ -74,17 +74,11 @@ class QuantizeStage(Stage):
     def _student(self) -> DiT:
         """The teacher's weights; the quantized matrices alone are trained."""
         student = copy.deepcopy(self.teacher).requires_grad_(False)
-        storages = self._storages()
         for path, grid in self.grids.items():
             layer = self._layer(student, path)
-            add_fake_quant(layer, bits=grid.bits, group=grid.group, storage=storages[path])
+            add_fake_quant(layer, bits=grid.bits, group=grid.group, storage=self.storages[path])
             latent_weight(layer).requires_grad_(True)
         return student
-
-    def _storages(self) -> dict[str, Storage]:
-        """Type that each layer's scales will have."""
-        with TensorFile.open(self.folder / "model.safetensors") as file:
-            return {path: storage_of(file.info(f"{path}.weight")[0]) for path in self.grids}
 
     @staticmethod
     def _layer(dit: nn.Module, path: str) -> nn.Linear:
