@@ -119,8 +119,8 @@ def table(entries: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     """Rows for people, the head first."""
     rows: list[tuple[str, ...]] = [
         (
-            "audio", "cold", "warm p50", "p95", "CPU time", "text", "sample", "per step", "decode", "first sound", "x real time",
-            "memory", "energy",
+            "audio", "cold", "warm p50", "p95", "CPU time", "text", "sample", "per step", "decode", "first sound",
+            "x real time", "memory", "energy",
         )
     ]  # fmt: skip
     for entry in entries:
