@@ -19,7 +19,7 @@ from benchmarks.worker import Work
 
 FORMAT = "sa3-latency/1"
 RESULTS = Path(__file__).parent / "results"
-STAGES = ("total", "text", "sample", "decode", "first_sound")
+STAGES = ("total", "cpu", "text", "sample", "decode", "first_sound")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +119,8 @@ def table(entries: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     """Rows for people, the head first."""
     rows: list[tuple[str, ...]] = [
         (
-            "audio", "cold", "warm p50", "p95", "text", "sample", "per step", "decode", "first sound", "x real time",
-            "memory", "energy",
+            "audio", "cold", "warm p50", "p95", "CPU time", "text", "sample", "per step", "decode", "first sound",
+            "x real time", "memory", "energy",
         )
     ]  # fmt: skip
     for entry in entries:
@@ -132,6 +132,7 @@ def table(entries: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
         energy = f"{entry['energy']['joules_each']:.0f} J" if entry["energy"] else "-"
         rows.append((
             f"{entry['seconds']:g} s", cold, f"{middle['total']:.3f} s", f"{warm['total']['p95']:.3f} s",
+            f"{middle['cpu']:.2f} s",
             f"{middle['text']:.3f} s", f"{middle['sample']:.3f} s", f"{middle['sample'] / entry['steps'] * 1e3:.1f} ms",
             f"{middle['decode']:.3f} s", f"{middle['first_sound']:.3f} s", f"{entry['real_time_factor']:.2f}",
             counted, energy,

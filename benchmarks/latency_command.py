@@ -96,7 +96,7 @@ def latency(
                        f"{run['first_p50']:.3f} s at first, {run['last_p50']:.3f} s at last, "
                        f"{run['slowdown']:.2f} times as long")  # fmt: skip
     if any(entry["busy"] for entry in entries):
-        click.echo("other programs were running here: the times are too long, and are marked so")
+        click.echo("other programs were running here: the times are too long, and `report` leaves them out")
     if not no_save:
         click.echo(f"file   {save(results, machine, entries)}")
     sys.stdout.flush()

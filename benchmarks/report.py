@@ -49,14 +49,13 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
 
 
 def measured_rows(entries: Sequence[dict[str, Any]], model: str) -> list[Row]:
-    """A row each for cold and for warm runs of everything that was measured alike."""
+    """A row each for cold and for warm runs of everything that was measured alike, on a machine with no other work."""
     groups: dict[tuple[str, str], dict[str, dict[float, float]]] = {}
     for entry in entries:
-        if entry["model"] != model:
+        if entry["model"] != model or entry["busy"]:
             continue
         weights = ", random weights" if entry["weights"] == "random" else ""
-        busy = ", beside other programs" if entry["busy"] else ""
-        name = (_machine(entry["description"]), f"sa3, {_backend(entry)}, {entry['dtype']}{weights}{busy}")
+        name = (_machine(entry["description"]), f"sa3, {_backend(entry)}, {entry['dtype']}{weights}")
         cells = groups.setdefault(name, {"warm": {}, "cold": {}})
         cells["warm"][entry["seconds"]] = entry["warm"]["total"]["p50"]
         if "cold" in entry:

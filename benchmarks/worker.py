@@ -44,6 +44,7 @@ class Timing:
     """Seconds of one generation by stage. ``total`` is from the request to the last sample in memory."""
 
     total: float
+    cpu: float  # seconds of work of all cores, which other programs do not change much
     text: float
     sample: float
     decode: float
@@ -157,7 +158,7 @@ def _generate(pipeline: Any, request: Any, finish: Callable[[Any], None], begin:
     """The device is waited for between stages alone, so that steps may overlap."""
     from sa3_mlx.spec.events import AudioChunk, Conditioned, Finished, Stepped
 
-    start = time.perf_counter()
+    start, worked = time.perf_counter(), time.process_time()
     marks: dict[str, float] = {}
     for event in pipeline.stream(request):
         if isinstance(event, Conditioned):
@@ -171,7 +172,8 @@ def _generate(pipeline: Any, request: Any, finish: Callable[[Any], None], begin:
         elif isinstance(event, Finished):
             total, generation = time.perf_counter() - start, event.generation
     timing = Timing(
-        total=total, text=marks["text"], sample=marks["sample"] - marks["text"], decode=total - marks["sample"],
+        total=total, cpu=time.process_time() - worked, text=marks["text"],
+        sample=marks["sample"] - marks["text"], decode=total - marks["sample"],
         first_sound=marks["first"], begun=start - begin,
     )  # fmt: skip
     return timing, generation

@@ -245,7 +245,7 @@ def test_every_command_has_help_and_needs_one_twin_alone():
 
 
 def test_a_table_says_what_was_not_counted():
-    warm = {stage: {"p50": 1.0, "p95": 2.0} for stage in ("total", "text", "sample", "decode", "first_sound")}
+    warm = {stage: {"p50": 1.0, "p95": 2.0} for stage in ("total", "cpu", "text", "sample", "decode", "first_sound")}
     entry = {
         "seconds": 5.0, "steps": 8, "real_time_factor": 5.0, "energy": None,
         "warm": warm | {"peak_memory_bytes": None, "peak_rss_bytes": 2 * 10**9},
