@@ -9,9 +9,9 @@ import pytest
 from twins import Twin
 
 from sa3_mlx.assets import DEMO
-from sa3_mlx.spec.checkpoint import check_folder
 from sa3_mlx.spec.config import ModelConfig
 from sa3_mlx.spec.presets import PRESETS
+from sa3_mlx.spec.quantization import check_folder
 from sa3_mlx.spec.request import Guidance, Item, Request
 
 PROMPTS = {"flute note A4": 69, "organ note C4": 60, "violin note G3": 55}  # prompt -> MIDI pitch
