@@ -65,7 +65,7 @@ def test_readme_has_exactly_two_set_up_commands_and_valid_examples() -> None:
     from sa3_mlx.cli.app import cli
 
     readme = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
-    lines = [line.strip() for line in readme.splitlines()]
+    lines = [line.strip() for line in readme.splitlines() if line.startswith("    ")]  # indented: commands
     assert sum(line.startswith("python3 -m venv") for line in lines) == 2
     examples = [shlex.split(line)[1:] for line in lines if line.startswith("sa3 ")]
     assert len(examples) >= 8
