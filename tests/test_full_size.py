@@ -105,7 +105,7 @@ def test_dit(
 
 
 def _check_blocks(cases: Cases, blocks: np.ndarray, modulation: np.ndarray) -> None:
-    """``blocks`` (depth - 1, N, D), all but the last, which drops memory tokens: norms of the outputs, five positions of each, and the modulation vector."""
+    """``blocks`` (depth - 1, N, D), without the last, which drops memory tokens: norms, five positions of each, and the modulation vector."""
     norms = np.linalg.norm(blocks.astype(np.float64), axis=(1, 2))
     np.testing.assert_allclose(norms, cases["taps_t0.3_local.block_l2"][:-1], rtol=1e-6)
     sample = blocks[:, [0, 63, 64, 80, 117], :8]
