@@ -105,11 +105,11 @@ def test_dit(
 
 
 def _check_blocks(cases: Cases, blocks: np.ndarray, modulation: np.ndarray) -> None:
-    """``blocks`` (depth - 1, N, D), without the last, which drops memory tokens: norms, five positions of each, and the modulation vector."""
+    """``blocks`` (depth - 1, N, D), without the last: norms, five positions of each, and the modulation vector."""
     norms = np.linalg.norm(blocks.astype(np.float64), axis=(1, 2))
     np.testing.assert_allclose(norms, cases["taps_t0.3_local.block_l2"][:-1], rtol=1e-6)
     sample = blocks[:, [0, 63, 64, 80, 117], :8]
-    assert relative(sample, cases["taps_t0.3_local.block_sample"][:-1]) < 1e-5  # measured 1.5e-6
+    assert relative(sample, cases["taps_t0.3_local.block_sample"][:-1]) < 1e-5  # 1.5e-6
     assert relative(modulation, cases["taps_t0.3_local.adaln"]) < 4e-6  # measured 7.2e-7
 
 
