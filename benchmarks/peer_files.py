@@ -57,14 +57,14 @@ def write_files(work: Path, config: ModelConfig, dtype: str) -> Files:
     (files.ours / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
     write_tokenizer(files.ours / TOKENIZER_FILE)
     blobs = {name: np.frombuffer(b"{}", np.uint8) for name in ("META", "TOKENIZER_MODEL")}
-    _save(files.port / "text.npz", for_text(weights), dtype, **blobs)
-    _save(files.port / "dit.npz", for_dit(weights) | for_conditioner(weights), dtype)
-    _save(files.port / "decoder.npz", for_same(weights, "decoder", config), "float32")
+    _save(files.port / "text.npz", for_text(weights), dtype, blobs)
+    _save(files.port / "dit.npz", for_dit(weights) | for_conditioner(weights), dtype, {})
+    _save(files.port / "decoder.npz", for_same(weights, "decoder", config), "float32", {})
     (files.port / "done").touch()
     return files
 
 
-def _save(path: Path, weights: Weights, dtype: str, **blobs: np.ndarray) -> None:
+def _save(path: Path, weights: Weights, dtype: str, blobs: dict[str, np.ndarray]) -> None:
     arrays = {name: np.array(array).astype(dtype) for name, array in weights.items()}
     if "mapping.weight" in arrays and arrays["mapping.weight"].ndim == 3:  # the file has the order of PyTorch
         arrays["mapping.weight"] = arrays["mapping.weight"].transpose(0, 2, 1)
