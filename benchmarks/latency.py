@@ -20,6 +20,11 @@ from benchmarks.worker import Work
 FORMAT = "sa3-latency/1"
 RESULTS = Path(__file__).parent / "results"
 STAGES = ("total", "cpu", "text", "sample", "decode", "first_sound")
+WARM = ("steps", "sampler", "guidance", "frames", "device", "dtype", "text_dtype", "energy")  # taken from the warm runs
+KEY = (
+    "model", "weights", "backend", "compiled", "device", "dtype", "text_dtype", "seconds", "steps", "sampler",
+    "guidance",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +45,15 @@ class Counts:
 def measure(model: Model, work: Work, counts: Counts, machine: Machine) -> dict[str, Any]:
     """One entry of a results file. All seconds; ``values`` are those of single runs, in the order they were made."""
     entry: dict[str, Any] = {  # busy: other programs are running
-        "model": model.name, "weights": model.weights, "backend": work.backend, "dtype": work.dtype,
-        "text_dtype": work.text_dtype, "seconds": work.seconds, "date": datetime.now(UTC).date().isoformat(),
+        "model": model.name, "weights": model.weights, "backend": work.backend, "compiled": work.compiled,
+        "seconds": work.seconds, "date": datetime.now(UTC).date().isoformat(),
         "machine": machine.slug(), "busy": busy_cores() > 0.5,
     }  # fmt: skip
     if counts.cold:
         runs = [start(replace(work, warmups=0, repeats=1, minutes=0, write=True)) for _ in range(counts.cold)]
         entry["cold"] = {"wall": spread([run["wall"] for run in runs])} | _memory(runs[-1])
     warm = start(replace(work, warmups=counts.warmups, repeats=counts.repeats, minutes=0, write=False))
-    entry |= {name: warm[name] for name in ("steps", "sampler", "guidance", "frames", "device", "energy")}
+    entry |= {name: warm[name] for name in WARM}
     entry["warm"] = {stage: spread([timing[stage] for timing in warm["timings"]]) for stage in STAGES} | _memory(warm)
     entry["real_time_factor"] = work.seconds / entry["warm"]["total"]["p50"]
     if not warm["finite"]:
@@ -111,8 +116,7 @@ def save(folder: Path, machine: Machine, entries: Sequence[dict[str, Any]]) -> P
 
 def key(entry: dict[str, Any]) -> tuple[object, ...]:
     """What was measured, without how long it took."""
-    names = ("model", "weights", "backend", "device", "dtype", "text_dtype", "seconds", "steps", "sampler", "guidance")
-    return tuple(entry[name] for name in names)
+    return tuple(entry[name] for name in KEY)
 
 
 def table(entries: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:

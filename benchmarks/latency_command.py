@@ -16,10 +16,10 @@ from sa3_mlx.cli.backend import choose
 from sa3_mlx.cli.fingerprint import fingerprint
 from sa3_mlx.cli.home import find_model, home, installed
 from sa3_mlx.cli.models import table as columns
-from sa3_mlx.cli.options import DTYPES
 from sa3_mlx.spec.config import ModelConfig
+from sa3_mlx.spec.precision import DTYPES, TEXT_DTYPES
 from sa3_mlx.spec.presets import PRESETS
-from sa3_mlx.spec.request import SAMPLER_NAMES, TEXT_DTYPES
+from sa3_mlx.spec.request import SAMPLER_NAMES
 
 
 def parse_lengths(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[float, ...]:
@@ -45,8 +45,9 @@ def parse_lengths(_ctx: click.Context, _param: click.Parameter, value: str) -> t
 @click.option("--steps", type=click.IntRange(1), help="Default: the model's.")
 @click.option("--sampler", type=click.Choice(SAMPLER_NAMES), help="Default: the model's.")
 @click.option("--guidance", type=float, help="Default: the model's.")
-@click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True)
+@click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True)
 @click.option("--text-dtype", type=click.Choice(TEXT_DTYPES), default="auto", show_default=True)
+@click.option("--compile", "compiled", is_flag=True, help="PyTorch: compile the step and the decoder; long warm-up.")
 @click.option("--cold", type=click.IntRange(0), default=1, show_default=True, help="Fresh processes to time.")
 @click.option("--warmups", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
@@ -63,8 +64,8 @@ def parse_lengths(_ctx: click.Context, _param: click.Parameter, value: str) -> t
 @click.option("--no-save", is_flag=True, help="Write no results file.")
 def latency(
     name: str, backend: str, device: str, mps: bool, lengths: tuple[float, ...], steps: int | None, sampler: str | None,
-    guidance: float | None, dtype: str, text_dtype: str, cold: int, warmups: int, repeats: int, sustained: float,
-    results: Path, no_save: bool,
+    guidance: float | None, dtype: str, text_dtype: str, compiled: bool, cold: int, warmups: int, repeats: int,
+    sustained: float, results: Path, no_save: bool,
 ) -> None:  # fmt: skip
     """How long a generation takes: cold and warm, every stage, memory, energy where the system tells it.
 
@@ -72,6 +73,8 @@ def latency(
     """
     framework = choose("torch" if mps else backend)
     model, config = find(name)
+    if compiled and framework != "torch":
+        raise click.UsageError("--compile is for --backend torch; MLX compiles by itself on a GPU")
     machine = describe(framework)
     click.echo(f"{machine.text()}\n{model.name} ({weights_text(model)}), {framework}, {dtype}", err=True)
     entries = []
@@ -81,8 +84,8 @@ def latency(
             continue
         work = Work(
             backend=framework, device="mps" if mps else device, folder=str(model.folder), dtype=dtype,
-            text_dtype=text_dtype, prompt=PROMPT, seconds=seconds, steps=steps, sampler=sampler, guidance=guidance,
-            warmups=warmups, repeats=repeats, minutes=0, write=False, spawned=0,
+            text_dtype=text_dtype, compiled=compiled, prompt=PROMPT, seconds=seconds, steps=steps, sampler=sampler,
+            guidance=guidance, warmups=warmups, repeats=repeats, minutes=0, write=False, spawned=0,
         )  # fmt: skip
         counts = Counts(cold=cold, warmups=warmups, repeats=repeats, sustained_minutes=sustained)
         entries.append(measure(model, work, counts, machine))

@@ -10,12 +10,11 @@ import click
 from benchmarks.latency_command import find, parse_lengths
 from benchmarks.memory import measured, predicted
 from benchmarks.random_weights import PROMPT
-from sa3_mlx.cli.backend import on_gpu
 from sa3_mlx.cli.models import table
-from sa3_mlx.cli.options import DTYPES
 from sa3_mlx.pipeline import Pipeline
 from sa3_mlx.spec.checkpoint import WEIGHTS_FILE
-from sa3_mlx.spec.memory import Precision, predict, stored_weight_bytes
+from sa3_mlx.spec.memory import predict, stored_weight_bytes
+from sa3_mlx.spec.precision import DTYPES
 from sa3_mlx.spec.request import Guidance, Item, Request, defaults
 from sa3_mlx.spec.tensorfile import TensorFile
 
@@ -30,12 +29,12 @@ from sa3_mlx.spec.tensorfile import TensorFile
     help="Installed model, folder, or known name: then with random weights.",
 )
 @click.option("--seconds", "lengths", default="1,4", show_default=True, callback=parse_lengths, metavar="N,N")
-@click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True)
+@click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True)
 def memory(name: str, lengths: tuple[float, ...], dtype: str) -> None:
     """Peak memory of every phase by MLX's counter, and what was predicted. The last line is JSON."""
     model, config = find(name)
-    precision = Precision(dtype=dtype, text_dtype="bfloat16" if on_gpu("mlx") else "float32")
     pipeline = Pipeline.load(model.folder, dtype=dtype)
+    precision = pipeline.precision
     with TensorFile.open(model.folder / WEIGHTS_FILE) as file:
         weights = stored_weight_bytes(file, precision)
     usual, tokens = defaults(config), pipeline.tokenizer.count(PROMPT)
@@ -57,4 +56,4 @@ def memory(name: str, lengths: tuple[float, ...], dtype: str) -> None:
                 "seconds": seconds, "resident": resident, "measured": asdict(found), "predicted": asdict(wanted),
             })  # fmt: skip
     click.echo(table(rows))
-    click.echo(json.dumps({"model": model.name, "dtype": dtype, "entries": entries}))
+    click.echo(json.dumps({"model": model.name, "dtype": precision.dtype, "entries": entries}))

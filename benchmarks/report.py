@@ -76,7 +76,7 @@ def _machine(description: Mapping[str, Any]) -> str:
 
 
 def _backend(entry: Mapping[str, Any]) -> str:
-    name = {"mlx": "MLX", "torch": "PyTorch"}[entry["backend"]]
+    name = {"mlx": "MLX", "torch": "PyTorch"}[entry["backend"]] + (" compiled" if entry["compiled"] else "")
     return f"{name} on the {entry['device'].upper()}" if entry["device"] in ("cpu", "gpu", "mps") else name
 
 

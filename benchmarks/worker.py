@@ -27,6 +27,7 @@ class Work:
     folder: str
     dtype: str
     text_dtype: str
+    compiled: bool  # torch only
     prompt: str
     seconds: float
     steps: int | None
@@ -87,7 +88,8 @@ def work(work: Work) -> dict[str, Any]:
         "guidance": request.guidance.scale, "frames": len(generation.latents[0]),
         "peak_memory_bytes": memory.peak(), "memory_counter": memory.name, "peak_rss_bytes": _peak_rss(),
         "finite": bool(all(abs(audio).max() < float("inf") for audio in generation.audio)),
-        "energy": energy, "device": memory.device,
+        "energy": energy, "device": memory.device, "dtype": pipeline.precision.dtype,
+        "text_dtype": pipeline.precision.text_dtype or "file",
     }  # fmt: skip
 
 
@@ -120,8 +122,10 @@ def _open(work: Work) -> tuple[Any, Callable[[Any], None], Memory]:
 def _open_torch(work: Work) -> tuple[Any, Callable[[Any], None], Memory]:
     import torch
 
+    from sa3_torch.layers import compiling
     from sa3_torch.pipeline import Pipeline, choose_device
 
+    compiling(work.compiled)
     device = choose_device(work.device)
     pipeline = Pipeline.load(work.folder, dtype=work.dtype, text_dtype=work.text_dtype, device=work.device)
     if device.type == "cuda":

@@ -5,6 +5,7 @@ Shapes: B batch, T latent frames, C latent channels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -15,7 +16,10 @@ import mlx.core as mx
 import numpy as np
 
 from .dit import Conditioning, DiT, Prepared, join
+from .layers import compiled
 from .spec.request import Guidance
+
+Step = Callable[[mx.array, mx.array], mx.array]  # x (B, T, C), modulation (B, 6 D) -> velocity (B, T, C)
 
 
 def project(difference: mx.array, reference: mx.array, valid: mx.array | None) -> tuple[mx.array, mx.array]:
@@ -72,6 +76,21 @@ class GuidedVelocity:
         return join(self.cond, self.null)
 
     @cached_property
+    def _one_step(self) -> Step:
+        return self._compiled(self.cond)
+
+    @cached_property
+    def _guided_step(self) -> Step:
+        return self._compiled(self._both)
+
+    def _compiled(self, prepared: Prepared) -> Step:
+        def velocity(x: mx.array, modulation: mx.array) -> mx.array:
+            return self.dit.velocity(x, modulation, prepared)
+
+        mx.eval(self.dit.parameters(), _arrays(prepared))  # or a compiled graph would compute them at every call
+        return compiled(velocity)
+
+    @cached_property
     def _known(self) -> dict[bytes, mx.array]:
         """Modulations (B, 6 D) by the bytes of t."""
         if self.times is None:
@@ -94,11 +113,16 @@ class GuidedVelocity:
         low, high = self.guidance.interval
         inside = (low <= t) & (t <= high)  # (B,)
         if self.null is None or self.guidance.scale == 1 or not inside.any():
-            return self.dit.velocity(x, modulation, self.cond)
+            return self._one_step(x, modulation)
         twice = mx.concatenate([modulation, modulation])
-        v_cond, v_null = self.dit.velocity(mx.concatenate([x, x]), twice, self._both).split(2)
+        v_cond, v_null = self._guided_step(mx.concatenate([x, x]), twice).split(2)
         guided = guide(x, t, v_cond, v_null, self.guidance, self.cond.valid)
         return guided if inside.all() else mx.where(mx.array(inside)[:, None, None], guided, v_cond)
+
+
+def _arrays(prepared: Prepared) -> list[mx.array | None]:
+    contexts = [array for c in prepared.contexts if c is not None for array in (c.keys, c.values, c.bias)]
+    return [*contexts, *prepared.local, prepared.seconds, prepared.valid]
 
 
 def unconditional(cond: Conditioning) -> Conditioning:

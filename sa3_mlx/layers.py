@@ -18,16 +18,22 @@ import numpy as np
 
 from .spec.features import rope_table
 
+Function = Callable[..., mx.array]
 _compiling = mx.default_device().type == mx.DeviceType.gpu
 
 
-def compile_pointwise(on: bool) -> None:
-    """Run every group of elementwise operations as one compiled kernel, or operation by operation.
+def compiling(on: bool) -> None:
+    """Run groups of elementwise operations and whole sampling steps compiled, or operation by operation.
 
     At the start it is on where there is a GPU. On a CPU it gains nothing, and on Linux it needs g++ at run time.
     """
     global _compiling
     _compiling = on
+
+
+def compiled(function: Function) -> Function:
+    """A function of arrays, as one graph per shape if ``compiling`` is on. Whatever else it uses must be computed."""
+    return mx.compile(function) if _compiling else function
 
 
 def pointwise(group: Callable[..., mx.array]) -> Callable[..., mx.array]:

@@ -56,8 +56,9 @@ from .spec.events import (
 )
 from .spec.lengths import samples_to_frames
 from .spec.noise import INITIAL, step
+from .spec.precision import Precision, choose_precision
 from .spec.quantization import check_folder
-from .spec.request import TEXT_DTYPES, Plan, Request
+from .spec.request import Plan, Request
 from .spec.request import plan as make_plan
 from .spec.tensorfile import file_hash
 from .spec.tokenizer import Tokenizer, collapse_padding
@@ -72,33 +73,29 @@ DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 class Pipeline:
     """A checkpoint folder, ready to generate. Parts are read when they are first needed and stay until ``free``.
 
-    The DiT runs in ``dtype``; conditioner, autoencoder and sampler state stay in fp32. ``text_dtype`` "auto" is fp32 on
-    a CPU and the file's own on a GPU [B3].
+    The DiT and the text encoder run in ``precision``; conditioner, autoencoder and sampler state stay in fp32.
     """
 
-    def __init__(self, folder: Path, config: ModelConfig, dtype: mx.Dtype, text_dtype: mx.Dtype | None) -> None:
+    def __init__(self, folder: Path, config: ModelConfig, precision: Precision) -> None:
         self.folder = folder
         self.config = config
-        self._dtype = dtype
-        self._text_dtype = text_dtype
+        self.precision = precision
+        self._dtype = DTYPES[precision.dtype]
+        self._text_dtype = None if precision.text_dtype is None else DTYPES[precision.text_dtype]
         self._parts: dict[Part, nn.Module] = {}
 
     @classmethod
-    def load(cls, folder: str | Path, *, dtype: str = "float32", text_dtype: str = "auto") -> Self:
-        """Check a checkpoint folder and open it; no weights are read yet.
+    def load(cls, folder: str | Path, *, dtype: str = "auto", text_dtype: str = "auto") -> Self:
+        """Check a checkpoint folder and open it; no weights are read yet. ``choose_precision`` says what "auto" means.
 
         Raises FileNotFoundError for a missing file, ValueError for a bad configuration, tensor or dtype.
         """
-        for name, given, allowed in (("dtype", dtype, tuple(DTYPES)), ("text_dtype", text_dtype, TEXT_DTYPES)):
-            if given not in allowed:
-                raise ValueError(f"{name} is {given!r}: allowed are {', '.join(allowed)}")
+        on_gpu = mx.default_device().type == mx.DeviceType.gpu
+        precision = choose_precision(dtype, text_dtype, on_gpu=on_gpu)
         folder = Path(folder)
         config = ModelConfig.load(folder)
         check_folder(folder, config)
-        if text_dtype == "auto":
-            on_cpu = mx.default_device().type == mx.DeviceType.cpu
-            return cls(folder, config, DTYPES[dtype], mx.float32 if on_cpu else None)
-        return cls(folder, config, DTYPES[dtype], DTYPES[text_dtype])
+        return cls(folder, config, precision)
 
     @cached_property
     def hash(self) -> str:

@@ -5,6 +5,7 @@ Shapes: B batch, T latent frames, C latent channels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -15,6 +16,9 @@ from torch import Tensor
 from sa3_mlx.spec.request import Guidance
 
 from .dit import Conditioning, DiT, Prepared, join
+from .layers import compiled
+
+Step = Callable[[Tensor, Tensor], Tensor]  # x (B, T, C), modulation (B, 6 D) -> velocity (B, T, C)
 
 
 def project(difference: Tensor, reference: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -67,6 +71,20 @@ class GuidedVelocity:
         return join(self.cond, self.null)
 
     @cached_property
+    def _one_step(self) -> Step:
+        return self._compiled(self.cond)
+
+    @cached_property
+    def _guided_step(self) -> Step:
+        return self._compiled(self._both)
+
+    def _compiled(self, prepared: Prepared) -> Step:
+        def velocity(x: Tensor, modulation: Tensor) -> Tensor:
+            return self.dit.velocity(x, modulation, prepared)
+
+        return compiled(velocity)
+
+    @cached_property
     def _known(self) -> dict[bytes, Tensor]:
         """Modulations (B, 6 D) by the bytes of t."""
         if self.times is None:
@@ -92,9 +110,9 @@ class GuidedVelocity:
         low, high = self.guidance.interval
         inside = (low <= t) & (t <= high)  # (B,)
         if self.null is None or self.guidance.scale == 1 or not inside.any():
-            return self.dit.velocity(x, modulation, self.cond)
+            return self._one_step(x, modulation)
         twice = torch.cat([modulation, modulation])
-        v_cond, v_null = self.dit.velocity(torch.cat([x, x]), twice, self._both).chunk(2)
+        v_cond, v_null = self._guided_step(torch.cat([x, x]), twice).chunk(2)
         guided = guide(x, self._tensor(t), v_cond, v_null, self.guidance, self.cond.valid)
         return guided if inside.all() else torch.where(self._tensor(inside)[:, None, None], guided, v_cond)
 

@@ -5,6 +5,7 @@ Shapes: B batch, N tokens, D width, H heads, K head size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Literal
 
@@ -14,6 +15,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sa3_mlx.spec.features import rope_table
+
+Function = Callable[..., Tensor]
+_compiling = False
+
+
+def compiling(on: bool) -> None:
+    """Run whole sampling steps and the decoder compiled, on CUDA as one graph of kernels, or operation by operation.
+
+    At the start it is off: compiling takes up to minutes for every new length, which only repeated runs win back.
+    """
+    global _compiling
+    _compiling = on
+
+
+def compiled(function: Function) -> Function:
+    """A function of tensors, as one graph per shape if ``compiling`` is on. Its next call may overwrite its result."""
+    return torch.compile(function, mode="reduce-overhead", dynamic=False) if _compiling else function
 
 
 def gate_silu(value: Tensor, gate: Tensor) -> Tensor:
@@ -102,9 +120,14 @@ def linear_rows(layer: nn.Linear, x: Tensor, start: int, stop: int) -> Tensor:
 Rope = tuple[Tensor, Tensor]
 
 
-@lru_cache(maxsize=8)
+@torch.compiler.assume_constant_result
 def rope(start: int, stop: int, device: torch.device) -> Rope:
     """Rotary cos and sin for the positions start..stop-1, each (N, 16) fp32 [B12]."""
+    return _rope(start, stop, device)
+
+
+@lru_cache(maxsize=8)
+def _rope(start: int, stop: int, device: torch.device) -> Rope:
     cos, sin = rope_table(np.arange(start, stop))
     return torch.from_numpy(cos).to(device), torch.from_numpy(sin).to(device)
 

@@ -48,8 +48,9 @@ from sa3_mlx.spec.events import (
 )
 from sa3_mlx.spec.lengths import samples_to_frames
 from sa3_mlx.spec.noise import INITIAL, step
+from sa3_mlx.spec.precision import Precision, choose_precision
 from sa3_mlx.spec.quantization import check_folder
-from sa3_mlx.spec.request import TEXT_DTYPES, Plan, Request
+from sa3_mlx.spec.request import Plan, Request
 from sa3_mlx.spec.request import plan as make_plan
 from sa3_mlx.spec.tensorfile import file_hash, read_ahead
 from sa3_mlx.spec.tokenizer import Tokenizer, collapse_padding
@@ -57,6 +58,7 @@ from sa3_mlx.spec.tokenizer import Tokenizer, collapse_padding
 from .conditioner import Conditioner
 from .dit import Conditioning, DiT
 from .guidance import GuidedVelocity, negative, unconditional
+from .layers import compiled
 from .same import SAME
 from .samplers import SAMPLERS
 from .t5gemma import T5GemmaEncoder
@@ -90,44 +92,32 @@ def choose_device(name: str) -> torch.device:
 class Pipeline:
     """A checkpoint folder, ready to generate. Parts are read when they are first needed and stay until ``free``.
 
-    The DiT runs in ``dtype``; conditioner, autoencoder and sampler state stay in fp32. ``text_dtype`` "auto" is fp32 on
-    a CPU and the file's own on a GPU [B3].
+    The DiT and the text encoder run in ``precision``; conditioner, autoencoder and sampler state stay in fp32.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        config: ModelConfig,
-        dtype: torch.dtype,
-        text_dtype: torch.dtype | None,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, folder: Path, config: ModelConfig, precision: Precision, device: torch.device) -> None:
         self.folder = folder
         self.config = config
-        self._dtype = dtype
-        self._text_dtype = text_dtype
+        self.precision = precision
+        self._dtype = DTYPES[precision.dtype]
+        self._text_dtype = None if precision.text_dtype is None else DTYPES[precision.text_dtype]
         self._device = device
         self._parts: dict[Part, nn.Module] = {}
 
     @classmethod
-    def load(
-        cls, folder: str | Path, *, dtype: str = "float32", text_dtype: str = "auto", device: str = "auto"
-    ) -> Self:
-        """Check a checkpoint folder and open it; no weights are read yet. ``device`` "auto": CUDA if there is one.
+    def load(cls, folder: str | Path, *, dtype: str = "auto", text_dtype: str = "auto", device: str = "auto") -> Self:
+        """Check a checkpoint folder and open it; no weights are read yet.
+
+        ``device`` "auto": CUDA if there is one; ``choose_precision`` says what it means for the types.
 
         Raises FileNotFoundError for a missing file, ValueError for a bad configuration, tensor, dtype or device.
         """
-        for name, given, allowed in (("dtype", dtype, tuple(DTYPES)), ("text_dtype", text_dtype, TEXT_DTYPES)):
-            if given not in allowed:
-                raise ValueError(f"{name} is {given!r}: allowed are {', '.join(allowed)}")
         target = choose_device(device)
+        precision = choose_precision(dtype, text_dtype, on_gpu=target.type != "cpu")
         folder = Path(folder)
         config = ModelConfig.load(folder)
         check_folder(folder, config)
-        if text_dtype == "auto":
-            on_cpu = target.type == "cpu"
-            return cls(folder, config, DTYPES[dtype], torch.float32 if on_cpu else None, target)
-        return cls(folder, config, DTYPES[dtype], DTYPES[text_dtype], target)
+        return cls(folder, config, precision, target)
 
     @cached_property
     def hash(self) -> str:
@@ -290,7 +280,7 @@ class Pipeline:
             )  # fmt: skip
 
         def velocity(x: Tensor, t: np.ndarray) -> Tensor:
-            return guided(x.to(self._dtype), t).float()
+            return guided(x.to(self._dtype), t).to(torch.float32, copy=True)
 
         def draw(index: int) -> Tensor:
             return self._array(batch_of(noise, step(index), plan.keep_frames.shape, start.shape[-1]))
@@ -318,7 +308,7 @@ class Pipeline:
         """Latents (T, C) -> audio of all frames of the chunk; the noises are those of ``SAME.decode``."""
         same = self.autoencoder("decoder")
         z = self._array(latents[None, chunk.start : chunk.stop])
-        audio = same.decode(z, *(self._array(noise) for noise in noises))
+        audio = compiled(same.decode)(z, *(self._array(noise) for noise in noises))
         return audio[0].cpu().numpy()
 
     def _array(self, values: np.ndarray) -> Tensor:

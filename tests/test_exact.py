@@ -53,6 +53,12 @@ def _conditioning(twin: Twin, counts: tuple[int, ...], *, collapsed: bool, local
     )  # fmt: skip
 
 
+def _mlx_on_gpu() -> bool:
+    import mlx.core as mx
+
+    return bool(mx.default_device().type == mx.DeviceType.gpu)
+
+
 def _velocity(twin: Twin, dit: Any, cond: Any, frames: int = 9) -> np.ndarray:
     batch = len(cond.seconds)
     t = np.linspace(0.3, 0.9, batch, dtype=np.float32)
@@ -165,13 +171,13 @@ def test_compiled_pointwise_groups_equal_plain_ones(dtype: str) -> None:
         layers.add_gated: (x, y, z), layers.scale_tanh: (x, y[0, :1], y[0], z[0]),
     }  # fmt: skip
     plain = [np.array(group(*arrays)) for group, arrays in groups.items()]
-    layers.compile_pointwise(True)
+    layers.compiling(True)
     try:
         compiled = [np.array(group(*arrays)) for group, arrays in groups.items()]
     except RuntimeError as error:
         pytest.skip(f"no compiler for MLX on this machine: {error}")
     finally:
-        layers.compile_pointwise(mx.default_device().type == mx.DeviceType.gpu)
+        layers.compiling(_mlx_on_gpu())
     for found, wanted in zip(compiled, plain, strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-6 if dtype == "float32" else 4e-3)
 
@@ -197,3 +203,26 @@ def test_quantized_rows_are_rows_of_the_quantized_product() -> None:
     for kind in (layer, nn.QuantizedLinear.from_linear(layer, group_size=32, bits=4)):
         found = np.array(layers.linear_rows(kind, x, 32, 96))
         np.testing.assert_allclose(found, np.array(kind(x))[..., 32:96], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_compiled_steps_equal_plain_ones(twin: Twin, folder: Path, scale: float) -> None:
+    """Two times through one graph, with guidance too; what the graph holds is not computed again."""
+    dit, layers, guidance = twin.load(folder, "dit"), twin.module("layers"), twin.module("guidance")
+    cond = _conditioning(twin, COUNTS, collapsed=True)
+    null = guidance.unconditional(cond)
+    outputs = []
+    try:
+        for on in (False, True):
+            layers.compiling(on)
+            velocity = guidance.GuidedVelocity(
+                dit=dit, cond=dit.prepare(cond), null=dit.prepare(null), guidance=Guidance(scale=scale)
+            )
+            x = twin.array(_normal(len(COUNTS), 9, LATENT))
+            outputs.append([twin.numpy(velocity(x, np.full(len(COUNTS), t, np.float32))) for t in (0.9, 0.4)])
+    except RuntimeError as error:
+        pytest.skip(f"no compiler on this machine: {error}")
+    finally:
+        layers.compiling(twin.name == "mlx" and _mlx_on_gpu())
+    for found, wanted in zip(*outputs, strict=True):
+        assert relative(found, wanted) < CLOSE

@@ -16,7 +16,7 @@ from command import SMALL, make_home
 
 from benchmarks import energy, machine
 from benchmarks.__main__ import COMMANDS, main
-from benchmarks.latency import key, save, spread, start, sustained, table
+from benchmarks.latency import KEY, key, save, spread, start, sustained, table
 from benchmarks.latency_command import parse_lengths
 from benchmarks.random_weights import PROMPT, make_random_model
 from benchmarks.worker import Work, work
@@ -141,8 +141,9 @@ def test_a_mac_is_described_by_its_own_tools(tmp_path: Path, monkeypatch: pytest
 
 def _work(folder: Path, name: str, **changes: float) -> Work:
     return Work(
-        backend=name, device="cpu", folder=str(folder), dtype="float32", text_dtype="auto", prompt="soft rain",
-        seconds=0.5, steps=3, sampler=None, guidance=None, warmups=0, repeats=2, minutes=changes.get("minutes", 0.0),
+        backend=name, device="cpu", folder=str(folder), dtype="float32", text_dtype="auto", compiled=False,
+        prompt="soft rain", seconds=0.5, steps=3, sampler=None, guidance=None, warmups=0, repeats=2,
+        minutes=changes.get("minutes", 0.0),
         write=True, spawned=0.0,
     )  # fmt: skip
 
@@ -203,8 +204,7 @@ def test_the_command_writes_a_table_a_file_and_a_line_of_json(
 
 
 def test_another_setting_is_another_entry(tmp_path: Path):
-    names = ("model", "weights", "backend", "device", "dtype", "text_dtype", "seconds", "steps", "sampler", "guidance")
-    first = dict.fromkeys(names, "x")
+    first = dict.fromkeys(KEY, "x")
     second = first | {"dtype": "float16"}
     assert key(first) != key(second)
     here = machine.describe("mlx")

@@ -15,13 +15,13 @@ from sa3_mlx.spec.chunks import check_chunk_frames
 from sa3_mlx.spec.config import DiffusionConfig, DiTConfig, ModelConfig, SAMEConfig, TextEncoderConfig
 from sa3_mlx.spec.memory import (
     MARGIN,
-    Precision,
     fit,
     parse_size,
     predict,
     stored_weight_bytes,
     weight_bytes,
 )
+from sa3_mlx.spec.precision import Precision
 from sa3_mlx.spec.presets import LOGSNR, PRESETS, SAME_L, SAME_S
 from sa3_mlx.spec.request import Guidance, InitAudio, Item, Request
 from sa3_mlx.spec.tensorfile import TensorFile, array_entry, write_tensors
@@ -168,7 +168,7 @@ def test_the_command_prints_the_plan_and_refuses_before_it_starts(
     (tmp_path / "work").mkdir()
     monkeypatch.setenv("SA3_HOME", str(home))
     monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.setattr("sa3_mlx.cli.backend.limit_memory", lambda *_: None)  # lasts as long as the process
+    monkeypatch.setattr("sa3_mlx.cli.backend.hold_memory", lambda *_: None)  # lasts as long as the process
     result = sa3(capfd, "generate", "rain", "--seconds", "1", "--out", "a.wav", "--max-memory", "1GB")
     assert result.code == 0 and "at most" in result.err and "all parts stay" in result.err
     write_tone(Path("in.wav"))

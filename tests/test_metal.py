@@ -90,12 +90,12 @@ def test_the_autoencoder_with_and_without_compiled_groups(
     z = MLX.array(np.random.default_rng(2).standard_normal((1, 7, 16), np.float32))
     outputs = []
     for name, fused in (("gpu", compiled), ("cpu", False)):
-        layers.compile_pointwise(fused)
+        layers.compiling(fused)
         try:
             with _device(name):
                 outputs.append(MLX.numpy(same.decode(z)))
         finally:
-            layers.compile_pointwise(True)
+            layers.compiling(True)
     assert relative(outputs[0], outputs[1]) < 1e-2
 
 

@@ -41,7 +41,6 @@ MLX_ONLY = {
     "layers": {
         "silu",
         "pointwise",
-        "compile_pointwise",
     },  # those of mlx.nn are always compiled: on Linux that needs g++
     "t5gemma": {"gelu_tanh"},
 }

@@ -70,9 +70,12 @@ def load(folder: Path, backend: Backend, dtype: str, text_dtype: str, device: st
     return pipeline
 
 
-def limit_memory(backend: Backend, device: str, limit: int, peak: int) -> None:
-    """Hold the framework to ``limit`` bytes of which a run needs ``peak``: MLX keeps fewer freed buffers, CUDA refuses
-    more. PyTorch on a CPU has no such setting, and on an Apple GPU it is left as it is.
+def hold_memory(backend: Backend, device: str, peak: int, limit: int | None) -> None:
+    """Prepare the framework for a run that needs ``peak`` bytes, of ``limit`` if there is one.
+
+    MLX keeps that much of an Apple GPU's memory wired, so that the system cannot page weights out between steps, and
+    with a limit few freed buffers. CUDA refuses more than the limit; PyTorch on a CPU or an Apple GPU has no such
+    setting.
     """
     if backend == "mlx":
         from sa3_mlx import blas  # noqa: F401 (before mlx)
@@ -80,27 +83,16 @@ def limit_memory(backend: Backend, device: str, limit: int, peak: int) -> None:
         # isort: split
         import mlx.core as mx
 
-        mx.set_memory_limit(limit)
-        mx.set_cache_limit(max(0, limit - peak))
-        return
-    import torch
+        if mx.metal.is_available():
+            mx.set_wired_limit(min(peak, int(mx.device_info()["max_recommended_working_set_size"])))
+        if limit is not None:
+            mx.set_memory_limit(limit)
+            mx.set_cache_limit(max(0, limit - peak))
+    elif limit is not None:
+        import torch
 
-    from sa3_torch.pipeline import choose_device
-
-    if choose_device(device).type == "cuda":
-        total = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total))
-
-
-def on_gpu(backend: Backend, device: str = "auto") -> bool:
-    """Whether the networks run on a GPU there."""
-    if backend == "torch":
         from sa3_torch.pipeline import choose_device
 
-        return choose_device(device).type != "cpu"
-    from sa3_mlx import blas  # noqa: F401 (before mlx)
-
-    # isort: split
-    import mlx.core as mx
-
-    return mx.default_device().type == mx.DeviceType.gpu
+        if choose_device(device).type == "cuda":
+            total = torch.cuda.get_device_properties(0).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total))

@@ -7,7 +7,7 @@ done, each of them whole or not at all.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,8 +20,9 @@ from sa3_mlx.spec.checkpoint import WEIGHTS_FILE
 from sa3_mlx.spec.chunks import stream_chunk_frames
 from sa3_mlx.spec.config import ModelConfig
 from sa3_mlx.spec.lengths import seconds_to_samples
-from sa3_mlx.spec.memory import MemoryPlan, Precision, fit, stored_weight_bytes
+from sa3_mlx.spec.memory import MemoryPlan, fit, predict, stored_weight_bytes
 from sa3_mlx.spec.noise import SEED_MAX, check_seed, random_seed
+from sa3_mlx.spec.precision import Precision
 from sa3_mlx.spec.request import Guidance, InitAudio, Inpaint, Item, Request, defaults, validate
 from sa3_mlx.spec.tensorfile import TensorFile
 from sa3_mlx.spec.version import version
@@ -134,25 +135,24 @@ def run(job: Job) -> list[Path]:
     progress = Progress(quiet=job.output.quiet)
     streaming = _streaming_player(job)
     requests = [_for_streaming(job, request, heard_early=streaming is not None) for request in requests]
-    memory = None if job.max_memory is None else _fit_memory(job, requests, framework, job.max_memory, progress)
-    if memory is not None:
-        chunks = (memory.chunk_frames, memory.encode_chunk_frames)
-        requests = [replace(request, chunk_frames=chunks[0], encode_chunk_frames=chunks[1]) for request in requests]
+    pipeline = backend.load(job.folder, framework, job.model.dtype, job.model.text_dtype, job.model.device)
+    memory = _plan_memory(job, requests[0], pipeline.precision, framework, progress)
+    chunks = (memory.chunk_frames, memory.encode_chunk_frames)
+    requests = [replace(request, chunk_frames=chunks[0], encode_chunk_frames=chunks[1]) for request in requests]
     digest = fingerprint.fingerprint(job.folder, job.config)
     progress.line(f"{job.config.name} on {framework}, {job.seconds:g} s, seed {_seed_text(job)}")
     _warn_of_rounding(job, progress)
-    pipeline = backend.load(job.folder, framework, job.model.dtype, job.model.text_dtype, job.model.device)
     for prompt in job.prompts:
         _warn_of_unheard(pipeline, prompt, progress)
     count, made = len(job.items()), []
     with PlayerSink(streaming) if streaming else nullcontext() as sound:
         for number, request in enumerate(requests):
             paths = files[number * count : (number + 1) * count]
-            batch = [_made(job, request, *entry, framework, digest) for entry in zip(job.items(), paths, strict=True)]
+            entries = zip(job.items(), paths, strict=True)
+            batch = [_made(job, request, *entry, framework, pipeline.precision, digest) for entry in entries]
             outlets = Outlets(batch, job.config, job.output, sound)
             with outlets:
-                keep_resident = memory is None or memory.keep_resident
-                generation = _generate(pipeline, request, progress, outlets.take, keep_resident=keep_resident)
+                generation = _generate(pipeline, request, progress, outlets.take, keep_resident=memory.keep_resident)
                 outlets.finish(generation)
             outlets.report(generation, len(job.seeds))
             made += batch
@@ -176,22 +176,25 @@ def _for_streaming(job: Job, request: Request, *, heard_early: bool) -> Request:
     return replace(request, chunk_frames=stream_chunk_frames(job.config.same))
 
 
-def _fit_memory(
-    job: Job, requests: Sequence[Request], framework: Backend, limit: int, progress: Progress
-) -> MemoryPlan:  # fmt: skip
-    """The plan that fits, printed; raises ValueError when none does. All prompts of a job are alike."""
+def _plan_memory(
+    job: Job, request: Request, precision: Precision, framework: Backend, progress: Progress
+) -> MemoryPlan:
+    """What the run needs; with --max-memory the plan that fits, printed. Raises ValueError when none does.
+
+    All prompts of a job are alike.
+    """
     from . import backend
 
-    text = job.model.text_dtype
-    if text == "auto":
-        text = "bfloat16" if backend.on_gpu(framework, job.model.device) else "float32"
-    precision, weights = Precision(dtype=job.model.dtype, text_dtype=text), None
+    weights = None
     if framework == "mlx":  # computes on packed weights as they are
         with TensorFile.open(job.folder / WEIGHTS_FILE) as file:
             weights = stored_weight_bytes(file, precision)
-    plan = fit(requests[0], job.config, precision, limit, weights=weights)
-    progress.line(plan.text())
-    backend.limit_memory(framework, job.model.device, limit, plan.peak)
+    if job.max_memory is None:
+        plan = predict(request, job.config, precision, weights=weights)
+    else:
+        plan = fit(request, job.config, precision, job.max_memory, weights=weights)
+        progress.line(plan.text())
+    backend.hold_memory(framework, job.model.device, plan.peak, job.max_memory)
     return plan
 
 
@@ -230,13 +233,15 @@ def _generate(
     raise RuntimeError("the pipeline ended without a result")
 
 
-def _made(job: Job, request: Request, item: int, path: Path, framework: Backend, digest: str) -> Made:
+def _made(
+    job: Job, request: Request, item: int, path: Path, framework: Backend, precision: Precision, digest: str
+) -> Made:
     entry = request.items[item]
     provenance = Provenance(
         sa3=version(), command=job.command, prompt=entry.prompt, negative_prompt=entry.negative_prompt,
         seconds=entry.seconds, seed=entry.seed, steps=request.steps, sampler=request.sampler,
         guidance=request.guidance, model=job.config.name, model_hash=digest, backend=framework,
-        device=job.model.device, dtype=job.model.dtype, text_dtype=job.model.text_dtype,
+        device=job.model.device, dtype=precision.dtype, text_dtype=precision.text_dtype or "auto",
         input=job.source.name if job.source else None, input_hash=job.source.hash if job.source else None,
         noise_level=job.noise_level, monotone=job.monotone, regions=job.regions, crossfade_ms=request.crossfade_ms,
         head_room_seconds=request.head_room_seconds, decode_noise=request.decode_noise,

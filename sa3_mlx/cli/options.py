@@ -12,7 +12,8 @@ from typing import Any, TypeVar, get_args
 import click
 
 from sa3_mlx.spec.memory import parse_size
-from sa3_mlx.spec.request import SAMPLER_NAMES, TEXT_DTYPES
+from sa3_mlx.spec.precision import DTYPES, TEXT_DTYPES
+from sa3_mlx.spec.request import SAMPLER_NAMES
 from sa3_mlx.spec.wav import Subtype
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -20,7 +21,6 @@ Group = TypeVar("Group")
 _PREFIX = "sa3."
 FORMATS: tuple[Subtype, ...] = get_args(Subtype)
 DEVICES = ("auto", "cpu", "cuda", "mps")
-DTYPES = ("float32", "float16", "bfloat16")
 
 
 def _keep(ctx: click.Context, param: click.Parameter, value: object) -> object:
@@ -98,7 +98,8 @@ def model_options(command: Command) -> Command:
         _option("--backend", type=click.Choice(["auto", "mlx", "torch"]), default="auto", show_default=True),
         _option("--device", type=click.Choice(DEVICES), default="auto", show_default=True,
                 help="Of PyTorch; auto is cuda where there is one, else cpu. MLX chooses its own."),
-        _option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Of the networks."),
+        _option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True,
+                help="Of the diffusion transformer; auto is float32 on a CPU, float16 on a GPU."),
         _option("--text-dtype", type=click.Choice(TEXT_DTYPES), default="auto", show_default=True,
                 help="Of the text encoder; auto is float32 on a CPU, the file's own on a GPU."),
     ])  # fmt: skip

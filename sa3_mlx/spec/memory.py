@@ -22,12 +22,12 @@ from .checkpoint import expected_tensors
 from .chunks import Direction, chunk_plan, default_chunk_frames, halo, pad_frames
 from .config import DiffusionConfig, ModelConfig
 from .lengths import clip_lengths, samples_to_frames, seconds_to_samples
+from .precision import Precision
 from .request import Request
 from .tensorfile import TensorFile
 
 PhaseName = Literal["text", "encode", "sample", "decode"]
 MARGIN = 1.1  # of a prediction that has to fit into a limit
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 # Copies of the hidden states that are in memory at the worst moment; a few more or less from run to run, as MLX frees
 # them while it computes.
@@ -43,14 +43,6 @@ TEXT_COPIES = 20.0
 _IN_FILE = "embed_tokens.weight"  # its rows are read one by one
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Precision:
-    """Types of the networks as "float32", "float16" or "bfloat16"; the autoencoder is always float32."""
-
-    dtype: str
-    text_dtype: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +112,7 @@ def stored_weight_bytes(file: TensorFile, precision: Precision) -> dict[str, int
 
 def _widths(precision: Precision) -> dict[str, int]:
     """Bytes a number in memory, by part."""
-    text, dit = BYTES[precision.text_dtype], BYTES[precision.dtype]
+    text, dit = precision.text_bytes, precision.bytes
     return {"text_encoder": text, "conditioner": 4, "dit": dit, "same.encoder": 4, "same.decoder": 4}
 
 
@@ -210,7 +202,7 @@ def _slots(tokens: int | None, config: DiffusionConfig) -> int:
 
 
 def _activations(phase: PhaseName, request: Request, config: ModelConfig, precision: Precision, slots: int) -> int:
-    diffusion, width = _diffusion(config), BYTES[precision.dtype]
+    diffusion, width = _diffusion(config), precision.bytes
     head_room = diffusion.head_room_seconds if request.head_room_seconds is None else request.head_room_seconds
     lengths = clip_lengths([item.seconds for item in request.items], config, head_room)
     negatives = {item.negative_prompt for item in request.items} - {None}

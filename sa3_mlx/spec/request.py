@@ -23,7 +23,6 @@ from .noise import check_seed
 from .regions import Region, first_uncovered, generated_frames, keep_frames, to_regions
 from .schedule import sigmas
 
-TEXT_DTYPES = ("auto", "float32", "bfloat16")  # activations of T5Gemma overflow float16
 SAMPLER_NAMES = ("euler", "pingpong", "dpmpp", "rk4")
 STEPS_MAX = 1000
 HEAD_ROOM_MAX = 60.0

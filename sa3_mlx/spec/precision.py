@@ -1,0 +1,41 @@
+"""Number types in which the networks compute; the autoencoder and the sampler's state are always float32."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+TEXT_DTYPES = ("auto", "float32", "bfloat16")  # activations of T5Gemma overflow float16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """``dtype``: of the DiT, "float32", "float16" or "bfloat16". ``text_dtype``: None is that of the file, 16 bits."""
+
+    dtype: str
+    text_dtype: str | None
+
+    @property
+    def bytes(self) -> int:
+        """Of one number of the DiT."""
+        return 4 if self.dtype == "float32" else 2
+
+    @property
+    def text_bytes(self) -> int:
+        """Of one number of the text encoder."""
+        return 4 if self.text_dtype == "float32" else 2
+
+
+def choose_precision(dtype: str, text_dtype: str, *, on_gpu: bool) -> Precision:
+    """What "auto" means: float32 on a CPU; on a GPU float16 for the DiT and the file's own for the text encoder [B3].
+
+    Raises ValueError for a name that is not allowed.
+    """
+    for name, given, allowed in (("dtype", dtype, DTYPES), ("text_dtype", text_dtype, TEXT_DTYPES)):
+        if given not in allowed:
+            raise ValueError(f"{name} is {given!r}: allowed are {', '.join(allowed)}")
+    if dtype == "auto":
+        dtype = "float16" if on_gpu else "float32"
+    if text_dtype == "auto":
+        return Precision(dtype=dtype, text_dtype=None if on_gpu else "float32")
+    return Precision(dtype=dtype, text_dtype=text_dtype)
