@@ -22,7 +22,10 @@ from sa3_torch.train.sounds import (
 )
 from sa3_torch.train.synth import NOISES
 
-SECONDS = {"note": 1.5, "chord": 2.0, "drum": 0.8, "noise": 1.5}
+SECONDS = {"note": 1.5, "chord": 2.0, "noise": 1.5}
+DRUM_SECONDS = {  # near the medians of the real ones: a crash that is cut after a second is no crash
+    "kick": 0.7, "snare": 0.5, "clap": 0.6, "hihat": 0.4, "crash": 3.0, "tom": 1.0,
+}  # fmt: skip
 
 
 class Generates(Protocol):
@@ -42,6 +45,7 @@ class Prompt:
     label: str
     instrument: str | None
     midi: int | None
+    seconds: float
 
 
 def held_out_prompts(seed: int) -> list[Prompt]:
@@ -50,18 +54,25 @@ def held_out_prompts(seed: int) -> list[Prompt]:
     Drum and noise prompts occur in training (their clips do not); notes and chords occur in no training clip.
     """
     prompts = [
-        Prompt(caption=note_captions(name, midi)[0], kind="note", label="note", instrument=name, midi=midi)
+        Prompt(
+            caption=note_captions(name, midi)[0], kind="note", label="note", instrument=name, midi=midi,
+            seconds=SECONDS["note"],
+        )
         for name, midi in held_out_notes(seed)
-    ]
+    ]  # fmt: skip
     prompts += [
-        Prompt(caption=chord_captions(name, midi, quality)[0], kind="chord", label="chord", instrument=name, midi=midi)
+        Prompt(
+            caption=chord_captions(name, midi, quality)[0], kind="chord", label="chord", instrument=name, midi=midi,
+            seconds=SECONDS["chord"],
+        )
         for name, midi, quality in held_out_chords(seed)
+    ]  # fmt: skip
+    untuned = [("drum", label, texts[0], DRUM_SECONDS[label]) for label, texts in DRUM_CAPTIONS.items()]
+    untuned += [("noise", label, f"{label} noise", SECONDS["noise"]) for label in NOISES]
+    prompts += [
+        Prompt(caption=caption, kind=kind, label=label, instrument=None, midi=None, seconds=seconds)
+        for kind, label, caption, seconds in untuned
     ]
-    for kind, captions in (("drum", DRUM_CAPTIONS), ("noise", {name: (f"{name} noise",) for name in NOISES})):
-        prompts += [
-            Prompt(caption=texts[0], kind=kind, label=label, instrument=None, midi=None)
-            for label, texts in captions.items()
-        ]
     return prompts
 
 
@@ -72,7 +83,7 @@ def sounds(
     """Generate every prompt with ``seeds`` seeds, all seeds of a prompt in one batch."""
     for number, prompt in enumerate(prompts):
         items = tuple(
-            Item(prompt=prompt.caption, seconds=SECONDS[prompt.kind], seed=first_seed + 1000 * number + seed)
+            Item(prompt=prompt.caption, seconds=prompt.seconds, seed=first_seed + 1000 * number + seed)
             for seed in range(seeds)
         )
         request = Request(items=items, steps=steps, sampler=sampler, guidance=Guidance(scale=guidance))

@@ -23,6 +23,7 @@ from sa3_mlx.pipeline import Pipeline
 from sa3_mlx.spec.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE
 from sa3_mlx.spec.config import FORMAT, ModelConfig
 from sa3_mlx.spec.noise import INITIAL, Purpose
+from sa3_mlx.spec.precision import Precision
 from sa3_mlx.spec.request import Item, Request
 from sa3_mlx.spec.tensorfile import array_entry, write_tensors
 from sa3_mlx.weights import Part, load_part
@@ -159,7 +160,7 @@ def generating(checkout: Checkout, config: ModelConfig, files: Files, frames: in
                       head_room_seconds=max(0.0, frames * 4096 / 44_100 - seconds - 0.01))  # fmt: skip
 
     def ours() -> mx.array:
-        pipeline = Pipeline.load(files.ours, dtype=files.dtype, text_dtype=files.dtype)
+        pipeline = Pipeline(files.ours, config, Precision(dtype=files.dtype, text_dtype=None))  # the text encoder too
         *_, last = pipeline.stream(request, noise=_PortNoise(frames, files.dtype), keep_resident=False)
         return mx.array(last.generation.audio[0])  # type: ignore[union-attr]
 
