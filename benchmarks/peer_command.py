@@ -25,16 +25,19 @@ from benchmarks.peer import (
     measure,
     sampling,
 )
-from benchmarks.peer_files import generating, loading, write_files
+from benchmarks.peer_files import generating, loading, write_8bit, write_files
 
-CASES = ("sample", "guided", "decode", "encode", "load", "generate", "memory")
+CASES = ("sample", "guided", "decode", "encode", "load", "generate", "memory", "memory-8bit")
 
 
 def make(case: str, checkout: Checkout, model: str, seconds: float, depth: int | None, work: Path) -> Pair:
-    """``memory`` is one step of a whole run in the precisions that are shipped, ``generate`` eight in fp32."""
+    """``memory`` is one step of a whole run in the precisions that are shipped, ``memory-8bit`` with our 8-bit recipe,
+    ``generate`` eight steps in fp32."""
     frames, config = frames_of(model, seconds), config_of(model, None)
-    if case in ("load", "generate", "memory"):
+    if case in ("load", "generate", "memory", "memory-8bit"):
         files = write_files(work, config, "float32" if case == "generate" else "float16")
+        if case == "memory-8bit":
+            files = write_8bit(work, files, config)
         if case == "load":
             return loading(checkout, config, files)
         return generating(checkout, config, files, frames, seconds, STEPS if case == "generate" else 1)
@@ -46,7 +49,7 @@ def make(case: str, checkout: Checkout, model: str, seconds: float, depth: int |
 def line(row: Row) -> str:
     times = "  ".join(f"{ours:.2f}/{peer:.2f}" for ours, peer in zip(row.ours, row.peer, strict=True))
     return (
-        f"{row.case:8} {row.model:7} {row.seconds:4.0f} s  {row.ratio:5.3f}x  difference {row.difference:.1e}  "
+        f"{row.case:11} {row.model:7} {row.seconds:4.0f} s  {row.ratio:5.3f}x  difference {row.difference:.1e}  "
         f"peak {row.ours_peak_bytes / 1e9:.2f}/{row.peer_peak_bytes / 1e9:.2f} GB  "
         f"n = {len(row.ours)}  CPU-s ours/peer {times}  {row.note}"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +24,8 @@ from sa3_mlx.spec.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE
 from sa3_mlx.spec.config import FORMAT, ModelConfig
 from sa3_mlx.spec.noise import INITIAL, Purpose
 from sa3_mlx.spec.precision import Precision
+from sa3_mlx.spec.quantized_file import nearest, write_quantized
+from sa3_mlx.spec.recipes import RECIPES, layers_of
 from sa3_mlx.spec.request import Item, Request
 from sa3_mlx.spec.tensorfile import array_entry, write_tensors
 from sa3_mlx.weights import Part, load_part
@@ -63,6 +65,16 @@ def write_files(work: Path, config: ModelConfig, dtype: str) -> Files:
     _save(files.port / "decoder.npz", for_same(weights, "decoder", config), "float32", {})
     (files.port / "done").touch()
     return files
+
+
+def write_8bit(work: Path, files: Files, config: ModelConfig) -> Files:
+    """Ours by the recipe "8bit"; the port has nothing like it and keeps its files."""
+    out = work / f"{config.name}-8bit"
+    if not out.is_dir():
+        grids = {path: part.grid for name, part in RECIPES["8bit"].parts().items() for path in layers_of(config, name)}
+        quantizers = {path: partial(nearest, grid=grid) for path, grid in grids.items()}
+        write_quantized(files.ours, out, recipe="8bit", grids=grids, quantizers=quantizers, velocity=None, force=False)
+    return replace(files, ours=out)
 
 
 def _save(path: Path, weights: Weights, dtype: str, blobs: dict[str, np.ndarray]) -> None:
@@ -167,7 +179,8 @@ def generating(checkout: Checkout, config: ModelConfig, files: Files, frames: in
     def theirs() -> mx.array:
         return port.generate(seconds, steps)
 
-    return _pair(ours, theirs, f"{steps} steps, {files.dtype}")
+    kind = "8 bits beside float16" if files.ours.name.endswith("8bit") else files.dtype
+    return _pair(ours, theirs, f"{steps} steps, {kind}")
 
 
 def loading(checkout: Checkout, config: ModelConfig, files: Files) -> Pair:

@@ -37,7 +37,14 @@ class State:
 
 
 def visit(pipeline: Pipeline, request: Request) -> Iterator[State]:
-    """Sample a request, without decoding it, and yield every evaluation of the DiT."""
+    """Sample a request, without decoding it, and yield every evaluation of the DiT.
+
+    Raises ValueError for guidance in an interval alone, which would leave half of the evaluations unused.
+    """
+    if request.guidance.interval != (0.0, 1.0):
+        raise ValueError(
+            f"guidance interval is {request.guidance.interval}: states are visited with guidance throughout"
+        )
     config = pipeline.config
     planned = plan(request, config)
     noise, channels = SeededNoise([item.seed for item in request.items]), config.same.latent_channels
