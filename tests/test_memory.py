@@ -73,23 +73,35 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: write_checkpoint(root / name, config) for name, config in CONFIGS.items()}
 
 
-@pytest.mark.slow  # MLX frees arrays when its threads get to it: on a busy machine a run can miss by 13 %
-@pytest.mark.parametrize("run", RUNS)
-@pytest.mark.parametrize("name", CONFIGS)
-def test_prediction_is_within_ten_percent_of_the_counter(folders: dict[str, Path], name: str, run: str):
-    """Of the worst of three runs: when MLX frees an array depends on its threads. Measured: mostly within 5 %."""
+def _check_prediction(folder: Path, name: str, run: str, *, runs: int, tolerance: float) -> None:
+    """Against the worst of some runs: when MLX frees an array depends on its threads."""
     pytest.importorskip("mlx.core")
     from benchmarks.memory import measured, predicted
     from sa3_mlx.pipeline import Pipeline
 
     request, precision = RUNS[run]
-    pipeline = Pipeline.load(folders[name], dtype=precision.dtype, text_dtype="float32")
+    pipeline = Pipeline.load(folder, dtype=precision.dtype, text_dtype="float32")
     for resident in (True, False):
-        found = [measured(pipeline, request, keep_resident=resident) for _ in range(3)]
+        found = [measured(pipeline, request, keep_resident=resident) for _ in range(runs)]
         wanted = predicted(predict(request, CONFIGS[name], precision, keep_resident=resident, tokens=2))
         for phase in ("before", "sample", "decode"):
             ratio = getattr(wanted, phase) / max(getattr(peaks, phase) for peaks in found)
-            assert 0.9 < ratio < 1.1, f"{phase}, resident {resident}: predicted {ratio:.3f} of what was measured"
+            assert abs(ratio - 1) < tolerance, (
+                f"{phase}, resident {resident}: predicted {ratio:.3f} of what was measured"
+            )
+
+
+@pytest.mark.slow  # on a busy machine a run can miss by 13 %
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_prediction_is_within_ten_percent_of_the_counter(folders: dict[str, Path], name: str, run: str):
+    """Measured: mostly within 5 %."""
+    _check_prediction(folders[name], name, run, runs=3, tolerance=0.1)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_prediction_is_near_the_counter_on_any_machine(folders: dict[str, Path], name: str):
+    _check_prediction(folders[name], name, "chunks", runs=1, tolerance=0.25)
 
 
 def test_weights_of_a_file_are_those_of_its_configuration(folders: dict[str, Path]):
