@@ -22,7 +22,7 @@ RESULTS = Path(__file__).parent / "results"
 STAGES = ("total", "cpu", "text", "sample", "decode", "first_sound")
 WARM = ("steps", "sampler", "guidance", "frames", "device", "dtype", "text_dtype", "energy")  # taken from the warm runs
 KEY = (
-    "model", "weights", "backend", "compiled", "device", "dtype", "text_dtype", "seconds", "steps", "sampler",
+    "model", "weights", "recipe", "backend", "compiled", "device", "dtype", "text_dtype", "seconds", "steps", "sampler",
     "guidance",
 )  # fmt: skip
 
@@ -32,6 +32,7 @@ class Model:
     name: str
     folder: Path
     weights: str  # "random", or the hash of the file
+    recipe: str | None  # of a quantized model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +46,8 @@ class Counts:
 def measure(model: Model, work: Work, counts: Counts, machine: Machine) -> dict[str, Any]:
     """One entry of a results file. All seconds; ``values`` are those of single runs, in the order they were made."""
     entry: dict[str, Any] = {  # busy: other programs are running
-        "model": model.name, "weights": model.weights, "backend": work.backend, "compiled": work.compiled,
-        "seconds": work.seconds, "date": datetime.now(UTC).date().isoformat(),
+        "model": model.name, "weights": model.weights, "recipe": model.recipe, "backend": work.backend,
+        "compiled": work.compiled, "seconds": work.seconds, "date": datetime.now(UTC).date().isoformat(),
         "machine": machine.slug(), "busy": busy_cores() > 0.5,
     }  # fmt: skip
     if counts.cold:

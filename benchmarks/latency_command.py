@@ -16,10 +16,13 @@ from sa3_mlx.cli.backend import choose
 from sa3_mlx.cli.fingerprint import fingerprint
 from sa3_mlx.cli.home import find_model, home, installed
 from sa3_mlx.cli.models import table as columns
+from sa3_mlx.spec.checkpoint import WEIGHTS_FILE
 from sa3_mlx.spec.config import ModelConfig
 from sa3_mlx.spec.precision import DTYPES, TEXT_DTYPES
 from sa3_mlx.spec.presets import PRESETS
+from sa3_mlx.spec.quantization import Quantization
 from sa3_mlx.spec.request import SAMPLER_NAMES
+from sa3_mlx.spec.tensorfile import TensorFile
 
 
 def parse_lengths(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[float, ...]:
@@ -114,9 +117,12 @@ def find(name: str) -> tuple[Model, ModelConfig]:
             raise click.UsageError(f"{name} is an autoencoder alone; choose a model with a DiT")
         folder = home() / "benchmarks" / name
         click.echo(f"{name} is not installed: random weights in {folder}", err=True)
-        return Model(name=name, folder=make_random_model(folder, config), weights="random"), config
+        return Model(name=name, folder=make_random_model(folder, config), weights="random", recipe=None), config
     folder, config = find_model(name, generates=True)
-    return Model(name=config.name, folder=folder, weights=fingerprint(folder, config)), config
+    with TensorFile.open(folder / WEIGHTS_FILE) as file:
+        quantization = Quantization.read(file)
+    recipe = None if quantization is None else quantization.recipe
+    return Model(name=config.name, folder=folder, weights=fingerprint(folder, config), recipe=recipe), config
 
 
 def weights_text(model: Model) -> str:

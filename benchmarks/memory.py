@@ -11,7 +11,7 @@ from sa3_mlx import blas  # noqa: F401 (before mlx)
 import mlx.core as mx
 
 from sa3_mlx.pipeline import Pipeline
-from sa3_mlx.spec.events import Conditioned, Finished, Stepped
+from sa3_mlx.spec.events import Conditioned, Finished, Sampled, Stepped
 from sa3_mlx.spec.memory import MemoryPlan
 from sa3_mlx.spec.request import Request
 
@@ -34,8 +34,7 @@ def measured(pipeline: Pipeline, request: Request, *, keep_resident: bool) -> Pe
     for event in pipeline.stream(request, keep_resident=keep_resident):
         if isinstance(event, Stepped):
             mx.eval(event.denoised)
-        last = isinstance(event, Stepped) and event.index + 1 == event.steps
-        if isinstance(event, Conditioned | Finished) or last:
+        if isinstance(event, Conditioned | Sampled | Finished):
             peaks.append(mx.get_peak_memory() - other)
             mx.reset_peak_memory()
     return Peaks(before=peaks[0], sample=peaks[1], decode=peaks[2])

@@ -21,6 +21,7 @@ PUBLISHED_FILE = Path(__file__).with_name("published.json")
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 MODELLED = ("M4", "M4 Pro", "H100", "H200")
 TOKENS = 24
+STEPS = 8  # of the heading
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +55,7 @@ def measured_rows(entries: Sequence[dict[str, Any]], model: str) -> list[Row]:
     for entry in entries:
         if entry["model"] != model or entry["busy"]:
             continue
-        weights = ", random weights" if entry["weights"] == "random" else ""
-        name = (_machine(entry["description"]), f"sa3, {_backend(entry)}, {entry['dtype']}{weights}")
+        name = (_machine(entry["description"]), _run(entry))
         cells = groups.setdefault(name, {"warm": {}, "cold": {}})
         cells["warm"][entry["seconds"]] = entry["warm"]["total"]["p50"]
         if "cold" in entry:
@@ -66,6 +66,16 @@ def measured_rows(entries: Sequence[dict[str, Any]], model: str) -> list[Row]:
         for state, cells in states.items()
         if cells
     ]
+
+
+def _run(entry: Mapping[str, Any]) -> str:
+    """What was run, with whatever differs from the heading."""
+    parts = ["sa3", _backend(entry), entry["dtype"]]
+    parts += [f"recipe {entry['recipe']}"] if entry["recipe"] else []
+    parts += ["random weights"] if entry["weights"] == "random" else []
+    parts += [f"{entry['steps']} steps"] if entry["steps"] != STEPS else []
+    parts += [f"guidance {entry['guidance']:g}"] if entry["guidance"] != 1 else []
+    return ", ".join(parts)
 
 
 def _machine(description: Mapping[str, Any]) -> str:
@@ -124,7 +134,8 @@ def markdown(folder: Path, lengths: Sequence[float]) -> str:
 
 
 HEAD = (
-    "8 steps, no guidance. *Measured here* means by `python -m benchmarks latency` on the machine of the row; "
+    f"{STEPS} steps, no guidance, where a row says nothing else. "
+    "*Measured here* means by `python -m benchmarks latency` on the machine of the row; "
     "*published by* is what its authors say, not measured again; *modelled* is the least time that the chip's nominal "
     "peaks of arithmetic and bandwidth allow (16-bit DiT, fp32 autoencoder, as TF32 where the chip has it), which real "
     "programs exceed. A chip without a measured row has not been measured. "

@@ -69,7 +69,7 @@ def work(work: Work) -> dict[str, Any]:
         _generate(pipeline, request, finish, begin)
     memory.reset()
     timings: list[Timing] = []
-    with EnergyMeter(on_cuda=work.backend == "torch" and _cuda()) as meter:
+    with EnergyMeter(on_cuda=memory.name == "torch cuda") as meter:
         while len(timings) < work.repeats or timings[-1].begun + timings[-1].total < 60 * work.minutes:
             timing, generation = _generate(pipeline, request, finish, begin)
             timings.append(timing)
@@ -141,12 +141,6 @@ def _nothing() -> None:
     return None
 
 
-def _cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
 def _request(work: Work, config: Any) -> Any:
     from sa3_mlx.spec.request import Guidance, Item, Request, defaults
 
@@ -160,7 +154,7 @@ def _request(work: Work, config: Any) -> Any:
 
 def _generate(pipeline: Any, request: Any, finish: Callable[[Any], None], begin: float) -> tuple[Timing, Any]:
     """The device is waited for between stages alone, so that steps may overlap."""
-    from sa3_mlx.spec.events import AudioChunk, Conditioned, Finished, Stepped
+    from sa3_mlx.spec.events import AudioChunk, Conditioned, Finished, Sampled
 
     start, worked = time.perf_counter(), time.process_time()
     marks: dict[str, float] = {}
@@ -168,8 +162,7 @@ def _generate(pipeline: Any, request: Any, finish: Callable[[Any], None], begin:
         if isinstance(event, Conditioned):
             finish(())
             marks["text"] = time.perf_counter() - start
-        elif isinstance(event, Stepped) and event.index + 1 == event.steps:
-            finish(event.denoised)
+        elif isinstance(event, Sampled):
             marks["sample"] = time.perf_counter() - start
         elif isinstance(event, AudioChunk):
             marks.setdefault("first", time.perf_counter() - start)

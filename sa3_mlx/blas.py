@@ -55,7 +55,8 @@ def _load() -> Status:
 
 
 _STATUS = _load()
-os.environ.setdefault("MLX_ENABLE_TF32", "0")
+if sys.platform == "darwin":
+    os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
 
 def status() -> Status:

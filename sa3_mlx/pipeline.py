@@ -49,6 +49,7 @@ from .spec.events import (
     Generation,
     Latents,
     NoiseSource,
+    Sampled,
     SeededNoise,
     Stepped,
     Stopwatch,
@@ -148,7 +149,7 @@ class Pipeline:
     def stream(
         self, request: Request, *, noise: NoiseSource | None = None, keep_resident: bool = True
     ) -> Iterator[Event]:
-        """Events of a run: Conditioned, a Stepped per step, AudioChunks item by item, Finished.
+        """Events of a run: Conditioned, a Stepped per step, Sampled, AudioChunks item by item, Finished.
 
         The request is checked now, everything else happens when the next event is asked for; closing the iterator stops
         the run. ``noise``: where normals come from instead of the items' seeds. Without ``keep_resident`` every part is
@@ -204,6 +205,7 @@ class Pipeline:
                     self.prefetch_decoder()
             latents = yield from self._sample(request, plan, cond, null, start, noise, watch)
             self._release(keep_resident, "dit")
+            yield Sampled(latents=latents)
             clips = [Clip(row, request, plan, self.config) for row in range(len(request.items))]
             for row, clip in enumerate(clips):
                 yield from self._decode_clip(request, plan, row, clip, latents[row], noise, watch)

@@ -16,7 +16,17 @@ from twins import Twin, relative
 from sa3_mlx.spec.audio import clipped_share
 from sa3_mlx.spec.chunks import Chunk
 from sa3_mlx.spec.clips import Clip, Texts, decoder_noise, encode_sources, start_latents
-from sa3_mlx.spec.events import AudioChunk, Conditioned, Event, Finished, Generation, SeededNoise, Stepped, batch_of
+from sa3_mlx.spec.events import (
+    AudioChunk,
+    Conditioned,
+    Event,
+    Finished,
+    Generation,
+    Sampled,
+    SeededNoise,
+    Stepped,
+    batch_of,
+)
 from sa3_mlx.spec.noise import INITIAL
 from sa3_mlx.spec.request import SAMPLER_NAMES, Guidance, InitAudio, Inpaint, Item, Request, extend, plan
 
@@ -60,8 +70,10 @@ def test_events_come_in_order_and_the_chunks_are_the_audio(twin: Twin, pipeline:
     request = replace(BASE, items=(_item(), _item("bell", 1.7, 2)), chunk_frames=16, steps=3)
     events, generation = _stream(pipeline, request)
     kinds = [kind for kind, _ in itertools.groupby(type(event) for event in events)]
-    assert kinds == [Conditioned, Stepped, AudioChunk, Finished]
+    assert kinds == [Conditioned, Stepped, Sampled, AudioChunk, Finished]
     steps = [event for event in events if isinstance(event, Stepped)]
+    (sampled,) = (event for event in events if isinstance(event, Sampled))
+    np.testing.assert_array_equal(sampled.latents, twin.numpy(steps[-1].denoised))
     assert [(event.index, event.steps) for event in steps] == [(0, 3), (1, 3), (2, 3)]
     chunks = [event for event in events if isinstance(event, AudioChunk)]
     assert [chunk.item for chunk in chunks] == sorted(chunk.item for chunk in chunks) and len(chunks) > 3
@@ -79,7 +91,7 @@ def test_events_come_in_order_and_the_chunks_are_the_audio(twin: Twin, pipeline:
 
 def test_a_stopped_run_leaves_everything_usable(small: Any) -> None:
     wanted = small.generate(BASE).audio[0]
-    for stop_at in (Conditioned, Stepped, AudioChunk):
+    for stop_at in (Conditioned, Stepped, Sampled, AudioChunk):
         run: Iterator[Event] = small.stream(BASE)
         next(event for event in run if isinstance(event, stop_at))
         run.close()  # type: ignore[attr-defined]
@@ -96,6 +108,7 @@ def test_parts_are_loaded_when_needed_freed_on_demand_and_read_again(small: Any)
     loaded = [(type(event), small.loaded) for event in run]
     assert {parts for kind, parts in loaded if kind is Conditioned} == {()}
     assert {parts for kind, parts in loaded if kind is Stepped} == {("dit",)}
+    assert {parts for kind, parts in loaded if kind is Sampled} == {()}
     assert {parts for kind, parts in loaded if kind is AudioChunk} == {("same",)}
     assert small.loaded == ()
     np.testing.assert_array_equal(small.generate(BASE).audio[0], wanted)

@@ -30,7 +30,7 @@ LENGTHS = (5.0, 30.0, 120.0, 380.0)
 def _write(folder: Path, day: str, total: float, **changes: object) -> None:
     description = {"chip": "Apple M4", "cpu_cores": "10", "gpu": "Apple M4", "gpu_cores": 10}
     entry = {
-        "model": "small-music", "weights": "random", "backend": "mlx", "compiled": False, "device": "gpu",
+        "model": "small-music", "weights": "random", "recipe": None, "backend": "mlx", "compiled": False, "device": "gpu",
         "dtype": "float16", "text_dtype": "auto", "seconds": 30.0, "steps": 8, "sampler": "pingpong", "guidance": 1.0,
         "date": day,
         "machine": "apple-m4", "busy": False, "warm": {"total": {"p50": total}}, "cold": {"wall": {"p50": 2 * total}},
@@ -48,6 +48,23 @@ def test_the_newest_measurement_counts(tmp_path: Path):
     assert "float16" in warm.run and warm.run.endswith("warm") and cold.run.endswith("cold")
     text = markdown(tmp_path, LENGTHS)
     assert "| 1.25 |" in text and "| 2.50 |" in text and "9.00" not in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"steps": 50}, "50 steps"),
+        ({"guidance": 7.0}, "guidance 7"),
+        ({"recipe": "8bit", "weights": "sha256:1"}, "8bit"),
+    ],
+)
+def test_what_was_not_run_alike_has_a_row_of_its_own(tmp_path: Path, changes: dict[str, object], named: str):
+    _write(tmp_path, "2026-01-01", 1.0)
+    _write(tmp_path, "2026-01-02", 999.0, **changes)
+    rows = measured_rows(read_results(tmp_path), "small-music")
+    assert len(rows) == 4
+    assert {row.cells[30.0] for row in rows if named in row.run} == {999.0, 1998.0}
+    assert {row.cells[30.0] for row in rows if named not in row.run} == {1.0, 2.0}
 
 
 def test_times_of_a_busy_machine_are_left_out(tmp_path: Path):

@@ -41,6 +41,13 @@ class Stepped:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """All steps are done, and the DiT is freed if nothing stays in memory. ``latents`` (B, T, C): see ``denoised``."""
+
+    latents: Latents
+
+
+@dataclass(frozen=True, kw_only=True)
 class AudioChunk:
     """Finished samples of one item from ``start`` on, (n, channels); an item's chunks, joined, are its audio."""
 
@@ -69,7 +76,7 @@ class Finished:
     generation: Generation
 
 
-Event = Conditioned | Stepped | AudioChunk | Finished
+Event = Conditioned | Stepped | Sampled | AudioChunk | Finished
 
 
 class NoiseSource(Protocol):
