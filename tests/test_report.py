@@ -31,8 +31,8 @@ def _write(folder: Path, day: str, total: float, **changes: object) -> None:
     description = {"chip": "Apple M4", "cpu_cores": "10", "gpu": "Apple M4", "gpu_cores": 10}
     entry = {
         "model": "small-music", "weights": "random", "recipe": None, "backend": "mlx", "compiled": False,
-        "device": "gpu", "dtype": "float16", "text_dtype": "auto", "seconds": 30.0, "steps": 8, "sampler": "pingpong", "guidance": 1.0,
-        "date": day,
+        "device": "gpu", "dtype": "float16", "text_dtype": "auto", "seconds": 30.0, "steps": 8, "sampler": "pingpong",
+        "guidance": 1.0, "date": day,
         "machine": "apple-m4", "busy": False, "warm": {"total": {"p50": total}}, "cold": {"wall": {"p50": 2 * total}},
     }  # fmt: skip
     data = {"format": FORMAT, "machine": description, "date": day, "entries": [entry | changes]}
