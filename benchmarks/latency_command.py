@@ -18,6 +18,7 @@ from sa3_mlx.cli.home import find_model, home, installed
 from sa3_mlx.cli.models import table as columns
 from sa3_mlx.spec.checkpoint import WEIGHTS_FILE
 from sa3_mlx.spec.config import ModelConfig
+from sa3_mlx.spec.lengths import longest
 from sa3_mlx.spec.precision import DTYPES, TEXT_DTYPES
 from sa3_mlx.spec.presets import PRESETS
 from sa3_mlx.spec.quantization import Quantization
@@ -83,7 +84,7 @@ def latency(
     entries = []
     for seconds in lengths:
         if seconds > config.max_seconds:
-            click.echo(f"{seconds:g} s: left out, {model.name} makes up to {config.max_seconds:.0f} s", err=True)
+            click.echo(f"{seconds:g} s: left out, {model.name} makes up to {longest(config)}", err=True)
             continue
         work = Work(
             backend=framework, device="mps" if mps else device, folder=str(model.folder), dtype=dtype,
@@ -118,11 +119,12 @@ def find(name: str) -> tuple[Model, ModelConfig]:
         folder = home() / "benchmarks" / name
         click.echo(f"{name} is not installed: random weights in {folder}", err=True)
         return Model(name=name, folder=make_random_model(folder, config), weights="random", recipe=None), config
-    folder, config = find_model(name, generates=True)
-    with TensorFile.open(folder / WEIGHTS_FILE) as file:
+    found = find_model(name, generates=True)
+    with TensorFile.open(found.folder / WEIGHTS_FILE) as file:
         quantization = Quantization.read(file)
     recipe = None if quantization is None else quantization.recipe
-    return Model(name=config.name, folder=folder, weights=fingerprint(folder, config), recipe=recipe), config
+    weights = fingerprint(found.folder, found.config)
+    return Model(name=found.config.name, folder=found.folder, weights=weights, recipe=recipe), found.config
 
 
 def weights_text(model: Model) -> str:

@@ -48,7 +48,8 @@ def precision(
     seeds: int, data: Path | None, data_seed: int, results: Path,
 ) -> None:  # fmt: skip
     """What every precision of MODEL costs in quality and saves in bytes: one table."""
-    folder, config = find_model(model, generates=True)
+    found_model = find_model(model, generates=True)
+    folder, config = found_model.folder, found_model.config
     names = rows.split(",")
     if unknown := [name for name in names if name not in (*FLOATS, *RECIPES)]:
         raise click.UsageError(f"no row {unknown[0]!r}; rows: {', '.join((*FLOATS, *RECIPES))}")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tiny_checkpoint import write_checkpoint
 
+from sa3_mlx.cli import home
 from sa3_mlx.cli.app import run
 from sa3_mlx.spec.audio import write_audio
 from sa3_mlx.spec.config import DiffusionConfig, DiTConfig, ModelConfig, SAMEConfig, TextEncoderConfig
@@ -43,6 +44,13 @@ def make_home(folder: Path) -> Path:
     """A home with the models "little" and "only-autoencoder"."""
     write_checkpoint(folder / "models" / SMALL.name, SMALL)
     write_checkpoint(folder / "models" / AUTOENCODER.name, AUTOENCODER)
+    return folder
+
+
+def use_home(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make a home the current one, with "little" and "spare" before all other default models -> the home."""
+    monkeypatch.setenv("SA3_HOME", str(folder))
+    monkeypatch.setattr(home, "PREFERENCE", (SMALL.name, "spare", *home.PREFERENCE))
     return folder
 
 
@@ -82,23 +90,23 @@ def truncate(path: Path, share: float) -> None:
     path.write_bytes(data[: int(len(data) * share)])
 
 
-def work_in_copy(home: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Copy a home, make it the current one, and go to an empty folder beside it -> the copy."""
+def work_in_copy(original: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Copy a home, make the copy the current one, and go to an empty folder beside it -> the copy."""
     own = folder / "home"
-    shutil.copytree(home, own)
-    monkeypatch.setenv("SA3_HOME", str(own))
+    shutil.copytree(original, own)
+    use_home(own, monkeypatch)
     (folder / "work").mkdir()
     monkeypatch.chdir(folder / "work")
     return own
 
 
-def refused_line(capfd: pytest.CaptureFixture[str], home: Path, *args: str | Path) -> str:
+def refused_line(capfd: pytest.CaptureFixture[str], own_home: Path, *args: str | Path) -> str:
     """Run a command that must be refused -> its one line. Checks the exit code, and that no file was touched."""
-    before = snapshot(Path.cwd(), home)
+    before = snapshot(Path.cwd(), own_home)
     result = sa3(capfd, *args)
     assert result.code == 2, result
     lines = [line for line in result.err.splitlines() if line.startswith("sa3: ")]
     assert len(lines) == 1 and "Traceback" not in result.err and result.out == "", result
     assert len(result.err.splitlines()) <= 2, result  # at most the line that says what is about to be made
-    assert snapshot(Path.cwd(), home) == before
+    assert snapshot(Path.cwd(), own_home) == before
     return lines[0]

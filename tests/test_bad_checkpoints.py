@@ -109,7 +109,7 @@ def test_a_damaged_model_is_skipped_as_the_default(own_home: Path, capfd: pytest
     CHECKPOINTS[case][0](own_home / LITTLE)
     result = sa3(capfd, "generate", "rain", "--seconds", "0.2", "--out", "a.wav")
     assert result.code == 0 and "note: model little is damaged, spare is used instead" in result.err
-    assert read_provenance(Path("a.wav")).model == SMALL.name  # what spare's configuration calls itself
+    assert read_provenance(Path("a.wav")).model == "spare"
     listing = sa3(capfd, "models").out
     assert "spare *" in listing and "little *" not in listing and "damaged" in listing
 
@@ -167,7 +167,7 @@ def test_rerun_refuses_another_model_another_input_and_damaged_tags(
     write_tone(Path("in.wav"), 0.9)
     assert "input is sha256" in refused("rerun", "v.wav")
     write_checkpoint(own_home / "models" / "other", SMALL, variant="other ")
-    assert "model is sha256" in refused("rerun", "v.wav", "--input", "moved.wav", "--model", "other")
+    assert "model other (little) is sha256" in refused("rerun", "v.wav", "--input", "moved.wav", "--model", "other")
     shutil.rmtree(own_home / LITTLE)
     assert "--model" in refused("rerun", "v.wav")
 

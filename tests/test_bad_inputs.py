@@ -70,6 +70,11 @@ GENERATE = {
     "interval with one end": (["rain", "--interval", "0.5"], "--interval"),
     "norm threshold negative": (["rain", "--norm-threshold", "-1"], "norm threshold"),
     "negative without guidance": (["rain", "--negative", "noise"], "guidance scale 1"),
+    "apg without guidance": (["rain", "--guidance", "1", "--apg", "0.5"], "no effect at guidance scale 1"),
+    "rescale without guidance": (["rain", "--rescale", "0.5"], "no effect at guidance scale 1"),
+    "interval without guidance": (["rain", "--interval", "0", "0.5"], "no effect at guidance scale 1"),
+    "norm threshold without guidance": (["rain", "--norm-threshold", "2"], "no effect at guidance scale 1"),
+    "compiling with mlx": (["rain", "--backend", "mlx", "--compile"], "--compile is for --backend torch"),
     "seed negative": (["rain", "--seed", "-1"], "seed"),
     "seed too large": (["rain", "--seed", HUGE], "seed"),
     "seed runs over": (["rain", "--seed", str(2**63 - 1), "--batch", "2"], "seed"),
@@ -257,7 +262,12 @@ EDITS = {
     "no region": (["inpaint", "in.wav"], "--region"),
     "region without colon": (["inpaint", "in.wav", "--region", "0.5"], "START:END"),
     "region of words": (["inpaint", "in.wav", "--region", "a:b"], "START:END"),
-    "region without end": (["inpaint", "in.wav", "--region", "0.5:"], "START:END"),
+    "region without both ends": (["inpaint", "in.wav", "--region", ""], "START:END"),
+    "inpainted input too long": (["inpaint", "long.wav", "--region", "0.1:0.2"], "long.wav: 4.00 s long, little makes"),
+    "crossfade without a seam": (
+        ["extend", "in.wav", "--seconds", "2", "--no-paste", "--crossfade-ms", "20"],
+        "no effect",
+    ),
     "region reversed": (["inpaint", "in.wav", "--region", "0.5:0.2"], "end must come after"),
     "region empty": (["inpaint", "in.wav", "--region", "0.5:0.5"], "end must come after"),
     "region before the clip": (["inpaint", "in.wav", "--region", "-0.5:0.5"], "starts before"),
@@ -313,6 +323,19 @@ def _write_latents(kind: str) -> Path:
     elif kind == "npy with tags in a list":
         np.save(path, good)
         Path("z.npy.json").write_text("[1]")
+    elif kind == "npy with tags that are no JSON":
+        np.save(path, good)
+        Path("z.npy.json").write_text("{")
+    elif kind == "npy of a zip":
+        with path.open("wb") as file:
+            np.savez(file, latents=good)
+    elif kind == "npy of zip garbage":
+        path.write_bytes(b"PK\x03\x04" + bytes(range(200)))
+    elif kind == "npy with a damaged header":
+        np.save(path, good)
+        path.write_bytes(path.read_bytes().replace(b"'shape'", b"'shape"))
+    elif kind == "npy beyond float32":
+        np.save(path, np.full((4, 8), 1e300))
     elif kind == "npy of objects":
         np.save(path, np.array([{}, 1], dtype=object), allow_pickle=True)
     elif kind == "npy of text":
@@ -326,7 +349,11 @@ LATENTS = {
     "whole numbers": "int32", "nan": "NaN", "wrong length": "9000 samples", "other model": "encoded by m",
     "truncated": "truncated", "npy of objects": "not a file of latents", "npy of text": "not a file of latents",
     "other format": "its format is 'sa3-latents/1', expected 'sa3-encoded/1'",
-    "npy of another format": "z.npy.json: its format is None", "npy with tags in a list": "not a file of latents",
+    "npy of another format": "z.npy.json: its format is None",
+    "npy with tags in a list": "z.npy.json: not the tags of latents", "npy of a zip": "z.npy: not a file of latents",
+    "npy with tags that are no JSON": "z.npy.json: not the tags of latents",
+    "npy of zip garbage": "z.npy: not a file of latents", "npy with a damaged header": "z.npy: not a file of latents",
+    "npy beyond float32": "z.npy: the latents have NaN or infinite values, or values beyond float32",
 }  # fmt: skip
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,13 +16,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from command import AUTOENCODER, RATE, SMALL, Result, make_home, sa3, tone, write_tone
+from command import AUTOENCODER, RATE, SMALL, Result, make_home, sa3, tone, use_home, write_tone
+from tiny_checkpoint import write_checkpoint
 
 from sa3_mlx.cli import backend, home, job
 from sa3_mlx.cli.app import COMMANDS
 from sa3_mlx.cli.player import Player
 from sa3_mlx.cli.provenance import read_provenance
 from sa3_mlx.spec.audio import read_audio, write_audio
+from sa3_mlx.spec.lengths import longest
 from sa3_mlx.spec.tensorfile import TensorFile
 
 Run = Callable[..., Result]
@@ -35,7 +39,7 @@ def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(shared_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
     """The command, in a folder of its own, with "little" as the default model."""
-    monkeypatch.setenv("SA3_HOME", str(shared_home))
+    use_home(shared_home, monkeypatch)
     monkeypatch.chdir(tmp_path)
     return lambda *args: sa3(capfd, *args)
 
@@ -138,6 +142,14 @@ def test_clipping_is_reported_with_advice(run: Run, capfd: pytest.CaptureFixture
     made, audio = read_provenance(Path("a.wav")), tone(0.5, level=2.0)
     report_file(Path("a.wav"), audio, audio, RATE, made, 1.0, (), None, quiet=False)
     assert "clipped" in (text := capfd.readouterr().out) and "--peak -1" in text
+    few = tone(4.0)
+    few[7:10] = 1.5
+    report_file(Path("a.wav"), few, few, RATE, made, 1.0, (), None, quiet=False)
+    assert "3 samples were clipped" in capfd.readouterr().out
+    edited = replace(made, regions=((0.1, 0.2),), crossfade_ms=20.0)
+    report_file(Path("a.wav"), audio, audio, RATE, edited, 1.0, (), None, quiet=False)
+    text = capfd.readouterr().out
+    assert "a .wav with --format float avoids it" in text and "--peak" not in text, "it would change kept audio"
     silent = np.zeros_like(audio)
     report_file(Path("a.wav"), silent, silent, RATE, made, 1.0, (), None, quiet=False)
     assert "silent" in capfd.readouterr().out
@@ -189,10 +201,11 @@ def test_the_device_is_recorded_and_rerun_keeps_to_it(run: Run):
     assert read_provenance(Path("a.wav")).device == "cpu"
     assert "byte for byte" in _ok(run("rerun", "a.wav")).out
     result = run("rerun", "a.wav", "--device", "auto", "--force", "--out", "b.wav")
-    assert _ok(result) and read_provenance(Path("b.wav")).device == "auto"
+    assert result.code in (0, 1) and read_provenance(Path("b.wav")).device == "auto"
     result = run("rerun", "a.wav", "--device", "auto", "--out", "c.wav")
     assert result.code == 2 and "device is auto, the file was made with cpu" in result.err
-    _ok(run("rerun", "a.wav", "--backend", "mlx", "--force", "--out", "d.wav"))
+    run("rerun", "a.wav", "--backend", "mlx", "--force", "--out", "d.wav")
+    assert read_provenance(Path("d.wav")).backend == "mlx"
 
 
 def test_rerun_refuses_another_backend_unless_forced(run: Run):
@@ -201,7 +214,8 @@ def test_rerun_refuses_another_backend_unless_forced(run: Run):
     _ok(run("generate", "rain", "--seconds", "0.5", "--out", "a.wav", "--backend", "mlx", "--format", "float"))
     result = run("rerun", "a.wav", "--backend", "torch")
     assert result.code == 2 and "made with mlx" in result.err
-    _ok(run("rerun", "a.wav", "--backend", "torch", "--force"))
+    result = run("rerun", "a.wav", "--backend", "torch", "--force")
+    assert result.code == 1 and "no: samples differ" in result.out
     np.testing.assert_allclose(_read("a-rerun.wav"), _read("a.wav"), atol=1e-3)
 
 
@@ -320,25 +334,66 @@ def test_convert_installs_under_a_name(run: Run, tmp_path: Path, monkeypatch: py
     _ok(run("convert", "little", "official", "--to-official"))
     monkeypatch.setenv("SA3_HOME", str(tmp_path / "other"))
     assert "--model mine" in _ok(run("convert", "official", "--name", "mine")).out
-    _ok(run("generate", "rain", "--seconds", "0.2", "--out", "a.wav"))
-    assert read_provenance(Path("a.wav")).model == "mine"
+    _ok(run("generate", "rain", "--seconds", "0.2", "--model", "mine", "--out", "a.wav"))
+    made = read_provenance(Path("a.wav"))
+    assert (made.model, made.config) == ("mine", "mine")
 
 
-def test_the_embedded_demo_is_the_last_resort(
+def test_released_models_come_first_then_the_demo_and_no_other_is_a_default(
     run: Run, shared_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(home, "DEMO_FOLDER", shared_home / "models" / "little")
-    assert list(home.installed()) == ["little", "only-autoencoder", "demo"]
-    monkeypatch.setenv("SA3_HOME", str(tmp_path / "empty"))
-    assert list(home.installed()) == ["demo"]
-    _ok(run("generate", "rain", "--seconds", "0.2", "--out", "a.wav"))
+    monkeypatch.undo()
+    little = shared_home / "models" / "little"
+    for name in ("another", "small-music-8bit", "medium", "small-music"):
+        shutil.copytree(little, tmp_path / "home" / "models" / name)
+    monkeypatch.setattr(home, "DEMO_FOLDER", little)
+    monkeypatch.setenv("SA3_HOME", str(tmp_path / "home"))
+    assert list(home.installed()) == ["small-music", "medium", "demo", "another", "small-music-8bit"]
+    assert home.find_model(None, generates=True).name == "small-music"
+    for name in ("medium", "small-music"):
+        shutil.rmtree(tmp_path / "home" / "models" / name)
+    assert home.find_model(None, generates=True).name == "demo"
+    listing = _ok(run("models")).out
+    assert "demo *" in listing and "another " in listing and listing.count(" *") == 1
+    monkeypatch.setattr(home, "DEMO_FOLDER", tmp_path)
+    assert "give --model" in run("generate", "rain", "--out", str(tmp_path / "a.wav")).err
 
 
-def test_released_models_come_first(shared_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    for name in ("another", "medium", "small-music"):
-        shutil.copytree(shared_home / "models" / "little", tmp_path / "models" / name)
-    monkeypatch.setenv("SA3_HOME", str(tmp_path))
-    assert list(home.installed())[:3] == ["small-music", "medium", "another"]
+def test_a_model_is_called_as_it_was_given(run: Run, shared_home: Path, tmp_path: Path):
+    """Under its installed name or its path, beside the name in its configuration."""
+    shutil.copytree(shared_home / "models" / "little", tmp_path / "own model")
+    args = ("generate", "qwxyz", "--seconds", "0.2", "--steps", "1", "--backend", "mlx")
+    result = _ok(run(*args, "--model", "own model", "--out", "a.wav"))
+    assert "own model (little) on mlx" in result.err
+    made = read_provenance(Path("a.wav"))
+    assert (made.model, made.config) == ("own model", "little")
+    _ok(run(*args, "--model", tmp_path / "own model", "--out", "b.wav"))
+    assert read_provenance(Path("b.wav")).model == "own model", "no absolute path in tags"
+
+
+def test_rerun_finds_the_model_by_its_weights(run: Run, shared_home: Path, tmp_path: Path, monkeypatch):
+    own = tmp_path / "own"
+    shutil.copytree(shared_home, own)
+    write_checkpoint(own / "models" / "renamed", SMALL, variant="other ")
+    use_home(own, monkeypatch)
+    args = ("generate", "rain", "--seconds", "0.2", "--steps", "1", "--format", "float")
+    _ok(run(*args, "--model", "renamed", "--out", "a.wav"))
+    assert "byte for byte" in _ok(run("rerun", "a.wav")).out
+    _ok(run(*args, "--model", own / "models" / "renamed", "--out", "b.wav"))
+    assert "byte for byte" in _ok(run("rerun", "b.wav")).out
+    (own / "models" / "renamed").rename(own / "models" / "renamed-again")
+    result = _ok(run("rerun", "a.wav", "--out", "c.wav"))
+    assert "audio equal, tags differ" in result.out and read_provenance(Path("c.wav")).model == "renamed-again"
+    shutil.rmtree(own / "models" / "renamed-again")
+    result = run("rerun", "a.wav", "--out", "d.wav")
+    assert result.code == 2 and "model renamed (sha256:" in result.err and "--model" in result.err
+    result = run("rerun", "a.wav", "--out", "d.wav", "--model", "little")
+    assert result.code == 2 and "model little is sha256:" in result.err and "with --model" in result.err
+    result = run("rerun", "a.wav", "--out", "d.wav", "--model", "little", "--force")
+    assert result.code == 1 and "no: samples differ" in result.out
+    before = Path("a.wav").read_bytes()
+    assert run("rerun", "a.wav", "--out", "a.wav", "--model", "little", "--force", "--quiet").code == 1
+    assert Path("a.wav").read_bytes() != before
 
 
 def test_an_interrupted_run_leaves_nothing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -352,8 +407,6 @@ def test_an_interrupted_run_leaves_nothing(run: Run, tmp_path: Path, monkeypatch
 
 
 def test_the_hash_of_weights_is_remembered_until_they_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from command import write_checkpoint
-
     from sa3_mlx.cli.fingerprint import fingerprint
 
     monkeypatch.setenv("SA3_HOME", str(tmp_path / "home"))
@@ -375,3 +428,68 @@ def test_train_needs_pytorch(run: Run, monkeypatch: pytest.MonkeyPatch):
 def test_autoencoders_can_encode(run: Run):
     write_tone(Path("in.wav"), 0.2)
     _ok(run("encode", "in.wav", "z.npy", "--model", AUTOENCODER.name))
+
+
+def test_latents_take_the_options_of_the_autoencoder_alone(run: Run):
+    write_tone(Path("in.wav"), 0.2)
+    for options in (("--dtype", "float32"), ("--text-dtype", "float32"), ("--compile",), ("-q",)):
+        assert "no such option" in run("encode", "in.wav", "z.npy", *options).err.lower()
+    _ok(run("encode", "in.wav", "z.npy", "--backend", "torch", "--device", "cpu"))
+    assert "no such option" in run("decode", "z.npy", "out.wav", "--dtype", "float32").err.lower()
+
+
+def test_silence_has_no_signal_to_noise_ratio(run: Run):
+    write_audio(Path("in.wav"), np.zeros((1000, 2), np.float32), RATE)
+    assert "not defined, as the reference is silent" in _ok(run("encode", "in.wav", "z.npy", "--check")).out
+
+
+def test_a_region_can_end_with_the_clip(run: Run):
+    write_tone(Path("in.wav"), 1.0)
+    _ok(run("inpaint", "in.wav", "--region", "0.5:", "--steps", "1", "--out", "i.wav"))
+    assert read_provenance(Path("i.wav")).regions == ((0.5, 1.0),)
+    _ok(run("inpaint", "in.wav", "--region", "0.5:", "--seconds", "1.5", "--steps", "1", "--out", "longer.wav"))
+    assert read_provenance(Path("longer.wav")).regions == ((0.5, 1.5),)
+
+
+def test_prompts_from_standard_input(run: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"soft rain\nlow kick\n")))
+    _ok(run("generate", "--prompt-file", "-", "--seconds", "0.2", "--steps", "1", "--out", "p.wav"))
+    assert [read_provenance(Path(f"p-{number}.wav")).prompt for number in (1, 2)] == ["soft rain", "low kick"]
+
+
+def test_the_next_line_names_a_rerun_that_works(run: Run, tmp_path: Path):
+    (tmp_path / "elsewhere").mkdir()
+    source = write_tone(tmp_path / "elsewhere" / "in.wav", 0.4)
+    edit = ("--region", "0.1:0.2", "--steps", "1", "--out", "i.wav")
+    line = _ok(run("inpaint", source, *edit)).out.splitlines()[-1]
+    assert line.endswith(f"sa3 rerun i.wav --input {source}")
+    _ok(run(*shlex.split(line.partition("or sa3 ")[2])))
+    line = _ok(run("inpaint", Path("elsewhere") / "in.wav", *edit, "--force")).out.splitlines()[-1]
+    assert line.endswith("sa3 rerun i.wav")
+    _ok(run(*shlex.split(line.partition("or sa3 ")[2]), "--force"))
+
+
+def test_the_next_line_is_short(run: Run):
+    result = _ok(run("generate", "rain " * 600, "--seconds", "0.2", "--steps", "1", "--out", "a.wav"))
+    assert result.out.splitlines()[-1].startswith("next   sa3 vary a.wav PROMPT --noise-level")
+
+
+def test_compiling_is_for_pytorch_and_recorded(run: Run, monkeypatch: pytest.MonkeyPatch):
+    layers = pytest.importorskip("sa3_torch.layers")
+    calls: list[bool] = []
+    monkeypatch.setattr(layers, "compiling", calls.append)
+    args = ("generate", "rain", "--seconds", "0.2", "--steps", "1", "--backend", "torch")
+    _ok(run(*args, "--compile", "--out", "a.wav"))
+    assert calls == [True] and read_provenance(Path("a.wav")).compiled
+    _ok(run("rerun", "a.wav"))
+    _ok(run(*args, "--out", "b.wav"))
+    assert calls == [True, True, False] and not read_provenance(Path("b.wav")).compiled
+
+
+def test_the_longest_clip_is_one_number_everywhere(run: Run):
+    """Rounded down, so that it can be asked for."""
+    shown = f"{int(SMALL.max_seconds * 100) / 100:.2f} s"
+    assert shown in _ok(run("models")).out and shown in _ok(run("info", "little")).out
+    assert shown in run("generate", "rain", "--seconds", "99", "--out", "a.wav").err
+    demo = replace(SMALL, sample_rate=7193)  # 400 frames of 64 samples: 3.559...
+    assert longest(demo) == "3.55 s"

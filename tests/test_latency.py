@@ -194,7 +194,7 @@ def test_the_command_writes_a_table_a_file_and_a_line_of_json(
         assert result.exit_code == 0, result.output
     entries = json.loads(result.stdout.strip().splitlines()[-1])["entries"]
     assert [entry["seconds"] for entry in entries] == [0.3, 0.5] and "per step" in result.stdout
-    assert "left out, little makes up to 3 s" in result.stderr
+    assert "left out, little makes up to 3.20 s" in result.stderr
     assert all(entry["cold"]["wall"]["p50"] > 0 and "slowdown" in entry["sustained"] for entry in entries)
     (path,) = (tmp_path / "results").iterdir()
     saved = json.loads(path.read_text())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command import make_home, refused_line, sa3, write_tone
+from command import make_home, refused_line, sa3, use_home, write_tone
 from tiny_checkpoint import write_checkpoint
 
 from sa3_mlx.cli.provenance import read_provenance
@@ -21,7 +21,7 @@ from sa3_mlx.spec.memory import (
     stored_weight_bytes,
     weight_bytes,
 )
-from sa3_mlx.spec.precision import Precision
+from sa3_mlx.spec.precision import Precision, allowed_precisions
 from sa3_mlx.spec.presets import LOGSNR, PRESETS, SAME_L, SAME_S
 from sa3_mlx.spec.request import Guidance, InitAudio, Item, Request
 from sa3_mlx.spec.tensorfile import TensorFile, array_entry, write_tensors
@@ -142,11 +142,11 @@ def test_wrong_sizes_are_refused(text: str):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_limit_is_met_by_freeing_first_and_by_smaller_chunks_then(name: str):
     config, half, request = CONFIGS[name], Precision(dtype="float16", text_dtype="bfloat16"), _request(20.0, init=True)
-    generous = fit(request, config, half, 10**12)
+    generous = fit(request, config, (half,), 10**12)
     assert generous.keep_resident and generous.chunk_frames is None
-    freed = fit(request, config, half, int(generous.peak * MARGIN) - 1)
+    freed = fit(request, config, (half,), int(generous.peak * MARGIN) - 1)
     assert not freed.keep_resident and freed.chunk_frames is None and freed.peak < generous.peak
-    small = fit(request, config, half, int(freed.peak * MARGIN) - 1)
+    small = fit(request, config, (half,), int(freed.peak * MARGIN) - 1)
     assert small.chunk_frames is not None and small.encode_chunk_frames is not None
     assert small.peak * MARGIN < freed.peak * MARGIN and not small.keep_resident
     check_chunk_frames(small.chunk_frames, config.same, "decode")
@@ -157,9 +157,25 @@ def test_a_limit_is_met_by_freeing_first_and_by_smaller_chunks_then(name: str):
 def test_a_refusal_says_what_would_help():
     config, request = PRESETS["small-music"], _request(30.0, batch=4)
     with pytest.raises(ValueError, match=r"small-music needs 2\.\d+ GB .phase sample.*; with --dtype float16 it is 1"):
-        fit(request, config, FP32, 2 * 10**9)
+        fit(request, config, (FP32,), 2 * 10**9)
     with pytest.raises(ValueError, match="choose a smaller model or fewer seconds"):
-        fit(request, config, FP32, 10**8)
+        fit(request, config, (FP32,), 10**8)
+
+
+def test_16_bits_are_tried_where_the_type_is_free():
+    config, request = PRESETS["small-music"], _request(30.0, batch=4)
+    free = allowed_precisions("auto", "auto", on_gpu=False)
+    assert [(p.dtype, p.text_dtype) for p in free] == [
+        ("float32", "float32"), ("float16", "float32"), ("float16", "bfloat16"),
+    ]  # fmt: skip
+    assert allowed_precisions("float32", "float32", on_gpu=False) == (FP32,)
+    assert len(allowed_precisions("auto", "auto", on_gpu=True)) == 1
+    assert fit(request, config, free, 10**12).precision == FP32
+    plan = fit(request, config, free, 2 * 10**9)  # refused in float32 alone
+    assert plan.precision == free[1] and "float16, text in float32" in plan.text()
+    with pytest.raises(ValueError) as refusal:
+        fit(request, config, free, 10**8)
+    assert "--dtype" not in str(refusal.value), "it was tried"
 
 
 def test_chunks_of_a_limit_give_the_same_audio(folders: dict[str, Path]):
@@ -178,7 +194,7 @@ def test_the_command_prints_the_plan_and_refuses_before_it_starts(
 ):
     home = make_home(tmp_path / "home")
     (tmp_path / "work").mkdir()
-    monkeypatch.setenv("SA3_HOME", str(home))
+    use_home(home, monkeypatch)
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setattr("sa3_mlx.cli.backend.hold_memory", lambda *_: None)  # lasts as long as the process
     result = sa3(capfd, "generate", "rain", "--seconds", "1", "--out", "a.wav", "--max-memory", "1GB")
@@ -186,6 +202,7 @@ def test_the_command_prints_the_plan_and_refuses_before_it_starts(
     write_tone(Path("in.wav"))
     result = sa3(capfd, "vary", "in.wav", "--out", "b.wav", "--max-memory", "2.4MB", "--seed", "1")
     assert result.code == 0 and "freed after use" in result.err, result
+    assert "arrays of the model" in result.err and "on top" in result.err
     made = read_provenance(Path("b.wav"))
     assert made.chunk_frames is not None and made.encode_chunk_frames is not None
     assert "byte for byte" in sa3(capfd, "rerun", "b.wav").out

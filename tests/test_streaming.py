@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from command import RATE, make_home, sa3, tone
+from command import RATE, make_home, sa3, tone, use_home
 
 from sa3_mlx.cli.player import Player
 from sa3_mlx.cli.sink import PlayerSink
@@ -27,7 +27,7 @@ AUDIO = tone(1.3, level=1.1)
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = make_home(tmp_path / "home")
-    monkeypatch.setenv("SA3_HOME", str(folder))
+    use_home(folder, monkeypatch)
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     return folder
@@ -75,7 +75,7 @@ def test_streamed_chunks_are_exact_and_shorter():
 def test_a_pipe_gets_the_file(home: Path, capfd: pytest.CaptureFixture[str]):  # noqa: ARG001
     args = ("generate", "soft rain", "--seconds", "1.5", "--seed", "3", "--backend", "mlx", "--format", "float")
     assert sa3(capfd, *args, "--out", "whole.wav").code == 0
-    done = _piped(*args, "--out", "-")
+    done = _piped(*args, "--model", "little", "--out", "-")
     assert done.returncode == 0, done.stderr
     assert b"first sound after" in done.stderr and b"seed   3" in done.stderr
     rate, wanted = RATE, soundfile.read("whole.wav", dtype="float32")[0]
@@ -90,7 +90,7 @@ def test_latents_decode_to_a_pipe(home: Path, capfd: pytest.CaptureFixture[str])
     write_audio("in.wav", AUDIO, RATE)
     assert sa3(capfd, "encode", "in.wav", "z.npy", "--backend", "mlx").code == 0
     assert sa3(capfd, "decode", "z.npy", "out.wav", "--backend", "mlx", "--format", "float").code == 0
-    done = _piped("decode", "z.npy", "-", "--backend", "mlx", "--format", "float")
+    done = _piped("decode", "z.npy", "-", "--model", "little", "--backend", "mlx", "--format", "float")
     assert done.returncode == 0, done.stderr
     found = soundfile.read(io.BytesIO(done.stdout), dtype="float32")[0]
     np.testing.assert_allclose(found, soundfile.read("out.wav", dtype="float32")[0], atol=2e-6)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from command import SMALL, Result, make_home, sa3
+from command import SMALL, Result, make_home, sa3, use_home
 from tiny_checkpoint import write_checkpoint
 
 from sa3_mlx.cli import backend
@@ -25,7 +25,7 @@ def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(shared_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
     """The command, in a folder of its own, with "little" as the default model."""
-    monkeypatch.setenv("SA3_HOME", str(shared_home))
+    use_home(shared_home, monkeypatch)
     monkeypatch.chdir(tmp_path)
     return lambda *args: sa3(capfd, *args)
 
@@ -70,3 +70,25 @@ def test_verify_passes_on_the_reference_and_notices_another_output(
     write_tensors(copy / "dit.safetensors", [array_entry(name, array) for name, array in arrays.items()], {})
     result = run("verify", checkpoints[model], copy)
     assert result.code == 2 and "has no tensor 'plain.out', which case 'dit:plain'" in result.err
+
+
+def test_an_autoencoder_alone_is_compared_too(run: Run):
+    if not (backend.available("mlx") and backend.available("torch")):
+        pytest.skip("needs both backends")
+    result = _ok(run("verify", "only-autoencoder", "--seconds", "0.5"))
+    assert "latents" in result.out and "audio" in result.out and "2 passed, 0 failed" in result.out
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("little", "--area", "same"), "--area compares outputs with GOLDEN_FOLDER"),
+        (("little", "--backend", "torch"), "--backend compares outputs with GOLDEN_FOLDER"),
+        (("little", ".", "--prompt", "rain"), "--prompt is for the comparison of the backends"),
+        (("little", ".", "--seed", "3"), "--seed is for the comparison of the backends"),
+        (("only-autoencoder", "--prompt", "rain"), "--prompt is not for only-autoencoder"),
+    ],
+)
+def test_options_of_the_other_way_to_verify_are_refused(run: Run, args: tuple[str, ...], message: str):
+    result = run("verify", *args)
+    assert result.code == 2 and message in result.err

@@ -1,6 +1,7 @@
 """The command group and what happens to its errors: one line on stderr and an exit code, never a traceback.
 
-Exit codes: 0 done, 1 checked and found wanting (``verify``, ``doctor``), 2 refused or failed, 130 interrupted.
+Exit codes: 0 done, 1 checked and found wanting (``verify``, ``doctor``, ``rerun``), 2 refused or failed, 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class LazyGroup(click.Group):
 
 @click.group(
     cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Start with: sa3 generate \"rain\" --out rain.wav",
+    epilog="Start with: sa3 generate \"piano note A4\" --out piano.wav",
 )  # fmt: skip
 @click.version_option(version(), prog_name="sa3")
 @click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")

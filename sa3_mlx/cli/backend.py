@@ -26,15 +26,17 @@ def available(backend: Backend) -> bool:
         return False
 
 
-def choose(wanted: str, device: str = "auto") -> Backend:
+def choose(wanted: str, device: str = "auto", *, compiled: bool = False) -> Backend:
     """The backend to use for "mlx", "torch" or "auto".
 
     Auto is MLX, but PyTorch where it is installed and MLX would crawl: beside an NVIDIA GPU, and on Linux without
-    OpenBLAS. Raises ImportError for one that is not installed, ValueError for a device with MLX.
+    OpenBLAS. Raises ImportError for one that is not installed, ValueError for a device or compiling with MLX.
     """
     backend = _choose(wanted)
     if backend == "mlx" and device != "auto":
         raise ValueError(f"device is {device!r}: MLX chooses its own; leave --device out, or add --backend torch")
+    if backend == "mlx" and compiled:
+        raise ValueError("--compile is for --backend torch; MLX compiles by itself on a GPU")
     return backend
 
 
@@ -59,15 +61,46 @@ def _slow_mlx() -> bool:
     return not blas.status().fast
 
 
-def load(folder: Path, backend: Backend, dtype: str, text_dtype: str, device: str = "auto") -> Pipeline:
-    """The pipeline of that backend; both have the same methods. ``device`` is for PyTorch alone."""
+def load(
+    folder: Path, backend: Backend, dtype: str = "auto", text_dtype: str = "auto", device: str = "auto", *,
+    compiled: bool = False,
+) -> Pipeline:  # fmt: skip
+    """The pipeline of that backend; both have the same methods. ``device`` and ``compiled`` are for PyTorch alone."""
     kind = importlib.import_module(f"sa3_{backend}.pipeline").Pipeline
     pipeline: Pipeline
     if backend == "torch":
+        from sa3_torch.layers import compiling
+
+        compiling(compiled)
         pipeline = kind.load(folder, dtype=dtype, text_dtype=text_dtype, device=device)
     else:
         pipeline = kind.load(folder, dtype=dtype, text_dtype=text_dtype)
     return pipeline
+
+
+def on_gpu(backend: Backend, device: str) -> bool:
+    """Whether it computes on a GPU. Raises ValueError for a device that is not there."""
+    if backend == "torch":
+        from sa3_torch.pipeline import choose_device
+
+        return choose_device(device).type != "cpu"
+    from sa3_mlx import blas  # noqa: F401 (before mlx)
+
+    # isort: split
+    import mlx.core as mx
+
+    return bool(mx.default_device().type == mx.DeviceType.gpu)
+
+
+def memory_note(backend: Backend, device: str) -> str:
+    """What a predicted peak leaves out or is worth."""
+    if backend == "mlx":
+        return "Python and MLX come on top"
+    from sa3_torch.pipeline import choose_device
+
+    if choose_device(device).type == "cuda":
+        return "estimated; CUDA refuses more than the limit"
+    return "estimated; PyTorch comes on top, and nothing enforces the limit"
 
 
 def hold_memory(backend: Backend, device: str, peak: int, limit: int | None) -> None:

@@ -19,8 +19,8 @@ from sa3_mlx.spec.wav import Subtype
 
 from . import backend, fingerprint
 from .home import find_model
-from .measure import snr_db
-from .options import FORMATS, CommonOptions, ModelOptions, common_options, gather, model_options
+from .measure import snr_text
+from .options import FORMATS, BackendOptions, CommonOptions, backend_options, common_options, debug_option, gather
 from .progress import Progress
 from .sink import STDOUT, check_pipe, open_sink
 
@@ -33,33 +33,34 @@ _SUFFIXES = (".safetensors", ".npy")
 @click.argument("input_file", metavar="INPUT", type=click.Path(path_type=Path))
 @click.argument("output_file", metavar="OUT", type=click.Path(path_type=Path))
 @click.option("--check", is_flag=True, help="Decode again and print the signal-to-noise ratio.")
-@model_options
-@common_options
+@backend_options
+@click.option("--force", is_flag=True, help="Replace existing files.")
+@debug_option
 @click.pass_context
-def encode(ctx: click.Context, input_file: Path, output_file: Path, check: bool) -> None:
+def encode(ctx: click.Context, input_file: Path, output_file: Path, check: bool, force: bool) -> None:
     """Encode the audio file INPUT to latents, OUT.safetensors or OUT.npy.
 
     Latents are (frames, channels) float32. The model's hash and the length in samples go into the safetensors file, or
     into OUT.npy.json.
     """
-    common, model = gather(ctx, CommonOptions), gather(ctx, ModelOptions)
-    _check_latents_file(output_file, force=common.force)
-    folder, config = find_model(model.model, generates=False)
+    options = gather(ctx, BackendOptions)
+    _check_latents_file(output_file, force=force)
+    model = find_model(options.model, generates=False)
+    config = model.config
     audio = read_audio(input_file, config.sample_rate, config.audio_channels)
-    framework = backend.choose(model.backend, model.device)
-    digest = fingerprint.fingerprint(folder, config)
-    pipeline = backend.load(folder, framework, model.dtype, model.text_dtype, model.device)
+    framework = backend.choose(options.backend, options.device)
+    digest = fingerprint.fingerprint(model.folder, config)
+    pipeline = backend.load(model.folder, framework, device=options.device)
     latents = pipeline.encode(audio)
     _write_latents(output_file, latents, {
-        "format": _FORMAT, "model": config.name, "model_hash": digest, "samples": str(len(audio)),
+        "format": _FORMAT, "model": model.tag, "model_hash": digest, "samples": str(len(audio)),
         "sample_rate": str(config.sample_rate), "input_hash": file_hash(input_file),
     })  # fmt: skip
-    click.echo(f"file   {output_file}  ({latents.shape[0]} frames x {latents.shape[1]} channels, {config.name})")
+    click.echo(f"file   {output_file}  ({latents.shape[0]} frames x {latents.shape[1]} channels, {model.label})")
     if check:
         decoded = fit_length(pipeline.decode(latents), len(audio))
-        click.echo(
-            f"snr    {snr_db(audio, decoded):.2f} dB after decoding, against the input at {config.sample_rate} Hz"
-        )
+        snr = snr_text(audio, decoded)
+        click.echo(f"snr    {snr} after decoding, against the input at {config.sample_rate} Hz")
 
 
 @click.command()
@@ -67,13 +68,14 @@ def encode(ctx: click.Context, input_file: Path, output_file: Path, check: bool)
 @click.argument("output_file", metavar="OUT", type=click.Path(path_type=Path, allow_dash=True))
 @click.option("--format", "subtype", type=click.Choice(FORMATS), default="pcm16", show_default=True)
 @click.option("--reference", type=click.Path(path_type=Path), help="Print the signal-to-noise ratio against this file.")
-@model_options
+@backend_options
 @common_options
 @click.pass_context
 def decode(ctx: click.Context, input_file: Path, output_file: Path, subtype: Subtype, reference: Path | None) -> None:
     """Decode LATENTS, made by encode, to the audio file OUT, or with - to a pipe."""
-    common, model = gather(ctx, CommonOptions), gather(ctx, ModelOptions)
-    folder, config = find_model(model.model, generates=False)
+    common, options = gather(ctx, CommonOptions), gather(ctx, BackendOptions)
+    model = find_model(options.model, generates=False)
+    config = model.config
     latents, tags = _read_latents(input_file)
     samples = _output_samples(input_file, latents, tags, config)
     size = len(latents) * config.same.samples_per_latent * config.audio_channels * 4
@@ -82,13 +84,13 @@ def decode(ctx: click.Context, input_file: Path, output_file: Path, subtype: Sub
     else:
         check_output(output_file, subtype, overwrite=common.force, size_bytes=size)
     wanted = None if reference is None else read_audio(reference, config.sample_rate, config.audio_channels)
-    framework = backend.choose(model.backend, model.device)
-    digest = fingerprint.fingerprint(folder, config)
+    framework = backend.choose(options.backend, options.device)
+    digest = fingerprint.fingerprint(model.folder, config)
     if tags.get("model_hash", digest) != digest and not common.force:
         raise ValueError(f"{input_file}: encoded by {tags.get('model')} ({tags['model_hash'][:19]}...), not by "
-                         f"{config.name} ({digest[:19]}...); give that --model, or --force")  # fmt: skip
-    pipeline = backend.load(folder, framework, model.dtype, model.text_dtype, model.device)
-    comment = json.dumps({"command": "decode", "model": config.name, "model_hash": digest})
+                         f"{model.name} ({digest[:19]}...); give that --model, or --force")  # fmt: skip
+    pipeline = backend.load(model.folder, framework, device=options.device)
+    comment = json.dumps({"command": "decode", "model": model.tag, "model_hash": digest})
     progress, pieces, missing = Progress(quiet=common.quiet), [], samples
     bar = progress.bar("decode", samples / config.sample_rate, "s")
     chunk_frames = stream_chunk_frames(config.same) if output_file == STDOUT else None
@@ -103,7 +105,7 @@ def decode(ctx: click.Context, input_file: Path, output_file: Path, subtype: Sub
     length = f"{len(audio) / config.sample_rate:.2f} s, {config.sample_rate} Hz, {subtype}"
     click.echo(f"file   {output_file}  ({length})", err=err)
     if wanted is not None:
-        click.echo(f"snr    {snr_db(wanted, fit_length(audio, len(wanted))):.2f} dB against {reference}", err=err)
+        click.echo(f"snr    {snr_text(wanted, fit_length(audio, len(wanted)))} against {reference}", err=err)
 
 
 def _check_latents_file(path: Path, *, force: bool) -> None:
@@ -146,14 +148,26 @@ def _read_latents(path: Path) -> tuple[Latents, dict[str, str]]:
                 raise ValueError(f"{path}: expected one tensor 'latents', found {', '.join(file.names()) or 'none'}")
             _check_format(path, file.metadata)
             return _checked(path, file.read("latents")), file.metadata
+    tags = _read_sidecar(_sidecar(path))
     try:
-        latents = np.load(path, allow_pickle=False)
-        data = json.loads(_sidecar(path).read_text(encoding="utf-8")) if _sidecar(path).is_file() else {}
-        tags = {str(key): str(value) for key, value in dict(data).items()}
-    except (ValueError, TypeError, EOFError) as error:
+        with path.open("rb") as file:
+            latents = np.lib.format.read_array(file, allow_pickle=False)
+    except Exception as error:  # numpy raises many kinds for a damaged header
         raise ValueError(f"{path}: not a file of latents ({error})") from error
-    _check_format(_sidecar(path), tags)
     return _checked(path, latents), tags
+
+
+def _read_sidecar(path: Path) -> dict[str, str]:
+    """Tags beside a .npy file; none without the file."""
+    if not path.is_file():
+        return {}
+    try:
+        data = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: not the tags of latents ({error})") from error
+    tags = {str(key): str(value) for key, value in data.items()}
+    _check_format(path, tags)
+    return tags
 
 
 def _check_format(path: Path, tags: dict[str, str]) -> None:
@@ -167,9 +181,11 @@ def _check_format(path: Path, tags: dict[str, str]) -> None:
 def _checked(path: Path, latents: NDArray[np.generic]) -> Latents:
     if latents.ndim != 2 or not latents.shape[0] or latents.dtype.kind != "f":
         raise ValueError(f"{path}: latents are (frames, channels) numbers, found {latents.dtype} {latents.shape}")
-    if not np.isfinite(latents).all():
-        raise ValueError(f"{path}: the latents have NaN or infinite values")
-    return latents.astype(np.float32)
+    with np.errstate(over="ignore"):
+        result = latents.astype(np.float32)
+    if not np.isfinite(result).all():
+        raise ValueError(f"{path}: the latents have NaN or infinite values, or values beyond float32")
+    return result
 
 
 def _output_samples(path: Path, latents: Latents, tags: dict[str, str], config: ModelConfig) -> int:

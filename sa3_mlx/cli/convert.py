@@ -40,7 +40,7 @@ def convert(ctx: click.Context, source: str, out: Path | None, name: str | None,
     if to_official:
         if out is None or name is not None:
             raise click.UsageError("--to-official needs OUT, and takes no --name", ctx)
-        folder, _ = find_model(source, generates=False)
+        folder = find_model(source, generates=False).folder
         click.echo(str(converter.export_official(folder, out, force=common.force)))
         return
     target = _target(ctx, source, out, name)

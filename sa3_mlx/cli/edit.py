@@ -9,12 +9,12 @@ import soundfile
 
 from sa3_mlx.spec.audio import read_audio
 from sa3_mlx.spec.config import ModelConfig
-from sa3_mlx.spec.lengths import samples_to_seconds
+from sa3_mlx.spec.lengths import longest, samples_to_seconds
 from sa3_mlx.spec.request import extend as extend_request
 from sa3_mlx.spec.tensorfile import file_hash
 from sa3_mlx.spec.wav import Subtype
 
-from .home import find_model
+from .home import Model, find_model
 from .job import Job, Source, batch_seeds, run
 from .options import (
     MemoryOptions,
@@ -23,6 +23,7 @@ from .options import (
     PasteOptions,
     SamplingOptions,
     gather,
+    given,
     memory_options,
     model_options,
     output_options,
@@ -56,17 +57,13 @@ def vary(
     """Make a variation of INPUT, towards PROMPT.
 
     \b
-    sa3 vary loop.wav "the same on a marimba" --noise-level 0.7 --out marimba.wav
+    sa3 vary take.wav "marimba note A4" --noise-level 0.7 --out marimba.wav
     """
-    model, folder, config, source = _start(ctx, input_file)
-    length = samples_to_seconds(len(source.audio), config.sample_rate)
-    if seconds is None and length > config.max_seconds:
-        raise ValueError(f"{input_file}: {length:.2f} s long, {config.name} makes up to {config.max_seconds:.2f} s; "
-                         "give --seconds to use its beginning")  # fmt: skip
+    options, model, source = _start(ctx, input_file)
     sampling, output = gather(ctx, SamplingOptions), gather(ctx, OutputOptions)
     run(Job(
-        command="vary", folder=folder, config=config, model=model, sampling=sampling, output=output, prompts=(prompt,),
-        seconds=length if seconds is None else seconds, seeds=batch_seeds(sampling, 1),
+        command="vary", model=model, options=options, sampling=sampling, output=output, prompts=(prompt,),
+        seconds=_length(seconds, source, model), seeds=batch_seeds(sampling, 1),
         format=output.format or "pcm16", source=source, noise_level=noise_level, monotone=monotone,
         max_memory=gather(ctx, MemoryOptions).max_memory,
     ))  # fmt: skip
@@ -76,7 +73,7 @@ def vary(
 @_INPUT
 @_PROMPT
 @click.option("--region", "regions", multiple=True, required=True, metavar="START:END", callback=parse_region,
-              help="Seconds to make anew; can be repeated.")  # fmt: skip
+              help="Seconds to make anew, without END to the clip's end; can be repeated.")  # fmt: skip
 @click.option("--noise-level", type=float, help="Start from what is there, so far away; default: from nothing.")
 @_MONOTONE
 @click.option("--seconds", type=float, help="Length. Default: that of INPUT.")
@@ -87,23 +84,23 @@ def vary(
 @output_options
 @click.pass_context
 def inpaint(
-    ctx: click.Context, input_file: Path, prompt: str, regions: tuple[tuple[float, float], ...],
+    ctx: click.Context, input_file: Path, prompt: str, regions: tuple[tuple[float, float | None], ...],
     noise_level: float | None, monotone: bool, seconds: float | None,
 ) -> None:  # fmt: skip
     """Make regions of INPUT anew; all other samples stay exactly as they are.
 
     \b
-    sa3 inpaint song.wav "drum fill" --region 3.5:4 --region 7.5:8 --out fixed.wav
+    sa3 inpaint song.wav "snare drum" --region 0.5:0.8 --region 2: --out fixed.wav
     """
-    model, folder, config, source = _start(ctx, input_file)
+    options, model, source = _start(ctx, input_file)
     sampling, output = gather(ctx, SamplingOptions), gather(ctx, OutputOptions)
-    exact = exact_format(input_file, config)
-    length = samples_to_seconds(len(source.audio), config.sample_rate)
+    exact, length = exact_format(input_file, model.config), _length(seconds, source, model)
     run(Job(
-        command="inpaint", folder=folder, config=config, model=model, sampling=sampling, output=output,
-        prompts=(prompt,), seconds=length if seconds is None else seconds, seeds=batch_seeds(sampling, 1),
+        command="inpaint", model=model, options=options, sampling=sampling, output=output,
+        prompts=(prompt,), seconds=length, seeds=batch_seeds(sampling, 1),
         format=output.format or _usual_format(exact, output.out), exact=exact, source=source,
-        noise_level=noise_level, monotone=monotone, regions=regions, crossfade_ms=_crossfade(ctx),
+        noise_level=noise_level, monotone=monotone,
+        regions=tuple((start, length if end is None else end) for start, end in regions), crossfade_ms=_crossfade(ctx),
         max_memory=gather(ctx, MemoryOptions).max_memory,
     ))  # fmt: skip
 
@@ -122,30 +119,41 @@ def extend(ctx: click.Context, input_file: Path, prompt: str, seconds: float) ->
     """Continue INPUT, which stays exactly as it is, to a length of SECONDS.
 
     \b
-    sa3 extend intro.wav "slow piano" --seconds 30 --out longer.wav
+    sa3 extend intro.wav "piano note C4" --seconds 4 --out longer.wav
     """
-    model, folder, config, source = _start(ctx, input_file)
+    options, model, source = _start(ctx, input_file)
     sampling, output = gather(ctx, SamplingOptions), gather(ctx, OutputOptions)
-    exact = exact_format(input_file, config)
+    exact = exact_format(input_file, model.config)
     run(Job(
-        command="extend", folder=folder, config=config, model=model, sampling=sampling, output=output,
+        command="extend", model=model, options=options, sampling=sampling, output=output,
         prompts=(prompt,), seconds=seconds, seeds=batch_seeds(sampling, 1),
         format=output.format or _usual_format(exact, output.out), exact=exact, source=source,
-        regions=extend_request(source.audio, seconds, config).regions, crossfade_ms=_crossfade(ctx),
+        regions=extend_request(source.audio, seconds, model.config).regions, crossfade_ms=_crossfade(ctx),
         max_memory=gather(ctx, MemoryOptions).max_memory,
     ))  # fmt: skip
 
 
-def _start(ctx: click.Context, input_file: Path) -> tuple[ModelOptions, Path, ModelConfig, Source]:
-    model = gather(ctx, ModelOptions)
-    folder, config = find_model(model.model, generates=True)
-    return model, folder, config, read_source(input_file, config)
+def _start(ctx: click.Context, input_file: Path) -> tuple[ModelOptions, Model, Source]:
+    options = gather(ctx, ModelOptions)
+    model = find_model(options.model, generates=True)
+    return options, model, read_source(input_file, model.config)
 
 
 def read_source(path: Path, config: ModelConfig) -> Source:
     """The audio and how the tags name it. Raises FileNotFoundError or ValueError, one line."""
     audio = read_audio(path, config.sample_rate, config.audio_channels)
-    return Source(name=path.name if path.is_absolute() else str(path), hash=file_hash(path), audio=audio)
+    return Source(
+        path=path, name=path.name if path.is_absolute() else str(path), hash=file_hash(path), audio=audio
+    )  # fmt: skip
+
+
+def _length(seconds: float | None, source: Source, model: Model) -> float:
+    """The seconds that were asked for, or those of the input. Raises ValueError for an input that is too long."""
+    length = samples_to_seconds(len(source.audio), model.config.sample_rate)
+    if seconds is None and length > model.config.max_seconds:
+        raise ValueError(f"{source.path}: {length:.2f} s long, {model.label} makes up to {longest(model.config)}; "
+                         "give --seconds to use its beginning")  # fmt: skip
+    return length if seconds is None else seconds
 
 
 def exact_format(path: Path, config: ModelConfig) -> Subtype:
@@ -162,4 +170,6 @@ def _usual_format(exact: Subtype, out: Path | None) -> Subtype:
 
 def _crossfade(ctx: click.Context) -> float | None:
     paste = gather(ctx, PasteOptions)
+    if paste.no_paste and given(ctx, "crossfade_ms"):
+        raise click.UsageError("--no-paste leaves no seam: --crossfade-ms has no effect beside it", ctx)
     return None if paste.no_paste else paste.crossfade_ms

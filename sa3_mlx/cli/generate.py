@@ -29,7 +29,8 @@ _USUAL_SECONDS = 10.0
 @click.command()
 @click.argument("prompt", required=False)
 @click.option("--seconds", type=float, help="Length. Default: 10, or the longest that a smaller model makes.")
-@click.option("--prompt-file", type=click.Path(path_type=Path), help="One prompt per line, in place of PROMPT.")
+@click.option("--prompt-file", type=click.Path(path_type=Path, allow_dash=True),
+              help="One prompt per line, in place of PROMPT; - reads standard input.")  # fmt: skip
 @sampling_options
 @model_options
 @memory_options
@@ -39,20 +40,20 @@ def generate(ctx: click.Context, prompt: str | None, seconds: float | None, prom
     """Make audio from PROMPT.
 
     \b
-    sa3 generate "slow piano in a large hall" --seconds 20 --out piano.wav
-    sa3 generate "rain on a tin roof" --batch 4 --seed 7 --out rain.flac
+    sa3 generate "piano note A4" --seconds 2 --out piano.wav
+    sa3 generate "snare drum" --seconds 1 --batch 4 --seed 7 --out snare.flac
     """
     if (prompt is None) == (prompt_file is None):
         raise click.UsageError("give either a PROMPT or --prompt-file", ctx)
-    model, sampling = gather(ctx, ModelOptions), gather(ctx, SamplingOptions)
-    folder, config = find_model(model.model, generates=True)
+    options, sampling = gather(ctx, ModelOptions), gather(ctx, SamplingOptions)
+    model = find_model(options.model, generates=True)
     prompts = (prompt,) if prompt is not None else tuple(read_prompts(prompt_file or Path()))
     if not prompts:
         raise ValueError(f"{prompt_file}: no prompt in it; write one per line")
     output = gather(ctx, OutputOptions)
     run(Job(
-        command="generate", folder=folder, config=config, model=model, sampling=sampling, output=output,
-        prompts=prompts, seconds=default_seconds(config) if seconds is None else seconds,
+        command="generate", model=model, options=options, sampling=sampling, output=output,
+        prompts=prompts, seconds=default_seconds(model.config) if seconds is None else seconds,
         seeds=batch_seeds(sampling, len(prompts)), format=output.format or "pcm16",
         max_memory=gather(ctx, MemoryOptions).max_memory,
     ))  # fmt: skip

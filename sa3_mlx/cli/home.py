@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -15,7 +17,27 @@ from sa3_mlx.spec.quantization import check_folder
 
 DEMO = "demo"
 DAMAGE = (ValueError, OSError, RecursionError)  # what ``open_model`` raises
-PREFERENCE = ("small-music", "medium", "small-sfx", "small-music-base", "medium-base", "small-sfx-base")
+# models that are used when none is given; a quantized or a user's own one has to be asked for
+PREFERENCE = ("small-music", "medium", "small-sfx", "small-music-base", "medium-base", "small-sfx-base", DEMO)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A model and what the user calls it: the name it is installed under, or the path that was given."""
+
+    name: str
+    folder: Path
+    config: ModelConfig
+
+    @property
+    def label(self) -> str:
+        """That name, and the configuration's own where it is another."""
+        return self.name if self.name == self.config.name else f"{self.name} ({self.config.name})"
+
+    @property
+    def tag(self) -> str:
+        """What goes into files: of an absolute path the name alone."""
+        return Path(self.name).name if Path(self.name).is_absolute() else self.name
 
 
 def home() -> Path:
@@ -28,15 +50,23 @@ def models_folder() -> Path:
 
 
 def installed() -> dict[str, Path]:
-    """Name -> folder of every installed model, preferred ones first, the embedded demo last."""
+    """Name -> folder of every installed model: released ones, the embedded demo, then all others."""
     folder = models_folder()
     found = {path.name: path for path in sorted(folder.iterdir())} if folder.is_dir() else {}
     found = {name: path for name, path in found.items() if (path / CONFIG_FILE).is_file() and not name.startswith(".")}
-    names = [name for name in PREFERENCE if name in found] + [name for name in found if name not in PREFERENCE]
-    result = {name: found[name] for name in names}
-    if DEMO not in result and (DEMO_FOLDER / CONFIG_FILE).is_file():
-        result[DEMO] = DEMO_FOLDER
-    return result
+    if DEMO not in found and (DEMO_FOLDER / CONFIG_FILE).is_file():
+        found[DEMO] = DEMO_FOLDER
+    return {name: found[name] for name in dict.fromkeys((*PREFERENCE, *found)) if name in found}
+
+
+def default_models() -> Iterator[tuple[str, Path]]:
+    """Installed models that are used when none is given, in order of preference."""
+    return ((name, folder) for name, folder in installed().items() if name in PREFERENCE)
+
+
+def installed_name(folder: Path) -> str | None:
+    """The name that an installed folder goes by."""
+    return next((name for name, path in installed().items() if path == folder), None)
 
 
 def licence_page(name: str) -> str | None:
@@ -51,15 +81,15 @@ def open_model(folder: Path) -> ModelConfig:
     return config
 
 
-def find_model(name: str | None, *, generates: bool) -> tuple[Path, ModelConfig]:
-    """Folder and configuration of a model given by name or path, or of the default one.
+def find_model(name: str | None, *, generates: bool) -> Model:
+    """A model given by name or path, or the default one.
 
     Raises FileNotFoundError for an unknown or uninstalled one, saying what there is and how to get it; ValueError for
     an autoencoder alone where ``generates`` asks for a diffusion model.
     """
-    models = installed()
     if name is None:
-        return _default(models, generates=generates)
+        return _default(generates=generates)
+    models = installed()
     if name in models:
         folder = models[name]
     elif Path(name).is_dir():
@@ -76,13 +106,13 @@ def find_model(name: str | None, *, generates: bool) -> tuple[Path, ModelConfig]
     config = ModelConfig.load(folder)
     if generates and config.diffusion is None:
         raise ValueError(f"{name} is an autoencoder alone and cannot generate; choose a model with a DiT")
-    return folder, config
+    return Model(name=name, folder=folder, config=config)
 
 
-def _default(models: dict[str, Path], *, generates: bool) -> tuple[Path, ModelConfig]:
+def _default(*, generates: bool) -> Model:
     """The first that is whole; damaged ones before it are named on stderr, and raised when there is no other."""
     damaged: dict[str, Exception] = {}
-    for name, folder in models.items():
+    for name, folder in default_models():
         try:
             config = open_model(folder)
         except DAMAGE as error:
@@ -91,9 +121,10 @@ def _default(models: dict[str, Path], *, generates: bool) -> tuple[Path, ModelCo
         if config.diffusion is not None or not generates:
             for other, reason in damaged.items():
                 click.echo(f"note: model {other} is damaged, {name} is used instead ({reason})", err=True)
-            return folder, config
+            return Model(name=name, folder=folder, config=config)
     if damaged:
         raise next(iter(damaged.values()))
     raise FileNotFoundError(
-        "no model is installed; run 'sa3 convert small-music', or 'sa3 convert PATH OUT' for a checkpoint on this disk"
+        "no model is there to choose; give --model, run 'sa3 convert small-music', or 'sa3 convert PATH OUT' for a "
+        "checkpoint on this disk"
     )

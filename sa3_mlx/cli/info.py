@@ -12,15 +12,16 @@ import soundfile
 
 from sa3_mlx.spec.audio import clipped_share, peak_db, read_audio, read_tags
 from sa3_mlx.spec.checkpoint import TOKENIZER_FILE, WEIGHTS_FILE, expected_tensors
-from sa3_mlx.spec.config import ModelConfig
+from sa3_mlx.spec.lengths import longest
 from sa3_mlx.spec.quantization import Quantization
 from sa3_mlx.spec.tensorfile import TensorFile
 from sa3_mlx.spec.tokenizer import Tokenizer
 
 from .fingerprint import fingerprint
-from .home import find_model
+from .home import Model, find_model
 from .options import debug_option
 from .provenance import read_provenance
+from .report import share_text
 
 
 @click.command()
@@ -31,10 +32,11 @@ def info(what: str) -> None:
     if Path(what).is_file():
         _audio(Path(what))
     else:
-        _model(*find_model(what, generates=False))
+        _model(find_model(what, generates=False))
 
 
-def _model(folder: Path, config: ModelConfig) -> None:
+def _model(model: Model) -> None:
+    folder, config = model.folder, model.config
     counts: dict[str, int] = {}
     stored: dict[str, int] = {}
     digest = fingerprint(folder, config)
@@ -59,7 +61,7 @@ def _model(folder: Path, config: ModelConfig) -> None:
         "audio", f"{config.sample_rate} Hz, {config.audio_channels} channels, {config.frames_per_second:.2f} frames/s"
     )
     if config.diffusion is not None:
-        _line("longest", f"{config.max_seconds:.2f} s")
+        _line("longest", longest(config))
         if words := Tokenizer(folder / TOKENIZER_FILE, config.diffusion.text_encoder.max_length).closed_vocabulary():
             _line("knows the words", ", ".join(words))
     click.echo(json.dumps(config.to_dict(), indent=2))
@@ -74,8 +76,8 @@ def _audio(path: Path) -> None:
     _line("length", f"{len(audio) / rate:.3f} s, {len(audio):,} samples")
     _line("format", f"{rate} Hz, {channels} channels, {subtype}")
     _line("peak", f"{peak_db(audio):+.2f} dB")
-    if share := clipped_share(audio):
-        _line("beyond 1", f"{share:.2%} of samples")
+    if clipped_share(audio):
+        _line("beyond 1", share_text(audio))
     if not tags:
         _line("tags", "none: sa3 did not make this file, or they were removed")
         return

@@ -7,7 +7,9 @@ done, each of them whole or not at all.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,17 +20,18 @@ import numpy as np
 from sa3_mlx.spec.audio import Audio, check_output, check_target
 from sa3_mlx.spec.checkpoint import WEIGHTS_FILE
 from sa3_mlx.spec.chunks import stream_chunk_frames
-from sa3_mlx.spec.config import ModelConfig
 from sa3_mlx.spec.lengths import seconds_to_samples
-from sa3_mlx.spec.memory import MemoryPlan, fit, predict, stored_weight_bytes
+from sa3_mlx.spec.memory import MemoryPlan, fit, predict, stored_weight_bytes, weight_bytes
 from sa3_mlx.spec.noise import SEED_MAX, check_seed, random_seed
-from sa3_mlx.spec.precision import Precision
+from sa3_mlx.spec.precision import Precision, allowed_precisions
 from sa3_mlx.spec.request import Guidance, InitAudio, Inpaint, Item, Request, defaults, validate
 from sa3_mlx.spec.tensorfile import TensorFile
+from sa3_mlx.spec.tokenizer import Tokenizer
 from sa3_mlx.spec.version import version
 from sa3_mlx.spec.wav import Subtype
 
 from .backend import Backend
+from .home import Model
 from .options import ModelOptions, OutputOptions, SamplingOptions
 from .outlet import Made, Outlets
 from .player import find_player, find_stream_player, play
@@ -49,6 +52,7 @@ _PEAK_RANGE = (-60.0, 0.0)
 class Source:
     """The audio file that a job starts from, at the model's rate and channels."""
 
+    path: Path
     name: str  # for the tags
     hash: str
     audio: Audio
@@ -59,9 +63,8 @@ class Job:
     """What a command wants made. ``seeds`` is one batch; prompt number k uses ``seeds`` moved by k batches."""
 
     command: Command
-    folder: Path
-    config: ModelConfig
-    model: ModelOptions
+    model: Model
+    options: ModelOptions
     sampling: SamplingOptions
     output: OutputOptions
     prompts: tuple[str, ...]
@@ -98,7 +101,7 @@ def batch_seeds(sampling: SamplingOptions, prompts: int) -> tuple[int, ...]:
 
 def make_request(job: Job, number: int) -> Request:
     """The request of one prompt."""
-    usual, chosen = defaults(job.config), job.sampling
+    usual, chosen = defaults(job.model.config), job.sampling
     source = job.source
     return Request(
         items=tuple(
@@ -126,38 +129,42 @@ def run(job: Job) -> list[Path]:
         raise ValueError(f"noise level is {job.noise_level:g}: allowed is above 0 and up to 1")
     requests = [make_request(job, number) for number in range(len(job.prompts))]
     for request in requests:
-        validate(request, job.config)
+        validate(request, job.model.config)
     _check_options(job)
     files = _check_files(job)
     from . import backend, fingerprint
 
-    framework = backend.choose(job.model.backend, job.model.device)
+    framework = backend.choose(job.options.backend, job.options.device, compiled=job.options.compiled)
     progress = Progress(quiet=job.output.quiet)
     streaming = _streaming_player(job)
     requests = [_for_streaming(job, request, heard_early=streaming is not None) for request in requests]
-    pipeline = backend.load(job.folder, framework, job.model.dtype, job.model.text_dtype, job.model.device)
-    memory = _plan_memory(job, requests[0], pipeline.precision, framework, progress)
+    memory = _plan_memory(job, requests[0], framework, progress)
+    types = memory.precision.dtype, memory.precision.text_dtype or "auto"
+    pipeline = backend.load(
+        job.model.folder, framework, *types, job.options.device, compiled=job.options.compiled
+    )  # fmt: skip
+    backend.hold_memory(framework, job.options.device, memory.peak, job.max_memory)
     chunks = (memory.chunk_frames, memory.encode_chunk_frames)
     requests = [replace(request, chunk_frames=chunks[0], encode_chunk_frames=chunks[1]) for request in requests]
-    digest = fingerprint.fingerprint(job.folder, job.config)
-    progress.line(f"{job.config.name} on {framework}, {job.seconds:g} s, seed {_seed_text(job)}")
+    digest = fingerprint.fingerprint(job.model.folder, job.model.config)
+    progress.line(f"{job.model.label} on {framework}, {job.seconds:g} s, seed {_seed_text(job)}")
     _warn_of_rounding(job, progress)
     for prompt in job.prompts:
-        _warn_of_unheard(pipeline, prompt, progress)
+        _warn_of_unheard(pipeline.tokenizer, job.model.name, prompt, progress)
     count, made = len(job.items()), []
     with PlayerSink(streaming) if streaming else nullcontext() as sound:
         for number, request in enumerate(requests):
             paths = files[number * count : (number + 1) * count]
             entries = zip(job.items(), paths, strict=True)
             batch = [_made(job, request, *entry, framework, pipeline.precision, digest) for entry in entries]
-            outlets = Outlets(batch, job.config, job.output, sound)
+            outlets = Outlets(batch, job.model.config, job.output, sound)
             with outlets:
                 generation = _generate(pipeline, request, progress, outlets.take, keep_resident=memory.keep_resident)
                 outlets.finish(generation)
             outlets.report(generation, len(job.seeds))
             made += batch
     if not job.output.quiet and made[-1].path != STDOUT:
-        report_next(made[-1].path, made[-1].provenance)
+        report_next(made[-1].path, made[-1].provenance, job.source.path if job.source else None)
     if job.output.play and not streaming:
         for path in files:
             play(path)
@@ -173,36 +180,37 @@ def _for_streaming(job: Job, request: Request, *, heard_early: bool) -> Request:
     """Short chunks where somebody listens while the rest is decoded."""
     if job.chunk_frames is not None or not (heard_early or job.output.out == STDOUT):
         return request
-    return replace(request, chunk_frames=stream_chunk_frames(job.config.same))
+    return replace(request, chunk_frames=stream_chunk_frames(job.model.config.same))
 
 
-def _plan_memory(
-    job: Job, request: Request, precision: Precision, framework: Backend, progress: Progress
-) -> MemoryPlan:
-    """What the run needs; with --max-memory the plan that fits, printed. Raises ValueError when none does.
+def _plan_memory(job: Job, request: Request, framework: Backend, progress: Progress) -> MemoryPlan:
+    """What the run needs and in which precision; with --max-memory the plan that fits, printed.
 
-    All prompts of a job are alike.
+    All prompts of a job are alike. Raises ValueError when no plan fits.
     """
     from . import backend
 
-    weights = None
-    if framework == "mlx":  # computes on packed weights as they are
-        with TensorFile.open(job.folder / WEIGHTS_FILE) as file:
-            weights = stored_weight_bytes(file, precision)
+    options, config = job.options, job.model.config
+    gpu = backend.on_gpu(framework, options.device)
+    precisions = allowed_precisions(options.dtype, options.text_dtype, on_gpu=gpu)
+
+    def weights(precision: Precision) -> Mapping[str, int]:
+        if framework == "torch":  # expands packed weights
+            return weight_bytes(config, precision)
+        with TensorFile.open(job.model.folder / WEIGHTS_FILE) as file:
+            return stored_weight_bytes(file, precision)
+
     if job.max_memory is None:
-        plan = predict(request, job.config, precision, weights=weights)
-    else:
-        plan = fit(request, job.config, precision, job.max_memory, weights=weights)
-        progress.line(plan.text())
-    backend.hold_memory(framework, job.model.device, plan.peak, job.max_memory)
+        return predict(request, config, precisions[0], weights=weights(precisions[0]))
+    plan = fit(request, config, precisions, job.max_memory, weights=weights)
+    progress.line(f"{plan.text()}; {backend.memory_note(framework, options.device)}")
     return plan
 
 
-def _warn_of_unheard(pipeline: Pipeline, prompt: str, progress: Progress) -> None:
+def _warn_of_unheard(tokenizer: Tokenizer, name: str, prompt: str, progress: Progress) -> None:
     """Say which part of a prompt the model cannot hear."""
-    tokenizer, name = pipeline.tokenizer, pipeline.config.name
     if unknown := tokenizer.unknown(prompt):
-        progress.line(f"note: {name} does not know {', '.join(map(repr, unknown))}; see 'sa3 info {name}'")
+        progress.line(f"note: {name} does not know {', '.join(map(repr, unknown))}; see 'sa3 info {shlex.quote(name)}'")
     if (count := tokenizer.count(prompt)) > tokenizer.max_length:
         progress.line(f"note: the prompt has {count} tokens, {name} hears the first {tokenizer.max_length}")
 
@@ -240,8 +248,9 @@ def _made(
     provenance = Provenance(
         sa3=version(), command=job.command, prompt=entry.prompt, negative_prompt=entry.negative_prompt,
         seconds=entry.seconds, seed=entry.seed, steps=request.steps, sampler=request.sampler,
-        guidance=request.guidance, model=job.config.name, model_hash=digest, backend=framework,
-        device=job.model.device, dtype=precision.dtype, text_dtype=precision.text_dtype or "auto",
+        guidance=request.guidance, model=job.model.tag, config=job.model.config.name,
+        model_hash=digest, backend=framework, device=job.options.device, compiled=job.options.compiled,
+        dtype=precision.dtype, text_dtype=precision.text_dtype or "auto",
         input=job.source.name if job.source else None, input_hash=job.source.hash if job.source else None,
         noise_level=job.noise_level, monotone=job.monotone, regions=job.regions, crossfade_ms=request.crossfade_ms,
         head_room_seconds=request.head_room_seconds, decode_noise=request.decode_noise,
@@ -277,8 +286,8 @@ def _check_files(job: Job) -> list[Path]:
     if out == STDOUT and count > 1:
         raise ValueError(f"--out - takes one sound, this would make {count}; choose a file name")
     files = [out] if count == 1 else [numbered(out, number) for number in range(1, count + 1)]
-    samples = seconds_to_samples(job.seconds, job.config.sample_rate)
-    size = samples * job.config.audio_channels * _BYTES[job.format] + 65536
+    samples = seconds_to_samples(job.seconds, job.model.config.sample_rate)
+    size = samples * job.model.config.audio_channels * _BYTES[job.format] + 65536
     for path in files:
         if path != STDOUT:
             check_output(path, job.format, overwrite=job.output.force, size_bytes=size * count)
@@ -316,11 +325,12 @@ def _seed_text(job: Job) -> str:
 
 
 def read_prompts(path: Path) -> Iterator[str]:
-    """One prompt per line; empty lines and lines that begin with # are left out."""
-    if not path.is_file():
+    """One prompt per line, "-" is standard input; empty lines and lines that begin with # are left out."""
+    if path != Path("-") and not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of prompts")
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        data = sys.stdin.buffer.read() if path == Path("-") else path.read_bytes()
+        lines = data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a text file in UTF-8") from error
     for line in lines:

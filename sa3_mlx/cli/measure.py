@@ -16,6 +16,11 @@ def snr_db(reference: NDArray[np.float32], found: NDArray[np.float32]) -> float:
     return 10 * float(np.log10(signal / noise)) if signal > 0 else -float("inf")
 
 
+def snr_text(reference: NDArray[np.float32], found: NDArray[np.float32]) -> str:
+    """That ratio for people."""
+    return f"{snr_db(reference, found):.2f} dB" if reference.any() else "not defined, as the reference is silent"
+
+
 def relative_l2(reference: NDArray[np.float32], found: NDArray[np.float32]) -> float:
     """Relative L2 difference; inf when the shapes differ."""
     if reference.shape != found.shape:

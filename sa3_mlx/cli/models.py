@@ -9,9 +9,10 @@ import click
 
 from sa3_mlx.spec.checkpoint import WEIGHTS_FILE, expected_tensors
 from sa3_mlx.spec.config import ModelConfig
+from sa3_mlx.spec.lengths import longest
 from sa3_mlx.spec.presets import PRESETS, REPOSITORIES
 
-from .home import DAMAGE, DEMO_FOLDER, installed, licence_page, models_folder, open_model
+from .home import DAMAGE, DEMO_FOLDER, default_models, installed, licence_page, models_folder, open_model
 from .options import debug_option
 
 
@@ -22,17 +23,20 @@ def parameters(config: ModelConfig) -> int:
 @click.command()
 @debug_option
 def models() -> None:
-    """List installed models, and the released ones that 'sa3 convert' can fetch. * marks the default."""
+    """List installed models, and the released ones that 'sa3 convert' can fetch.
+
+    * marks the default: the first released one, or the demo that comes with sa3. Others are named with --model.
+    """
     found = installed()
     rows = [("installed", "parameters", "on disk", "longest", "folder")]
-    default = ""
+    usual, default = dict(default_models()), ""
     for name, folder in found.items():
         try:
             config = open_model(folder)
             size = f"{(folder / WEIGHTS_FILE).stat().st_size / 1e6:,.0f} MB"
             where = "comes with sa3" if folder == DEMO_FOLDER else str(folder)
-            default = default or (name if config.diffusion is not None else "")
-            rows.append((f"{name} *" if name == default else name, _millions(config), size, _longest(config), where))
+            default = default or (name if name in usual and config.diffusion is not None else "")
+            rows.append((f"{name} *" if name == default else name, _millions(config), size, _length(config), where))
         except DAMAGE as error:
             rows.append((name, "-", "damaged", "-", str(error)))
     if not found:
@@ -43,7 +47,7 @@ def models() -> None:
         if name not in found:
             config = PRESETS[name]
             page = licence_page(name) or ""
-            known.append((name, _millions(config), _longest(config), f"sa3 convert {name}", page))
+            known.append((name, _millions(config), _length(config), f"sa3 convert {name}", page))
     if len(known) > 1:
         click.echo("\n" + table(known))
 
@@ -53,8 +57,8 @@ def _millions(config: ModelConfig) -> str:
     return f"{count:,.0f} M" if count >= 10 else f"{count:.2f} M"
 
 
-def _longest(config: ModelConfig) -> str:
-    return "autoencoder" if config.diffusion is None else f"{config.max_seconds:.0f} s"
+def _length(config: ModelConfig) -> str:
+    return "autoencoder" if config.diffusion is None else longest(config)
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

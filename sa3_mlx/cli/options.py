@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import click
+from click.core import ParameterSource
 
 from sa3_mlx.spec.memory import parse_size
 from sa3_mlx.spec.precision import DTYPES, TEXT_DTYPES
@@ -38,12 +39,17 @@ def gather(ctx: click.Context, kind: type[Group]) -> Group:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
+class BackendOptions:
     model: str | None
     backend: str
     device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(BackendOptions):
     dtype: str
     text_dtype: str
+    compiled: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,16 +98,24 @@ def _stack(command: Command, options: list[Callable[[Command], Command]]) -> Com
     return command
 
 
-def model_options(command: Command) -> Command:
+def backend_options(command: Command) -> Command:
     return _stack(command, [
         _option("--model", metavar="NAME|PATH", help="Installed model or folder. Default: see 'sa3 models'."),
         _option("--backend", type=click.Choice(["auto", "mlx", "torch"]), default="auto", show_default=True),
         _option("--device", type=click.Choice(DEVICES), default="auto", show_default=True,
                 help="Of PyTorch; auto is cuda where there is one, else cpu. MLX chooses its own."),
+    ])  # fmt: skip
+
+
+def model_options(command: Command) -> Command:
+    return _stack(command, [
+        backend_options,
         _option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True,
                 help="Of the diffusion transformer; auto is float32 on a CPU, float16 on a GPU."),
         _option("--text-dtype", type=click.Choice(TEXT_DTYPES), default="auto", show_default=True,
                 help="Of the text encoder; auto is float32 on a CPU, the file's own on a GPU."),
+        _option("--compile", "compiled", is_flag=True,
+                help="PyTorch: compile the sampling step and the decoder; pays from the second sound on."),
     ])  # fmt: skip
 
 
@@ -117,7 +131,8 @@ def _parse_memory(ctx: click.Context, param: click.Parameter, value: str | None)
 def memory_options(command: Command) -> Command:
     return click.option(
         "--max-memory", metavar="SIZE", callback=_parse_memory, expose_value=False,
-        help="Such as 6GB: predict the peak, free parts and choose chunks to stay below, or refuse.",
+        help="Such as 6GB, for the model's arrays: predict their peak; free parts, choose chunks and, where a type is "
+             "auto, 16 bits to stay below, or refuse. An estimate with PyTorch, enforced on CUDA alone.",
     )(command)  # fmt: skip
 
 
@@ -178,19 +193,29 @@ def paste_options(command: Command) -> Command:
     ])  # fmt: skip
 
 
+def given(ctx: click.Context, name: str) -> bool:
+    """Whether the user gave this option, whatever its value."""
+    return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
 def debug_option(command: Command) -> Command:
     return click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")(command)
 
 
-def parse_region(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[tuple[float, float], ...]:
-    """Texts "START:END" -> (start, end) in seconds; an empty START is 0. Raises click.BadParameter."""
+def parse_region(
+    ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
+) -> tuple[tuple[float, float | None], ...]:
+    """Texts "START:END" -> (start, end) in seconds; an empty START is 0, an empty END None, the end of the clip.
+
+    Raises click.BadParameter.
+    """
     regions = []
     for text in value:
         start, colon, end = text.partition(":")
         try:
-            regions.append((float(start or "0"), float(end)))
+            regions.append((float(start or "0"), float(end) if end.strip() else None))
         except ValueError:
             colon = ""
         if not colon:
-            raise click.BadParameter(f"{text!r}: expected START:END in seconds, such as 1.5:3", ctx, param)
+            raise click.BadParameter(f"{text!r}: expected START:END in seconds, such as 1.5:3 or 2:", ctx, param)
     return tuple(regions)

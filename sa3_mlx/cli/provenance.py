@@ -34,10 +34,12 @@ class Provenance(Config):
     steps: int
     sampler: str
     guidance: Guidance
-    model: str
+    model: str  # its installed name, or its path as it was given; of an absolute path the name alone
+    config: str  # name in its configuration
     model_hash: str
     backend: Backend
     device: str  # as it was asked for; MLX has its own, "auto"
+    compiled: bool  # PyTorch's steps and decoder
     dtype: str
     text_dtype: str
     input: str | None  # as it was given; of an absolute path the name alone
@@ -88,3 +90,8 @@ def read_provenance(path: Path) -> Provenance:
         return Provenance.from_dict(data, where="tags")
     except ConfigError as error:
         raise ValueError(f"{path}: its tags are damaged ({error})") from error
+
+
+def find_input(name: str, file: Path) -> Path | None:
+    """The recorded input of a file: from here, or beside the file."""
+    return next((p for p in (Path(name), file.parent / name, file.parent / Path(name).name) if p.is_file()), None)

@@ -50,7 +50,8 @@ def quantize(
     from sa3_mlx.quantize import Options, quantize_model
 
     common = gather(ctx, CommonOptions)
-    folder, config = find_model(model, generates=False)
+    found = find_model(model, generates=False)
+    folder, config = found.folder, found.config
     chosen, name = find_recipe(recipe), recipe
     if text_encoder is not None:
         part = None if text_encoder == KEEP else _nearest(text_encoder, "--text-encoder")

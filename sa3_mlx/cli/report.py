@@ -11,10 +11,11 @@ import click
 from sa3_mlx.spec.audio import Audio, clipped_share, peak_db
 from sa3_mlx.spec.regions import Seam
 
-from .provenance import Provenance
+from .provenance import Provenance, find_input
 
 _SILENT_DB = -80.0
 _LOUD_SEAM_DB = 6.0
+_LONG_PROMPT = 60  # characters
 
 
 def report_file(
@@ -46,9 +47,9 @@ def report_file(
         line("seam", _seam_text(seam, sample_rate))
 
 
-def report_next(path: Path, made: Provenance) -> None:
-    """What to try with a file."""
-    _line("next", next_command(path, made))
+def report_next(path: Path, made: Provenance, source: Path | None) -> None:
+    """What to try with a file that was made from ``source``."""
+    _line("next", next_command(path, made, source))
 
 
 def _level_lines(audio: Audio, limited: Audio, made: Provenance) -> list[str]:
@@ -60,10 +61,17 @@ def _level_lines(audio: Audio, limited: Audio, made: Provenance) -> list[str]:
         kept = "; kept parts were scaled too" if made.regions else ""
         lines.append(f"peak {peak:+.1f} dB was scaled down to {made.peak_db:+.1f} dB{kept}")
     if share and made.format == "float":
-        lines.append(f"peak {peak:+.1f} dB: {share:.2%} of samples are beyond full scale, kept in the float file")
+        lines.append(f"peak {peak:+.1f} dB: {share_text(limited)} are beyond full scale, kept in the float file")
     elif share:
-        lines.append(f"{share:.2%} of samples were clipped (peak {peak:+.1f} dB); --peak -1 avoids it")
+        advice = "a .wav with --format float" if made.regions and made.crossfade_ms is not None else "--peak -1"
+        lines.append(f"{share_text(limited)} were clipped (peak {peak:+.1f} dB); {advice} avoids it")
     return lines
+
+
+def share_text(audio: Audio) -> str:
+    """How many samples are beyond full scale, for people: a share, or the number of a few."""
+    share = clipped_share(audio)
+    return f"{share:.2%} of samples" if share >= 1e-4 else f"{round(share * len(audio))} samples"
 
 
 def _seam_text(seam: Seam, sample_rate: int) -> str:
@@ -77,14 +85,17 @@ def _seam_text(seam: Seam, sample_rate: int) -> str:
     )
 
 
-def next_command(path: Path, made: Provenance) -> str:
+def next_command(path: Path, made: Provenance, source: Path | None) -> str:
     """A command that makes sense after this one."""
-    name, prompt = shlex.quote(str(path)), shlex.quote(made.prompt)
+    name = shlex.quote(str(path))
     if made.command == "generate":
+        prompt = shlex.quote(made.prompt) if len(made.prompt) <= _LONG_PROMPT else "PROMPT"
         return f"sa3 vary {name} {prompt} --noise-level 0.6, or sa3 extend {name} {prompt} --seconds N"
     if made.command == "vary":
         return "a lower --noise-level stays closer to the input, a higher one leaves it"
-    return f"another --seed, or sa3 rerun {name}"
+    found = find_input(made.input or "", path)
+    same = source is None or (found is not None and found.samefile(source))
+    return f"another --seed, or sa3 rerun {name}" + ("" if same else f" --input {shlex.quote(str(source))}")
 
 
 def _line(label: str, text: str, *, err: bool = False) -> None:

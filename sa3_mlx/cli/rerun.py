@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import io
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
+import numpy as np
 import soundfile
 
+from sa3_mlx.spec.audio import Audio
 from sa3_mlx.spec.version import version
 
 from . import fingerprint
 from .backend import choose
 from .edit import read_source
-from .home import find_model, installed
-from .job import Job, Source, run
+from .home import DAMAGE, Model, find_model, installed
+from .job import Job, run
 from .options import DEVICES, CommonOptions, ModelOptions, OutputOptions, SamplingOptions, common_options, gather
-from .provenance import Provenance, read_provenance
+from .provenance import Provenance, find_input, read_provenance
 
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Default: FILE-rerun beside FILE.")
-@click.option("--model", metavar="NAME|PATH", help="Where the model is, if it is not installed under its name.")
+@click.option("--model", metavar="NAME|PATH", help="Where the model is, if it is not installed.")
 @click.option("--backend", type=click.Choice(["mlx", "torch"]), help="Default: the one FILE was made with.")
 @click.option("--device", type=click.Choice(DEVICES), help="Of PyTorch. Default: the one FILE was made with.")
 @click.option("--input", "input_file", type=click.Path(path_type=Path), help="Where the input of an edited FILE is.")
@@ -30,33 +34,35 @@ from .provenance import Provenance, read_provenance
 def rerun(
     ctx: click.Context, file: Path, out: Path | None, model: str | None, backend: str | None, device: str | None,
     input_file: Path | None,
-) -> None:  # fmt: skip
+) -> int:  # fmt: skip
     """Make FILE again from its tags: with the same model, backend and machine, bit for bit.
 
-    Another model, backend, device or input is refused unless --force is given.
+    The model is found by the hash of its weights among the installed ones. Another model, backend, device or input is
+    refused unless --force is given. Exit code 1 when the new audio is not equal to that of FILE.
     """
     common = gather(ctx, CommonOptions)
     made = read_provenance(file)
-    name = model or _installed_name(made)
-    folder, config = find_model(name, generates=True)
-    _same("model", fingerprint.fingerprint(folder, config), made.model_hash, force=common.force)
+    chosen = find_model(model, generates=True) if model else _recorded_model(made)
+    digest = fingerprint.fingerprint(chosen.folder, chosen.config)
+    _same(f"model {chosen.label}", digest, made.model_hash, "name the right one with --model", force=common.force)
     framework = choose(backend or made.backend)
-    _same("backend", framework, made.backend, force=common.force)
+    _same("backend", framework, made.backend, "leave --backend out", force=common.force)
     place = device or (made.device if framework == made.backend else "auto")
-    _same("device", place, made.device, force=common.force)
+    _same("device", place, made.device, "leave --device out", force=common.force)
     source = None
     if made.input is not None:
-        found = read_source(input_file or _find_input(made.input, file), config)
-        _same("input", found.hash, made.input_hash or "unknown", force=common.force)
-        source = Source(name=made.input, hash=found.hash, audio=found.audio)
+        found = read_source(input_file or _recorded_input(made.input, file), chosen.config)
+        _same("input", found.hash, made.input_hash or "unknown", "name the right one with --input", force=common.force)
+        source = replace(found, name=made.input)
     if made.sa3 != version() and not common.quiet:
         click.echo(f"made with sa3 {made.sa3}, this is {version()}: the result may differ", err=True)
     target = out or file.with_name(f"{file.stem}-rerun{file.suffix}")
-    guidance = made.guidance
+    guidance, first = made.guidance, _Sound.read(file)
     run(Job(
-        command=made.command, folder=folder, config=config, prompts=(made.prompt,), seconds=made.seconds,
-        model=ModelOptions(
-            model=name, backend=framework, device=place, dtype=made.dtype, text_dtype=made.text_dtype
+        command=made.command, model=chosen, prompts=(made.prompt,), seconds=made.seconds,
+        options=ModelOptions(
+            model=chosen.name, backend=framework, device=place, dtype=made.dtype, text_dtype=made.text_dtype,
+            compiled=made.compiled and framework == made.backend,
         ),
         sampling=SamplingOptions(
             steps=made.steps, sampler=made.sampler, guidance=guidance.scale, apg=guidance.apg,
@@ -72,38 +78,64 @@ def rerun(
         monotone=made.monotone, regions=made.regions, crossfade_ms=made.crossfade_ms, only=made.batch_index,
         chunk_frames=made.chunk_frames, encode_chunk_frames=made.encode_chunk_frames,
     ))  # fmt: skip
+    equal, text = first.compare(_Sound.read(target), file, target)
     if not common.quiet:
-        click.echo(f"same   {_comparison(file, target)}")
+        click.echo(f"same   {text}")
+    return 0 if equal else 1
 
 
-def _installed_name(made: Provenance) -> str:
-    if made.model in installed():
-        return made.model
-    raise FileNotFoundError(
-        f"model {made.model!r} ({made.model_hash[:19]}...) is not installed; say where it is with --model"
-    )
+def _recorded_model(made: Provenance) -> Model:
+    """The model with the recorded weights: the one of the recorded name or path, else any installed one.
+
+    Where none has them, the one of the recorded name. Raises FileNotFoundError without one.
+    """
+    named: Model | None = None
+    for name in dict.fromkeys((made.model, *installed())):
+        try:
+            model = find_model(name, generates=True)
+            if fingerprint.fingerprint(model.folder, model.config) == made.model_hash:
+                return model
+        except DAMAGE:
+            continue
+        named = named or (model if name == made.model else None)
+    if named is None:
+        raise FileNotFoundError(
+            f"model {made.model} ({made.model_hash[:19]}...) is not installed; say where it is with --model"
+        )
+    return named
 
 
-def _same(what: str, found: str, recorded: str, *, force: bool) -> None:
+def _same(what: str, found: str, recorded: str, advice: str, *, force: bool) -> None:
     if found != recorded and not force:
-        raise ValueError(f"{what} is {found}, the file was made with {recorded}: the result would differ; "
-                         "--force makes it all the same")  # fmt: skip
+        raise ValueError(f"{what} is {found}, the file was made with {recorded}: the result would differ; {advice}, "
+                         "or --force makes it all the same")  # fmt: skip
 
 
-def _find_input(name: str, file: Path) -> Path:
-    for path in (Path(name), file.parent / name, file.parent / Path(name).name):
-        if path.is_file():
-            return path
-    raise FileNotFoundError(f"{name}: the input of {file} is not here; say where it is with --input")
+def _recorded_input(name: str, file: Path) -> Path:
+    found = find_input(name, file)
+    if found is None:
+        raise FileNotFoundError(f"{name}: the input of {file} is not here; say where it is with --input")
+    return found
 
 
-def _comparison(first: Path, second: Path) -> str:
-    if first.resolve() == second.resolve():
-        return f"{first} was replaced"
-    if first.read_bytes() == second.read_bytes():
-        return f"{second} equals {first} byte for byte"
-    before, after = (soundfile.read(path, dtype="float64", always_2d=True)[0] for path in (first, second))
-    if before.shape != after.shape:
-        return f"no: {len(after)} samples, {first} has {len(before)}"
-    difference = float(abs(after - before).max())
-    return "audio equal, tags differ" if difference == 0 else f"no: samples differ by up to {difference:.2e}"
+@dataclass(frozen=True)
+class _Sound:
+    """A file as it was when it was read: it may be replaced."""
+
+    data: bytes
+    audio: Audio
+
+    @classmethod
+    def read(cls, path: Path) -> _Sound:
+        data = path.read_bytes()
+        return cls(data, soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)[0])
+
+    def compare(self, other: _Sound, path: Path, other_path: Path) -> tuple[bool, str]:
+        """Whether the audio is equal, and the words for it."""
+        if self.data == other.data:
+            return True, f"{other_path} equals {path} byte for byte"
+        if self.audio.shape != other.audio.shape:
+            return False, f"no: {len(other.audio)} samples, {path} has {len(self.audio)}"
+        if np.array_equal(self.audio, other.audio):
+            return True, "audio equal, tags differ"
+        return False, f"no: samples differ by up to {float(np.abs(other.audio - self.audio).max()):.2e}"

@@ -10,15 +10,16 @@ import numpy as np
 
 from sa3_mlx.spec.config import ModelConfig
 from sa3_mlx.spec.events import Conditioned, Finished, Stepped
+from sa3_mlx.spec.lengths import seconds_to_samples
 from sa3_mlx.spec.request import Guidance, Item, Request, defaults
 
 from . import backend, fingerprint
 from .generate import default_seconds
 from .golden import AREAS, Golden, Row
-from .home import find_model
+from .home import Model, find_model
 from .measure import snr_db
 from .models import table
-from .options import debug_option
+from .options import debug_option, given
 from .twin import Twin
 
 TWIN_SNR_DB = 40.0
@@ -36,24 +37,42 @@ _PROMPT = "a drum loop and a warm piano"
 @click.option("--seconds", type=float, help="Default: at most 4.")
 @click.option("--failures", is_flag=True, help="List failed cases alone.")
 @debug_option
+@click.pass_context
 def verify(
-    model: str, golden: Path | None, wanted: str, areas: tuple[str, ...], prompt: str, seed: int,
+    ctx: click.Context, model: str, golden: Path | None, wanted: str, areas: tuple[str, ...], prompt: str, seed: int,
     seconds: float | None, failures: bool,
 ) -> int:  # fmt: skip
     """Check MODEL case by case against GOLDEN_FOLDER, reference outputs made with the same weights.
 
     Without a folder both backends make the same seed and prompt in 8 steps, with the sampler and guidance that are
-    usual for MODEL, and must agree to 40 dB. Exit code 1 when something does not.
+    usual for MODEL, and must agree to 40 dB; an autoencoder alone encodes noise and decodes it again. Exit code 1 when
+    something does not agree.
     """
-    folder, config = find_model(model, generates=golden is None)
+    found = find_model(model, generates=False)
+    _refuse_unused(ctx, golden, found)
     if golden is None:
-        return _print(list(_twins(folder, config, prompt, seed, seconds)), failures=failures)
+        compare = _twins if found.config.diffusion is not None else _autoencoder_twins
+        return _print(list(compare(found, prompt, seed, seconds)), failures=failures)
     with Golden.open(golden) as reference:
-        reference.check_weights(folder, config)
-        fingerprint.fingerprint(folder, config)
+        reference.check_weights(found.folder, found.config)
+        fingerprint.fingerprint(found.folder, found.config)
         twin = Twin(backend.choose(wanted))
-        click.echo(f"{config.name} on {twin.name} against {golden}")
-        return _print(list(_areas(reference, twin, folder, config, areas or AREAS)), failures=failures)
+        click.echo(f"{found.label} on {twin.name} against {golden}")
+        return _print(list(_areas(reference, twin, found.folder, found.config, areas or AREAS)), failures=failures)
+
+
+def _refuse_unused(ctx: click.Context, golden: Path | None, model: Model) -> None:
+    """Raises click.UsageError for an option of the other way to verify."""
+    names = {"wanted": "--backend", "areas": "--area"}
+    reason = "compares outputs with GOLDEN_FOLDER; without one both backends run whole"
+    if golden is not None:
+        names = {"prompt": "--prompt", "seed": "--seed", "seconds": "--seconds"}
+        reason = "is for the comparison of the backends; GOLDEN_FOLDER has its own cases"
+    elif model.config.diffusion is None and given(ctx, "prompt"):
+        names, reason = {"prompt": "--prompt"}, f"is not for {model.name}, an autoencoder alone"
+    for name, option in names.items():
+        if given(ctx, name):
+            raise click.UsageError(f"{option} {reason}", ctx)
 
 
 def _areas(golden: Golden, twin: Twin, folder: Path, config: ModelConfig, areas: tuple[str, ...]) -> Iterator[Row]:
@@ -75,23 +94,45 @@ def _areas(golden: Golden, twin: Twin, folder: Path, config: ModelConfig, areas:
             yield from checks[area](golden, twin, folder, config)
 
 
-def _twins(folder: Path, config: ModelConfig, prompt: str, seed: int, seconds: float | None) -> Iterator[Row]:
+def _twins(model: Model, prompt: str, seed: int, seconds: float | None) -> Iterator[Row]:
     """The same request on both backends in fp32: schedule, every step's estimate, latents, audio."""
-    for name in backend.BACKENDS:
-        backend.choose(name)
+    config = model.config
     length = min(4.0, default_seconds(config)) if seconds is None else seconds
     usual = defaults(config)
     request = Request(
         items=(Item(prompt=prompt, seconds=length, seed=seed),), steps=_STEPS, sampler=usual.sampler,
         guidance=Guidance(scale=usual.guidance_scale),
     )  # fmt: skip
-    fingerprint.fingerprint(folder, config)
-    click.echo(f"{config.name}: mlx against torch, {prompt!r}, seed {seed}, {length:g} s, {_STEPS} steps of "
+    _check_twins(model)
+    click.echo(f"{model.label}: mlx against torch, {prompt!r}, seed {seed}, {length:g} s, {_STEPS} steps of "
                f"{usual.sampler}, guidance {usual.guidance_scale:g}, fp32")  # fmt: skip
-    first, second = (_record(folder, name, request) for name in backend.BACKENDS)
+    yield from _compared(*(_record(model.folder, name, request) for name in backend.BACKENDS))
+
+
+def _autoencoder_twins(model: Model, _prompt: str, seed: int, seconds: float | None) -> Iterator[Row]:
+    """The same noise on both backends in fp32: its latents, and what they decode to."""
+    config, length = model.config, 4.0 if seconds is None else seconds
+    _check_twins(model)
+    click.echo(f"{model.label}: mlx against torch, noise of seed {seed}, {length:g} s, fp32")
+    shape = (seconds_to_samples(length, config.sample_rate), config.audio_channels)
+    audio = 0.1 * np.random.default_rng(seed).standard_normal(shape, np.float32)
+    found = []
+    for name in backend.BACKENDS:
+        pipeline = backend.load(model.folder, name, "float32", "float32")
+        latents = pipeline.encode(audio)
+        found.append({"latents": latents, "audio": pipeline.decode(found[0]["latents"] if found else latents)})
+    yield from _compared(*found)
+
+
+def _check_twins(model: Model) -> None:
+    for name in backend.BACKENDS:
+        backend.choose(name)
+    fingerprint.fingerprint(model.folder, model.config)
+
+
+def _compared(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> Iterator[Row]:
     for case, values in first.items():
-        snr = snr_db(values, second[case])
-        yield Row(area="twins", case=case, error=-snr, limit=-TWIN_SNR_DB, unit="dB")
+        yield Row(area="twins", case=case, error=-snr_db(values, second[case]), limit=-TWIN_SNR_DB, unit="dB")
 
 
 def _record(folder: Path, name: backend.Backend, request: Request) -> dict[str, np.ndarray]:

@@ -37,6 +37,11 @@ def samples_to_seconds(samples: int, sample_rate: int) -> float:
     return seconds
 
 
+def longest(config: ModelConfig) -> str:
+    """The longest clip of a model, for people: rounded down, so that it can be asked for."""
+    return f"{math.floor(config.max_seconds * 100) / 100:.2f} s"
+
+
 def samples_to_frames(samples: int, same: SAMEConfig) -> int:
     """Latent frames that cover ``samples``."""
     return -(-samples // same.samples_per_latent)

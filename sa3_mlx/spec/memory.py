@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -61,6 +61,7 @@ class MemoryPlan:
     """``chunk_frames`` None: the usual ones."""
 
     phases: tuple[Phase, ...]
+    precision: Precision
     keep_resident: bool
     chunk_frames: int | None
     encode_chunk_frames: int | None
@@ -73,9 +74,12 @@ class MemoryPlan:
         """One line for people."""
         phases = ", ".join(f"{phase.name} {_size(phase.peak)}" for phase in self.phases)
         how = "all parts stay" if self.keep_resident else "parts are freed after use"
+        types = f"{self.precision.dtype}, text in {self.precision.text_dtype or 'the type of the file'}"
         chunks = [f"decoded by {self.chunk_frames} frames"] if self.chunk_frames else []
         chunks += [f"encoded by {self.encode_chunk_frames} frames"] if self.encode_chunk_frames else []
-        return f"memory {_size(self.peak)} at most ({phases}; {', '.join([how, *chunks])})"
+        return (
+            f"memory for arrays of the model {_size(self.peak)} at most ({phases}; {', '.join([types, how, *chunks])})"
+        )
 
 
 def parse_size(text: str) -> int:
@@ -138,31 +142,33 @@ def predict(
         size = _activations(name, request, config, precision, _slots(tokens, diffusion))
         phases.append(Phase(name=name, weights=held, activations=size))
     return MemoryPlan(
-        phases=tuple(phases), keep_resident=keep_resident, chunk_frames=request.chunk_frames,
+        phases=tuple(phases), precision=precision, keep_resident=keep_resident, chunk_frames=request.chunk_frames,
         encode_chunk_frames=request.encode_chunk_frames,
     )  # fmt: skip
 
 
 def fit(
-    request: Request, config: ModelConfig, precision: Precision, limit: int, *, weights: Mapping[str, int] | None = None
-) -> MemoryPlan:
-    """The fastest way to run within ``limit`` bytes: everything in memory, else parts freed after use, else smaller
-    chunks too. Raises ValueError, with what would help, when nothing fits.
+    request: Request, config: ModelConfig, precisions: Sequence[Precision], limit: int, *,
+    weights: Callable[[Precision], Mapping[str, int]] | None = None,
+) -> MemoryPlan:  # fmt: skip
+    """The best way to run within ``limit`` bytes: everything in memory, else parts freed after use, else smaller
+    chunks too; all of these in the first of the allowed precisions, then in the next.
+
+    ``weights``: bytes by part, where they are not those of the configuration. Raises ValueError, with what would help,
+    when nothing fits.
     """
-    for keep_resident in (True, False):
-        plan = predict(request, config, precision, keep_resident=keep_resident, weights=weights)
-        if plan.peak * MARGIN <= limit:
-            return plan
-    sizes = weights or weight_bytes(config, precision)
-    smaller = replace(
-        request,
-        chunk_frames=_largest_chunk(request, config, "decode", limit, sizes),
-        encode_chunk_frames=_largest_chunk(request, config, "encode", limit, sizes),
-    )
-    plan = predict(smaller, config, precision, keep_resident=False, weights=weights)
-    if plan.peak * MARGIN <= limit:
-        return plan
-    raise ValueError(_refusal(plan, smaller, config, precision, limit))
+    for precision in precisions:
+        sizes = weights(precision) if weights else weight_bytes(config, precision)
+        smaller = replace(
+            request,
+            chunk_frames=_largest_chunk(request, config, "decode", limit, sizes),
+            encode_chunk_frames=_largest_chunk(request, config, "encode", limit, sizes),
+        )
+        for wanted, keep_resident in ((request, True), (request, False), (smaller, False)):
+            plan = predict(wanted, config, precision, keep_resident=keep_resident, weights=sizes)
+            if plan.peak * MARGIN <= limit:
+                return plan
+    raise ValueError(_refusal(plan, smaller, config, limit))
 
 
 def same_activations(frames: int, config: ModelConfig, direction: Direction) -> int:
@@ -250,7 +256,8 @@ def _diffusion(config: ModelConfig) -> DiffusionConfig:
     return config.diffusion
 
 
-def _refusal(plan: MemoryPlan, request: Request, config: ModelConfig, precision: Precision, limit: int) -> str:
+def _refusal(plan: MemoryPlan, request: Request, config: ModelConfig, limit: int) -> str:
+    precision = plan.precision
     worst = max(plan.phases, key=lambda phase: phase.peak)
     first = request.items[:1]
     others: dict[str, tuple[Request, Precision]] = {}

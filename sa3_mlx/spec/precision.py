@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 TEXT_DTYPES = ("auto", "float32", "bfloat16")  # activations of T5Gemma overflow float16
@@ -39,3 +39,14 @@ def choose_precision(dtype: str, text_dtype: str, *, on_gpu: bool) -> Precision:
     if text_dtype == "auto":
         return Precision(dtype=dtype, text_dtype=None if on_gpu else "float32")
     return Precision(dtype=dtype, text_dtype=text_dtype)
+
+
+def allowed_precisions(dtype: str, text_dtype: str, *, on_gpu: bool) -> tuple[Precision, ...]:
+    """``choose_precision`` first, then what "auto" may become where memory is short: 16 bits, the DiT's before the
+    text encoder's."""
+    found = [choose_precision(dtype, text_dtype, on_gpu=on_gpu)]
+    if dtype == "auto" and found[-1].bytes > 2:
+        found.append(replace(found[-1], dtype="float16"))
+    if text_dtype == "auto" and found[-1].text_bytes > 2:
+        found.append(replace(found[-1], text_dtype="bfloat16"))
+    return tuple(found)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from .audio import Audio, check_audio
 from .chunks import Direction, check_chunk_frames
 from .config import Config, DiffusionConfig, ModelConfig
-from .lengths import Lengths, clip_lengths, samples_to_seconds, seconds_to_samples
+from .lengths import Lengths, clip_lengths, longest, samples_to_seconds, seconds_to_samples
 from .noise import check_seed
 from .regions import Region, first_uncovered, generated_frames, keep_frames, to_regions
 from .schedule import sigmas
@@ -194,8 +194,7 @@ def _check_item(item: Item, where: str, request: Request, config: ModelConfig) -
             raise ValueError(f"{where}a negative prompt has no effect at guidance scale 1; use a scale such as 4")
     seconds = _finite(item.seconds, f"{where}seconds")
     if not 0 < seconds <= config.max_seconds:
-        longest = math.floor(config.max_seconds * 100) / 100
-        raise ValueError(f"{where}seconds is {seconds:g}: {config.name} makes above 0 to {longest:.2f} s")
+        raise ValueError(f"{where}seconds is {seconds:g}: {config.name} makes above 0 to {longest(config)}")
     if not seconds_to_samples(seconds, config.sample_rate):
         raise ValueError(f"{where}seconds is {seconds:g}: that is less than one sample at {config.sample_rate} Hz")
     try:
@@ -226,6 +225,9 @@ def _check_guidance(guidance: Guidance) -> None:
     start, end = guidance.interval
     if not 0 <= _finite(start, "guidance interval") <= _finite(end, "guidance interval") <= 1:
         raise ValueError(f"guidance interval is {start:g}..{end:g}: expected 0 <= start <= end <= 1")
+    if guidance.scale == 1 and guidance != Guidance():
+        raise ValueError("guidance apg, rescale, interval and norm threshold have no effect at guidance scale 1; use a "
+                         "scale such as 4, or leave them out")  # fmt: skip
 
 
 def _check_inpaint(inpaint: Inpaint, item: Item, name: str, config: ModelConfig) -> None:
