@@ -14,6 +14,7 @@ from benchmarks.adherence import measure as measure_adherence
 from benchmarks.reconstruction import Codes
 from benchmarks.reconstruction import measure as measure_reconstruction
 from benchmarks.variation import measure as measure_variation
+from sa3_mlx.cli.home import find_model
 from sa3_mlx.spec.request import defaults
 from sa3_torch.train.clips import ClipSet
 
@@ -22,8 +23,9 @@ class Pipeline(Generates, Codes, Protocol):
     """Either twin's Pipeline."""
 
 
-def open_pipeline(folder: Path, backend: str) -> Pipeline:
-    """The pipeline of the chosen twin."""
+def open_pipeline(model: str, backend: str, *, generates: bool = True) -> Pipeline:
+    """The pipeline of the chosen twin, of an installed model or a folder."""
+    folder = find_model(model, generates=generates).folder
     if backend == "torch":
         from sa3_torch.pipeline import Pipeline as TorchPipeline
 
@@ -33,7 +35,7 @@ def open_pipeline(folder: Path, backend: str) -> Pipeline:
     return MlxPipeline.load(folder)
 
 
-MODEL = click.argument("model", type=click.Path(path_type=Path, file_okay=False, exists=True))
+MODEL = click.argument("model", metavar="NAME|PATH")
 BACKEND = click.option("--backend", type=click.Choice(["mlx", "torch"]), default="mlx", show_default=True)
 STEPS = click.option("--steps", type=click.IntRange(1), default=None, help="Default: the model's.")
 SAMPLER = click.option("--sampler", default=None, help="Default: the model's.")
@@ -73,7 +75,7 @@ def show(result: dict[str, object]) -> None:
 @click.option("--seeds", type=click.IntRange(1), default=4, show_default=True, help="Sounds per prompt.")
 @click.option("--data-seed", type=int, default=0, show_default=True, help="Seed of `sa3 train render`.")
 def adherence(
-    model: Path,
+    model: str,
     backend: str,
     steps: int | None,
     sampler: str | None,
@@ -96,9 +98,9 @@ def adherence(
 @BACKEND
 @click.option("--data", type=click.Path(path_type=Path, file_okay=False, exists=True), required=True,
               help="Folder made by `sa3 train render`.")  # fmt: skip
-def reconstruction(model: Path, backend: str, data: Path) -> None:
+def reconstruction(model: str, backend: str, data: Path) -> None:
     """How well the autoencoder gives held-out sounds back."""
-    pipeline = open_pipeline(model, backend)
+    pipeline = open_pipeline(model, backend, generates=False)
     result = measure_reconstruction(pipeline, ClipSet(data))
     show(result)
     click.echo(json.dumps({"model": pipeline.config.name, "backend": backend, **result}))
@@ -110,7 +112,7 @@ def reconstruction(model: Path, backend: str, data: Path) -> None:
 @STEPS
 @SAMPLER
 @GUIDANCE
-def variation(model: Path, backend: str, steps: int | None, sampler: str | None, guidance: float | None) -> None:
+def variation(model: str, backend: str, steps: int | None, sampler: str | None, guidance: float | None) -> None:
     """Audio-to-audio with the official and with the monotone schedule [B23]."""
     pipeline = open_pipeline(model, backend)
     chosen = sampling(pipeline, steps, sampler, guidance)

@@ -37,7 +37,7 @@ from .spec.quantized_file import (
     nearest,
     write_quantized,
 )
-from .spec.recipes import GROUP, MIXED_BITS, Recipe, choose_bits, layers_of
+from .spec.recipes import GROUP, MIXED_BITS, Recipe, choose_bits, layers_of_recipe
 from .spec.request import Inpaint, Request
 from .states import State, visit
 
@@ -68,7 +68,7 @@ def quantize_model(options: Options, progress: Progress) -> QuantizeReport:
     storages = check_source(options.source)
     pipeline = Pipeline.load(options.source)
     config = pipeline.config
-    layers = {part: layers_of(config, part) for part in options.recipe.parts() if part == "same" or config.diffusion}
+    layers = layers_of_recipe(config, options.recipe)
     if not any(layers.values()):
         raise ValueError(f"{config.name}: recipe {options.name} finds no layer whose rows groups of {GROUP} fill")
     grids = {path: options.recipe.parts()[part].grid for part, paths in layers.items() for path in paths}

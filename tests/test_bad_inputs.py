@@ -116,8 +116,11 @@ def test_commands_refuse_what_they_do_not_know(refused: Callable[..., str]):
     assert "PROMPT" not in refused("convert", "nothing") and "released" in refused("convert", "nothing")
     assert "no public weights" in refused("convert", "large", "out")
     assert "needs OUT" in refused("convert", "little", "--to-official")
-    assert "--name" in refused("convert", Path("..") / "home" / LITTLE)
-    assert "already in the sa3 format" in refused("convert", Path("..") / "home" / LITTLE, "out")
+    Path("plain").mkdir()
+    assert "--name" in refused("convert", "plain")
+    for source in (Path("..") / "home" / LITTLE, "little", "demo"):
+        assert f"{source}: already in the sa3 format" in refused("convert", source, "out")
+        assert f"{source}: already in the sa3 format" in refused("convert", source)
     assert "not the name of a folder" in refused("convert", "small-music", "--name", "../x")
     assert "no manifest.json" in refused("verify", "little", ".")
 
@@ -152,7 +155,7 @@ def test_a_result_that_is_not_finite_is_not_written(refused: Callable[..., str],
 
 def test_a_failing_backend_is_one_line(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch):
     def fail(message: str) -> Callable[..., None]:
-        def load(*_: object) -> None:
+        def load(*_: object, compiled: bool) -> None:  # noqa: ARG001
             raise RuntimeError(message)
 
         return load

@@ -493,3 +493,11 @@ def test_the_longest_clip_is_one_number_everywhere(run: Run):
     assert shown in run("generate", "rain", "--seconds", "99", "--out", "a.wav").err
     demo = replace(SMALL, sample_rate=7193)  # 400 frames of 64 samples: 3.559...
     assert longest(demo) == "3.55 s"
+
+
+def test_a_converted_autoencoder_is_for_encoding(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    _ok(run("convert", "only-autoencoder", "official", "--to-official"))
+    result = _ok(run("convert", "official", "again"))
+    assert "sa3 encode INPUT OUT.safetensors --model again" in result.out and "generate" not in result.out
+    monkeypatch.setenv("SA3_HOME", str(tmp_path / "other"))
+    assert "sa3 encode INPUT OUT.safetensors --model mine" in _ok(run("convert", "official", "--name", "mine")).out

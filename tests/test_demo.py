@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
+from command import sa3, write_tone
 from twins import Twin
 
 from sa3_mlx.assets import DEMO
@@ -13,6 +18,7 @@ from sa3_mlx.spec.config import ModelConfig
 from sa3_mlx.spec.presets import PRESETS
 from sa3_mlx.spec.quantization import check_folder
 from sa3_mlx.spec.request import Guidance, Item, Request
+from sa3_mlx.spec.tokenizer import Tokenizer
 
 PROMPTS = {"flute note A4": 69, "organ note C4": 60, "violin note G3": 55}  # prompt -> MIDI pitch
 
@@ -57,11 +63,84 @@ def test_both_twins_make_the_same_sound() -> None:
     assert 10 * np.log10((ours**2).sum() / ((ours - theirs) ** 2).sum()) >= 40
 
 
+def examples() -> Iterator[str]:
+    """Commands of the help texts, and of the README but for the released models' section, that make sounds."""
+    from sa3_mlx.cli.app import COMMANDS, cli
+
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    texts = [part for part in readme.split("\n## ") if not part.startswith("Released models")]
+    for name in COMMANDS:
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        texts.append(command.help or "")
+    texts.append(cli.epilog or "")
+    for line in "\n".join(texts).splitlines():
+        found = re.search(r'sa3 generate ".*|sa3 (vary|inpaint|extend) \w+\.wav .*', line)
+        if found:
+            yield found[0]
+
+
+def test_examples_work_with_the_demo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing in them is refused, and the demo knows every word of their prompts."""
+    monkeypatch.setenv("SA3_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    for name in ("take.wav", "song.wav", "intro.wav"):
+        write_tone(Path(name), 3.0, rate=44_100)
+    tokenizer = Tokenizer(DEMO / "tokenizer.json", 12)
+
+    def start(*_: object, compiled: bool) -> None:  # noqa: ARG001
+        raise RuntimeError("it would start")
+
+    monkeypatch.setattr("sa3_mlx.cli.backend.load", start)
+    commands = list(examples())
+    assert len(commands) >= 9
+    for command in commands:
+        words = shlex.split(command)[1:]
+        assert sa3(capfd, *words).err.endswith("sa3: it would start\n"), command
+        prompt = words[1] if words[0] == "generate" else words[2]
+        assert tokenizer.count(prompt) and not tokenizer.unknown(prompt), prompt
+
+
+def test_a_prompt_that_is_not_heard_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SA3_HOME", str(tmp_path / "home"))
+    args = ("--seconds", "0.2", "--steps", "1")
+    result = sa3(capfd, "generate", "ピアノ", *args, "--out", tmp_path / "a.wav")
+    assert "note: demo does not know 'ピアノ'" in result.err and "demo hears nothing of the prompt" in result.err
+    result = sa3(capfd, "generate", "Hi-hat, A♭4!", *args, "--out", tmp_path / "b.wav")
+    assert "note:" not in result.err
+
+
+def test_a_part_without_a_layer_that_fits_is_said_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """And the result is no default model, and a file made with it can be made again."""
+    pytest.importorskip("mlx.core", reason="mlx is not installed")
+    monkeypatch.setenv("SA3_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    Path("prompts.txt").write_text("0.3 kick drum\n" * 4)
+    monkeypatch.setattr("sa3_mlx.spec.calibration.STEPS_MAX", 2)
+    args = ("--recipe", "8bit", "--calibration", "prompts.txt")
+    refused = sa3(capfd, "quantize", "demo", "x", *args, "--text-encoder", "3bit")
+    assert refused.code == 2 and "--text-encoder 3bit: demo has no layer in its text encoder" in refused.err
+    done = sa3(capfd, "quantize", "demo", *args)
+    assert done.code == 0 and "note: demo has no layer in its text encoder" in done.err, done
+    assert "sa3 generate PROMPT --model demo-8bit" in done.out
+    listing = sa3(capfd, "models").out
+    assert "demo *" in listing and "demo-8bit *" not in listing
+    made = sa3(capfd, "generate", "kick drum", "--seconds", "0.2", "--steps", "1", "--backend", "mlx",
+               "--model", "demo-8bit", "--out", "h8.wav")  # fmt: skip
+    assert made.code == 0 and "demo-8bit (demo) on mlx" in made.err
+    again = sa3(capfd, "rerun", "h8.wav")
+    assert again.code == 0 and "byte for byte" in again.out
+    kept = sa3(capfd, "quantize", "demo", "y", *args, "--text-encoder", "keep")
+    assert kept.code == 0 and "note:" not in kept.err
+
+
 def test_readme_has_exactly_two_set_up_commands_and_valid_examples() -> None:
-    import shlex
-
-    import click
-
     from sa3_mlx.cli.app import cli
 
     readme = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")

@@ -253,3 +253,16 @@ def test_a_table_says_what_was_not_counted():
     head, row = table([entry])
     assert len(head) == len(row) and row[head.index("energy")] == row[head.index("cold")] == "-"
     assert row[head.index("memory")] == "2.00 GB RSS" and row[head.index("per step")] == "125.0 ms"
+
+
+def test_errors_are_one_line_here_too():
+    import subprocess
+
+    root = Path(__file__).resolve().parents[1]
+    for args in (("latency", "--model", "nope"), ("precision", "nope"), ("adherence", "nope")):
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks", *args], cwd=root, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2 and done.stdout == "", done
+        assert done.stderr.startswith("python -m benchmarks: nope: no such model or folder; installed: "), done.stderr
+        assert done.stderr.count("\n") == 1

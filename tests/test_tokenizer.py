@@ -73,8 +73,10 @@ def test_a_prompt_must_be_text_and_the_length_positive(path: Path):
 
 
 def test_a_closed_vocabulary_names_the_words_it_does_not_have(tmp_path: Path) -> None:
+    from tokenizers import Regex
     from tokenizers import Tokenizer as Library
     from tokenizers.models import BPE, WordLevel
+    from tokenizers.normalizers import Replace
     from tokenizers.pre_tokenizers import WhitespaceSplit
 
     library = Library(WordLevel({"<pad>": 0, "<unk>": 1, "piano": 2, "note": 3}, unk_token="<unk>"))
@@ -83,6 +85,10 @@ def test_a_closed_vocabulary_names_the_words_it_does_not_have(tmp_path: Path) ->
     tokenizer = Tokenizer(tmp_path / "words.json", 4)
     assert tokenizer.closed_vocabulary() == ("piano", "note")
     assert tokenizer.unknown("loud piano rain") == ("loud", "rain")
+    library.normalizer = Replace(Regex("[^a-z ]"), " ")
+    library.save(str(tmp_path / "latin.json"))
+    latin = Tokenizer(tmp_path / "latin.json", 4)
+    assert latin.unknown("piano ピアノ, rain!") == ("rain", "ピアノ"), "characters without a token, punctuation aside"
     Library(BPE({"<unk>": 0, "a": 1}, [], unk_token="<unk>")).save(str(tmp_path / "pieces.json"))
     pieces = Tokenizer(tmp_path / "pieces.json", 4)
     assert pieces.closed_vocabulary() == () and pieces.unknown("ab") == ()

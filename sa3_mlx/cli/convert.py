@@ -9,7 +9,7 @@ import click
 
 from sa3_mlx.spec.presets import PRESETS, REPOSITORIES
 
-from .home import find_model, installed, licence_page, models_folder
+from .home import find_model, first_command, installed, licence_page, models_folder
 from .options import CommonOptions, common_options, gather
 from .progress import Progress
 
@@ -43,6 +43,7 @@ def convert(ctx: click.Context, source: str, out: Path | None, name: str | None,
         folder = find_model(source, generates=False).folder
         click.echo(str(converter.export_official(folder, out, force=common.force)))
         return
+    _refuse_ours(source)
     target = _target(ctx, source, out, name)
     if target.exists() and not common.force:
         raise ValueError(f"{target}: exists already; give another folder, or --force to replace it")
@@ -63,8 +64,18 @@ def convert(ctx: click.Context, source: str, out: Path | None, name: str | None,
         for bar in bars:
             bar.close()
     click.echo(str(report))
-    chosen = target.name if installed().get(target.name) == target else str(target)
-    click.echo(f'  next        sa3 generate "rain on a tin roof" --model {chosen}')
+    click.echo(f"  next        {first_command(target)}")
+
+
+def _refuse_ours(source: str) -> None:
+    """Raises ValueError for a model that is converted already, given by its name or its path."""
+    from convert.source import is_ours
+
+    folder = Path(source)
+    if not folder.exists() and source not in REPOSITORIES:
+        folder = installed().get(source, folder)
+    if is_ours(folder):
+        raise ValueError(f"{source}: already in the sa3 format; use it as it is, or export it with --to-official")
 
 
 def _target(ctx: click.Context, source: str, out: Path | None, name: str | None) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,9 +65,11 @@ def default_models() -> Iterator[tuple[str, Path]]:
     return ((name, folder) for name, folder in installed().items() if name in PREFERENCE)
 
 
-def installed_name(folder: Path) -> str | None:
-    """The name that an installed folder goes by."""
-    return next((name for name, path in installed().items() if path == folder), None)
+def first_command(folder: Path) -> str:
+    """What to do with a new model: its installed name, or else its folder, in a command."""
+    name = next((name for name, path in installed().items() if path == folder), str(folder))
+    what = "encode INPUT OUT.safetensors" if ModelConfig.load(folder).diffusion is None else "generate PROMPT"
+    return f"sa3 {what} --model {shlex.quote(name)}"
 
 
 def licence_page(name: str) -> str | None:

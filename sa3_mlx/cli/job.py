@@ -211,7 +211,10 @@ def _warn_of_unheard(tokenizer: Tokenizer, name: str, prompt: str, progress: Pro
     """Say which part of a prompt the model cannot hear."""
     if unknown := tokenizer.unknown(prompt):
         progress.line(f"note: {name} does not know {', '.join(map(repr, unknown))}; see 'sa3 info {shlex.quote(name)}'")
-    if (count := tokenizer.count(prompt)) > tokenizer.max_length:
+    count = tokenizer.count(prompt)
+    if prompt.strip() and not count:
+        progress.line(f"note: {name} hears nothing of the prompt {prompt!r}")
+    if count > tokenizer.max_length:
         progress.line(f"note: the prompt has {count} tokens, {name} hears the first {tokenizer.max_length}")
 
 

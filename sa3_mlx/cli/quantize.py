@@ -10,10 +10,10 @@ import click
 
 from sa3_mlx.spec.calibration import Prompt, read_prompts, usual_prompts
 from sa3_mlx.spec.clips import open_tokenizer
-from sa3_mlx.spec.recipes import RECIPES, PartRecipe, find_recipe
+from sa3_mlx.spec.recipes import GROUP, RECIPES, PartRecipe, find_recipe, layers_of_recipe
 
 from .backend import choose
-from .home import find_model, installed, models_folder
+from .home import find_model, first_command, models_folder
 from .options import CommonOptions, common_options, gather
 from .progress import Progress
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 KEEP = "keep"
+_PARTS = {"dit": "DiT", "text_encoder": "text encoder", "same": "codec"}
 
 
 @click.command()
@@ -51,7 +52,7 @@ def quantize(
 
     common = gather(ctx, CommonOptions)
     found = find_model(model, generates=False)
-    folder, config = found.folder, found.config
+    progress = Progress(quiet=common.quiet)
     chosen, name = find_recipe(recipe), recipe
     if text_encoder is not None:
         part = None if text_encoder == KEEP else _nearest(text_encoder, "--text-encoder")
@@ -59,18 +60,27 @@ def quantize(
     if codec is not None:
         part = None if codec == KEEP else _nearest(codec, "--codec")
         chosen, name = dataclasses.replace(chosen, same=part), f"{name}, codec {codec}"
+    asked = {"text_encoder": text_encoder, "same": codec}
+    for part, layers in layers_of_recipe(found.config, chosen).items():
+        if layers or (found.config.diffusion is None and not asked.get(part)):
+            continue
+        reason = f"{found.name} has no layer in its {_PARTS[part]} whose rows groups of {GROUP} fill"
+        if asked.get(part):
+            raise ValueError(f"--{_PARTS[part].replace(' ', '-')} {asked[part]}: {reason}; leave it out, or say {KEEP}")
+        progress.line(f"note: {reason}: it stays as it is")
     prompts: tuple[Prompt, ...] = ()
-    if config.diffusion is not None:
-        prompts = read_prompts(calibration) if calibration else usual_prompts(open_tokenizer(folder, config))
+    if found.config.diffusion is not None:
+        prompts = (
+            read_prompts(calibration) if calibration else usual_prompts(open_tokenizer(found.folder, found.config))
+        )
     options = Options(
-        source=folder, out=out or models_folder() / f"{Path(model).name}-{recipe}", name=name, recipe=chosen,
+        source=found.folder, out=out or models_folder() / f"{Path(model).name}-{recipe}", name=name, recipe=chosen,
         prompts=prompts, force=common.force,
     )  # fmt: skip
-    with _Bars(Progress(quiet=common.quiet)) as bars:
+    with _Bars(progress) as bars:
         report = quantize_model(options, bars.show)
     click.echo(str(report))
-    place = options.out.name if installed().get(options.out.name) == options.out else str(options.out)
-    click.echo(f"  next sa3 generate PROMPT --model {place}")
+    click.echo(f"  next {first_command(options.out)}")
 
 
 def _nearest(name: str, option: str) -> PartRecipe:

@@ -116,7 +116,7 @@ def _autoencoder_twins(model: Model, _prompt: str, seed: int, seconds: float | N
     click.echo(f"{model.label}: mlx against torch, noise of seed {seed}, {length:g} s, fp32")
     shape = (seconds_to_samples(length, config.sample_rate), config.audio_channels)
     audio = 0.1 * np.random.default_rng(seed).standard_normal(shape, np.float32)
-    found = []
+    found: list[dict[str, np.ndarray]] = []
     for name in backend.BACKENDS:
         pipeline = backend.load(model.folder, name, "float32", "float32")
         latents = pipeline.encode(audio)

@@ -112,6 +112,11 @@ def layers_of(config: ModelConfig, part: str) -> Shapes:
     }
 
 
+def layers_of_recipe(config: ModelConfig, recipe: Recipe) -> dict[str, Shapes]:
+    """``layers_of`` every part that the recipe quantizes; empty where a part has none, or a model no such part."""
+    return {part: layers_of(config, part) if part == "same" or config.diffusion else {} for part in recipe.parts()}
+
+
 def layer_class(path: str) -> str:
     """ "dit.layers.3.ff.proj_in" -> "dit ff.proj_in": layers that do the same thing in every block."""
     part, _, rest = path.partition(".")

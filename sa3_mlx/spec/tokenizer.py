@@ -5,7 +5,9 @@ Shapes: B batch, S tokens.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -66,16 +68,23 @@ class Tokenizer:
         return tuple(word for word in sorted(ids, key=lambda word: ids[word]) if not word.startswith("<"))
 
     def unknown(self, text: str) -> tuple[str, ...]:
-        """Words of ``text`` that a closed vocabulary does not have; empty for a tokenizer of word pieces."""
+        """Words of ``text`` that a closed vocabulary does not have, then runs of characters that it leaves out
+        (punctuation aside); empty for a tokenizer of word pieces."""
         model = self._tokenizer.model
         if not isinstance(model, tokenizers.models.WordLevel):
             return ()
         found = self._tokenizer.encode(text, add_special_tokens=False)
-        return tuple(
+        words = [
             text[start:stop].strip()
             for name, (start, stop) in zip(found.tokens, found.offsets, strict=True)
             if name == model.unk_token
-        )
+        ]
+        runs = groupby(text, key=lambda character: self._left_out(character))
+        return (*words, *("".join(run) for left_out, run in runs if left_out))
+
+    def _left_out(self, character: str) -> bool:
+        plain = character.isspace() or unicodedata.category(character).startswith("P")
+        return not plain and not self._tokens(character)
 
     def encode(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         """(B,) texts -> ids (B, S) int32 and mask (B, S) bool, true at tokens, S = ``max_length``.

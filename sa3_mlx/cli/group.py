@@ -1,0 +1,105 @@
+"""Groups of commands that are imported when they run, and what happens to their errors: one line on stderr and an exit
+code, never a traceback.
+
+Exit codes: 0 done, 1 checked and found wanting, 2 refused or failed, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import ClassVar
+
+import click
+
+# section -> command -> (module, attribute, one line of help)
+Sections = dict[str, dict[str, tuple[str, str, str]]]
+_OUT_OF_MEMORY = re.compile(r"alloc|out of memory", re.IGNORECASE)  # in the words of mlx and torch
+
+
+class LazyGroup(click.Group):
+    """Lists every command of ``sections`` and imports one, from ``package``, when it is used."""
+
+    package: ClassVar[str]
+    sections: ClassVar[Sections]
+
+    @classmethod
+    def table(cls) -> dict[str, tuple[str, str, str]]:
+        """All commands, whatever their section."""
+        return {name: entry for section in cls.sections.values() for name, entry in section.items()}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click's signature)
+        return list(self.table())
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in self.table():
+            return None
+        module, attribute, _ = self.table()[cmd_name]
+        command = getattr(importlib.import_module(f"{self.package}.{module}"), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in self.table():
+            raise click.UsageError(f"no command {args[0]!r}; commands: {', '.join(self.table())}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        for title, commands in self.sections.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, text) for name, (_, _, text) in commands.items()])
+
+
+def run_group(group: click.Group, args: Sequence[str], name: str) -> int:
+    """Run one command line of the program ``name`` -> exit code.
+
+    With ``--debug`` anywhere in it, errors keep their traceback.
+    """
+    try:
+        code = group.main(list(args), prog_name=name, standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        _complain(name, "interrupted; nothing half-written was left")
+        return 130
+    except BrokenPipeError:  # `sa3 models | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 2
+    except (click.ClickException, ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
+        if "--debug" in args:
+            raise
+        _complain(name, _message(error))
+        return 2
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        return f"{error.format_message()} (see '{error.ctx.command_path} --help')"
+    if isinstance(error, click.ClickException):
+        return error.format_message()
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error))):
+        return f"out of memory ({_first_line(error)}); ask for fewer seconds or a smaller batch"
+    if isinstance(error, RecursionError):
+        return "a file is nested too deeply to be read; --debug shows which"
+    if isinstance(error, RuntimeError):  # mlx and torch raise little else
+        return _first_line(error)
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _complain(name: str, message: str) -> None:
+    click.echo(f"{name}: {' '.join(message.split())}", err=True)
