@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 KEEP = "keep"
-_PARTS = {"dit": "DiT", "text_encoder": "text encoder", "same": "codec"}
+_PARTS = {"dit": ("--recipe", "DiT"), "text_encoder": ("--text-encoder", "text encoder"), "same": ("--codec", "codec")}
 
 
 @click.command()
@@ -60,14 +60,14 @@ def quantize(
     if codec is not None:
         part = None if codec == KEEP else _nearest(codec, "--codec")
         chosen, name = dataclasses.replace(chosen, same=part), f"{name}, codec {codec}"
-    asked = {"text_encoder": text_encoder, "same": codec}
-    for part, layers in layers_of_recipe(found.config, chosen).items():
-        if layers or (found.config.diffusion is None and not asked.get(part)):
-            continue
-        reason = f"{found.name} has no layer in its {_PARTS[part]} whose rows groups of {GROUP} fill"
-        if asked.get(part):
-            raise ValueError(f"--{_PARTS[part].replace(' ', '-')} {asked[part]}: {reason}; leave it out, or say {KEEP}")
-        progress.line(f"note: {reason}: it stays as it is")
+    asked = {"dit": found.config.diffusion and recipe, "text_encoder": text_encoder, "same": codec}
+    for kind, layers in layers_of_recipe(found.config, chosen).items():
+        option, words = _PARTS[kind]
+        reason = f"{found.name} has no layer in its {words} whose rows groups of {GROUP} fill"
+        if not layers and asked[kind]:
+            raise ValueError(f"{option} {asked[kind]}: {reason}; choose another recipe or model")
+        if not layers and found.config.diffusion is not None:
+            progress.line(f"note: {reason}: it stays as it is")
     prompts: tuple[Prompt, ...] = ()
     if found.config.diffusion is not None:
         prompts = (
