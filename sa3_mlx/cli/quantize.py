@@ -64,8 +64,8 @@ def quantize(
     for kind, layers in layers_of_recipe(found.config, chosen).items():
         option, words = _PARTS[kind]
         reason = f"{found.name} has no layer in its {words} whose rows groups of {GROUP} fill"
-        if not layers and asked[kind]:
-            raise ValueError(f"{option} {asked[kind]}: {reason}; choose another recipe or model")
+        if not layers and asked[kind]:  # what was asked for by name is refused, what comes with the recipe is said
+            raise ValueError(f"{option} {asked[kind]}: {reason}; choose another model, or leave it out")
         if not layers and found.config.diffusion is not None:
             progress.line(f"note: {reason}: it stays as it is")
     prompts: tuple[Prompt, ...] = ()
