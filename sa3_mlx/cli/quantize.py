@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,10 @@ import click
 
 from sa3_mlx.spec.calibration import Prompt, read_prompts, usual_prompts
 from sa3_mlx.spec.clips import open_tokenizer
-from sa3_mlx.spec.recipes import GROUP, RECIPES, PartRecipe, find_recipe, layers_of_recipe
+from sa3_mlx.spec.recipes import GROUP, RECIPES, PartRecipe, Recipe, find_recipe, layers_of_recipe
 
 from .backend import choose
-from .home import find_model, first_command, models_folder
+from .home import Model, find_model, first_command, models_folder
 from .options import CommonOptions, common_options, gather
 from .progress import Progress
 
@@ -53,21 +54,9 @@ def quantize(
     common = gather(ctx, CommonOptions)
     found = find_model(model, generates=False)
     progress = Progress(quiet=common.quiet)
-    chosen, name = find_recipe(recipe), recipe
-    if text_encoder is not None:
-        part = None if text_encoder == KEEP else _nearest(text_encoder, "--text-encoder")
-        chosen, name = dataclasses.replace(chosen, text_encoder=part), f"{name}, text encoder {text_encoder}"
-    if codec is not None:
-        part = None if codec == KEEP else _nearest(codec, "--codec")
-        chosen, name = dataclasses.replace(chosen, same=part), f"{name}, codec {codec}"
-    asked = {"dit": found.config.diffusion and recipe, "text_encoder": text_encoder, "same": codec}
-    for kind, layers in layers_of_recipe(found.config, chosen).items():
-        option, words = _PARTS[kind]
-        reason = f"{found.name} has no layer in its {words} whose rows groups of {GROUP} fill"
-        if not layers and asked[kind]:  # what was asked for by name is refused, what comes with the recipe is said
-            raise ValueError(f"{option} {asked[kind]}: {reason}; choose another model, or leave it out")
-        if not layers and found.config.diffusion is not None:
-            progress.line(f"note: {reason}: it stays as it is")
+    asked = {"dit": recipe, "text_encoder": text_encoder, "same": codec}
+    chosen, name = _combined(recipe, text_encoder, codec)
+    _check_parts(found, chosen, asked, progress)
     prompts: tuple[Prompt, ...] = ()
     if found.config.diffusion is not None:
         prompts = (
@@ -81,6 +70,31 @@ def quantize(
         report = quantize_model(options, bars.show)
     click.echo(str(report))
     click.echo(f"  next {first_command(options.out)}")
+
+
+def _combined(recipe: str, text_encoder: str | None, codec: str | None) -> tuple[Recipe, str]:
+    """The recipe with other parts for text encoder and codec, and what it is called then."""
+    chosen, name = find_recipe(recipe), recipe
+    if text_encoder is not None:
+        part = None if text_encoder == KEEP else _nearest(text_encoder, "--text-encoder")
+        chosen, name = dataclasses.replace(chosen, text_encoder=part), f"{name}, text encoder {text_encoder}"
+    if codec is not None:
+        part = None if codec == KEEP else _nearest(codec, "--codec")
+        chosen, name = dataclasses.replace(chosen, same=part), f"{name}, codec {codec}"
+    return chosen, name
+
+
+def _check_parts(model: Model, recipe: Recipe, asked: Mapping[str, str | None], progress: Progress) -> None:
+    """Of a part without a layer to quantize: raise ValueError if it was asked for by name, else say that it stays."""
+    for part, layers in layers_of_recipe(model.config, recipe).items():
+        if layers or (model.config.diffusion is None and part == "dit"):
+            continue
+        option, words = _PARTS[part]
+        reason = f"{model.name} has no layer in its {words} whose rows groups of {GROUP} fill"
+        if asked[part]:
+            raise ValueError(f"{option} {asked[part]}: {reason}; choose another model, or leave it out")
+        if model.config.diffusion is not None:
+            progress.line(f"note: {reason}: it stays as it is")
 
 
 def _nearest(name: str, option: str) -> PartRecipe:
