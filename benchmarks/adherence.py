@@ -23,8 +23,8 @@ from sa3_torch.train.sounds import (
 from sa3_torch.train.synth import NOISES
 
 SECONDS = {"note": 1.5, "chord": 2.0, "noise": 1.5}
-DRUM_SECONDS = {  # near the medians of the real ones: a crash that is cut after a second is no crash
-    "kick": 0.7, "snare": 0.5, "clap": 0.6, "hihat": 0.4, "crash": 3.0, "tom": 1.0,
+DRUM_SECONDS = {  # medians of the kits' real hits: a crash that is cut after a second is no crash
+    "kick": 0.35, "snare": 0.4, "clap": 0.4, "hihat": 0.35, "crash": 3.9, "tom": 0.8,
 }  # fmt: skip
 
 
