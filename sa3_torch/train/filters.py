@@ -70,25 +70,18 @@ def chroma_filters(bins: int, size: int, sample_rate: int, octave: float, width:
 
 
 @cache
-def pqmf_filters(bands: int) -> tuple[Float32Array, Float32Array]:
-    """Analysis and synthesis filters (bands, 16 bands + 1) of a cosine-modulated pseudo-quadrature mirror bank.
+def pqmf_filters(bands: int) -> Float32Array:
+    """(bands, 16 bands + 1) analysis filters of a cosine-modulated pseudo-quadrature mirror bank; see ``pqmf``.
 
     The prototype is a Kaiser-windowed low pass whose cut-off makes neighbours power complementary.
     """
-    taps = 16 * bands + 1
+    time = np.arange(16 * bands + 1) - 8 * bands
     if bands == 1:
-        identity = np.zeros((1, taps), dtype=np.float32)
-        identity[0, taps // 2] = 1.0
-        return identity, identity
-    time = np.arange(taps) - taps // 2
-    prototype = _pqmf_prototype(bands)
+        return (time == 0).astype(np.float32)[None]
     band = np.arange(bands)[:, None]
     angle = (2 * band + 1) * np.pi / (2 * bands) * time
-    phase = (-1.0) ** band * np.pi / 4
-    analysis = 2 * prototype * np.cos(angle + phase)
-    synthesis = 2 * prototype * np.cos(angle - phase)
-    gain = np.sqrt(bands * np.sum(analysis**2) / bands**2)
-    return (analysis / gain).astype(np.float32), (synthesis / gain).astype(np.float32)
+    filters = _pqmf_prototype(bands) * np.cos(angle + (-1.0) ** band * np.pi / 4)
+    return (filters / np.sqrt(np.sum(filters**2) / bands)).astype(np.float32)
 
 
 def _pqmf_prototype(bands: int) -> Float64Array:
@@ -104,7 +97,7 @@ def _pqmf_prototype(bands: int) -> Float64Array:
         lags = np.convolve(h, h)[len(h) - 1 :: 2 * bands]  # of the autocorrelation; ideal is an impulse
         return float(np.abs(lags[1:]).max() / lags[0])
 
-    return design(min((np.linspace(0.5, 1.1, 601) / bands).tolist(), key=error))
+    return design(min((np.linspace(0.5, 0.65, 301) / bands).tolist(), key=error))
 
 
 @cache
