@@ -62,7 +62,7 @@ class InputNoise(nn.Module):
 
 
 def masked_noise(audio: Tensor, noise: Tensor, sample_rate: int, below_db: float) -> Tensor:
-    """White noise (B, N, channels), filtered to lie ``below_db`` under the energy of ``audio`` spread over Bark bands."""
+    """White noise (B, N, channels), filtered to lie ``below_db`` under the energy of ``audio`` spread over bands."""
     member, spreading = (torch.from_numpy(x).to(audio.device) for x in bark_bands(SIZE, sample_rate))
     signals = [F.pad(x.transpose(1, 2).flatten(0, 1).float(), (SIZE, SIZE)) for x in (audio, noise)]
     sound, white = (tight_stft(x, SIZE, HOP) for x in signals)  # (B channels, K, F, 2)

@@ -6,6 +6,7 @@ Shapes: B batch, T latent frames, C latent channels, D width (training spec, sec
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,7 @@ class AlignmentBlock(nn.Module):
 class Alignment(nn.Module):
     """The network, and the standard deviation of the latents that its noise gets."""
 
-    weights = {"alignment": 1.0}
+    weights: ClassVar[dict[str, float]] = {"alignment": 1.0}
     latent_std: Tensor
 
     def __init__(self, config: AlignmentConfig, latent_channels: int) -> None:

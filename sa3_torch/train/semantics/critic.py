@@ -7,6 +7,7 @@ R rows, that is triples of (sound, text, latents) (training spec, section 1.4.5)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +84,9 @@ class Block(nn.Module):
 
 
 class Critic(nn.Module):
-    weights = {"critic": 1.0}
+    """A transformer over all tokens; its score is read at a token of its own."""
+
+    weights: ClassVar[dict[str, float]] = {"critic": 1.0}
 
     def __init__(self, config: CriticConfig, audio_channels: int, text_width: int, latent_channels: int) -> None:
         super().__init__()
@@ -125,8 +128,8 @@ class Critic(nn.Module):
     ) -> dict[str, Tensor]:  # fmt: skip
         """Softplus of the margin by which true triples beat mismatched ones ("critic"), and how often they do.
 
-        audio (B, N, channels), text (B, S, Dt), text_mask (B, S) bool, z (B, T, C); captions (B,) int64, equal for equal
-        captions: where only the text is exchanged, such pairs are no negatives and are left out. ``rows``: the items
+        audio (B, N, channels), text (B, S, Dt), text_mask (B, S) bool, z (B, T, C); captions (B,) int64, equal for
+        equal ones: where only the text is exchanged, such pairs are no negatives and are left out. ``rows``: the items
         whose triples are scored; with several processes B is the gathered batch and rows are those of this one.
         ``corruptions`` None outside training. Raises ValueError for a batch of 1.
         """

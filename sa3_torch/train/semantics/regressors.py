@@ -69,14 +69,12 @@ class Regressors(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.samples_per_latent = config, samples_per_latent
-        self.bands = {f"chroma_{band.octave:g}": band for band in config.chroma_bands}
-        self.heads = nn.ModuleDict(
-            {name.replace(".", "_"): nn.Linear(latent_channels, config.chroma_bins) for name in self.bands}
-        )
+        self.bands = {f"chroma_{band.octave:g}".replace(".", "_"): band for band in config.chroma_bands}
+        self.heads = nn.ModuleDict({name: nn.Linear(latent_channels, config.chroma_bins) for name in self.bands})
         self.level = nn.Linear(latent_channels, config.level_bands)
         for name, band in self.bands.items():
             filters = chroma_filters(config.chroma_bins, config.size, sample_rate, band.octave, band.width)
-            self.register_buffer(_filters(name), torch.from_numpy(filters.T.copy()), persistent=False)
+            self.register_buffer(f"filters_{name}", torch.from_numpy(filters.T.copy()), persistent=False)
         mel = mel_filters(config.level_bands, config.size, sample_rate, MEL_LOW_HZ)
         self.register_buffer("mel", torch.from_numpy(mel).float(), persistent=False)
 
@@ -86,7 +84,7 @@ class Regressors(nn.Module):
 
     @torch.no_grad()
     def targets(self, audio: Tensor, frames: int) -> dict[str, Tensor]:
-        """Stereo (B, N, 2) -> chroma (B, T, bins) by band and "level" (B, T, level_bands), positive where left is louder.
+        """Stereo (B, N, 2) -> chroma (B, T, bins) by band and "level" (B, T, level_bands), above 0 on the left.
 
         They depend on the level of the sound. Raises ValueError for audio shorter than the window.
         """
@@ -97,7 +95,7 @@ class Regressors(nn.Module):
         with full_precision(audio):
             levels = magnitude(spectrogram(audio, self.config.size, self.config.hop))  # (B, 2, K, F)
             mean = torch.log1p(levels.mean(1))
-            found = {name: mean @ self.get_buffer(_filters(name)) for name in self.bands}
+            found = {name: mean @ self.get_buffer(f"filters_{name}") for name in self.bands}
             left, right = (levels @ self.get_buffer("mel") + LEVEL_FLOOR).log10().unbind(1)
         found["level"] = (left - right) / 3
         return {name: self._at_latents(value, frames) for name, value in found.items()}
@@ -112,7 +110,7 @@ class Regressors(nn.Module):
 
     def forward(self, z: Tensor) -> dict[str, Tensor]:
         """(B, T, C) -> what ``targets`` gives, as read from the latents."""
-        chroma = {name: self.heads[name.replace(".", "_")](z) for name in self.bands}
+        chroma = {name: self.heads[name](z) for name in self.bands}
         return {**chroma, "level": self.level(z)}
 
     def loss(self, z: Tensor, audio: Tensor, *, detach: bool) -> dict[str, Tensor]:
@@ -120,7 +118,3 @@ class Regressors(nn.Module):
         targets = self.targets(audio, z.shape[1])
         outputs = self(z.detach() if detach else z)
         return {name: F.l1_loss(outputs[name].float(), target) for name, target in targets.items()}
-
-
-def _filters(name: str) -> str:
-    return f"filters_{name}".replace(".", "_")
