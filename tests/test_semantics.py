@@ -13,11 +13,11 @@ from sa3_mlx.spec.config import ConfigError  # noqa: E402
 from sa3_torch.train.filters import chroma_filters  # noqa: E402
 from sa3_torch.train.flow import truncated_logit_normal  # noqa: E402
 from sa3_torch.train.init import seeded  # noqa: E402
-from sa3_torch.train.semantics import FULL, Alignment, AlignmentConfig, Critic, CriticConfig, Regressors  # noqa: E402
+from sa3_torch.train.semantics import OFFICIAL, Alignment, AlignmentConfig, Critic, CriticConfig, Regressors  # noqa: E402
 
 RATE = 44_100
 ALIGNMENT = AlignmentConfig(width=64, depth=2)
-CRITIC = CriticConfig(width=64, depth=1, levels=4, max_rows=24)
+CRITIC = CriticConfig(width=64, depth=2, levels=4, max_rows=24)
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -36,7 +36,7 @@ def alignment(channels: int = 5) -> Alignment:
 
 def regressors(samples_per_latent: int = 1024, channels: int = 8) -> Regressors:
     with seeded(0):
-        return Regressors(FULL, RATE, samples_per_latent, channels)
+        return Regressors(OFFICIAL, RATE, samples_per_latent, channels)
 
 
 def critic() -> Critic:
@@ -62,6 +62,7 @@ def learn(parameters, loss, steps: int, lr: float) -> tuple[float, float]:
         value = loss()
         optimizer.zero_grad()
         value.backward()
+        torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
         optimizer.step()
         values.append(float(value.detach()))
     return values[0], values[-1]
@@ -258,9 +259,9 @@ def test_critic_alone_learns_one_batch() -> None:
     net, batch = critic(), triples(4)
     first, last = learn(
         net.parameters(),
-        lambda: net.loss(**batch, corruptions=None, rows=slice(None), detach=True)["critic"], 240, 1e-3,
+        lambda: net.loss(**batch, corruptions=None, rows=slice(None), detach=True)["critic"], 80, 1e-3,
     )  # fmt: skip
-    assert last < 0.6 * first
+    assert last < 0.6 * first  # the margin of the normed scores ends at 0.4 as long as their weight stays small
     assert float(net.loss(**batch, corruptions=None, rows=slice(None), detach=True)["critic_accuracy"]) > 0.9
 
 
@@ -290,8 +291,8 @@ def test_corruptions_have_their_rates_and_follow_from_the_generator() -> None:
         (lambda: AlignmentConfig(width=96, depth=1), "multiple of 64"),
         (lambda: dataclasses.replace(CRITIC, width=32), "multiple of 64"),
         (lambda: dataclasses.replace(CRITIC, levels=0), "levels is 0"),
-        (lambda: dataclasses.replace(FULL, hop=3000), "divided by 2 or more"),
-        (lambda: dataclasses.replace(FULL, chroma_bands=()), "at least one"),
+        (lambda: dataclasses.replace(OFFICIAL, hop=3000), "divided by 2 or more"),
+        (lambda: dataclasses.replace(OFFICIAL, chroma_bands=()), "at least one"),
     ],
 )
 def test_bad_settings_are_refused(make, message: str) -> None:

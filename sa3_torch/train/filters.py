@@ -21,7 +21,7 @@ DAUBECHIES_4 = (
 )  # fmt: skip
 
 
-def k_weighting_gain(frequencies: Float64Array) -> Float64Array:
+def k_weighting_gain(frequencies: NDArray[np.floating]) -> Float64Array:
     """Analogue K-weighting at frequencies in Hz: high-pass 38.135 Hz, Q 0.5; high shelf 1681.97 Hz, +4 dB (BS.1770)."""
     s = 1j * frequencies
     low, low_q = 38.13547087602444, 0.5003270373238773
@@ -60,9 +60,9 @@ def chroma_filters(bins: int, size: int, sample_rate: int, octave: float, width:
     octaves = np.log2(frequencies / REFERENCE_HZ)
     pitch = bins * np.concatenate([[octaves[0] - 1.5], octaves])  # 0 Hz lies 1.5 octaves below the first bin
     spread = np.concatenate([np.maximum(np.diff(pitch), 1.0), [1.0]])
-    distance = pitch - np.arange(bins)[:, None]  # (bins, F)
+    distance: Float64Array = pitch - np.arange(bins, dtype=np.float64)[:, None]  # (bins, F)
     distance = (distance + bins / 2) % bins - bins / 2
-    filters = np.exp(-0.5 * (2 * distance / spread) ** 2)
+    filters: Float64Array = np.exp(-0.5 * (2 * distance / spread) ** 2)
     filters /= np.linalg.norm(filters, axis=0)
     filters *= np.exp(-0.5 * ((pitch / bins - octave) / width) ** 2)
     filters = np.roll(filters, -3 * (bins // 12), axis=0)

@@ -6,14 +6,14 @@ from torch import Tensor, nn
 
 from sa3_torch.train.init import seeded
 
-from .config import FULL, TINY, ChromaView, ConvolutionalConfig, DiscriminatorsConfig, TransformerConfig, View
+from .config import FULL, TINY, WHOLE, ChromaView, ConvolutionalConfig, DiscriminatorsConfig, TransformerConfig, View
 from .convolutional import ChromaDiscriminator, Judgement, StftDiscriminator, SubbandDiscriminator
 from .losses import discriminator_loss, feature_matching_loss, generator_loss
 from .noise import InputNoise, InputNoiseConfig
 from .transformer import ChromaViewDiscriminator, ViewDiscriminator
 
 __all__ = [
-    "FULL", "TINY", "ChromaView", "ConvolutionalConfig", "Discriminators", "DiscriminatorsConfig", "InputNoise",
+    "FULL", "TINY", "WHOLE", "ChromaView", "ConvolutionalConfig", "Discriminators", "DiscriminatorsConfig", "InputNoise",
     "InputNoiseConfig", "Judgement", "TransformerConfig", "View", "build", "discriminator_loss",
     "feature_matching_loss", "generator_loss",
 ]  # fmt: skip

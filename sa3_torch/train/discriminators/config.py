@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from sa3_mlx.spec.config import ROTARY_SIZE, Config, ConfigError
@@ -129,20 +129,25 @@ CHROMA = tuple(
     ChromaView(octave=octave, width=width, stride=stride, window=window)
     for octave, width, stride, window in ((1.0, 1.0, 16, 4), (5.0, 1.5, 8, 8), (9.0, 1.0, 2, 1))
 )
-FULL = DiscriminatorsConfig(
+# Every member of both families, as in the official code; which of them trained the released models is unknown.
+WHOLE = DiscriminatorsConfig(
     convolutional=ConvolutionalConfig(
-        width=32, stft_sizes=(2048, 1024, 512, 256, 128), pqmf_bands=(), chroma_bins=0, chroma_size=4096
+        width=32, stft_sizes=(2048, 1024, 512, 256, 128), pqmf_bands=(1, 2, 3, 5, 7, 11), chroma_bins=48,
+        chroma_size=4096,
     ),
     transformer=TransformerConfig(
-        depth=3, min_width=192, max_width=512, head_size=64, views=PATCHED, chroma_views=(), chroma_bins=64,
-        chroma_size=4096, chroma_hop=256,
+        depth=3, min_width=192, max_width=512, head_size=64, views=PATCHED + STFT + WAVELET, chroma_views=CHROMA,
+        chroma_bins=64, chroma_size=4096, chroma_hop=256,
     ),
 )  # fmt: skip
+FULL = DiscriminatorsConfig(
+    convolutional=replace(WHOLE.convolutional, pqmf_bands=(), chroma_bins=0),
+    transformer=replace(WHOLE.transformer, views=PATCHED, chroma_views=()),
+)
 TINY = DiscriminatorsConfig(
-    convolutional=ConvolutionalConfig(width=8, stft_sizes=(), pqmf_bands=(), chroma_bins=0, chroma_size=2048),
-    transformer=TransformerConfig(
-        depth=2, min_width=96, max_width=96, head_size=48,
-        views=tuple(_views("patch", (29, 97), (2, 16)) + _views("stft", (1024, 256), (2, 32))), chroma_views=(),
-        chroma_bins=64, chroma_size=4096, chroma_hop=256,
+    convolutional=ConvolutionalConfig(width=8, stft_sizes=(), pqmf_bands=(), chroma_bins=0, chroma_size=4096),
+    transformer=replace(
+        WHOLE.transformer, depth=2, min_width=96, max_width=96, head_size=48, chroma_views=(),
+        views=tuple(_views("patch", (29, 97), (2, 16)) + _views("stft", (1024, 256), (2, 32))),
     ),
 )  # fmt: skip

@@ -6,9 +6,9 @@ Each has ``loss(...)`` -> raw terms by name, ``weights`` of those that are minim
 
 from .alignment import Alignment, AlignmentConfig
 from .critic import Corruptions, Critic, CriticConfig
-from .regressors import FULL, ChromaBand, Regressors, RegressorsConfig
+from .regressors import OFFICIAL, ChromaBand, Regressors, RegressorsConfig
 
 __all__ = [
-    "FULL", "Alignment", "AlignmentConfig", "ChromaBand", "Corruptions", "Critic", "CriticConfig", "Regressors",
+    "OFFICIAL", "Alignment", "AlignmentConfig", "ChromaBand", "Corruptions", "Critic", "CriticConfig", "Regressors",
     "RegressorsConfig",
 ]  # fmt: skip

@@ -56,7 +56,7 @@ BANDS = (  # of the official code
     ChromaBand(octave=5.0, width=1.5, weight=0.05),
     ChromaBand(octave=9.0, width=1.0, weight=0.2),
 )
-FULL = RegressorsConfig(
+OFFICIAL = RegressorsConfig(
     size=8192, hop=4096, chroma_bins=128, chroma_bands=BANDS, level_bands=32, level_weight=0.1
 )  # fmt: skip
 
