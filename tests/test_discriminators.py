@@ -273,6 +273,10 @@ def test_presets_have_the_sizes_of_the_specification() -> None:
         (lambda: dataclasses.replace(NO_CONV, stft_sizes=(10,)), "multiples of 4"),
         (lambda: dataclasses.replace(NO_CONV, pqmf_bands=(0,)), "at least 1"),
         (lambda: dataclasses.replace(NO_TRANSFORMER, min_width=48), "multiples of head_size"),
+        (
+            lambda: dataclasses.replace(EVERY, transformer=dataclasses.replace(EVERY.transformer, views=VIEWS[:1] * 2)),
+            "names one twice",
+        ),
         (lambda: View(kind="stft", size=30, stride=1, window=1), "multiple of 4"),
         (lambda: View(kind="wavelet", size=15, stride=1, window=1), "14 levels"),
         (lambda: View.from_dict({"kind": "mel", "size": 1, "stride": 1, "window": 1}), "allowed"),

@@ -13,8 +13,8 @@ from .noise import InputNoise, InputNoiseConfig
 from .transformer import ChromaViewDiscriminator, ViewDiscriminator
 
 __all__ = [
-    "FULL", "TINY", "WHOLE", "ChromaView", "ConvolutionalConfig", "Discriminators", "DiscriminatorsConfig", "InputNoise",
-    "InputNoiseConfig", "Judgement", "TransformerConfig", "View", "build", "discriminator_loss",
+    "FULL", "TINY", "WHOLE", "ChromaView", "ConvolutionalConfig", "Discriminators", "DiscriminatorsConfig",
+    "InputNoise", "InputNoiseConfig", "Judgement", "TransformerConfig", "View", "build", "discriminator_loss",
     "feature_matching_loss", "generator_loss",
 ]  # fmt: skip
 

@@ -113,6 +113,11 @@ class DiscriminatorsConfig(Config):
             conv.stft_sizes or conv.pqmf_bands or conv.chroma_bins or transformer.views or transformer.chroma_views
         ):
             raise ConfigError("discriminators: none is chosen; give stft_sizes, pqmf_bands, chroma_bins or views")
+        views = [(view.kind, view.size) for view in transformer.views]
+        octaves = [view.octave for view in transformer.chroma_views]
+        for seen in (conv.stft_sizes, conv.pqmf_bands, views, octaves):
+            if len(set(seen)) < len(seen):
+                raise ConfigError(f"discriminators: {seen} names one twice")
 
 
 def _views(kind: Literal["patch", "stft", "wavelet"], sizes: tuple[int, ...], strides: tuple[int, ...]) -> list[View]:
