@@ -68,6 +68,25 @@ def learn(parameters, loss, steps: int, lr: float) -> tuple[float, float]:
     return values[0], values[-1]
 
 
+@pytest.mark.parametrize(("stride", "channels"), [(1024, 64), (4096, 256)])
+def test_networks_fit_both_autoencoders_and_their_losses_are_fp32_under_autocast(stride: int, channels: int) -> None:
+    frames = 16384 // stride
+    audio, z = 0.1 * noise(2, 16384, 2), noise(2, frames, channels, seed=1)
+    critic = Critic(dataclasses.replace(CRITIC, levels=8), 2, 12, channels)
+    corruptions = critic.draw(2, 16384, frames, torch.Generator().manual_seed(0))
+    words = {"text": noise(2, 3, 12), "text_mask": torch.ones(2, 3, dtype=torch.bool), "captions": torch.arange(2)}
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = {
+            **alignment(channels).loss(z, torch.rand(2), noise(2, frames, channels), detach=False),
+            **regressors(stride, channels).loss(z, audio, detach=False),
+            **critic.loss(audio, z=z, **words, corruptions=corruptions, rows=slice(None), detach=False),
+        }
+    assert set(terms) == {
+        "alignment", "alignment_zero", "chroma_1", "chroma_5", "chroma_9", "level", "critic", "critic_accuracy",
+    }  # fmt: skip
+    assert all(value.dtype == torch.float32 and torch.isfinite(value) for value in terms.values())
+
+
 # Alignment
 
 

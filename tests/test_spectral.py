@@ -208,9 +208,9 @@ def test_loss_is_fp32_under_autocast() -> None:
     assert value.dtype == torch.float32 and audio.dtype == torch.float32
 
 
-@pytest.mark.parametrize("term", TERMS)
-def test_each_term_alone_learns_one_batch(term: str) -> None:
-    config = dataclasses.replace(only(term), sizes=(64, 256), phase_sizes=(64, 256))
+@pytest.mark.parametrize("term", [*TERMS, "all"])
+def test_each_term_alone_and_all_together_learn_one_batch(term: str) -> None:
+    config = dataclasses.replace(FULL if term == "all" else only(term), sizes=(64, 256), phase_sizes=(64, 256))
     reference = noise(2, 2048)
     output = (0.5 * noise(2, 2048, seed=1)).requires_grad_()
     optimizer = torch.optim.Adam([output], lr=0.05)

@@ -194,7 +194,7 @@ def spectral_input(audio: Tensor, config: SpectralConfig, sample_rate: int, step
 def k_weighted(x: Tensor, sample_rate: int) -> Tensor:
     """(..., L) -> (..., L), without delay; zeros before and behind."""
     taps = torch.from_numpy(k_weighting_fir(sample_rate)).to(x.device)
-    size = x.shape[-1] + len(taps) - 1
+    size = -(-(x.shape[-1] + len(taps) - 1) // 4096) * 4096  # rarely with the large prime factors that FFTs dislike
     filtered = torch.fft.irfft(torch.fft.rfft(x.float(), size) * torch.fft.rfft(taps, size), size)
     half = len(taps) // 2
     return filtered[..., half : half + x.shape[-1]]
