@@ -145,6 +145,16 @@ def test_feature_matching_by_hand_is_relative_and_zero_for_equal_features() -> N
     assert float(feature_matching_loss([(logits, [a])], [(logits, [a])])) == 0
 
 
+def test_two_halves_of_a_batch_average_to_the_whole() -> None:
+    members, real, fake = build(EVERY, RATE, 2, seed=0), noise(4, 2000, 2), noise(4, 2000, 2, seed=1)
+    for loss in (discriminator_loss, generator_loss, feature_matching_loss):
+        whole, first, second = (
+            float(loss(members(real[part]), members(fake[part])).detach())
+            for part in (slice(None), slice(0, 2), slice(2, 4))
+        )
+        assert (first + second) / 2 == pytest.approx(whole, rel=1e-5)
+
+
 def test_losses_are_fp32_under_autocast() -> None:
     members = build(EVERY, RATE, 2, seed=0)
     with torch.autocast("cpu", torch.bfloat16):
