@@ -23,16 +23,9 @@ from .clips import Clip, ClipSet
 from .data import AudioCrops, SharesConfig
 from .init import init_autoencoder
 from .loop import Stage, TrainConfig, check, maybe_compile, step_generator
-from .losses import (
-    SpectralConfig,
-    left_right,
-    mid_side,
-    soft_norm_loss,
-    spectral_distance,
-    spectral_loss,
-    waveform_loss,
-)
+from .losses import soft_norm_loss, waveform_loss
 from .metrics import effective_rank, log_mel_l1, si_sdr, spectral_convergence
+from .spectral import SpectralConfig, spectral_distance, spectral_input, spectral_loss
 
 STD_DECAY = 0.999
 NOISE = 0.05  # on the latents while training, relative to running_std
@@ -100,8 +93,10 @@ class AutoencoderStage(Stage):
             "softnorm": config.softnorm_weight * soft_norm_loss(z),
         }
         if fade > 0:
-            channels = mid_side if step % 2 else left_right
-            terms["spectral"] = fade * spectral_loss(channels(output), channels(audio), config.spectral, self._distance)
+            output, audio = (
+                spectral_input(x, config.spectral, self.model_config.sample_rate, step) for x in (output, audio)
+            )
+            terms["spectral"] = fade * spectral_loss(output, audio, config.spectral, self._distance)
         return terms
 
     def _update_std(self, u: Tensor, step: int) -> Tensor:

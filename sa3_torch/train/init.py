@@ -22,6 +22,8 @@ Diffusion transformer, ``init_dit``: branch outputs, local terms and modulation 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +38,14 @@ from sa3_torch.t5gemma import T5GemmaEncoder
 POSITION_GAIN = 6.0  # of position queries and keys
 NEW_TOKEN = 2.0  # value of the reserved channel
 ZERO_MAPS = ("to_modulation.fc2.weight", "preprocess.weight", "postprocess.weight", "project_out.weight")
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """What torch draws inside, such as default initial weights, follows from ``seed``; its generator is put back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 @torch.no_grad()

@@ -1,0 +1,79 @@
+"""Fixed transforms of audio that discriminators, regressors and the critic look at; in fp32, autocast or not.
+
+Shapes: B batch, L audio samples, F one-sided bins, K windows.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .filters import DAUBECHIES_4, chroma_filters, pqmf_filters
+from .spectral import magnitude, tight_stft
+
+
+def full_precision(x: Tensor) -> torch.autocast:
+    """A context without autocast on the device of ``x``."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def pad_to_multiple(audio: Tensor, size: int) -> Tensor:
+    """(B, L, channels) -> zeros behind, up to a multiple of ``size`` samples."""
+    return F.pad(audio, (0, 0, 0, -audio.shape[1] % size))
+
+
+def wavelet(audio: Tensor, levels: int) -> Tensor:
+    """(B, L, channels) -> (B, L / 2^levels, channels * 2^levels), orthogonal: Daubechies 4, periodic.
+
+    Each step holds one approximation and the 1, 2, 4 .. details of its time per channel.
+    """
+    signal = pad_to_multiple(audio.float(), 2**levels).transpose(1, 2)  # (B, channels, L)
+    steps = signal.shape[2] >> levels
+    low = torch.tensor(DAUBECHIES_4, device=audio.device)
+    high = low.flip(0) * torch.tensor([1.0, -1.0] * (len(low) // 2), device=audio.device)
+    parts = []
+    with full_precision(audio):
+        for _ in range(levels):
+            pairs = signal.unflatten(2, (-1, 2))  # (B, channels, n, 2)
+            window = torch.cat([torch.roll(pairs, -k, 2) for k in range(len(low) // 2)], dim=3)  # (B, channels, n, 8)
+            parts.append((window @ high).unflatten(2, (steps, -1)))
+            signal = window @ low
+    parts.append(signal[..., None])
+    return torch.cat(parts, dim=3).transpose(1, 2).flatten(2)
+
+
+def pqmf(audio: Tensor, bands: int) -> Tensor:
+    """(B, L, channels) -> (B, channels * bands, L / bands): critically sampled sub-bands, low to high."""
+    filters = torch.from_numpy(pqmf_filters(bands)).to(audio.device)[:, None]  # (bands, 1, taps)
+    signal = pad_to_multiple(audio.float(), bands).transpose(1, 2)  # (B, channels, L)
+    with full_precision(audio):
+        out = F.conv1d(signal.flatten(0, 1)[:, None], filters, stride=bands, padding=filters.shape[2] // 2)
+    out = out[..., : signal.shape[2] // bands]
+    return out.unflatten(0, signal.shape[:2]).flatten(1, 2)
+
+
+def pqmf_inverse(subbands: Tensor, bands: int) -> Tensor:
+    """The adjoint of ``pqmf``, nearly its inverse: (B, channels * bands, n) -> (B, n * bands, channels)."""
+    filters = torch.from_numpy(pqmf_filters(bands)).to(subbands.device)[:, None]
+    parts = subbands.unflatten(1, (-1, bands))  # (B, channels, bands, n)
+    with full_precision(subbands):
+        out = F.conv_transpose1d(parts.flatten(0, 1).float(), filters, stride=bands)
+    start = filters.shape[2] // 2
+    out = out[:, 0, start : start + parts.shape[3] * bands]
+    return out.unflatten(0, parts.shape[:2]).transpose(1, 2)
+
+
+def spectrogram(audio: Tensor, size: int, hop: int) -> Tensor:
+    """(B, L, channels) -> (B, channels, K, F, 2), the tight transform of every channel."""
+    channels = audio.transpose(1, 2)
+    return tight_stft(channels.flatten(0, 1), size, hop).unflatten(0, channels.shape[:2])
+
+
+def chromagram(
+    audio: Tensor, sample_rate: int, *, bins: int, size: int, hop: int, octave: float, width: float
+) -> Tensor:
+    """Pitch classes of the octaves around ``octave``: (B, L, channels) -> (B, channels, K, bins)."""
+    filters = torch.from_numpy(chroma_filters(bins, size, sample_rate, octave, width)).to(audio.device)
+    with full_precision(audio):
+        return torch.log1p(magnitude(spectrogram(audio, size, hop))) @ filters.T
