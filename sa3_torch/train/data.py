@@ -7,7 +7,7 @@ Shapes: B items, N audio samples, T latent frames, C latent channels, S text tok
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from sa3_mlx.spec.config import Config
 from .clips import Clip, ClipSet, generator
 
-from .augment import PER_ITEMS, AugmentConfig, augment, chirp, draw_gain, is_silent
+from .augment import PER_ITEMS, AugmentConfig, Crop, augment, chirp, draw_gain, is_silent
 from .latents import LatentItem, LatentSet
 
 _TRIES = 8
@@ -75,11 +75,9 @@ def draw_caption(captions: Sequence[str], rng: np.random.Generator) -> str:
 class AudioCrops:
     """Endless crops of a clip cache for training an autoencoder.
 
-    A crop starts anywhere from a quarter of its length before the onset to where a quarter of it lies behind the end;
-    a third start at the onset. Outside the clip is silence. Gain falls from 0 to ``quietest_db`` (mostly near 0),
-    polarity is random, mono becomes two equal channels. Crops below -60 dBFS are drawn again. Then come the
-    augmentations; their generators are their own, so that they change no crop. Behind every 16 crops stand its chirps:
-    ``items`` is the size of a batch with them.
+    Crops are those of ``draw_crop``. Gain falls from 0 to ``quietest_db`` (mostly near 0), polarity is random, mono
+    becomes two equal channels. Then come the augmentations; their generators are their own, so that they change no
+    crop. Behind every 16 crops stand its chirps: ``items`` is the size of a batch with them.
     """
 
     def __init__(
@@ -106,7 +104,7 @@ class AudioCrops:
         rng = generator(self.seed, _CROPS, step)
         wanted = range(self.items)[rows or slice(None)]
         group = PER_ITEMS + self.augment.chirps_per_16
-        chosen: list[tuple[NDArray[np.float32], str, str]] = []
+        chosen: list[tuple[Crop, str, str]] = []
         for item in range(self.items):
             own = generator(self.seed, _AUGMENT, step, item)
             if item % group >= PER_ITEMS:
@@ -120,23 +118,29 @@ class AudioCrops:
         audio, captions, ids = zip(*chosen, strict=True)
         return AudioBatch(audio=torch.from_numpy(np.stack(audio)), captions=captions, ids=ids)
 
-    def _crop(self, rng: np.random.Generator) -> tuple[Clip, NDArray[np.float32], float]:
+    def _crop(self, rng: np.random.Generator) -> tuple[Clip, Crop, float]:
         clip = self.clips[min(int(np.searchsorted(self._cumulative, rng.random())), len(self.clips) - 1)]
-        margin = self.samples // 4
-        for attempt in range(_TRIES + 1):
-            start = int(rng.integers(-margin, max(clip.samples - self.samples, 0) + margin + 1))
-            if attempt == _TRIES or rng.random() < 1 / 3:
-                start = 0
-            crop = self._read(clip, start)
-            if not is_silent(crop):
-                break
+        crop = draw_crop(rng, clip.samples, self.samples, lambda start, stop: self.set.read(clip, start, stop))
         return clip, crop, draw_gain(rng, self.quietest_db)
 
-    def _read(self, clip: Clip, start: int) -> NDArray[np.float32]:
-        audio = self.set.read(clip, max(start, 0), max(start + self.samples, 0))
-        lead = min(max(-start, 0), self.samples)
-        padded = np.pad(audio, ((lead, self.samples - lead - len(audio)), (0, 0)))
-        return np.repeat(padded, 2, axis=1) if padded.shape[1] == 1 else padded
+
+def draw_crop(rng: np.random.Generator, length: int, samples: int, read: Callable[[int, int], Crop]) -> Crop:
+    """A crop (samples, 2) of a sound of ``length`` samples; ``read(start, stop)`` gives what there is of it.
+
+    It starts anywhere from a quarter of its length before the sound to where a quarter of it lies behind the end; a
+    third start at the onset. Outside is silence; what is silent throughout is drawn again.
+    """
+    margin = samples // 4
+    for attempt in range(_TRIES + 1):
+        start = int(rng.integers(-margin, max(length - samples, 0) + margin + 1))
+        if attempt == _TRIES or rng.random() < 1 / 3:
+            start = 0
+        audio = read(max(start, 0), max(start + samples, 0))
+        lead = min(max(-start, 0), samples)
+        crop = np.pad(audio, ((lead, samples - lead - len(audio)), (0, 0)))
+        if not is_silent(crop):
+            break
+    return np.repeat(crop, 2, axis=1) if crop.shape[1] == 1 else crop
 
 
 class TextEncoding(Protocol):

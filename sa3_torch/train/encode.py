@@ -256,7 +256,7 @@ class PreEncoder:
 
     def _write_details(self, latents: LatentSet) -> None:
         mean, deviation = latents.statistics(None)
-        originals = {item.source: item for item in latents.items}
+        originals = {item.source: item for item in reversed(latents.items)}  # without the copies
         details = {
             "autoencoder": self.digest, "running_std": float(self.same.bottleneck.running_std), "scale": 1.0,
             "model": self.model_config.name, "sample_rate": self.model_config.sample_rate, "version": version(),

@@ -188,12 +188,12 @@ class LatentSet:
         items = [item for item in self.items if split is None or item.split == split]
         pieces = [(item, at) for item in items for at in range(0, item.frames, _STATISTICS_ROWS)]
         count = sum(item.frames for item in items)
-        if count < 2:
-            raise ValueError(f"{self.folder}: {count} frame(s) of split {split}; statistics need two")
+        if not count:
+            raise ValueError(f"{self.folder}: no frames of split {split}")
         mean = torch.zeros(self.channels, dtype=torch.float64)
         for item, at in pieces:
             mean += self.read(item, at, at + _STATISTICS_ROWS).double().sum(0) / count
         squares = torch.zeros_like(mean)
         for item, at in pieces:
             squares += (self.read(item, at, at + _STATISTICS_ROWS).double() - mean).square().sum(0)
-        return mean.float(), (squares / (count - 1)).sqrt().float()
+        return mean.float(), (squares / max(count - 1, 1)).sqrt().float()
