@@ -14,8 +14,8 @@ import torch
 
 from sa3_mlx.spec.tokenizer import Tokenizer
 from sa3_torch.train import user_folder
-from sa3_torch.train.clips import SAMPLE_RATE, Clip, ClipSet, Draft, write_clips
 from sa3_torch.train.augment import NO_AUGMENTATION
+from sa3_torch.train.clips import SAMPLE_RATE, Clip, ClipSet, Draft, write_clips
 from sa3_torch.train.data import AudioCrops, LatentBatches, draw_weights
 from sa3_torch.train.latents import LatentItem, LatentSet, write_latents
 from sa3_torch.train.vocabulary import save_tokenizer

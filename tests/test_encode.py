@@ -63,9 +63,7 @@ def _encoder(folder: Path, autoencoder: Path, out: Path, config: EncodeConfig = 
 
 
 @pytest.mark.parametrize(("samples", "frames"), [(1, 1), (SIZE - 1, 1), (SIZE, 1), (SIZE + 1, 2)])
-def test_a_frame_that_holds_any_audio_is_valid(
-    tmp_path: Path, autoencoder: Path, samples: int, frames: int
-) -> None:
+def test_a_frame_that_holds_any_audio_is_valid(tmp_path: Path, autoencoder: Path, samples: int, frames: int) -> None:
     """Upstream resizes the mask with nearest neighbours and loses the last partial frame (training spec, 16.6)."""
     (tmp_path / "in").mkdir()
     soundfile.write(tmp_path / "in" / "a.wav", np.full((samples, 2), 9000, np.int16), RATE)
@@ -276,7 +274,13 @@ def test_public_latents_of_others_are_cut_at_their_mask(tmp_path: Path) -> None:
     source.mkdir()
     np.save(source / "000.npy", np.arange(24, dtype=np.float32).reshape(4, 6))
     np.save(source / "silence.npy", np.zeros((1, 4, 6), np.float32))
-    about = {"prompt": "a", "seconds_start": 0, "seconds_total": 1.5, "padding_mask": [1, 1, 1, 1, 0, 0], "sample_rate": 8}
+    about = {
+        "prompt": "a",
+        "seconds_start": 0,
+        "seconds_total": 1.5,
+        "padding_mask": [1, 1, 1, 1, 0, 0],
+        "sample_rate": 8,
+    }
     (source / "000.json").write_text(json.dumps(about))
     latents = import_public(source, tmp_path / "out", autoencoder="sha256:a")
     assert latents.items[0].frames == 4 and latents.items[0].seconds == 1.5 and latents.items[0].captions == ("a",)

@@ -123,7 +123,14 @@ def test_json_wins_over_text_and_fields_make_a_caption(tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
     (tmp_path / "a.txt").write_text("from text\n\n other  words \n")
     assert read_sidecar(path).captions == ("from text", "other words")
-    fields = {"genre": "techno", "mood": ["dark", "slow"], "bpm": 120, "key": "A minor", "licence": "CC0", "artist": "x"}
+    fields = {
+        "genre": "techno",
+        "mood": ["dark", "slow"],
+        "bpm": 120,
+        "key": "A minor",
+        "licence": "CC0",
+        "artist": "x",
+    }
     (tmp_path / "a.json").write_text(json.dumps(fields))
     sidecar = read_sidecar(path)
     assert sidecar.captions == ("techno, dark, slow, 120 BPM, A minor",) and sidecar.licence == "CC0"

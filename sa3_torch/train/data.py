@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sa3_mlx.spec.config import Config
-from .clips import Clip, ClipSet, generator
 
 from .augment import PER_ITEMS, AugmentConfig, Crop, augment, chirp, draw_gain, is_silent
+from .clips import Clip, ClipSet, generator
 from .latents import LatentItem, LatentSet
 
 _TRIES = 8

@@ -84,9 +84,7 @@ def check_latents(folder: Path, source: Source, autoencoder: Path, *, items: int
     return GateReport(rows=tuple(rows))
 
 
-def _row(
-    same: SAME, latents: LatentSet, item: LatentItem, source: Source, number: int, sample_rate: int
-) -> GateRow:
+def _row(same: SAME, latents: LatentSet, item: LatentItem, source: Source, number: int, sample_rate: int) -> GateRow:
     size, kept, samples = same.config.samples_per_latent, [], 0
     for block in source.recording(number).blocks():
         if samples < SECONDS * sample_rate:

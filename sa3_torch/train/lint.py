@@ -82,7 +82,9 @@ class LintReport:
             if self.counts[name]:
                 lines.append(f"{self.counts[name]:6} {name:14} {meaning}")
         wrong = [file for file in self.files if file.problems]
-        lines += [f"  {file.path}: {', '.join(file.problems)}{f' ({file.detail})' if file.detail else ''}" for file in wrong]
+        lines += [
+            f"  {file.path}: {', '.join(file.problems)}{f' ({file.detail})' if file.detail else ''}" for file in wrong
+        ]
         lines.append("nothing is wrong" if not wrong else f"{len(wrong)} of {len(self.files)} files need a look")
         return "\n".join(lines)
 

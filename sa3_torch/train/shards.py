@@ -37,6 +37,7 @@ from .recordings import (
 )
 
 SHARD_FORMAT = "sa3-shards/1"
+_CONTEXT = 1024  # samples of a file read around a piece that is resampled
 _ORDER, _WINDOW = 105, 106  # purposes of the random generators
 
 
@@ -92,9 +93,10 @@ class ShardSample:
         """Samples [start, stop) at 44.1 kHz, what there is of them, (n, 2). Raises ValueError as ``read_audio``."""
         with self._open() as file:
             ratio = file.samplerate / SAMPLE_RATE
-            first = min(int(start * ratio), file.frames)
+            context = 0 if file.samplerate == SAMPLE_RATE else _CONTEXT  # a resampler rings where its input begins
+            first = min(max(int(start * ratio) - context, 0), file.frames)
+            wanted = min(int(np.ceil(stop * ratio)) + context, file.frames) - first
             file.seek(first)
-            wanted = min(int(np.ceil((stop - start) * ratio)), file.frames - first)
             try:
                 audio = file.read(wanted, dtype="float32", always_2d=True)
             except (soundfile.LibsndfileError, OSError) as error:
@@ -105,7 +107,8 @@ class ShardSample:
             rate = file.samplerate
         if not len(audio):
             return np.zeros((0, 2), np.float32)
-        return resample(fit_channels(audio, 2), rate, SAMPLE_RATE)[: stop - start]
+        lead = start - round(first / ratio)
+        return resample(fit_channels(audio, 2), rate, SAMPLE_RATE)[lead : lead + stop - start]
 
     def _open(self) -> soundfile.SoundFile:
         try:
@@ -181,13 +184,14 @@ def open_index(place: str) -> ShardIndex:
     _check_url(url)
     if "://" not in url and not Path(url).is_file():
         raise FileNotFoundError(f"{url}: no such file; make it with `sa3 data index` where others made the shards")
-    with closing(wds.gopen.gopen(url, "rb")) as stream:
+    with closing(wds.gopen(url, "rb")) as stream:
         data = json.loads(stream.read())
     if data.get("format") != SHARD_FORMAT or not data["shards"]:
         raise ValueError(f"{url}: expected format {SHARD_FORMAT} with shards, got {data.get('format')}")
     base = url.rpartition("/")[0]
     shards = [Shard(**shard) for shard in data["shards"]]
-    named = [shard.name if "://" in shard.name or not base else f"{base}/{shard.name}" for shard in shards]
+    whole = [not base or "://" in shard.name or shard.name.startswith("/") for shard in shards]
+    named = [shard.name if full else f"{base}/{shard.name}" for shard, full in zip(shards, whole, strict=True)]
     for name in named:
         _check_url(name)
     return ShardIndex(
@@ -209,7 +213,7 @@ def index_shards(pattern: str, out: Path) -> ShardIndex:
         _check_url(url)
         count = sum(1 for _ in read_shard(url))
         digest, size = hashlib.sha256(), 0
-        with closing(_library().gopen.gopen(url, "rb")) as stream:
+        with closing(_library().gopen(url, "rb")) as stream:
             while block := stream.read(1 << 24):
                 digest.update(block)
                 size += len(block)
