@@ -42,7 +42,7 @@ class AugmentConfig(Config):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}: allowed is 0 to 1")
         if self.chirps_per_16 < 0 or self.tail_patches < 1:
             raise ConfigError(
-                f"chirps_per_16 is {self.chirps_per_16} and tail_patches {self.tail_patches}: at least 0 and 1 are allowed"
+                f"chirps_per_16 is {self.chirps_per_16}, tail_patches {self.tail_patches}: at least 0 and 1 are allowed"
             )
 
 

@@ -135,6 +135,13 @@ def read_index(folder: Path, expected: str) -> dict[str, Any]:
     return dict(index)
 
 
+def write_json(path: Path, data: object) -> None:
+    """Write beside, then rename: the file is complete or not there."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(data, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
 class ClipSet:
     """An opened cache: ``clips`` (list of Clip), ``audio`` (total, channels) float16 memory map, ``about``."""
 

@@ -51,12 +51,16 @@ def import_recordings(folder: Path, out: Path, captions_required: bool) -> None:
 @click.argument("folder", type=FOLDER)
 @click.option("--picture", type=click.Path(path_type=Path, dir_okay=False), default=None, help="PNG to draw.")
 @click.option("--min-seconds", type=click.FloatRange(0), default=0.1, show_default=True)
+@click.option("--captions-required/--captions-optional", default=True, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
-def lint(folder: Path, picture: Path | None, min_seconds: float, as_json: bool) -> None:
+def lint(folder: Path, picture: Path | None, min_seconds: float, captions_required: bool, as_json: bool) -> None:
     """Check a folder of recordings. Exit code 1 when something is wrong."""
     from .lint import draw_report, lint_folder
 
-    report = lint_folder(folder, minimum_seconds=min_seconds, progress=lambda files: tqdm(files, desc="lint"))
+    report = lint_folder(
+        folder, minimum_seconds=min_seconds, captions_required=captions_required,
+        progress=lambda files: tqdm(files, desc="lint"),
+    )  # fmt: skip
     if picture is not None:
         draw_report(report, picture)
     click.echo(json.dumps(report.to_json(), ensure_ascii=False) if as_json else str(report))

@@ -27,8 +27,8 @@ from sa3_mlx.spec.version import version
 from sa3_torch.same import SAME
 from sa3_torch.weights import load_part
 
-from .clips import Audio, generator
-from .latents import LATENT_FORMAT, LatentItem, LatentSet, ShardFile, shard_path, write_json, write_silence
+from .clips import Audio, generator, write_json
+from .latents import LATENT_FORMAT, LatentItem, LatentSet, ShardFile, shard_path, write_silence
 from .recordings import ATTRIBUTION, SILENT, Credit, refuse_failures, write_attribution
 from .sources import Recording, Source
 
@@ -47,7 +47,7 @@ def load_autoencoder(folder: Path, device: str = "cpu") -> tuple[SAME, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeConfig(Config):
-    """Settings of ``sa3 pre-encode``. ``copies`` - 1 versions of a training recording are shifted by part of a frame."""
+    """Pre-encoding: ``copies`` - 1 versions of a training recording are shifted by part of a frame."""
 
     copies: int
     seed: int

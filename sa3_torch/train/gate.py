@@ -1,7 +1,7 @@
 """The gate before diffusion training: pre-encoded latents decode as well as on-line ones (training spec, section 3).
 
-It finds latents of another scale or autoencoder, wrong lengths and shifted rows: "the model makes noise" is nearly always
-one of these (training spec, 1.8).
+It finds latents of another scale or autoencoder, wrong lengths and shifted rows: "the model makes noise" is nearly
+always one of these (training spec, 1.8).
 """
 
 from __future__ import annotations
@@ -100,5 +100,6 @@ def _row(same: SAME, latents: LatentSet, item: LatentItem, source: Source, numbe
         return log_mel_l1(audio, np.pad(output, ((0, len(audio) - len(output)), (0, 0))))
 
     return GateRow(
-        id=item.id, stored=distance(stored), online=distance(online), expected_frames=-(-samples // size), frames=item.frames,
+        id=item.id, stored=distance(stored), online=distance(online), expected_frames=-(-samples // size),
+        frames=item.frames,
     )  # fmt: skip

@@ -1,10 +1,10 @@
 """Latents on disk: shards with their index, written piece by piece, read by memory map (training spec, section 3).
 
 A folder holds ``shard-00000.safetensors`` ..., each one tensor "latents" (rows, C) float32 in which the items lie one
-behind the other; beside each a ``.json`` with its items; ``silence.safetensors`` with the latent of silence (C,); and,
-last, ``index.json``: a folder with an index is complete. Every stored row is a valid frame: a recording of n samples has
-ceil(n / samples_per_latent) of them, the last one included when any sample falls into it. So the mask of an item is
-``frames`` times True. 16 bits are not offered: they move latents of size 4 by 2e-3, twice what is allowed.
+after the other; beside each a ``.json`` with its items; ``silence.safetensors`` with the latent of silence (C,); and,
+last, ``index.json``: a folder with an index is complete. Every stored row is a valid frame: a recording of n samples
+has ceil(n / samples_per_latent) of them, the last one included when any sample falls into it. So the mask of an item
+is ``frames`` times True. 16 bits are not offered: they move latents of size 4 by 2e-3, twice what is allowed.
 
 Shapes: T latent frames, C latent channels.
 """
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from sa3_mlx.spec.tensorfile import array_entry, file_hash, write_tensors
 
-from .clips import read_index
+from .clips import read_index, write_json
 
 LATENT_FORMAT = "sa3-latents/2"
 _HEADER_BYTES = 256  # of a shard, so that it can be filled in when the number of rows is known
@@ -97,13 +97,6 @@ class ShardFile:
     def abandon(self) -> None:
         self._file.close()
         self._part.unlink(missing_ok=True)
-
-
-def write_json(path: Path, data: object) -> None:
-    """Write beside, then rename: the file is complete or not there."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(data, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(path)
 
 
 def write_silence(folder: Path, silence: Tensor) -> None:

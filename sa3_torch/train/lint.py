@@ -89,9 +89,13 @@ class LintReport:
         return "\n".join(lines)
 
 
-def lint_folder(folder: Path, *, minimum_seconds: float, progress: Callable[[list[Path]], Any] = list) -> LintReport:
+def lint_folder(
+    folder: Path, *, minimum_seconds: float, captions_required: bool = True,
+    progress: Callable[[list[Path]], Any] = list,
+) -> LintReport:  # fmt: skip
     """Read every audio file below ``folder`` once. ``progress`` may wrap the list of files, as tqdm does.
 
+    ``captions_required`` False: for the autoencoder alone; a missing caption is nothing to report.
     Raises FileNotFoundError without the folder, ValueError without audio files.
     """
     first: dict[str, str] = {}
@@ -103,7 +107,7 @@ def lint_folder(folder: Path, *, minimum_seconds: float, progress: Callable[[lis
             found.append("duplicate")
             details.append(f"as {twin}")
         try:
-            if not read_sidecar(path).captions:
+            if not read_sidecar(path).captions and captions_required:
                 found.append("no caption")
         except (ValueError, OSError) as error:
             found.append("bad sidecar")
@@ -124,7 +128,8 @@ def _facts(path: Path, minimum_seconds: float) -> tuple[Facts | None, list[str],
         "mono": facts.channels == 1, "equal channels": facts.equal_channels, "many channels": facts.channels > 2,
     }  # fmt: skip
     details = {
-        "clipping": f"{clipped:.2%} clipped", "too short": f"{facts.seconds:.3f} s", "low rate": f"{facts.sample_rate} Hz",
+        "clipping": f"{clipped:.2%} clipped", "too short": f"{facts.seconds:.3f} s",
+        "low rate": f"{facts.sample_rate} Hz",
     }  # fmt: skip
     found = [name for name, holds in tests.items() if holds]
     return facts, found, [details[name] for name in found if name in details]
@@ -140,8 +145,8 @@ def draw_report(report: LintReport, path: Path) -> None:
     facts = [file.facts for file in report.files if file.facts]
     figure, ((levels, durations), (formats, findings)) = plt.subplots(2, 2, figsize=(11, 7), layout="constrained")
     figure.suptitle(f"{report.folder}: {len(report.files)} files, {sum(f.seconds for f in facts) / 60:.1f} min")
-    bins = np.arange(-96, 4, 3)
-    peaks = [20 * math.log10(max(f.peak, 1.6e-5)) for f in facts]
+    bins = np.arange(-96, 1, 3)
+    peaks = [20 * math.log10(min(max(f.peak, 1.6e-5), 1.0)) for f in facts]
     levels.hist([max(f.rms_db, -95.9) for f in facts], bins=bins, label="RMS", color="tab:blue")
     levels.hist(peaks, bins=bins, label="peak", histtype="step", color="tab:orange", linewidth=2)
     levels.set(title="level", xlabel="dB of full scale", ylabel="files")

@@ -1,7 +1,7 @@
 """A folder of recordings: its audio files, their captions, what each file holds. numpy only (training spec, 11d).
 
-``clip.wav``, ``.flac``, ``.ogg`` or ``.mp3``, at any depth, may have a sidecar of the same name: ``clip.json`` or, where
-there is none, ``clip.txt`` with one caption a line, the lines being alternatives. Nothing in a folder is executed.
+``clip.wav``, ``.flac``, ``.ogg`` or ``.mp3``, at any depth, may have a sidecar of the same name: ``clip.json`` or,
+where there is none, ``clip.txt`` with one caption a line, the lines being alternatives. Nothing there is executed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TEXT_FIELDS = ("description", "title", "genre", "style", "mood", "instruments", 
 
 @dataclass(frozen=True, kw_only=True)
 class Sidecar:
-    """What is said about a recording. ``seconds_start`` and ``seconds_total`` place an excerpt in the piece it is from."""
+    """What is said about a recording; ``seconds_start`` and ``seconds_total`` place an excerpt in its piece."""
 
     captions: tuple[str, ...] = ()
     seconds_start: float = 0.0

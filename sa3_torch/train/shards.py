@@ -1,8 +1,8 @@
 """WebDataset shards of recordings: tar files written, indexed and streamed through the webdataset library (spec, 11e).
 
-A folder holds ``audio-000000.tar`` ..., samples ``KEY.flac`` (or .wav, .ogg, .mp3: the file as it was) + ``KEY.json``, and
-``index.json`` with names, counts and hashes. The index makes every place of the stream known: sample i is a function of
-(seed, i), so a resumed run seeks, and nothing but the step has to be kept.
+A folder holds ``audio-000000.tar`` ..., samples ``KEY.flac`` (or .wav, .ogg, .mp3: the file as it was) + ``KEY.json``,
+and ``index.json`` with names, counts and hashes. The index makes every place of the stream known: sample i is a
+function of (seed, i), so a resumed run seeks, and nothing but the step has to be kept.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ import soundfile
 
 from sa3_mlx.spec.audio import check_finite, fit_channels, resample
 
-from .clips import SAMPLE_RATE, Audio, generator
-from .latents import write_json
+from .clips import SAMPLE_RATE, Audio, generator, write_json
 from .recordings import (
     ATTRIBUTION,
     SUFFIXES,
@@ -166,7 +165,7 @@ def _samples(
             continue
         about = {**sidecar.fields, "id": name, "source": facts.digest, "licence": sidecar.licence,
                  "prompt": list(sidecar.captions), "seconds_start": sidecar.seconds_start,
-                 "seconds_total": facts.seconds if sidecar.seconds_total is None else sidecar.seconds_total}  # fmt: skip
+                 "seconds_total": sidecar.seconds_total or facts.seconds}  # fmt: skip
         credits.append(Credit(id=name, licence=sidecar.licence, source=facts.digest, fields=sidecar.fields))
         text = json.dumps(about, sort_keys=True, ensure_ascii=False).encode()
         yield {"__key__": f"{number:08d}", path.suffix[1:].lower(): path.read_bytes(), "json": text}
@@ -200,7 +199,7 @@ def open_index(place: str) -> ShardIndex:
 
 
 def _check_url(url: str) -> None:
-    if url.startswith("pipe:") or url.startswith("-"):
+    if url.startswith(("pipe:", "-")):
         raise ValueError(f"{url}: commands are not run for data; give a path or a URL such as s3://bucket/name.tar")
 
 

@@ -1,7 +1,7 @@
 """A user's folder of recordings -> the clip cache that training reads (clips.py).
 
-Audio is resampled to 44.1 kHz stereo block by block, so that a recording may last hours. Files and sidecars are those of
-recordings.py. Nothing is skipped silently: the report names it.
+Audio is resampled to 44.1 kHz stereo block by block, so that a recording may last hours. Files and sidecars are those
+of recordings.py. Nothing is skipped silently: the report names it.
 """
 
 from __future__ import annotations
