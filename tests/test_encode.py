@@ -197,6 +197,25 @@ def test_a_killed_process_leaves_what_the_next_one_needs(folder: Path, autoencod
     assert one == other and len(one) > 10
 
 
+def test_shards_are_encoded_as_the_folder_that_they_hold(folder: Path, autoencoder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("webdataset", reason="the training extra is not installed")
+    from sa3_torch.train.shards import write_shards
+
+    index = write_shards(folder, tmp_path / "shards", shard_bytes=60_000, captions_required=True)
+    assert len(index.shards) > 1
+    source = open_source(tmp_path / "shards", RATE, 2)
+    packed = PreEncoder(source, autoencoder, tmp_path / "packed", CONFIG).run()
+    loose = _encoder(folder, autoencoder, tmp_path / "loose").run()
+    assert packed.items[0].id == "audio-000000.tar/0" and packed.items[0].fields["id"] == "0.wav"
+    for one, other in zip(packed.items, loose.items, strict=True):
+        assert (one.captions, one.seconds, one.frames, one.source) == (
+            other.captions, other.seconds, other.frames, other.source,
+        )  # fmt: skip
+        if "+" not in one.id:
+            assert torch.equal(packed.read(one), loose.read(other))
+    assert check_latents(tmp_path / "packed", source, autoencoder, items=3).good
+
+
 def test_another_plan_is_refused(folder: Path, autoencoder: Path, tmp_path: Path) -> None:
     _encoder(folder, autoencoder, tmp_path / "out").run()
     with pytest.raises(ValueError, match="begun with another copies"):

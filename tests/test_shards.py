@@ -142,6 +142,19 @@ def test_shards_of_others_are_indexed_and_read(folder: Path, tmp_path: Path, cap
     assert Counter(stream.sample(i).sidecar.captions[0] for i in range(6)).total() == 6
 
 
+def test_shards_in_a_bucket_are_read_through_its_program(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """s3:// goes through ``aws s3 cp URL -``; here a stand-in that copies from the local folder."""
+    program = tmp_path / "aws"
+    program.write_text(f'#!/bin/sh\n[ "$1 $2 $3 $5" = "s3 cp --quiet -" ] && exec cat "{packed}/${{4##*/}}"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    index = open_index("s3://bucket/sounds")
+    assert index.shards[0].name == "s3://bucket/sounds/audio-000000.tar"
+    assert sum(1 for shard in index.shards for _ in read_shard(shard.name)) == COUNT
+
+
 def test_samples_that_cannot_be_read_are_named_and_stop_the_run(folder: Path, tmp_path: Path) -> None:
     good = (folder / "01.flac").read_bytes()
     members = {f"{i:03d}.flac": b"no audio" if i == 7 else good for i in range(101)}
@@ -163,10 +176,12 @@ def test_samples_that_cannot_be_read_are_named_and_stop_the_run(folder: Path, tm
 def test_bad_shards_are_refused(packed: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="sa3 data index"):
         open_index(str(tmp_path))
-    with pytest.raises(ValueError, match="no audio among json"):
-        list(read_shard(str(_tar(tmp_path / "a.tar", {"0.json": b"{}"}))))
-    with pytest.raises(ValueError, match="sidecar is not valid"):
-        list(read_shard(str(_tar(tmp_path / "b.tar", {"0.json": b"{", "0.wav": b""}))))
+    members = {"0.json": b"{}", "1.json": b"{", "1.wav": b"", "2.wav": b"", "3.txt": b"words"}
+    problems = [sample.problem for sample in read_shard(str(_tar(tmp_path / "a.tar", members)))]
+    assert problems[0] == "no audio among json" and problems[1].startswith("sidecar is not valid")
+    assert problems[2] == "" and problems[3] == "no audio among txt"
+    with pytest.raises(ValueError, match=r"a\.tar: 0: no audio among json"):
+        next(read_shard(str(tmp_path / "a.tar"))).facts()
     data = json.loads((packed / "index.json").read_text())
     data["shards"][0]["name"] = "pipe:echo hello"
     (tmp_path / "index.json").write_text(json.dumps(data))

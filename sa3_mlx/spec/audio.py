@@ -38,8 +38,8 @@ def read_audio(path: str | Path, sample_rate: int, channels: int) -> Audio:
         try:
             audio = file.read(dtype="float32", always_2d=True)
         except (soundfile.LibsndfileError, OSError, MemoryError) as error:
-            raise _unreadable(path, error) from error
-        _check_length(path, file, len(audio), declared)
+            raise _unreadable(str(path), error) from error
+        _check_length(str(path), file, len(audio), declared)
     check_finite(audio, str(path))
     return resample(fit_channels(audio, channels), file_rate, sample_rate)
 
@@ -49,28 +49,33 @@ def read_blocks(
 ) -> Generator[Audio, None, None]:
     """The audio of ``read_audio`` in pieces of about ``block_samples`` at the rate of the file, bit for bit the same,
     without holding the file in memory. Raises the same errors, some of them only when the bad place is reached."""
-    path = Path(path)
-    with _open(path) as file:
-        declared, read = file.frames, 0
-        stream = None
-        if file.samplerate != sample_rate:
-            _check_rates(file.samplerate, sample_rate)
-            stream = soxr.ResampleStream(file.samplerate, sample_rate, channels, dtype="float32", quality="VHQ")
-        try:
-            while len(block := file.read(block_samples, dtype="float32", always_2d=True)):
-                check_finite(block, str(path))
-                read += len(block)
-                block = fit_channels(block, channels)
-                block = block if stream is None else stream.resample_chunk(block)
-                if len(block):
-                    yield block
-        except (soundfile.LibsndfileError, OSError, MemoryError) as error:
-            raise _unreadable(path, error) from error
-        _check_length(path, file, read, declared)
-        if stream is not None:
-            rest: Audio = stream.resample_chunk(np.zeros((0, channels), np.float32), last=True)
-            if len(rest):
-                yield rest
+    with _open(Path(path)) as file:
+        yield from open_blocks(file, str(path), sample_rate, channels, block_samples)
+
+
+def open_blocks(
+    file: soundfile.SoundFile, name: str, sample_rate: int, channels: int, block_samples: int = 1 << 18
+) -> Generator[Audio, None, None]:
+    """As ``read_blocks``, of an open file from its start; ``name`` is for messages."""
+    declared, read, stream = file.frames, 0, None
+    if file.samplerate != sample_rate:
+        _check_rates(file.samplerate, sample_rate)
+        stream = soxr.ResampleStream(file.samplerate, sample_rate, channels, dtype="float32", quality="VHQ")
+    try:
+        while len(block := file.read(block_samples, dtype="float32", always_2d=True)):
+            check_finite(block, name)
+            read += len(block)
+            block = fit_channels(block, channels)
+            block = block if stream is None else stream.resample_chunk(block)
+            if len(block):
+                yield block
+    except (soundfile.LibsndfileError, OSError, MemoryError) as error:
+        raise _unreadable(name, error) from error
+    _check_length(name, file, read, declared)
+    if stream is not None:
+        rest: Audio = stream.resample_chunk(np.zeros((0, channels), np.float32), last=True)
+        if len(rest):
+            yield rest
 
 
 def _open(path: Path) -> soundfile.SoundFile:
@@ -82,18 +87,18 @@ def _open(path: Path) -> soundfile.SoundFile:
     try:
         return soundfile.SoundFile(path)
     except (soundfile.LibsndfileError, OSError, MemoryError) as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(str(path), error) from error
 
 
-def _unreadable(path: Path, error: BaseException) -> ValueError:
-    return ValueError(f"{path}: cannot be read as audio ({_reason(error)})")
+def _unreadable(name: str, error: BaseException) -> ValueError:
+    return ValueError(f"{name}: cannot be read as audio ({_reason(error)})")
 
 
-def _check_length(path: Path, file: soundfile.SoundFile, read: int, declared: int) -> None:
+def _check_length(name: str, file: soundfile.SoundFile, read: int, declared: int) -> None:
     if read < declared or _cut_short(file.extra_info):
-        raise ValueError(f"{path}: the file is truncated, it ends before the length in its header; get a complete copy")
+        raise ValueError(f"{name}: the file is truncated, it ends before the length in its header; get a complete copy")
     if not read:
-        raise ValueError(f"{path}: the file holds no audio (0 samples)")
+        raise ValueError(f"{name}: the file holds no audio (0 samples)")
 
 
 def _check_name(path: Path) -> None:

@@ -120,18 +120,18 @@ def _write_header(file: BinaryIO, rows: int, channels: int) -> None:
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def read_index(folder: Path, expected: str) -> dict[str, Any]:
-    """``index.json`` of a cache of format ``expected``. Raises FileNotFoundError, or ValueError for another or none."""
-    path = folder / "index.json"
+def read_index(folder: Path, *expected: str) -> dict[str, Any]:
+    """``index.json`` of a cache of a format ``expected``. Raises FileNotFoundError, or ValueError for another or none."""
+    path, names = folder / "index.json", " or ".join(expected)
     if not path.is_file():
-        raise FileNotFoundError(f"{folder}: no index.json, so it is not a complete {expected} cache; make it again")
+        raise FileNotFoundError(f"{folder}: no index.json, so it is not a complete {names} cache; make it again")
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
     found = index.get("format") if isinstance(index, dict) else None
-    if found != expected:
-        raise ValueError(f"{path}: expected format {expected}, got {found}")
+    if found not in expected:
+        raise ValueError(f"{path}: expected format {names}, got {found}")
     return dict(index)
 
 

@@ -72,6 +72,14 @@ def draw_caption(captions: Sequence[str], rng: np.random.Generator) -> str:
     return captions[0] if canonical or len(captions) == 1 else captions[pick]
 
 
+class Crops(Protocol):
+    """Endless batches for an autoencoder: ``AudioCrops`` of a cache, or ``ShardCrops`` of shards."""
+
+    items: int  # of a batch, chirps included
+
+    def batch(self, step: int, rows: slice | None = None) -> AudioBatch: ...
+
+
 class AudioCrops:
     """Endless crops of a clip cache for training an autoencoder.
 

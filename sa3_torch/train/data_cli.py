@@ -94,7 +94,7 @@ def index(pattern: str, out: Path) -> None:
 
 @click.command("gate")
 @click.argument("latents", type=FOLDER)
-@click.option("--data", type=FOLDER, required=True, help="Clip cache or folder of recordings that was encoded.")
+@click.option("--data", type=FOLDER, required=True, help="What was encoded: clip cache, folder or shards.")
 @click.option("--autoencoder", type=FOLDER, required=True, help="Checkpoint folder with the autoencoder.")
 @click.option("--items", type=click.IntRange(1), default=16, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
@@ -143,7 +143,12 @@ def import_latents(folder: Path, out: Path, autoencoder: Path) -> None:
 
 
 @click.command("pre-encode")
-@click.option("--data", type=FOLDER, required=True, help="Clip cache, or folder of recordings with captions.")
+@click.option(
+    "--data",
+    type=FOLDER,
+    required=True,
+    help="Clip cache, folder of recordings with captions, or shards with an index.",
+)
 @click.option("--autoencoder", "folder", type=FOLDER, required=True, help="Checkpoint folder with the autoencoder.")
 @click.option("--out", type=FOLDER, required=True, help="Folder for the latents; unfinished work in it goes on.")
 @click.option("--copies", type=click.IntRange(1), default=4, show_default=True,

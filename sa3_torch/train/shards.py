@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from sa3_mlx.spec.audio import check_finite, fit_channels, resample
+from sa3_mlx.spec.audio import check_finite, fit_channels, open_blocks, resample
 
 from .clips import SAMPLE_RATE, Audio, generator, write_json
 from .recordings import (
@@ -82,6 +82,7 @@ class ShardSample:
     id: str
     sidecar: Sidecar
     data: bytes
+    problem: str = ""  # why it cannot be used
 
     def facts(self) -> tuple[int, int]:
         """Length in samples at 44.1 kHz, and the sample rate of the file."""
@@ -109,7 +110,14 @@ class ShardSample:
         lead = start - round(first / ratio)
         return resample(fit_channels(audio, 2), rate, SAMPLE_RATE)[lead : lead + stop - start]
 
+    def blocks(self, sample_rate: int, channels: int) -> Iterator[Audio]:
+        """The whole audio piece by piece, as ``read_blocks``."""
+        with self._open() as file:
+            yield from open_blocks(file, self.id, sample_rate, channels)
+
     def _open(self) -> soundfile.SoundFile:
+        if self.problem:
+            raise ValueError(f"{self.id}: {self.problem}")
         try:
             return soundfile.SoundFile(io.BytesIO(self.data))
         except (soundfile.LibsndfileError, OSError) as error:
@@ -205,14 +213,13 @@ def _check_url(url: str) -> None:
 
 def index_shards(pattern: str, out: Path) -> ShardIndex:
     """Read shards of others through once, "name-{000000..000009}.tar" or one URL, and write their index to ``out``."""
-    from webdataset.shardlists import expand_urls
-
+    wds = _library()
     shards = []
-    for url in expand_urls(pattern):
+    for url in wds.shardlists.expand_urls(pattern):
         _check_url(url)
         count = sum(1 for _ in read_shard(url))
         digest, size = hashlib.sha256(), 0
-        with closing(_library().gopen(url, "rb")) as stream:
+        with closing(wds.gopen(url, "rb")) as stream:
             while block := stream.read(1 << 24):
                 digest.update(block)
                 size += len(block)
@@ -223,19 +230,22 @@ def index_shards(pattern: str, out: Path) -> ShardIndex:
 
 
 def read_shard(url: str) -> Iterator[ShardSample]:
-    """All samples of a shard in order. Raises ValueError for one without audio or with a JSON that is not valid."""
+    """All samples of a shard in order; those without audio, or with a JSON that is not valid, have a ``problem``."""
     wds = _library()
     _check_url(url)
     for sample in wds.tariterators.tarfile_samples(iter([{"url": url}])):
-        where = f"{url}: {sample['__key__']}"
+        name, sidecar, problem = f"{url}: {sample['__key__']}", Sidecar(), ""
         suffix = next((name for name in SUFFIXES if name[1:] in sample), None)
         if suffix is None:
-            raise ValueError(f"{where}: no audio among {', '.join(k for k in sample if k[0] != '_')}")
+            problem = f"no audio among {', '.join(key for key in sample if key[0] != '_')}"
         try:
-            sidecar = parse_sidecar(json.loads(sample["json"])) if "json" in sample else Sidecar()
+            sidecar = parse_sidecar(json.loads(sample["json"])) if "json" in sample else sidecar
         except ValueError as error:
-            raise ValueError(f"{where}: sidecar is not valid: {error}") from error
-        yield ShardSample(id=str(sidecar.fields.get("id", where)), sidecar=sidecar, data=sample[suffix[1:]])
+            problem = f"sidecar is not valid: {error}"
+        yield ShardSample(
+            id=str(sidecar.fields.get("id", name)), sidecar=sidecar, problem=problem,
+            data=b"" if suffix is None else sample[suffix[1:]],
+        )  # fmt: skip
 
 
 class ShardStream:

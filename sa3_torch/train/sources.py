@@ -1,4 +1,4 @@
-"""What can be encoded to latents: a clip cache or a folder of recordings, one interface (training spec, section 3)."""
+"""What can be encoded to latents: a clip cache, a folder of recordings, shards: one interface (training spec, 3)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,8 +14,9 @@ import numpy as np
 
 from sa3_mlx.spec.audio import fit_channels, read_blocks
 
-from .clips import Audio, ClipSet
+from .clips import FORMAT, Audio, ClipSet, read_index
 from .recordings import find_audio, hash_file, read_sidecar
+from .shards import SHARD_FORMAT, ShardIndex, ShardSample, open_index, read_shard
 from .user_folder import split_of
 
 _BLOCK = 1 << 18  # samples
@@ -49,8 +51,10 @@ class Source(Protocol):
 
 
 def open_source(path: Path, sample_rate: int, channels: int) -> Source:
-    """A clip cache (a folder with ``index.json``) or a folder of recordings."""
+    """A clip cache or shards (a folder with an ``index.json`` that says so), or a folder of recordings."""
     if (path / "index.json").is_file():
+        if read_index(path, FORMAT, SHARD_FORMAT)["format"] == SHARD_FORMAT:
+            return ShardSource(open_index(str(path)), sample_rate, channels)
         return ClipSource(ClipSet(path), channels)
     return FolderSource(path, sample_rate, channels)
 
@@ -104,6 +108,41 @@ class FolderSource:
             midi=None, split=split_of(source), source=source, licence=sidecar.licence,
             blocks=lambda: read_blocks(path, self._sample_rate, self._channels), fields=sidecar.fields,
         )  # fmt: skip
+
+
+class ShardSource:
+    """The samples of WebDataset shards, in their order; ids are the shard and the place in it."""
+
+    unique = True
+
+    def __init__(self, index: ShardIndex, sample_rate: int, channels: int) -> None:
+        self._sample_rate, self._channels = sample_rate, channels
+        self._places = [(shard.name, place) for shard in index.shards for place in range(shard.samples)]
+        self.names = [f"{name.rpartition('/')[2]}/{place}" for name, place in self._places]
+        self.listing = _digest([(shard.name, shard.hash) for shard in index.shards])
+        self._next, self._reader = -1, iter(())  # type: tuple[int, Iterator[ShardSample]]
+
+    def recording(self, number: int) -> Recording:
+        sample = self._sample(number)
+        if sample.problem:
+            raise ValueError(sample.problem)
+        sidecar, source = sample.sidecar, f"sha256:{hashlib.sha256(sample.data).hexdigest()}"
+        return Recording(
+            id=self.names[number], captions=sidecar.captions, seconds=sidecar.seconds_total, kind="user", label="user",
+            midi=None, split=split_of(source), source=source, licence=sidecar.licence,
+            blocks=lambda: sample.blocks(self._sample_rate, self._channels), fields=sidecar.fields,
+        )  # fmt: skip
+
+    def _sample(self, number: int) -> ShardSample:
+        """Sequential reading keeps a shard open; any other place is reached from the start of its shard."""
+        shard, place = self._places[number]
+        if number != self._next or place == 0:
+            self._reader = islice(read_shard(shard), place, None)
+        self._next = number + 1
+        sample = next(self._reader, None)
+        if sample is None:
+            raise ValueError(f"{shard}: has fewer samples than its index says; index it again")
+        return sample
 
 
 def _digest(rows: object) -> str:
