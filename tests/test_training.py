@@ -190,6 +190,19 @@ def test_trained_model_loads_strictly_and_makes_finite_audio(
     assert any("validation/shuffled_ratio" in row for row in rows)
 
 
+def test_the_autoencoder_trains_on_augmented_crops(clips: ClipSet) -> None:
+    changes = (
+        "train.batch=16",
+        "augment.chirps_per_16=1",
+        "augment.silence=0.2",
+        "augment.tail=0.5",
+        "augment.pan=1.0",
+    )
+    stage = autoencoder_stage(clips, *changes)
+    assert stage.crops.batch(0).audio.shape[0] == 17
+    assert all(torch.isfinite(term) for term in stage.losses(0).values())
+
+
 def test_copies_are_shifted_versions_of_training_clips_only(latents: LatentSet) -> None:
     copies = [item for item in latents.items if item.id.endswith("+1")]
     assert len(copies) == 12 and all(item.split == "train" for item in copies)

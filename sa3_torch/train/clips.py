@@ -121,7 +121,7 @@ def _write_header(file: BinaryIO, rows: int, channels: int) -> None:
 
 
 def read_index(folder: Path, *expected: str) -> dict[str, Any]:
-    """``index.json`` of a cache of a format ``expected``. Raises FileNotFoundError, or ValueError for another or none."""
+    """``index.json`` of a cache of a format ``expected``. Raises FileNotFoundError, ValueError for another or none."""
     path, names = folder / "index.json", " or ".join(expected)
     if not path.is_file():
         raise FileNotFoundError(f"{folder}: no index.json, so it is not a complete {names} cache; make it again")
