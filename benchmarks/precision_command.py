@@ -39,8 +39,8 @@ ROWS = (
 @GUIDANCE
 @click.option("--seeds", type=click.IntRange(1), default=4, show_default=True, help="Sounds per prompt.")
 @click.option("--data", type=click.Path(path_type=Path, file_okay=False, exists=True), default=None,
-              help="Folder made by `sa3 train render`, for distances to real sounds.")  # fmt: skip
-@click.option("--data-seed", type=int, default=0, show_default=True, help="Seed of `sa3 train render`.")
+              help="Folder made by `sa3 data render`, for distances to real sounds.")  # fmt: skip
+@click.option("--data-seed", type=int, default=0, show_default=True, help="Seed of `sa3 data render`.")
 @click.option("--results", type=click.Path(path_type=Path, file_okay=False), default=RESULTS,
               help="Default: benchmarks/results.")  # fmt: skip
 def precision(

@@ -73,7 +73,7 @@ def show(result: dict[str, object]) -> None:
 @SAMPLER
 @GUIDANCE
 @click.option("--seeds", type=click.IntRange(1), default=4, show_default=True, help="Sounds per prompt.")
-@click.option("--data-seed", type=int, default=0, show_default=True, help="Seed of `sa3 train render`.")
+@click.option("--data-seed", type=int, default=0, show_default=True, help="Seed of `sa3 data render`.")
 def adherence(
     model: str,
     backend: str,
@@ -97,7 +97,7 @@ def adherence(
 @MODEL
 @BACKEND
 @click.option("--data", type=click.Path(path_type=Path, file_okay=False, exists=True), required=True,
-              help="Folder made by `sa3 train render`.")  # fmt: skip
+              help="Folder made by `sa3 data render`.")  # fmt: skip
 def reconstruction(model: str, backend: str, data: Path) -> None:
     """How well the autoencoder gives held-out sounds back."""
     pipeline = open_pipeline(model, backend, generates=False)

@@ -14,8 +14,10 @@ import torch
 
 from sa3_mlx.spec.tokenizer import Tokenizer
 from sa3_torch.train import user_folder
-from sa3_torch.train.clips import SAMPLE_RATE, ClipSet, Draft, write_clips
-from sa3_torch.train.data import AudioCrops, LatentBatches, LatentSet, draw_weights, write_latents
+from sa3_torch.train.augment import NO_AUGMENTATION
+from sa3_torch.train.clips import SAMPLE_RATE, Clip, ClipSet, Draft, write_clips
+from sa3_torch.train.data import AudioCrops, LatentBatches, draw_weights
+from sa3_torch.train.latents import LatentItem, LatentSet, write_latents
 from sa3_torch.train.vocabulary import save_tokenizer
 
 SHARES = {"note": 0.7, "drum": 0.3}
@@ -44,25 +46,36 @@ def clips(tmp_path) -> ClipSet:
 
 
 def _crops(clips: ClipSet, samples: int = 4096, quietest_db: float = -24.0) -> AudioCrops:
-    return AudioCrops(clips, split="train", samples=samples, batch=6, seed=5, quietest_db=quietest_db, shares=SHARES)
+    return AudioCrops(
+        clips,
+        split="train",
+        samples=samples,
+        batch=6,
+        seed=5,
+        quietest_db=quietest_db,
+        shares=SHARES,
+        augment=NO_AUGMENTATION,
+    )
 
 
 def test_crops_are_a_function_of_seed_and_step(clips):
     crops = _crops(clips)
-    run = [crops.batch(step) for step in range(4)]
+    run = [crops.batch(step).audio for step in range(4)]
     resumed = _crops(clips)
     assert run[0].shape == (6, 4096, 2) and run[0].dtype == torch.float32
-    assert torch.equal(resumed.batch(3), run[3]) and torch.equal(resumed.batch(0), run[0])
+    assert torch.equal(resumed.batch(3).audio, run[3]) and torch.equal(resumed.batch(0).audio, run[0])
     assert not torch.equal(run[0], run[1])
-    other = AudioCrops(clips, split="train", samples=4096, batch=6, seed=6, quietest_db=-24.0, shares=SHARES)
-    assert not torch.equal(other.batch(0), run[0])
+    other = AudioCrops(
+        clips, split="train", samples=4096, batch=6, seed=6, quietest_db=-24.0, shares=SHARES, augment=NO_AUGMENTATION
+    )
+    assert not torch.equal(other.batch(0).audio, run[0])
 
 
 @pytest.mark.parametrize("samples", [256, 4096, 30_000])
 def test_crops_are_pieces_of_clips_between_silence(clips, samples):
     crops = _crops(clips, samples=samples, quietest_db=0.0)
     for step in range(5):
-        for crop in crops.batch(step).numpy():
+        for crop in crops.batch(step).audio.numpy():
             assert np.array_equal(crop[:, 0], crop[:, 1])  # mono becomes two equal channels
             sounding = np.flatnonzero(crop[:, 0])
             assert len(sounding) > 0  # never silent
@@ -72,13 +85,13 @@ def test_crops_are_pieces_of_clips_between_silence(clips, samples):
 
 def test_stereo_stays_stereo(tmp_path):
     clips = _set(tmp_path, channels=2)
-    assert _crops(clips).batch(0).shape == (6, 4096, 2)
+    assert _crops(clips).batch(0).audio.shape == (6, 4096, 2)
 
 
 def test_gain_stays_in_its_range(clips):
-    peaks = torch.cat([_crops(clips).batch(step).abs().amax((1, 2)) for step in range(20)])
+    peaks = torch.cat([_crops(clips).batch(step).audio.abs().amax((1, 2)) for step in range(20)])
     assert peaks.max() <= 0.51 and peaks.min() >= 0.24 * 10 ** (-24 / 20)
-    signs = torch.cat([_crops(clips).batch(step).sum((1, 2)).sign() for step in range(20)])
+    signs = torch.cat([_crops(clips).batch(step).audio.sum((1, 2)).sign() for step in range(20)])
     assert 0.3 < (signs > 0).float().mean() < 0.7
 
 
@@ -95,12 +108,23 @@ def test_shares_decide_how_often_a_kind_is_drawn():
 
 def test_impossible_crops_are_refused(clips):
     with pytest.raises(ValueError, match="must be positive"):
-        AudioCrops(clips, split="train", samples=0, batch=6, seed=5, quietest_db=0.0, shares=None)
+        AudioCrops(
+            clips, split="train", samples=0, batch=6, seed=5, quietest_db=0.0, shares=None, augment=NO_AUGMENTATION
+        )
+
+
+def _item(clip: Clip) -> LatentItem:
+    return LatentItem(
+        id=clip.id, captions=clip.captions, seconds=clip.seconds, shard=0, offset=0, frames=0, kind=clip.kind,
+        label=clip.label, midi=clip.midi, split=clip.split, source=f"sha256:{clip.id}",
+    )  # fmt: skip
 
 
 @pytest.fixture
 def shard(clips, tmp_path) -> LatentSet:
-    encoded = ((clip, torch.full((-(-clip.samples // 256), 3), float(i + 1))) for i, clip in enumerate(clips.clips))
+    encoded = (
+        (_item(clip), torch.full((-(-clip.samples // 256), 3), float(i + 1))) for i, clip in enumerate(clips.clips)
+    )
     return write_latents(
         tmp_path / "latents", encoded, silence=torch.tensor([-1.0, -2.0, -3.0]), autoencoder="sha256:a"
     )
@@ -142,10 +166,16 @@ def test_latent_batches_hold_the_encoded_clips(shard, tokenizer):
     assert torch.equal(again.latents, batch.latents) and torch.equal(again.ids, batch.ids)
 
 
-def test_too_long_items_are_counted_not_cut(shard, tokenizer):
-    batches = _batches(shard, tokenizer, max_frames=20)
-    assert batches.skipped == 6  # clips of 6 to 11 thousand samples
-    assert batches.batch(0).latents.shape[1] <= 20
+def test_of_long_items_a_part_inside_them_is_taken(shard, tokenizer):
+    batches = _batches(shard, tokenizer, max_frames=20)  # the longest clip has 43 frames
+    assert batches.skipped == 0
+    for step in range(20):
+        batch = batches.batch(step)
+        assert batch.latents.shape[1] <= 20
+        for row, item in enumerate(batch.items):
+            assert batch.valid[row].sum() == min(item.frames, 20)  # never starts in the padding
+            assert (batch.latents[row][batch.valid[row]] == int(item.id.split()[1]) + 1).all()
+            assert batch.seconds[row] == pytest.approx(item.seconds)  # the full duration
 
 
 def test_statistics_cover_one_split(shard):
@@ -157,7 +187,7 @@ def test_latents_of_another_autoencoder_are_refused(shard, tmp_path):
     assert len(LatentSet(tmp_path / "latents", autoencoder="sha256:a").items) == len(shard.items) == 12
     with pytest.raises(ValueError, match="encode it again"):
         LatentSet(tmp_path / "latents", autoencoder="sha256:b")
-    with pytest.raises(FileNotFoundError, match="not a complete sa3-latents/1 cache"):
+    with pytest.raises(FileNotFoundError, match="not a complete sa3-latents/2 cache"):
         LatentSet(tmp_path, autoencoder="sha256:a")
 
 
@@ -165,7 +195,7 @@ def test_bad_latents_are_refused(clips, tmp_path):
     first = clips.clips[0]
     for latents, message in ((torch.zeros(4, 2), "must be"), (torch.full((4, 3), float("nan")), "not finite")):
         with pytest.raises(ValueError, match=message):
-            write_latents(tmp_path / "bad", [(first, latents)], silence=torch.zeros(3), autoencoder="a")
+            write_latents(tmp_path / "bad", [(_item(first), latents)], silence=torch.zeros(3), autoencoder="a")
     assert not (tmp_path / "bad" / "index.json").exists()
 
 

@@ -54,6 +54,12 @@ def test_the_converter_imports_without_both() -> None:
     _import_without(("mlx", "torch"), ["convert", *_modules("convert")])
 
 
+def test_data_commands_are_listed_without_both() -> None:
+    """Rendering, importing, checking and packing sounds needs neither framework."""
+    modules = ("data_cli", "lint", "recordings", "clips", "sources", "sounds", "user_folder", "augment", "shards")
+    _import_without(("mlx", "torch"), ["sa3_mlx.cli.data", *(f"sa3_torch.train.{name}" for name in modules)])
+
+
 def test_the_package_itself_loads_nothing() -> None:
     """Importing sa3_mlx is light: no numpy even; unknown names are refused with the names there are."""
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import sa3_mlx; assert 'numpy' not in sys.modules"

@@ -20,12 +20,13 @@ from sa3_mlx.spec.config import ConfigError, ModelConfig  # noqa: E402
 from sa3_mlx.spec.presets import PRESETS  # noqa: E402
 from sa3_torch.train.autoencoder import AutoencoderConfig, AutoencoderStage  # noqa: E402
 from sa3_torch.train.clips import ClipSet, Draft, write_clips  # noqa: E402
-from sa3_torch.train.data import LatentSet  # noqa: E402
-from sa3_torch.train.encode import encode_clips, load_autoencoder  # noqa: E402
+from sa3_torch.train.encode import EncodeConfig, PreEncoder, load_autoencoder  # noqa: E402
+from sa3_torch.train.latents import LatentSet  # noqa: E402
 from sa3_torch.train.loop import Stage, Trainer, learning_rate_at  # noqa: E402
 from sa3_torch.train.pretrain import PretrainConfig, PretrainStage  # noqa: E402
 from sa3_torch.train.quantize import QuantizeConfig, QuantizeStage  # noqa: E402
 from sa3_torch.train.settings import load_settings, to_json  # noqa: E402
+from sa3_torch.train.sources import ClipSource  # noqa: E402
 from sa3_torch.train.vocabulary import save_tokenizer  # noqa: E402
 
 DEMO = PRESETS["demo"]
@@ -76,7 +77,8 @@ def autoencoder(clips: ClipSet, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="module")
 def latents(clips: ClipSet, autoencoder: Path, tmp_path_factory: pytest.TempPathFactory) -> LatentSet:
-    return encode_clips(clips, autoencoder, tmp_path_factory.mktemp("latents"), copies=2, seed=0)
+    config = EncodeConfig(copies=2, seed=0, shard_frames=100, chunk_frames=None)
+    return PreEncoder(ClipSource(clips, 2), autoencoder, tmp_path_factory.mktemp("latents"), config).run()
 
 
 def pretrain_stage(latents: LatentSet, autoencoder: Path, tmp_path: Path, *changes: str) -> PretrainStage:
@@ -188,6 +190,19 @@ def test_trained_model_loads_strictly_and_makes_finite_audio(
     assert any("validation/shuffled_ratio" in row for row in rows)
 
 
+def test_the_autoencoder_trains_on_augmented_crops(clips: ClipSet) -> None:
+    changes = (
+        "train.batch=16",
+        "augment.chirps_per_16=1",
+        "augment.silence=0.2",
+        "augment.tail=0.5",
+        "augment.pan=1.0",
+    )
+    stage = autoencoder_stage(clips, *changes)
+    assert stage.crops.batch(0).audio.shape[0] == 17
+    assert all(torch.isfinite(term) for term in stage.losses(0).values())
+
+
 def test_copies_are_shifted_versions_of_training_clips_only(latents: LatentSet) -> None:
     copies = [item for item in latents.items if item.id.endswith("+1")]
     assert len(copies) == 12 and all(item.split == "train" for item in copies)
@@ -197,10 +212,9 @@ def test_copies_are_shifted_versions_of_training_clips_only(latents: LatentSet) 
     assert not torch.equal(latents.read(first), latents.read(second)[: first.frames])
 
 
-def test_latents_of_another_autoencoder_are_refused(clips: ClipSet, autoencoder: Path, tmp_path: Path) -> None:
-    encode_clips(clips, autoencoder, tmp_path, copies=1, seed=0)
+def test_latents_of_another_autoencoder_are_refused(latents: LatentSet) -> None:
     with pytest.raises(ValueError, match="was encoded by autoencoder"):
-        LatentSet(tmp_path, autoencoder="sha256:other")
+        LatentSet(latents.folder, autoencoder="sha256:other")
 
 
 def test_settings_that_no_model_can_run_are_named(

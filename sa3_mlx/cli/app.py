@@ -29,8 +29,12 @@ SECTIONS: Sections = {
         "quantize": ("quantize", "quantize", "Make a smaller model of a model."),
         "info": ("info", "info", "Show what is in a model or an audio file."),
         "verify": ("verify", "verify", "Check a model against reference outputs, or one backend against the other."),
-        "train": ("train", "train", "Train a model (needs PyTorch)."),
         "doctor": ("doctor", "doctor", "Check this machine: what is installed, how fast it is."),
+    },
+    "Train": {
+        "data": ("data", "data", "Make, check and pack the sounds to train on."),
+        "pre-encode": ("data", "pre_encode", "Encode sounds to latents, once (needs PyTorch)."),
+        "train": ("train", "train", "Train a model (needs PyTorch)."),
     },
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Generator
 from pathlib import Path
 from typing import Self
 
@@ -32,23 +33,72 @@ def read_audio(path: str | Path, sample_rate: int, channels: int) -> Audio:
     Raises FileNotFoundError for a missing file; ValueError for one that is unreadable, truncated, empty or not finite.
     """
     path = Path(path)
+    with _open(path) as file:
+        declared, file_rate = file.frames, file.samplerate
+        try:
+            audio = file.read(dtype="float32", always_2d=True)
+        except (soundfile.LibsndfileError, OSError, MemoryError) as error:
+            raise _unreadable(str(path), error) from error
+        _check_length(str(path), file, len(audio), declared)
+    check_finite(audio, str(path))
+    return resample(fit_channels(audio, channels), file_rate, sample_rate)
+
+
+def read_blocks(
+    path: str | Path, sample_rate: int, channels: int, block_samples: int = 1 << 18
+) -> Generator[Audio, None, None]:
+    """The audio of ``read_audio`` in pieces of about ``block_samples`` at the rate of the file, bit for bit the same,
+    without holding the file in memory. Raises the same errors, some of them only when the bad place is reached."""
+    with _open(Path(path)) as file:
+        yield from open_blocks(file, str(path), sample_rate, channels, block_samples)
+
+
+def open_blocks(
+    file: soundfile.SoundFile, name: str, sample_rate: int, channels: int, block_samples: int = 1 << 18
+) -> Generator[Audio, None, None]:
+    """As ``read_blocks``, of an open file from its start; ``name`` is for messages."""
+    declared, read, stream = file.frames, 0, None
+    if file.samplerate != sample_rate:
+        _check_rates(file.samplerate, sample_rate)
+        stream = soxr.ResampleStream(file.samplerate, sample_rate, channels, dtype="float32", quality="VHQ")
+    try:
+        while len(block := file.read(block_samples, dtype="float32", always_2d=True)):
+            check_finite(block, name)
+            read += len(block)
+            block = fit_channels(block, channels)
+            block = block if stream is None else stream.resample_chunk(block)
+            if len(block):
+                yield block
+    except (soundfile.LibsndfileError, OSError, MemoryError) as error:
+        raise _unreadable(name, error) from error
+    _check_length(name, file, read, declared)
+    if stream is not None:
+        rest: Audio = stream.resample_chunk(np.zeros((0, channels), np.float32), last=True)
+        if len(rest):
+            yield rest
+
+
+def _open(path: Path) -> soundfile.SoundFile:
     _check_name(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such audio file")
     if not path.is_file():
         raise ValueError(f"{path}: not a file; expected an audio file such as wav or flac")
     try:
-        with soundfile.SoundFile(path) as file:
-            declared, file_rate, info = file.frames, file.samplerate, file.extra_info
-            audio = file.read(dtype="float32", always_2d=True)
+        return soundfile.SoundFile(path)
     except (soundfile.LibsndfileError, OSError, MemoryError) as error:
-        raise ValueError(f"{path}: cannot be read as audio ({_reason(error)})") from error
-    if len(audio) < declared or _cut_short(info):
-        raise ValueError(f"{path}: the file is truncated, it ends before the length in its header; get a complete copy")
-    if not len(audio):
-        raise ValueError(f"{path}: the file holds no audio (0 samples)")
-    check_finite(audio, str(path))
-    return resample(fit_channels(audio, channels), file_rate, sample_rate)
+        raise _unreadable(str(path), error) from error
+
+
+def _unreadable(name: str, error: BaseException) -> ValueError:
+    return ValueError(f"{name}: cannot be read as audio ({_reason(error)})")
+
+
+def _check_length(name: str, file: soundfile.SoundFile, read: int, declared: int) -> None:
+    if read < declared or _cut_short(file.extra_info):
+        raise ValueError(f"{name}: the file is truncated, it ends before the length in its header; get a complete copy")
+    if not read:
+        raise ValueError(f"{name}: the file holds no audio (0 samples)")
 
 
 def _check_name(path: Path) -> None:
@@ -92,15 +142,19 @@ def fit_length(audio: Audio, samples: int) -> Audio:
 
 def resample(audio: Audio, from_rate: int, to_rate: int) -> Audio:
     """soxr at its highest quality; unchanged when the rates are equal."""
-    for rate in (from_rate, to_rate):
-        if not 1 <= rate <= _MAX_SAMPLE_RATE:
-            raise ValueError(f"sample rate is {rate} Hz: allowed are 1 to {_MAX_SAMPLE_RATE}")
+    _check_rates(from_rate, to_rate)
     if from_rate == to_rate:
         return audio
     result: Audio = soxr.resample(audio, from_rate, to_rate, quality="VHQ")
     if not len(result):
         raise ValueError(f"{len(audio)} samples at {from_rate} Hz are less than one sample at {to_rate} Hz")
     return result
+
+
+def _check_rates(*rates: int) -> None:
+    for rate in rates:
+        if not 1 <= rate <= _MAX_SAMPLE_RATE:
+            raise ValueError(f"sample rate is {rate} Hz: allowed are 1 to {_MAX_SAMPLE_RATE}")
 
 
 def check_output(path: str | Path, subtype: str, *, overwrite: bool, size_bytes: int = 0) -> None:

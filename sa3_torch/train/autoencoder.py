@@ -19,6 +19,7 @@ from sa3_mlx.spec.config import Config, ConfigError, ModelConfig
 from sa3_torch.same import SAME, patch, unpatch
 from sa3_torch.weights import save_checkpoint
 
+from .augment import AugmentConfig
 from .clips import Clip, ClipSet
 from .data import AudioCrops, SharesConfig
 from .init import init_autoencoder
@@ -46,6 +47,7 @@ class AutoencoderConfig(Config):
     spectral_full: float  # ... and has its full weight
     softnorm_weight: float
     shares: SharesConfig
+    augment: AugmentConfig
 
     def __post_init__(self) -> None:
         check(self, 1, math.inf, "crop_samples")
@@ -69,9 +71,9 @@ class AutoencoderStage(Stage):
         self.model: SAME = SAME(model.same, model.audio_channels)
         self.crops = AudioCrops(
             clips, split="train", samples=config.crop_samples, batch=train.batch, seed=train.seed,
-            quietest_db=config.quietest_db, shares=config.shares.to_dict(),
+            quietest_db=config.quietest_db, shares=config.shares.to_dict(), augment=config.augment,
         )  # fmt: skip
-        loud = torch.cat([self.crops.batch(10**9 + i) for i in range(-(-256 // train.batch))])
+        loud = torch.cat([self.crops.batch(10**9 + i).audio for i in range(-(-256 // train.batch))])
         init_autoencoder(self.model, loud, train.seed)
         self._encode = maybe_compile(self.model.encoder, train.compile)
         self._decode = maybe_compile(self.model.decoder, train.compile)
@@ -79,7 +81,7 @@ class AutoencoderStage(Stage):
 
     def losses(self, step: int) -> dict[str, Tensor]:
         config, bottleneck = self.config, self.model.bottleneck
-        audio = self.crops.batch(step)
+        audio = self.crops.batch(step).audio
         with torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision == "bf16"):
             u = self._encode(patch(audio, self.model.config.patch_size)).float() * bottleneck.scale + bottleneck.bias
             r = self._update_std(u, step)

@@ -14,21 +14,19 @@ from sa3_mlx.spec.presets import PRESETS
 
 from .autoencoder import AutoencoderConfig, AutoencoderStage
 from .clips import ClipSet
-from .data import LatentSet
-from .encode import encode_clips, load_autoencoder
+from .encode import load_autoencoder
+from .latents import LatentSet
 from .loop import Trainer
 from .pretrain import PretrainConfig, PretrainStage
 from .quantize import QuantizeConfig, QuantizeStage
 from .settings import load_settings, to_json
-from .sounds import DEFAULT_FONT, render_demo_set
-from .user_folder import import_folder
 from .vocabulary import save_tokenizer
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
 @click.command("autoencoder")
-@click.option("--data", type=FOLDER, required=True, help="Clip cache made by `sa3 train render`.")
+@click.option("--data", type=FOLDER, required=True, help="Clip cache made by `sa3 data render` or `sa3 data import`.")
 @click.option("--out", type=FOLDER, required=True, help="Run folder; an unfinished run in it goes on.")
 @click.option("--model", default="demo", show_default=True, type=click.Choice(sorted(PRESETS)))
 @click.option("--settings", default="demo", show_default=True, help="Preset name or .toml file.")
@@ -43,53 +41,11 @@ def autoencoder(
     config = load_settings(AutoencoderConfig, "autoencoder", settings, changes)
     stage = AutoencoderStage(PRESETS[model], config, ClipSet(data))
     if Trainer(stage, config.train, out, to_json(config)).run():
-        click.echo(
-            f"autoencoder: {out / 'model'}; next: sa3 train pre-encode --autoencoder {out / 'model'} --data {data}"
-        )
-
-
-@click.command("render")
-@click.argument("out", type=FOLDER)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--samples", type=FOLDER, default=None, help="Folder of one-shots without captions, e.g. Sonic Pi's.")
-def render(out: Path, seed: int, samples: Path | None) -> None:
-    """Render the captioned demo sounds with fluidsynth and numpy."""
-    clips = render_demo_set(out, seed=seed, font=DEFAULT_FONT, samples_folder=samples)
-    minutes = sum(clip.seconds for clip in clips.clips) / 60
-    click.echo(
-        f"{out}: {len(clips.clips)} clips, {minutes:.1f} min; next: sa3 train autoencoder --data {out} --out RUN"
-    )
-
-
-@click.command("import")
-@click.argument("folder", type=FOLDER)
-@click.argument("out", type=FOLDER)
-@click.option("--captions-required/--captions-optional", default=True, show_default=True,
-              help="Skip recordings without a .txt caption, or import them for the autoencoder alone.")  # fmt: skip
-def import_recordings(folder: Path, out: Path, captions_required: bool) -> None:
-    """Import a folder of your own recordings with captions (clip.wav and clip.txt)."""
-    _, report = import_folder(folder, out, captions_required=captions_required)
-    click.echo(f"{report}\nnext: sa3 train autoencoder --data {out} --out RUN")
-
-
-@click.command("pre-encode")
-@click.option("--data", type=FOLDER, required=True, help="Clip cache.")
-@click.option("--autoencoder", "folder", type=FOLDER, required=True, help="Checkpoint folder with the autoencoder.")
-@click.option("--out", type=FOLDER, required=True, help="Folder for the latents.")
-@click.option("--copies", type=click.IntRange(1), default=4, show_default=True,
-              help="Versions of a training clip, shifted by less than a frame.")  # fmt: skip
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-def pre_encode(data: Path, folder: Path, out: Path, copies: int, seed: int) -> None:
-    """Encode all captioned clips to latents."""
-    latents = encode_clips(ClipSet(data), folder, out, copies=copies, seed=seed)
-    click.echo(
-        f"{out}: {len(latents.items)} clips of latents; "
-        f"next: sa3 train pretrain --latents {out} --autoencoder {folder} --out RUN"
-    )
+        click.echo(f"autoencoder: {out / 'model'}; next: sa3 pre-encode --autoencoder {out / 'model'} --data {data}")
 
 
 @click.command("pretrain")
-@click.option("--latents", type=FOLDER, required=True, help="Folder made by `sa3 train pre-encode`.")
+@click.option("--latents", type=FOLDER, required=True, help="Folder made by `sa3 pre-encode`.")
 @click.option("--autoencoder", "folder", type=FOLDER, required=True, help="The autoencoder that made the latents.")
 @click.option("--tokenizer", type=click.Path(path_type=Path, dir_okay=False, exists=True), default=None,
               help="tokenizer.json; without it the closed vocabulary of the demo sounds.")  # fmt: skip
@@ -145,5 +101,5 @@ def quantize(
 
 def commands() -> dict[str, click.Command]:
     """Name -> command, for the ``sa3 train`` group."""
-    listed = (render, import_recordings, autoencoder, pre_encode, pretrain, quantize)
+    listed = (autoencoder, pretrain, quantize)
     return {command.name or "": command for command in listed}

@@ -10,12 +10,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sa3_torch.train.recordings import ATTRIBUTION, Credit, write_attribution
 
 FORMAT = "sa3-clips/1"
 SAMPLE_RATE = 44_100
@@ -28,7 +30,7 @@ class Clip:
 
     id: str
     captions: tuple[str, ...]
-    seconds: float
+    seconds: float  # full duration: of an excerpt, that of the piece
     offset: int  # first row in the audio array
     samples: int
     kind: str  # note | drum | noise | chord | sample | user
@@ -36,6 +38,9 @@ class Clip:
     instrument: str | None
     midi: int | None  # pitch of a note, root of a chord
     split: str  # train | validation
+    licence: str = ""  # "": unknown
+    source: str = ""  # "sha256:..." of the file that it was read from; "": made here
+    fields: dict[str, Any] = field(default_factory=dict)  # what else a sidecar said
 
     @property
     def caption(self) -> str:
@@ -44,7 +49,7 @@ class Clip:
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
-    """A clip before it has a place in a cache; ``audio`` is (samples,) or (samples, channels)."""
+    """A clip before it has a place in a cache; ``audio`` is (samples,) or (samples, channels), or blocks of it."""
 
     id: str
     captions: tuple[str, ...]
@@ -53,7 +58,11 @@ class Draft:
     instrument: str | None
     midi: int | None
     split: str
-    audio: Audio
+    audio: Audio | Iterable[Audio]
+    seconds: float | None = None  # None: that of the audio
+    licence: str = ""
+    source: str = ""
+    fields: dict[str, Any] = field(default_factory=dict)
 
 
 def generator(seed: int, *key: int) -> np.random.Generator:
@@ -71,15 +80,11 @@ def write_clips(folder: Path, drafts: Iterable[Draft], *, channels: int, about: 
         _write_header(file, 0, channels)
         start = file.tell()
         for draft in drafts:
-            audio = draft.audio.reshape(len(draft.audio), -1)
-            if audio.shape[1] != channels:
-                raise ValueError(f"clip {draft.id}: {audio.shape[1]} channel(s), the cache has {channels}")
-            if not np.isfinite(audio).all():
-                raise ValueError(f"clip {draft.id}: audio is not finite")
-            file.write(audio.astype("<f2").tobytes())
+            samples = _write_audio(file, draft, channels)
             fields = {f.name: getattr(draft, f.name) for f in dataclasses.fields(draft) if f.name != "audio"}
-            clips.append(Clip(**fields, seconds=round(len(audio) / SAMPLE_RATE, 6), offset=offset, samples=len(audio)))
-            offset += len(audio)
+            fields["seconds"] = round(samples / SAMPLE_RATE, 6) if draft.seconds is None else draft.seconds
+            clips.append(Clip(**fields, offset=offset, samples=samples))
+            offset += samples
         file.seek(0)
         _write_header(file, offset, channels)
         if file.tell() != start:
@@ -91,7 +96,23 @@ def write_clips(folder: Path, drafts: Iterable[Draft], *, channels: int, about: 
     entries = [dataclasses.asdict(clip) for clip in clips]
     index = {"format": FORMAT, "sample_rate": SAMPLE_RATE, "about": about, "clips": entries}
     (folder / "index.json").write_text(json.dumps(index, indent=0) + "\n")
+    credits = [Credit(id=clip.id, licence=clip.licence, source=clip.source, fields=clip.fields) for clip in clips]
+    write_attribution(folder / ATTRIBUTION, credits)
     return ClipSet(folder)
+
+
+def _write_audio(file: BinaryIO, draft: Draft, channels: int) -> int:
+    """Append the audio of a draft -> its samples."""
+    samples = 0
+    for block in (draft.audio,) if isinstance(draft.audio, np.ndarray) else draft.audio:
+        audio = block.reshape(len(block), -1)
+        if audio.shape[1] != channels:
+            raise ValueError(f"clip {draft.id}: {audio.shape[1]} channel(s), the cache has {channels}")
+        if not np.isfinite(audio).all():
+            raise ValueError(f"clip {draft.id}: audio is not finite")
+        file.write(audio.astype("<f2").tobytes())
+        samples += len(audio)
+    return samples
 
 
 def _write_header(file: BinaryIO, rows: int, channels: int) -> None:
@@ -99,19 +120,26 @@ def _write_header(file: BinaryIO, rows: int, channels: int) -> None:
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def read_index(folder: Path, expected: str) -> dict[str, Any]:
-    """``index.json`` of a cache of format ``expected``. Raises FileNotFoundError, or ValueError for another or none."""
-    path = folder / "index.json"
+def read_index(folder: Path, *expected: str) -> dict[str, Any]:
+    """``index.json`` of a cache of a format ``expected``. Raises FileNotFoundError, ValueError for another or none."""
+    path, names = folder / "index.json", " or ".join(expected)
     if not path.is_file():
-        raise FileNotFoundError(f"{folder}: no index.json, so it is not a complete {expected} cache; make it again")
+        raise FileNotFoundError(f"{folder}: no index.json, so it is not a complete {names} cache; make it again")
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
     found = index.get("format") if isinstance(index, dict) else None
-    if found != expected:
-        raise ValueError(f"{path}: expected format {expected}, got {found}")
+    if found not in expected:
+        raise ValueError(f"{path}: expected format {names}, got {found}")
     return dict(index)
+
+
+def write_json(path: Path, data: object) -> None:
+    """Write beside, then rename: the file is complete or not there."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(data, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(path)
 
 
 class ClipSet:

@@ -29,9 +29,10 @@ from sa3_torch.samplers import euler
 from sa3_torch.t5gemma import T5GemmaEncoder
 from sa3_torch.weights import StableAudio, save_checkpoint
 
-from .data import LatentBatch, LatentBatches, LatentSet, SharesConfig
+from .data import LatentBatch, LatentBatches, SharesConfig
 from .flow import MASK_KINDS, extend_valid, inpaint_masks, shift_times, truncated_logit_normal
 from .init import init_conditioner, init_dit, init_text_encoder
+from .latents import LatentSet
 from .loop import Stage, TrainConfig, check, step_generator
 from .losses import flow_loss
 

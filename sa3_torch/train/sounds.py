@@ -15,16 +15,21 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
 import numpy as np
 
 from sa3_torch.train.clips import SAMPLE_RATE, Audio, ClipSet, Draft, generator, trim, write_clips
+from sa3_torch.train.recordings import hash_file
 from sa3_torch.train.synth import DRUMS, NOISES, noise_clip
 
 DEFAULT_FONT = Path("/usr/share/sounds/sf2/FluidR3_GM.sf2")
+FONT_LICENCES = {DEFAULT_FONT.name: "MIT"}  # of the sound, for the attribution list
+SAMPLES_LICENCE = (
+    "CC0 from Freesound by the set's README; Debian's copyright file lists 130 of 165 as CC0, the others under MIT"
+)
 MAXIMUM_SECONDS, MINIMUM_SECONDS = 4.0, 0.3
 NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 PITCHES = range(48, 72)  # C3..B4, the range in which every instrument below has an unambiguous fundamental
@@ -258,7 +263,7 @@ def samples(seed: int, folder: Path) -> Iterator[Draft]:
         validation = hashlib.sha256(path.read_bytes()).digest()[0] < 51  # one in five
         yield Draft(
             id=f"sample-{path.stem}", captions=(), kind="sample", label="sample", instrument=None, midi=None,
-            split="validation" if validation else "train",
+            split="validation" if validation else "train", licence=SAMPLES_LICENCE, source=hash_file(path),
             audio=_finish(audio.mean(axis=1), seed, path.stem),
         )  # fmt: skip
 
@@ -271,8 +276,9 @@ def render_demo_set(folder: Path, *, seed: int, font: Path | None, samples_folde
     """
     drafts: list[Draft] = []
     if font is not None:
-        drafts += [*notes(seed, font), *chords(seed, font), *kit_drums(seed, font)]
-    drafts += synthesised(seed)
+        rendered = [*notes(seed, font), *chords(seed, font), *kit_drums(seed, font)]
+        drafts += [replace(draft, licence=FONT_LICENCES.get(font.name, "")) for draft in rendered]
+    drafts += [replace(draft, licence="none needed: synthesised") for draft in synthesised(seed)]
     if samples_folder is not None:
         drafts += samples(seed, samples_folder)
     about = {
