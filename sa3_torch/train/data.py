@@ -134,6 +134,12 @@ class LatentBatch:
     seconds: Tensor
     items: tuple[LatentItem, ...]
 
+    def __getitem__(self, rows: slice) -> LatentBatch:
+        return LatentBatch(
+            latents=self.latents[rows], valid=self.valid[rows], ids=self.ids[rows], mask=self.mask[rows],
+            seconds=self.seconds[rows], items=self.items[rows],
+        )  # fmt: skip
+
 
 def write_latents(
     folder: Path, encoded: Iterable[tuple[Clip, Tensor]], *, silence: Tensor, autoencoder: str

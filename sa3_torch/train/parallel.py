@@ -196,15 +196,14 @@ def whole_weights(turn: nn.Module) -> Iterator[None]:
         unit.set_reshard_after_forward(unit is not turn, recurse=False)
 
 
-def full_state(module: nn.Module) -> dict[str, Tensor]:
-    """As ``state_dict``, inside ``whole_weights`` too, where the latter would be of shards."""
-    buffers = {
-        f"{path}.{name}" if path else name: buffer
-        for path, part in module.named_modules()
-        for name, buffer in part.named_buffers(recurse=False)
-        if name not in part._non_persistent_buffers_set
-    }
-    return {**dict(module.named_parameters()), **buffers}
+def gather(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Sharded tensors in full, on the CPU of the first process; the others get an empty dictionary."""
+    kept: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        full = cast(DTensor, tensor).full_tensor() if isinstance(tensor, DTensor) else tensor
+        if is_first():
+            kept[name] = full.detach().cpu()
+    return kept
 
 
 def clip(parameters: list[nn.Parameter], limit: float) -> Tensor:
