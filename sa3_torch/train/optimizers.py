@@ -34,8 +34,8 @@ class OptimizerConfig(Config):
         check(self, 0, 1 - 1e-12, "beta1", "beta2")
         if (self.schedule == "inverse") != (self.inverse_gamma > 0):
             raise ConfigError(
-                f"inverse_gamma is {self.inverse_gamma:g} with schedule {self.schedule!r}: 'inverse' needs one above 0, "
-                "'cosine' needs 0"
+                f"inverse_gamma is {self.inverse_gamma:g} with schedule {self.schedule!r}: "
+                "'inverse' needs one above 0, 'cosine' needs 0"
             )
 
 
