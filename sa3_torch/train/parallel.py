@@ -7,6 +7,7 @@ the order of sums. Statistics that no gradient synchronises are all-reduced here
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from sa3_torch.t5gemma import TextLayer
 
 PATIENCE = timedelta(hours=1)  # processes wait for the first one while it validates and exports
 # What FSDP2 gathers at a time, and the methods beside ``forward`` that read its weights.
+# A listed method must not be called by another one of the module, nor by its forward: the inner call would end it.
 UNITS: dict[type[nn.Module], tuple[str, ...]] = {
     SAMEBlock: ("heads", "at"), DiTBlock: (), CrossAttention: ("prepare",), MLP: (), TextLayer: (),
 }  # fmt: skip
@@ -145,10 +147,11 @@ class Turn(nn.Module):
 
 def wrap_ddp(networks: dict[str, nn.Module]) -> dict[str, nn.Module]:
     """A wrapper per group: in the turn of one, the others are raw, frozen modules."""
-    return {
-        name: DistributedDataParallel(Turn({name: network}), broadcast_buffers=False)
-        for name, network in networks.items()
-    }
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # a new name since torch 2.13
+        return {
+            name: DistributedDataParallel(Turn({name: network}), broadcast_buffers=False)
+            for name, network in networks.items()
+        }
 
 
 def wrap_fsdp(networks: dict[str, nn.Module], device: torch.device, *, bf16: bool) -> dict[str, nn.Module]:
@@ -156,17 +159,21 @@ def wrap_fsdp(networks: dict[str, nn.Module], device: torch.device, *, bf16: boo
 
     ``bf16``: units travel in bf16, their gradients in fp32; what lies outside of units stays fp32.
     """
+    if not hasattr(FSDPModule, "reset_iter_state"):
+        raise ConfigError(f"parallel is 'fsdp' with torch {torch.__version__}: it needs 2.13; choose 'ddp' or update")
     turn, mesh = Turn(networks), init_device_mesh(device.type, (own_part().world,))
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
     for module in reversed(list(turn.modules())):  # inner ones first
-        if type(module) in UNITS:
+        methods = UNITS.get(type(module))
+        if methods is not None:
             fully_shard(module, mesh=mesh, mp_policy=policy)
-            for method in UNITS[type(module)]:
+            for method in methods:
                 register_fsdp_forward_method(module, method)
     fully_shard(turn, mesh=mesh)
-    turn(lambda: None)  # hooks of the whole are made before any of its parts runs
+    turn(lambda: None)  # the whole is known as such before any of its parts runs
+    cast(FSDPModule, turn).reshard()
     return dict.fromkeys(networks, turn)
 
 
@@ -192,8 +199,10 @@ def whole_weights(turn: nn.Module) -> Iterator[None]:
         unit.unshard()
     yield
     for unit in units:
-        unit.reshard()
         unit.set_reshard_after_forward(unit is not turn, recurse=False)
+        unit.reshard()
+    if isinstance(turn, FSDPModule):
+        turn.reset_iter_state()  # else the order of gathering would differ where one process alone ran them
 
 
 def gather(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -62,7 +62,8 @@ class QuantizeStage(Stage):
         self.grids = dict.fromkeys(layers_of(self.model_config, "dit"), self.recipe.dit.grid)
         if not self.grids:
             raise ValueError(f"{self.model_config.name} has no layer that recipe {config.recipe} can quantize")
-        self.states = [s for number in range(config.rounds) for s in self._visited(prompts, number, held_out=False)]
+        rounds = (self._visited(prompts, number, held_out=False) for number in range(config.rounds))
+        self.states = [self._with_context(state) for states in rounds for state in states]
         self.held_out = list(self._visited(prompts, 0, held_out=True))
         self.prompts = sum(len(run.items) for run in requests(prompts, self.model_config, held_out=True))
         self.teacher = cast(DiT, self.pipeline.load_part("dit"))
@@ -74,6 +75,13 @@ class QuantizeStage(Stage):
         for request in requests(prompts, self.model_config, held_out=held_out):
             items = tuple(replace(item, seed=item.seed + 10_000 * number) for item in request.items)
             yield from visit(self.pipeline, replace(request, items=items))
+
+    def _with_context(self, state: State) -> State:
+        """Zeros for no context are the same to the model, and every parameter has a part in every loss."""
+        if state.cond.context is not None:
+            return state
+        seconds = state.cond.seconds  # (B, D)
+        return replace(state, cond=replace(state.cond, context=torch.zeros_like(seconds)[:, None]))
 
     def _student(self) -> DiT:
         """The teacher's weights; the quantized matrices alone are trained."""

@@ -75,7 +75,11 @@ class Stage(ABC):
 
     @abstractmethod
     def losses(self, step: int) -> dict[str, Tensor]:
-        """Weighted terms of a step on ``part``, means over its items; their sum is minimised. Names have no slash."""
+        """Weighted terms of a step on ``part``, means over its items; their sum is minimised. Names have no slash.
+
+        Every parameter of the turn's group has a part in it, with a gradient of zero if need be: several processes
+        wait for all gradients.
+        """
 
     def prepare(self, step: int, parts: list[Part]) -> None:  # noqa: B027 (most stages have nothing to prepare)
         """Only before a step of several micro-batches, without gradients: what the losses need of all of them."""
