@@ -80,7 +80,8 @@ def trainer_of(stage: Stage, folder: Path) -> Trainer:
 
 
 def autoencoder_stage(workspace: Path, *changes: str) -> AutoencoderStage:
-    settings = (*SHORT, "train.batch=4", "crop_samples=8192", "generator.warmup_steps=1", *changes)
+    rate = ("generator.warmup_steps=1", "generator.learning_rate=1e-4")
+    settings = (*SHORT, "train.batch=4", "crop_samples=8192", *rate, *changes)
     config = load_settings(AutoencoderConfig, "autoencoder", "demo", settings)
     return AutoencoderStage(MODEL, config, ClipSet(workspace / "clips"))
 

@@ -44,7 +44,7 @@ class QuantizeConfig(Config):
     optimizer: OptimizerConfig
     recipe: str  # of ``sa3 quantize``; one that rounds to nearest with equal bits
     rounds: int  # runs over the calibration prompts, each with seeds of its own
-    student_share: float  # of states that are moved by the student's own error
+    student_share: float  # of steps whose states are moved by the student's own error
 
 
 class QuantizeStage(Stage):
@@ -100,10 +100,10 @@ class QuantizeStage(Stage):
         random, batch = step_generator(self.config.train.seed, step), self.config.train.batch
         rows = self.part.slice(batch)
         chosen = torch.randint(len(self.states), (batch,), generator=random)[rows]
-        moved = (torch.rand(batch, generator=random) < self.config.student_share)[rows]
+        moved = float(torch.rand((), generator=random)) < self.config.student_share  # all of them: processes in step
         terms = []
-        for index, move in zip(chosen.tolist(), moved.tolist(), strict=True):
-            state = self._moved(self.states[index]) if move else self.states[index]
+        for index in chosen.tolist():
+            state = self._moved(self.states[index]) if moved else self.states[index]
             error = (self._velocity(state) - state.velocity).square()
             terms.append(_over_valid(error, state.cond) / _over_valid(state.velocity.square(), state.cond))
         return {"velocity": torch.stack(terms).mean()}

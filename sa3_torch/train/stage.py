@@ -77,8 +77,8 @@ class Stage(ABC):
     def losses(self, step: int) -> dict[str, Tensor]:
         """Weighted terms of a step on ``part``, means over its items; their sum is minimised. Names have no slash.
 
-        Every parameter of the turn's group has a part in it, with a gradient of zero if need be: several processes
-        wait for all gradients.
+        Every parameter of the turn's group has a part in it, with a gradient of zero if need be, and which networks run
+        depends on the step, not on the items: several processes wait for each other at both.
         """
 
     def prepare(self, step: int, parts: list[Part]) -> None:  # noqa: B027 (most stages have nothing to prepare)
