@@ -72,6 +72,19 @@ def test_stage_learns_one_batch(name: str, workspace: Path) -> None:
 
 
 @pytest.mark.parametrize("name", STAGES)
+def test_accumulated_gradient_equals_that_of_the_large_batch(name: str, workspace: Path, tmp_path: Path) -> None:
+    """Measured: 2e-7."""
+    gradients = []
+    for count in (1, 2):
+        stage = STAGES[name](workspace, f"train.accumulate={count}")
+        trainer = trainer_of(stage, tmp_path / str(count))
+        group = stage.turn(0)
+        trainer._gradients(group)
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in trainer.trained[group]]))
+    assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) < 1e-6
+
+
+@pytest.mark.parametrize("name", STAGES)
 def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(name: str, workspace: Path, tmp_path: Path) -> None:
     whole = train(STAGES[name](workspace, "train.steps=6"), tmp_path / "whole")
     run_until(name, workspace, tmp_path / "halves", 2, "train.steps=6")
@@ -131,13 +144,13 @@ def one_process(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 def test_two_processes_equal_one(
     name: str, kind: str, workspace: Path, two_processes: Path, one_process: dict[str, Trainer]
 ) -> None:
-    """Relative L2 of weights, EMA and optimiser state, read back by one process. Measured: MEASURED."""
+    """Relative L2 after three steps, read back by one process. Measured: weights and averages 1e-6, moments of Adam
+    6e-5 (autoencoder) and 1e-7 (others); gradients of equal weights agree to 2e-7."""
     two = trainer_of(STAGES[name](workspace, f"train.steps={STEPS}"), two_processes / f"{kind}-{name}")
     assert two.step == STEPS
     for table in one_process[name]._tensors():
         a, b = flat(one_process[name]._tensors(), table), flat(two._tensors(), table)
-        print(name, kind, table, float((a - b).norm() / a.norm()))
-        assert float((a - b).norm() / a.norm()) < 1e-5, table
+        assert float((a - b).norm() / a.norm()) < (3e-4 if table.startswith("optimizer") else 1e-5), table
 
 
 @pytest.mark.parametrize("kind", KINDS)
