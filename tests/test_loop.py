@@ -41,7 +41,7 @@ def test_parts_cut_the_batch_and_refuse_uneven_ones() -> None:
     ]  # fmt: skip
     halves = [part.slice(12) for rank in range(2) for part in Part(rank=rank, world=2).micro_batches(3)]
     assert [list(range(12))[part] for part in halves] == [[i, i + 1] for i in range(0, 12, 2)]
-    with pytest.raises(ConfigError, match="batch is 10: 4 parts .* need a multiple of it"):
+    with pytest.raises(ConfigError, match="batch is 10: 4 parts "):
         Part(rank=0, world=4).slice(10)
 
 
@@ -157,7 +157,7 @@ def test_three_checkpoints_and_milestones_are_kept(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoints" / "part").exists()
 
 
-@pytest.mark.parametrize("damage", ["cut", "junk", "progress"])
+@pytest.mark.parametrize("damage", ["cut", "junk", "bit", "progress"])
 def test_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path: Path, damage: str) -> None:
     changes = ("train.steps=6", "train.save_every=2")
     whole = train(game(tmp_path, *changes), tmp_path)
@@ -167,6 +167,12 @@ def test_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path: Path, 
         file.write_bytes(file.read_bytes()[:-100])
     elif damage == "junk":
         file.write_bytes(bytes(file.stat().st_size))
+    elif damage == "bit":
+        data = bytearray(file.read_bytes())
+        at = data.find(whole.ema.state["0.weight"].numpy().tobytes())
+        assert at > 0
+        data[at] ^= 1
+        file.write_bytes(data)
     else:
         (newest / "progress.json").write_text("{")
     stage = game(tmp_path, *changes)
@@ -179,10 +185,18 @@ def test_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path: Path, 
     assert trainer_of(game(tmp_path, *changes), tmp_path).step == 6
 
 
+def test_checkpoint_of_other_networks_is_not_read(tmp_path: Path) -> None:
+    trainer = train(game(tmp_path, "train.steps=2"), tmp_path)
+    tensors = trainer._tensors()
+    tensors["ema"]["another.weight"] = torch.zeros(2)
+    with pytest.raises(ValueError, match="its tensors are not those of this run"):
+        trainer.checkpoints.load(tensors)
+
+
 def test_nothing_but_damaged_checkpoints_is_refused(tmp_path: Path) -> None:
     trainer = train(game(tmp_path, "train.steps=2"), tmp_path)
     (trainer.checkpoints.path(2) / "progress.json").write_text("[]")
-    with pytest.raises(ValueError, match="all checkpoints are damaged; remove the folder to begin anew"):
+    with pytest.raises(ValueError, match=r"step-00000002: damaged .*; to begin anew, remove "):
         trainer_of(game(tmp_path, "train.steps=2"), tmp_path)
 
 
@@ -212,7 +226,7 @@ def test_non_finite_loss_is_skipped_then_named(tmp_path: Path) -> None:
     trainer = trainer_of(stage, tmp_path / "again")
     fine = stage.losses
     stage.losses = lambda step: {k: v * (math.nan if step > 4 else 1) for k, v in fine(step).items()}
-    with pytest.raises(RuntimeError, match="not finite in 10 steps in a row at step 14; the last good checkpoint is"):
+    with pytest.raises(RuntimeError, match="not finite in 10 steps of discriminator in a row at step 23"):
         trainer.run()
     assert trainer_of(game(tmp_path, "train.steps=60", "train.save_every=2"), tmp_path / "again").step == 4
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,9 @@ class Checkpoints:
         with _quiet():
             dcp.save(tensors, checkpoint_id=part, no_dist=not dist.is_initialized())
         parallel.wait()
+        sums = _checksums(part)
         if parallel.is_first():
-            sizes = {path.name: path.stat().st_size for path in part.iterdir()}
-            (part / "progress.json").write_text(json.dumps({**progress, "step": step, "sizes": sizes}) + "\n")
+            (part / "progress.json").write_text(json.dumps({**progress, "step": step, "checksums": sums}) + "\n")
             if self.path(step).exists():  # damaged, or the same
                 shutil.rmtree(self.path(step))
             part.rename(self.path(step))
@@ -67,32 +68,50 @@ class Checkpoints:
         Returns its progress, None where there is no checkpoint, and a line for each that is damaged. Raises ValueError
         when all are.
         """
-        damaged = []
+        damaged: list[str] = []
         for step in reversed(self.steps()):
             progress, problem = self._try(step, tensors)
             if progress is not None:
                 return progress, damaged
             damaged.append(f"{self.path(step)}: damaged ({problem}), left out")
         if damaged:
-            raise ValueError(f"{self.folder}: all checkpoints are damaged; remove the folder to begin anew")
+            raise ValueError("; ".join(damaged) + f"; to begin anew, remove {self.folder}")
         return None, damaged
 
     def _try(self, step: int, tensors: Tensors) -> tuple[Progress | None, str]:
-        path, problem, progress = self.path(step), "", None
+        """Its progress, or None and what is wrong with it; all processes come to the same result."""
+        path, progress = self.path(step), None
+        sums, problem = _checksums(path), ""
         try:
             progress = json.loads((path / "progress.json").read_text())
-            wrong = [n for n, size in progress.pop("sizes").items() if (path / n).stat().st_size != size]
-            problem = f"wrong size of {', '.join(wrong)}" if wrong else ""
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            problem = str(error).splitlines()[0]
+            wrong = [name for name, expected in progress.pop("checksums").items() if sums.get(name) != expected]
+            problem = f"{', '.join(wrong)} changed" if wrong else ""
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            problem = "progress.json cannot be read"
         if not _all_fine(problem):
-            return None, problem or "seen by another process"
+            return None, problem or "as another process sees it"
         try:
             with _quiet():
                 dcp.load(tensors, checkpoint_id=path, no_dist=not dist.is_initialized())
-        except Exception as error:  # what torch raises depends on where the damage is
-            problem = (str(error).splitlines() or [type(error).__name__])[-1][:200]
-        return (progress, "") if _all_fine(problem) else (None, problem or "seen by another process")
+        except (Exception, dcp.api.CheckpointException):  # what torch raises depends on what it is
+            problem = "its tensors are not those of this run"
+        return (progress, "") if _all_fine(problem) else (None, problem or "as another process sees it")
+
+
+def _checksums(folder: Path) -> dict[str, int]:
+    """CRC-32 of the files of tensors by name; each process reads some of them."""
+    part, sums = parallel.own_part(), {}
+    files = sorted(path for path in folder.iterdir() if path.suffix != ".json")
+    for path in files[part.rank :: part.world]:
+        checksum = 0
+        with path.open("rb") as file:
+            while block := file.read(1 << 24):
+                checksum = zlib.crc32(block, checksum)
+        sums[path.name] = checksum
+    everyones: list[dict[str, int]] = [sums] * part.world
+    if dist.is_initialized():
+        dist.all_gather_object(everyones, sums)
+    return {name: checksum for found in everyones for name, checksum in found.items()}
 
 
 def _all_fine(problem: str) -> bool:

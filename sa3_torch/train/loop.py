@@ -46,8 +46,9 @@ class Trainer:
         self.optimizers = {name: make_optimizer(group) for name, group in stage.groups.items()}
         self.trained = {name: list(optimizer.state) for name, optimizer in self.optimizers.items()}
         self.ema = Ema(stage.model, decay=config.ema_decay, after=config.ema_after, every=config.ema_every)
-        self.step, self.bad_steps, self.stop = 0, 0, False
+        self.step, self.stop = 0, False
         self.updates = dict.fromkeys(self.networks, 0)  # turns that each group had
+        self.bad_steps = dict.fromkeys(self.networks, 0)  # those that were skipped since its last good one
         self.precision: str | None = None if config.precision == "auto" else config.precision
         self.shown: dict[str, float] = {}  # the latest values of every group, for the log
         self.saved = -1  # step of the checkpoint last written or read
@@ -94,7 +95,7 @@ class Trainer:
             log.advance({name: value for name, value in self.shown.items() if "/" not in name})
             if self.step % config.validate_every == 0 or self.step == config.steps:
                 self._evaluate(log)
-            if self.step % config.save_every == 0:
+            if self.step % config.save_every == 0 and not any(self.bad_steps.values()):
                 self.save()
 
     def _train_step(self, log: RunLog) -> None:
@@ -110,11 +111,11 @@ class Trainer:
         self.updates[name] += 1
         terms = [term for term in values if "/" not in term]
         if math.isfinite(norm) and all(math.isfinite(values[term]) for term in terms):
-            self.bad_steps = 0
+            self.bad_steps[name] = 0
             optimizer.step()
             self.ema.update(stage.model, self.step)
         else:
-            self._skip(log, [term for term in terms if not math.isfinite(values[term])] or ["gradient"])
+            self._skip(log, name, [term for term in terms if not math.isfinite(values[term])] or ["gradient"])
         optimizer.zero_grad(set_to_none=True)
         self.shown |= {**values, f"grad_norm/{name}": norm, f"lr/{name}": rate}
 
@@ -146,16 +147,16 @@ class Trainer:
         self.stop = stopped > 0
         return dict(zip(sums, means, strict=True))
 
-    def _skip(self, log: RunLog, bad: list[str]) -> None:
-        self.bad_steps += 1
+    def _skip(self, log: RunLog, name: str, bad: list[str]) -> None:
+        self.bad_steps[name] += 1
         log.write({"step": self.step, "skipped": bad})
-        if self.bad_steps >= MAX_BAD_STEPS:
+        if self.bad_steps[name] >= MAX_BAD_STEPS:
             kept = self.checkpoints.steps()
             last = (
                 f"the last good checkpoint is {self.checkpoints.path(kept[-1])}" if kept else "there is no checkpoint"
             )
             raise RuntimeError(
-                f"{self.stage.name}: {', '.join(bad)} not finite in {MAX_BAD_STEPS} steps in a row at step "
+                f"{self.stage.name}: {', '.join(bad)} not finite in {MAX_BAD_STEPS} steps of {name} in a row at step "
                 f"{self.step}; {last}; lower the learning rate"
             )
 

@@ -206,16 +206,16 @@ def whole_weights(turn: nn.Module) -> Iterator[None]:
 
 
 def gather(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Sharded tensors in full, on the CPU of the first process; the others get an empty dictionary."""
+    """Copies of sharded tensors in full, on the CPU of the first process; the others get an empty dictionary."""
     kept: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        full = cast(DTensor, tensor).full_tensor() if isinstance(tensor, DTensor) else tensor
+        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if is_first():
-            kept[name] = full.detach().cpu()
+            kept[name] = full.detach().to("cpu", copy=True)
     return kept
 
 
-def clip(parameters: list[nn.Parameter], limit: float) -> Tensor:
+def clip(parameters: list[Tensor], limit: float) -> Tensor:
     """Scales gradients down to a norm of at most ``limit``; returns the norm before, the same on all processes."""
     norm = nn.utils.clip_grad_norm_(parameters, limit)
-    return cast(DTensor, norm).full_tensor() if isinstance(norm, DTensor) else norm
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
