@@ -154,7 +154,7 @@ class AutoencoderStage(Stage):
         if not waveform:
             raise ValueError("no held-out notes, chords or recordings to validate on; add more clips")
         pairs = [self._reconstruct(clip) for clip in waveform + texture]
-        latents = torch.cat([self._latents(audio)[0] for audio, _ in pairs]).cpu()
+        latents = torch.cat([self._latents(audio)[0] for audio, _ in pairs]).float().cpu()
         return {
             "si_sdr": float(np.median([si_sdr(a, b) for a, b in pairs[: len(waveform)]])),
             "spectral_convergence": float(np.median([spectral_convergence(a, b) for a, b in pairs[: len(waveform)]])),
@@ -168,7 +168,7 @@ class AutoencoderStage(Stage):
         if audio.shape[1] == 1:
             audio = np.repeat(audio, self.model.audio_channels, axis=1)
         output = self.model.decode(self._latents(audio))[0, : len(audio)]
-        return audio, output.cpu().numpy()
+        return audio, output.float().cpu().numpy()
 
     def _latents(self, audio: np.ndarray) -> Tensor:
         """(N, 2) -> (1, T, C)"""

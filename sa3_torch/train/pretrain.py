@@ -193,7 +193,7 @@ class PretrainStage(Stage):
         ]
         captions = [item.captions[0] for item in batch.items[:count]]
         save_sound(
-            folder / f"{step:06d}.wav", torch.cat(pieces).cpu().numpy(), self.model_config.sample_rate,
+            folder / f"{step:06d}.wav", torch.cat(pieces).float().cpu().numpy(), self.model_config.sample_rate,
             title=f"step {step}: {', '.join(captions)}",
         )  # fmt: skip
         (folder / f"{step:06d}.txt").write_text("\n".join(captions) + "\n", encoding="utf-8")

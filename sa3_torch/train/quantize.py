@@ -142,7 +142,7 @@ class QuantizeStage(Stage):
             same.decode(state.x - t * velocity).flatten(0, 1) for velocity in (state.velocity, self._velocity(state))
         ]
         save_sound(
-            folder / f"{step:06d}.wav", torch.cat(sounds).cpu().numpy(), self.model_config.sample_rate,
+            folder / f"{step:06d}.wav", torch.cat(sounds).float().cpu().numpy(), self.model_config.sample_rate,
             title=f"step {step}: end of a run, as the teacher and as the student sees it",
         )  # fmt: skip
 

@@ -86,7 +86,10 @@ class Stage(ABC):
 
     @abstractmethod
     def validate(self) -> dict[str, float]:
-        """Measures on held-out data, with the weights now in ``model``."""
+        """Measures on held-out data, with the weights now in ``model``.
+
+        Under FSDP2 in bf16 this and ``demo`` run under autocast: their results need a ``float()``.
+        """
 
     @abstractmethod
     def demo(self, folder: Path, step: int) -> None:
