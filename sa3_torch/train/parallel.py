@@ -161,6 +161,8 @@ def wrap_fsdp(networks: dict[str, nn.Module], device: torch.device, *, bf16: boo
     """
     if not hasattr(FSDPModule, "reset_iter_state"):
         raise ConfigError(f"parallel is 'fsdp' with torch {torch.__version__}: it needs 2.13; choose 'ddp' or update")
+    # Nothing changes the views in place that blocks return.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     turn, mesh = Turn(networks), init_device_mesh(device.type, (own_part().world,))
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32, cast_forward_inputs=False
