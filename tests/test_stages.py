@@ -33,7 +33,7 @@ def run_until(name: str, workspace: Path, folder: Path, stop_at: int, *changes: 
     inner = stage.losses
 
     def losses(step: int):
-        trainer.stop = step == stop_at
+        trainer.asked = step == stop_at
         return inner(step)
 
     stage.losses = losses

@@ -46,7 +46,8 @@ class Trainer:
         self.optimizers = {name: make_optimizer(group) for name, group in stage.groups.items()}
         self.trained = {name: list(optimizer.state) for name, optimizer in self.optimizers.items()}
         self.ema = Ema(stage.model, decay=config.ema_decay, after=config.ema_after, every=config.ema_every)
-        self.step, self.stop = 0, False
+        self.step = 0
+        self.asked = self.stop = False  # asked: by a signal, of this process; stop: what all have agreed on
         self.updates = dict.fromkeys(self.networks, 0)  # turns that each group had
         self.bad_steps = dict.fromkeys(self.networks, 0)  # those that were skipped since its last good one
         self.precision: str | None = None if config.precision == "auto" else config.precision
@@ -64,9 +65,8 @@ class Trainer:
     def run(self) -> bool:
         """Train to the end or until SIGTERM / SIGINT; True when finished. Both leave a checkpoint to resume from."""
         previous = {s: signal.signal(s, self._ask_to_stop) for s in (signal.SIGTERM, signal.SIGINT)}
-        log = RunLog(self.folder, self.stage.name, step=self.step, steps=self.config.steps)
         try:
-            with log:
+            with RunLog(self.folder, self.stage.name, step=self.step, steps=self.config.steps) as log:
                 for remark in self.remarks:
                     log.say(remark)
                 self._choose_precision(log)
@@ -142,8 +142,8 @@ class Trainer:
 
     def _agree(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """Means over processes; and all stop when one was asked to."""
-        stop = torch.tensor(float(self.stop), device=self.stage.device)
-        *means, stopped = parallel.mean(torch.stack([*sums.values(), stop])).tolist()
+        asked = torch.tensor(float(self.asked), device=self.stage.device)
+        *means, stopped = parallel.mean(torch.stack([*sums.values(), asked])).tolist()
         self.stop = stopped > 0
         return dict(zip(sums, means, strict=True))
 
@@ -205,7 +205,7 @@ class Trainer:
         self.ema.swap(stage.model)
 
     def _ask_to_stop(self, _number: int, _frame: FrameType | None) -> None:
-        self.stop = True
+        self.asked = True
 
     def _tensors(self) -> Tensors:
         """All that a checkpoint holds, not copies; the EMA and every group's weights, buffers and optimiser."""
