@@ -47,7 +47,7 @@ class SAMEBlock(nn.Module):
 
     def forward(self, x: Tensor, table: Rope, attend: Attend, heads: Heads | None = None) -> Tensor:
         """(B, N, D) -> (B, N, D). ``heads`` of x, where they are known already."""
-        x = x + self.self_attn.mix(heads or self.heads(x), table, table, attend)
+        x = x + self.self_attn.mix(heads or self.self_attn.heads(self.pre_norm(x)), table, table, attend)
         return x + self.ff(self.ff_norm(x))
 
     def at(self, x: Tensor, rows: slice, table: Rope, attend: Attend) -> Tensor:

@@ -60,3 +60,13 @@ def random_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("random")
     configs = {**CONFIGS, "autoencoder": replace(CONFIGS["tiny-s"], name="autoencoder", diffusion=None)}
     return {name: write_checkpoint(root / name, config) for name, config in configs.items()}
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the tiny training stages of ``stages.py`` read."""
+    from stages import make_workspace
+
+    folder = tmp_path_factory.mktemp("workspace")
+    make_workspace(folder)
+    return folder

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sa3_mlx.spectrogram import save_spectrogram, spectrogram
+from sa3_mlx.spec.spectrogram import save_spectrogram, spectrogram
 
 RATE = 22050
 

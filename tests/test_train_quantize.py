@@ -31,8 +31,8 @@ CONFIG = dataclasses.replace(
 )
 PROMPTS = tuple(Prompt(0.5, text) for text in ("kick", "bell low", "rain soft", "drone"))
 SETTINGS = (
-    "recipe=3bit", "rounds=1", "train.batch=2", "train.steps=60", "train.learning_rate=1e-4", "train.warmup_steps=1",
-    "train.validate_every=1000", "train.save_every=1000", "train.ema_decay=0.9",
+    "recipe=3bit", "rounds=1", "train.batch=2", "train.steps=60", "optimizer.learning_rate=1e-4",
+    "optimizer.warmup_steps=1", "train.validate_every=1000", "train.save_every=1000", "train.ema_decay=0.9",
 )  # fmt: skip
 
 

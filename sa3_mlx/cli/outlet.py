@@ -68,7 +68,7 @@ class Outlets:
             if self._output.peak is not None:
                 self._write(made, audio)
             if made.picture is not None:
-                from sa3_mlx.spectrogram import save_spectrogram
+                from sa3_mlx.spec.spectrogram import save_spectrogram
 
                 title = f"{made.provenance.prompt or made.path.name} (seed {made.provenance.seed})"
                 save_spectrogram(made.picture, audio, generation.sample_rate, title=title)

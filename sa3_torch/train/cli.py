@@ -9,9 +9,10 @@ import torch
 
 from sa3_mlx.spec.calibration import read_prompts, usual_prompts
 from sa3_mlx.spec.clips import open_tokenizer
-from sa3_mlx.spec.config import ModelConfig
+from sa3_mlx.spec.config import Config, ModelConfig
 from sa3_mlx.spec.presets import PRESETS
 
+from . import parallel
 from .autoencoder import AutoencoderConfig, AutoencoderStage
 from .clips import ClipSet
 from .encode import load_autoencoder
@@ -20,9 +21,24 @@ from .loop import Trainer
 from .pretrain import PretrainConfig, PretrainStage
 from .quantize import QuantizeConfig, QuantizeStage
 from .settings import load_settings, to_json
+from .stage import Stage, TrainConfig
 from .vocabulary import save_tokenizer
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+def _start(threads: int | None) -> None:
+    """Before anything else: join the other processes of torchrun, if any."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    parallel.start()
+
+
+def _train(stage: Stage, train: TrainConfig, out: Path, settings: Config) -> bool:
+    """True in the first process when the run is finished."""
+    finished, first = Trainer(stage, train, out, to_json(settings)).run(), parallel.is_first()
+    parallel.finish()
+    return finished and first
 
 
 @click.command("autoencoder")
@@ -36,11 +52,10 @@ def autoencoder(
     data: Path, out: Path, model: str, settings: str, changes: tuple[str, ...], threads: int | None
 ) -> None:
     """Train a SAME autoencoder (stage 0)."""
-    if threads is not None:
-        torch.set_num_threads(threads)
+    _start(threads)
     config = load_settings(AutoencoderConfig, "autoencoder", settings, changes)
     stage = AutoencoderStage(PRESETS[model], config, ClipSet(data))
-    if Trainer(stage, config.train, out, to_json(config)).run():
+    if _train(stage, config.train, out, config):
         click.echo(f"autoencoder: {out / 'model'}; next: sa3 pre-encode --autoencoder {out / 'model'} --data {data}")
 
 
@@ -59,16 +74,17 @@ def pretrain(
     changes: tuple[str, ...], threads: int | None,
 ) -> None:  # fmt: skip
     """Train a diffusion model by flow matching (stage 1)."""
-    if threads is not None:
-        torch.set_num_threads(threads)
+    _start(threads)
     config = load_settings(PretrainConfig, "pretrain", settings, changes)
     same, digest = load_autoencoder(folder)
     out.mkdir(parents=True, exist_ok=True)
     if tokenizer is None:
         tokenizer = out / "tokenizer.json"
-        save_tokenizer(tokenizer)
+        if parallel.is_first():
+            save_tokenizer(tokenizer)
+        parallel.wait()
     stage = PretrainStage(PRESETS[model], config, LatentSet(latents, autoencoder=digest), tokenizer, same)
-    if Trainer(stage, config.train, out, to_json(config)).run():
+    if _train(stage, config.train, out, config):
         click.echo(f'model: {out / "model"}; next: sa3 generate "piano note A4" --model {out / "model"}')
 
 
@@ -86,8 +102,7 @@ def quantize(
     threads: int | None,
 ) -> None:  # fmt: skip
     """Tune a model for few bits by distillation from itself (quantization-aware tuning)."""
-    if threads is not None:
-        torch.set_num_threads(threads)
+    _start(threads)
     if recipe is not None:
         changes = (*changes, f"recipe={recipe}")
     config = load_settings(QuantizeConfig, "quantize", settings, changes)
@@ -95,7 +110,7 @@ def quantize(
         read_prompts(calibration) if calibration else usual_prompts(open_tokenizer(folder, ModelConfig.load(folder)))
     )
     stage = QuantizeStage(folder, config, prompts)
-    if Trainer(stage, config.train, out, to_json(config)).run():
+    if _train(stage, config.train, out, config):
         click.echo(f"model: {out / 'model'}; next: sa3 generate PROMPT --model {out / 'model'}")
 
 

@@ -168,6 +168,12 @@ class LatentBatch:
     seconds: Tensor
     items: tuple[LatentItem, ...]
 
+    def __getitem__(self, rows: slice) -> LatentBatch:
+        return LatentBatch(
+            latents=self.latents[rows], valid=self.valid[rows], ids=self.ids[rows], mask=self.mask[rows],
+            seconds=self.seconds[rows], items=self.items[rows],
+        )  # fmt: skip
+
 
 class LatentBatches:
     """Endless batches of latents, of similar lengths, padded to a multiple of ``multiple`` frames.

@@ -1,252 +1,233 @@
-"""The training loop of every stage: optimiser, schedule, EMA, checkpoints with exact resume, logs, progress.
+"""The training loop of every stage: groups in turns, schedules, EMA, precision, checkpoints with exact resume, logs.
 
-A stage is a function of (weights, step): its batches and its noise come from counter-based generators keyed by the
-step, so a run that was stopped and resumed equals one that was not.
+Several processes, started by torchrun, take one step together; see parallel.py.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from sa3_mlx.spec.config import Config, ConfigError
-
+from . import parallel
+from .checkpoints import Checkpoints, Tensors, keep_settings
+from .logs import RunLog
+from .optimizers import Ema, learning_rate_at, make_optimizer, optimizer_tensors
+from .parallel import Part
 from .plot import plot_run
+from .stage import Stage, TrainConfig
+from .timing import time_precisions
 
 MAX_BAD_STEPS = 10  # non-finite losses or gradients in a row before the run gives up
 LOG_EVERY = 10
 
 
-def check(config: Config, low: float, high: float, *names: str) -> None:
-    """Raises ConfigError for a field of a settings table outside low..high."""
-    for name in names:
-        value = getattr(config, name)
-        if not low <= value <= high:
-            allowed = f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
-            raise ConfigError(f"{name} is {value!r}: allowed is {allowed}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig(Config):
-    """What every stage needs."""
-
-    seed: int
-    steps: int
-    batch: int
-    learning_rate: float
-    final_learning_rate: float  # reached by a cosine
-    warmup_steps: int
-    beta1: float
-    beta2: float
-    weight_decay: float
-    clip_norm: float
-    ema_decay: float
-    precision: Literal["bf16", "fp32"]
-    compile: bool  # torch.compile of network and loss; needs a C++ compiler on a CPU
-    save_every: int  # steps
-    validate_every: int  # steps
-
-    def __post_init__(self) -> None:
-        check(self, 0, math.inf, "seed", "warmup_steps", "weight_decay")
-        check(self, 1, math.inf, "steps", "batch", "save_every", "validate_every")
-        check(self, 1e-12, math.inf, "learning_rate", "final_learning_rate", "clip_norm")
-        check(self, 0, 1 - 1e-12, "beta1", "beta2", "ema_decay")
-
-
-class Stage(ABC):
-    """One training stage: what is trained, on which losses."""
-
-    name: str
-    model: nn.Module  # its state is averaged and saved
-
-    @abstractmethod
-    def losses(self, step: int) -> dict[str, Tensor]:
-        """Weighted terms of a step; their sum is minimised."""
-
-    @abstractmethod
-    def validate(self) -> dict[str, float]:
-        """Measures on held-out data, with the weights now in ``model``."""
-
-    @abstractmethod
-    def demo(self, folder: Path, step: int) -> None:
-        """Write sounds or pictures of the weights now in ``model``."""
-
-    @abstractmethod
-    def export(self, folder: Path) -> None:
-        """Write the weights now in ``model`` as a checkpoint folder."""
-
-
-def step_generator(seed: int, step: int) -> torch.Generator:
-    """Random numbers of one step, independent of all others."""
-    return torch.Generator().manual_seed((seed << 40) ^ (step * 2_654_435_761 + 97))
-
-
-def learning_rate_at(config: TrainConfig, step: int) -> float:
-    """Linear warm-up, then a cosine from ``learning_rate`` to ``final_learning_rate``."""
-    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    cosine = 0.5 * (1 + math.cos(math.pi * step / config.steps))
-    return warm * (config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * cosine)
-
-
-class Ema:
-    """Power EMA in fp32: beta_k = min(decay, 1 - (1 + k)^-3/4); buffers are copied (training spec 0.4)."""
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-        self.averaged = {name for name, _ in model.named_parameters()}
-
-    @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        beta = min(self.decay, 1 - (1 + step) ** -0.75)
-        for name, tensor in model.state_dict().items():
-            if name in self.averaged:
-                self.state[name].lerp_(tensor.float(), 1 - beta)
-            else:
-                self.state[name].copy_(tensor)
-
-    def swap(self, model: nn.Module) -> None:
-        """Exchange the averaged weights and those of the model."""
-        live = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-        model.load_state_dict(self.state)
-        self.state = live
-
-
 class Trainer:
-    """Runs a stage in ``folder``: checkpoint.pt, log.jsonl, loss.png, demo/ and, at the end, model/ (the EMA)."""
+    """Runs a stage in ``folder``: checkpoints/, log.jsonl, loss.png, tensorboard/, demo/ and, at the end, model/ (the
+    EMA). Under torchrun every process makes one, with the same arguments."""
 
     def __init__(self, stage: Stage, config: TrainConfig, folder: Path, settings_json: str) -> None:
-        self.stage, self.config, self.folder, self.settings_json = stage, config, folder, settings_json
+        self.stage, self.config, self.folder = stage, config, folder
+        self.part = parallel.own_part()
+        self.parts = self.part.micro_batches(config.accumulate)
+        self.parts[0].slice(config.batch)  # raises where the batch cannot be cut so
         folder.mkdir(parents=True, exist_ok=True)
-        parameters = [p for p in stage.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            parameters, lr=config.learning_rate, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay
-        )
-        self.parameters = parameters
-        self.ema = Ema(stage.model, config.ema_decay)
-        self.step, self.bad_steps, self.stop = 0, 0, False
-        if (folder / "checkpoint.pt").is_file():
-            self._resume()
+        self.checkpoints = Checkpoints(folder, config.milestone_every)
+        keep_settings(folder, settings_json, resumed=bool(self.checkpoints.steps()))
+        self.networks = {name: group.network for name, group in stage.groups.items()}
+        self.turns: dict[str, nn.Module] = self._wrap()
+        self.optimizers = {name: make_optimizer(group) for name, group in stage.groups.items()}
+        self.trained = {name: list(optimizer.state) for name, optimizer in self.optimizers.items()}
+        self.ema = Ema(stage.model, decay=config.ema_decay, after=config.ema_after, every=config.ema_every)
+        self.step = 0
+        self.asked = self.stop = False  # asked: by a signal, of this process; stop: what all have agreed on
+        self.updates = dict.fromkeys(self.networks, 0)  # turns that each group had
+        self.bad_steps = dict.fromkeys(self.networks, 0)  # those that were skipped since its last good one
+        self.precision: str | None = None if config.precision == "auto" else config.precision
+        self.shown: dict[str, float] = {}  # the latest values of every group, for the log
+        self.saved = -1  # step of the checkpoint last written or read
+        self.remarks = self._resume()
+
+    def _wrap(self) -> dict[str, nn.Module]:
+        if not torch.distributed.is_initialized():
+            return dict.fromkeys(self.networks, parallel.Turn({}))
+        if self.config.parallel == "fsdp":
+            return parallel.wrap_fsdp(self.networks, self.stage.device, bf16=self.config.precision == "bf16")
+        return parallel.wrap_ddp(self.networks)
 
     def run(self) -> bool:
         """Train to the end or until SIGTERM / SIGINT; True when finished. Both leave a checkpoint to resume from."""
         previous = {s: signal.signal(s, self._ask_to_stop) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
-            self._loop()
+            with RunLog(self.folder, self.stage.name, step=self.step, steps=self.config.steps) as log:
+                for remark in self.remarks:
+                    log.say(remark)
+                self._choose_precision(log)
+                self._loop(log)
+                self.save()
+                if self.stop:
+                    log.say(f"stopped at step {self.step}; the same command goes on from there")
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-        self.save()
-        if self.stop:
-            tqdm.write(f"stopped at step {self.step}; the same command goes on from there")
-            return False
-        self.ema.swap(self.stage.model)
-        self.stage.export(self.folder / "model")
-        self.ema.swap(self.stage.model)
-        return True
+        if not self.stop:
+            self._export()
+        return not self.stop
 
-    def _loop(self) -> None:
-        config, stage = self.config, self.stage
-        start = time.time()
-        bar = tqdm(total=config.steps, initial=self.step, desc=stage.name, unit="step", mininterval=2.0)
+    def _loop(self, log: RunLog) -> None:
+        config, seconds, count = self.config, 0.0, 0
         while self.step < config.steps and not self.stop:
-            terms, norm = self._train_step()
+            begun = time.perf_counter()
+            self._train_step(log)
+            seconds, count = seconds + time.perf_counter() - begun, count + 1
             self.step += 1
-            bar.update()
             if self.step % LOG_EVERY == 0 or self.step == config.steps:
-                values = {name: float(value.detach()) for name, value in terms.items()}
-                bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()}, refresh=False)
-                lr = self.optimizer.param_groups[0]["lr"]
-                self._log({"step": self.step, **values, "grad_norm": norm, "lr": lr, "seconds": time.time() - start})
+                speed = {"steps_per_second": count / seconds, "items_per_second": count * config.batch / seconds}
+                log.write({"step": self.step, **self.shown, **speed})
+                seconds, count = 0.0, 0
+            log.advance({name: value for name, value in self.shown.items() if "/" not in name})
             if self.step % config.validate_every == 0 or self.step == config.steps:
-                self._evaluate()
-            if self.step % config.save_every == 0:
+                self._evaluate(log)
+            if self.step % config.save_every == 0 and not any(self.bad_steps.values()):
                 self.save()
-        bar.close()
 
-    def _train_step(self) -> tuple[dict[str, Tensor], float]:
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate_at(self.config, self.step)
-        self.stage.model.train()
-        terms = self.stage.losses(self.step)
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(terms.values())).sum().backward()
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm))
-        if math.isfinite(norm):
-            self.bad_steps = 0
-            self.optimizer.step()
-            self.ema.update(self.stage.model, self.step)
+    def _train_step(self, log: RunLog) -> None:
+        """One group's turn: gradients of all micro-batches, clipping, optimiser, EMA."""
+        stage, config = self.stage, self.config
+        name = stage.turn(self.step)
+        optimizer, settings = self.optimizers[name], stage.groups[name].optimizer
+        rate = learning_rate_at(settings, step=self.step, steps=config.steps, update=self.updates[name])
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        values = self._gradients(name)
+        norm = float(parallel.clip(self.trained[name], settings.clip_norm))
+        self.updates[name] += 1
+        terms = [term for term in values if "/" not in term]
+        if math.isfinite(norm) and all(math.isfinite(values[term]) for term in terms):
+            self.bad_steps[name] = 0
+            optimizer.step()
+            self.ema.update(stage.model, self.step)
         else:
-            self.bad_steps += 1
-            bad = [name for name, value in terms.items() if not torch.isfinite(value)] or ["gradient"]
-            self._log({"step": self.step, "skipped": bad})
-            if self.bad_steps >= MAX_BAD_STEPS:
-                raise RuntimeError(
-                    f"{self.stage.name}: {', '.join(bad)} not finite in {MAX_BAD_STEPS} steps in a row at step "
-                    f"{self.step}; the last good checkpoint is {self.folder / 'checkpoint.pt'}; lower the learning rate"
-                )
-        return terms, norm
+            self._skip(log, name, [term for term in terms if not math.isfinite(values[term])] or ["gradient"])
+        optimizer.zero_grad(set_to_none=True)
+        self.shown |= {**values, f"grad_norm/{name}": norm, f"lr/{name}": rate}
 
-    def _evaluate(self) -> None:
-        self.ema.swap(self.stage.model)
-        self.stage.model.eval()
-        with torch.no_grad():
-            measures = self.stage.validate()
-            self.stage.demo(self.folder / "demo", self.step)
-        self.ema.swap(self.stage.model)
-        self._log({"step": self.step, **{f"validation/{name}": value for name, value in measures.items()}})
-        plot_run(self.folder, self.stage.name)
-        tqdm.write(f"step {self.step}: " + ", ".join(f"{name} {value:.3f}" for name, value in measures.items()))
+    def _gradients(self, name: str) -> dict[str, float]:
+        """Gradients of a turn; its terms and notes, averaged over micro-batches and processes."""
+        stage, turn, count = self.stage, self.turns[name], len(self.parts)
+        for other, parameters in self.trained.items():
+            for parameter in parameters:
+                parameter.requires_grad_(other == name)
+        for network in self.networks.values():
+            network.train()
+        if count > 1:
+            with torch.no_grad():
+                turn(lambda: stage.prepare(self.step, self.parts))
+        sums: dict[str, Tensor] = {}
+        for part in self.parts:
+            stage.part, stage.notes = part, {}
+            with parallel.last_micro_batch(turn, part is self.parts[-1]):
+                terms = turn(lambda: stage.losses(self.step))
+                (torch.stack(list(terms.values())).sum() / count).backward()
+            for key, value in {**terms, **stage.notes}.items():
+                sums[key] = sums.get(key, 0) + value.detach().float() / count
+        return self._agree(sums)
 
-    def _log(self, row: dict[str, object]) -> None:
-        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+    def _agree(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        """Means over processes; and all stop when one was asked to."""
+        asked = torch.tensor(float(self.asked), device=self.stage.device)
+        *means, stopped = parallel.mean(torch.stack([*sums.values(), asked])).tolist()
+        self.stop = stopped > 0
+        return dict(zip(sums, means, strict=True))
+
+    def _skip(self, log: RunLog, name: str, bad: list[str]) -> None:
+        self.bad_steps[name] += 1
+        log.write({"step": self.step, "skipped": bad})
+        if self.bad_steps[name] >= MAX_BAD_STEPS:
+            kept = self.checkpoints.steps()
+            last = (
+                f"the last good checkpoint is {self.checkpoints.path(kept[-1])}" if kept else "there is no checkpoint"
+            )
+            raise RuntimeError(
+                f"{self.stage.name}: {', '.join(bad)} not finite in {MAX_BAD_STEPS} steps of {name} in a row at step "
+                f"{self.step}; {last}; lower the learning rate"
+            )
+
+    def _choose_precision(self, log: RunLog) -> None:
+        """Where it is "auto" and this run has not chosen: the one in which steps are faster (training spec 0.3)."""
+        if self.precision is None:
+            self.stage.part = self.parts[0]
+            seconds = time_precisions(self.stage)
+            self.precision = min(seconds, key=seconds.__getitem__)
+            log.write({"step": 0, **{f"precision/{name}_step_seconds": value for name, value in seconds.items()}})
+            timed = ", ".join(f"{name} {value:.3g} s" for name, value in seconds.items())
+            log.say(f"precision auto: a step takes {timed}; {self.precision} it is")
+        self.stage.precision = self.precision
+
+    def _evaluate(self, log: RunLog) -> None:
+        """Measures and demos of the averaged weights, by the first process; the others wait."""
+        stage = self.stage
+        with self._averaged():
+            if parallel.is_first():
+                measures = stage.validate()
+                stage.demo(self.folder / "demo", self.step)
+                log.write({"step": self.step, **{f"validation/{name}": value for name, value in measures.items()}})
+                plot_run(self.folder, stage.name)
+                log.say(f"step {self.step}: " + ", ".join(f"{name} {value:.3f}" for name, value in measures.items()))
+
+    def _export(self) -> None:
+        weights = parallel.gather(self.ema.state)
+        with self._averaged():
+            if parallel.is_first():
+                self.stage.export(self.folder / "model", weights)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The averaged weights are in the model, in evaluation mode and whole on every process."""
+        stage = self.stage
+        stage.part = Part()
+        self.ema.swap(stage.model)
+        for network in self.networks.values():
+            network.eval()
+        # Sharded units that travel in bf16 are bf16 here.
+        sharded = self.config.parallel == "fsdp" and torch.distributed.is_initialized()
+        with parallel.whole_weights(self.turns[stage.turn(self.step)]), torch.no_grad():
+            with stage.autocast() if sharded else nullcontext():
+                yield
+            parallel.wait()
+        self.ema.swap(stage.model)
 
     def _ask_to_stop(self, _number: int, _frame: FrameType | None) -> None:
-        self.stop = True
+        self.asked = True
+
+    def _tensors(self) -> Tensors:
+        """All that a checkpoint holds, not copies; the EMA and every group's weights, buffers and optimiser."""
+        tables: Tensors = {"ema": self.ema.state}
+        for name, network in self.networks.items():
+            tables[f"weights/{name}"] = network.state_dict()
+            tables[f"optimizer/{name}"] = optimizer_tensors(network, self.optimizers[name])
+        return tables
 
     def save(self) -> None:
-        """Write the checkpoint beside the old one, then rename."""
-        state = {
-            "settings": self.settings_json, "step": self.step, "model": self.stage.model.state_dict(),
-            "ema": self.ema.state, "optimizer": self.optimizer.state_dict(),
-        }  # fmt: skip
-        part = self.folder / "checkpoint.pt.part"
-        torch.save(state, part)
-        part.replace(self.folder / "checkpoint.pt")
+        """A checkpoint of this step, unless there is one."""
+        if self.step != self.saved:
+            progress = {"updates": self.updates, "bad_steps": self.bad_steps, "precision": self.precision}
+            self.checkpoints.save(self.step, self._tensors(), progress)
+            self.saved = self.step
 
-    def _resume(self) -> None:
-        path = self.folder / "checkpoint.pt"
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            settings = state["settings"]
-        except Exception as error:  # what torch raises depends on where the damage is
-            raise ValueError(f"{path}: damaged, it cannot be resumed from; remove it to begin anew") from error
-        if settings != self.settings_json:
-            raise ConfigError(
-                f"{self.folder} holds a run with other settings; choose another folder or give the same settings"
-            )
-        self.stage.model.load_state_dict(state["model"])
-        self.ema.state = state["ema"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
-
-
-Compiled = Callable[..., Tensor]
-
-
-def maybe_compile(function: Compiled, enabled: bool) -> Compiled:
-    """torch.compile where the configuration asks for it."""
-    return torch.compile(function) if enabled else function
+    def _resume(self) -> list[str]:
+        """Go on from the newest good checkpoint; returns remarks on damaged ones."""
+        progress, remarks = self.checkpoints.load(self._tensors())
+        if progress is not None:
+            self.step = self.saved = progress["step"]
+            self.updates, self.bad_steps = progress["updates"], progress["bad_steps"]
+            self.precision = progress["precision"]
+            remarks.append(f"going on from step {self.step}")
+        return remarks

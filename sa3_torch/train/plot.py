@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 SMOOTHING = 20  # logged rows in the running mean
-_NOT_TERMS = {"step", "seconds", "lr", "grad_norm", "skipped"}
+_NOT_TERMS = {"step", "seconds", "lr", "grad_norm", "skipped", "steps_per_second", "items_per_second"}
 
 
 def plot_run(folder: Path, title: str) -> Path:
@@ -21,7 +21,7 @@ def plot_run(folder: Path, title: str) -> Path:
     series: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
         for name, value in row.items():
-            if name not in _NOT_TERMS:
+            if name.startswith("validation/") or ("/" not in name and name not in _NOT_TERMS):
                 series.setdefault(name, []).append((row["step"], value))
     terms = {name: points for name, points in series.items() if not name.startswith("validation/")}
     measures = {name: points for name, points in series.items() if name.startswith("validation/")}

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile as sf
 import torch
 from torch import Tensor, nn
 
@@ -33,8 +32,11 @@ from .data import LatentBatch, LatentBatches, SharesConfig
 from .flow import MASK_KINDS, extend_valid, inpaint_masks, shift_times, truncated_logit_normal
 from .init import init_conditioner, init_dit, init_text_encoder
 from .latents import LatentSet
-from .loop import Stage, TrainConfig, check, step_generator
+from .logs import save_sound
 from .losses import flow_loss
+from .optimizers import Group, OptimizerConfig
+from .settings import check
+from .stage import Stage, TrainConfig, step_generator
 
 VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 VALIDATION_BATCHES = 2
@@ -47,6 +49,7 @@ class PretrainConfig(Config):
     """Settings of ``sa3 train pretrain``."""
 
     train: TrainConfig
+    optimizer: OptimizerConfig
     shift_min_frames: int
     shift_max_frames: int
     silence_seconds: float  # mean of the exponential extension
@@ -71,12 +74,13 @@ class PretrainStage(Stage):
     def __init__(
         self, model: ModelConfig, config: PretrainConfig, latents: LatentSet, tokenizer_file: Path, same: SAME
     ) -> None:
+        super().__init__()
         if model.diffusion is None:
             raise ValueError(f"{model.name} has no diffusion model to train")
         if same.config != model.same:
             raise ValueError(f"the autoencoder is not that of {model.name}: train or choose one of its size")
         self.model_config, self.config, self.diffusion = model, config, model.diffusion
-        self.tokenizer_file, self.same = tokenizer_file, same
+        self.tokenizer_file, self.same = tokenizer_file, same.to(self.device)
         self.tokenizer = Tokenizer(tokenizer_file, self.diffusion.text_encoder.max_length)
         if self.tokenizer.vocab_size > self.diffusion.text_encoder.vocab_size:
             raise ValueError(
@@ -88,6 +92,8 @@ class PretrainStage(Stage):
         init_dit(self.dit, config.train.seed)
         init_text_encoder(self.text_encoder, config.train.seed + 1)
         init_conditioner(self.conditioner, config.train.seed + 2)
+        self.model.to(self.device)
+        self.groups = {"diffusion": Group(network=self.model, optimizer=config.optimizer)}
         self.batches = self._batches(latents, "train", config.train.seed)
         self.validation = self._batches(latents, "validation", config.train.seed + 1)
 
@@ -112,22 +118,24 @@ class PretrainStage(Stage):
         )  # fmt: skip
 
     def losses(self, step: int) -> dict[str, Tensor]:
-        random = step_generator(self.config.train.seed, step)
+        """Everything is drawn for the global batch; the part of it is computed."""
+        random, config = step_generator(self.config.train.seed, step), self.config
         batch = self.batches.batch(step)
         t = truncated_logit_normal(len(batch.latents), random)
-        lengths = batch.valid.sum(1).float()
-        t = shift_times(t, lengths, self.config.shift_min_frames, self.config.shift_max_frames)
-        valid = extend_valid(batch.valid, self.config.silence_seconds * self.model_config.frames_per_second, random)
-        keep = inpaint_masks(valid, self.config.mask_shares, random)
-        drop = torch.rand(len(t), generator=random) < self.config.prompt_dropout
+        t = shift_times(t, batch.valid.sum(1).float(), config.shift_min_frames, config.shift_max_frames)
+        valid = extend_valid(batch.valid, config.silence_seconds * self.model_config.frames_per_second, random)
+        keep = inpaint_masks(valid, config.mask_shares, random)
+        drop = torch.rand(len(t), generator=random) < config.prompt_dropout
         noise = torch.randn(batch.latents.shape, generator=random)
-        return {"flow": self._flow_loss(batch, t, noise, valid, keep, drop)}
+        rows = self.part.slice(len(t))
+        return {"flow": self._flow_loss(batch[rows], t[rows], noise[rows], valid[rows], keep[rows], drop[rows])}
 
     def _flow_loss(
         self, batch: LatentBatch, t: Tensor, noise: Tensor, valid: Tensor, keep: Tensor, drop: Tensor
     ) -> Tensor:
-        z, time = batch.latents, t[:, None, None]
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.train.precision == "bf16"):
+        z, t, noise, valid, keep, drop = (x.to(self.device) for x in (batch.latents, t, noise, valid, keep, drop))
+        time = t[:, None, None]
+        with self.autocast():
             context, seconds = self._context(batch)
             context = torch.where(drop[:, None, None], 0.0, context)  # the global duration is kept
             mask = keep[..., None].float()
@@ -137,8 +145,8 @@ class PretrainStage(Stage):
         return flow_loss(velocity, noise - z, valid & ~keep, valid & keep, self.config.context_weight)
 
     def _context(self, batch: LatentBatch) -> tuple[Tensor, Tensor]:
-        hidden = self.text_encoder(batch.ids, batch.mask)
-        return self.conditioner(hidden, batch.mask, batch.seconds.numpy())
+        ids, mask = batch.ids.to(self.device), batch.mask.to(self.device)
+        return self.conditioner(self.text_encoder(ids, mask), mask, batch.seconds.numpy())
 
     def validate(self) -> dict[str, float]:
         """Error by time with nothing kept, and how much worse it gets with the captions of other items."""
@@ -164,32 +172,35 @@ class PretrainStage(Stage):
 
     def demo(self, folder: Path, step: int) -> None:
         """Some held-out prompts in turn, 30 Euler steps at guidance 4."""
-        folder.mkdir(parents=True, exist_ok=True)
         batch = self.validation.batch(10**6)
         count = min(DEMO_PROMPTS, len(batch.items))
         context, seconds = self._context(batch)
         frames = int(batch.valid.sum(1).max())
         cond = Conditioning(
             context=context[:count], seconds=seconds[:count], valid=None,
-            local=torch.zeros(count, 1, self.model_config.same.latent_channels + 1),
+            local=torch.zeros(count, 1, self.model_config.same.latent_channels + 1, device=self.device),
         )  # fmt: skip
         velocity = GuidedVelocity(
             dit=self.dit, cond=self.dit.prepare(cond), null=self.dit.prepare(unconditional(cond)),
             guidance=Guidance(scale=4.0),
         )  # fmt: skip
         start = torch.from_numpy(batch_noise(range(count), INITIAL, frames, self.model_config.same.latent_channels))
+        start = start.to(self.device)
         schedule = sigmas(self.diffusion.shift, DEMO_STEPS, 1.0, [frames] * count)
         *_, last = euler(velocity, start, schedule, lambda _: start)
         audio = self.same.decode(last.x)  # (6, L, channels)
         pieces = [
             audio[i, : int(item.seconds * self.model_config.sample_rate)] for i, item in enumerate(batch.items[:count])
         ]
-        sf.write(folder / f"{step:06d}.wav", torch.cat(pieces).clamp(-1, 1).numpy(), self.model_config.sample_rate)
-        captions = "\n".join(item.captions[0] for item in batch.items[:count])
-        (folder / f"{step:06d}.txt").write_text(captions + "\n", encoding="utf-8")
+        captions = [item.captions[0] for item in batch.items[:count]]
+        save_sound(
+            folder / f"{step:06d}.wav", torch.cat(pieces).float().cpu().numpy(), self.model_config.sample_rate,
+            title=f"step {step}: {', '.join(captions)}",
+        )  # fmt: skip
+        (folder / f"{step:06d}.txt").write_text("\n".join(captions) + "\n", encoding="utf-8")
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
         """The whole model: text encoder, conditioner, DiT and the frozen autoencoder, in fp16, with the tokenizer."""
-        state = {**self.model.state_dict(), **{f"same.{k}": v for k, v in self.same.state_dict().items()}}
+        state = {**weights, **{f"same.{k}": v for k, v in self.same.state_dict().items()}}
         save_checkpoint(folder, self.model_config, state, "F16")
         (folder / "tokenizer.json").write_bytes(self.tokenizer_file.read_bytes())

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-import soundfile as sf
 import torch
 from torch import Tensor, nn
 
@@ -32,7 +31,9 @@ from sa3_torch.fake_quant import add_fake_quant, latent_weight
 from sa3_torch.pipeline import Pipeline
 from sa3_torch.states import State, visit
 
-from .loop import Stage, TrainConfig, step_generator
+from .logs import save_sound
+from .optimizers import Group, OptimizerConfig
+from .stage import Stage, TrainConfig, step_generator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +41,17 @@ class QuantizeConfig(Config):
     """Settings of ``sa3 train quantize``. A batch is so many states, of up to four clips each."""
 
     train: TrainConfig
+    optimizer: OptimizerConfig
     recipe: str  # of ``sa3 quantize``; one that rounds to nearest with equal bits
     rounds: int  # runs over the calibration prompts, each with seeds of its own
-    student_share: float  # of states that are moved by the student's own error
+    student_share: float  # of steps whose states are moved by the student's own error
 
 
 class QuantizeStage(Stage):
     name = "quantize"
 
     def __init__(self, folder: Path, config: QuantizeConfig, prompts: tuple[Prompt, ...]) -> None:
+        super().__init__()
         self.folder, self.config = folder, config
         self.recipe = find_recipe(config.recipe)
         if self.recipe.dit is None or self.recipe.dit.measures:
@@ -59,17 +62,26 @@ class QuantizeStage(Stage):
         self.grids = dict.fromkeys(layers_of(self.model_config, "dit"), self.recipe.dit.grid)
         if not self.grids:
             raise ValueError(f"{self.model_config.name} has no layer that recipe {config.recipe} can quantize")
-        self.states = [s for number in range(config.rounds) for s in self._visited(prompts, number, held_out=False)]
+        rounds = (self._visited(prompts, number, held_out=False) for number in range(config.rounds))
+        self.states = [self._with_context(state) for states in rounds for state in states]
         self.held_out = list(self._visited(prompts, 0, held_out=True))
         self.prompts = sum(len(run.items) for run in requests(prompts, self.model_config, held_out=True))
         self.teacher = cast(DiT, self.pipeline.load_part("dit"))
         self.model: nn.Module = self._student()
+        self.groups = {"student": Group(network=self.model, optimizer=config.optimizer)}
         self.rounded_error = self._error(self.held_out)
 
     def _visited(self, prompts: tuple[Prompt, ...], number: int, *, held_out: bool) -> Iterator[State]:
         for request in requests(prompts, self.model_config, held_out=held_out):
             items = tuple(replace(item, seed=item.seed + 10_000 * number) for item in request.items)
             yield from visit(self.pipeline, replace(request, items=items))
+
+    def _with_context(self, state: State) -> State:
+        """Zeros for no context are the same to the model, and every parameter has a part in every loss."""
+        if state.cond.context is not None:
+            return state
+        seconds = state.cond.seconds  # (B, D)
+        return replace(state, cond=replace(state.cond, context=torch.zeros_like(seconds)[:, None]))
 
     def _student(self) -> DiT:
         """The teacher's weights; the quantized matrices alone are trained."""
@@ -85,12 +97,13 @@ class QuantizeStage(Stage):
         return cast(nn.Linear, dit.get_submodule(path.removeprefix("dit.")))
 
     def losses(self, step: int) -> dict[str, Tensor]:
-        random = step_generator(self.config.train.seed, step)
-        chosen = torch.randint(len(self.states), (self.config.train.batch,), generator=random)
-        moved = torch.rand(self.config.train.batch, generator=random) < self.config.student_share
+        random, batch = step_generator(self.config.train.seed, step), self.config.train.batch
+        rows = self.part.slice(batch)
+        chosen = torch.randint(len(self.states), (batch,), generator=random)[rows]
+        moved = float(torch.rand((), generator=random)) < self.config.student_share  # all of them: processes in step
         terms = []
-        for index, move in zip(chosen.tolist(), moved.tolist(), strict=True):
-            state = self._moved(self.states[index]) if move else self.states[index]
+        for index in chosen.tolist():
+            state = self._moved(self.states[index]) if moved else self.states[index]
             error = (self._velocity(state) - state.velocity).square()
             terms.append(_over_valid(error, state.cond) / _over_valid(state.velocity.square(), state.cond))
         return {"velocity": torch.stack(terms).mean()}
@@ -122,18 +135,19 @@ class QuantizeStage(Stage):
     @torch.no_grad()
     def demo(self, folder: Path, step: int) -> None:
         """The end of a run that was not trained on, as the teacher and as the student sees it, one after the other."""
-        folder.mkdir(parents=True, exist_ok=True)
         state = next(s for s in reversed(self.held_out) if s.cond is self.held_out[0].cond)
         t = torch.from_numpy(state.t).to(state.x.device)[:, None, None]
         same = self.pipeline.autoencoder("decoder")
         sounds = [
             same.decode(state.x - t * velocity).flatten(0, 1) for velocity in (state.velocity, self._velocity(state))
         ]
-        audio = torch.cat(sounds).clamp(-1, 1).cpu().numpy()
-        sf.write(folder / f"{step:06d}.wav", audio, self.model_config.sample_rate)
+        save_sound(
+            folder / f"{step:06d}.wav", torch.cat(sounds).float().cpu().numpy(), self.model_config.sample_rate,
+            title=f"step {step}: end of a run, as the teacher and as the student sees it",
+        )  # fmt: skip
 
     @torch.no_grad()
-    def export(self, folder: Path) -> None:
+    def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
         """A quantized checkpoint whose packed weights are the values of the forward pass."""
         quantizers: dict[str, Quantizer] = {}
         grids: dict[str, Grid] = {}
@@ -142,7 +156,7 @@ class QuantizeStage(Stage):
                 grids[path] = recipe.grid
                 quantizers[path] = partial(nearest, grid=recipe.grid)
         for path, grid in self.grids.items():
-            weight = latent_weight(self._layer(self.model, path)).float().cpu().numpy()
+            weight = weights[f"{path.removeprefix('dit.')}.parametrizations.weight.original"].float().numpy()
             quantizers[path] = partial(_tuned, tuned=np.ascontiguousarray(weight), grid=grid)
         steps = sorted({state.index for state in self.held_out})
         velocity = VelocityReport(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from pathlib import Path
 from typing import TypeVar
@@ -11,6 +12,15 @@ from sa3_mlx.spec.config import Config, ConfigError
 
 PRESETS = Path(__file__).parent / "presets"
 Settings = TypeVar("Settings", bound=Config)
+
+
+def check(config: Config, low: float, high: float, *names: str) -> None:
+    """Raises ConfigError for a field of a settings table outside low..high."""
+    for name in names:
+        value = getattr(config, name)
+        if not low <= value <= high:
+            allowed = f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
+            raise ConfigError(f"{name} is {value!r}: allowed is {allowed}")
 
 
 def preset_names(stage: str) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from sa3_mlx.spec.config import ROTARY_SIZE, Config, ConfigError
-from sa3_torch.train.loop import check
+from sa3_torch.train.settings import check
 
 
 @dataclass(frozen=True, kw_only=True)

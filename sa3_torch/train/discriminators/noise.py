@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sa3_mlx.spec.config import Config
 from sa3_torch.train.filters import bark_bands
-from sa3_torch.train.loop import check
+from sa3_torch.train.settings import check
 from sa3_torch.train.spectral import tight_stft, tight_window
 from sa3_torch.train.transforms import full_precision
 

@@ -15,7 +15,7 @@ from sa3_mlx.spec.config import FF_MULT_DIT, HEAD_SIZE, TIMESTEP_FEATURES, Confi
 from sa3_torch.attention import SelfAttention, attend
 from sa3_torch.dit import BLOCK_EPS, head_rms_norm, timestep_features
 from sa3_torch.layers import MLP, FeedForward, RMSNorm, Rope, modulate, rope
-from sa3_torch.train.loop import check
+from sa3_torch.train.settings import check
 
 STD_DECAY = 0.99
 

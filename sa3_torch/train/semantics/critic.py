@@ -18,7 +18,7 @@ from sa3_mlx.spec.config import FF_MULT_DIT, HEAD_SIZE, Config, ConfigError
 from sa3_torch.attention import SelfAttention, attend
 from sa3_torch.dit import BLOCK_EPS, head_rms_norm
 from sa3_torch.layers import FeedForward, RMSNorm, rope
-from sa3_torch.train.loop import check
+from sa3_torch.train.settings import check
 from sa3_torch.train.transforms import wavelet
 
 MARGIN, MAX_GAP = 0.5, 10.0

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from sa3_mlx.spec.config import Config, ConfigError
 from sa3_torch.train.filters import chroma_filters
-from sa3_torch.train.loop import check
 from sa3_torch.train.metrics import mel_filters
+from sa3_torch.train.settings import check
 from sa3_torch.train.spectral import magnitude
 from sa3_torch.train.transforms import full_precision, spectrogram
 

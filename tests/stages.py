@@ -1,0 +1,173 @@
+"""STAGES: every training stage in a tiny configuration; tests of the loop are parametrised over it.
+
+A stage needs one line here: name -> how to build it from the workspace and ``--set`` changes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from tiny_checkpoint import write_checkpoint
+from torch import Tensor, nn
+
+from sa3_mlx.spec.calibration import Prompt
+from sa3_mlx.spec.presets import PRESETS
+from sa3_torch.train.autoencoder import AutoencoderConfig, AutoencoderStage
+from sa3_torch.train.clips import ClipSet, Draft, write_clips
+from sa3_torch.train.encode import EncodeConfig, PreEncoder, load_autoencoder
+from sa3_torch.train.latents import LatentSet
+from sa3_torch.train.loop import Trainer
+from sa3_torch.train.optimizers import Group, OptimizerConfig
+from sa3_torch.train.parallel import follow, mean
+from sa3_torch.train.pretrain import PretrainConfig, PretrainStage
+from sa3_torch.train.quantize import QuantizeConfig, QuantizeStage
+from sa3_torch.train.settings import Config, load_settings, to_json
+from sa3_torch.train.sources import ClipSource
+from sa3_torch.train.stage import Stage, TrainConfig, step_generator
+from sa3_torch.train.vocabulary import save_tokenizer
+
+DEMO = PRESETS["demo"]
+assert DEMO.diffusion is not None
+MODEL = dataclasses.replace(
+    DEMO,
+    name="test",
+    same=dataclasses.replace(DEMO.same, width=64, encoder_depth=1, decoder_depth=1, latent_channels=16),
+    diffusion=dataclasses.replace(
+        DEMO.diffusion, max_frames=48, dit=dataclasses.replace(DEMO.diffusion.dit, width=64, depth=1, memory_tokens=2)
+    ),
+)
+SHORT = ("train.compile=false", "train.precision='fp32'", "train.validate_every=1000", "train.save_every=1000")
+
+
+def write_tiny_clips(folder: Path) -> ClipSet:
+    """Eight short tones and eight bursts of noise, a few of each held out."""
+    random = np.random.default_rng(5)
+
+    def draft(number: int) -> Draft:
+        time = np.arange(16_000) / 44_100
+        note = number % 2 == 0
+        audio = np.sin(2 * np.pi * 220 * 2 ** (number / 12) * time) if note else random.standard_normal(16_000)
+        return Draft(
+            id=f"{number}", captions=("piano note A3",) if note else ("white noise",), kind="note" if note else "noise",
+            label="note" if note else "white", instrument="piano" if note else None, midi=57 + number if note else None,
+            split="validation" if number >= 12 else "train", audio=(0.3 * audio).astype(np.float32),
+        )  # fmt: skip
+
+    return write_clips(folder, map(draft, range(16)), channels=1, about={})
+
+
+def make_workspace(folder: Path) -> None:
+    """Clips, a barely trained autoencoder, its latents, a tokenizer, and a model of random weights."""
+    clips = write_tiny_clips(folder / "clips")
+    train(autoencoder_stage(folder, "train.steps=2"), folder / "run")
+    encoding = EncodeConfig(copies=2, seed=0, shard_frames=100, chunk_frames=None)
+    PreEncoder(ClipSource(clips, 2), folder / "run" / "model", folder / "latents", encoding).run()
+    save_tokenizer(folder / "tokenizer.json")
+    write_checkpoint(folder / "random", MODEL)
+
+
+def train(stage: Stage, folder: Path) -> Trainer:
+    """A whole run."""
+    trainer = trainer_of(stage, folder)
+    assert trainer.run()
+    return trainer
+
+
+def trainer_of(stage: Stage, folder: Path) -> Trainer:
+    return Trainer(stage, stage.config.train, folder, to_json(stage.config))  # type: ignore[attr-defined]
+
+
+def autoencoder_stage(workspace: Path, *changes: str) -> AutoencoderStage:
+    rate = ("generator.warmup_steps=1", "generator.learning_rate=1e-4")
+    settings = (*SHORT, "train.batch=4", "crop_samples=8192", *rate, *changes)
+    config = load_settings(AutoencoderConfig, "autoencoder", "demo", settings)
+    return AutoencoderStage(MODEL, config, ClipSet(workspace / "clips"))
+
+
+def pretrain_stage(workspace: Path, *changes: str) -> PretrainStage:
+    settings = (*SHORT, "train.batch=4", "buckets=1", "optimizer.warmup_steps=1", *changes)
+    config = load_settings(PretrainConfig, "pretrain", "demo", settings)
+    same, digest = load_autoencoder(workspace / "run" / "model")
+    latents = LatentSet(workspace / "latents", autoencoder=digest)
+    return PretrainStage(MODEL, config, latents, workspace / "tokenizer.json", same)
+
+
+def quantize_stage(workspace: Path, *changes: str) -> QuantizeStage:
+    prompts = tuple(Prompt(0.2, text) for text in ("kick", "snare", "bell low", "rain"))
+    settings = (*SHORT, "train.batch=2", "recipe='3bit'", "rounds=1", "optimizer.warmup_steps=1", *changes)
+    return QuantizeStage(workspace / "random", load_settings(QuantizeConfig, "quantize", "demo", settings), prompts)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GameConfig(Config):
+    train: TrainConfig
+    generator: OptimizerConfig
+    discriminator: OptimizerConfig
+
+
+class GameStage(Stage):
+    """Two groups in turns, dropout-free, with a running mean of the discriminator's loss: a GAN in miniature."""
+
+    name = "game"
+
+    def __init__(self, config: GameConfig) -> None:
+        super().__init__()
+        self.config = config
+        random = torch.random.fork_rng()
+        with random:
+            torch.manual_seed(0)
+            self.model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).to(self.device)
+            self.judge = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1)).to(self.device)
+        self.judge.register_buffer("loss", torch.zeros(1, device=self.device))
+        self.groups = {
+            "generator": Group(network=self.model, optimizer=config.generator),
+            "discriminator": Group(network=self.judge, optimizer=config.discriminator),
+        }
+
+    def turn(self, step: int) -> str:
+        return "discriminator" if step % 2 else "generator"
+
+    def losses(self, step: int) -> dict[str, Tensor]:
+        batch = self.config.train.batch
+        noise, real = torch.randn(2, batch, 4, generator=step_generator(self.config.train.seed, step)).to(self.device)
+        rows = self.part.slice(batch)
+        noise, real = noise[rows], 1 + real[rows, :3]
+        if self.turn(step) == "generator":
+            fake = self.model(noise)
+            return {
+                "adversarial": self.weighted("adversarial", 0.5, nn.functional.softplus(-self.judge(fake)).mean()),
+                "distance": self.weighted("distance", 2.0, (fake - real).square().mean()),
+            }
+        with torch.no_grad():
+            fake = self.model(noise)
+        loss = nn.functional.softplus(self.judge(fake) - self.judge(real)).mean()
+        follow(self.judge.loss, mean(loss), 0.9)
+        return {"discriminator": loss}
+
+    def validate(self) -> dict[str, float]:
+        return {"mean": float(self.model(torch.zeros(1, 4, device=self.device)).mean())}
+
+    def demo(self, folder: Path, step: int) -> None:
+        """Nothing to show."""
+
+    def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(weights, folder / "weights.pt")
+
+
+def game_stage(_workspace: Path, *changes: str) -> GameStage:
+    optimizer = OptimizerConfig(
+        learning_rate=1e-2, schedule="cosine", final_learning_rate=1e-4, inverse_gamma=0.0, warmup_steps=1, beta1=0.8,
+        beta2=0.99, weight_decay=1e-3, clip_norm=1.0,
+    )  # fmt: skip
+    train = load_settings(QuantizeConfig, "quantize", "demo", ("train.batch=8", *SHORT, *changes)).train
+    return GameStage(GameConfig(train=train, generator=optimizer, discriminator=optimizer))
+
+
+STAGES: dict[str, Callable[..., Stage]] = {
+    "autoencoder": autoencoder_stage, "pretrain": pretrain_stage, "quantize": quantize_stage, "game": game_stage,
+}  # fmt: skip
