@@ -88,6 +88,28 @@ def autoencoder_stage(workspace: Path, *changes: str) -> AutoencoderStage:
     return AutoencoderStage(MODEL, config, ClipSet(workspace / "clips"))
 
 
+def complete_stage(workspace: Path, *changes: str) -> AutoencoderStage:
+    """Every term of the autoencoder; discriminators from the first step, in odd ones.
+
+    No panning or silent tails: on very quiet channels rounding flips the sign of large differences of log-magnitudes.
+    """
+    small = (
+        "train.batch=4", "train.steps=8", "crop_samples=8192", "generator.warmup_steps=1",
+        "generator.learning_rate=1e-4", "discriminator.warmup_steps=1", "spectral_start=0.0", "spectral_full=0.0",
+        "spectral.sizes=[128, 512]", "augment.pan=0.0",
+        "augment.tail=0.0", "spectral.log_scale=1.0", "semantics.detached_steps=1", "semantics.critic.max_rows=24",
+        "semantics.alignment.width=64", "semantics.critic.width=64", "semantics.alignment.depth=1",
+        "semantics.critic.depth=1", "adversarial.start_step=0", "adversarial.noise.masked=true",
+        "adversarial.noise.instance=true", "adversarial.discriminators.transformer.depth=1",
+        "adversarial.discriminators.transformer.min_width=64", "adversarial.discriminators.transformer.max_width=64",
+        "adversarial.discriminators.transformer.head_size=32", "adversarial.discriminators.convolutional.width=4",
+        "adversarial.discriminators.convolutional.stft_sizes=[256]",
+        "adversarial.discriminators.transformer.views=[{kind='patch', size=97, stride=16, window=2}]",
+    )  # fmt: skip
+    config = load_settings(AutoencoderConfig, "autoencoder", "tiny", (*SHORT, *small, *changes))
+    return AutoencoderStage(MODEL, config, ClipSet(workspace / "clips"))
+
+
 def pretrain_stage(workspace: Path, *changes: str) -> PretrainStage:
     settings = (*SHORT, "train.batch=4", "buckets=1", "optimizer.warmup_steps=1", *changes)
     config = load_settings(PretrainConfig, "pretrain", "demo", settings)
@@ -169,5 +191,6 @@ def game_stage(_workspace: Path, *changes: str) -> GameStage:
 
 
 STAGES: dict[str, Callable[..., Stage]] = {
-    "autoencoder": autoencoder_stage, "pretrain": pretrain_stage, "quantize": quantize_stage, "game": game_stage,
+    "autoencoder": autoencoder_stage, "complete": complete_stage, "pretrain": pretrain_stage,
+    "quantize": quantize_stage, "game": game_stage,
 }  # fmt: skip

@@ -36,7 +36,8 @@ def _check(condition: bool, message: str) -> None:
 class Config:
     """Base of all configurations: strict ``from_dict`` and ``to_dict``.
 
-    ``from_dict`` raises ConfigError for an unknown key, a missing key and a value of the wrong type, naming it.
+    ``from_dict`` raises ConfigError for an unknown key, a missing key and a value of the wrong type, naming it. A
+    table with default None, which switches something on, may be missing.
     """
 
     @classmethod
@@ -44,15 +45,22 @@ class Config:
         if not isinstance(data, dict):
             raise ConfigError(f"{where}: expected an object, got {type(data).__name__}")
         hints = typing.get_type_hints(cls)
-        names = [field.name for field in dataclasses.fields(cls)]
+        fields = dataclasses.fields(cls)
+        names = [field.name for field in fields]
         unknown = sorted(set(data) - set(names))
-        missing = sorted(set(names) - set(data))
+        optional = {field.name for field in fields if field.default is None and _is_table(hints[field.name])}
+        missing = sorted(set(names) - optional - set(data))
         _check(not unknown, f"{where}: unknown field(s) {', '.join(map(str, unknown))}; allowed: {', '.join(names)}")
         _check(not missing, f"{where}: missing field(s) {', '.join(missing)}")
-        return cls(**{name: _parse(hints[name], data[name], f"{where}.{name}") for name in names})
+        return cls(**{name: _parse(hints[name], data[name], f"{where}.{name}") for name in names if name in data})
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+
+def _is_table(hint: Any) -> bool:
+    """Whether a field of type ``Config | None`` is described."""
+    return any(isinstance(inner, type) and issubclass(inner, Config) for inner in typing.get_args(hint))
 
 
 def _parse(hint: Any, value: object, where: str) -> Any:

@@ -1,7 +1,8 @@
-"""Stage 0, first version: SAME on a spectral and a waveform loss with the soft-norm bottleneck (training spec, 1).
+"""Stage 0: SAME on spectral and waveform losses, adversarial and semantic terms (training spec, 1).
 
-One step: crops -> encoder -> u; r <- EMA of std(u); z = u / r; decoder(r z + 0.05 r n) -> audio; losses in fp32.
-The waveform is learnt first, then the spectral loss takes over and gives noises and drums their energy back.
+One generator step: crops -> encoder -> u; r <- EMA of std(u); z = u / r; decoder(r z + 0.05 r n) -> audio; losses in
+fp32. In a discriminator's turn the autoencoder runs without gradients and leaves r alone.
+For small models the waveform is learnt first, then the spectral loss takes over and gives noises their energy.
 """
 
 from __future__ import annotations
@@ -10,30 +11,29 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sa3_mlx.spec.config import Config, ConfigError, ModelConfig
 from sa3_torch.same import SAME, patch, unpatch
 from sa3_torch.weights import save_checkpoint
 
+from .adversary import AdversarialConfig, Adversary
 from .augment import AugmentConfig
-from .clips import Clip, ClipSet
-from .data import AudioCrops, SharesConfig
+from .clips import ClipSet
+from .data import AudioBatch, AudioCrops, SharesConfig
 from .init import init_autoencoder
-from .logs import save_sound
 from .losses import soft_norm_loss, waveform_loss
-from .metrics import effective_rank, log_mel_l1, si_sdr, spectral_convergence
 from .optimizers import Group, OptimizerConfig
 from .parallel import Part, follow, mean, moments, std_of
+from .reconstruct import measure_reconstructions, save_reconstructions
+from .semantics import Semantics, SemanticsConfig
 from .settings import check
-from .spectral import SpectralConfig, spectral_distance, spectral_input, spectral_loss
+from .spectral import Average, SpectralConfig, spectral_distance, spectral_input, spectral_terms
 from .stage import Stage, TrainConfig, maybe_compile, step_generator
 
 STD_DECAY = 0.999
 NOISE = 0.05  # on the latents while training, relative to running_std
-VALIDATION_CLIPS = 48
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,9 @@ class AutoencoderConfig(Config):
     softnorm_weight: float
     shares: SharesConfig
     augment: AugmentConfig
+    semantics: SemanticsConfig | None = None
+    adversarial: AdversarialConfig | None = None
+    discriminator: OptimizerConfig | None = None
 
     def __post_init__(self) -> None:
         check(self, 1, math.inf, "crop_samples")
@@ -61,6 +64,13 @@ class AutoencoderConfig(Config):
         if max(self.spectral.sizes) > self.crop_samples:
             raise ConfigError(
                 f"crop_samples is {self.crop_samples}: less than the window of {max(self.spectral.sizes)}"
+            )
+        if self.adversarial is not None and self.adversarial.on and self.discriminator is None:
+            raise ConfigError("adversarial is on without a table [discriminator]: give its learning rate there")
+        if self.semantics is not None and self.semantics.critic_weight and self.train.accumulate > 1:
+            raise ConfigError(
+                f"train.accumulate is {self.train.accumulate}: the critic compares the items of a whole step; choose "
+                "1, or semantics.critic_weight=0"
             )
 
 
@@ -80,44 +90,136 @@ class AutoencoderStage(Stage):
         )  # fmt: skip
         loud = torch.cat([self.crops.batch(10**9 + i).audio for i in range(-(-256 // train.batch))])
         init_autoencoder(self.model, loud, train.seed)
-        self.model.to(self.device)
-        self.groups = {"generator": Group(network=self.model, optimizer=config.generator)}
+        self.semantics, self.adversary = self._extras()
+        self.groups = self._groups()
+        self._heard: list[Tensor] = []  # by window size: items that are not silent, mean over parts; see ``prepare``
+        self.attached = False  # whether the semantic networks have reached the latents
         self._encode = maybe_compile(self.model.encoder, train.compile)
         self._decode = maybe_compile(self.model.decoder, train.compile)
         self._distance = maybe_compile(spectral_distance, train.compile)
 
+    def _extras(self) -> tuple[Semantics | None, Adversary | None]:
+        """The networks beside the autoencoder that the settings switch on."""
+        config, model, items = self.config, self.model_config, self.crops.items
+        semantics = adversary = None
+        if config.semantics is not None:
+            semantics = Semantics(
+                config.semantics, model, items=items, samples=config.crop_samples, seed=config.train.seed
+            )
+            if not semantics.weights():
+                semantics = None
+        if config.adversarial is not None and config.adversarial.on:
+            adversary = Adversary(
+                config.adversarial, model.sample_rate, model.audio_channels, items=items, seed=config.train.seed
+            )
+        return semantics, adversary
+
+    def _groups(self) -> dict[str, Group]:
+        network: nn.Module = self.model
+        if self.semantics is not None:
+            network = nn.ModuleDict({"autoencoder": self.model, "semantics": self.semantics})
+        groups = {"generator": Group(network=network.to(self.device), optimizer=self.config.generator)}
+        if self.adversary is not None:
+            assert self.config.discriminator is not None
+            network = self.adversary.to(self.device)
+            groups["discriminator"] = Group(network=network, optimizer=self.config.discriminator)
+        return groups
+
+    def turn(self, step: int) -> str:
+        return "discriminator" if self.adversary is not None and self.adversary.plays(step) else "generator"
+
     def losses(self, step: int) -> dict[str, Tensor]:
-        config, bottleneck = self.config, self.model.bottleneck
-        audio = self._audio(step, self.part)
+        batch = self._batch(step, self.part)
+        audio = batch.audio.to(self.device)
+        if self.turn(step) == "discriminator":
+            return self._discriminator_losses(audio, step)
         with self.autocast():
             u = self._raw_latents(audio)
-            if config.train.accumulate == 1:
+            if self.config.train.accumulate == 1:
                 self._follow_std(std_of(moments(u)), step)
-            r = bottleneck.running_std.clone()
-            z = u / r
-            output = unpatch(self._decode(r * (z + NOISE * self._noise(z, step))), self.model.audio_channels).float()
-        fade = self._fade(step)
-        waveform_weight = (1 - fade) * config.waveform_weight + fade * config.waveform_final
-        terms = {
-            "waveform": self.weighted("waveform", waveform_weight, waveform_loss(output, audio)),
-            "softnorm": self.weighted("softnorm", config.softnorm_weight, soft_norm_loss(z)),
+            z = u / self.model.bottleneck.running_std.clone()
+            output = self._decoded(z, step)
+        self._note_latents(z)
+        return {
+            **self._reconstruction_losses(output, audio, step),
+            "softnorm": self.weighted("softnorm", self.config.softnorm_weight, soft_norm_loss(z)),
+            **self._semantic_losses(z, audio, batch.captions, step),
+            **self._adversarial_losses(output, audio, step),
         }
+
+    def _reconstruction_losses(self, output: Tensor, audio: Tensor, step: int) -> dict[str, Tensor]:
+        config, fade = self.config, self._fade(step)
+        waveform_weight = (1 - fade) * config.waveform_weight + fade * config.waveform_final
+        terms = {"waveform": self.weighted("waveform", waveform_weight, waveform_loss(output, audio))}
         if fade > 0:
-            output, audio = (
-                spectral_input(x, config.spectral, self.model_config.sample_rate, step) for x in (output, audio)
-            )
-            loss = spectral_loss(output, audio, config.spectral, self._distance, mean)
+            output, audio = (self._spectral_input(x, step) for x in (output, audio))
+            raw = spectral_terms(output, audio, config.spectral, self._distance, self._average())
+            weights = config.spectral.weights
+            loss = torch.stack([weights[name] * value for name, value in raw.items()]).sum()
             terms["spectral"] = self.weighted("spectral", fade, loss)
+            self.notes |= {f"spectral_{name}/raw": value.detach() for name, value in raw.items()}
         return terms
 
-    def prepare(self, step: int, parts: list[Part]) -> None:
-        """running_std of the whole batch, before its first micro-batch is divided by it."""
+    def _semantic_losses(self, z: Tensor, audio: Tensor, captions: tuple[str, ...], step: int) -> dict[str, Tensor]:
+        if self.semantics is None:
+            return {}
+        self.attached = step >= self.semantics.config.detached_steps
         with self.autocast():
-            found = [moments(self._raw_latents(self._audio(step, part))) for part in parts]
-        self._follow_std(std_of(torch.stack(found).sum(0)), step)
+            raw = self.semantics.losses(z, audio, captions, step=step, part=self.part)
+        weights = self.semantics.weights()
+        self.notes |= {f"measured/{name}": value for name, value in raw.items() if name not in weights}
+        return {name: self.weighted(name, weight, raw[name]) for name, weight in weights.items()}
 
-    def _audio(self, step: int, part: Part) -> Tensor:
-        return self.crops.batch(step, part.slice(self.crops.items)).audio.to(self.device)
+    def _adversarial_losses(self, output: Tensor, audio: Tensor, step: int) -> dict[str, Tensor]:
+        if self.adversary is None or not self.adversary.heeded(step):
+            return {}
+        with self.autocast():
+            raw = self.adversary.terms(audio, output, step=step, part=self.part)
+        return {name: self.weighted(name, self.adversary.weights[name], value) for name, value in raw.items()}
+
+    def _discriminator_losses(self, audio: Tensor, step: int) -> dict[str, Tensor]:
+        assert self.adversary is not None
+        with self.autocast():
+            with torch.no_grad():
+                output = self._decoded(self._raw_latents(audio) / self.model.bottleneck.running_std, step)
+            loss = self.adversary.loss(audio, output, step=step, part=self.part)
+        self.adversary.follow(loss, part=self.part, micro_batches=self.config.train.accumulate)
+        self.notes["measured/discriminator_mean"] = self.adversary.noise.loss_mean.detach()
+        return {"discriminator": loss}
+
+    def prepare(self, step: int, parts: list[Part]) -> None:
+        """Of the whole batch, before its first micro-batch is divided by them: running_std, and heard items by size."""
+        if self.turn(step) == "discriminator":
+            return
+        found, heard = [], []
+        for part in parts:
+            audio = self._batch(step, part).audio.to(self.device)
+            with self.autocast():
+                found.append(moments(self._raw_latents(audio)))
+            counts: list[Tensor] = []
+
+            def record(count: Tensor, counts: list[Tensor] = counts) -> Tensor:
+                counts.append(count)
+                return count
+
+            signals = self._spectral_input(audio, step)
+            spectral_terms(signals, signals, self.config.spectral, self._distance, record)
+            heard.append(torch.stack(counts))
+        self._follow_std(std_of(torch.stack(found).sum(0)), step)
+        self._heard = list(mean(torch.stack(heard).mean(0)))
+
+    def _spectral_input(self, audio: Tensor, step: int) -> Tensor:
+        return spectral_input(audio, self.config.spectral, self.model_config.sample_rate, step)
+
+    def _average(self) -> Average:
+        """Takes the number of heard items of a part, for one size after the other, to its mean over all parts."""
+        if self.config.train.accumulate == 1:
+            return mean
+        known = iter(self._heard)
+        return lambda _count: next(known)
+
+    def _batch(self, step: int, part: Part) -> AudioBatch:
+        return self.crops.batch(step, part.slice(self.crops.items))
 
     def _raw_latents(self, audio: Tensor) -> Tensor:
         """u, before the division by running_std: (B, N, 2) -> (B, T, C) float32."""
@@ -125,60 +227,56 @@ class AutoencoderStage(Stage):
         u = self._encode(patch(audio, self.model.config.patch_size)).float()
         return u * bottleneck.scale + bottleneck.bias
 
-    def _noise(self, z: Tensor, step: int) -> Tensor:
-        """Standard normals like z, drawn for the global batch."""
-        batch = self.crops.items
-        noise = torch.randn(batch, *z.shape[1:], generator=step_generator(self.config.train.seed, step))
-        return noise[self.part.slice(batch)].to(self.device)
+    def _decoded(self, z: Tensor, step: int) -> Tensor:
+        """(B, T, C) -> (B, N, 2), with the training noise of the global batch."""
+        items, r = self.crops.items, self.model.bottleneck.running_std.clone()
+        noise = torch.randn(items, *z.shape[1:], generator=step_generator(self.config.train.seed, step))
+        noisy = r * (z + NOISE * noise[self.part.slice(items)].to(self.device))
+        return unpatch(self._decode(noisy), self.model.audio_channels).float()
 
     def _follow_std(self, std: Tensor, step: int) -> None:
         """running_std follows the standard deviation of u; it starts at that of the first batch."""
+        running = self.model.bottleneck.running_std
         with torch.no_grad():
-            follow(self.model.bottleneck.running_std, std.clamp_min(1e-4), min(STD_DECAY, step / (step + 10)))
+            follow(running, std.clamp_min(1e-4), min(STD_DECAY, step / (step + 10)))
+            if self.semantics is not None:
+                self.semantics.follow(std / running.mean())
+
+    def _note_latents(self, z: Tensor) -> None:
+        """Kurtosis is 3 for normal numbers."""
+        values = z.detach().float()
+        centred = values - values.mean()
+        self.notes |= {
+            "latents/mean": values.mean(), "latents/std": values.std(),
+            "latents/r": self.model.bottleneck.running_std.mean(),
+            "latents/kurtosis": centred.pow(4).mean() / centred.square().mean().square().clamp_min(1e-12),
+        }  # fmt: skip
 
     def _fade(self, step: int) -> float:
         """0 while the waveform is learnt, then up to 1: the spectral loss alone leaves the phases unlearnt."""
         start, full = (
             share * self.config.train.steps for share in (self.config.spectral_start, self.config.spectral_full)
         )
-        return min(1.0, max(0.0, (step - start) / max(1.0, full - start)))
+        return 1.0 if step >= full else min(1.0, max(0.0, (step - start) / max(1.0, full - start)))
 
     def validate(self) -> dict[str, float]:
-        """Held-out clips of at most 2 s: medians over tonal ones (or the user's recordings), log-mel over all kinds."""
-        held_out = self.clips.select("validation")
-        waveform = [clip for clip in held_out if clip.kind in ("note", "chord", "user")][:VALIDATION_CLIPS]
-        texture = [clip for clip in held_out if clip.kind in ("drum", "noise")][:VALIDATION_CLIPS]
-        if not waveform:
-            raise ValueError("no held-out notes, chords or recordings to validate on; add more clips")
-        pairs = [self._reconstruct(clip) for clip in waveform + texture]
-        latents = torch.cat([self._latents(audio)[0] for audio, _ in pairs]).float().cpu()
-        return {
-            "si_sdr": float(np.median([si_sdr(a, b) for a, b in pairs[: len(waveform)]])),
-            "spectral_convergence": float(np.median([spectral_convergence(a, b) for a, b in pairs[: len(waveform)]])),
-            "log_mel": float(np.mean([log_mel_l1(a, b) for a, b in pairs])),
-            "effective_rank": effective_rank(latents.numpy()),
-            "latent_std": float(latents.std()),
-        }
-
-    def _reconstruct(self, clip: Clip) -> tuple[np.ndarray, np.ndarray]:
-        audio = self.clips.read(clip, 0, 2 * self.model_config.sample_rate)
-        if audio.shape[1] == 1:
-            audio = np.repeat(audio, self.model.audio_channels, axis=1)
-        output = self.model.decode(self._latents(audio))[0, : len(audio)]
-        return audio, output.float().cpu().numpy()
-
-    def _latents(self, audio: np.ndarray) -> Tensor:
-        """(N, 2) -> (1, T, C)"""
-        return self.model.encode(torch.from_numpy(audio)[None].to(self.device))
+        """See ``measure_reconstructions``. Raises RuntimeError when the latents lose their rank."""
+        measures = measure_reconstructions(self.model, self.clips, self.model_config.sample_rate, self.device)
+        share = self.config.semantics.least_rank if self.config.semantics is not None else 0.0
+        least, rank = share * self.model_config.same.latent_channels, measures["effective_rank"]
+        if self.attached and rank < least:
+            raise RuntimeError(
+                f"autoencoder: the effective rank of held-out latents is {rank:.1f}, less than {least:.1f}, that is "
+                f"semantics.least_rank = {share:g} of the channels; lower semantics.alignment_weight or go on detached "
+                "for longer"
+            )
+        return measures
 
     def demo(self, folder: Path, step: int) -> None:
         """One file: original, reconstruction, of six held-out clips in turn."""
-        clips = self.clips.select("validation")
-        pieces = [piece for clip in clips[:: max(1, len(clips) // 6)][:6] for piece in self._reconstruct(clip)]
-        save_sound(
-            folder / f"{step:06d}.wav", np.concatenate(pieces), self.model_config.sample_rate,
-            title=f"step {step}: original, reconstruction of {len(pieces) // 2} clips",
-        )  # fmt: skip
+        save_reconstructions(
+            self.model, self.clips, self.model_config.sample_rate, self.device, folder / f"{step:06d}.wav", step
+        )
 
     def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
         config = ModelConfig(

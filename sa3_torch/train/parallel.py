@@ -122,6 +122,26 @@ def std_of(moments: Tensor) -> Tensor:
     return ((second - first.square() / count) / (count - 1)).clamp_min(0).sqrt().float()
 
 
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:  # noqa: ARG004 (the signature of torch)
+        everyones = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(everyones, rows.contiguous())
+        return torch.cat(everyones)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # noqa: ARG004
+        return total(gradients[0])[own_part().slice(len(gradients[0]))]
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """The rows of all processes in the order of their ranks: (B, ...) -> (world B, ...), with a gradient.
+
+    It is that of the sum of the losses of all processes.
+    """
+    return _Gather.apply(rows) if dist.is_initialized() else rows
+
+
 def follow(average: Tensor, value: Tensor, decay: float) -> None:
     """average <- decay average + (1 - decay) value, in place, unless the value is not finite.
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sa3_mlx.spec.config import Config, ConfigError
 
 from . import parallel
+from .clips import generator
 from .optimizers import Group
 from .parallel import Part
 from .settings import check
@@ -112,6 +113,11 @@ class Stage(ABC):
 def step_generator(seed: int, step: int) -> torch.Generator:
     """Random numbers of one step, independent of all others."""
     return torch.Generator().manual_seed((seed << 40) ^ (step * 2_654_435_761 + 97))
+
+
+def purpose_generator(seed: int, purpose: int, step: int) -> torch.Generator:
+    """As ``step_generator``, another one for every ``purpose``."""
+    return torch.Generator().manual_seed(int(generator(seed, purpose, step).integers(2**63)))
 
 
 def maybe_compile(function: Compiled, enabled: bool) -> Compiled:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sa3_mlx.spec.config import Config
 from sa3_torch.train.filters import bark_bands
+from sa3_torch.train.parallel import follow
 from sa3_torch.train.settings import check
 from sa3_torch.train.spectral import tight_stft, tight_window
 from sa3_torch.train.transforms import full_precision
@@ -45,7 +46,7 @@ class InputNoise(nn.Module):
     @torch.no_grad()
     def follow(self, loss: Tensor) -> None:
         """Once per discriminator step: ``loss`` is its scalar, the mean over all processes."""
-        self.loss_mean.lerp_(loss.float(), 1 - LOSS_DECAY)
+        follow(self.loss_mean, loss, LOSS_DECAY)
 
     def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """(B, N, channels) -> (B, 2, N, channels) standard normals for one call; slice it as the audio."""

@@ -7,8 +7,9 @@ Each has ``loss(...)`` -> raw terms by name, ``weights`` of those that are minim
 from .alignment import Alignment, AlignmentConfig
 from .critic import Corruptions, Critic, CriticConfig
 from .regressors import OFFICIAL, ChromaBand, Regressors, RegressorsConfig
+from .terms import Semantics, SemanticsConfig
 
 __all__ = [
     "OFFICIAL", "Alignment", "AlignmentConfig", "ChromaBand", "Corruptions", "Critic", "CriticConfig", "Regressors",
-    "RegressorsConfig",
+    "RegressorsConfig", "Semantics", "SemanticsConfig",
 ]  # fmt: skip

@@ -15,6 +15,7 @@ from sa3_mlx.spec.config import FF_MULT_DIT, HEAD_SIZE, TIMESTEP_FEATURES, Confi
 from sa3_torch.attention import SelfAttention, attend
 from sa3_torch.dit import BLOCK_EPS, head_rms_norm, timestep_features
 from sa3_torch.layers import MLP, FeedForward, RMSNorm, Rope, modulate, rope
+from sa3_torch.train.parallel import follow
 from sa3_torch.train.settings import check
 
 STD_DECAY = 0.99
@@ -84,7 +85,7 @@ class Alignment(nn.Module):
     @torch.no_grad()
     def follow(self, std: Tensor) -> None:
         """Once per step, before the loss: ``std`` of the latents of all processes."""
-        self.latent_std.lerp_(std.float(), 1 - STD_DECAY)
+        follow(self.latent_std, std, STD_DECAY)
 
     def loss(self, z: Tensor, t: Tensor, noise: Tensor, *, detach: bool) -> dict[str, Tensor]:
         """Mean squared error of the velocity ("alignment"), and of predicting zero, beside which it is to be read.

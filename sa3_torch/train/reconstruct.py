@@ -1,0 +1,74 @@
+"""What an autoencoder makes of held-out clips: measures and sounds to listen to.
+
+Shapes: N audio samples, T latent frames, C latent channels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sa3_torch.same import SAME
+
+from .clips import Audio, Clip, ClipSet
+from .logs import save_sound
+from .metrics import effective_rank, log_mel_l1, si_sdr, spectral_convergence
+
+VALIDATION_CLIPS = 48
+DEMO_CLIPS = 6
+
+
+class Reconstructor:
+    """Clips through the weights now in ``model``, at most 2 s of each."""
+
+    def __init__(self, model: SAME, clips: ClipSet, sample_rate: int, device: torch.device) -> None:
+        self.model, self.clips, self.samples, self.device = model, clips, 2 * sample_rate, device
+
+    def latents(self, audio: Audio) -> Tensor:
+        """(N, 2) -> (1, T, C)"""
+        return self.model.encode(torch.from_numpy(audio)[None].to(self.device))
+
+    def pair(self, clip: Clip) -> tuple[Audio, NDArray[np.float32]]:
+        """Original and reconstruction, (N, 2) each."""
+        audio = self.clips.read(clip, 0, self.samples)
+        if audio.shape[1] == 1:
+            audio = np.repeat(audio, self.model.audio_channels, axis=1)
+        output = self.model.decode(self.latents(audio))[0, : len(audio)]
+        return audio, output.float().cpu().numpy()
+
+
+def measure_reconstructions(model: SAME, clips: ClipSet, sample_rate: int, device: torch.device) -> dict[str, float]:
+    """Medians over tonal held-out clips (or the user's recordings), log-mel over all kinds, statistics of latents.
+
+    Raises ValueError without such clips.
+    """
+    held_out = clips.select("validation")
+    waveform = [clip for clip in held_out if clip.kind in ("note", "chord", "user")][:VALIDATION_CLIPS]
+    texture = [clip for clip in held_out if clip.kind in ("drum", "noise")][:VALIDATION_CLIPS]
+    if not waveform:
+        raise ValueError("no held-out notes, chords or recordings to validate on; add more clips")
+    through = Reconstructor(model, clips, sample_rate, device)
+    pairs = [through.pair(clip) for clip in waveform + texture]
+    latents = torch.cat([through.latents(audio)[0] for audio, _ in pairs]).float().cpu()
+    return {
+        "si_sdr": float(np.median([si_sdr(a, b) for a, b in pairs[: len(waveform)]])),
+        "spectral_convergence": float(np.median([spectral_convergence(a, b) for a, b in pairs[: len(waveform)]])),
+        "log_mel": float(np.mean([log_mel_l1(a, b) for a, b in pairs])),
+        "effective_rank": effective_rank(latents.numpy()),
+        "latent_std": float(latents.std()),
+    }
+
+
+def save_reconstructions(
+    model: SAME, clips: ClipSet, sample_rate: int, device: torch.device, path: Path, step: int
+) -> None:
+    """One file: original, reconstruction, of six held-out clips in turn."""
+    through, held_out = Reconstructor(model, clips, sample_rate, device), clips.select("validation")
+    chosen = held_out[:: max(1, len(held_out) // DEMO_CLIPS)][:DEMO_CLIPS]
+    pieces = [piece for clip in chosen for piece in through.pair(clip)]
+    title = f"step {step}: original, reconstruction of {len(chosen)} clips"
+    save_sound(path, np.concatenate(pieces), sample_rate, title=title)
