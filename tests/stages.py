@@ -18,6 +18,7 @@ from sa3_mlx.spec.calibration import Prompt
 from sa3_mlx.spec.presets import PRESETS
 from sa3_torch.train.autoencoder import AutoencoderConfig, AutoencoderStage
 from sa3_torch.train.clips import ClipSet, Draft, write_clips
+from sa3_torch.train.distill_autoencoder import DistillConfig, DistillStage
 from sa3_torch.train.encode import EncodeConfig, PreEncoder, load_autoencoder
 from sa3_torch.train.latents import LatentSet
 from sa3_torch.train.loop import Trainer
@@ -95,7 +96,8 @@ def complete_stage(workspace: Path, *changes: str) -> AutoencoderStage:
     """
     small = (
         "train.batch=4", "train.steps=8", "crop_samples=8192", "generator.warmup_steps=1",
-        "generator.learning_rate=1e-4", "discriminator.warmup_steps=1", "spectral_start=0.0", "spectral_full=0.0",
+        "generator.learning_rate=1e-4", "discriminator.warmup_steps=1",
+        "discriminator.learning_rate=1e-4", "spectral_start=0.0", "spectral_full=0.0",
         "spectral.sizes=[128, 512]", "augment.pan=0.0",
         "augment.tail=0.0", "spectral.log_scale=1.0", "semantics.detached_steps=1", "semantics.critic.max_rows=24",
         "semantics.alignment.width=64", "semantics.critic.width=64", "semantics.alignment.depth=1",
@@ -108,6 +110,21 @@ def complete_stage(workspace: Path, *changes: str) -> AutoencoderStage:
     )  # fmt: skip
     config = load_settings(AutoencoderConfig, "autoencoder", "tiny", (*SHORT, *small, *changes))
     return AutoencoderStage(MODEL, config, ClipSet(workspace / "clips"))
+
+
+def distill_stage(workspace: Path, *changes: str) -> DistillStage:
+    """Another start than the teacher's; discriminators in odd steps."""
+    small = (
+        "train.batch=4", "train.steps=8", "train.seed=3", "crop_samples=8192", "generator.warmup_steps=1",
+        "generator.learning_rate=1e-4", "discriminator.warmup_steps=1",
+        "discriminator.learning_rate=1e-4", "spectral_start=0.0", "spectral_full=0.0",
+        "spectral.sizes=[128, 512]", "spectral.log_scale=1.0", "augment.pan=0.0", "augment.tail=0.0",
+        "adversarial.start_step=0", "adversarial.discriminators.transformer.views=[]",
+        "adversarial.discriminators.convolutional.stft_sizes=[256]",
+        "adversarial.discriminators.convolutional.width=4",
+    )  # fmt: skip
+    config = load_settings(DistillConfig, "distill-autoencoder", "tiny", (*SHORT, *small, *changes))
+    return DistillStage(MODEL, config, ClipSet(workspace / "clips"), workspace / "run" / "model")
 
 
 def pretrain_stage(workspace: Path, *changes: str) -> PretrainStage:
@@ -191,6 +208,6 @@ def game_stage(_workspace: Path, *changes: str) -> GameStage:
 
 
 STAGES: dict[str, Callable[..., Stage]] = {
-    "autoencoder": autoencoder_stage, "complete": complete_stage, "pretrain": pretrain_stage,
-    "quantize": quantize_stage, "game": game_stage,
+    "autoencoder": autoencoder_stage, "complete": complete_stage, "distill": distill_stage,
+    "pretrain": pretrain_stage, "quantize": quantize_stage, "game": game_stage,
 }  # fmt: skip

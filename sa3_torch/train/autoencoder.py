@@ -74,6 +74,17 @@ class AutoencoderConfig(Config):
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two sounds (B, N, 2) that are compared, with the weight of their spectral and adversarial terms."""
+
+    name: str  # of the spectral term
+    weight: float  # of it
+    share: float  # of the adversarial terms
+    reference: Tensor
+    prediction: Tensor
+
+
 class AutoencoderStage(Stage):
     name = "autoencoder"
 
@@ -140,24 +151,43 @@ class AutoencoderStage(Stage):
             z = u / self.model.bottleneck.running_std.clone()
             output = self._decoded(z, step)
         self._note_latents(z)
+        comparisons = self._comparisons(z, output, audio, step)
         return {
-            **self._reconstruction_losses(output, audio, step),
-            "softnorm": self.weighted("softnorm", self.config.softnorm_weight, soft_norm_loss(z)),
+            **self._reconstruction_losses(comparisons, step),
+            **self._latent_losses(z),
             **self._semantic_losses(z, audio, batch.captions, step),
-            **self._adversarial_losses(output, audio, step),
+            **self._adversarial_losses(comparisons, step),
         }
 
-    def _reconstruction_losses(self, output: Tensor, audio: Tensor, step: int) -> dict[str, Tensor]:
-        config, fade = self.config, self._fade(step)
+    def _comparisons(self, _z: Tensor, output: Tensor, audio: Tensor, _step: int) -> list[Comparison]:
+        """What is held against what; the first is audio and its reconstruction."""
+        return [Comparison(name="spectral", weight=1.0, share=1.0, reference=audio, prediction=output)]
+
+    def _latent_losses(self, z: Tensor) -> dict[str, Tensor]:
+        return {"softnorm": self.weighted("softnorm", self.config.softnorm_weight, soft_norm_loss(z))}
+
+    def _reconstruction_losses(self, comparisons: list[Comparison], step: int) -> dict[str, Tensor]:
+        config, fade, first = self.config, self._fade(step), comparisons[0]
         waveform_weight = (1 - fade) * config.waveform_weight + fade * config.waveform_final
-        terms = {"waveform": self.weighted("waveform", waveform_weight, waveform_loss(output, audio))}
-        if fade > 0:
-            output, audio = (self._spectral_input(x, step) for x in (output, audio))
-            raw = spectral_terms(output, audio, config.spectral, self._distance, self._average())
-            weights = config.spectral.weights
-            loss = torch.stack([weights[name] * value for name, value in raw.items()]).sum()
-            terms["spectral"] = self.weighted("spectral", fade, loss)
-            self.notes |= {f"spectral_{name}/raw": value.detach() for name, value in raw.items()}
+        loss = waveform_loss(first.prediction, first.reference)
+        terms = {"waveform": self.weighted("waveform", waveform_weight, loss)}
+        if fade == 0:
+            return terms
+        counts: list[Tensor] = []
+        average = self._average()
+
+        def record(count: Tensor) -> Tensor:
+            counts.append(average(count))
+            return counts[-1]
+
+        for compared in comparisons:  # all are divided by the heard items of the first reference
+            known = iter(counts)
+            average_of = record if compared is first else lambda _count, known=known: next(known)
+            prediction, reference = (self._spectral_input(x, step) for x in (compared.prediction, compared.reference))
+            raw = spectral_terms(prediction, reference, config.spectral, self._distance, average_of)
+            loss = torch.stack([config.spectral.weights[name] * value for name, value in raw.items()]).sum()
+            terms[compared.name] = self.weighted(compared.name, fade * compared.weight, loss)
+            self.notes |= {f"{compared.name}_{name}/raw": value.detach() for name, value in raw.items()}
         return terms
 
     def _semantic_losses(self, z: Tensor, audio: Tensor, captions: tuple[str, ...], step: int) -> dict[str, Tensor]:
@@ -170,20 +200,30 @@ class AutoencoderStage(Stage):
         self.notes |= {f"measured/{name}": value for name, value in raw.items() if name not in weights}
         return {name: self.weighted(name, weight, raw[name]) for name, weight in weights.items()}
 
-    def _adversarial_losses(self, output: Tensor, audio: Tensor, step: int) -> dict[str, Tensor]:
+    def _adversarial_losses(self, comparisons: list[Comparison], step: int) -> dict[str, Tensor]:
         if self.adversary is None or not self.adversary.heeded(step):
             return {}
-        with self.autocast():
-            raw = self.adversary.terms(audio, output, step=step, part=self.part)
-        return {name: self.weighted(name, self.adversary.weights[name], value) for name, value in raw.items()}
+        sums: dict[str, Tensor] = {}
+        for compared in comparisons:
+            with self.autocast():
+                raw = self.adversary.terms(compared.reference, compared.prediction, step=step, part=self.part)
+            for name, value in raw.items():
+                sums[name] = sums.get(name, 0) + compared.share * value
+        return {name: self.weighted(name, self.adversary.weights[name], value) for name, value in sums.items()}
 
     def _discriminator_losses(self, audio: Tensor, step: int) -> dict[str, Tensor]:
         assert self.adversary is not None
         with self.autocast():
             with torch.no_grad():
-                output = self._decoded(self._raw_latents(audio) / self.model.bottleneck.running_std, step)
-            loss = self.adversary.loss(audio, output, step=step, part=self.part)
-        self.adversary.follow(loss, part=self.part, micro_batches=self.config.train.accumulate)
+                z = self._raw_latents(audio) / self.model.bottleneck.running_std
+                comparisons = self._comparisons(z, self._decoded(z, step), audio, step)
+            losses = [
+                compared.share * self.adversary.loss(compared.reference, compared.prediction, step=step, part=self.part)
+                for compared in comparisons
+            ]
+        loss = torch.stack(losses).sum()
+        share = sum(compared.share for compared in comparisons)
+        self.adversary.follow(loss / share, part=self.part, micro_batches=self.config.train.accumulate)
         self.notes["measured/discriminator_mean"] = self.adversary.noise.loss_mean.detach()
         return {"discriminator": loss}
 

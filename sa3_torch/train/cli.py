@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -9,12 +10,13 @@ import torch
 
 from sa3_mlx.spec.calibration import read_prompts, usual_prompts
 from sa3_mlx.spec.clips import open_tokenizer
-from sa3_mlx.spec.config import Config, ModelConfig
+from sa3_mlx.spec.config import ModelConfig
 from sa3_mlx.spec.presets import PRESETS
 
 from . import parallel
 from .autoencoder import AutoencoderConfig, AutoencoderStage
 from .clips import ClipSet
+from .distill_autoencoder import DistillConfig, DistillStage
 from .encode import load_autoencoder
 from .latents import LatentSet
 from .loop import Trainer
@@ -34,9 +36,9 @@ def _start(threads: int | None) -> None:
     parallel.start()
 
 
-def _train(stage: Stage, train: TrainConfig, out: Path, settings: Config) -> bool:
+def _train(stage: Stage, train: TrainConfig, out: Path, settings_json: str) -> bool:
     """True in the first process when the run is finished."""
-    finished, first = Trainer(stage, train, out, to_json(settings)).run(), parallel.is_first()
+    finished, first = Trainer(stage, train, out, settings_json).run(), parallel.is_first()
     parallel.finish()
     return finished and first
 
@@ -55,8 +57,28 @@ def autoencoder(
     _start(threads)
     config = load_settings(AutoencoderConfig, "autoencoder", settings, changes)
     stage = AutoencoderStage(PRESETS[model], config, ClipSet(data))
-    if _train(stage, config.train, out, config):
+    if _train(stage, config.train, out, to_json(config)):
         click.echo(f"autoencoder: {out / 'model'}; next: sa3 pre-encode --autoencoder {out / 'model'} --data {data}")
+
+
+@click.command("distill-autoencoder")
+@click.option("--data", type=FOLDER, required=True, help="Clip cache made by `sa3 data render` or `sa3 data import`.")
+@click.option("--teacher", type=FOLDER, required=True, help="Checkpoint folder with the large autoencoder.")
+@click.option("--out", type=FOLDER, required=True, help="Run folder; an unfinished run in it goes on.")
+@click.option("--model", default="demo", show_default=True, type=click.Choice(sorted(PRESETS)))
+@click.option("--settings", default="tiny", show_default=True, help="Preset name or .toml file.")
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change one setting, e.g. train.steps=100.")
+@click.option("--threads", type=click.IntRange(1), default=None, help="CPU threads.")
+def distill_autoencoder(
+    data: Path, teacher: Path, out: Path, model: str, settings: str, changes: tuple[str, ...], threads: int | None
+) -> None:
+    """Train a small autoencoder for the latents of a large one."""
+    _start(threads)
+    config = load_settings(DistillConfig, "distill-autoencoder", settings, changes)
+    stage = DistillStage(PRESETS[model], config, ClipSet(data), teacher)
+    kept = json.dumps({**config.to_dict(), "teacher": stage.digest}, sort_keys=True)
+    if _train(stage, config.train, out, kept):
+        click.echo(f"autoencoder: {out / 'model'}; it reads and writes the latents of {teacher}")
 
 
 @click.command("pretrain")
@@ -84,7 +106,7 @@ def pretrain(
             save_tokenizer(tokenizer)
         parallel.wait()
     stage = PretrainStage(PRESETS[model], config, LatentSet(latents, autoencoder=digest), tokenizer, same)
-    if _train(stage, config.train, out, config):
+    if _train(stage, config.train, out, to_json(config)):
         click.echo(f'model: {out / "model"}; next: sa3 generate "piano note A4" --model {out / "model"}')
 
 
@@ -110,11 +132,11 @@ def quantize(
         read_prompts(calibration) if calibration else usual_prompts(open_tokenizer(folder, ModelConfig.load(folder)))
     )
     stage = QuantizeStage(folder, config, prompts)
-    if _train(stage, config.train, out, config):
+    if _train(stage, config.train, out, to_json(config)):
         click.echo(f"model: {out / 'model'}; next: sa3 generate PROMPT --model {out / 'model'}")
 
 
 def commands() -> dict[str, click.Command]:
     """Name -> command, for the ``sa3 train`` group."""
-    listed = (autoencoder, pretrain, quantize)
+    listed = (autoencoder, distill_autoencoder, pretrain, quantize)
     return {command.name or "": command for command in listed}
