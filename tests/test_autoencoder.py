@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,34 @@ def test_settings_that_cannot_be_are_named(workspace: Path) -> None:
     del config["discriminator"]
     with pytest.raises(ConfigError, match="adversarial is on without a table"):
         AutoencoderConfig.from_dict(config)
+
+
+def test_captions_can_be_read_by_a_frozen_text_encoder(workspace: Path, tmp_path: Path) -> None:
+    """It is in no checkpoint of the run and gets no gradient; a wrong width is named."""
+    shutil.copytree(workspace / "random", tmp_path / "text")
+    shutil.copy(workspace / "tokenizer.json", tmp_path / "text" / "tokenizer.json")
+    stage = complete_stage(workspace, f"semantics.text_encoder='{tmp_path / 'text'}'")
+    torch.stack(list(stage.losses(2).values())).sum().backward()
+    assert not any(name.startswith("semantics.words") for name in stage.groups["generator"].network.state_dict())
+    ids, mask = stage.semantics.words.encode(("piano note A3", ""))
+    assert mask.sum(1).tolist() == [3, 0]
+    assert not stage.semantics.words(ids, mask).requires_grad
+    with pytest.raises(ConfigError, match=r"semantics\.text_width is 32: the text encoder of .* has 48"):
+        complete_stage(workspace, f"semantics.text_encoder='{tmp_path / 'text'}'", "semantics.text_width=32")
+
+
+def test_equal_captions_are_no_negatives(workspace: Path) -> None:
+    """Items whose captions are all alike have no negatives of the kind that exchanges the text alone."""
+    stage = complete_stage(workspace)
+    batch, seen = stage._batch(2, stage.part), []
+    inner = stage.semantics.critic.loss
+    stage.semantics.critic.loss = lambda *args, **options: (seen.append(args[4]), inner(*args, **options))[1]
+    z = torch.randn(4, 8, 16, generator=torch.Generator().manual_seed(0))
+    for captions in (("kick",) * 4, ("kick", "snare", "kick", "")):
+        terms = stage.semantics.losses(z, batch.audio, captions, step=2, part=stage.part)
+        assert torch.isfinite(terms["critic"])
+    assert len(set(seen[0].tolist())) == 1
+    assert len(set(seen[1].tolist())) == 3 and seen[1][0] == seen[1][2]
 
 
 @pytest.mark.parametrize("name", preset_names("autoencoder"))
