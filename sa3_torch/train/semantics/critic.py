@@ -143,7 +143,11 @@ class Critic(nn.Module):
         sound_rows = torch.cat([item, sound_of.flatten()])
         text_rows = torch.cat([item, text_of.flatten()])
         latent_rows = torch.cat([item, same[..., None].expand_as(text_of).flatten()])
-        scores = self(sounds[sound_rows], words[text_rows], text_mask[text_rows], latents[latent_rows])
+        # index_select, because gradients of x[rows] are summed in the order in which threads get there
+        scores = self(
+            sounds.index_select(0, sound_rows), words.index_select(0, text_rows), text_mask[text_rows],
+            latents.index_select(0, latent_rows),
+        )  # fmt: skip
         gap = scores[: len(item), None, None] - scores[len(item) :].view(text_of.shape)
         valid = (captions[same] != captions[other])[..., None] | (sound_of != same[..., None])  # (n, K, 3)
         count = valid.sum((1, 2))
