@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from tiny_checkpoint import write_checkpoint
 
 from sa3_mlx.cli import home
@@ -38,6 +40,19 @@ class Result:
     code: int
     out: str
     err: str
+
+
+Run = Callable[..., Result]
+
+
+def ok(result: Result) -> Result:
+    assert result.code == 0, result
+    return result
+
+
+def read(path: str | Path) -> np.ndarray:
+    """Samples (L, channels) float32."""
+    return soundfile.read(path, dtype="float32", always_2d=True)[0]
 
 
 def make_home(folder: Path) -> Path:

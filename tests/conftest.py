@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from command import Run, make_home, sa3, use_home
 from tiny import TINY as CONFIGS
 from tiny_checkpoint import write_checkpoint
 from twins import TINY, Twin
@@ -70,3 +71,17 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("workspace")
     make_workspace(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with the models of ``make_home``."""
+    return make_home(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture
+def run(shared_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """The command, in a folder of its own, with "little" as the default model."""
+    use_home(shared_home, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    return lambda *args: sa3(capfd, *args)

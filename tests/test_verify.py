@@ -3,47 +3,26 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from command import SMALL, Result, make_home, sa3, use_home
+from command import SMALL, Run, ok
 from tiny_checkpoint import write_checkpoint
 
 from sa3_mlx.cli import backend
 from sa3_mlx.spec.tensorfile import TensorFile, array_entry, write_tensors
 
-Run = Callable[..., Result]
-
-
-@pytest.fixture(scope="module")
-def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_home(tmp_path_factory.mktemp("home"))
-
-
-@pytest.fixture
-def run(shared_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """The command, in a folder of its own, with "little" as the default model."""
-    use_home(shared_home, monkeypatch)
-    monkeypatch.chdir(tmp_path)
-    return lambda *args: sa3(capfd, *args)
-
-
-def _ok(result: Result) -> Result:
-    assert result.code == 0, result
-    return result
-
 
 def test_twins_agree(run: Run):
     if not (backend.available("mlx") and backend.available("torch")):
         pytest.skip("needs both backends")
-    result = _ok(run("verify", "little", "--seconds", "0.5"))
+    result = ok(run("verify", "little", "--seconds", "0.5"))
     assert "audio" in result.out and "11 passed, 0 failed" in result.out
     assert "8 steps of pingpong, guidance 1, fp32" in result.out
     assert SMALL.diffusion is not None
     base = replace(SMALL, name="base", diffusion=replace(SMALL.diffusion, objective="rectified_flow"))
-    result = _ok(run("verify", write_checkpoint(Path("base"), base), "--seconds", "0.5"))
+    result = ok(run("verify", write_checkpoint(Path("base"), base), "--seconds", "0.5"))
     assert "8 steps of euler, guidance 7, fp32" in result.out and "11 passed, 0 failed" in result.out
 
 
@@ -52,7 +31,7 @@ def test_verify_passes_on_the_reference_and_notices_another_output(
     run: Run, checkpoints: dict[str, Path], golden: Path, model: str
 ):
     areas = [word for area in ("schedule", "text", "cond", "dit", "guidance") for word in ("--area", area)]
-    result = _ok(run("verify", checkpoints[model], golden / model, *areas))
+    result = ok(run("verify", checkpoints[model], golden / model, *areas))
     assert " 0 failed" in result.out
     copy = Path("golden")
     copy.mkdir()
@@ -75,7 +54,7 @@ def test_verify_passes_on_the_reference_and_notices_another_output(
 def test_an_autoencoder_alone_is_compared_too(run: Run):
     if not (backend.available("mlx") and backend.available("torch")):
         pytest.skip("needs both backends")
-    result = _ok(run("verify", "only-autoencoder", "--seconds", "0.5"))
+    result = ok(run("verify", "only-autoencoder", "--seconds", "0.5"))
     assert "latents" in result.out and "audio" in result.out and "2 passed, 0 failed" in result.out
 
 
