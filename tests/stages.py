@@ -128,7 +128,7 @@ def distill_stage(workspace: Path, *changes: str) -> DistillStage:
 
 
 def pretrain_stage(workspace: Path, *changes: str) -> PretrainStage:
-    settings = (*SHORT, "train.batch=4", "buckets=1", "optimizer.warmup_steps=1", *changes)
+    settings = (*SHORT, "train.batch=4", "clips.buckets=1", "optimizer.warmup_steps=1", *changes)
     config = load_settings(PretrainConfig, "pretrain", "demo", settings)
     same, digest = load_autoencoder(workspace / "run" / "model")
     latents = LatentSet(workspace / "latents", autoencoder=digest)
