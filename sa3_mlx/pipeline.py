@@ -59,12 +59,12 @@ from .spec.lengths import samples_to_frames
 from .spec.noise import INITIAL, step
 from .spec.precision import Precision, choose_precision
 from .spec.quantization import check_folder
-from .spec.request import Plan, Request
+from .spec.request import Plan, Request, Residency
 from .spec.request import plan as make_plan
 from .spec.tensorfile import file_hash
 from .spec.tokenizer import Tokenizer, collapse_padding
 from .t5gemma import T5GemmaEncoder
-from .weights import load_part
+from .weights import load_part, load_streamed_dit
 
 _TOGETHER = 2  # tensors
 
@@ -147,17 +147,17 @@ class Pipeline:
         return cast(Finished, last).generation
 
     def stream(
-        self, request: Request, *, noise: NoiseSource | None = None, keep_resident: bool = True
+        self, request: Request, *, noise: NoiseSource | None = None, residency: Residency = "run"
     ) -> Iterator[Event]:
         """Events of a run: Conditioned, a Stepped per step, Sampled, AudioChunks item by item, Finished.
 
         The request is checked now, everything else happens when the next event is asked for; closing the iterator stops
-        the run. ``noise``: where normals come from instead of the items' seeds. Without ``keep_resident`` every part is
-        freed as soon as the run needs it no more.
+        the run. ``noise``: where normals come from instead of the items' seeds. ``residency``: how long weights
+        stay in memory, see ``Residency``.
         Raises ValueError for a request that cannot be done.
         """
         source = noise or SeededNoise([item.seed for item in request.items])
-        return self._run(request, make_plan(request, self.config), source, keep_resident)
+        return self._run(request, make_plan(request, self.config), source, residency)
 
     def encode(self, audio: Audio, *, chunk_frames: int | None = None) -> Latents:
         """Audio (L, channels) float32 at the model's sample rate -> latents (ceil(L / R), C), chunk by chunk."""
@@ -186,35 +186,37 @@ class Pipeline:
         for chunk in chunk_plan(len(latents), size, config, "decode"):
             yield kept_part(chunk, self._decode_chunk(latents, chunk), config.samples_per_latent)
 
-    def _run(self, request: Request, plan: Plan, noise: NoiseSource, keep_resident: bool) -> Iterator[Event]:
+    def _run(self, request: Request, plan: Plan, noise: NoiseSource, residency: Residency) -> Iterator[Event]:
         watch, latent_channels = Stopwatch("text", "encode", "sample", "decode"), self.config.same.latent_channels
         try:
             with watch("text"):
                 cond, null = self.encode_texts(request, plan)
-                self._release(keep_resident, "text_encoder", "conditioner")
+                self._release(residency, "text_encoder", "conditioner")
             with watch("encode"):
                 encode = partial(self.encode, chunk_frames=request.encode_chunk_frames)
                 init, inpaint = encode_sources(request, plan, self.config, encode)
-                self._release(keep_resident, "same")
+                self._release(residency, "same")
             yield Conditioned(frames=plan.frames, valid=plan.lengths.valid, sigmas=plan.sigmas)
             with watch("sample"):
                 cond = replace(cond, local=mx.array(local_input(plan, inpaint, latent_channels)).astype(self._dtype))
                 start = start_latents(plan, batch_of(noise, INITIAL, plan.keep_frames.shape, latent_channels), init)
+                if residency == "step":
+                    self._parts["dit"] = load_streamed_dit(self.folder, self.config, self._dtype)
                 self.load_part("dit")
-                if keep_resident:
+                if residency == "run":
                     self.prefetch_decoder()
             latents = yield from self._sample(request, plan, cond, null, start, noise, watch)
-            self._release(keep_resident, "dit")
+            self._release(residency, "dit")
             yield Sampled(latents=latents)
             clips = [Clip(row, request, plan, self.config) for row in range(len(request.items))]
             for row, clip in enumerate(clips):
                 yield from self._decode_clip(request, plan, row, clip, latents[row], noise, watch)
             yield Finished(generation=generation(request, plan, clips, latents, self.config, watch.seconds))
         finally:
-            self._release(keep_resident, *self.loaded)
+            self._release(residency, *self.loaded)
 
-    def _release(self, keep_resident: bool, *parts: Part) -> None:
-        if not keep_resident:
+    def _release(self, residency: Residency, *parts: Part) -> None:
+        if residency != "run":
             self.free(*parts)
 
     def encode_texts(self, request: Request, plan: Plan) -> tuple[Conditioning, Conditioning | None]:

@@ -82,7 +82,7 @@ class GuidedVelocity:
         def velocity(x: Tensor, modulation: Tensor) -> Tensor:
             return self.dit.velocity(x, modulation, prepared)
 
-        return compiled(velocity)
+        return velocity if self.dit.streamed else compiled(velocity)
 
     @cached_property
     def _known(self) -> dict[bytes, Tensor]:

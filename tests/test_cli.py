@@ -253,7 +253,7 @@ def test_the_tags_hold_no_absolute_path(run: Run, tmp_path: Path):
 
 
 def test_an_interrupted_run_leaves_nothing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def interrupt(*_: object, keep_resident: bool) -> None:  # noqa: ARG001
+    def interrupt(*_: object, residency: str) -> None:  # noqa: ARG001
         raise KeyboardInterrupt
 
     monkeypatch.setattr(job, "_generate", interrupt)

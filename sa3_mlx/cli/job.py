@@ -43,6 +43,7 @@ from .sink import STDOUT, PlayerSink, check_pipe
 if TYPE_CHECKING:
     from sa3_mlx.pipeline import Pipeline
     from sa3_mlx.spec.events import AudioChunk, Generation
+    from sa3_mlx.spec.request import Residency
 
 _BYTES = {"pcm16": 2, "pcm24": 3, "float": 4}
 _PEAK_RANGE = (-60.0, 0.0)
@@ -159,7 +160,7 @@ def run(job: Job) -> list[Path]:
             batch = [_made(job, request, *entry, framework, pipeline.precision, digest) for entry in entries]
             outlets = Outlets(batch, job.model.config, job.output, sound)
             with outlets:
-                generation = _generate(pipeline, request, progress, outlets.take, keep_resident=memory.keep_resident)
+                generation = _generate(pipeline, request, progress, outlets.take, residency=memory.residency)
                 outlets.finish(generation)
             outlets.report(generation, len(job.seeds))
             made += batch
@@ -227,12 +228,13 @@ def _warn_of_rounding(job: Job, progress: Progress) -> None:
 
 
 def _generate(
-    pipeline: Pipeline, request: Request, progress: Progress, take: Callable[[AudioChunk], None], *, keep_resident: bool
+    pipeline: Pipeline, request: Request, progress: Progress, take: Callable[[AudioChunk], None], *,
+    residency: Residency,
 ) -> Generation:  # fmt: skip
     from sa3_mlx.spec.events import AudioChunk, Finished
 
     with progress.watch(request, pipeline.config.sample_rate) as watch:
-        for event in pipeline.stream(request, keep_resident=keep_resident):
+        for event in pipeline.stream(request, residency=residency):
             watch(event)
             if isinstance(event, AudioChunk):
                 if not np.isfinite(event.audio).all():
