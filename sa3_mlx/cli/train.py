@@ -35,7 +35,9 @@ class _Train(LazyGroup):
 
 
 @click.group(cls=_Train)
+@click.option("--dry-run", is_flag=True, help="Of the stage that follows: print its plan, start and write nothing.")
 @click.pass_context
-def train(ctx: click.Context) -> None:
+def train(ctx: click.Context, dry_run: bool) -> None:
     """Train an autoencoder or a diffusion model."""
+    ctx.meta["sa3.train.dry_run"] = dry_run
     ctx.obj = lambda name: find_model(name, generates=True).folder  # what the commands know of installed models

@@ -22,6 +22,7 @@ from .encode import load_autoencoder
 from .latents import LatentSet
 from .loop import Trainer
 from .options import FOLDER, RunOptions, run_options
+from .plan import Device, make_plan
 from .pretrain import PretrainConfig, PretrainStage
 from .quantize import QuantizeConfig, QuantizeStage
 from .settings import load_settings, to_json
@@ -40,9 +41,16 @@ def _start() -> RunOptions:
     return run
 
 
-def _train(stage: Stage, train: TrainConfig, out: Path, settings_json: str) -> bool:
-    """True in the first process when the run is finished."""
-    finished, first = Trainer(stage, train, out, settings_json).run(), parallel.is_first()
+def _train(stage: Stage, train: TrainConfig, run: RunOptions, settings_json: str) -> bool:
+    """True in the first process when the run is finished. A dry run prints its plan and is refused if it cannot be."""
+    if run.dry_run is not None:
+        asked = run.dry_run
+        device = Device.find(asked.device)
+        plan = make_plan(stage, train, processes=asked.processes, device=device, timed=asked.timed)
+        click.echo(str(plan))
+        plan.check()
+        return False
+    finished, first = Trainer(stage, train, run.out, settings_json).run(), parallel.is_first()
     parallel.finish()
     return finished and first
 
@@ -56,7 +64,7 @@ def autoencoder(data: Path, model: str) -> None:
     run = _start()
     config = load_settings(AutoencoderConfig, "autoencoder", run.settings, run.changes)
     stage = AutoencoderStage(PRESETS[model], config, ClipSet(data))
-    if _train(stage, config.train, run.out, to_json(config)):
+    if _train(stage, config.train, run, to_json(config)):
         made = run.out / "model"
         click.echo(f"autoencoder: {made}; next: sa3 pre-encode --autoencoder {made} --data {data}")
 
@@ -72,7 +80,7 @@ def distill_autoencoder(data: Path, teacher: Path, model: str) -> None:
     config = load_settings(DistillConfig, "distill-autoencoder", run.settings, run.changes)
     stage = DistillStage(PRESETS[model], config, ClipSet(data), teacher)
     kept = json.dumps({**config.to_dict(), "teacher": stage.digest}, sort_keys=True)
-    if _train(stage, config.train, run.out, kept):
+    if _train(stage, config.train, run, kept):
         click.echo(f"autoencoder: {run.out / 'model'}; it reads and writes the latents of {teacher}")
 
 
@@ -95,7 +103,7 @@ def pretrain(latents: Path, folder: Path, tokenizer: Path | None, model: str) ->
             save_tokenizer(tokenizer)
         parallel.wait()
     stage = PretrainStage(PRESETS[model], config, LatentSet(latents, autoencoder=digest), tokenizer, same)
-    if _train(stage, config.train, run.out, to_json(config)):
+    if _train(stage, config.train, run, to_json(config)):
         click.echo(f'model: {run.out / "model"}; next: sa3 generate "piano note A4" --model {run.out / "model"}')
 
 
@@ -115,5 +123,5 @@ def quantize(find: FindModel, name: str, recipe: str | None, calibration: Path |
         read_prompts(calibration) if calibration else usual_prompts(open_tokenizer(folder, ModelConfig.load(folder)))
     )
     stage = QuantizeStage(folder, config, prompts)
-    if _train(stage, config.train, run.out, to_json(config)):
+    if _train(stage, config.train, run, to_json(config)):
         click.echo(f"model: {run.out / 'model'}; next: sa3 generate PROMPT --model {run.out / 'model'}")

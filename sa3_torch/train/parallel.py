@@ -242,6 +242,11 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def own_share(tensor: Tensor) -> Tensor:
+    """What this process holds of a sharded tensor; any other as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def clip(parameters: list[Tensor], limit: float) -> Tensor:
     """Scales gradients down to a norm of at most ``limit``; returns the norm before, the same on all processes."""
     return whole(nn.utils.clip_grad_norm_(parameters, limit))

@@ -40,7 +40,7 @@ from .calibrate import gptq_starts, layer_at, sensitive_grids, velocity_at, velo
 from .logs import save_sound
 from .optimizers import Group, OptimizerConfig
 from .settings import check
-from .stage import Stage, TrainConfig, step_generator
+from .stage import Split, Stage, TrainConfig, step_generator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +109,14 @@ class QuantizeStage(Stage):
             return state
         seconds = state.cond.seconds  # (B, D)
         return replace(state, cond=replace(state.cond, context=torch.zeros_like(seconds)[:, None]))
+
+    def data(self) -> tuple[Split, ...]:
+        """States of the teacher's own runs."""
+        rate = self.model_config.frames_per_second
+        return tuple(
+            Split(name=name, items=len(states), seconds=sum(s.x.shape[0] * s.x.shape[1] for s in states) / rate)
+            for name, states in (("states", self.states), ("held-out states", self.held_out))
+        )
 
     def _grids(self) -> dict[str, Grid]:
         """Equal bits, or as many for each layer as the velocity asks for."""
