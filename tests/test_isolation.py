@@ -60,6 +60,14 @@ def test_data_commands_are_listed_without_both() -> None:
     _import_without(("mlx", "torch"), ["sa3_mlx.cli.data", *(f"sa3_torch.train.{name}" for name in modules)])
 
 
+def test_training_commands_are_listed_without_both() -> None:
+    listing = "from sa3_mlx.cli.app import run; assert run(['train', '--help']) == 0"
+    code = "\n".join([BLOCK.format(blocked={"mlx", "torch"}, root=str(ROOT)), listing])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "pretrain" in done.stdout
+
+
 def test_the_package_itself_loads_nothing() -> None:
     """Importing sa3_mlx is light: no numpy even; unknown names are refused with the names there are."""
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import sa3_mlx; assert 'numpy' not in sys.modules"

@@ -79,14 +79,13 @@ class MemoryPlan:
 
     def text(self) -> str:
         """One line for people."""
-        phases = ", ".join(f"{phase.name} {_size(phase.peak)}" for phase in self.phases)
+        phases = ", ".join(f"{phase.name} {size_text(phase.peak)}" for phase in self.phases)
         how = _HOW[self.residency]
         types = f"{self.precision.dtype}, text in {self.precision.text_dtype or 'the type of the file'}"
         chunks = [f"decoded by {self.chunk_frames} frames"] if self.chunk_frames else []
         chunks += [f"encoded by {self.encode_chunk_frames} frames"] if self.encode_chunk_frames else []
-        return (
-            f"memory for arrays of the model {_size(self.peak)} at most ({phases}; {', '.join([types, how, *chunks])})"
-        )
+        details = ", ".join([types, how, *chunks])
+        return f"memory for arrays of the model {size_text(self.peak)} at most ({phases}; {details})"
 
 
 def parse_size(text: str) -> int:
@@ -291,17 +290,18 @@ def _refusal(plan: MemoryPlan, request: Request, config: ModelConfig, limit: int
     for name, (other, types) in others.items():
         peak = predict(other, config, types, residency="step").peak
         if peak * MARGIN <= limit:
-            return f"{_too_much(plan, worst, config, limit)}; with {name} it is {_size(peak)}"
-    needed = _size(int(plan.peak * MARGIN))
+            return f"{_too_much(plan, worst, config, limit)}; with {name} it is {size_text(peak)}"
+    needed = size_text(int(plan.peak * MARGIN))
     return f"{_too_much(plan, worst, config, limit)}; allow {needed}, or choose a smaller model or fewer seconds"
 
 
 def _too_much(plan: MemoryPlan, worst: Phase, config: ModelConfig, limit: int) -> str:
     return (
-        f"memory: {config.name} needs {_size(plan.peak)} (phase {worst.name}: weights {_size(worst.weights)}, "
-        f"activations {_size(worst.activations)}), which with {MARGIN - 1:.0%} to spare is more than {_size(limit)}"
+        f"memory: {config.name} needs {size_text(plan.peak)} (phase {worst.name}: weights {size_text(worst.weights)}, "
+        f"activations {size_text(worst.activations)}), which with {MARGIN - 1:.0%} to spare is more than "
+        f"{size_text(limit)}"
     )
 
 
-def _size(count: int) -> str:
+def size_text(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

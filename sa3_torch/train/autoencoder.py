@@ -30,7 +30,7 @@ from .reconstruct import measure_reconstructions, save_reconstructions
 from .semantics import Semantics, SemanticsConfig
 from .settings import check
 from .spectral import Average, SpectralConfig, spectral_distance, spectral_input, spectral_terms
-from .stage import Stage, TrainConfig, maybe_compile, step_generator
+from .stage import Split, Stage, TrainConfig, maybe_compile, step_generator
 
 STD_DECAY = 0.999
 NOISE = 0.05  # on the latents while training, relative to running_std
@@ -135,6 +135,12 @@ class AutoencoderStage(Stage):
             network = self.adversary.to(self.device)
             groups["discriminator"] = Group(network=network, optimizer=self.config.discriminator)
         return groups
+
+    def data(self) -> tuple[Split, ...]:
+        return tuple(
+            Split(name=name, items=len(clips), seconds=sum(clip.seconds for clip in clips))
+            for name, clips in ((name, self.clips.select(name)) for name in ("train", "validation"))
+        )
 
     def turn(self, step: int) -> str:
         return "discriminator" if self.adversary is not None and self.adversary.plays(step) else "generator"

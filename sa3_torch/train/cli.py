@@ -1,8 +1,9 @@
-"""The ``sa3 train`` commands."""
+"""The ``sa3 train`` commands, listed in ``sa3_mlx/cli/train.py``."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -20,65 +21,67 @@ from .distill_autoencoder import DistillConfig, DistillStage
 from .encode import load_autoencoder
 from .latents import LatentSet
 from .loop import Trainer
+from .options import FOLDER, RunOptions, run_options
+from .plan import Device, make_plan
 from .pretrain import PretrainConfig, PretrainStage
 from .quantize import QuantizeConfig, QuantizeStage
 from .settings import load_settings, to_json
 from .stage import Stage, TrainConfig
 from .vocabulary import save_tokenizer
 
-FOLDER = click.Path(path_type=Path, file_okay=False)
+FindModel = Callable[[str], Path]  # an installed model's name, or a path -> its folder
 
 
-def _start(threads: int | None) -> None:
+def _start() -> RunOptions:
     """Before anything else: join the other processes of torchrun, if any."""
-    if threads is not None:
-        torch.set_num_threads(threads)
+    run = RunOptions.given()
+    if run.threads is not None:
+        torch.set_num_threads(run.threads)
     parallel.start()
+    return run
 
 
-def _train(stage: Stage, train: TrainConfig, out: Path, settings_json: str) -> bool:
-    """True in the first process when the run is finished."""
-    finished, first = Trainer(stage, train, out, settings_json).run(), parallel.is_first()
+def _train(stage: Stage, train: TrainConfig, run: RunOptions, settings_json: str) -> bool:
+    """True in the first process when the run is finished. A dry run prints its plan and is refused if it cannot be."""
+    if run.dry_run is not None:
+        asked = run.dry_run
+        device = Device.find(asked.device)
+        plan = make_plan(stage, train, processes=asked.processes, device=device, timed=asked.timed)
+        click.echo(str(plan))
+        plan.check()
+        return False
+    finished, first = Trainer(stage, train, run.out, settings_json).run(), parallel.is_first()
     parallel.finish()
     return finished and first
 
 
 @click.command("autoencoder")
 @click.option("--data", type=FOLDER, required=True, help="Clip cache made by `sa3 data render` or `sa3 data import`.")
-@click.option("--out", type=FOLDER, required=True, help="Run folder; an unfinished run in it goes on.")
 @click.option("--model", default="demo", show_default=True, type=click.Choice(sorted(PRESETS)))
-@click.option("--settings", default="demo", show_default=True, help="Preset name or .toml file.")
-@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change one setting, e.g. train.steps=100.")
-@click.option("--threads", type=click.IntRange(1), default=None, help="CPU threads.")
-def autoencoder(
-    data: Path, out: Path, model: str, settings: str, changes: tuple[str, ...], threads: int | None
-) -> None:
+@run_options()
+def autoencoder(data: Path, model: str) -> None:
     """Train a SAME autoencoder (stage 0)."""
-    _start(threads)
-    config = load_settings(AutoencoderConfig, "autoencoder", settings, changes)
+    run = _start()
+    config = load_settings(AutoencoderConfig, "autoencoder", run.settings, run.changes)
     stage = AutoencoderStage(PRESETS[model], config, ClipSet(data))
-    if _train(stage, config.train, out, to_json(config)):
-        click.echo(f"autoencoder: {out / 'model'}; next: sa3 pre-encode --autoencoder {out / 'model'} --data {data}")
+    if _train(stage, config.train, run, to_json(config)):
+        made = run.out / "model"
+        click.echo(f"autoencoder: {made}; next: sa3 pre-encode --autoencoder {made} --data {data}")
 
 
 @click.command("distill-autoencoder")
 @click.option("--data", type=FOLDER, required=True, help="Clip cache made by `sa3 data render` or `sa3 data import`.")
 @click.option("--teacher", type=FOLDER, required=True, help="Checkpoint folder with the large autoencoder.")
-@click.option("--out", type=FOLDER, required=True, help="Run folder; an unfinished run in it goes on.")
 @click.option("--model", default="demo", show_default=True, type=click.Choice(sorted(PRESETS)))
-@click.option("--settings", default="tiny", show_default=True, help="Preset name or .toml file.")
-@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change one setting, e.g. train.steps=100.")
-@click.option("--threads", type=click.IntRange(1), default=None, help="CPU threads.")
-def distill_autoencoder(
-    data: Path, teacher: Path, out: Path, model: str, settings: str, changes: tuple[str, ...], threads: int | None
-) -> None:
+@run_options(settings="tiny")
+def distill_autoencoder(data: Path, teacher: Path, model: str) -> None:
     """Train a small autoencoder for the latents of a large one."""
-    _start(threads)
-    config = load_settings(DistillConfig, "distill-autoencoder", settings, changes)
+    run = _start()
+    config = load_settings(DistillConfig, "distill-autoencoder", run.settings, run.changes)
     stage = DistillStage(PRESETS[model], config, ClipSet(data), teacher)
     kept = json.dumps({**config.to_dict(), "teacher": stage.digest}, sort_keys=True)
-    if _train(stage, config.train, out, kept):
-        click.echo(f"autoencoder: {out / 'model'}; it reads and writes the latents of {teacher}")
+    if _train(stage, config.train, run, kept):
+        click.echo(f"autoencoder: {run.out / 'model'}; it reads and writes the latents of {teacher}")
 
 
 @click.command("pretrain")
@@ -86,57 +89,39 @@ def distill_autoencoder(
 @click.option("--autoencoder", "folder", type=FOLDER, required=True, help="The autoencoder that made the latents.")
 @click.option("--tokenizer", type=click.Path(path_type=Path, dir_okay=False, exists=True), default=None,
               help="tokenizer.json; without it the closed vocabulary of the demo sounds.")  # fmt: skip
-@click.option("--out", type=FOLDER, required=True, help="Run folder; an unfinished run in it goes on.")
 @click.option("--model", default="demo", show_default=True, type=click.Choice(sorted(PRESETS)))
-@click.option("--settings", default="demo", show_default=True, help="Preset name or .toml file.")
-@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change one setting, e.g. train.steps=100.")
-@click.option("--threads", type=click.IntRange(1), default=None, help="CPU threads.")
-def pretrain(
-    latents: Path, folder: Path, tokenizer: Path | None, out: Path, model: str, settings: str,
-    changes: tuple[str, ...], threads: int | None,
-) -> None:  # fmt: skip
+@run_options()
+def pretrain(latents: Path, folder: Path, tokenizer: Path | None, model: str) -> None:
     """Train a diffusion model by flow matching (stage 1)."""
-    _start(threads)
-    config = load_settings(PretrainConfig, "pretrain", settings, changes)
+    run = _start()
+    config = load_settings(PretrainConfig, "pretrain", run.settings, run.changes)
     same, digest = load_autoencoder(folder)
-    out.mkdir(parents=True, exist_ok=True)
+    run.out.mkdir(parents=True, exist_ok=True)
     if tokenizer is None:
-        tokenizer = out / "tokenizer.json"
+        tokenizer = run.out / "tokenizer.json"
         if parallel.is_first():
             save_tokenizer(tokenizer)
         parallel.wait()
     stage = PretrainStage(PRESETS[model], config, LatentSet(latents, autoencoder=digest), tokenizer, same)
-    if _train(stage, config.train, out, to_json(config)):
-        click.echo(f'model: {out / "model"}; next: sa3 generate "piano note A4" --model {out / "model"}')
+    if _train(stage, config.train, run, to_json(config)):
+        click.echo(f'model: {run.out / "model"}; next: sa3 generate "piano note A4" --model {run.out / "model"}')
 
 
 @click.command("quantize")
-@click.option("--model", "folder", type=FOLDER, required=True, help="Folder of the full-precision model.")
+@click.option("--model", "name", metavar="NAME|PATH", required=True, help="The full-precision model.")
 @click.option("--recipe", default=None, help="Recipe of `sa3 quantize` with equal bits. Default: the settings'.")
 @click.option("--calibration", type=click.Path(path_type=Path, dir_okay=False, exists=True), default=None,
               help="File of prompts, one a line: SECONDS TEXT. Every fourth serves validation.")  # fmt: skip
-@click.option("--out", type=FOLDER, required=True, help="Run folder; an unfinished run in it goes on.")
-@click.option("--settings", default="demo", show_default=True, help="Preset name or .toml file.")
-@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change one setting, e.g. train.steps=100.")
-@click.option("--threads", type=click.IntRange(1), default=None, help="CPU threads.")
-def quantize(
-    folder: Path, recipe: str | None, calibration: Path | None, out: Path, settings: str, changes: tuple[str, ...],
-    threads: int | None,
-) -> None:  # fmt: skip
+@run_options()
+@click.pass_obj
+def quantize(find: FindModel, name: str, recipe: str | None, calibration: Path | None) -> None:
     """Tune a model for few bits by distillation from itself (quantization-aware tuning)."""
-    _start(threads)
-    if recipe is not None:
-        changes = (*changes, f"recipe={recipe}")
-    config = load_settings(QuantizeConfig, "quantize", settings, changes)
+    run, folder = _start(), find(name)
+    changes = run.changes if recipe is None else (*run.changes, f"recipe={recipe}")
+    config = load_settings(QuantizeConfig, "quantize", run.settings, changes)
     prompts = (
         read_prompts(calibration) if calibration else usual_prompts(open_tokenizer(folder, ModelConfig.load(folder)))
     )
     stage = QuantizeStage(folder, config, prompts)
-    if _train(stage, config.train, out, to_json(config)):
-        click.echo(f"model: {out / 'model'}; next: sa3 generate PROMPT --model {out / 'model'}")
-
-
-def commands() -> dict[str, click.Command]:
-    """Name -> command, for the ``sa3 train`` group."""
-    listed = (autoencoder, distill_autoencoder, pretrain, quantize)
-    return {command.name or "": command for command in listed}
+    if _train(stage, config.train, run, to_json(config)):
+        click.echo(f"model: {run.out / 'model'}; next: sa3 generate PROMPT --model {run.out / 'model'}")

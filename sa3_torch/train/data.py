@@ -102,6 +102,8 @@ class AudioCrops:
         self.augment = augment
         self.items = batch + batch // PER_ITEMS * augment.chirps_per_16
         self.clips = clips.select(split)
+        if not self.clips:
+            raise ValueError(f"no clip of split {split}: choose other clips")
         self._cumulative = np.cumsum(draw_weights([clip.kind for clip in self.clips], shares))
 
     def batch(self, step: int, rows: slice | None = None) -> AudioBatch:
@@ -193,6 +195,9 @@ class LatentBatches:
         usable = [item for item in mine if item.captions]
         self.skipped = len(mine) - len(usable)
         usable.sort(key=lambda item: (min(item.frames, max_frames), item.id))
+        if not usable:
+            raise ValueError(f"{latents.folder}: no item of split {split} with a caption; choose other latents")
+        self.items = usable
         weights = draw_weights([item.kind for item in usable], shares)
         parts = np.array_split(np.arange(len(usable)), min(buckets, len(usable)))
         self._buckets = [([usable[i] for i in part], weights[part] / weights[part].sum()) for part in parts]

@@ -34,7 +34,7 @@ from .latents import LatentSet
 from .logs import save_sound
 from .losses import flow_loss
 from .settings import check
-from .stage import Stage, TrainConfig, step_generator
+from .stage import Split, Stage, TrainConfig, step_generator
 
 VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 VALIDATION_BATCHES = 2
@@ -134,6 +134,12 @@ class DiffusionStage(Stage):
             max_frames=self.diffusion.max_frames, head_room_frames=head_room, buckets=self.clips_config.buckets,
             multiple=8, shares=self.clips_config.shares.to_dict(),
         )  # fmt: skip
+
+    def data(self) -> tuple[Split, ...]:
+        return tuple(
+            Split(name=name, items=len(batches.items), seconds=sum(item.seconds for item in batches.items))
+            for name, batches in (("train", self.batches), ("validation", self.validation))
+        )
 
     def draw(self, batch: LatentBatch, random: torch.Generator) -> Draw:
         """Silence extension and inpainting masks of a global batch (training spec, 4.2 steps 3 and 4)."""

@@ -16,12 +16,15 @@ from types import FrameType
 import torch
 from torch import Tensor, nn
 
+from sa3_mlx.spec.version import revision
+
 from . import parallel
 from .checkpoints import Checkpoints, Tensors, keep_settings
 from .logs import RunLog
-from .optimizers import Ema, learning_rate_at, make_optimizer, optimizer_tensors
+from .optimizers import Ema, UpdateRatio, learning_rate_at, make_optimizer, optimizer_tensors
 from .parallel import Part
 from .plot import plot_run
+from .recompute import checkpoint_blocks
 from .stage import Stage, TrainConfig
 from .timing import time_precisions
 
@@ -42,6 +45,9 @@ class Trainer:
         self.checkpoints = Checkpoints(folder, config.milestone_every)
         keep_settings(folder, settings_json, resumed=bool(self.checkpoints.steps()))
         self.networks = {name: group.network for name, group in stage.groups.items()}
+        if config.checkpoint_blocks:
+            for network in self.networks.values():
+                checkpoint_blocks(network)
         self.turns: dict[str, nn.Module] = self._wrap()
         self.optimizers = {name: make_optimizer(group) for name, group in stage.groups.items()}
         self.trained = {name: list(optimizer.state) for name, optimizer in self.optimizers.items()}
@@ -52,6 +58,7 @@ class Trainer:
         self.bad_steps = dict.fromkeys(self.networks, 0)  # those that were skipped since its last good one
         self.precision: str | None = None if config.precision == "auto" else config.precision
         self.shown: dict[str, float] = {}  # the latest values of every group, for the log
+        self.revision = revision()
         self.saved = -1  # step of the checkpoint last written or read
         self.remarks = self._resume()
 
@@ -67,6 +74,7 @@ class Trainer:
         previous = {s: signal.signal(s, self._ask_to_stop) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
             with RunLog(self.folder, self.stage.name, step=self.step, steps=self.config.steps) as log:
+                log.write({"step": self.step, "revision": self.revision})
                 for remark in self.remarks:
                     log.say(remark)
                 self._choose_precision(log)
@@ -109,6 +117,7 @@ class Trainer:
         values = self._gradients(name)
         norm = float(parallel.clip(self.trained[name], settings.clip_norm))
         self.updates[name] += 1
+        ratio = UpdateRatio(self.trained[name]) if self.updates[name] % LOG_EVERY == 0 else None
         terms = [term for term in values if "/" not in term]
         if math.isfinite(norm) and all(math.isfinite(values[term]) for term in terms):
             self.bad_steps[name] = 0
@@ -118,6 +127,8 @@ class Trainer:
             self._skip(log, name, [term for term in terms if not math.isfinite(values[term])] or ["gradient"])
         optimizer.zero_grad(set_to_none=True)
         self.shown |= {**values, f"grad_norm/{name}": norm, f"lr/{name}": rate}
+        if ratio is not None:
+            self.shown[f"update_ratio/{name}"] = ratio.after()
 
     def _gradients(self, name: str) -> dict[str, float]:
         """Gradients of a turn; its terms and notes, averaged over micro-batches and processes."""
@@ -218,7 +229,10 @@ class Trainer:
     def save(self) -> None:
         """A checkpoint of this step, unless there is one."""
         if self.step != self.saved:
-            progress = {"updates": self.updates, "bad_steps": self.bad_steps, "precision": self.precision}
+            progress = {
+                "updates": self.updates, "bad_steps": self.bad_steps, "precision": self.precision,
+                "revision": self.revision,
+            }  # fmt: skip
             self.checkpoints.save(self.step, self._tensors(), progress)
             self.saved = self.step
 

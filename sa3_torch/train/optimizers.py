@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from sa3_mlx.spec.config import Config, ConfigError
 
+from .parallel import own_share, total
 from .settings import check
+
+SAMPLED = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,3 +117,24 @@ class Ema:
             kept = live.detach().clone()
             live.copy_(self.state[name])
             self.state[name].copy_(kept)
+
+
+class UpdateRatio:
+    """|change| / |weights| of an optimiser's update, over the first SAMPLED values of every parameter of a process."""
+
+    @torch.no_grad()
+    def __init__(self, parameters: list[Tensor]) -> None:
+        self.parameters = parameters
+        self.before = [self._sample(parameter).clone() for parameter in parameters]
+
+    @staticmethod
+    def _sample(parameter: Tensor) -> Tensor:
+        return own_share(parameter).flatten()[:SAMPLED].float()
+
+    @torch.no_grad()
+    def after(self) -> float:
+        """The same on all processes."""
+        pairs = [(self._sample(p) - b, b) for p, b in zip(self.parameters, self.before, strict=True)]
+        squares = [torch.stack([change.square().sum(), before.square().sum()]) for change, before in pairs]
+        change, weights = total(torch.stack(squares).sum(0)).tolist()
+        return math.sqrt(change / max(weights, 1e-30))

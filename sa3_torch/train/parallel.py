@@ -231,13 +231,22 @@ def gather(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Copies of sharded tensors in full, on the CPU of the first process; the others get an empty dictionary."""
     kept: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        full = whole(tensor)
         if is_first():
             kept[name] = full.detach().to("cpu", copy=True)
     return kept
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor in full, on every process; any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def own_share(tensor: Tensor) -> Tensor:
+    """What this process holds of a sharded tensor; any other as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def clip(parameters: list[Tensor], limit: float) -> Tensor:
     """Scales gradients down to a norm of at most ``limit``; returns the norm before, the same on all processes."""
-    norm = nn.utils.clip_grad_norm_(parameters, limit)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return whole(nn.utils.clip_grad_norm_(parameters, limit))

@@ -37,6 +37,7 @@ class TrainConfig(Config):
     accumulate: int  # micro-batches of a process in a step
     precision: Literal["bf16", "fp32", "auto"]  # of matrix products; auto times both
     compile: bool  # torch.compile of network and loss; needs a C++ compiler on a CPU
+    checkpoint_blocks: bool = False  # less memory, more time; see recompute.py
     parallel: Literal["ddp", "fsdp"]  # where torchrun starts several processes
     ema_decay: float
     ema_after: int
@@ -51,10 +52,23 @@ class TrainConfig(Config):
         check(self, 0, 1 - 1e-12, "ema_decay")
         if self.precision == "auto" and self.parallel == "fsdp":
             raise ConfigError("precision is 'auto' with parallel 'fsdp': choose 'bf16' or 'fp32', or parallel 'ddp'")
+        if self.compile and self.checkpoint_blocks:
+            raise ConfigError(
+                "compile and checkpoint_blocks are both on: choose one, compiled code recomputes by itself"
+            )
         if self.milestone_every % self.save_every:
             raise ConfigError(
                 f"milestone_every is {self.milestone_every}: allowed are multiples of save_every ({self.save_every})"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Data that a stage reads, for its plan."""
+
+    name: str
+    items: int
+    seconds: float
 
 
 class Stage(ABC):
@@ -84,6 +98,10 @@ class Stage(ABC):
 
     def prepare(self, step: int, parts: list[Part]) -> None:  # noqa: B027 (most stages have nothing to prepare)
         """Only before a step of several micro-batches, without gradients: what the losses need of all of them."""
+
+    def data(self) -> tuple[Split, ...]:
+        """What is read in the run, for its plan; empty where a stage does not say."""
+        return ()
 
     @abstractmethod
     def validate(self) -> dict[str, float]:

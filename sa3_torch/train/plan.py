@@ -1,0 +1,302 @@
+"""What a training takes, known before it begins: parameters, memory of a process, data, speed (``--dry-run``).
+
+Memory is arithmetic: weights, gradients, the optimiser's state and the average are counted in bytes of the stage's own
+tensors, activations from its own step (count.py), and what several processes add by the rules of DDP and FSDP2. Python,
+libraries, data in memory and validation are not in it. Speed is modelled from the step's arithmetic and a chip's
+nominal rate, or timed on this machine.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Self
+
+import torch
+from torch import nn
+
+from sa3_mlx.spec.chips import Chip
+from sa3_mlx.spec.memory import MARGIN, size_text
+
+from .count import StepCount, Trained, count_step, make_fake, networks_of, trained_of
+from .optimizers import make_optimizer
+from .parallel import UNITS, Part
+from .recompute import checkpoint_blocks
+from .stage import Split, Stage, TrainConfig
+from .timing import time_precisions
+
+UTILISATION = 0.4  # of the nominal rate; what good training programs reach on large networks
+WINDOW = 64  # steps that are looked at for how often each group takes its turn
+LATE = 0.75  # of the run: by then every term is switched on
+PRODUCT = 1024  # rows of the product that is timed where a chip's rate is not known
+TIMED_STEPS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """Where the training is to run. ``rates`` in FLOP/s by precision."""
+
+    name: str
+    memory: float  # bytes for one process
+    rates: dict[str, float]
+    nominal: bool  # else measured here
+
+    @classmethod
+    def find(cls, name: str | None) -> Self:
+        """A chip with memory of its own by its name, or what this process would train on.
+
+        Raises ValueError for an unknown name.
+        """
+        chips = {chip.name: chip for chip in Chip.load_all() if chip.memory_gb is not None}
+        here = torch.cuda.get_device_name() if torch.cuda.is_available() else "this machine's CPU"
+        if name is None and torch.cuda.is_available():
+            name = next((known for known in chips if known in here), None)
+        if name is None:
+            return cls._here(here)
+        if name not in chips:
+            raise ValueError(f"--device {name}: allowed are {', '.join(chips)}; without it, this machine's own")
+        chip = chips[name]
+        rates = {"fp32": chip.fp32 * 1e12, "bf16": chip.fp16 * 1e12}
+        return cls(name=name, memory=(chip.memory_gb or 0) * 1e9, rates=rates, nominal=True)
+
+    @classmethod
+    def _here(cls, name: str) -> Self:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if device.type == "cuda":
+            memory = torch.cuda.get_device_properties(device).total_memory
+        rates = {"fp32": _product_rate(device, torch.float32), "bf16": _product_rate(device, torch.bfloat16)}
+        return cls(name=name, memory=memory, rates=rates, nominal=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes of one process at the worst moment of a step."""
+
+    weights: int  # of networks that are trained
+    gradients: int
+    optimizer: int
+    average: int
+    frozen: int  # other networks
+    exchange: int  # buffers of DDP, gathered units of FSDP2
+    activations: int
+
+    @property
+    def peak(self) -> int:
+        return sum(vars(self).values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """``parameters``: name of the network -> trained and frozen ones."""
+
+    stage: str
+    train: TrainConfig
+    processes: int
+    parameters: dict[str, tuple[int, int]]
+    memory: Memory
+    device: Device
+    data: tuple[Split, ...]
+    flops: float  # of a step of one process
+    precision: str
+    timed: float | None  # seconds of a step
+
+    @property
+    def seconds(self) -> float:
+        """Of a step."""
+        if self.timed is not None:
+            return self.timed
+        return self.flops / self.device.rates[self.precision] / (UTILISATION if self.device.nominal else 1)
+
+    def check(self) -> None:
+        """Raises ValueError where memory does not suffice."""
+        if self.memory.peak * MARGIN > self.device.memory:
+            raise ValueError(
+                f"memory: a process of {self.stage} needs {size_text(self.memory.peak)}, with {MARGIN - 1:.0%} to "
+                f"spare more than the {size_text(int(self.device.memory))} of {self.device.name}; try "
+                "train.checkpoint_blocks=true, a larger train.accumulate, more processes or train.parallel=fsdp"
+            )
+
+    def __str__(self) -> str:
+        train, memory = self.train, self.memory
+        trained, frozen = (sum(counts[i] for counts in self.parameters.values()) for i in (0, 1))
+        lines = [f"{self.stage}: {_count(trained)} parameters trained, {_count(frozen)} frozen"]
+        for name, (own, others) in self.parameters.items():
+            lines.append(f"  {name:24} {_count(own):>9} trained {_count(others):>9} frozen")
+        micro = train.batch // self.processes // train.accumulate
+        how = f", {train.parallel}" if self.processes > 1 else ""
+        lines.append(
+            f"batch {train.batch}: {self.processes} process(es) x {train.accumulate} micro-batch(es) of {micro}, "
+            f"{self.precision}{how}"
+        )
+        lines.append("memory of a process, without Python, libraries and data")
+        lines += [f"  {name:24} {size_text(value):>9}" for name, value in vars(memory).items() if value]
+        lines.append(f"  {'in all':24} {size_text(memory.peak):>9} of {size_text(int(self.device.memory))}")
+        lines.append("data" if self.data else "data: this stage does not say")
+        lines += [f"  {split.name:24} {split.items:9,} items, {_time(split.seconds)}" for split in self.data]
+        return "\n".join([*lines, *self._speed(), "nothing was started or written"])
+
+    def _speed(self) -> list[str]:
+        total = _time(self.seconds * self.train.steps)
+        if self.timed is not None:
+            how = f"timed with {self.device.name}, one process"
+        elif self.device.nominal:
+            rate = self.device.rates[self.precision] / 1e12
+            how = (
+                f"modelled: {UTILISATION:.0%} of the nominal {rate:.0f} TFLOPS of {self.device.name}, without exchange"
+            )
+        else:
+            rate = self.device.rates[self.precision] / 1e9
+            how = f"modelled: at most, at the {rate:.0f} GFLOPS of a plain product measured on {self.device.name}"
+        return [
+            f"speed: {self.flops / 1e12:.3g} TFLOP a step, {1 / self.seconds:.3g} steps/s, {total} for "
+            f"{self.train.steps:,} steps",
+            f"  ({how})",
+        ]
+
+
+def make_plan(stage: Stage, train: TrainConfig, *, processes: int, device: Device, timed: bool) -> Plan:
+    """The plan of a new stage, which is of no use afterwards: its weights lose their values.
+
+    Raises ConfigError where the batch cannot be cut into equal parts.
+    """
+    stage.part = Part(world=processes).micro_batches(train.accumulate)[0]
+    stage.part.slice(train.batch)
+    if train.checkpoint_blocks:
+        for group in stage.groups.values():
+            checkpoint_blocks(group.network)
+    stage.precision = "fp32" if train.precision == "auto" else train.precision
+    turns = _turns(stage, train.steps)
+    seconds = _time_steps(stage, train, turns) if timed else None
+    networks = networks_of(stage)
+    make_fake(networks)
+    trained = trained_of(stage)
+    memory = _constant_memory(stage, trained, networks)
+    first, counts = count_step(stage, trained, 0), {turn: count_step(stage, trained, s) for turn, s in turns}
+    shares = Counter(stage.turn(step) for step in _window(train.steps))
+    memory = _with_step(memory, [first, *counts.values()], train, device)
+    if processes > 1:
+        memory = _spread(memory, stage, train, processes)
+    changed = {id(parameter) for parameters in trained.values() for parameter in parameters}
+    return Plan(
+        stage=stage.name, train=train, processes=processes, memory=memory, device=device, data=stage.data(),
+        parameters={name: _parameters(network, changed) for name, network in networks.items()},
+        flops=train.accumulate * sum(counts[turn].flops * n for turn, n in shares.items()) / shares.total(),
+        precision=stage.precision, timed=seconds,
+    )  # fmt: skip
+
+
+def _window(steps: int) -> range:
+    late = int(LATE * steps)
+    return range(late, min(steps, late + WINDOW))
+
+
+def _turns(stage: Stage, steps: int) -> list[tuple[str, int]]:
+    """Every group's turn late in the run."""
+    found: dict[str, int] = {}
+    for step in _window(steps):
+        found.setdefault(stage.turn(step), step)
+    return list(found.items())
+
+
+def _parameters(network: nn.Module, changed: set[int]) -> tuple[int, int]:
+    counts = [0, 0]
+    for parameter in network.parameters():
+        counts[id(parameter) not in changed] += parameter.numel()
+    return counts[0], counts[1]
+
+
+def _bytes(network: nn.Module) -> int:
+    tensors = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def _constant_memory(stage: Stage, trained: Trained, networks: Mapping[str, nn.Module]) -> Memory:
+    """What is there whatever the batch."""
+    states = [make_optimizer(group).state for group in stage.groups.values()]
+    return Memory(
+        weights=sum(_bytes(networks[name]) for name in trained),
+        gradients=0, activations=0, exchange=0,
+        optimizer=sum(value.nbytes for state in states for values in state.values() for value in values.values()),
+        average=sum(tensor.nbytes for tensor in stage.model.state_dict().values()),
+        frozen=sum(_bytes(network) for name, network in networks.items() if name not in trained),
+    )  # fmt: skip
+
+
+def _with_step(memory: Memory, counts: list[StepCount], train: TrainConfig, device: Device) -> Memory:
+    """The worst of the backward passes and of the optimiser's updates.
+
+    In a later micro-batch the gradients of the earlier ones are there already. On a GPU the update makes one more copy
+    of what it changes.
+    """
+    again = train.accumulate > 1
+    worst = max(counts, key=lambda count: count.peak_bytes + again * count.gradient_bytes)
+    activations = worst.peak_bytes - (0 if again else worst.gradient_bytes)
+    if device.nominal:
+        activations = max(activations, worst.gradient_bytes)
+    return replace(memory, gradients=worst.gradient_bytes, activations=activations)
+
+
+def _spread(memory: Memory, stage: Stage, train: TrainConfig, processes: int) -> Memory:
+    """DDP adds a copy of all gradients; FSDP2 cuts everything that is trained, and gathers a unit and the next."""
+    networks = [group.network for group in stage.groups.values()]
+    parameters = sum(p.nbytes for network in networks for p in network.parameters() if p.requires_grad)
+    if train.parallel == "ddp":
+        return replace(memory, exchange=parameters)
+    units = [module for network in networks for module in network.modules() if type(module) in UNITS]
+    inside = {id(unit): sum(p.nbytes for p in unit.parameters()) for unit in units}
+    for unit in units:  # units inside of units are gathered apart
+        inside[id(unit)] -= sum(inside[id(m)] for m in unit.modules() if m is not unit and type(m) in UNITS)
+    width = 0.5 if train.precision == "bf16" else 1.0
+    rest = memory.weights - sum(inside.values())  # the outermost unit stays gathered from forward to backward
+    largest = max(inside.values(), default=0)
+    return replace(
+        memory, weights=memory.weights // processes, gradients=memory.gradients // processes,
+        optimizer=memory.optimizer // processes, average=memory.average // processes,
+        exchange=int(width * 2 * largest) + largest + 2 * rest,
+    )  # fmt: skip
+
+
+def _time_steps(stage: Stage, train: TrainConfig, turns: list[tuple[str, int]]) -> float:
+    """Mean seconds of a step of this process, with the optimiser's update, as often as each group has its turn."""
+    if train.precision == "auto":
+        found = time_precisions(stage)
+        stage.precision = min(found, key=found.__getitem__)
+    optimizers = {name: make_optimizer(group) for name, group in stage.groups.items()}
+    shares, total = Counter(stage.turn(step) for step in _window(train.steps)), 0.0
+    for turn, step in turns:
+        for name, group in stage.groups.items():
+            group.network.train().requires_grad_(name == turn)
+        for repeat in range(TIMED_STEPS + 1):
+            if repeat == 1:
+                begun = time.perf_counter()
+            for _ in range(train.accumulate):
+                torch.stack(list(stage.losses(step).values())).sum().backward()
+            optimizers[turn].step()
+            optimizers[turn].zero_grad(set_to_none=True)
+        total += (time.perf_counter() - begun) / TIMED_STEPS * shares[turn] / shares.total()
+    return total
+
+
+def _product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a plain product, the best of a few."""
+    a = torch.ones(PRODUCT, PRODUCT, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(4):
+        begun = time.perf_counter()
+        float((a @ a)[0, 0])  # waits for a GPU
+        best = min(best, time.perf_counter() - begun)
+    return 2 * PRODUCT**3 / best
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e6:.2f} M" if parameters >= 1e5 else f"{parameters:,}"
+
+
+def _time(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    return str(timedelta(seconds=round(seconds)))
