@@ -8,7 +8,7 @@ For small models the waveform is learnt first, then the spectral loss takes over
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from sa3_torch.same import SAME, patch, unpatch
 from sa3_torch.weights import save_checkpoint
 
 from .adversary import AdversarialConfig, Adversary
-from .augment import AugmentConfig
+from .augment import NO_AUGMENTATION, AugmentConfig
 from .clips import ClipSet
 from .data import AudioBatch, AudioCrops, SharesConfig
 from .init import init_autoencoder
@@ -28,6 +28,7 @@ from .optimizers import Group, OptimizerConfig
 from .parallel import Part, follow, mean, moments, std_of
 from .reconstruct import measure_reconstructions, save_reconstructions
 from .semantics import Semantics, SemanticsConfig
+from .semantics.held_out import BATCH, measure_semantics
 from .settings import check
 from .spectral import Average, SpectralConfig, spectral_distance, spectral_input, spectral_terms
 from .stage import Stage, TrainConfig, maybe_compile, step_generator
@@ -300,8 +301,11 @@ class AutoencoderStage(Stage):
         return 1.0 if step >= full else min(1.0, max(0.0, (step - start) / max(1.0, full - start)))
 
     def validate(self) -> dict[str, float]:
-        """See ``measure_reconstructions``. Raises RuntimeError when the latents lose their rank."""
+        """See ``measure_reconstructions``, ``measure_semantics``. Raises RuntimeError when latents lose their rank."""
         measures = measure_reconstructions(self.model, self.clips, self.model_config.sample_rate, self.device)
+        if self.semantics is not None:
+            pitches = {clip.id: clip.midi if clip.label == "note" else None for clip in self.clips.select("validation")}
+            measures |= measure_semantics(self.semantics, self.model.encode, self._held_out(), pitches)
         share = self.config.semantics.least_rank if self.config.semantics is not None else 0.0
         least, rank = share * self.model_config.same.latent_channels, measures["effective_rank"]
         if self.attached and rank < least:
@@ -311,6 +315,15 @@ class AutoencoderStage(Stage):
                 "for longer"
             )
         return measures
+
+    def _held_out(self) -> AudioCrops:
+        """Crops as they are trained on, of held-out clips, at full level."""
+        config = self.config
+        return AudioCrops(
+            self.clips, split="validation", samples=config.crop_samples, batch=min(BATCH, config.train.batch),
+            seed=config.train.seed, quietest_db=0.0, shares=config.shares.to_dict(),
+            augment=replace(NO_AUGMENTATION, pan=config.augment.pan),
+        )  # fmt: skip
 
     def demo(self, folder: Path, step: int) -> None:
         """One file: original, reconstruction, of six held-out clips in turn."""

@@ -61,6 +61,13 @@ OFFICIAL = RegressorsConfig(
 )  # fmt: skip
 
 
+def pitch_class(chroma: Tensor) -> Tensor:
+    """Of the highest bin: (..., bins) -> (...) int64, 0 for C to 11 for B. The layout is that of ``chroma_filters``."""
+    bins = chroma.shape[-1]
+    octave = (chroma.argmax(-1) + 3 * (bins // 12)) % bins / bins  # above A
+    return (9 + (12 * octave).round().long()) % 12
+
+
 class Regressors(nn.Module):
     """One linear head per chroma band and one for the level difference, on every latent."""
 
