@@ -9,7 +9,7 @@ import click
 
 from benchmarks.quality import BACKEND, MODEL, open_pipeline, show
 from sa3_mlx.spec.config import ConfigError
-from sa3_torch.train.autoencoder import AutoencoderConfig
+from sa3_torch.train.autoencoder_config import AutoencoderConfig
 from sa3_torch.train.clips import ClipSet, write_json
 from sa3_torch.train.probe import Probe
 from sa3_torch.train.semantics import Regressors

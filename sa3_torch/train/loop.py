@@ -107,6 +107,8 @@ class Trainer:
         for group in optimizer.param_groups:
             group["lr"] = rate
         values = self._gradients(name)
+        for parameter in stage.frozen(self.step):
+            parameter.grad = None
         norm = float(parallel.clip(self.trained[name], settings.clip_norm))
         self.updates[name] += 1
         terms = [term for term in values if "/" not in term]

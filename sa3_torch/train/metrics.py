@@ -95,10 +95,10 @@ def stereo_correlation(audio: NDArray[np.floating]) -> float:
 
 
 def r_squared(target: NDArray[np.floating], estimate: NDArray[np.floating]) -> float | None:
-    """Share of the variance of (rows, n), about the mean of each column, that is explained; None where it is none."""
+    """Share of the variance of (rows, n), about the mean of each column, that is explained; None below one of 1e-10."""
     t, e = target.astype(np.float64), estimate.astype(np.float64)
     variance = float(np.square(t - t.mean(axis=0)).sum())
-    return 1 - float(np.square(t - e).sum()) / variance if variance > 0 else None
+    return 1 - float(np.square(t - e).sum()) / variance if variance > 1e-10 * t.size else None
 
 
 def kurtosis(values: NDArray[np.floating]) -> float:

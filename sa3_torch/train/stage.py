@@ -74,6 +74,10 @@ class Stage(ABC):
         """Name of the group that is trained in a step; the parameters of the others are frozen meanwhile."""
         return next(iter(self.groups))
 
+    def frozen(self, step: int) -> list[Tensor]:  # noqa: ARG002 (few stages freeze part of a group)
+        """Parameters of the turn's group that a step does not change, weight decay included; their gradients are 0."""
+        return []
+
     @abstractmethod
     def losses(self, step: int) -> dict[str, Tensor]:
         """Weighted terms of a step on ``part``, means over its items; their sum is minimised. Names have no slash.
