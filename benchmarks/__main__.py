@@ -20,6 +20,11 @@ SECTIONS: Sections = {
     "Quality": {
         "adherence": ("quality", "adherence", "Share of prompts that a judge hears as asked."),
         "reconstruction": ("quality", "reconstruction", "How well the autoencoder gives sounds back."),
+        "latents": (
+            "latents_command",
+            "latents",
+            "Statistics of an autoencoder's latents, and what can be read from them.",
+        ),
         "precision": ("precision_command", "precision", "What every precision costs in quality and saves in bytes."),
         "variation": ("quality", "variation", "Audio-to-audio with both schedules."),
     },

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from sa3_mlx.spec.calibration import Prompt
 from sa3_mlx.spec.presets import PRESETS
-from sa3_torch.train.autoencoder import AutoencoderConfig, AutoencoderStage
+from sa3_torch.train.autoencoder import AutoencoderStage
+from sa3_torch.train.autoencoder_config import AutoencoderConfig
 from sa3_torch.train.clips import ClipSet, Draft, write_clips
 from sa3_torch.train.distill_autoencoder import DistillConfig, DistillStage
 from sa3_torch.train.encode import EncodeConfig, PreEncoder, load_autoencoder

@@ -13,7 +13,8 @@ pytest.importorskip("scipy", reason="the training extra is not installed")
 from stages import complete_stage, trainer_of  # noqa: E402
 
 from sa3_mlx.spec.config import ConfigError  # noqa: E402
-from sa3_torch.train.autoencoder import AutoencoderConfig, AutoencoderStage  # noqa: E402
+from sa3_torch.train.autoencoder import AutoencoderStage  # noqa: E402
+from sa3_torch.train.autoencoder_config import AutoencoderConfig  # noqa: E402
 from sa3_torch.train.loop import Trainer  # noqa: E402
 from sa3_torch.train.settings import load_settings, preset_names  # noqa: E402
 

@@ -15,7 +15,7 @@ pytest.importorskip("scipy", reason="the training extra is not installed")
 from stages import DEMO, MODEL, SHORT, autoencoder_stage, pretrain_stage, train  # noqa: E402
 
 from sa3_mlx.spec.config import ConfigError, ModelConfig  # noqa: E402
-from sa3_torch.train.autoencoder import AutoencoderConfig  # noqa: E402
+from sa3_torch.train.autoencoder_config import AutoencoderConfig  # noqa: E402
 from sa3_torch.train.clips import ClipSet  # noqa: E402
 from sa3_torch.train.encode import load_autoencoder  # noqa: E402
 from sa3_torch.train.latents import LatentSet  # noqa: E402

@@ -1,77 +1,40 @@
 """Stage 0: SAME on spectral and waveform losses, adversarial and semantic terms (training spec, 1).
 
 One generator step: crops -> encoder -> u; r <- EMA of std(u); z = u / r; decoder(r z + 0.05 r n) -> audio; losses in
-fp32. In a discriminator's turn the autoencoder runs without gradients and leaves r alone.
+fp32. In a discriminator's turn the autoencoder runs without gradients and leaves r alone. See coder.py.
 For small models the waveform is learnt first, then the spectral loss takes over and gives noises their energy.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from sa3_mlx.spec.config import Config, ConfigError, ModelConfig
-from sa3_torch.same import SAME, patch, unpatch
+from sa3_mlx.spec.config import ConfigError, ModelConfig
+from sa3_torch.same import SAME
 from sa3_torch.weights import save_checkpoint
 
-from .adversary import AdversarialConfig, Adversary
-from .augment import AugmentConfig
+from .adversary import Adversary
+from .augment import NO_AUGMENTATION
+from .autoencoder_config import AutoencoderConfig
 from .clips import ClipSet
-from .data import AudioBatch, AudioCrops, SharesConfig
+from .coder import PLAIN, Coder
+from .data import AudioBatch, AudioCrops, Crops
 from .init import init_autoencoder
 from .losses import soft_norm_loss, waveform_loss
-from .optimizers import Group, OptimizerConfig
-from .parallel import Part, follow, mean, moments, std_of
+from .optimizers import Group
+from .parallel import Part, mean, moments, std_of
 from .reconstruct import measure_reconstructions, save_reconstructions
-from .semantics import Semantics, SemanticsConfig
-from .settings import check
-from .spectral import Average, SpectralConfig, spectral_distance, spectral_input, spectral_terms
-from .stage import Split, Stage, TrainConfig, maybe_compile, step_generator
-
-STD_DECAY = 0.999
-NOISE = 0.05  # on the latents while training, relative to running_std
-
-
-@dataclass(frozen=True, kw_only=True)
-class AutoencoderConfig(Config):
-    """Settings of ``sa3 train autoencoder``."""
-
-    train: TrainConfig
-    generator: OptimizerConfig
-    crop_samples: int
-    quietest_db: float
-    spectral: SpectralConfig
-    waveform_weight: float  # at the start ...
-    waveform_final: float  # ... and once the spectral loss has its full weight
-    spectral_start: float  # share of the run after which the spectral loss begins to fade in ...
-    spectral_full: float  # ... and has its full weight
-    softnorm_weight: float
-    shares: SharesConfig
-    augment: AugmentConfig
-    semantics: SemanticsConfig | None = None
-    adversarial: AdversarialConfig | None = None
-    discriminator: OptimizerConfig | None = None
-
-    def __post_init__(self) -> None:
-        check(self, 1, math.inf, "crop_samples")
-        check(self, -60, 0, "quietest_db")
-        check(self, 0, math.inf, "waveform_weight", "waveform_final", "softnorm_weight")
-        check(self, 0, 1, "spectral_start", "spectral_full")
-        if max(self.spectral.sizes) > self.crop_samples:
-            raise ConfigError(
-                f"crop_samples is {self.crop_samples}: less than the window of {max(self.spectral.sizes)}"
-            )
-        if self.adversarial is not None and self.adversarial.on and self.discriminator is None:
-            raise ConfigError("adversarial is on without a table [discriminator]: give its learning rate there")
-        if self.semantics is not None and self.semantics.critic_weight and self.train.accumulate > 1:
-            raise ConfigError(
-                f"train.accumulate is {self.train.accumulate}: the critic compares the items of a whole step; choose "
-                "1, or semantics.critic_weight=0"
-            )
+from .semantics import Semantics
+from .semantics.held_out import BATCH, measure_semantics
+from .shard_crops import ShardCrops
+from .shards import ShardIndex
+from .spectral import Average, spectral_distance, spectral_input, spectral_terms
+from .stage import Split, Stage, maybe_compile
+from .start import Start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,26 +51,49 @@ class Comparison:
 class AutoencoderStage(Stage):
     name = "autoencoder"
 
-    def __init__(self, model: ModelConfig, config: AutoencoderConfig, clips: ClipSet) -> None:
+    def __init__(
+        self, model: ModelConfig, config: AutoencoderConfig, clips: ClipSet, *, shards: ShardIndex | None = None,
+        start: Start | None = None,
+    ) -> None:  # fmt: skip
+        """``clips`` are trained and measured on; with ``shards``, which are trained on then, measured alone."""
         super().__init__()
-        train, ratio = config.train, model.same.samples_per_latent * model.same.frame_multiple
-        if config.crop_samples % ratio:
-            raise ConfigError(f"crop_samples is {config.crop_samples}: {model.name} needs a multiple of {ratio}")
-        self.model_config, self.config, self.clips = model, config, clips
+        self.model_config, self.config, self.clips, self.shards = model, config, clips, shards
+        variants, train = config.variants or PLAIN, config.train
+        if not variants.train_encoder and start is None:
+            raise ConfigError("variants.train_encoder is 0 without a start: the encoder would stay as it began")
         self.model: SAME = SAME(model.same, model.audio_channels)
-        self.crops = AudioCrops(
-            clips, split="train", samples=config.crop_samples, batch=train.batch, seed=train.seed,
-            quietest_db=config.quietest_db, shares=config.shares.to_dict(), augment=config.augment,
-        )  # fmt: skip
-        loud = torch.cat([self.crops.batch(10**9 + i).audio for i in range(-(-256 // train.batch))])
-        init_autoencoder(self.model, loud, train.seed)
+        self.crops: Crops = self._crops()
+        self.coder = Coder(self.model, variants, train, self.crops.items)
+        self.coder.check_crops(config.crop_samples, model.name)
+        self.coder.settled = self._initialise(start)
         self.semantics, self.adversary = self._extras()
         self.groups = self._groups()
         self._heard: list[Tensor] = []  # by window size: items that are not silent, mean over parts; see ``prepare``
         self.attached = False  # whether the semantic networks have reached the latents
-        self._encode = maybe_compile(self.model.encoder, train.compile)
-        self._decode = maybe_compile(self.model.decoder, train.compile)
         self._distance = maybe_compile(spectral_distance, train.compile)
+
+    def _crops(self) -> Crops:
+        config, train = self.config, self.config.train
+        if self.shards is None:
+            return AudioCrops(
+                self.clips, split="train", samples=config.crop_samples, batch=train.batch, seed=train.seed,
+                quietest_db=config.quietest_db, shares=config.shares.to_dict(), augment=config.augment,
+            )  # fmt: skip
+        if config.shards is None:
+            raise ConfigError("the data are shards, the settings have no table [shards]: give streams and window there")
+        return ShardCrops(
+            self.shards, samples=config.crop_samples, batch=train.batch, streams=config.shards.streams,
+            window=config.shards.window, seed=train.seed, quietest_db=config.quietest_db, augment=config.augment,
+        )  # fmt: skip
+
+    def _initialise(self, start: Start | None) -> bool:
+        """The first weights; whether running_std belongs to them already."""
+        if start is not None:
+            return start.load_into(self.model, self.model_config)
+        train = self.config.train
+        loud = torch.cat([self.crops.batch(10**9 + i).audio for i in range(-(-256 // train.batch))])
+        init_autoencoder(self.model, loud, train.seed)
+        return False
 
     def _extras(self) -> tuple[Semantics | None, Adversary | None]:
         """The networks beside the autoencoder that the settings switch on."""
@@ -137,25 +123,35 @@ class AutoencoderStage(Stage):
         return groups
 
     def data(self) -> tuple[Split, ...]:
-        return tuple(
+        splits = [
             Split(name=name, items=len(clips), seconds=sum(clip.seconds for clip in clips))
             for name, clips in ((name, self.clips.select(name)) for name in ("train", "validation"))
-        )
+        ]
+        if self.shards is not None:  # the clips are what is held out of them
+            splits[0] = Split(name="train", items=self.shards.samples, seconds=None)
+        return tuple(splits)
 
     def turn(self, step: int) -> str:
         return "discriminator" if self.adversary is not None and self.adversary.plays(step) else "generator"
 
+    def frozen(self, step: int) -> list[Tensor]:
+        return self.coder.frozen(step) if self.turn(step) == "generator" else []
+
     def losses(self, step: int) -> dict[str, Tensor]:
+        with self.coder.stride(step):
+            return self._losses(step)
+
+    def _losses(self, step: int) -> dict[str, Tensor]:
         batch = self._batch(step, self.part)
         audio = batch.audio.to(self.device)
         if self.turn(step) == "discriminator":
             return self._discriminator_losses(audio, step)
         with self.autocast():
-            u = self._raw_latents(audio)
+            u = self.coder.raw_latents(audio, step)
             if self.config.train.accumulate == 1:
                 self._follow_std(std_of(moments(u)), step)
             z = u / self.model.bottleneck.running_std.clone()
-            output = self._decoded(z, step)
+            output = self.coder.decoded(self.coder.masked(z, step, self.part), step, self.part)
         self._note_latents(z)
         comparisons = self._comparisons(z, output, audio, step)
         return {
@@ -221,8 +217,9 @@ class AutoencoderStage(Stage):
         assert self.adversary is not None
         with self.autocast():
             with torch.no_grad():
-                z = self._raw_latents(audio) / self.model.bottleneck.running_std
-                comparisons = self._comparisons(z, self._decoded(z, step), audio, step)
+                z = self.coder.raw_latents(audio, step) / self.model.bottleneck.running_std
+                output = self.coder.decoded(self.coder.masked(z, step, self.part), step, self.part)
+                comparisons = self._comparisons(z, output, audio, step)
             losses = [
                 compared.share * self.adversary.loss(compared.reference, compared.prediction, step=step, part=self.part)
                 for compared in comparisons
@@ -237,11 +234,15 @@ class AutoencoderStage(Stage):
         """Of the whole batch, before its first micro-batch is divided by them: running_std, and heard items by size."""
         if self.turn(step) == "discriminator":
             return
+        with self.coder.stride(step):
+            self._prepare(step, parts)
+
+    def _prepare(self, step: int, parts: list[Part]) -> None:
         found, heard = [], []
         for part in parts:
             audio = self._batch(step, part).audio.to(self.device)
             with self.autocast():
-                found.append(moments(self._raw_latents(audio)))
+                found.append(moments(self.coder.raw_latents(audio, step)))
             counts: list[Tensor] = []
 
             def record(count: Tensor, counts: list[Tensor] = counts) -> Tensor:
@@ -267,26 +268,11 @@ class AutoencoderStage(Stage):
     def _batch(self, step: int, part: Part) -> AudioBatch:
         return self.crops.batch(step, part.slice(self.crops.items))
 
-    def _raw_latents(self, audio: Tensor) -> Tensor:
-        """u, before the division by running_std: (B, N, 2) -> (B, T, C) float32."""
-        bottleneck = self.model.bottleneck
-        u = self._encode(patch(audio, self.model.config.patch_size)).float()
-        return u * bottleneck.scale + bottleneck.bias
-
-    def _decoded(self, z: Tensor, step: int) -> Tensor:
-        """(B, T, C) -> (B, N, 2), with the training noise of the global batch."""
-        items, r = self.crops.items, self.model.bottleneck.running_std.clone()
-        noise = torch.randn(items, *z.shape[1:], generator=step_generator(self.config.train.seed, step))
-        noisy = r * (z + NOISE * noise[self.part.slice(items)].to(self.device))
-        return unpatch(self._decode(noisy), self.model.audio_channels).float()
-
     def _follow_std(self, std: Tensor, step: int) -> None:
-        """running_std follows the standard deviation of u; it starts at that of the first batch."""
-        running = self.model.bottleneck.running_std
-        with torch.no_grad():
-            follow(running, std.clamp_min(1e-4), min(STD_DECAY, step / (step + 10)))
-            if self.semantics is not None:
-                self.semantics.follow(std / running.mean())
+        """``std`` of u of all processes."""
+        self.coder.follow_std(std, step)
+        if self.semantics is not None:
+            self.semantics.follow(std / self.model.bottleneck.running_std.mean())
 
     def _note_latents(self, z: Tensor) -> None:
         """Kurtosis is 3 for normal numbers."""
@@ -306,8 +292,11 @@ class AutoencoderStage(Stage):
         return 1.0 if step >= full else min(1.0, max(0.0, (step - start) / max(1.0, full - start)))
 
     def validate(self) -> dict[str, float]:
-        """See ``measure_reconstructions``. Raises RuntimeError when the latents lose their rank."""
+        """See ``measure_reconstructions``, ``measure_semantics``. Raises RuntimeError when latents lose their rank."""
         measures = measure_reconstructions(self.model, self.clips, self.model_config.sample_rate, self.device)
+        if self.semantics is not None:
+            pitches = {clip.id: clip.midi if clip.label == "note" else None for clip in self.clips.select("validation")}
+            measures |= measure_semantics(self.semantics, self.model.encode, self._held_out(), pitches)
         share = self.config.semantics.least_rank if self.config.semantics is not None else 0.0
         least, rank = share * self.model_config.same.latent_channels, measures["effective_rank"]
         if self.attached and rank < least:
@@ -317,6 +306,15 @@ class AutoencoderStage(Stage):
                 "for longer"
             )
         return measures
+
+    def _held_out(self) -> AudioCrops:
+        """Crops as they are trained on, of held-out clips, at full level."""
+        config = self.config
+        return AudioCrops(
+            self.clips, split="validation", samples=config.crop_samples, batch=min(BATCH, config.train.batch),
+            seed=config.train.seed, quietest_db=0.0, shares=config.shares.to_dict(),
+            augment=replace(NO_AUGMENTATION, pan=config.augment.pan),
+        )  # fmt: skip
 
     def demo(self, folder: Path, step: int) -> None:
         """One file: original, reconstruction, of six held-out clips in turn."""

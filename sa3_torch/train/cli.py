@@ -11,12 +11,13 @@ import torch
 
 from sa3_mlx.spec.calibration import read_prompts, usual_prompts
 from sa3_mlx.spec.clips import open_tokenizer
-from sa3_mlx.spec.config import ModelConfig
+from sa3_mlx.spec.config import Config, ModelConfig
 from sa3_mlx.spec.presets import PRESETS
 
 from . import parallel
-from .autoencoder import AutoencoderConfig, AutoencoderStage
-from .clips import ClipSet
+from .audio_data import open_audio
+from .autoencoder import AutoencoderStage
+from .autoencoder_config import AutoencoderConfig
 from .distill_autoencoder import DistillConfig, DistillStage
 from .encode import load_autoencoder
 from .latents import LatentSet
@@ -27,9 +28,11 @@ from .pretrain import PretrainConfig, PretrainStage
 from .quantize import QuantizeConfig, QuantizeStage
 from .settings import load_settings, to_json
 from .stage import Stage, TrainConfig
+from .start import Start
 from .vocabulary import save_tokenizer
 
 FindModel = Callable[[str], Path]  # an installed model's name, or a path -> its folder
+AUDIO = "Clip cache made by `sa3 data render` or `sa3 data import`, or shards: a folder, an index, a URL, {0..9}.tar."
 
 
 def _start() -> RunOptions:
@@ -55,32 +58,41 @@ def _train(stage: Stage, train: TrainConfig, run: RunOptions, settings_json: str
     return finished and first
 
 
+def _kept(config: Config, *, data: str, start: str = "", teacher: str = "") -> str:
+    """Settings of a run, with hashes of what it must go on with, where there is such a thing."""
+    hashes = {"data": data, "start": start, "teacher": teacher}
+    return json.dumps({**config.to_dict(), **{name: value for name, value in hashes.items() if value}}, sort_keys=True)
+
+
 @click.command("autoencoder")
-@click.option("--data", type=FOLDER, required=True, help="Clip cache made by `sa3 data render` or `sa3 data import`.")
+@click.option("--data", metavar="FOLDER|URL", required=True, help=AUDIO)
 @click.option("--model", default="demo", show_default=True, type=click.Choice(sorted(PRESETS)))
+@click.option("--start", "folder", type=FOLDER, default=None,
+              help="Checkpoint folder to begin with; its stride may be another one than the model's.")  # fmt: skip
 @run_options()
-def autoencoder(data: Path, model: str) -> None:
+def autoencoder(data: str, model: str, folder: Path | None) -> None:
     """Train a SAME autoencoder (stage 0)."""
     run = _start()
     config = load_settings(AutoencoderConfig, "autoencoder", run.settings, run.changes)
-    stage = AutoencoderStage(PRESETS[model], config, ClipSet(data))
-    if _train(stage, config.train, run, to_json(config)):
+    start, audio = None if folder is None else Start.open(folder), open_audio(data, run.out)
+    stage = AutoencoderStage(PRESETS[model], config, audio.clips, shards=audio.shards, start=start)
+    if _train(stage, config.train, run, _kept(config, data=audio.digest, start=start.digest if start else "")):
         made = run.out / "model"
         click.echo(f"autoencoder: {made}; next: sa3 pre-encode --autoencoder {made} --data {data}")
 
 
 @click.command("distill-autoencoder")
-@click.option("--data", type=FOLDER, required=True, help="Clip cache made by `sa3 data render` or `sa3 data import`.")
+@click.option("--data", metavar="FOLDER|URL", required=True, help=AUDIO)
 @click.option("--teacher", type=FOLDER, required=True, help="Checkpoint folder with the large autoencoder.")
 @click.option("--model", default="demo", show_default=True, type=click.Choice(sorted(PRESETS)))
 @run_options(settings="tiny")
-def distill_autoencoder(data: Path, teacher: Path, model: str) -> None:
+def distill_autoencoder(data: str, teacher: Path, model: str) -> None:
     """Train a small autoencoder for the latents of a large one."""
     run = _start()
     config = load_settings(DistillConfig, "distill-autoencoder", run.settings, run.changes)
-    stage = DistillStage(PRESETS[model], config, ClipSet(data), teacher)
-    kept = json.dumps({**config.to_dict(), "teacher": stage.digest}, sort_keys=True)
-    if _train(stage, config.train, run, kept):
+    audio = open_audio(data, run.out)
+    stage = DistillStage(PRESETS[model], config, audio.clips, teacher, shards=audio.shards)
+    if _train(stage, config.train, run, _kept(config, data=audio.digest, teacher=stage.digest)):
         click.echo(f"autoencoder: {run.out / 'model'}; it reads and writes the latents of {teacher}")
 
 

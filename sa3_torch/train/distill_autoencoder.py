@@ -23,6 +23,7 @@ from .autoencoder import AutoencoderConfig, AutoencoderStage, Comparison
 from .clips import ClipSet
 from .encode import load_autoencoder
 from .settings import check
+from .shards import ShardIndex
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +46,14 @@ class DistillStage(AutoencoderStage):
 
     name = "distill-autoencoder"
 
-    def __init__(self, model: ModelConfig, config: DistillConfig, clips: ClipSet, teacher: Path) -> None:
+    def __init__(
+        self, model: ModelConfig, config: DistillConfig, clips: ClipSet, teacher: Path, *,
+        shards: ShardIndex | None = None,
+    ) -> None:  # fmt: skip
         """``teacher``: checkpoint folder. Raises ConfigError when its latents have another shape."""
+        if config.variants is not None and config.variants.other_stride:
+            other = config.variants.other_stride
+            raise ConfigError(f"variants.other_stride is {other}: latents of a teacher have one stride; choose 0")
         self.teacher, self.digest = load_autoencoder(teacher)
         own, its = model.same, self.teacher.config
         if (own.latent_channels, own.samples_per_latent) != (its.latent_channels, its.samples_per_latent):
@@ -54,7 +61,7 @@ class DistillStage(AutoencoderStage):
                 f"{teacher}: latents of {its.latent_channels} channels per {its.samples_per_latent} samples, "
                 f"{model.name} has {own.latent_channels} per {own.samples_per_latent}; a student needs the same"
             )
-        super().__init__(model, config, clips)
+        super().__init__(model, config, clips, shards=shards)
         self.distill = config
         self._z_teacher = torch.zeros(())  # of this step, see ``_comparisons``
         self.teacher.to(self.device)
@@ -66,7 +73,7 @@ class DistillStage(AutoencoderStage):
                 z_teacher = self.teacher.encode(audio).float()
                 theirs = self._teach(z_teacher)
             by_teacher = self._teach(z)
-            of_teacher = self._decoded(z_teacher, step)
+            of_teacher = self.coder.decoded(z_teacher, step, self.part)
         self._z_teacher = z_teacher
         return [
             Comparison(name="spectral", weight=weight, share=1.0, reference=audio, prediction=output),

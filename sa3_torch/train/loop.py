@@ -115,6 +115,8 @@ class Trainer:
         for group in optimizer.param_groups:
             group["lr"] = rate
         values = self._gradients(name)
+        for parameter in stage.frozen(self.step):
+            parameter.grad = None
         norm = float(parallel.clip(self.trained[name], settings.clip_norm))
         self.updates[name] += 1
         ratio = UpdateRatio(self.trained[name]) if self.updates[name] % LOG_EVERY == 0 else None

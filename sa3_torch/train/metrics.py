@@ -77,6 +77,36 @@ def spectral_convergence(reference: NDArray[np.floating], estimate: NDArray[np.f
     return float(np.linalg.norm(r - e) / max(float(np.linalg.norm(r)), 1e-12))
 
 
+def multi_stft(reference: NDArray[np.floating], estimate: NDArray[np.floating]) -> float:
+    """Mean over windows of 512, 1024 and 2048 of spectral convergence plus mean difference of ln amplitudes."""
+    found = []
+    for window in (512, 1024, 2048):
+        r, e = (spectrogram(audio, window, window // 4) for audio in (reference, estimate))
+        logarithms = np.abs(np.log(np.maximum(r, LOG_FLOOR)) - np.log(np.maximum(e, LOG_FLOOR))).mean()
+        found.append(np.linalg.norm(r - e) / max(float(np.linalg.norm(r)), 1e-12) + logarithms)
+    return float(np.mean(found))
+
+
+def stereo_correlation(audio: NDArray[np.floating]) -> float:
+    """Correlation of the two channels (L, 2), without removal of means: 1 mono, -1 opposite; 0 where one is silent."""
+    left, right = audio.astype(np.float64).T
+    scale = float(np.sqrt((left @ left) * (right @ right)))
+    return float(left @ right) / scale if scale > 0 else 0.0
+
+
+def r_squared(target: NDArray[np.floating], estimate: NDArray[np.floating]) -> float | None:
+    """Share of the variance of (rows, n), about the mean of each column, that is explained; None below one of 1e-10."""
+    t, e = target.astype(np.float64), estimate.astype(np.float64)
+    variance = float(np.square(t - t.mean(axis=0)).sum())
+    return 1 - float(np.square(t - e).sum()) / variance if variance > 1e-10 * t.size else None
+
+
+def kurtosis(values: NDArray[np.floating]) -> float:
+    """Fourth moment over the squared variance, of all numbers together: 3 for normal ones."""
+    centred = values.astype(np.float64) - values.mean()
+    return float(np.mean(centred**4) / max(float(np.mean(centred**2)) ** 2, 1e-12))
+
+
 def effective_rank(latents: NDArray[np.floating]) -> float:
     """exp(entropy of the normalised covariance eigenvalues) of latents (frames, C): 1 to C."""
     values = np.maximum(np.linalg.eigvalsh(np.cov(latents.astype(np.float64), rowvar=False)), 0)

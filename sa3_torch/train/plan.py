@@ -137,7 +137,12 @@ class Plan:
         lines += [f"  {name:24} {size_text(value):>9}" for name, value in vars(memory).items() if value]
         lines.append(f"  {'in all':24} {size_text(memory.peak):>9} of {size_text(int(self.device.memory))}")
         lines.append("data" if self.data else "data: this stage does not say")
-        lines += [f"  {split.name:24} {split.items:9,} items, {_time(split.seconds)}" for split in self.data]
+        lines += [
+            f"  {split.name:24} {split.items:9,} items, {'' if split.seconds is None else _time(split.seconds)}".rstrip(
+                ", "
+            )
+            for split in self.data
+        ]
         return "\n".join([*lines, *self._speed(), "nothing was started or written"])
 
     def _speed(self) -> list[str]:

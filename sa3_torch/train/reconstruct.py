@@ -16,7 +16,16 @@ from sa3_torch.same import SAME
 
 from .clips import Audio, Clip, ClipSet
 from .logs import save_sound
-from .metrics import effective_rank, log_mel_l1, si_sdr, spectral_convergence
+from .losses import soft_norm_loss
+from .metrics import (
+    effective_rank,
+    kurtosis,
+    log_mel_l1,
+    multi_stft,
+    si_sdr,
+    spectral_convergence,
+    stereo_correlation,
+)
 
 VALIDATION_CLIPS = 48
 DEMO_CLIPS = 6
@@ -42,7 +51,9 @@ class Reconstructor:
 
 
 def measure_reconstructions(model: SAME, clips: ClipSet, sample_rate: int, device: torch.device) -> dict[str, float]:
-    """Medians over tonal held-out clips (or the user's recordings), log-mel over all kinds, statistics of latents.
+    """Medians over tonal held-out clips (or the user's recordings), means over all kinds, statistics of latents.
+
+    "stereo" is how far the correlation of the channels is off. "softnorm" is the mean over clips.
 
     Raises ValueError without such clips.
     """
@@ -53,13 +64,18 @@ def measure_reconstructions(model: SAME, clips: ClipSet, sample_rate: int, devic
         raise ValueError("no held-out notes, chords or recordings to validate on; add more clips")
     through = Reconstructor(model, clips, sample_rate, device)
     pairs = [through.pair(clip) for clip in waveform + texture]
-    latents = torch.cat([through.latents(audio)[0] for audio, _ in pairs]).float().cpu()
+    coded = [through.latents(audio).float().cpu() for audio, _ in pairs]
+    latents = torch.cat([z[0] for z in coded]).numpy()
     return {
         "si_sdr": float(np.median([si_sdr(a, b) for a, b in pairs[: len(waveform)]])),
         "spectral_convergence": float(np.median([spectral_convergence(a, b) for a, b in pairs[: len(waveform)]])),
         "log_mel": float(np.mean([log_mel_l1(a, b) for a, b in pairs])),
-        "effective_rank": effective_rank(latents.numpy()),
+        "multi_stft": float(np.mean([multi_stft(a, b) for a, b in pairs])),
+        "stereo": float(np.mean([abs(stereo_correlation(a) - stereo_correlation(b)) for a, b in pairs])),
+        "effective_rank": effective_rank(latents),
         "latent_std": float(latents.std()),
+        "latent_kurtosis": kurtosis(latents),
+        "softnorm": float(np.mean([float(soft_norm_loss(z)) for z in coded if z.shape[1] > 1])),
     }
 
 

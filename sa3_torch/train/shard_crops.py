@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
+
+from sa3_mlx.spec.config import Config
 
 from .augment import PER_ITEMS, AugmentConfig, Crop, augment, chirp, draw_gain
 from .clips import generator
 from .data import AudioBatch, draw_caption, draw_crop
 from .recordings import refuse_failures
+from .settings import check
 from .shards import ShardIndex, ShardSample, ShardStream
 
 _CROPS, _AUGMENT = 107, 104  # purposes of the random generators
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardsConfig(Config):
+    """How shards are read."""
+
+    streams: int  # parts of a batch with shards of their own; a multiple of the number of processes
+    window: int  # samples that a stream holds in memory and shuffles
+
+    def __post_init__(self) -> None:
+        check(self, 1, 1 << 20, "streams", "window")
 
 
 class ShardCrops:

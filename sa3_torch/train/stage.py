@@ -68,7 +68,7 @@ class Split:
 
     name: str
     items: int
-    seconds: float
+    seconds: float | None  # None where it is not known before they are read
 
 
 class Stage(ABC):
@@ -87,6 +87,10 @@ class Stage(ABC):
     def turn(self, step: int) -> str:  # noqa: ARG002 (stages with several groups override it)
         """Name of the group that is trained in a step; the parameters of the others are frozen meanwhile."""
         return next(iter(self.groups))
+
+    def frozen(self, step: int) -> list[Tensor]:  # noqa: ARG002 (few stages freeze part of a group)
+        """Parameters of the turn's group that a step does not change, weight decay included; their gradients are 0."""
+        return []
 
     @abstractmethod
     def losses(self, step: int) -> dict[str, Tensor]:

@@ -61,6 +61,13 @@ OFFICIAL = RegressorsConfig(
 )  # fmt: skip
 
 
+def pitch_class(chroma: Tensor) -> Tensor:
+    """Of the highest bin: (..., bins) -> (...) int64, 0 for C to 11 for B. The layout is that of ``chroma_filters``."""
+    bins = chroma.shape[-1]
+    octave = (chroma.argmax(-1) + 3 * (bins // 12)) % bins / bins  # above A
+    return (9 + (12 * octave).round().long()) % 12
+
+
 class Regressors(nn.Module):
     """One linear head per chroma band and one for the level difference, on every latent."""
 
@@ -83,10 +90,11 @@ class Regressors(nn.Module):
         return {**{name: band.weight for name, band in self.bands.items()}, "level": self.config.level_weight}
 
     @torch.no_grad()
-    def targets(self, audio: Tensor, frames: int) -> dict[str, Tensor]:
+    def targets(self, audio: Tensor, frames: int, samples_per_latent: int | None = None) -> dict[str, Tensor]:
         """Stereo (B, N, 2) -> chroma (B, T, bins) by band and "level" (B, T, level_bands), above 0 on the left.
 
-        They depend on the level of the sound. Raises ValueError for audio shorter than the window.
+        ``samples_per_latent``: where it is not that of the autoencoder. The targets depend on the level of the sound.
+        Raises ValueError for audio shorter than the window.
         """
         if audio.shape[1] < self.config.size or audio.shape[2] != 2:
             raise ValueError(
@@ -98,11 +106,12 @@ class Regressors(nn.Module):
             found = {name: mean @ self.get_buffer(f"filters_{name}") for name in self.bands}
             left, right = (levels @ self.get_buffer("mel") + LEVEL_FLOOR).log10().unbind(1)
         found["level"] = (left - right) / 3
-        return {name: self._at_latents(value, frames) for name, value in found.items()}
+        size = samples_per_latent or self.samples_per_latent
+        return {name: self._at_latents(value, frames, size) for name, value in found.items()}
 
-    def _at_latents(self, value: Tensor, frames: int) -> Tensor:
+    def _at_latents(self, value: Tensor, frames: int, samples_per_latent: int) -> Tensor:
         """Linear interpolation from the middles of the windows to those of the latents: (B, K, n) -> (B, T, n)."""
-        middle = (torch.arange(frames, device=value.device) + 0.5) * self.samples_per_latent
+        middle = (torch.arange(frames, device=value.device) + 0.5) * samples_per_latent
         position = ((middle - self.config.size / 2) / self.config.hop).clamp(0, value.shape[1] - 1)
         below = position.long().clamp(max=max(0, value.shape[1] - 2))
         share = (position - below)[:, None]
@@ -114,7 +123,7 @@ class Regressors(nn.Module):
         return {**chroma, "level": self.level(z)}
 
     def loss(self, z: Tensor, audio: Tensor, *, detach: bool) -> dict[str, Tensor]:
-        """Mean absolute errors by head; z (B, T, C), audio (B, N, 2)."""
-        targets = self.targets(audio, z.shape[1])
+        """Mean absolute errors by head; z (B, T, C), audio (B, N, 2) of whole latents."""
+        targets = self.targets(audio, z.shape[1], audio.shape[1] // z.shape[1])
         outputs = self(z.detach() if detach else z)
         return {name: F.l1_loss(outputs[name].float(), target) for name, target in targets.items()}
