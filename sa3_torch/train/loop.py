@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from . import parallel
 from .checkpoints import Checkpoints, Tensors, keep_settings
 from .logs import RunLog
-from .optimizers import Ema, learning_rate_at, make_optimizer, optimizer_tensors
+from .optimizers import Ema, learning_rate_at, make_optimizer, optimizer_tensors, set_rate
 from .parallel import Part
 from .plot import plot_run
 from .stage import Stage, TrainConfig
@@ -104,8 +104,7 @@ class Trainer:
         name = stage.turn(self.step)
         optimizer, settings = self.optimizers[name], stage.groups[name].optimizer
         rate = learning_rate_at(settings, step=self.step, steps=config.steps, update=self.updates[name])
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(optimizer, rate)
         values = self._gradients(name)
         norm = float(parallel.clip(self.trained[name], settings.clip_norm))
         self.updates[name] += 1
