@@ -31,7 +31,8 @@ def assign(cost: Tensor, valid: Tensor, coupling: Literal["exact", "sinkhorn"]) 
     """A permutation (B,) of the noise, on the CPU: item i goes with noise ``permutation[i]``, at a low sum of squares.
 
     ``cost`` (B, B) is that of ``transport_cost``, whose rows are means; here a longer clip counts for more. "exact"
-    finds the least sum by scipy's linear_sum_assignment, "sinkhorn" nearly that on the device of ``cost``.
+    finds the least sum by scipy's linear_sum_assignment, "sinkhorn" nearly that on the device of ``cost`` (measured on
+    Gaussian latents of 64 and more numbers: up to 1 % above it; in two dimensions a third).
     """
     total = cost * valid.sum(1).to(cost)[:, None]
     if coupling == "sinkhorn":

@@ -1,6 +1,6 @@
 """Stage 1: flow matching on pre-encoded latents (training spec, section 4).
 
-One step: t (truncated logit-normal, shifted by length), eps (if asked for, coupled to the latents by optimal transport);
+One step: t (truncated logit-normal, shifted by length), eps (coupled to the latents by optimal transport or not);
 x_t = (1 - t) z + t eps; target v = eps - z; clips are extended by silence, some frames are kept as context, the prompt
 is dropped for some; squared error on valid frames. The text encoder is a pretrained one that stays as it is, or, in the
 demo model, a small one that is trained here too.
@@ -81,7 +81,7 @@ class Drawn:
 
 
 class PretrainStage(DiffusionStage):
-    """``start`` is the folder of a checkpoint of which all weights, or its text encoder, are taken (``config.start``)."""
+    """``start`` is a checkpoint folder of which all weights, or the text encoder, are taken (``config.start``)."""
 
     name = "pretrain"
 
