@@ -159,16 +159,8 @@ VALID = torch.tensor([[True, True, True], [True, True, False]])
 KEEP = torch.tensor([[True, False, False], [False, False, False]])
 
 
-def test_loss_is_the_one_computed_by_hand() -> None:
-    """Item 1: kept (4 + 0) / 2 = 2, generated (1 + 1 + 9 + 1) / 4 = 3. Item 2: generated (1 + 4 + 0 + 9) / 4 = 3.5."""
-    error = torch.tensor([[[2.0, 0.0], [1.0, -1.0], [3.0, 1.0]], [[1.0, 2.0], [0.0, -3.0], [50.0, 70.0]]])
-    target = torch.full((2, 3, 2), 7.0)
-    assert float(flow_loss(target + error, target, VALID & ~KEEP, KEEP, 0.0)) == pytest.approx((3 + 3.5) / 2)
-    assert float(flow_loss(target + error, target, VALID & ~KEEP, KEEP, 0.5)) == pytest.approx(3.25 + 0.5 * 2 / 2)
-
-
-@pytest.mark.parametrize("normalize", ["none", "frame", "sample", "channel"])
-def test_padding_changes_no_loss(normalize: str) -> None:
+@pytest.mark.parametrize("normalize", ["frame", "sample", "channel"])
+def test_padding_changes_no_normalised_error(normalize: str) -> None:
     prediction, target = torch.randn(2, 2, 3, 2, generator=generator())
     before = flow_errors(prediction, target, VALID & ~KEEP, KEEP, normalize)
     prediction[1, 2], target[1, 2] = 1e3, -1e3

@@ -85,14 +85,16 @@ def distill_autoencoder(
 @click.option("--latents", type=FOLDER, required=True, help="Folder made by `sa3 pre-encode`.")
 @click.option("--autoencoder", "folder", type=FOLDER, required=True, help="The autoencoder that made the latents.")
 @click.option("--tokenizer", type=click.Path(path_type=Path, dir_okay=False, exists=True), default=None,
-              help="tokenizer.json; without it the closed vocabulary of the demo sounds.")  # fmt: skip
+              help="tokenizer.json; else that of --start, else the closed vocabulary of the demo sounds.")  # fmt: skip
+@click.option("--start", type=FOLDER, default=None,
+              help="Checkpoint whose weights, or text encoder (setting start), are the beginning.")  # fmt: skip
 @click.option("--out", type=FOLDER, required=True, help="Run folder; an unfinished run in it goes on.")
 @click.option("--model", default="demo", show_default=True, type=click.Choice(sorted(PRESETS)))
 @click.option("--settings", default="demo", show_default=True, help="Preset name or .toml file.")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change one setting, e.g. train.steps=100.")
 @click.option("--threads", type=click.IntRange(1), default=None, help="CPU threads.")
 def pretrain(
-    latents: Path, folder: Path, tokenizer: Path | None, out: Path, model: str, settings: str,
+    latents: Path, folder: Path, tokenizer: Path | None, start: Path | None, out: Path, model: str, settings: str,
     changes: tuple[str, ...], threads: int | None,
 ) -> None:  # fmt: skip
     """Train a diffusion model by flow matching (stage 1)."""
@@ -100,12 +102,14 @@ def pretrain(
     config = load_settings(PretrainConfig, "pretrain", settings, changes)
     same, digest = load_autoencoder(folder)
     out.mkdir(parents=True, exist_ok=True)
-    if tokenizer is None:
+    if tokenizer is None and start is not None:
+        tokenizer = start / "tokenizer.json"
+    elif tokenizer is None:
         tokenizer = out / "tokenizer.json"
         if parallel.is_first():
             save_tokenizer(tokenizer)
         parallel.wait()
-    stage = PretrainStage(PRESETS[model], config, LatentSet(latents, autoencoder=digest), tokenizer, same)
+    stage = PretrainStage(PRESETS[model], config, LatentSet(latents, autoencoder=digest), tokenizer, same, start)
     if _train(stage, config.train, out, to_json(config)):
         click.echo(f'model: {out / "model"}; next: sa3 generate "piano note A4" --model {out / "model"}')
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
@@ -35,6 +36,7 @@ from .logs import save_sound
 from .losses import Normalize, flow_errors
 from .settings import check
 from .stage import Stage, TrainConfig, step_generator
+from .wiener import FRAMES_MOST, WienerBaseline
 
 VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 VALIDATION_BATCHES = 2
@@ -114,6 +116,7 @@ class DiffusionStage(Stage):
                 f"{tokenizer_file}: has {self.tokenizer.vocab_size} ids, the text encoder of {model_config.name} "
                 f"{self.diffusion.text_encoder.vocab_size}"
             )
+        self.latents = latents
         self.batches = self._batches(latents, "train", train.seed)
         self.validation = self._batches(latents, "validation", train.seed + 1)
 
@@ -180,9 +183,11 @@ class DiffusionStage(Stage):
         return flow_errors(velocity, noise - z, draw.generated.to(self.device), kept, normalize)
 
     def validate(self) -> dict[str, float]:
-        """Error by time with nothing kept and independent noise, and how much worse it gets with the captions of other
-        items, and with none (neither prompt nor duration token)."""
+        """Error by time with nothing kept and independent noise; how much worse it gets with the captions of other
+        items, and with none (neither prompt nor duration token); and, by the error of the best linear velocity of
+        single frames, the ratio at the time where it is largest."""
         errors = {t: [] for t in VALIDATION_TIMES}  # type: dict[float, list[float]]
+        linear = {t: [] for t in VALIDATION_TIMES}  # type: dict[float, list[float]]
         shuffled: list[float] = []
         dropped: list[float] = []
         for index in range(VALIDATION_BATCHES):
@@ -196,13 +201,26 @@ class DiffusionStage(Stage):
             )
             for time in VALIDATION_TIMES:
                 t = torch.full((len(order),), time)
+                known = batch.latents.numpy(), batch.valid.numpy(), noise.numpy()
+                linear[time].append(float(self.wiener.errors(*known, time).mean()))
                 errors[time].append(float(self.velocity_error(batch, draw, t, noise, None, 0.0)))
                 shuffled.append(float(self.velocity_error(other, draw, t, noise, None, 0.0)))
                 dropped.append(float(self.velocity_error(batch, draw, t, noise, torch.ones_like(t).bool(), 0.0)))
         mean = float(np.mean([np.mean(values) for values in errors.values()]))
         by_time = {f"flow_t{time}": float(np.mean(values)) for time, values in errors.items()}
-        ratios = {"shuffled_ratio": float(np.mean(shuffled)) / mean, "dropped_ratio": float(np.mean(dropped)) / mean}
+        ratios = {
+            "shuffled_ratio": float(np.mean(shuffled)) / mean,
+            "dropped_ratio": float(np.mean(dropped)) / mean,
+            "wiener_ratio": max(sum(errors[t]) / sum(linear[t]) for t in VALIDATION_TIMES),
+        }
         return {"flow": mean, **ratios, **by_time}
+
+    @cached_property
+    def wiener(self) -> WienerBaseline:
+        """Fitted to the frames of evenly chosen training items."""
+        items = [item for item in self.latents.items if item.split == "train"]
+        every = max(1, sum(item.frames for item in items) // FRAMES_MOST)
+        return WienerBaseline([self.latents.read(item).numpy() for item in items[::every]], "frame")
 
     def demo(self, folder: Path, step: int) -> None:
         """Some held-out prompts in turn."""
