@@ -133,7 +133,18 @@ def pretrain_stage(workspace: Path, *changes: str) -> PretrainStage:
     config = load_settings(PretrainConfig, "pretrain", "demo", settings)
     same, digest = load_autoencoder(workspace / "run" / "model")
     latents = LatentSet(workspace / "latents", autoencoder=digest)
-    return PretrainStage(MODEL, config, latents, workspace / "tokenizer.json", same)
+    start = None if config.train_text else workspace / "random"
+    return PretrainStage(MODEL, config, latents, workspace / "tokenizer.json", same, start)
+
+
+def muon_stage(workspace: Path, *changes: str) -> PretrainStage:
+    """Pre-training with everything that the demo leaves out, on a frozen text encoder."""
+    rest = (
+        "optimizer.muon={learning_rate=2e-3, momentum=0.95}", "start='text'", "train_text=false", "train.batch=16",
+        "coupling='exact'", "normalize='sample'", "times.one_shot=0.1", "times.length='duration'",
+        "clips.mask_shares=[0.1, 0.6, 0.1, 0.2]",
+    )  # fmt: skip
+    return pretrain_stage(workspace, *rest, *changes)
 
 
 def quantize_stage(workspace: Path, *changes: str) -> QuantizeStage:
@@ -210,5 +221,5 @@ def game_stage(_workspace: Path, *changes: str) -> GameStage:
 
 STAGES: dict[str, Callable[..., Stage]] = {
     "autoencoder": autoencoder_stage, "complete": complete_stage, "distill": distill_stage,
-    "pretrain": pretrain_stage, "quantize": quantize_stage, "game": game_stage,
+    "pretrain": pretrain_stage, "muon": muon_stage, "quantize": quantize_stage, "game": game_stage,
 }  # fmt: skip

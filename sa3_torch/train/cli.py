@@ -100,21 +100,25 @@ def distill_autoencoder(data: str, teacher: Path, model: str) -> None:
 @click.option("--latents", type=FOLDER, required=True, help="Folder made by `sa3 pre-encode`.")
 @click.option("--autoencoder", "folder", type=FOLDER, required=True, help="The autoencoder that made the latents.")
 @click.option("--tokenizer", type=click.Path(path_type=Path, dir_okay=False, exists=True), default=None,
-              help="tokenizer.json; without it the closed vocabulary of the demo sounds.")  # fmt: skip
+              help="tokenizer.json; else that of --start, else the closed vocabulary of the demo sounds.")  # fmt: skip
+@click.option("--start", type=FOLDER, default=None,
+              help="Checkpoint whose weights, or text encoder (setting start), are the beginning.")  # fmt: skip
 @click.option("--model", default="demo", show_default=True, type=click.Choice(sorted(PRESETS)))
 @run_options()
-def pretrain(latents: Path, folder: Path, tokenizer: Path | None, model: str) -> None:
+def pretrain(latents: Path, folder: Path, tokenizer: Path | None, start: Path | None, model: str) -> None:
     """Train a diffusion model by flow matching (stage 1)."""
     run = _start()
     config = load_settings(PretrainConfig, "pretrain", run.settings, run.changes)
     same, digest = load_autoencoder(folder)
     run.out.mkdir(parents=True, exist_ok=True)
-    if tokenizer is None:
+    if tokenizer is None and start is not None:
+        tokenizer = start / "tokenizer.json"
+    elif tokenizer is None:
         tokenizer = run.out / "tokenizer.json"
         if parallel.is_first():
             save_tokenizer(tokenizer)
         parallel.wait()
-    stage = PretrainStage(PRESETS[model], config, LatentSet(latents, autoencoder=digest), tokenizer, same)
+    stage = PretrainStage(PRESETS[model], config, LatentSet(latents, autoencoder=digest), tokenizer, same, start)
     if _train(stage, config.train, run, to_json(config)):
         click.echo(f'model: {run.out / "model"}; next: sa3 generate "piano note A4" --model {run.out / "model"}')
 

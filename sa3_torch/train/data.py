@@ -21,6 +21,7 @@ from sa3_mlx.spec.config import Config
 from .augment import PER_ITEMS, AugmentConfig, Crop, augment, chirp, draw_gain, is_silent
 from .clips import Clip, ClipSet, generator
 from .latents import LatentItem, LatentSet
+from .recordings import caption_parts
 
 _TRIES = 8
 _CROPS, _BATCH, _AUGMENT = 101, 102, 104  # purposes of the random generators
@@ -70,6 +71,14 @@ def draw_caption(captions: Sequence[str], rng: np.random.Generator) -> str:
     if not captions:
         return ""
     return captions[0] if canonical or len(captions) == 1 else captions[pick]
+
+
+def draw_parts(parts: Sequence[str], rng: np.random.Generator) -> str:
+    """The parts of a caption in random order, each with probability 1/2, at least one (training spec, 4.1)."""
+    kept = np.flatnonzero(rng.random(len(parts)) < 0.5)
+    if not len(kept):
+        kept = rng.integers(len(parts), size=1)
+    return ", ".join(parts[i] for i in rng.permutation(kept))
 
 
 class Crops(Protocol):
@@ -181,8 +190,9 @@ class LatentBatches:
     """Endless batches of latents, of similar lengths, padded to a multiple of ``multiple`` frames.
 
     ``head_room_frames`` more frames of silence follow the longest item; they are not valid. The canonical caption is
-    drawn 60 % of the time, an alternative otherwise. Of items longer than ``max_frames`` a random part inside them is
-    taken; ``seconds`` stays their full duration. Items without a caption are left out and counted in ``skipped``.
+    drawn 60 % of the time, an alternative otherwise; a caption that was made of fields (recordings.py) is made anew of
+    some of them. Of items longer than ``max_frames`` a random part inside them is taken; ``seconds`` stays their full
+    duration. Items without a caption are left out and counted in ``skipped``.
     """
 
     def __init__(
@@ -202,6 +212,7 @@ class LatentBatches:
         parts = np.array_split(np.arange(len(usable)), min(buckets, len(usable)))
         self._buckets = [([usable[i] for i in part], weights[part] / weights[part].sum()) for part in parts]
         self._shares = np.array([weights[part].sum() for part in parts])
+        self.tokenizer = tokenizer
         texts = sorted({caption for item in usable for caption in item.captions})
         ids, mask = tokenizer.encode(texts)
         self._text = {text: (ids[i], mask[i]) for i, text in enumerate(texts)}
@@ -211,7 +222,7 @@ class LatentBatches:
         rng = generator(self.seed, _BATCH, step)
         members, weights = self._buckets[int(rng.choice(len(self._buckets), p=self._shares))]
         items = [members[i] for i in rng.choice(len(members), size=self.batch_size, p=weights)]
-        texts = [self._text[draw_caption(item.captions, rng)] for item in items]
+        texts = [self._draw_text(item, rng) for item in items]
         longest = max(item.frames for item in items) + self.head_room_frames
         frames = min(-(-longest // self.multiple) * self.multiple, self.max_frames)
         z = self.latents.silence.expand(len(items), frames, -1).clone()  # (B, T, C)
@@ -227,3 +238,10 @@ class LatentBatches:
             mask=torch.from_numpy(np.stack([mask for _, mask in texts])),
             seconds=torch.tensor([item.seconds for item in items], dtype=torch.float32), items=tuple(items),
         )  # fmt: skip
+
+    def _draw_text(self, item: LatentItem, rng: np.random.Generator) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        parts = caption_parts(item.fields)
+        if len(parts) < 2 or item.captions != (", ".join(parts),):
+            return self._text[draw_caption(item.captions, rng)]
+        ids, mask = self.tokenizer.encode([draw_parts(parts, rng)])
+        return ids[0], mask[0]

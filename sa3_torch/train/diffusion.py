@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
@@ -29,12 +30,13 @@ from sa3_torch.t5gemma import T5GemmaEncoder
 from sa3_torch.weights import StableAudio, load_model, save_checkpoint
 
 from .data import LatentBatch, LatentBatches, SharesConfig
-from .flow import MASK_KINDS, extend_valid, inpaint_masks
+from .flow import MASK_KINDS, extend_valid, inpaint_masks, mask_kinds
 from .latents import LatentSet
 from .logs import save_sound
-from .losses import flow_loss
+from .losses import Normalize, flow_errors
 from .settings import check
 from .stage import Split, Stage, TrainConfig, step_generator
+from .wiener import FRAMES_MOST, WienerBaseline
 
 VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 VALIDATION_BATCHES = 2
@@ -46,14 +48,15 @@ class ClipsConfig(Config):
     """Which latents make a batch and which of their frames are to be generated."""
 
     silence_seconds: float  # mean of the exponential extension of every clip
-    mask_shares: tuple[float, ...]  # segments, full, causal
+    mask_shares: tuple[float, ...]  # segments, full, causal and, where given, spans
     buckets: int  # of similar lengths
     shares: SharesConfig
 
     def __post_init__(self) -> None:
         check(self, 0, math.inf, "silence_seconds")
         check(self, 1, math.inf, "buckets")
-        if len(self.mask_shares) != len(MASK_KINDS) or min(self.mask_shares) < 0 or not sum(self.mask_shares):
+        allowed = (len(MASK_KINDS) - 1, len(MASK_KINDS))
+        if len(self.mask_shares) not in allowed or min(self.mask_shares) < 0 or not sum(self.mask_shares):
             raise ConfigError(f"mask_shares is {self.mask_shares}: expected shares of {', '.join(MASK_KINDS)}")
 
 
@@ -74,13 +77,14 @@ class DemoConfig(Config):
 @dataclass(frozen=True)
 class Draw:
     """What is drawn for a batch: ``valid`` (B, T), silence behind the clips included, and ``keep`` (B, T), the frames
-    that are given as context and not generated."""
+    that are given as context and not generated; ``kinds`` (B,) of MASK_KINDS, where masks were drawn."""
 
     valid: Tensor
     keep: Tensor
+    kinds: Tensor | None = None
 
     def __getitem__(self, rows: slice) -> Draw:
-        return Draw(self.valid[rows], self.keep[rows])
+        return Draw(self.valid[rows], self.keep[rows], None if self.kinds is None else self.kinds[rows])
 
     @property
     def generated(self) -> Tensor:
@@ -112,6 +116,7 @@ class DiffusionStage(Stage):
                 f"{tokenizer_file}: has {self.tokenizer.vocab_size} ids, the text encoder of {model_config.name} "
                 f"{self.diffusion.text_encoder.vocab_size}"
             )
+        self.latents = latents
         self.batches = self._batches(latents, "train", train.seed)
         self.validation = self._batches(latents, "validation", train.seed + 1)
 
@@ -145,7 +150,8 @@ class DiffusionStage(Stage):
         """Silence extension and inpainting masks of a global batch (training spec, 4.2 steps 3 and 4)."""
         mean_frames = self.clips_config.silence_seconds * self.model_config.frames_per_second
         valid = extend_valid(batch.valid, mean_frames, random)
-        return Draw(valid, inpaint_masks(valid, self.clips_config.mask_shares, random))
+        kinds = mask_kinds(len(valid), self.clips_config.mask_shares, random)
+        return Draw(valid, inpaint_masks(valid, kinds, random), kinds)
 
     def conditioning(self, batch: LatentBatch, draw: Draw, drop: Tensor | None = None) -> Conditioning:
         """What the DiT is told of a batch. Where ``drop`` (B,) is true its text and seconds token are zeros; the global
@@ -167,18 +173,29 @@ class DiffusionStage(Stage):
     ) -> Tensor:
         """Flow-matching loss at times t (B,) (training spec, 4.2 steps 5 to 7): mean over generated frames, plus
         ``context_weight`` times that over kept ones."""
+        generated, kept = self.velocity_errors(batch, draw, t, noise, drop, "none")
+        return generated.mean() + context_weight * kept.mean()
+
+    def velocity_errors(
+        self, batch: LatentBatch, draw: Draw, t: Tensor, noise: Tensor, drop: Tensor | None, normalize: Normalize
+    ) -> tuple[Tensor, Tensor]:
+        """Errors of each item over generated and over kept frames, (B,) each; see ``losses.flow_errors``."""
         z, t, noise = (x.to(self.device) for x in (batch.latents, t, noise))
         time = t[:, None, None]
         with self.autocast():
             prepared = self.dit.prepare(self.conditioning(batch, draw, drop))
             velocity = self.dit((1 - time) * z + time * noise, t, prepared)
         kept = (draw.valid & draw.keep).to(self.device)
-        return flow_loss(velocity, noise - z, draw.generated.to(self.device), kept, context_weight)
+        return flow_errors(velocity, noise - z, draw.generated.to(self.device), kept, normalize)
 
     def validate(self) -> dict[str, float]:
-        """Error by time with nothing kept, and how much worse it gets with the captions of other items."""
+        """Error by time with nothing kept and independent noise; how much worse it gets with the captions of other
+        items, and with none (neither prompt nor duration token); and, by the error of the best linear velocity of
+        single frames, the ratio at the time where it is largest."""
         errors = {t: [] for t in VALIDATION_TIMES}  # type: dict[float, list[float]]
+        linear = {t: [] for t in VALIDATION_TIMES}  # type: dict[float, list[float]]
         shuffled: list[float] = []
+        dropped: list[float] = []
         for index in range(VALIDATION_BATCHES):
             batch = self.validation.batch(index)
             random = step_generator(self.train_config.seed + 1, index)
@@ -190,11 +207,26 @@ class DiffusionStage(Stage):
             )
             for time in VALIDATION_TIMES:
                 t = torch.full((len(order),), time)
+                known = batch.latents.numpy(), batch.valid.numpy(), noise.numpy()
+                linear[time].append(float(self.wiener.errors(*known, time).mean()))
                 errors[time].append(float(self.velocity_error(batch, draw, t, noise, None, 0.0)))
                 shuffled.append(float(self.velocity_error(other, draw, t, noise, None, 0.0)))
+                dropped.append(float(self.velocity_error(batch, draw, t, noise, torch.ones_like(t).bool(), 0.0)))
         mean = float(np.mean([np.mean(values) for values in errors.values()]))
         by_time = {f"flow_t{time}": float(np.mean(values)) for time, values in errors.items()}
-        return {"flow": mean, "shuffled_ratio": float(np.mean(shuffled)) / mean, **by_time}
+        ratios = {
+            "shuffled_ratio": float(np.mean(shuffled)) / mean,
+            "dropped_ratio": float(np.mean(dropped)) / mean,
+            "wiener_ratio": max(sum(errors[t]) / sum(linear[t]) for t in VALIDATION_TIMES),
+        }
+        return {"flow": mean, **ratios, **by_time}
+
+    @cached_property
+    def wiener(self) -> WienerBaseline:
+        """Fitted to the frames of evenly chosen training items."""
+        items = [item for item in self.latents.items if item.split == "train"]
+        every = max(1, sum(item.frames for item in items) // FRAMES_MOST)
+        return WienerBaseline([self.latents.read(item).numpy() for item in items[::every]], "frame")
 
     def demo(self, folder: Path, step: int) -> None:
         """Some held-out prompts in turn."""

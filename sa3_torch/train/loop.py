@@ -21,7 +21,7 @@ from sa3_mlx.spec.version import revision
 from . import parallel
 from .checkpoints import Checkpoints, Tensors, keep_settings
 from .logs import RunLog
-from .optimizers import Ema, UpdateRatio, learning_rate_at, make_optimizer, optimizer_tensors
+from .optimizers import Ema, UpdateRatio, learning_rate_at, make_optimizer, optimizer_tensors, set_rate
 from .parallel import Part
 from .plot import plot_run
 from .recompute import checkpoint_blocks
@@ -112,8 +112,7 @@ class Trainer:
         name = stage.turn(self.step)
         optimizer, settings = self.optimizers[name], stage.groups[name].optimizer
         rate = learning_rate_at(settings, step=self.step, steps=config.steps, update=self.updates[name])
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(optimizer, rate)
         values = self._gradients(name)
         for parameter in stage.frozen(self.step):
             parameter.grad = None
