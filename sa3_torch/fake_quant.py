@@ -86,8 +86,8 @@ class FakeQuant(nn.Module):
         steps = torch.round((groups - bias) / scale)
         found = steps.clamp(0, 2**self.bits - 1)
         clamped = (steps != found) & frozen
-        stored = (value[..., 0].to(dtype).float() for value in (scale, bias))
-        return found.to(torch.uint8).flatten(1), *stored, clamped.flatten(1)
+        scale, bias = (value[..., 0].to(dtype).float() for value in (scale, bias))
+        return found.to(torch.uint8).flatten(1), scale, bias, clamped.flatten(1)
 
     def packed(self, weight: Tensor) -> Packed:
         """What a file holds: the codes and the grid of ``forward``."""

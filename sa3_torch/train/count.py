@@ -97,7 +97,7 @@ def make_fake(networks: dict[str, nn.Module]) -> None:
     def fake(tensor: Tensor) -> Tensor:
         """One for each, which is kept, so that no other gets its number."""
         if id(tensor) not in made:
-            value = mode.from_tensor(tensor.detach(), static_shapes=True)
+            value: Tensor = mode.from_tensor(tensor.detach(), static_shapes=True)
             if isinstance(tensor, nn.Parameter):
                 value = nn.Parameter(value, requires_grad=tensor.requires_grad)
             made[id(tensor)] = tensor, value
