@@ -25,7 +25,7 @@ from .setting import Setting
 Audio = NDArray[np.float32]
 
 REGION = (1 / 3, 2 / 3)  # of a clip: what is made anew
-SHORTEST_SECONDS = 0.6  # of clips that are used
+SHORTEST_SAMPLES = 27_000  # of clips that are used: edges need some sound on both sides
 
 
 class Inpaints(Protocol):
@@ -88,11 +88,11 @@ def measure_inpainting(
     advance: Callable[[int], None] = lambda _: None,
 ) -> Inpainting:  # fmt: skip
     """Make the middle third of real clips (L, channels) anew, each with its own caption; ``advance`` hears how many
-    clips are done. Raises ValueError without a clip that is long enough."""
+    clips are done. Raises ValueError without a clip of SHORTEST_SAMPLES."""
     ratio, rate = pipeline.config.same.samples_per_latent, pipeline.config.sample_rate
-    long = sorted((pair for pair in clips if len(pair[0]) >= SHORTEST_SECONDS * rate), key=lambda pair: len(pair[0]))
+    long = sorted((pair for pair in clips if len(pair[0]) >= SHORTEST_SAMPLES), key=lambda pair: len(pair[0]))
     if not long:
-        raise ValueError(f"inpainting needs clips of at least {SHORTEST_SECONDS} s; there are none")
+        raise ValueError(f"inpainting needs clips of at least {SHORTEST_SAMPLES} samples; there are none")
     made, source, keep, sounds, edges = [], [], [], [], []
     for start in range(0, len(long), batch):
         chosen = long[start : start + batch]

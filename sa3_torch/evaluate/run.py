@@ -17,7 +17,7 @@ from sa3_torch.train.clips import Clip, ClipSet, generator
 
 from .diversity import diversity
 from .frechet import frechet_with_interval
-from .inpainting import SHORTEST_SECONDS, measure_inpainting
+from .inpainting import SHORTEST_SAMPLES, measure_inpainting
 from .judge import shares
 from .latent_clap import LatentClap, clap_adherence
 from .listening import JUDGE, Ear, Heard
@@ -98,8 +98,7 @@ class Evaluator:
 
     def count(self, config: ModelConfig) -> int:
         """How many clips ``run`` announces."""
-        spread = self._spread(held_out_clips(self.clips, config)) if self.options.inpaint else []
-        return self.options.clips + sum(clip.seconds >= SHORTEST_SECONDS for clip in spread)
+        return self.options.clips + len(self._inpainted(config))
 
     def run(
         self, pipeline: Pipeline, setting: Setting, seed: int, advance: Callable[[int], None] = lambda _: None
@@ -118,9 +117,8 @@ class Evaluator:
             found = clap_adherence(self.clap, [kept.latents[i] for i in order], heard.prompts, seed=seed)
             measures |= {"clap_own": found.own, "clap_first": found.first}
             details["latent_clap"] = asdict(found)
-        if self.options.inpaint:
-            channels = pipeline.config.audio_channels
-            pairs = [(audio_of(self.clips, clip, channels), clip) for clip in self._spread(held_out)]
+        if inpainted := self._inpainted(pipeline.config):
+            pairs = [(audio_of(self.clips, clip, pipeline.config.audio_channels), clip) for clip in inpainted]
             inpainting = measure_inpainting(
                 pipeline, pairs, setting, seed=SEEDS_APART * seed, batch=self.options.batch, advance=advance
             )
@@ -128,9 +126,10 @@ class Evaluator:
             details["inpainting"] = asdict(inpainting)
         return measures, details
 
-    def _spread(self, clips: list[Clip]) -> list[Clip]:
-        """So many clips as are inpainted, over all kinds."""
-        return clips[:: -(-len(clips) // self.options.inpaint)]
+    def _inpainted(self, config: ModelConfig) -> list[Clip]:
+        """Held-out clips of which a part is made anew: long enough ones, spread over the set; may be none."""
+        long = [clip for clip in held_out_clips(self.clips, config) if clip.samples >= SHORTEST_SAMPLES]
+        return long[:: -(-len(long) // self.options.inpaint)] if long and self.options.inpaint else []
 
     def _sounds(
         self, pipeline: Pipeline, setting: Setting, chosen: list[Job], kept: _Kept
