@@ -106,11 +106,12 @@ def steady(hz: float) -> np.ndarray:
 
 
 def test_a_cut_is_a_seam() -> None:
-    """A steady tone that becomes another one in the middle, beside the tone as it is."""
-    edge = RATE // 2
-    cut = np.concatenate([steady(440)[:edge], steady(2000)[edge:]])
-    assert seam([cut], [steady(440)], [[edge]]) > 5
-    assert seam([steady(440)], [steady(440)], [[edge]]) == 1
+    """A fading tone that becomes another one in the middle, beside the tone as it is."""
+    edge, fade = RATE // 2, np.exp(-3 * np.arange(RATE) / RATE)[:, None]
+    low, high = fade * steady(440), fade * steady(2000)
+    cut = np.concatenate([low[:edge], high[edge:]])
+    assert seam([cut], [low], [[edge]]) > 5
+    assert seam([low], [low], [[edge]]) == 1
     assert jump(cut, [edge]) > 0.1 > jump(cut, [edge // 2])
     assert jump(cut, [10, edge]) == jump(cut, [edge])  # too near to the start
     with pytest.raises(ValueError, match="inside"):

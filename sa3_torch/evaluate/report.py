@@ -166,9 +166,9 @@ def draw(path: Path, data: dict[str, Any]) -> None:
         title, factor, _ = COLUMNS[name]
         means = [factor * (row["mean"].get(name) or 0.0) for row in rows]
         spreads = [factor * (row["spread"].get(name) or 0.0) for row in rows]
-        panel.bar(labels, means, yerr=spreads, capsize=4, color=[f"C{i}" for i in range(len(rows))])
-        for value, text in _references(name, data["real"]):
-            panel.axhline(factor * value, color="0.3", linestyle="--", linewidth=1, label=text)
+        panel.bar(labels, means, width=0.6, yerr=spreads, capsize=4, color=[f"C{i}" for i in range(len(rows))])
+        for (value, text), style in zip(_references(name, data["real"]), ("--", ":"), strict=False):
+            panel.axhline(factor * value, color="0.2", linestyle=style, label=text)
         panel.set_title(title)
         panel.tick_params(axis="x", labelsize=7)
         if panel.get_legend_handles_labels()[0]:
