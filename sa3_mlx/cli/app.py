@@ -35,6 +35,7 @@ SECTIONS: Sections = {
         "data": ("data", "data", "Make, check and pack the sounds to train on."),
         "pre-encode": ("data", "pre_encode", "Encode sounds to latents, once (needs PyTorch)."),
         "train": ("train", "train", "Train a model (needs PyTorch)."),
+        "evaluate": ("evaluate", "evaluate", "Measure how good a model is (needs PyTorch)."),
     },
 }
 
