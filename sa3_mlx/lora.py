@@ -213,8 +213,8 @@ def _place(module: nn.Module, path: str) -> tuple[Any, str]:
 def _weight(layer: nn.Module) -> mx.array:
     """(O, I) fp32, of a quantized layer what its packed words stand for."""
     if isinstance(layer, nn.QuantizedLinear):
-        size = {"group_size": layer.group_size, "bits": layer.bits}
-        return mx.dequantize(layer.weight, layer.scales.astype(mx.float32), layer.biases.astype(mx.float32), **size)
+        scales, biases = (array.astype(mx.float32) for array in (layer.scales, cast(mx.array, layer.biases)))
+        return mx.dequantize(layer.weight, scales, biases, group_size=layer.group_size, bits=layer.bits)
     return layer.weight.astype(mx.float32)
 
 

@@ -13,6 +13,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -54,6 +55,11 @@ def scaled(weight: Tensor, factors: Mapping[str, Tensor]) -> Tensor:
 class Update(nn.Module):
     """One adapter on one layer: W -> rows * (W + b a) * cols. Factors stay fp32: they are close to 1."""
 
+    a: Tensor
+    b: Tensor
+    rows: Tensor | None
+    cols: Tensor | None
+
     def __init__(self, a: Tensor, b: Tensor, factors: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.register_buffer("a", a)  # (r, I)
@@ -81,9 +87,7 @@ class AdaptedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O)"""
 
-        def product(x: Tensor) -> Tensor:
-            return F.linear(x, self.base.weight)
-
+        product: Product = partial(F.linear, weight=self.base.weight)
         for update in self.updates:
             product = _after(update, product)
         y = product(x)
@@ -224,6 +228,9 @@ class TrainedAdapter(nn.Module):
 
     It changes nothing at the start. The -xs types keep their singular vectors as buffers.
     """
+
+    U: Tensor
+    V: Tensor
 
     def __init__(self, weight: Tensor, config: AdapterConfig, random: torch.Generator) -> None:
         super().__init__()
