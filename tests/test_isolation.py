@@ -20,7 +20,7 @@ sys.path.insert(0, {root!r})
 """
 MODEL_FILES = (
     "layers", "attention", "t5gemma", "conditioner", "dit", "same", "guidance", "samplers", "weights", "pipeline",
-    "states",
+    "states", "lora",
 )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ SECTIONS: Sections = {
         "models": ("models", "models", "List installed and known models."),
         "convert": ("convert", "convert", "Download or convert a checkpoint, or export one."),
         "quantize": ("quantize", "quantize", "Make a smaller model of a model."),
+        "lora": ("lora", "lora", "Show, merge and convert adapters."),
         "info": ("info", "info", "Show what is in a model or an audio file."),
         "verify": ("verify", "verify", "Check a model against reference outputs, or one backend against the other."),
         "doctor": ("doctor", "doctor", "Check this machine: what is installed, how fast it is."),
