@@ -18,9 +18,11 @@ from sa3_mlx.spec.calibration import Prompt
 from sa3_mlx.spec.presets import PRESETS
 from sa3_torch.train.autoencoder import AutoencoderStage
 from sa3_torch.train.autoencoder_config import AutoencoderConfig
+from sa3_torch.train.clap import ClapConfig, ClapStage
 from sa3_torch.train.clips import ClipSet, Draft, write_clips
 from sa3_torch.train.distill_autoencoder import DistillConfig, DistillStage
 from sa3_torch.train.encode import EncodeConfig, PreEncoder, load_autoencoder
+from sa3_torch.train.init import init_text_encoder, seeded
 from sa3_torch.train.latents import LatentSet
 from sa3_torch.train.loop import Trainer
 from sa3_torch.train.optimizers import Group, OptimizerConfig
@@ -31,6 +33,7 @@ from sa3_torch.train.settings import Config, load_settings, to_json
 from sa3_torch.train.sources import ClipSource
 from sa3_torch.train.stage import Stage, TrainConfig, step_generator
 from sa3_torch.train.vocabulary import save_tokenizer
+from sa3_torch.weights import StableAudio, save_checkpoint
 
 DEMO = PRESETS["demo"]
 assert DEMO.diffusion is not None
@@ -70,6 +73,18 @@ def make_workspace(folder: Path) -> None:
     PreEncoder(ClipSource(clips, 2), folder / "run" / "model", folder / "latents", encoding).run()
     save_tokenizer(folder / "tokenizer.json")
     write_checkpoint(folder / "random", MODEL)
+    write_base(folder)
+
+
+def write_base(folder: Path) -> None:
+    """An untrained diffusion model, with the autoencoder of the latents and the words of the captions."""
+    same, _ = load_autoencoder(folder / "run" / "model")
+    with seeded(0):
+        model = StableAudio(MODEL)
+    init_text_encoder(model.get_submodule("text_encoder"), 0)
+    model.get_submodule("same").load_state_dict(same.state_dict())
+    save_checkpoint(folder / "base", MODEL, model.state_dict(), "F32")
+    (folder / "base" / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
 
 
 def train(stage: Stage, folder: Path) -> Trainer:
@@ -147,6 +162,13 @@ def muon_stage(workspace: Path, *changes: str) -> PretrainStage:
     return pretrain_stage(workspace, *rest, *changes)
 
 
+def clap_stage(workspace: Path, *changes: str) -> ClapStage:
+    settings = ("train.batch=8", "tower.width=64", "tower.depth=1", "tower.embedding=16", "optimizer.warmup_steps=1")
+    config = load_settings(ClapConfig, "clap", "demo", (*SHORT, *settings, *changes))
+    latents = LatentSet(workspace / "latents", autoencoder=load_autoencoder(workspace / "run" / "model")[1])
+    return ClapStage(workspace / "base", config, latents)
+
+
 def quantize_stage(workspace: Path, *changes: str) -> QuantizeStage:
     prompts = tuple(Prompt(0.2, text) for text in ("kick", "snare", "bell low", "rain"))
     settings = (*SHORT, "train.batch=2", "recipe='3bit'", "rounds=1", "optimizer.warmup_steps=1", *changes)
@@ -221,5 +243,5 @@ def game_stage(_workspace: Path, *changes: str) -> GameStage:
 
 STAGES: dict[str, Callable[..., Stage]] = {
     "autoencoder": autoencoder_stage, "complete": complete_stage, "distill": distill_stage,
-    "pretrain": pretrain_stage, "muon": muon_stage, "quantize": quantize_stage, "game": game_stage,
+    "pretrain": pretrain_stage, "muon": muon_stage, "quantize": quantize_stage, "game": game_stage, "clap": clap_stage,
 }  # fmt: skip

@@ -19,6 +19,7 @@ SECTIONS: Sections = {
     },
     "Diffusion model": {
         "pretrain": ("cli", "pretrain", "Train a diffusion model by flow matching (stage 1)."),
+        "clap": ("cli", "clap", "Train a model of how well texts describe latents, noisy ones too."),
         "quantize": ("cli", "quantize", "Tune a model for few bits by distillation from itself."),
     },
 }  # fmt: skip

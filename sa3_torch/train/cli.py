@@ -10,14 +10,17 @@ import click
 import torch
 
 from sa3_mlx.spec.calibration import read_prompts, usual_prompts
+from sa3_mlx.spec.checkpoint import WEIGHTS_FILE
 from sa3_mlx.spec.clips import open_tokenizer
 from sa3_mlx.spec.config import Config, ModelConfig
 from sa3_mlx.spec.presets import PRESETS
+from sa3_mlx.spec.tensorfile import file_hash
 
 from . import parallel
 from .audio_data import open_audio
 from .autoencoder import AutoencoderStage
 from .autoencoder_config import AutoencoderConfig
+from .clap import ClapConfig, ClapStage
 from .distill_autoencoder import DistillConfig, DistillStage
 from .encode import load_autoencoder
 from .latents import LatentSet
@@ -121,6 +124,23 @@ def pretrain(latents: Path, folder: Path, tokenizer: Path | None, start: Path | 
     stage = PretrainStage(PRESETS[model], config, LatentSet(latents, autoencoder=digest), tokenizer, same, start)
     if _train(stage, config.train, run, to_json(config)):
         click.echo(f'model: {run.out / "model"}; next: sa3 generate "piano note A4" --model {run.out / "model"}')
+
+
+@click.command("clap")
+@click.option("--model", "name", metavar="NAME|PATH", required=True,
+              help="The model that made the latents; it gives the text encoder.")  # fmt: skip
+@click.option("--latents", type=FOLDER, required=True, help="Folder made by `sa3 pre-encode`.")
+@run_options()
+@click.pass_obj
+def clap(find: FindModel, name: str, latents: Path) -> None:
+    """Train a model of how well texts describe latents, noisy ones too (latent CLAP)."""
+    run, folder = _start(), find(name)
+    config = load_settings(ClapConfig, "clap", run.settings, run.changes)
+    digest = file_hash(folder / WEIGHTS_FILE)
+    stage = ClapStage(folder, config, LatentSet(latents, autoencoder=digest))
+    kept = json.dumps({**config.to_dict(), "model": digest}, sort_keys=True)
+    if _train(stage, config.train, run, kept):
+        click.echo(f"latent CLAP: {run.out / 'model'}")
 
 
 @click.command("quantize")

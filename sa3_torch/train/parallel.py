@@ -29,11 +29,14 @@ from sa3_torch.layers import MLP
 from sa3_torch.same import SAMEBlock
 from sa3_torch.t5gemma import TextLayer
 
+from .blocks import ModulatedBlock
+
 PATIENCE = timedelta(hours=1)  # processes wait for the first one while it validates and exports
 # What FSDP2 gathers at a time, and the methods beside ``forward`` that read its weights.
 # A listed method must not be called by another one of the module, nor by its forward: the inner call would end it.
 UNITS: dict[type[nn.Module], tuple[str, ...]] = {
     SAMEBlock: ("heads", "at"), DiTBlock: (), CrossAttention: ("prepare",), MLP: (), TextLayer: (),
+    ModulatedBlock: (),
 }  # fmt: skip
 
 

@@ -13,11 +13,15 @@ from torch.utils.checkpoint import checkpoint
 from sa3_torch.dit import DiTBlock
 from sa3_torch.same import SAMEBlock
 
-METHODS: dict[type[nn.Module], tuple[str, ...]] = {DiTBlock: ("forward",), SAMEBlock: ("forward", "at")}
+from .blocks import ModulatedBlock
+
+METHODS: dict[type[nn.Module], tuple[str, ...]] = {
+    DiTBlock: ("forward",), SAMEBlock: ("forward", "at"), ModulatedBlock: ("forward",),
+}  # fmt: skip
 
 
 def checkpoint_blocks(network: nn.Module) -> None:
-    """From now on the blocks of the DiT and of SAME inside ``network`` do so. Names and weights stay.
+    """From now on the transformer blocks inside ``network`` do so. Names and weights stay.
 
     Before FSDP2 wraps them, so that they are gathered when they compute again; they draw no random numbers.
     """
