@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -154,8 +155,13 @@ class WordClap:
         total = (latents * valid[..., None]).sum(1) / valid.sum(1, keepdim=True)
         return torch.nn.functional.normalize(total, dim=-1)
 
-    def embed_text(self, prompts: list[str]) -> torch.Tensor:
-        return torch.eye(3)[["abc".index(prompt) for prompt in prompts]]
+    def encode(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        ids = torch.tensor([["abc".index(text)] for text in texts])
+        return ids, torch.ones_like(ids, dtype=torch.bool)
+
+    def embed_text(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        assert mask.shape == ids.shape
+        return torch.eye(3)[ids[:, 0]]
 
 
 def test_adherence_by_a_clap_on_latents() -> None:

@@ -18,10 +18,12 @@ _BATCH = 64
 
 
 class LatentClap(Protocol):
-    """Unit vectors (B, E) of latents (B, T, C) at noise level ``t`` (B,), valid (B, T) bool, and of prompts."""
+    """Unit vectors (B, E) of latents (B, T, C) at noise level ``t`` (B,), valid (B, T) bool, and of prompts: ``encode``
+    makes ids and mask (B, S) of them."""
 
     def embed_audio(self, latents: Tensor, valid: Tensor, t: Tensor) -> Tensor: ...
-    def embed_text(self, prompts: list[str]) -> Tensor: ...
+    def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]: ...
+    def embed_text(self, ids: Tensor, mask: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,7 @@ def clap_adherence(
     if not latents or len(latents) != len(prompts):
         raise ValueError(f"{len(latents)} latents and {len(prompts)} prompts: expected as many, and at least one")
     names = sorted(set(prompts))
-    text = clap.embed_text(names).double().cpu().numpy()
+    text = clap.embed_text(*clap.encode(names)).double().cpu().numpy()
     audio = np.concatenate(
         [_embed(clap, latents[i : i + _BATCH]) for i in range(0, len(latents), _BATCH)]
     )  # (sounds, E)
