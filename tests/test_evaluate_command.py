@@ -159,6 +159,28 @@ def test_every_measure_of_a_run(workspace: Path) -> None:
     assert errors == {"random": [0, 0]}
 
 
+class Words:
+    """A CLAP on latents that hears two channels and reads the length of the text."""
+
+    def __init__(self) -> None:
+        self.loaded: list[tuple[Path, Path]] = []
+
+    def load(self, folder: Path, *, autoencoder: Path) -> Words:
+        self.loaded.append((folder, autoencoder))
+        return self
+
+    def embed_audio(self, latents: torch.Tensor, valid: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        assert valid.shape == latents.shape[:2] and len(t) == len(latents)
+        return torch.nn.functional.normalize(latents.mean(1)[:, :2], dim=-1)
+
+    def encode(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        ids = torch.tensor([[float(len(text)), 11.0] for text in texts])
+        return ids, ids > 0
+
+    def embed_text(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.normalize(ids * mask, dim=-1)
+
+
 def test_the_command(
     workspace: Path,
     latents: LatentSet,
@@ -170,9 +192,11 @@ def test_the_command(
     monkeypatch.setenv("SA3_HOME", str(tmp_path / "home"))
     model = str(workspace / "random")
     common = ("--data", workspace / "clips", "--backend", "torch", "--inpaint", "0", "--clips", "4", "--seeds", "2")
+    clap = Words()
+    monkeypatch.setattr("sa3_torch.train.latent_clap.LatentClap.load", clap.load)
     result = sa3(
-        capfd, "evaluate", model, *common, "--latents", latents.folder, "--setting", "euler:1:1", "--against",
-        f"{model}@pingpong:2:1", "--teacher", f"{model}@euler:2:1", "--out", tmp_path / "out",
+        capfd, "evaluate", model, "--latent-clap", tmp_path, *common, "--latents", latents.folder, "--setting",
+        "euler:1:1", "--against", f"{model}@pingpong:2:1", "--teacher", f"{model}@euler:2:1", "--out", tmp_path / "out",
     )  # fmt: skip
     assert result.code == 0, result
     data = json.loads(result.out.splitlines()[-1])
@@ -180,6 +204,9 @@ def test_the_command(
     assert [row["setting"] for row in data["rows"]] == ["euler:1:1", "pingpong:2:1"]
     assert all(len(row["seeds"]) == 2 and row["spread"]["frechet_judge"] is not None for row in data["rows"])
     assert len(data["flow"]["random"]["loss"]) == 5 and len(data["one_step"]["errors"]["random"]) == 2
+    assert clap.loaded == [(tmp_path, workspace / "random")] * 2
+    assert -1 <= data["real"]["latent_clap"]["own"] <= 1 and "clap cosine" in result.out
+    assert all(-1 <= row["mean"]["clap_own"] <= 1 for row in data["rows"])
     assert len(notes(data)) == 2 and all(f"note: {note}" in result.out for note in notes(data))
     assert "FD judge" in result.out and (tmp_path / "out" / "report.txt").read_text() in result.out + "\n"
     assert (tmp_path / "out" / "report.png").stat().st_size > 10_000

@@ -71,13 +71,15 @@ class _Models:
 @click.option("--inpaint", type=click.IntRange(0), default=32, show_default=True, help="Clips to inpaint; 0: none.")
 @click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Sounds made at once.")
 @click.option("--clap", type=FOLDER, default=None, help="Folder of a CLAP in the transformers layout: a second space.")
+@click.option("--latent-clap", type=FOLDER, default=None,
+              help="Made by `sa3 train clap` on such latents: adherence to prompts of any kind.")  # fmt: skip
 @click.option("--backend", "wanted", type=click.Choice(["auto", *backend.BACKENDS]), default="auto", show_default=True)
 @click.option("--device", default="auto", show_default=True, help="For PyTorch: auto, cpu, cuda.")
 @click.option("--out", type=FOLDER, required=True, help="Folder of report.json, report.txt and report.png.")
 def evaluate(
     model: str, data: Path, latents: Path | None, settings: tuple[str, ...], against: tuple[str, ...],
-    teacher: str | None, seeds: int, clips: int, inpaint: int, batch: int, clap: Path | None, wanted: str, device: str,
-    out: Path,
+    teacher: str | None, seeds: int, clips: int, inpaint: int, batch: int, clap: Path | None, latent_clap: Path | None,
+    wanted: str, device: str, out: Path,
 ) -> None:  # fmt: skip
     """Measure how good MODEL is on the held-out clips of DATA.
 
@@ -97,17 +99,21 @@ def evaluate(
     from sa3_torch.evaluate.report import report, save_report, table
     from sa3_torch.evaluate.run import Evaluator, Options
     from sa3_torch.train.clips import ClipSet
+    from sa3_torch.train.latent_clap import LatentClap
 
     models = _Models(backend=backend.choose(wanted, device), device=device, opened={})
     entries = [entry for name in (model, *against) for entry in models.entries(name, settings)]
     guide = None if teacher is None else _teacher(models, teacher)
     sounds, options = ClipSet(data), Options(clips=clips, batch=batch, inpaint=inpaint)
     ear = Ear(judge=Judge(), spaces=[] if clap is None else [ClapSpace(clap)])
-    first = entries[0].pipeline
+    first, listener = entries[0].pipeline, None
+    if latent_clap is not None:
+        for entry in entries:  # one that was trained on latents of another autoencoder is refused
+            listener = LatentClap.load(latent_clap, autoencoder=entry.pipeline.folder)
     flow = {} if latents is None else _flow(models, entries, latents, sounds)
     with _bar("real clips", real_count(sounds, first.config)) as advance:
-        real = hear_real(ear, first, sounds, advance=advance)
-    evaluator, rows = Evaluator(ear, real, sounds, options), []
+        real = hear_real(ear, first, sounds, clap=listener, advance=advance)
+    evaluator, rows = Evaluator(ear, real, sounds, options, listener), []
     for entry in entries:
         with _bar(entry.label, seeds * evaluator.count(first.config)) as advance:
             rows.append(compare(evaluator, entry, seeds, advance))

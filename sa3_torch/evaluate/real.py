@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +14,7 @@ from sa3_torch.train.clips import SAMPLE_RATE, Clip, ClipSet
 
 from .frechet import ENOUGH, frechet, real_floor
 from .judge import shares
+from .latent_clap import LatentClap, clap_adherence
 from .listening import Ear, Heard
 
 Audio = NDArray[np.float32]
@@ -54,12 +55,15 @@ def audio_of(clips: ClipSet, clip: Clip, channels: int) -> Audio:
     return audio if audio.shape[1] == channels else np.repeat(audio[:, :1], channels, axis=1)
 
 
-def hear_real(ear: Ear, pipeline: Codes, clips: ClipSet, *, advance: Advance) -> Real:
+def hear_real(
+    ear: Ear, pipeline: Codes, clips: ClipSet, *, clap: LatentClap | None = None, advance: Advance = lambda _: None
+) -> Real:
     """Listen to all clips with a caption; ``advance`` hears of each, of held-out ones twice (see ``real_count``)."""
     config = pipeline.config
     chosen = held_out_clips(clips, config)
     held_out = ear.listen(((audio_of(clips, clip, config.audio_channels), clip) for clip in chosen), advance)
-    rebuilt = ear.listen(_rebuilt(pipeline, clips, chosen), advance)
+    latents: list[NDArray[np.float32]] = []
+    rebuilt = ear.listen(_rebuilt(pipeline, clips, chosen, latents), advance)
     training = Ear(judge=ear.judge, spaces=()).listen(
         ((clips.read(clip), clip) for clip in _training(clips)), advance
     )  # fmt: skip
@@ -70,6 +74,7 @@ def hear_real(ear: Ear, pipeline: Codes, clips: ClipSet, *, advance: Advance) ->
     for name, heard in (("real", held_out), ("autoencoder", rebuilt)):
         judged = heard.judged(ear.judge)
         about[f"judge_{name}"] = shares(judged) if judged else None
+    about["latent_clap"] = None if clap is None else asdict(clap_adherence(clap, latents, held_out.prompts))
     return Real(held_out=held_out, training=training, about=about)
 
 
@@ -85,7 +90,11 @@ def _training(clips: ClipSet) -> list[Clip]:
     return found
 
 
-def _rebuilt(pipeline: Codes, clips: ClipSet, chosen: list[Clip]) -> Iterator[tuple[Audio, Clip]]:
+def _rebuilt(
+    pipeline: Codes, clips: ClipSet, chosen: list[Clip], latents: list[NDArray[np.float32]]
+) -> Iterator[tuple[Audio, Clip]]:
+    """Through the autoencoder; the latents are noted."""
     for clip in chosen:
         audio = audio_of(clips, clip, pipeline.config.audio_channels)
-        yield pipeline.decode(pipeline.encode(audio))[: len(audio)], clip
+        latents.append(pipeline.encode(audio))
+        yield pipeline.decode(latents[-1])[: len(audio)], clip

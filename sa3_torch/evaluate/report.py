@@ -113,6 +113,8 @@ def _real_line(real: dict[str, Any], names: list[str], kind: str) -> list[str]:
     for name in names:
         if name.startswith("frechet_"):
             values[name] = real[name]["real_halves" if kind == "real" else "autoencoder"]
+    if kind == "real" and real["latent_clap"]:
+        values |= {"clap_own": real["latent_clap"]["own"], "clap_first": real["latent_clap"]["first"]}
     title = "real clips (FD: of two halves)" if kind == "real" else "real clips, autoencoder"
     return [title, *("-" if (v := values[n]) is None else f"{COLUMNS[n][1] * v:.{COLUMNS[n][2]}f}" for n in names)]
 
@@ -189,6 +191,8 @@ def _references(name: str, real: dict[str, Any]) -> list[tuple[float, str]]:
         return [(value, text) for value, text in found if value is not None]
     if name == "all" and real["judge_real"]:
         return [(real["judge_real"]["all"], "real"), (real["judge_autoencoder"]["all"], "autoencoder")]
+    if name == "clap_own":
+        return [(real["latent_clap"]["own"], "real")]
     return {"diversity": [(1.0, "real")], "copies": [(0.05, "chance")], "seam": [(1.0, "real")]}.get(name, [])
 
 
