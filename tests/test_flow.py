@@ -54,7 +54,7 @@ CLOSED_FORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 @pytest.mark.parametrize("name", TIME_SAMPLERS)
 def test_times_follow_their_closed_form(name: str) -> None:
-    """Kolmogorov-Smirnov; the largest statistic measured is 0.009, significant at 5 % would be 0.0096."""
+    """Kolmogorov-Smirnov; the largest statistic measured is 0.0079, significant at 5 % would be 0.0096."""
     t = TIME_SAMPLERS[name](DRAWS, generator())
     assert t.dtype == torch.float32 and float(t.min()) >= 0 and float(t.max()) <= 1
     inside = t.double().numpy().clip(1e-9, 1 - 1e-9)
@@ -94,7 +94,7 @@ def test_shift_is_limited_to_its_lengths() -> None:
 @pytest.mark.parametrize("shift", [LENGTH_SHIFT, FLUX, LOGSNR, ShiftConfig(type="none", start=0, end=0, rate=0)])
 @pytest.mark.parametrize("length", [100, 777, 4096])
 def test_shift_is_that_of_the_sampling_schedule(shift: ShiftConfig, length: int) -> None:
-    """Measured: 1e-7. A batch of lengths is shifted as each alone."""
+    """Measured: 6e-8. A batch of lengths is shifted as each alone."""
     t = torch.linspace(1, 0, 21)
     shifted = shift_times(t, torch.full((21,), float(length)), 256, 4096, shift)
     assert np.abs(shifted.numpy() - sigmas(shift, 20, 1.0, [length])[0]).max() < 1e-6
@@ -185,8 +185,8 @@ GAUSSIANS = [
 
 
 def features(t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Chebyshev polynomials of t times (1, x): (N,), (N, C) -> (N, 12 (1 + C)); in them the velocity is linear."""
-    powers = torch.cos(torch.arange(12) * torch.acos((2 * t - 1).clamp(-1, 1))[:, None])
+    """Chebyshev polynomials of t times (1, x): (N,), (N, C) -> (N, 8 (1 + C)); in them the velocity is linear."""
+    powers = torch.cos(torch.arange(8) * torch.acos((2 * t - 1).clamp(-1, 1))[:, None])
     ones = torch.ones(len(x), 1, dtype=x.dtype)
     return (powers[:, :, None] * torch.cat([ones, x], 1)[:, None]).flatten(1)
 
@@ -198,40 +198,61 @@ def analytic(mean: torch.Tensor, covariance: torch.Tensor, t: float, x: torch.Te
     return t * centred - mean - (1 - t) * centred @ covariance
 
 
-@pytest.mark.parametrize(("mean", "covariance"), GAUSSIANS)
-def test_flow_matching_learns_the_velocity_of_a_gaussian(mean: torch.Tensor, covariance: torch.Tensor) -> None:
-    """The minimum of the loss over a linear model is the analytic velocity, and Euler's path ends in the data.
+def white(size: int, random: torch.Generator) -> torch.Tensor:
+    """(N, size) normal draws whose own mean is 0 and covariance the identity."""
+    x = torch.randn(4 * DRAWS, size, generator=random)
+    x = x - x.mean(0)
+    return torch.linalg.solve_triangular(torch.linalg.cholesky(x.T @ x / len(x)), x.T, upper=False).T
 
-    Measured: mean squared error 1e-3; mean and covariance after 50 steps within 2 %.
-    """
-    random, size = generator(), len(mean)
-    factor = torch.linalg.cholesky(covariance)
-    z = mean + torch.randn(DRAWS, size, generator=random) @ factor.T
-    eps, t = torch.randn(DRAWS, size, generator=random), uniform(DRAWS, random)
-    inputs = features(t, (1 - t[:, None]) * z + t[:, None] * eps)
-    weight = torch.zeros(inputs.shape[1], size, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight], max_iter=100, history_size=30, line_search_fn="strong_wolfe")
-    frame = torch.ones(DRAWS, 1, dtype=torch.bool)
+
+def fitted(inputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Weights (F, C) of the linear model (N, F) with the least flow-matching loss to the target (N, C)."""
+    weight = torch.zeros(inputs.shape[1], target.shape[1], requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight], max_iter=40, history_size=30, line_search_fn="strong_wolfe")
+    frame = torch.ones(len(target), 1, dtype=torch.bool)
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        loss = flow_loss((inputs @ weight)[:, None], (eps - z)[:, None], frame, ~frame, 1.0)
+        loss = flow_loss((inputs @ weight)[:, None], target[:, None], frame, ~frame, 1.0)
         loss.backward()
         return loss
 
     optimizer.step(closure)
-    learnt = weight.detach()
+    return weight.detach()
+
+
+@pytest.mark.parametrize(("mean", "covariance"), GAUSSIANS)
+def test_flow_matching_learns_the_velocity_of_a_gaussian(mean: torch.Tensor, covariance: torch.Tensor) -> None:
+    """The minimum of the loss over a linear model is the analytic velocity, and Euler's path ends in the data.
+
+    50 steps of Euler along the exact velocity leave 5 % of a covariance away, whatever it is; beyond that and with 200
+    steps it is right. Measured: squared error 8e-4; moments up to 1.0 % from the exact path, 1.7 % from the data.
+    """
+    random, size = generator(), len(mean)
+    both = white(2 * size, random)
+    eps, z = both[:, :size], mean + both[:, size:] @ torch.linalg.cholesky(covariance).T
+    t = uniform(len(z), random)
+    learnt = fitted(features(t, (1 - t[:, None]) * z + t[:, None] * eps), eps - z)
     for time in (0.02, 0.25, 0.5, 0.75, 0.98):
-        x = (1 - time) * z[:2000] + time * eps[:2000]
-        error = features(torch.full((2000,), time), x) @ learnt - analytic(mean, covariance, time, x)
+        x = (1 - time) * z + time * eps
+        error = features(torch.full((len(z),), time), x) @ learnt - analytic(mean, covariance, time, x)
         assert float(error.square().mean()) < 1e-2
 
     def velocity(x: torch.Tensor, t: np.ndarray) -> torch.Tensor:
         return (features(torch.from_numpy(t), x[:, 0]) @ learnt)[:, None]
 
-    steps = np.tile(np.linspace(1, 0, 51, dtype=np.float32), (DRAWS, 1))
-    noise = torch.randn(DRAWS, 1, size, generator=random)
-    *_, last = SAMPLERS["euler"](velocity, noise, steps, lambda _k: noise)
-    made = last.x[:, 0]
-    assert float((made.mean(0) - mean).norm() / mean.norm()) < 0.03
-    assert float((made.T.cov().reshape(size, size) - covariance).norm() / covariance.norm()) < 0.03
+    def exact(x: torch.Tensor, t: np.ndarray) -> torch.Tensor:
+        return analytic(mean, covariance, float(t[0]), x[:, 0])[:, None]
+
+    noise = white(size, random)[:DRAWS, None]
+
+    def moments(velocity: Callable[..., torch.Tensor], steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+        times = np.tile(np.linspace(1, 0, steps + 1, dtype=np.float32), (len(noise), 1))
+        *_, last = SAMPLERS["euler"](velocity, noise, times, lambda _k: noise)
+        return last.x[:, 0].mean(0), last.x[:, 0].T.cov().reshape(size, size)
+
+    for found, wanted in (
+        (moments(velocity, 50), moments(exact, 50)), (moments(velocity, 200), (mean, covariance)),
+    ):  # fmt: skip
+        for value, reference in zip(found, wanted, strict=True):
+            assert float((value - reference).norm() / reference.norm()) < 0.03

@@ -57,7 +57,7 @@ def test_nothing_kept_is_zeros_for_the_local_input(workspace: Path) -> None:
 
 
 def test_padding_changes_no_gradient(workspace: Path) -> None:
-    """Neither through attention nor through the loss. Measured: 0."""
+    """Neither through attention nor through the loss."""
     stage = pretrain_stage(workspace)
     batch = stage.batches.batch(0)
     draw, t = stage.draw(batch, generator()), torch.full((4,), 0.6)
@@ -122,7 +122,7 @@ def test_coupling_of_small_batches_is_refused(workspace: Path) -> None:
 
 
 def test_notes_of_parts_add_up_to_those_of_the_batch(workspace: Path) -> None:
-    """Errors by time are means over the whole batch, whoever computed them. Measured: 1e-7."""
+    """Errors by time are means over the whole batch, whoever computed them."""
     stage = pretrain_stage(workspace, "train.batch=16", "clips.mask_shares=[0.25, 0.25, 0.25, 0.25]")
     parts = [Part(), *(Part(rank=rank, world=2) for rank in range(2))]
     notes = []
@@ -148,8 +148,8 @@ def test_notes_of_parts_add_up_to_those_of_the_batch(workspace: Path) -> None:
 def test_validation_compares_with_other_captions_none_and_the_best_linear_velocity(workspace: Path) -> None:
     stage = pretrain_stage(workspace)
     with torch.no_grad():
-        measures = stage.validate()
-    assert measures == stage.validate()  # fixed noise
+        measures, again = stage.validate(), stage.validate()
+    assert measures == again  # fixed noise
     assert {"flow", "shuffled_ratio", "dropped_ratio", "wiener_ratio", "flow_t0.1", "flow_t0.9"} <= measures.keys()
     assert measures["wiener_ratio"] > 1  # of an untrained model
     assert measures["shuffled_ratio"] == pytest.approx(1) and measures["dropped_ratio"] == pytest.approx(1)
@@ -215,7 +215,7 @@ def test_captions_made_of_fields_are_made_anew(workspace: Path) -> None:
 
 
 def test_one_batch_is_learnt_by_heart(workspace: Path) -> None:
-    """To a tenth of the error of zeros within 200 steps. Measured: after 110."""
+    """To a tenth of the error of zeros within 200 steps. Measured: after 31."""
     stage = pretrain_stage(workspace, "clips.silence_seconds=0.0")
     optimizer = torch.optim.AdamW(stage.model.parameters(), lr=5e-3, betas=(0.9, 0.95))
     drawn = stage._draw_step(0)
