@@ -15,6 +15,7 @@ from tiny_checkpoint import write_checkpoint
 from torch import Tensor, nn
 
 from sa3_mlx.spec.calibration import Prompt
+from sa3_mlx.spec.config import ModelConfig
 from sa3_mlx.spec.presets import PRESETS
 from sa3_torch.train.autoencoder import AutoencoderStage
 from sa3_torch.train.autoencoder_config import AutoencoderConfig
@@ -32,6 +33,7 @@ from sa3_torch.train.quantize import QuantizeConfig, QuantizeStage
 from sa3_torch.train.settings import Config, load_settings, to_json
 from sa3_torch.train.sources import ClipSource
 from sa3_torch.train.stage import Stage, TrainConfig, step_generator
+from sa3_torch.train.start import Start
 from sa3_torch.train.vocabulary import save_tokenizer
 from sa3_torch.weights import StableAudio, save_checkpoint
 
@@ -103,6 +105,15 @@ def autoencoder_stage(workspace: Path, *changes: str) -> AutoencoderStage:
     settings = (*SHORT, "train.batch=4", "crop_samples=8192", *rate, *changes)
     config = load_settings(AutoencoderConfig, "autoencoder", "demo", settings)
     return AutoencoderStage(MODEL, config, ClipSet(workspace / "clips"))
+
+
+def variants_stage(workspace: Path, *changes: str, model: ModelConfig = MODEL) -> AutoencoderStage:
+    """From a checkpoint, with zeros in the latents, a batch of two at another stride, the encoder frozen at half."""
+    variants = ("latent_mask=0.1", "train_encoder=0.5", "other_stride=8", "other_every=2")
+    rate = ("generator.warmup_steps=1", "generator.learning_rate=1e-3")
+    settings = (*SHORT, "train.batch=4", "crop_samples=8192", *rate, *(f"variants.{line}" for line in variants))
+    config = load_settings(AutoencoderConfig, "autoencoder", "demo", (*settings, *changes))
+    return AutoencoderStage(model, config, ClipSet(workspace / "clips"), start=Start.open(workspace / "run" / "model"))
 
 
 def complete_stage(workspace: Path, *changes: str) -> AutoencoderStage:
@@ -242,6 +253,6 @@ def game_stage(_workspace: Path, *changes: str) -> GameStage:
 
 
 STAGES: dict[str, Callable[..., Stage]] = {
-    "autoencoder": autoencoder_stage, "complete": complete_stage, "distill": distill_stage,
+    "autoencoder": autoencoder_stage, "variants": variants_stage, "complete": complete_stage, "distill": distill_stage,
     "pretrain": pretrain_stage, "muon": muon_stage, "quantize": quantize_stage, "game": game_stage, "clap": clap_stage,
 }  # fmt: skip
