@@ -18,6 +18,7 @@ from sa3_mlx.spec.calibration import Prompt
 from sa3_mlx.spec.presets import PRESETS
 from sa3_torch.train.autoencoder import AutoencoderConfig, AutoencoderStage
 from sa3_torch.train.clips import ClipSet, Draft, write_clips
+from sa3_torch.train.diffusion import open_model
 from sa3_torch.train.distill_autoencoder import DistillConfig, DistillStage
 from sa3_torch.train.encode import EncodeConfig, PreEncoder, load_autoencoder
 from sa3_torch.train.latents import LatentSet
@@ -30,6 +31,7 @@ from sa3_torch.train.settings import Config, load_settings, to_json
 from sa3_torch.train.sources import ClipSource
 from sa3_torch.train.stage import Stage, TrainConfig, step_generator
 from sa3_torch.train.vocabulary import save_tokenizer
+from sa3_torch.train.warmup import WarmupConfig, WarmupStage
 
 DEMO = PRESETS["demo"]
 assert DEMO.diffusion is not None
@@ -69,6 +71,14 @@ def make_workspace(folder: Path) -> None:
     PreEncoder(ClipSource(clips, 2), folder / "run" / "model", folder / "latents", encoding).run()
     save_tokenizer(folder / "tokenizer.json")
     write_checkpoint(folder / "random", MODEL)
+    export_base(folder)
+
+
+def export_base(workspace: Path) -> None:
+    """The random model around the workspace's autoencoder, as pre-training exports it."""
+    stage = pretrain_stage(workspace)
+    stage.model.load_state_dict(open_model(workspace / "random")[0].state_dict())
+    stage.export(workspace / "base", stage.model.state_dict())
 
 
 def train(stage: Stage, folder: Path) -> Trainer:
@@ -133,6 +143,14 @@ def pretrain_stage(workspace: Path, *changes: str) -> PretrainStage:
     same, digest = load_autoencoder(workspace / "run" / "model")
     latents = LatentSet(workspace / "latents", autoencoder=digest)
     return PretrainStage(MODEL, config, latents, workspace / "tokenizer.json", same)
+
+
+def warmup_stage(workspace: Path, *changes: str) -> WarmupStage:
+    """The base is a model of random weights around the workspace's autoencoder; refreshed in every second step."""
+    settings = (*SHORT, "train.batch=4", "clips.buckets=1", "optimizer.warmup_steps=1", "teacher.steps=3",
+                "teacher.refresh_rate=2", *changes)  # fmt: skip
+    config = load_settings(WarmupConfig, "warmup", "demo", settings)
+    return WarmupStage(workspace / "base", config, workspace / "latents")
 
 
 def quantize_stage(workspace: Path, *changes: str) -> QuantizeStage:
@@ -209,5 +227,5 @@ def game_stage(_workspace: Path, *changes: str) -> GameStage:
 
 STAGES: dict[str, Callable[..., Stage]] = {
     "autoencoder": autoencoder_stage, "complete": complete_stage, "distill": distill_stage,
-    "pretrain": pretrain_stage, "quantize": quantize_stage, "game": game_stage,
+    "pretrain": pretrain_stage, "warmup": warmup_stage, "quantize": quantize_stage, "game": game_stage,
 }  # fmt: skip

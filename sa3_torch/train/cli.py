@@ -25,8 +25,10 @@ from .quantize import QuantizeConfig, QuantizeStage
 from .settings import load_settings, to_json
 from .stage import Stage, TrainConfig
 from .vocabulary import save_tokenizer
+from .warmup import WarmupConfig, WarmupStage
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
+AUTOENCODER_HELP = "The autoencoder that made the latents, where the model does not record it."
 
 
 def _start(threads: int | None) -> None:
@@ -110,6 +112,26 @@ def pretrain(
         click.echo(f'model: {out / "model"}; next: sa3 generate "piano note A4" --model {out / "model"}')
 
 
+@click.command("warmup")
+@click.option("--model", "folder", type=FOLDER, required=True, help="Checkpoint folder of the flow-matching model.")
+@click.option("--latents", type=FOLDER, required=True, help="Folder made by `sa3 pre-encode`.")
+@click.option("--autoencoder", type=FOLDER, default=None, help=AUTOENCODER_HELP)
+@click.option("--out", type=FOLDER, required=True, help="Run folder; an unfinished run in it goes on.")
+@click.option("--settings", default="demo", show_default=True, help="Preset name or .toml file.")
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change one setting, e.g. train.steps=100.")
+@click.option("--threads", type=click.IntRange(1), default=None, help="CPU threads.")
+def warmup(
+    folder: Path, latents: Path, autoencoder: Path | None, out: Path, settings: str, changes: tuple[str, ...],
+    threads: int | None,
+) -> None:  # fmt: skip
+    """Teach a model to reach its guided samples in one step (stage 2)."""
+    _start(threads)
+    config = load_settings(WarmupConfig, "warmup", settings, changes)
+    stage = WarmupStage(folder, config, latents, autoencoder)
+    if _train(stage, config.train, out, json.dumps({**config.to_dict(), **stage.parents()}, sort_keys=True)):
+        click.echo(f"model: {out / 'model'}; next: sa3 train posttrain --model {out / 'model'} --base {folder}")
+
+
 @click.command("quantize")
 @click.option("--model", "folder", type=FOLDER, required=True, help="Folder of the full-precision model.")
 @click.option("--recipe", default=None, help="Recipe of `sa3 quantize` with equal bits. Default: the settings'.")
@@ -138,5 +160,5 @@ def quantize(
 
 def commands() -> dict[str, click.Command]:
     """Name -> command, for the ``sa3 train`` group."""
-    listed = (autoencoder, distill_autoencoder, pretrain, quantize)
+    listed = (autoencoder, distill_autoencoder, pretrain, warmup, quantize)
     return {command.name or "": command for command in listed}
