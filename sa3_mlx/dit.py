@@ -195,6 +195,16 @@ class DiT(nn.Module):
 
     def velocity(self, x: mx.array, modulation: mx.array, prepared: Prepared) -> mx.array:
         """As a call, where the modulation (B, 6 D) of this time is already known."""
+        h, sequence = self.begin(x, prepared)
+        blocks = list(zip(self.layers, prepared.contexts, prepared.local, strict=True))
+        for layer, context, local in blocks[:-1]:
+            h = layer(h, modulation, context, local, sequence)
+        layer, context, local = blocks[-1]
+        y = self.project_out(layer(h, modulation, context, local, sequence, True))  # (B, T, C)
+        return y + self.postprocess(y)
+
+    def begin(self, x: mx.array, prepared: Prepared) -> tuple[mx.array, Sequence]:
+        """What the first block takes: (B, T, C) -> (B, N, D), and what all blocks share."""
         memory = self.config.memory_tokens
         h = self.project_in(x + self.preprocess(x))
         h = mx.concatenate([mx.broadcast_to(self.memory_tokens, (len(h), *self.memory_tokens.shape)), h], axis=1)
@@ -202,12 +212,7 @@ class DiT(nn.Module):
         if prepared.valid is not None:
             mask = mx.pad(prepared.valid, [(0, 0), (memory, 0)], constant_values=True)[:, None, None]  # (B, 1, 1, N)
         sequence = Sequence(memory=memory, table=rope(0, h.shape[1]), attend=partial(attend, mask=mask))
-        blocks = list(zip(self.layers, prepared.contexts, prepared.local, strict=True))
-        for layer, context, local in blocks[:-1]:
-            h = layer(h, modulation, context, local, sequence)
-        layer, context, local = blocks[-1]
-        y = self.project_out(layer(h, modulation, context, local, sequence, True))  # (B, T, C)
-        return y + self.postprocess(y)
+        return h, sequence
 
 
 def timestep_features(t: np.ndarray) -> mx.array:

@@ -25,6 +25,7 @@ from sa3_torch.train.latents import LatentSet
 from sa3_torch.train.loop import Trainer
 from sa3_torch.train.optimizers import Group, OptimizerConfig
 from sa3_torch.train.parallel import follow, mean
+from sa3_torch.train.posttrain import PosttrainConfig, PosttrainStage
 from sa3_torch.train.pretrain import PretrainConfig, PretrainStage
 from sa3_torch.train.quantize import QuantizeConfig, QuantizeStage
 from sa3_torch.train.settings import Config, load_settings, to_json
@@ -153,6 +154,18 @@ def warmup_stage(workspace: Path, *changes: str) -> WarmupStage:
     return WarmupStage(workspace / "base", config, workspace / "latents")
 
 
+def posttrain_stage(workspace: Path, *changes: str) -> PosttrainStage:
+    """All terms but that of the CLAP; both models are the workspace's base; the discriminator has the odd turns.
+
+    Under this seed two items of step 1 get another prompt.
+    """
+    small = ("train.batch=4", "clips.buckets=1", "generator.warmup_steps=1", "discriminator.warmup_steps=1", "taps=[0]",
+             "head.width=16", "head.groups=4", "weights.clap=0.0", "weights.feature_matching=0.1",
+             "own_sample_share=0.5", "train.seed=1")  # fmt: skip
+    config = load_settings(PosttrainConfig, "posttrain", "demo", (*SHORT, *small, *changes))
+    return PosttrainStage(workspace / "base", workspace / "base", config, workspace / "latents", None)
+
+
 def quantize_stage(workspace: Path, *changes: str) -> QuantizeStage:
     prompts = tuple(Prompt(0.2, text) for text in ("kick", "snare", "bell low", "rain"))
     settings = (*SHORT, "train.batch=2", "recipe='3bit'", "rounds=1", "optimizer.warmup_steps=1", *changes)
@@ -227,5 +240,6 @@ def game_stage(_workspace: Path, *changes: str) -> GameStage:
 
 STAGES: dict[str, Callable[..., Stage]] = {
     "autoencoder": autoencoder_stage, "complete": complete_stage, "distill": distill_stage,
-    "pretrain": pretrain_stage, "warmup": warmup_stage, "quantize": quantize_stage, "game": game_stage,
+    "pretrain": pretrain_stage, "warmup": warmup_stage, "posttrain": posttrain_stage,
+    "quantize": quantize_stage, "game": game_stage,
 }  # fmt: skip

@@ -20,6 +20,7 @@ from .distill_autoencoder import DistillConfig, DistillStage
 from .encode import load_autoencoder
 from .latents import LatentSet
 from .loop import Trainer
+from .posttrain import PosttrainConfig, PosttrainStage
 from .pretrain import PretrainConfig, PretrainStage
 from .quantize import QuantizeConfig, QuantizeStage
 from .settings import load_settings, to_json
@@ -132,6 +133,31 @@ def warmup(
         click.echo(f"model: {out / 'model'}; next: sa3 train posttrain --model {out / 'model'} --base {folder}")
 
 
+@click.command("posttrain")
+@click.option("--model", "folder", type=FOLDER, required=True, help="Checkpoint folder of `sa3 train warmup`.")
+@click.option("--base", type=FOLDER, required=True, help="Checkpoint folder of the flow-matching model.")
+@click.option("--latents", type=FOLDER, required=True, help="Folder made by `sa3 pre-encode`.")
+@click.option("--clap", "clap_folder", type=FOLDER, default=None, help="Latent CLAP of `sa3 train clap`; without it set "
+              "weights.clap=0.")  # fmt: skip
+@click.option("--autoencoder", type=FOLDER, default=None, help=AUTOENCODER_HELP)
+@click.option("--out", type=FOLDER, required=True, help="Run folder; an unfinished run in it goes on.")
+@click.option("--settings", default="demo", show_default=True, help="Preset name or .toml file.")
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change one setting, e.g. train.steps=100.")
+@click.option("--threads", type=click.IntRange(1), default=None, help="CPU threads.")
+def posttrain(
+    folder: Path, base: Path, latents: Path, clap_folder: Path | None, autoencoder: Path | None, out: Path,
+    settings: str, changes: tuple[str, ...], threads: int | None,
+) -> None:  # fmt: skip
+    """Make a model good in 8 steps without guidance, against a discriminator (stage 3)."""
+    _start(threads)
+    config = load_settings(PosttrainConfig, "posttrain", settings, changes)
+    clap = None if clap_folder is None else LatentClap.load(clap_folder, autoencoder=base, device=str(own_device()))
+    stage = PosttrainStage(folder, base, config, latents, clap, autoencoder)
+    hashes = stage.parents() if clap_folder is None else {**stage.parents(), "clap": file_hash(clap_folder / WEIGHTS_FILE)}
+    if _train(stage, config.train, out, json.dumps({**config.to_dict(), **hashes}, sort_keys=True)):
+        click.echo(f'model: {out / "model"}; next: sa3 generate "piano note A4" --model {out / "model"}')
+
+
 @click.command("quantize")
 @click.option("--model", "folder", type=FOLDER, required=True, help="Folder of the full-precision model.")
 @click.option("--recipe", default=None, help="Recipe of `sa3 quantize` with equal bits. Default: the settings'.")
@@ -160,5 +186,5 @@ def quantize(
 
 def commands() -> dict[str, click.Command]:
     """Name -> command, for the ``sa3 train`` group."""
-    listed = (autoencoder, distill_autoencoder, pretrain, warmup, quantize)
+    listed = (autoencoder, distill_autoencoder, pretrain, warmup, posttrain, quantize)
     return {command.name or "": command for command in listed}

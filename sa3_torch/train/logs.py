@@ -23,7 +23,8 @@ class RunLog:
     """Log of one run, written by the first process; the others' calls do nothing.
 
     Keys: a term's name (weighted), "name/raw" (as it was before the weight), "grad_norm/group", "lr/group",
-    "validation/name", "precision/...", "steps_per_second", "items_per_second"; "skipped": terms that were not finite.
+    "validation/name", "precision/...", "steps_per_second", "items_per_second"; "skipped": terms that were not finite;
+    "alarm": what a user should look at now.
     """
 
     def __init__(self, folder: Path, name: str, *, step: int, steps: int) -> None:

@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 SMOOTHING = 20  # logged rows in the running mean
-_NOT_TERMS = {"step", "seconds", "lr", "grad_norm", "skipped", "steps_per_second", "items_per_second"}
+_NOT_TERMS = {"step", "seconds", "lr", "grad_norm", "skipped", "alarm", "steps_per_second", "items_per_second"}
 
 
 def plot_run(folder: Path, title: str) -> Path:
