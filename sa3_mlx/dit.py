@@ -200,6 +200,15 @@ class DiT(nn.Module):
 
     def velocity(self, x: mx.array, modulation: mx.array, prepared: Prepared) -> mx.array:
         """As a call, where the modulation (B, 6 D) of this time is already known."""
+        h, sequence = self.begin(x, prepared)
+        final = len(self.layers) - 1
+        for k, (context, local) in enumerate(zip(prepared.contexts, prepared.local, strict=True)):
+            h = self.layers[k](h, modulation, context, local, sequence, k == final)
+        y = self.project_out(h)  # (B, T, C)
+        return y + self.postprocess(y)
+
+    def begin(self, x: mx.array, prepared: Prepared) -> tuple[mx.array, Sequence]:
+        """What the first block takes: (B, T, C) -> (B, N, D), and what all blocks share."""
         memory = self.config.memory_tokens
         h = self.project_in(x + self.preprocess(x))
         h = mx.concatenate([mx.broadcast_to(self.memory_tokens, (len(h), *self.memory_tokens.shape)), h], axis=1)
@@ -207,11 +216,7 @@ class DiT(nn.Module):
         if prepared.valid is not None:
             mask = mx.pad(prepared.valid, [(0, 0), (memory, 0)], constant_values=True)[:, None, None]  # (B, 1, 1, N)
         sequence = Sequence(memory=memory, table=rope(0, h.shape[1]), attend=partial(attend, mask=mask))
-        final = len(self.layers) - 1
-        for k, (context, local) in enumerate(zip(prepared.contexts, prepared.local, strict=True)):
-            h = self.layers[k](h, modulation, context, local, sequence, k == final)
-        y = self.project_out(h)  # (B, T, C)
-        return y + self.postprocess(y)
+        return h, sequence
 
 
 def timestep_features(t: np.ndarray) -> mx.array:

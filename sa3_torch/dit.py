@@ -196,6 +196,15 @@ class DiT(nn.Module):
 
     def velocity(self, x: Tensor, modulation: Tensor, prepared: Prepared) -> Tensor:
         """As a call, where the modulation (B, 6 D) of this time is already known."""
+        h, sequence = self.begin(x, prepared)
+        final = len(self.layers) - 1
+        for k, (context, local) in enumerate(zip(prepared.contexts, prepared.local, strict=True)):
+            h = self.layers[k](h, modulation, context, local, sequence, k == final)
+        y = self.project_out(h)  # (B, T, C)
+        return y + self.postprocess(y)
+
+    def begin(self, x: Tensor, prepared: Prepared) -> tuple[Tensor, Sequence]:
+        """What the first block takes: (B, T, C) -> (B, N, D), and what all blocks share."""
         memory = self.config.memory_tokens
         h = self.project_in(x + self.preprocess(x))
         h = torch.cat([self.memory_tokens.to(h.dtype).expand(len(h), -1, -1), h], dim=1)  # (B, N, D)
@@ -203,11 +212,7 @@ class DiT(nn.Module):
         if prepared.valid is not None:
             mask = torch.nn.functional.pad(prepared.valid, (memory, 0), value=True)[:, None, None]  # (B, 1, 1, N)
         sequence = Sequence(memory=memory, table=rope(0, h.shape[1], h.device), attend=partial(attend, mask=mask))
-        final = len(self.layers) - 1
-        for k, (context, local) in enumerate(zip(prepared.contexts, prepared.local, strict=True)):
-            h = self.layers[k](h, modulation, context, local, sequence, k == final)
-        y = self.project_out(h)  # (B, T, C)
-        return y + self.postprocess(y)
+        return h, sequence
 
 
 def timestep_features(t: Tensor) -> Tensor:

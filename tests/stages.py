@@ -21,6 +21,7 @@ from sa3_torch.train.autoencoder import AutoencoderStage
 from sa3_torch.train.autoencoder_config import AutoencoderConfig
 from sa3_torch.train.clap import ClapConfig, ClapStage
 from sa3_torch.train.clips import ClipSet, Draft, write_clips
+from sa3_torch.train.diffusion import open_model
 from sa3_torch.train.distill_autoencoder import DistillConfig, DistillStage
 from sa3_torch.train.encode import EncodeConfig, PreEncoder, load_autoencoder
 from sa3_torch.train.init import init_text_encoder, seeded
@@ -28,6 +29,7 @@ from sa3_torch.train.latents import LatentSet
 from sa3_torch.train.loop import Trainer
 from sa3_torch.train.optimizers import Group, OptimizerConfig
 from sa3_torch.train.parallel import follow, mean
+from sa3_torch.train.posttrain import PosttrainConfig, PosttrainStage
 from sa3_torch.train.pretrain import PretrainConfig, PretrainStage
 from sa3_torch.train.quantize import QuantizeConfig, QuantizeStage
 from sa3_torch.train.settings import Config, load_settings, to_json
@@ -35,7 +37,7 @@ from sa3_torch.train.sources import ClipSource
 from sa3_torch.train.stage import Stage, TrainConfig, step_generator
 from sa3_torch.train.start import Start
 from sa3_torch.train.vocabulary import save_tokenizer
-from sa3_torch.weights import StableAudio, save_checkpoint
+from sa3_torch.train.warmup import WarmupConfig, WarmupStage
 
 DEMO = PRESETS["demo"]
 assert DEMO.diffusion is not None
@@ -75,18 +77,14 @@ def make_workspace(folder: Path) -> None:
     PreEncoder(ClipSource(clips, 2), folder / "run" / "model", folder / "latents", encoding).run()
     save_tokenizer(folder / "tokenizer.json")
     write_checkpoint(folder / "random", MODEL)
-    write_base(folder)
+    export_base(folder)
 
 
-def write_base(folder: Path) -> None:
-    """An untrained diffusion model, with the autoencoder of the latents and the words of the captions."""
-    same, _ = load_autoencoder(folder / "run" / "model")
-    with seeded(0):
-        model = StableAudio(MODEL)
-    init_text_encoder(model.get_submodule("text_encoder"), 0)
-    model.get_submodule("same").load_state_dict(same.state_dict())
-    save_checkpoint(folder / "base", MODEL, model.state_dict(), "F32")
-    (folder / "base" / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+def export_base(workspace: Path) -> None:
+    """The random model around the workspace's autoencoder, as pre-training exports it."""
+    stage = pretrain_stage(workspace)
+    stage.model.load_state_dict(open_model(workspace / "random")[0].state_dict())
+    stage.export(workspace / "base", stage.model.state_dict())
 
 
 def train(stage: Stage, folder: Path) -> Trainer:
@@ -180,6 +178,26 @@ def clap_stage(workspace: Path, *changes: str) -> ClapStage:
     return ClapStage(workspace / "base", config, latents)
 
 
+def warmup_stage(workspace: Path, *changes: str) -> WarmupStage:
+    """The base is a model of random weights around the workspace's autoencoder; refreshed in every second step."""
+    settings = (*SHORT, "train.batch=4", "clips.buckets=1", "optimizer.warmup_steps=1", "teacher.steps=3",
+                "teacher.refresh_rate=2", *changes)  # fmt: skip
+    config = load_settings(WarmupConfig, "warmup", "demo", settings)
+    return WarmupStage(workspace / "base", config, workspace / "latents")
+
+
+def posttrain_stage(workspace: Path, *changes: str) -> PosttrainStage:
+    """All terms but that of the CLAP; both models are the workspace's base; the discriminator has the odd turns.
+
+    Under this seed two items of step 1 get another prompt.
+    """
+    small = ("train.batch=4", "clips.buckets=1", "generator.warmup_steps=1", "discriminator.warmup_steps=1", "taps=[0]",
+             "head.width=16", "head.groups=4", "weights.clap=0.0", "weights.feature_matching=0.1",
+             "own_sample_share=0.5", "train.seed=1")  # fmt: skip
+    config = load_settings(PosttrainConfig, "posttrain", "demo", (*SHORT, *small, *changes))
+    return PosttrainStage(workspace / "base", workspace / "base", config, workspace / "latents", None)
+
+
 def quantize_stage(workspace: Path, *changes: str) -> QuantizeStage:
     prompts = tuple(Prompt(0.2, text) for text in ("kick", "snare", "bell low", "rain"))
     settings = (*SHORT, "train.batch=2", "recipe='3bit'", "rounds=1", "optimizer.warmup_steps=1", *changes)
@@ -254,5 +272,6 @@ def game_stage(_workspace: Path, *changes: str) -> GameStage:
 
 STAGES: dict[str, Callable[..., Stage]] = {
     "autoencoder": autoencoder_stage, "variants": variants_stage, "complete": complete_stage, "distill": distill_stage,
-    "pretrain": pretrain_stage, "muon": muon_stage, "quantize": quantize_stage, "game": game_stage, "clap": clap_stage,
+    "pretrain": pretrain_stage, "muon": muon_stage, "clap": clap_stage, "warmup": warmup_stage,
+    "posttrain": posttrain_stage, "quantize": quantize_stage, "game": game_stage,
 }  # fmt: skip

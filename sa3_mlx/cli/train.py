@@ -20,6 +20,8 @@ SECTIONS: Sections = {
     "Diffusion model": {
         "pretrain": ("cli", "pretrain", "Train a diffusion model by flow matching (stage 1)."),
         "clap": ("cli", "clap", "Train a model of how well texts describe latents, noisy ones too."),
+        "warmup": ("cli", "warmup", "Teach a model to reach its guided samples in one step (stage 2)."),
+        "posttrain": ("cli", "posttrain", "Make a model good in 8 steps without guidance (stage 3)."),
         "quantize": ("cli", "quantize", "Tune a model for few bits by distillation from itself."),
     },
 }  # fmt: skip

@@ -23,19 +23,24 @@ from .autoencoder_config import AutoencoderConfig
 from .clap import ClapConfig, ClapStage
 from .distill_autoencoder import DistillConfig, DistillStage
 from .encode import load_autoencoder
+from .few_steps import autoencoder_of
+from .latent_clap import LatentClap
 from .latents import LatentSet
 from .loop import Trainer
 from .options import FOLDER, RunOptions, run_options
 from .plan import Device, make_plan
+from .posttrain import PosttrainConfig, PosttrainStage
 from .pretrain import PretrainConfig, PretrainStage
 from .quantize import QuantizeConfig, QuantizeStage
 from .settings import load_settings, to_json
 from .stage import Stage, TrainConfig
 from .start import Start
 from .vocabulary import save_tokenizer
+from .warmup import WarmupConfig, WarmupStage
 
 FindModel = Callable[[str], Path]  # an installed model's name, or a path -> its folder
 AUDIO = "Clip cache made by `sa3 data render` or `sa3 data import`, or shards: a folder, an index, a URL, {0..9}.tar."
+AUTOENCODER = "The autoencoder that made the latents, where the model does not record it."
 
 
 def _start() -> RunOptions:
@@ -128,19 +133,60 @@ def pretrain(latents: Path, folder: Path, tokenizer: Path | None, start: Path | 
 
 @click.command("clap")
 @click.option("--model", "name", metavar="NAME|PATH", required=True,
-              help="The model that made the latents; it gives the text encoder.")  # fmt: skip
+              help="A model on these latents; it gives the text encoder.")  # fmt: skip
 @click.option("--latents", type=FOLDER, required=True, help="Folder made by `sa3 pre-encode`.")
+@click.option("--autoencoder", type=FOLDER, default=None, help=AUTOENCODER)
 @run_options()
 @click.pass_obj
-def clap(find: FindModel, name: str, latents: Path) -> None:
+def clap(find: FindModel, name: str, latents: Path, autoencoder: Path | None) -> None:
     """Train a model of how well texts describe latents, noisy ones too (latent CLAP)."""
     run, folder = _start(), find(name)
     config = load_settings(ClapConfig, "clap", run.settings, run.changes)
-    digest = file_hash(folder / WEIGHTS_FILE)
-    stage = ClapStage(folder, config, LatentSet(latents, autoencoder=digest))
-    kept = json.dumps({**config.to_dict(), "model": digest}, sort_keys=True)
+    made_with = autoencoder_of(folder, load_autoencoder(folder)[0], autoencoder)
+    stage = ClapStage(folder, config, LatentSet(latents, autoencoder=made_with))
+    kept = json.dumps({**config.to_dict(), "model": file_hash(folder / WEIGHTS_FILE)}, sort_keys=True)
     if _train(stage, config.train, run, kept):
         click.echo(f"latent CLAP: {run.out / 'model'}")
+
+
+@click.command("warmup")
+@click.option("--model", "name", metavar="NAME|PATH", required=True, help="The flow-matching model.")
+@click.option("--latents", type=FOLDER, required=True, help="Folder made by `sa3 pre-encode`.")
+@click.option("--autoencoder", type=FOLDER, default=None, help=AUTOENCODER)
+@run_options()
+@click.pass_obj
+def warmup(find: FindModel, name: str, latents: Path, autoencoder: Path | None) -> None:
+    """Teach a model to reach its guided samples in one step (stage 2)."""
+    run, folder = _start(), find(name)
+    config = load_settings(WarmupConfig, "warmup", run.settings, run.changes)
+    stage = WarmupStage(folder, config, latents, autoencoder)
+    if _train(stage, config.train, run, json.dumps({**config.to_dict(), **stage.parents()}, sort_keys=True)):
+        click.echo(f"model: {run.out / 'model'}; next: sa3 train posttrain --model {run.out / 'model'} --base {name}")
+
+
+@click.command("posttrain")
+@click.option("--model", "name", metavar="NAME|PATH", required=True, help="The model of `sa3 train warmup`.")
+@click.option("--base", metavar="NAME|PATH", required=True, help="The flow-matching model.")
+@click.option("--latents", type=FOLDER, required=True, help="Folder made by `sa3 pre-encode`.")
+@click.option("--clap", "clap_folder", type=FOLDER, default=None,
+              help="Latent CLAP of `sa3 train clap`; without it set weights.clap=0.")  # fmt: skip
+@click.option("--autoencoder", type=FOLDER, default=None, help=AUTOENCODER)
+@run_options()
+@click.pass_obj
+def posttrain(
+    find: FindModel, name: str, base: str, latents: Path, clap_folder: Path | None, autoencoder: Path | None
+) -> None:
+    """Make a model good in 8 steps without guidance, against a discriminator (stage 3)."""
+    run, folder, teacher = _start(), find(name), find(base)
+    config = load_settings(PosttrainConfig, "posttrain", run.settings, run.changes)
+    clap, hashes = None, {}
+    if clap_folder is not None:
+        clap = LatentClap.load(clap_folder, autoencoder=teacher, device=str(parallel.own_device()))
+        hashes["clap"] = file_hash(clap_folder / WEIGHTS_FILE)
+    stage = PosttrainStage(folder, teacher, config, latents, clap, autoencoder)
+    kept = {**config.to_dict(), **stage.parents(), **hashes}
+    if _train(stage, config.train, run, json.dumps(kept, sort_keys=True)):
+        click.echo(f'model: {run.out / "model"}; next: sa3 generate "piano note A4" --model {run.out / "model"}')
 
 
 @click.command("quantize")

@@ -29,6 +29,7 @@ from sa3_torch.samplers import SAMPLERS
 from sa3_torch.t5gemma import T5GemmaEncoder
 from sa3_torch.weights import StableAudio, load_model, save_checkpoint
 
+from .clips import write_json
 from .data import LatentBatch, LatentBatches, SharesConfig
 from .flow import MASK_KINDS, extend_valid, inpaint_masks, mask_kinds
 from .latents import LatentSet
@@ -41,6 +42,7 @@ from .wiener import FRAMES_MOST, WienerBaseline
 VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 VALIDATION_BATCHES = 2
 DEMO_PROMPTS = 6
+PARENTS_FILE, AUTOENCODER = "parents.json", "autoencoder"  # in the folder of an exported model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,21 +232,25 @@ class DiffusionStage(Stage):
 
     def demo(self, folder: Path, step: int) -> None:
         """Some held-out prompts in turn."""
+        self.write_demo(folder, f"{step:06d}", self.demo_config)
+
+    def write_demo(self, folder: Path, name: str, settings: DemoConfig) -> None:
+        """``name``.wav with its spectrogram, and the prompts in ``name``.txt."""
         batch = self.validation.batch(10**6)[: min(DEMO_PROMPTS, self.train_config.batch)]
         with torch.no_grad():
-            audio = self.same.decode(self.sample(batch))  # (6, L, channels)
+            audio = self.same.decode(self.sample(batch, settings))  # (6, L, channels)
         lengths = [int(item.seconds * self.model_config.sample_rate) for item in batch.items]
         captions = [item.captions[0] for item in batch.items]
         save_sound(
-            folder / f"{step:06d}.wav",
+            folder / f"{name}.wav",
             torch.cat([sound[:length] for sound, length in zip(audio, lengths, strict=True)]).float().cpu().numpy(),
-            self.model_config.sample_rate, title=f"step {step}: {', '.join(captions)}",
+            self.model_config.sample_rate, title=f"step {name}: {', '.join(captions)}",
         )  # fmt: skip
-        (folder / f"{step:06d}.txt").write_text("\n".join(captions) + "\n", encoding="utf-8")
+        (folder / f"{name}.txt").write_text("\n".join(captions) + "\n", encoding="utf-8")
 
-    def sample(self, batch: LatentBatch) -> Tensor:
-        """Latents (B, T, C) for the prompts and durations of a batch, by the settings of demos and fixed seeds."""
-        settings, channels = self.demo_config, self.model_config.same.latent_channels
+    def sample(self, batch: LatentBatch, settings: DemoConfig) -> Tensor:
+        """Latents (B, T, C) for the prompts and durations of a batch, from fixed seeds."""
+        channels = self.model_config.same.latent_channels
         seeds, frames = range(len(batch.items)), int(batch.valid.sum(1).max())
         context, seconds = self.context(batch)
         local = torch.zeros(len(seeds), 1, channels + 1, device=self.device)
@@ -268,6 +274,11 @@ class DiffusionStage(Stage):
         state = {**weights, **{f"same.{k}": v for k, v in self.same.state_dict().items()}}
         save_checkpoint(folder, self.model_config, state, "F16")
         (folder / "tokenizer.json").write_bytes(self.tokenizer_file.read_bytes())
+        write_json(folder / PARENTS_FILE, self.parents())
+
+    def parents(self) -> dict[str, str]:
+        """Hashes of the frozen models that this one was made with, for the export: role -> "sha256:..."."""
+        return {AUTOENCODER: self.latents.autoencoder}
 
 
 def diffusion_of(config: ModelConfig) -> DiffusionConfig:

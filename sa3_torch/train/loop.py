@@ -99,6 +99,9 @@ class Trainer:
             if self.step % LOG_EVERY == 0 or self.step == config.steps:
                 speed = {"steps_per_second": count / seconds, "items_per_second": count * config.batch / seconds}
                 log.write({"step": self.step, **self.shown, **speed})
+                for alarm in self.stage.alarms(self.shown):
+                    log.write({"step": self.step, "alarm": alarm})
+                    log.say(f"step {self.step}: {alarm}")
                 seconds, count = 0.0, 0
             log.advance({name: value for name, value in self.shown.items() if "/" not in name})
             if self.step % config.validate_every == 0 or self.step == config.steps:

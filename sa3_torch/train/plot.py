@@ -15,7 +15,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 SMOOTHING = 20  # logged rows in the running mean
-_NOT_TERMS = {"step", "seconds", "lr", "grad_norm", "skipped", "revision", "steps_per_second", "items_per_second"}
+_NOT_TERMS = {
+    "step", "seconds", "lr", "grad_norm", "skipped", "alarm", "revision", "steps_per_second", "items_per_second",
+}  # fmt: skip
 _LEVEL = re.compile(r"_(t\d[\d.]*)$")  # "flow_t0.5": such measures share a panel
 _MOST_NAMES = 64  # beside a matrix
 

@@ -123,6 +123,10 @@ class Stage(ABC):
         """Write ``weights``, the averaged state of ``model`` on the CPU, as a checkpoint folder. ``model`` holds them
         too."""
 
+    def alarms(self, values: dict[str, float]) -> list[str]:  # noqa: ARG002 (most stages have none)
+        """Plain sentences about a row of the log that a user should read now."""
+        return []
+
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
@@ -140,6 +144,16 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 def purpose_generator(seed: int, purpose: int, step: int) -> torch.Generator:
     """As ``step_generator``, another one for every ``purpose``."""
     return torch.Generator().manual_seed(int(generator(seed, purpose, step).integers(2**63)))
+
+
+def item_noise(rows: slice, shape: tuple[int, ...], seed: int, purpose: int, step: int) -> Tensor:
+    """Standard normals (B, *shape) of the items ``rows`` of a global batch: each has its own generator, so that no
+    process draws those of others."""
+    drawn = []
+    for item in range(rows.start, rows.stop):
+        random = torch.Generator().manual_seed(int(generator(seed, purpose, step, item).integers(2**63)))
+        drawn.append(torch.randn(shape, generator=random))
+    return torch.stack(drawn)
 
 
 def maybe_compile(function: Compiled, enabled: bool) -> Compiled:
