@@ -24,7 +24,6 @@ from sa3_torch.train.clips import ClipSet, Draft, write_clips
 from sa3_torch.train.diffusion import open_model
 from sa3_torch.train.distill_autoencoder import DistillConfig, DistillStage
 from sa3_torch.train.encode import EncodeConfig, PreEncoder, load_autoencoder
-from sa3_torch.train.init import init_text_encoder, seeded
 from sa3_torch.train.latents import LatentSet
 from sa3_torch.train.loop import Trainer
 from sa3_torch.train.optimizers import Group, OptimizerConfig

@@ -30,7 +30,8 @@ FUSED = {
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """Nearly the closest matrix with orthogonal rows or columns: (M, N) fp32 -> same; singular values are 0.7 to 1.2 where those of the matrix are not tiny.
+    """Nearly the closest matrix with orthogonal rows or columns: (M, N) fp32 -> same. Singular values are 0.7 to 1.2
+    where those of the matrix are not tiny.
 
     In bf16 on a GPU, where that is much faster, in fp32 on a CPU.
     """
