@@ -114,15 +114,15 @@ def evaluate(
     with _bar("real clips", real_count(sounds, first.config)) as advance:
         real = hear_real(ear, first, sounds, clap=listener, advance=advance)
     evaluator, rows = Evaluator(ear, real, sounds, options, listener), []
-    for entry in entries:
-        with _bar(entry.label, seeds * evaluator.count(first.config)) as advance:
-            rows.append(compare(evaluator, entry, seeds, advance))
     errors: dict[str, list[float]] = {}
     if guide is not None:
         with _bar("one step", seeds * clips * (1 + len({entry.name for entry in entries}))) as advance:
             errors = compare_one_step(entries, guide, evaluator, seeds, advance)
-    found = report(rows, real, options, seeds, flow, errors, None if guide is None else guide.label)
-    save_report(out, found)
+    for entry in entries:
+        with _bar(entry.label, seeds * evaluator.count(first.config)) as advance:
+            rows.append(compare(evaluator, entry, seeds, advance))
+        found = report(rows, real, options, seeds, flow, errors, None if guide is None else guide.label)
+        save_report(out, found)  # after every row: a long table can be stopped
     click.echo(table(found))
     click.echo(f"stored in {out}", err=True)
     click.echo(json.dumps(found))
