@@ -198,8 +198,11 @@ def posttrain_stage(workspace: Path, *changes: str) -> PosttrainStage:
 
 
 def quantize_stage(workspace: Path, *changes: str) -> QuantizeStage:
+    """Grids freeze in the middle of the run."""
     prompts = tuple(Prompt(0.2, text) for text in ("kick", "snare", "bell low", "rain"))
-    settings = (*SHORT, "train.batch=2", "recipe='3bit'", "rounds=1", "optimizer.warmup_steps=1", *changes)
+    settings = (
+        *SHORT, "train.batch=2", "recipe='3bit'", "rounds=1", "frozen_share=0.5", "optimizer.warmup_steps=1", *changes,
+    )  # fmt: skip
     return QuantizeStage(workspace / "random", load_settings(QuantizeConfig, "quantize", "demo", settings), prompts)
 
 
@@ -265,7 +268,7 @@ def game_stage(_workspace: Path, *changes: str) -> GameStage:
         learning_rate=1e-2, schedule="cosine", final_learning_rate=1e-4, inverse_gamma=0.0, warmup_steps=1, beta1=0.8,
         beta2=0.99, weight_decay=1e-3, clip_norm=1.0,
     )  # fmt: skip
-    train = load_settings(QuantizeConfig, "quantize", "demo", ("train.batch=8", *SHORT, *changes)).train
+    train = load_settings(PretrainConfig, "pretrain", "demo", ("train.batch=8", *SHORT, *changes)).train
     return GameStage(GameConfig(train=train, generator=optimizer, discriminator=optimizer))
 
 

@@ -25,6 +25,7 @@ SCRIPT = Path(__file__).with_name("run_stage.py")
 STEPS = 3
 KINDS = ("ddp", "fsdp")
 ROUGH = ("complete", "distill")  # rounding changes the sign of differences of log-magnitudes
+RECOMPUTED = ("autoencoder", "pretrain")  # with activation checkpointing of their blocks
 WIDENED = ("autoencoder", "game")  # begun by one process, then two; the others differ in nothing that matters to it
 LEARNING = [pytest.param(name, marks=pytest.mark.slow if name == "distill" else ()) for name in STAGES]
 KILLED = [pytest.param(name, marks=() if name == "autoencoder" else pytest.mark.slow) for name in STAGES]
@@ -124,6 +125,8 @@ def two_processes(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     for name in STAGES:
         for kind in KINDS:
             jobs.append(f"{kind}-{name}:{name}:train.steps={STEPS}:train.parallel={kind}")
+    for name in RECOMPUTED:
+        jobs.append(f"again-{name}:{name}:train.steps={STEPS}:train.parallel=fsdp:train.checkpoint_blocks=true")
     for name in WIDENED:
         run_until(name, workspace, out / f"wide-{name}", 1, f"train.steps={STEPS}")
         jobs.append(f"wide-{name}:{name}:train.steps={STEPS}:train.parallel=fsdp")
@@ -149,7 +152,12 @@ def one_process(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [*((n, k) for n in STAGES for k in KINDS), *((name, "wide") for name in WIDENED)]
+    ("name", "kind"),
+    [
+        *((name, kind) for name in STAGES for kind in KINDS),
+        *((name, "wide") for name in WIDENED),
+        *((name, "again") for name in RECOMPUTED),
+    ],
 )
 def test_two_processes_equal_one(
     name: str, kind: str, workspace: Path, two_processes: Path, one_process: dict[str, Trainer]

@@ -21,6 +21,7 @@ from .audio_data import open_audio
 from .autoencoder import AutoencoderStage
 from .autoencoder_config import AutoencoderConfig
 from .clap import ClapConfig, ClapStage
+from .device import Device
 from .distill_autoencoder import DistillConfig, DistillStage
 from .encode import load_autoencoder
 from .few_steps import autoencoder_of
@@ -28,7 +29,7 @@ from .latent_clap import LatentClap
 from .latents import LatentSet
 from .loop import Trainer
 from .options import FOLDER, RunOptions, run_options
-from .plan import Device, make_plan
+from .plan import make_plan
 from .posttrain import PosttrainConfig, PosttrainStage
 from .pretrain import PretrainConfig, PretrainStage
 from .quantize import QuantizeConfig, QuantizeStage
@@ -191,7 +192,9 @@ def posttrain(
 
 @click.command("quantize")
 @click.option("--model", "name", metavar="NAME|PATH", required=True, help="The full-precision model.")
-@click.option("--recipe", default=None, help="Recipe of `sa3 quantize` with equal bits. Default: the settings'.")
+@click.option(
+    "--recipe", default=None, help="Recipe of `sa3 quantize`: bits and first weights. Default: the settings'."
+)
 @click.option("--calibration", type=click.Path(path_type=Path, dir_okay=False, exists=True), default=None,
               help="File of prompts, one a line: SECONDS TEXT. Every fourth serves validation.")  # fmt: skip
 @run_options()

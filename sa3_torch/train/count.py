@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from .optimizers import Trained, take_turn
 from .stage import Stage
 
 Shape = tuple[int, ...]
@@ -111,9 +112,6 @@ def make_fake(networks: dict[str, nn.Module]) -> None:
                         table[name] = fake(tensor)  # type: ignore[assignment]
 
 
-Trained = dict[str, list[nn.Parameter]]  # group -> what its optimiser changes
-
-
 def trained_of(stage: Stage) -> Trained:
     """Before the first turn, which freezes the other groups."""
     return {
@@ -123,19 +121,27 @@ def trained_of(stage: Stage) -> Trained:
 
 
 def count_step(stage: Stage, trained: Trained, step: int) -> StepCount:
-    """One micro-batch of ``step``, the rows ``stage.part``; with fake networks nothing is computed."""
+    """One micro-batch of ``step``, the rows ``stage.part``; with fake networks nothing is computed.
+
+    It runs twice, as the counter of FLOPs keeps tensors alive.
+    """
     turn = stage.turn(step)
-    for name, parameters in trained.items():
-        for parameter in parameters:
-            parameter.requires_grad_(name == turn)
+    take_turn(trained, turn)
     flops = FlopCounterMode(display=False, custom_mapping={ATTENTION: _attention, ATTENTION_BACKWARD: _backward})
-    with torch.compiler.set_stance("force_eager"), LiveBytes() as memory, flops:
-        torch.stack(list(stage.losses(step).values())).sum().backward()
-    stage.notes = {}
-    gradients = sum(parameter.grad.nbytes for parameter in trained[turn] if parameter.grad is not None)
+    with torch.compiler.set_stance("force_eager"):
+        with LiveBytes() as memory:
+            _run(stage, step)
+        gradients = sum(parameter.grad.nbytes for parameter in trained[turn] if parameter.grad is not None)
+        with flops:
+            _run(stage, step)
     for parameter in trained[turn]:
         parameter.grad = None
     return StepCount(flops=flops.get_total_flops(), peak_bytes=memory.peak, gradient_bytes=gradients)
+
+
+def _run(stage: Stage, step: int) -> None:
+    torch.stack(list(stage.losses(step).values())).sum().backward()
+    stage.notes = {}
 
 
 def _attention(

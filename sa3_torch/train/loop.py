@@ -21,7 +21,15 @@ from sa3_mlx.spec.version import revision
 from . import parallel
 from .checkpoints import Checkpoints, Tensors, keep_settings
 from .logs import RunLog
-from .optimizers import Ema, UpdateRatio, learning_rate_at, make_optimizer, optimizer_tensors, set_rate
+from .optimizers import (
+    Ema,
+    UpdateRatio,
+    learning_rate_at,
+    make_optimizer,
+    optimizer_tensors,
+    set_rate,
+    take_turn,
+)
 from .parallel import Part
 from .plot import plot_run
 from .recompute import checkpoint_blocks
@@ -58,7 +66,7 @@ class Trainer:
         self.bad_steps = dict.fromkeys(self.networks, 0)  # those that were skipped since its last good one
         self.precision: str | None = None if config.precision == "auto" else config.precision
         self.shown: dict[str, float] = {}  # the latest values of every group, for the log
-        self.revision = revision()
+        self.revision, self.known_revision = revision(), ""  # of the source, now and at the last checkpoint
         self.saved = -1  # step of the checkpoint last written or read
         self.remarks = self._resume()
 
@@ -74,7 +82,8 @@ class Trainer:
         previous = {s: signal.signal(s, self._ask_to_stop) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
             with RunLog(self.folder, self.stage.name, step=self.step, steps=self.config.steps) as log:
-                log.write({"step": self.step, "revision": self.revision})
+                if self.revision != self.known_revision:
+                    log.write({"step": self.step, "revision": self.revision})
                 for remark in self.remarks:
                     log.say(remark)
                 self._choose_precision(log)
@@ -137,9 +146,7 @@ class Trainer:
     def _gradients(self, name: str) -> dict[str, float]:
         """Gradients of a turn; its terms and notes, averaged over micro-batches and processes."""
         stage, turn, count = self.stage, self.turns[name], len(self.parts)
-        for other, parameters in self.trained.items():
-            for parameter in parameters:
-                parameter.requires_grad_(other == name)
+        take_turn(self.trained, name)
         for network in self.networks.values():
             network.train()
         if count > 1:
@@ -246,6 +253,6 @@ class Trainer:
         if progress is not None:
             self.step = self.saved = progress["step"]
             self.updates, self.bad_steps = progress["updates"], progress["bad_steps"]
-            self.precision = progress["precision"]
+            self.precision, self.known_revision = progress["precision"], progress["revision"]
             remarks.append(f"going on from step {self.step}")
         return remarks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -63,6 +64,16 @@ class Group:
 
     network: nn.Module
     optimizer: OptimizerConfig
+
+
+Trained = Mapping[str, Sequence[Tensor]]  # group -> the parameters that its optimiser changes
+
+
+def take_turn(trained: Trained, turn: str | None) -> None:
+    """Freeze the parameters of all groups but this one; of none for None."""
+    for name, parameters in trained.items():
+        for parameter in parameters:
+            parameter.requires_grad_(turn in (name, None))
 
 
 def learning_rate_at(config: OptimizerConfig, *, step: int, steps: int, update: int) -> float:

@@ -8,22 +8,20 @@ nominal rate, or timed on this machine.
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Self
 
 import torch
 from torch import nn
 
-from sa3_mlx.spec.chips import Chip
 from sa3_mlx.spec.memory import MARGIN, size_text
 
-from .count import StepCount, Trained, count_step, make_fake, networks_of, trained_of
-from .optimizers import make_optimizer
+from .count import StepCount, count_step, make_fake, networks_of, trained_of
+from .device import Device
+from .optimizers import Trained, make_optimizer, take_turn
 from .parallel import UNITS, Part
 from .recompute import checkpoint_blocks
 from .stage import Split, Stage, TrainConfig
@@ -32,45 +30,7 @@ from .timing import time_precisions
 UTILISATION = 0.4  # of the nominal rate; what good training programs reach on large networks
 WINDOW = 64  # steps that are looked at for how often each group takes its turn
 LATE = 0.75  # of the run: by then every term is switched on
-PRODUCT = 1024  # rows of the product that is timed where a chip's rate is not known
 TIMED_STEPS = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Device:
-    """Where the training is to run. ``rates`` in FLOP/s by precision."""
-
-    name: str
-    memory: float  # bytes for one process
-    rates: dict[str, float]
-    nominal: bool  # else measured here
-
-    @classmethod
-    def find(cls, name: str | None) -> Self:
-        """A chip with memory of its own by its name, or what this process would train on.
-
-        Raises ValueError for an unknown name.
-        """
-        chips = {chip.name: chip for chip in Chip.load_all() if chip.memory_gb is not None}
-        here = torch.cuda.get_device_name() if torch.cuda.is_available() else "this machine's CPU"
-        if name is None and torch.cuda.is_available():
-            name = next((known for known in chips if known in here), None)
-        if name is None:
-            return cls._here(here)
-        if name not in chips:
-            raise ValueError(f"--device {name}: allowed are {', '.join(chips)}; without it, this machine's own")
-        chip = chips[name]
-        rates = {"fp32": chip.fp32 * 1e12, "bf16": chip.fp16 * 1e12}
-        return cls(name=name, memory=(chip.memory_gb or 0) * 1e9, rates=rates, nominal=True)
-
-    @classmethod
-    def _here(cls, name: str) -> Self:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if device.type == "cuda":
-            memory = torch.cuda.get_device_properties(device).total_memory
-        rates = {"fp32": _product_rate(device, torch.float32), "bf16": _product_rate(device, torch.bfloat16)}
-        return cls(name=name, memory=memory, rates=rates, nominal=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,12 +72,17 @@ class Plan:
             return self.timed
         return self.flops / self.device.rates[self.precision] / (UTILISATION if self.device.nominal else 1)
 
+    @property
+    def room(self) -> int:
+        """Bytes for a process: every one has a GPU of its own, or its share of the machine."""
+        return int(self.device.memory / (1 if self.device.gpu else self.processes))
+
     def check(self) -> None:
         """Raises ValueError where memory does not suffice."""
-        if self.memory.peak * MARGIN > self.device.memory:
+        if self.memory.peak * MARGIN > self.room:
             raise ValueError(
                 f"memory: a process of {self.stage} needs {size_text(self.memory.peak)}, with {MARGIN - 1:.0%} to "
-                f"spare more than the {size_text(int(self.device.memory))} of {self.device.name}; try "
+                f"spare more than the {size_text(self.room)} that {self.device.name} has for it; try "
                 "train.checkpoint_blocks=true, a larger train.accumulate, more processes or train.parallel=fsdp"
             )
 
@@ -135,7 +100,7 @@ class Plan:
         )
         lines.append("memory of a process, without Python, libraries and data")
         lines += [f"  {name:24} {size_text(value):>9}" for name, value in vars(memory).items() if value]
-        lines.append(f"  {'in all':24} {size_text(memory.peak):>9} of {size_text(int(self.device.memory))}")
+        lines.append(f"  {'in all':24} {size_text(memory.peak):>9} of {size_text(self.room)}")
         lines.append("data" if self.data else "data: this stage does not say")
         lines += [
             f"  {split.name:24} {split.items:9,} items, {'' if split.seconds is None else _time(split.seconds)}".rstrip(
@@ -182,6 +147,7 @@ def make_plan(stage: Stage, train: TrainConfig, *, processes: int, device: Devic
     trained = trained_of(stage)
     memory = _constant_memory(stage, trained, networks)
     first, counts = count_step(stage, trained, 0), {turn: count_step(stage, trained, s) for turn, s in turns}
+    take_turn(trained, None)
     shares = Counter(stage.turn(step) for step in _window(train.steps))
     memory = _with_step(memory, [first, *counts.values()], train, device)
     if processes > 1:
@@ -241,7 +207,7 @@ def _with_step(memory: Memory, counts: list[StepCount], train: TrainConfig, devi
     again = train.accumulate > 1
     worst = max(counts, key=lambda count: count.peak_bytes + again * count.gradient_bytes)
     activations = worst.peak_bytes - (0 if again else worst.gradient_bytes)
-    if device.nominal:
+    if device.gpu:
         activations = max(activations, worst.gradient_bytes)
     return replace(memory, gradients=worst.gradient_bytes, activations=activations)
 
@@ -252,13 +218,9 @@ def _spread(memory: Memory, stage: Stage, train: TrainConfig, processes: int) ->
     parameters = sum(p.nbytes for network in networks for p in network.parameters() if p.requires_grad)
     if train.parallel == "ddp":
         return replace(memory, exchange=parameters)
-    units = [module for network in networks for module in network.modules() if type(module) in UNITS]
-    inside = {id(unit): sum(p.nbytes for p in unit.parameters()) for unit in units}
-    for unit in units:  # units inside of units are gathered apart
-        inside[id(unit)] -= sum(inside[id(m)] for m in unit.modules() if m is not unit and type(m) in UNITS)
+    units = [_own_bytes(module) for network in networks for module in network.modules() if type(module) in UNITS]
+    largest, rest = max(units, default=0), memory.weights - sum(units)  # the rest stays gathered to the end of the step
     width = 0.5 if train.precision == "bf16" else 1.0
-    rest = memory.weights - sum(inside.values())  # the outermost unit stays gathered from forward to backward
-    largest = max(inside.values(), default=0)
     return replace(
         memory, weights=memory.weights // processes, gradients=memory.gradients // processes,
         optimizer=memory.optimizer // processes, average=memory.average // processes,
@@ -266,36 +228,33 @@ def _spread(memory: Memory, stage: Stage, train: TrainConfig, processes: int) ->
     )  # fmt: skip
 
 
+def _own_bytes(unit: nn.Module) -> int:
+    """Of parameters that no unit inside of it gathers."""
+    own = sum(parameter.nbytes for parameter in unit.parameters(recurse=False))
+    return own + sum(_own_bytes(child) for child in unit.children() if type(child) not in UNITS)
+
+
 def _time_steps(stage: Stage, train: TrainConfig, turns: list[tuple[str, int]]) -> float:
     """Mean seconds of a step of this process, with the optimiser's update, as often as each group has its turn."""
     if train.precision == "auto":
         found = time_precisions(stage)
         stage.precision = min(found, key=found.__getitem__)
-    optimizers = {name: make_optimizer(group) for name, group in stage.groups.items()}
-    shares, total = Counter(stage.turn(step) for step in _window(train.steps)), 0.0
+    trained, optimizers = trained_of(stage), {name: make_optimizer(group) for name, group in stage.groups.items()}
+    shares, seconds = Counter(stage.turn(step) for step in _window(train.steps)), 0.0
     for turn, step in turns:
-        for name, group in stage.groups.items():
-            group.network.train().requires_grad_(name == turn)
+        take_turn(trained, turn)
         for repeat in range(TIMED_STEPS + 1):
-            if repeat == 1:
+            if repeat == 1:  # the first one warms up
                 begun = time.perf_counter()
             for _ in range(train.accumulate):
-                torch.stack(list(stage.losses(step).values())).sum().backward()
+                loss = torch.stack(list(stage.losses(step).values())).sum()
+                loss.backward()
             optimizers[turn].step()
+            float(loss.detach())  # waits for a GPU
             optimizers[turn].zero_grad(set_to_none=True)
-        total += (time.perf_counter() - begun) / TIMED_STEPS * shares[turn] / shares.total()
-    return total
-
-
-def _product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a plain product, the best of a few."""
-    a = torch.ones(PRODUCT, PRODUCT, device=device, dtype=dtype)
-    best = float("inf")
-    for _ in range(4):
-        begun = time.perf_counter()
-        float((a @ a)[0, 0])  # waits for a GPU
-        best = min(best, time.perf_counter() - begun)
-    return 2 * PRODUCT**3 / best
+        seconds += (time.perf_counter() - begun) / TIMED_STEPS * shares[turn] / shares.total()
+    take_turn(trained, None)
+    return seconds
 
 
 def _count(parameters: int) -> str:
