@@ -30,10 +30,8 @@ FUSED = {
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """Nearly the closest matrix with orthogonal rows or columns: (M, N) fp32 -> same. Singular values are 0.7 to 1.2
-    where those of the matrix are not tiny.
-
-    In bf16 on a GPU, where that is much faster, in fp32 on a CPU.
+    """Nearly the closest matrix with orthogonal rows or columns: (M, N) fp32 -> same. Singular values become 0.7..1.2,
+    tiny ones less. In bf16 on a GPU, where that is much faster, in fp32 on a CPU.
     """
     a, b, c = COEFFICIENTS
     x = matrix if matrix.device.type == "cpu" else matrix.bfloat16()
