@@ -38,7 +38,7 @@ def latents(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("command", ["pretrain", pytest.param("clap", marks=pytest.mark.slow)])
 def test_a_command_under_torchrun_ends_where_one_process_does(command: str, latents: Path, tmp_path: Path) -> None:
-    """Sharded by FSDP2; the first process writes the averaged weights whole. Measured: relative L2 below 1e-6."""
+    """Sharded by FSDP2; the first process writes the averaged weights whole. Measured: relative L2 2e-5."""
     model = {"pretrain": ("--autoencoder", DEMO), "clap": ("--model", DEMO)}[command]
     settings = ("train.steps=2", "train.precision=fp32", "train.parallel=fsdp", *SETTINGS[command])
     sets = [part for setting in settings for part in ("--set", setting)]
@@ -49,10 +49,11 @@ def test_a_command_under_torchrun_ends_where_one_process_does(command: str, late
         line = [sys.executable, *launcher, "-m", "sa3_mlx", "train", command, "--latents", latents, *model, *sets]
         done = subprocess.run([*line, "--out", out], env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.count(str(out / "model")) >= 1 and len(done.stdout.strip().splitlines()) == 1
+        measures, made = done.stdout.strip().splitlines()  # the first process alone speaks
+        assert measures.startswith("step 2: ") and str(out / "model") in made
         found.append(load_file(out / "model" / "model.safetensors"))
     one, two = found
     assert one.keys() == two.keys()
     for key in one:
         a, b = one[key].float(), two[key].float()
-        assert float((a - b).norm()) <= 1e-3 * float(a.norm()) + 1e-6, key
+        assert float((a - b).norm()) <= 1e-4 * float(a.norm()) + 1e-6, key

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -114,6 +114,11 @@ class LatentClap(nn.Module):
         self.log_scale = nn.Parameter(torch.full((1,), math.log(FIRST_SCALE)))
         self._text_encoder = [text_encoder.eval().requires_grad_(False)]
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """To another device, the text encoder comes along."""
+        self._text_encoder[0]._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
     @property
     def scale(self) -> Tensor:
         """Of cosines in the softmax, at most 100: (1,)."""
@@ -130,9 +135,8 @@ class LatentClap(nn.Module):
         """ids (B, S) int, mask (B, S) bool, true at tokens -> unit vectors (B, E) float32."""
         length = max(1, int(mask.sum(1).max()))  # padding is at the right and does not matter
         ids, mask = ids[:, :length], mask[:, :length]
-        encoder = self._text_encoder[0].to(ids.device)
         with torch.no_grad():
-            states = encoder(ids, mask)
+            states = self._text_encoder[0](ids, mask)
         return self.embed_states(states, mask)
 
     def embed_states(self, states: Tensor, mask: Tensor) -> Tensor:
