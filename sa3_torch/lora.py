@@ -251,9 +251,12 @@ class TrainedAdapter(nn.Module):
         for norm, name in config.magnitudes.items():
             self.register_parameter(name, nn.Parameter(norms[norm]))
         self.frozen_bases = config.frozen_bases
+        self.on = True  # off, the weight reads as it is
 
     def forward(self, weight: Tensor) -> Tensor:
         """(O, I) -> (O, I) fp32"""
+        if not self.on:
+            return weight.float()
         with torch.autocast(weight.device.type, enabled=False):
             delta = self.U @ self.M_xs @ self.V.T if self.frozen_bases else self.lora_B @ self.lora_A
             changed = weight.float() + self.scale * delta

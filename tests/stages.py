@@ -26,6 +26,7 @@ from sa3_torch.train.distill_autoencoder import DistillConfig, DistillStage
 from sa3_torch.train.encode import EncodeConfig, PreEncoder, load_autoencoder
 from sa3_torch.train.latents import LatentSet
 from sa3_torch.train.loop import Trainer
+from sa3_torch.train.lora import LoraConfig, LoraStage
 from sa3_torch.train.optimizers import Group, OptimizerConfig
 from sa3_torch.train.parallel import follow, mean
 from sa3_torch.train.posttrain import PosttrainConfig, PosttrainStage
@@ -170,6 +171,13 @@ def muon_stage(workspace: Path, *changes: str) -> PretrainStage:
     return pretrain_stage(workspace, *rest, *changes)
 
 
+def lora_stage(workspace: Path, *changes: str) -> LoraStage:
+    settings = ("train.batch=4", "clips.buckets=1", "optimizer.warmup_steps=1", "adapter.exclude=[]", "adapter.rank=4")
+    config = load_settings(LoraConfig, "lora", "demo", (*SHORT, *settings, *changes))
+    same, digest = load_autoencoder(workspace / "run" / "model")
+    return LoraStage(workspace / "base", config, LatentSet(workspace / "latents", autoencoder=digest), same)
+
+
 def clap_stage(workspace: Path, *changes: str) -> ClapStage:
     settings = ("train.batch=8", "tower.width=64", "tower.depth=1", "tower.embedding=16", "optimizer.warmup_steps=1")
     config = load_settings(ClapConfig, "clap", "demo", (*SHORT, *settings, *changes))
@@ -275,5 +283,5 @@ def game_stage(_workspace: Path, *changes: str) -> GameStage:
 STAGES: dict[str, Callable[..., Stage]] = {
     "autoencoder": autoencoder_stage, "variants": variants_stage, "complete": complete_stage, "distill": distill_stage,
     "pretrain": pretrain_stage, "muon": muon_stage, "clap": clap_stage, "warmup": warmup_stage,
-    "posttrain": posttrain_stage, "quantize": quantize_stage, "game": game_stage,
+    "posttrain": posttrain_stage, "lora": lora_stage, "quantize": quantize_stage, "game": game_stage,
 }  # fmt: skip

@@ -153,9 +153,10 @@ def make_plan(stage: Stage, train: TrainConfig, *, processes: int, device: Devic
     if processes > 1:
         memory = _spread(memory, stage, train, processes)
     changed = {id(parameter) for parameters in trained.values() for parameter in parameters}
+    counted: set[int] = set()  # adapters are parts of two networks
     return Plan(
         stage=stage.name, train=train, processes=processes, memory=memory, device=device, data=stage.data(),
-        parameters={name: _parameters(network, changed) for name, network in networks.items()},
+        parameters={name: _parameters(network, changed, counted) for name, network in networks.items()},
         flops=train.accumulate * sum(counts[turn].flops * n for turn, n in shares.items()) / shares.total(),
         precision=stage.precision, timed=seconds,
     )  # fmt: skip
@@ -174,10 +175,12 @@ def _turns(stage: Stage, steps: int) -> list[tuple[str, int]]:
     return list(found.items())
 
 
-def _parameters(network: nn.Module, changed: set[int]) -> tuple[int, int]:
+def _parameters(network: nn.Module, changed: set[int], counted: set[int]) -> tuple[int, int]:
     counts = [0, 0]
     for parameter in network.parameters():
-        counts[id(parameter) not in changed] += parameter.numel()
+        if id(parameter) not in counted:
+            counts[id(parameter) not in changed] += parameter.numel()
+            counted.add(id(parameter))
     return counts[0], counts[1]
 
 
