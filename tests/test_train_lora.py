@@ -20,7 +20,6 @@ from tiny_checkpoint import write_checkpoint  # noqa: E402
 from sa3_mlx.spec.adapters import ADAPTER_TYPES, AdapterType, Applied, check_adapter, read_adapter  # noqa: E402
 from sa3_mlx.spec.config import ConfigError, ModelConfig  # noqa: E402
 from sa3_torch.lora import TrainedAdapter  # noqa: E402
-from sa3_torch.train.latents import LatentSet  # noqa: E402
 from sa3_torch.train.lora import LoraStage  # noqa: E402
 from sa3_torch.train.settings import load_settings  # noqa: E402
 
@@ -105,16 +104,8 @@ def test_a_set_without_held_out_items_is_validated_on_itself(workspace: Path, tm
     folder = shutil.copytree(workspace / "latents", tmp_path / "latents")
     for path in folder.glob("shard-*.json"):
         path.write_text(path.read_text().replace('"validation"', '"train"'))
-    digest = LatentSet(workspace / "latents", autoencoder=_digest(workspace)).autoencoder
-    config = lora_stage(workspace).config
-    stage = LoraStage(workspace / "base", config, LatentSet(folder, autoencoder=digest))
+    stage = LoraStage(workspace / "base", lora_stage(workspace).config, folder)
     assert {item.split for item in stage.validation.items} == {"train"}
-
-
-def _digest(workspace: Path) -> str:
-    from sa3_torch.train.encode import load_autoencoder
-
-    return load_autoencoder(workspace / "run" / "model")[1]
 
 
 def test_impossible_trainings_are_refused(workspace: Path, tmp_path: Path) -> None:
@@ -125,12 +116,12 @@ def test_impossible_trainings_are_refused(workspace: Path, tmp_path: Path) -> No
     folder = shutil.copytree(workspace / "base", tmp_path / "post")
     (folder / "config.json").write_text(post.to_json())
     with pytest.raises(ValueError, match="is post-trained, and flow matching would unlearn"):
-        LoraStage(folder, stage.config, stage.latents)
-    LoraStage(folder, dataclasses.replace(stage.config, posttrained=True), stage.latents)
+        LoraStage(folder, stage.config, workspace / "latents")
+    LoraStage(folder, dataclasses.replace(stage.config, posttrained=True), workspace / "latents")
     other = write_checkpoint(tmp_path / "other", model, variant="x")
     (other / "tokenizer.json").write_bytes((workspace / "tokenizer.json").read_bytes())
-    with pytest.raises(ValueError, match="the autoencoder is not that of the base"):
-        LoraStage(other, stage.config, stage.latents, stage.same)
+    with pytest.raises(ValueError, match="not the autoencoder in"):
+        LoraStage(other, stage.config, workspace / "latents", workspace / "run" / "model")
     with pytest.raises(ConfigError, match="base_precision is 'bf16'"):
         lora_stage(workspace, "base_precision='bf16'")
     with pytest.raises(ValueError, match="leave none of the"):
