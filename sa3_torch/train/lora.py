@@ -77,7 +77,7 @@ class Adapters(nn.Module):
 
 
 class LoraStage(FlowStage):
-    """``folder`` is the base; ``autoencoder``, the folder of the one that made the latents, is needed only where the base
+    """``folder`` is the base; ``autoencoder``, the folder of what made the latents, is needed only where the base
     does not say which it was."""
 
     name = "lora"
