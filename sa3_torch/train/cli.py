@@ -127,7 +127,8 @@ def pretrain(latents: Path, folder: Path, tokenizer: Path | None, start: Path | 
             save_tokenizer(tokenizer)
         parallel.wait()
     stage = PretrainStage(PRESETS[model], config, LatentSet(latents, autoencoder=digest), tokenizer, same, start)
-    if _train(stage, config.train, run, to_json(config)):
+    parent = "" if start is None else file_hash(start / WEIGHTS_FILE)
+    if _train(stage, config.train, run, _kept(config, data="", start=parent)):
         click.echo(f'model: {run.out / "model"}; next: sa3 generate "piano note A4" --model {run.out / "model"}')
 
 
