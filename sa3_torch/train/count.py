@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from .optimizers import Trained, take_turn
+from .parallel import Part
 from .stage import Stage
 
 Shape = tuple[int, ...]
@@ -120,8 +121,8 @@ def trained_of(stage: Stage) -> Trained:
     }
 
 
-def count_step(stage: Stage, trained: Trained, step: int) -> StepCount:
-    """One micro-batch of ``step``, the rows ``stage.part``; with fake networks nothing is computed.
+def count_step(stage: Stage, trained: Trained, step: int, parts: list[Part]) -> StepCount:
+    """The first of the micro-batches ``parts`` of a process in ``step``; with fake networks nothing is computed.
 
     It runs twice, as the counter of FLOPs keeps tensors alive.
     """
@@ -130,18 +131,25 @@ def count_step(stage: Stage, trained: Trained, step: int) -> StepCount:
     flops = FlopCounterMode(display=False, custom_mapping={ATTENTION: _attention, ATTENTION_BACKWARD: _backward})
     with torch.compiler.set_stance("force_eager"):
         with LiveBytes() as memory:
-            _run(stage, step)
+            run_part(stage, step, parts)
         gradients = sum(parameter.grad.nbytes for parameter in trained[turn] if parameter.grad is not None)
         with flops:
-            _run(stage, step)
+            run_part(stage, step, parts)
     for parameter in trained[turn]:
         parameter.grad = None
     return StepCount(flops=flops.get_total_flops(), peak_bytes=memory.peak, gradient_bytes=gradients)
 
 
-def _run(stage: Stage, step: int) -> None:
-    torch.stack(list(stage.losses(step).values())).sum().backward()
+def run_part(stage: Stage, step: int, parts: list[Part]) -> Tensor:
+    """The loss of the first of these micro-batches; adds to the gradients."""
+    if len(parts) > 1:
+        with torch.no_grad():
+            stage.prepare(step, parts)
+    stage.part, stage.notes = parts[0], {}
+    loss = torch.stack(list(stage.losses(step).values())).sum()
+    loss.backward()
     stage.notes = {}
+    return loss.detach()
 
 
 def _attention(

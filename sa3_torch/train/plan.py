@@ -14,12 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-import torch
 from torch import nn
 
 from sa3_mlx.spec.memory import MARGIN, size_text
 
-from .count import StepCount, count_step, make_fake, networks_of, trained_of
+from .count import StepCount, count_step, make_fake, networks_of, run_part, trained_of
 from .device import Device
 from .optimizers import Trained, make_optimizer, take_turn
 from .parallel import UNITS, Part
@@ -134,19 +133,20 @@ def make_plan(stage: Stage, train: TrainConfig, *, processes: int, device: Devic
 
     Raises ConfigError where the batch cannot be cut into equal parts.
     """
-    stage.part = Part(world=processes).micro_batches(train.accumulate)[0]
-    stage.part.slice(train.batch)
+    parts = Part(world=processes).micro_batches(train.accumulate)
+    parts[0].slice(train.batch)
     if train.checkpoint_blocks:
         for group in stage.groups.values():
             checkpoint_blocks(group.network)
     stage.precision = "fp32" if train.precision == "auto" else train.precision
     turns = _turns(stage, train.steps)
-    seconds = _time_steps(stage, train, turns) if timed else None
+    seconds = _time_steps(stage, train, turns, parts) if timed else None
     networks = networks_of(stage)
     make_fake(networks)
     trained = trained_of(stage)
     memory = _constant_memory(stage, trained, networks)
-    first, counts = count_step(stage, trained, 0), {turn: count_step(stage, trained, s) for turn, s in turns}
+    first = count_step(stage, trained, 0, parts)
+    counts = {turn: count_step(stage, trained, step, parts) for turn, step in turns}
     take_turn(trained, None)
     shares = Counter(stage.turn(step) for step in _window(train.steps))
     memory = _with_step(memory, [first, *counts.values()], train, device)
@@ -237,8 +237,9 @@ def _own_bytes(unit: nn.Module) -> int:
     return own + sum(_own_bytes(child) for child in unit.children() if type(child) not in UNITS)
 
 
-def _time_steps(stage: Stage, train: TrainConfig, turns: list[tuple[str, int]]) -> float:
+def _time_steps(stage: Stage, train: TrainConfig, turns: list[tuple[str, int]], parts: list[Part]) -> float:
     """Mean seconds of a step of this process, with the optimiser's update, as often as each group has its turn."""
+    stage.part = parts[0]
     if train.precision == "auto":
         found = time_precisions(stage)
         stage.precision = min(found, key=found.__getitem__)
@@ -250,10 +251,9 @@ def _time_steps(stage: Stage, train: TrainConfig, turns: list[tuple[str, int]]) 
             if repeat == 1:  # the first one warms up
                 begun = time.perf_counter()
             for _ in range(train.accumulate):
-                loss = torch.stack(list(stage.losses(step).values())).sum()
-                loss.backward()
+                loss = run_part(stage, step, parts)
             optimizers[turn].step()
-            float(loss.detach())  # waits for a GPU
+            float(loss)  # waits for a GPU
             optimizers[turn].zero_grad(set_to_none=True)
         seconds += (time.perf_counter() - begun) / TIMED_STEPS * shares[turn] / shares.total()
     take_turn(trained, None)
