@@ -26,7 +26,7 @@ def draw(family: str, *, shifted: bool = False, one_shot: float = 0.0, length: i
         ("uniform", 0.25, 0.5),
         ("logit_normal", 0.1360, 0.5),  # normal CDF of logit(0.25)
         ("truncated_logit_normal", 0.1155, 0.4429),  # training spec, 4.3
-        ("log_snr_uniform", (2 - 1.0986) / 8, 2 / 8),  # log-SNR above ln 3, above 0
+        ("sampling_log_snr", (2 - 1.0986) / 8, 2 / 8),  # log-SNR above ln 3, above 0
     ],
 )
 def test_shares_below_a_level_are_those_of_the_closed_form(
@@ -39,7 +39,7 @@ def test_shares_below_a_level_are_those_of_the_closed_form(
 
 
 def test_log_snr_lies_between_minus_six_and_two() -> None:
-    t = draw("log_snr_uniform").double()
+    t = draw("sampling_log_snr").double()
     log_snr = ((1 - t) / t).log()
     assert float(log_snr.min()) >= -6.001 and float(log_snr.max()) <= 2.001
     assert float(log_snr.mean()) == pytest.approx(-2, abs=0.05)
@@ -74,7 +74,7 @@ def test_longer_items_are_shifted_more() -> None:
 
 
 def test_unknown_families_and_shares_are_refused() -> None:
-    with pytest.raises(ConfigError, match="family is 'normal': allowed are uniform, logit_normal"):
+    with pytest.raises(ConfigError, match="family is 'normal': allowed are truncated_logit_normal, uniform"):
         draw("normal")
     with pytest.raises(ConfigError, match=r"one_shot is 2\.0: allowed is 0 to 1"):
         draw("uniform", one_shot=2.0)

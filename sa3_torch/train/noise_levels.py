@@ -1,11 +1,10 @@
-"""Distributions of noise levels of adversarial post-training (training spec, 7.2). Adding one: a function and a line.
+"""Distributions of noise levels of adversarial post-training (training spec, 7.2): those of flow matching and more.
 
 t = 0 is data, t = 1 noise. Each function draws (count,) float32 times.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,25 +14,15 @@ from sa3_mlx.spec.config import Config, ConfigError
 from sa3_mlx.spec.presets import LOGSNR
 from sa3_mlx.spec.schedule import sigmas
 
-from .flow import shift_times, truncated_logit_normal
+from .flow import TIME_SAMPLERS, TimeSampler, shift_times
 from .settings import check
 
 LOW, HIGH = -6.0, 2.0  # log-SNR ln((1 - t) / t)
 GRIDS = (1, 2, 4, 8, 16)  # steps
 
-Draws = Callable[[int, torch.Generator], Tensor]
 
-
-def uniform(count: int, generator: torch.Generator) -> Tensor:
-    return torch.rand(count, generator=generator)
-
-
-def logit_normal(count: int, generator: torch.Generator) -> Tensor:
-    return torch.sigmoid(torch.randn(count, generator=generator))
-
-
-def log_snr_uniform(count: int, generator: torch.Generator) -> Tensor:
-    """Those of the sampling schedule of few-step models, nearly: log-SNR from -6 to 2."""
+def sampling_log_snr(count: int, generator: torch.Generator) -> Tensor:
+    """Log-SNR uniform from -6 to 2: nearly the sampling schedule of few-step models."""
     return torch.sigmoid(-(LOW + (HIGH - LOW) * torch.rand(count, generator=generator)))
 
 
@@ -54,9 +43,9 @@ def congruent(count: int, generator: torch.Generator) -> Tensor:
     return torch.from_numpy(sigmas(LOGSNR, GRIDS[-1], 1.0, [1])[0])[place]
 
 
-NOISE_LEVELS: dict[str, Draws] = {
-    "uniform": uniform, "logit_normal": logit_normal, "truncated_logit_normal": truncated_logit_normal,
-    "one_shot": one_shot, "denoised": denoised, "log_snr_uniform": log_snr_uniform, "congruent": congruent,
+NOISE_LEVELS: dict[str, TimeSampler] = {
+    **TIME_SAMPLERS, "sampling_log_snr": sampling_log_snr, "one_shot": one_shot, "denoised": denoised,
+    "congruent": congruent,
 }  # fmt: skip
 
 

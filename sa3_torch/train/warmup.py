@@ -151,11 +151,13 @@ class WarmupStage(FewStepStage):
         count = self.config.teacher.steps
         shown = sorted({0, count // 4, count // 2, 3 * count // 4, count - 1})
         errors = torch.zeros(2, len(shown))  # of student and base
+        times: list[float] = []
         relative = torch.zeros(2)
         for index in range(VALIDATION_BATCHES):
             batch = self.validation.batch(index)[:VALIDATION_ITEMS]
             noise = torch.randn(batch.latents.shape, generator=step_generator(self.config.train.seed + 1, index))
             run = self._run(batch, Draw(batch.valid, torch.zeros_like(batch.valid)), noise)
+            times = run.times[shown, 0].tolist()
             for row, denoiser in enumerate((self.denoiser, self.teacher)):
                 for column, k in enumerate(shown):
                     with self.autocast():
@@ -167,7 +169,7 @@ class WarmupStage(FewStepStage):
         return {
             "one_step": float(relative[0]), "one_step_base": float(relative[1]),
             "one_step_ratio": float(ratios[0]), "ratio": float(errors[0].sum() / errors[1].sum()),
-            **{f"ratio_k{k:02d}": float(ratio) for k, ratio in zip(shown, ratios, strict=True)},
+            **{f"ratio_t{t:.3f}": float(ratio) for t, ratio in zip(times, ratios, strict=True)},
         }  # fmt: skip
 
 
