@@ -27,18 +27,17 @@ from sa3_mlx.spec.tensorfile import file_hash
 from sa3_torch.conditioner import Conditioner
 from sa3_torch.dit import DiT
 from sa3_torch.lora import TrainedAdapter, add_adapter
-from sa3_torch.same import SAME
 from sa3_torch.t5gemma import T5GemmaEncoder
 
 from .data import LatentBatch, LatentBatches
-from .diffusion import diffusion_of, open_model
+from .diffusion import DemoConfig, diffusion_of, open_model
+from .few_steps import autoencoder_of
 from .flow_stage import FlowConfig, FlowStage
 from .latents import LatentSet
 from .optimizers import Group
 from .recompute import checkpoint_blocks
 from .stage import purpose_generator
 
-SAME_TOLERANCE = 2e-3  # of 16-bit weights
 _START = 171  # purpose of a random generator: the adapters' first values
 
 
@@ -78,16 +77,16 @@ class Adapters(nn.Module):
 
 
 class LoraStage(FlowStage):
-    """``folder`` is the base: a checkpoint whose autoencoder made the latents, or one with equal weights, ``same``."""
+    """``folder`` is the base. ``autoencoder``: folder of the one that made the latents; needed only where the base does
+    not say which it was."""
 
     name = "lora"
 
-    def __init__(self, folder: Path, config: LoraConfig, latents: LatentSet, same: SAME | None = None) -> None:
-        self.base, model_config, own = open_model(folder)
+    def __init__(self, folder: Path, config: LoraConfig, latents: Path, autoencoder: Path | None = None) -> None:
+        self.base, model_config, same = open_model(folder)
         _check_base(folder, diffusion_of(model_config).objective, config)
-        if same is not None:
-            _check_same(own, same)
-        super().__init__(self.base, model_config, config, latents, folder / TOKENIZER_FILE, own, train_text=False)
+        opened = LatentSet(latents, autoencoder=autoencoder_of(folder, same, autoencoder))
+        super().__init__(self.base, model_config, config, opened, folder / TOKENIZER_FILE, same, train_text=False)
         self.config: LoraConfig = config
         self.base_hash = file_hash(folder / WEIGHTS_FILE)
         self.base.eval().requires_grad_(False)
@@ -129,6 +128,9 @@ class LoraStage(FlowStage):
         held_out = any(item.split == split and item.captions for item in latents.items)
         return super()._batches(latents, split if held_out else "train", seed)
 
+    def parents(self) -> dict[str, str]:
+        return {**super().parents(), "start": self.base_hash}
+
     def losses(self, step: int) -> dict[str, Tensor]:
         terms = super().losses(step)
         with torch.no_grad():
@@ -148,9 +150,9 @@ class LoraStage(FlowStage):
                 adapter.on = True
         return {**super().validate(), **self._base_errors}
 
-    def sample(self, batch: LatentBatch) -> Tensor:
+    def sample(self, batch: LatentBatch, settings: DemoConfig) -> Tensor:
         with self.autocast():
-            return super().sample(batch).float()
+            return super().sample(batch, settings).float()
 
     def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
         """``adapter.safetensors``, in fp32 and with the frozen bases of the -xs types."""
@@ -173,13 +175,3 @@ def _check_base(folder: Path, objective: str, config: LoraConfig) -> None:
             f"{folder} is post-trained, and flow matching would unlearn its sampling in few steps: train on its base "
             "model and use the adapter with either; --set posttrained=true trains on it all the same"
         )
-
-
-def _check_same(ours: SAME, theirs: SAME) -> None:
-    """Raises ValueError for an autoencoder with other weights than that of the base, up to 16-bit rounding."""
-    wanted = ours.state_dict()
-    for name, values in theirs.state_dict().items():
-        if name not in wanted or values.shape != wanted[name].shape:
-            raise ValueError("the autoencoder is not that of the base: it has other sizes")
-        if float((values - wanted[name]).norm()) > SAME_TOLERANCE * float(wanted[name].norm()) + 1e-6:
-            raise ValueError(f"the autoencoder is not that of the base: {name} has other values")
