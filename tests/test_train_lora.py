@@ -90,7 +90,7 @@ def test_base_in_bf16_leaves_the_adapters_in_fp32(workspace: Path) -> None:
     assert kinds == {torch.bfloat16}
     sum(stage.losses(0).values()).backward()
     assert all(parameter.grad is not None for parameter in stage.model.parameters())
-    assert stage.sample(stage.validation.batch(0)[:2]).dtype == torch.float32
+    assert stage.sample(stage.validation.batch(0)[:2], stage.demo_config).dtype == torch.float32
 
 
 def test_validation_tells_the_error_of_the_base(workspace: Path) -> None:

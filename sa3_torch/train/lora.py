@@ -77,16 +77,16 @@ class Adapters(nn.Module):
 
 
 class LoraStage(FlowStage):
-    """``folder`` is the base; ``autoencoder``, the folder of what made the latents, is needed only where the base
-    does not say which it was."""
+    """``folder`` is the base. ``autoencoder``: folder of the one that made the latents; needed only where the base does
+    not say which it was."""
 
     name = "lora"
 
     def __init__(self, folder: Path, config: LoraConfig, latents: Path, autoencoder: Path | None = None) -> None:
-        self.base, model_config, own = open_model(folder)
+        self.base, model_config, same = open_model(folder)
         _check_base(folder, diffusion_of(model_config).objective, config)
-        opened = LatentSet(latents, autoencoder=autoencoder_of(folder, own, autoencoder))
-        super().__init__(self.base, model_config, config, opened, folder / TOKENIZER_FILE, own, train_text=False)
+        opened = LatentSet(latents, autoencoder=autoencoder_of(folder, same, autoencoder))
+        super().__init__(self.base, model_config, config, opened, folder / TOKENIZER_FILE, same, train_text=False)
         self.config: LoraConfig = config
         self.base_hash = file_hash(folder / WEIGHTS_FILE)
         self.base.eval().requires_grad_(False)
@@ -127,6 +127,9 @@ class LoraStage(FlowStage):
         """A small set may hold nothing out: it is then validated on what it trains on."""
         held_out = any(item.split == split and item.captions for item in latents.items)
         return super()._batches(latents, split if held_out else "train", seed)
+
+    def parents(self) -> dict[str, str]:
+        return {**super().parents(), "start": self.base_hash}
 
     def losses(self, step: int) -> dict[str, Tensor]:
         terms = super().losses(step)
