@@ -294,11 +294,12 @@ class PosttrainStage(FewStepStage):
     def _note(self, real: Verdict, fake: Verdict) -> None:
         """How the scores lie."""
         with torch.no_grad():
-            scores = torch.cat([real.scores[real.mask], fake.scores[fake.mask]])
+            scores, valid = torch.cat([real.scores, fake.scores]), torch.cat([real.mask, fake.mask])
+            mean = (scores * valid).sum() / valid.sum()
             self.notes |= {
                 "measured/gap": masked_mean(real.scores - fake.scores, real.mask).mean(),
                 "measured/centre": masked_mean(real.scores + fake.scores, real.mask).mean() / 2,
-                "measured/score_std": scores.std(correction=0),
+                "measured/score_std": ((scores - mean).square() * valid).sum().div(valid.sum()).sqrt(),
             }
 
     def validate(self) -> dict[str, float]:
