@@ -174,8 +174,7 @@ def muon_stage(workspace: Path, *changes: str) -> PretrainStage:
 def lora_stage(workspace: Path, *changes: str) -> LoraStage:
     settings = ("train.batch=4", "clips.buckets=1", "optimizer.warmup_steps=1", "adapter.exclude=[]", "adapter.rank=4")
     config = load_settings(LoraConfig, "lora", "demo", (*SHORT, *settings, *changes))
-    same, digest = load_autoencoder(workspace / "run" / "model")
-    return LoraStage(workspace / "base", config, LatentSet(workspace / "latents", autoencoder=digest), same)
+    return LoraStage(workspace / "base", config, workspace / "latents")
 
 
 def clap_stage(workspace: Path, *changes: str) -> ClapStage:

@@ -136,28 +136,21 @@ def pretrain(latents: Path, folder: Path, tokenizer: Path | None, start: Path | 
 @click.command("lora")
 @click.option("--model", "name", metavar="NAME|PATH", required=True, help="The base model.")
 @click.option("--latents", type=FOLDER, required=True, help="Folder made by `sa3 pre-encode`.")
-@click.option(
-    "--autoencoder",
-    "folder",
-    type=FOLDER,
-    default=None,
-    help="The autoencoder that made the latents, if it is a folder of its own. Default: the model's.",
-)
+@click.option("--autoencoder", type=FOLDER, default=None, help=AUTOENCODER)
 @click.option("--type", "kind", type=click.Choice(ADAPTER_TYPES), default=None, help="Default: the settings'.")
 @click.option("--rank", type=click.IntRange(1), default=None, help="Alpha becomes equal. Default: the settings'.")
 @run_options()
 @click.pass_obj
 def lora(
-    find: FindModel, name: str, latents: Path, folder: Path | None, kind: str | None, rank: int | None
-) -> None:  # fmt: skip
+    find: FindModel, name: str, latents: Path, autoencoder: Path | None, kind: str | None, rank: int | None
+) -> None:
     """Teach a model new sounds by an adapter: LoRA, DoRA, BoRA and their -xs forms."""
     run, base = _start(), find(name)
     changes = run.changes if kind is None else (*run.changes, f"adapter.type={kind}")
     changes = changes if rank is None else (*changes, f"adapter.rank={rank}", f"adapter.alpha={rank}")
     config = load_settings(LoraConfig, "lora", run.settings, changes)
-    same, digest = (None, file_hash(base / WEIGHTS_FILE)) if folder is None else load_autoencoder(folder)
-    stage = LoraStage(base, config, LatentSet(latents, autoencoder=digest), same)
-    if _train(stage, config.train, run, _kept(config, data="", start=stage.base_hash)):
+    stage = LoraStage(base, config, latents, autoencoder)
+    if _train(stage, config.train, run, json.dumps({**config.to_dict(), **stage.parents()}, sort_keys=True)):
         made = run.out / "model" / ADAPTER_FILE
         click.echo(f"adapter: {made}; next: sa3 generate PROMPT --model {name} --lora {made}")
 
