@@ -205,7 +205,7 @@ def test_a_loaded_folder_is_what_was_trained(workspace: Path, made: Path, clap: 
 
 def test_another_autoencoder_is_refused(workspace: Path, made: Path, tmp_path: Path) -> None:
     """Its own one is known again in any model, whatever else is there and in whatever float type."""
-    assert LatentClap.load(made, autoencoder=workspace / "run" / "model").config.latent_channels == C
+    assert LatentClap.load(made, autoencoder=workspace / "base").config.latent_channels == C
     state = load_model(workspace / "base", torch.device("cpu")).state_dict()
     save_checkpoint(tmp_path / "later", MODEL, {k: v + (not k.startswith("same.")) for k, v in state.items()}, "F32")
     LatentClap.load(made, autoencoder=tmp_path / "later")

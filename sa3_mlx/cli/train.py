@@ -21,7 +21,7 @@ SECTIONS: Sections = {
         "pretrain": ("cli", "pretrain", "Train a diffusion model by flow matching (stage 1)."),
         "clap": ("cli", "clap", "Train a model of how well texts describe latents, noisy ones too."),
         "warmup": ("cli", "warmup", "Teach a model to reach its guided samples in one step (stage 2)."),
-        "posttrain": ("cli", "posttrain", "Make a model good in 8 steps without guidance (stage 3)."),
+        "posttrain": ("cli", "posttrain", "Make a model good in few steps, without guidance (stage 3)."),
         "lora": ("cli", "lora", "Teach a model new sounds by an adapter (LoRA, DoRA, BoRA)."),
         "quantize": ("cli", "quantize", "Tune a model for few bits by distillation from itself."),
     },

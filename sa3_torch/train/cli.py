@@ -22,7 +22,6 @@ from .audio_data import open_audio
 from .autoencoder import AutoencoderStage
 from .autoencoder_config import AutoencoderConfig
 from .clap import ClapConfig, ClapStage
-from .device import Device
 from .distill_autoencoder import DistillConfig, DistillStage
 from .encode import load_autoencoder
 from .few_steps import autoencoder_of
@@ -31,7 +30,7 @@ from .latents import LatentSet
 from .loop import Trainer
 from .lora import LoraConfig, LoraStage
 from .options import FOLDER, RunOptions, run_options
-from .plan import make_plan
+from .plan import Device, make_plan
 from .posttrain import PosttrainConfig, PosttrainStage
 from .pretrain import PretrainConfig, PretrainStage
 from .quantize import QuantizeConfig, QuantizeStage
@@ -130,8 +129,7 @@ def pretrain(latents: Path, folder: Path, tokenizer: Path | None, start: Path | 
             save_tokenizer(tokenizer)
         parallel.wait()
     stage = PretrainStage(PRESETS[model], config, LatentSet(latents, autoencoder=digest), tokenizer, same, start)
-    parent = "" if start is None else file_hash(start / WEIGHTS_FILE)
-    if _train(stage, config.train, run, _kept(config, data="", start=parent)):
+    if _train(stage, config.train, run, to_json(config)):
         click.echo(f'model: {run.out / "model"}; next: sa3 generate "piano note A4" --model {run.out / "model"}')
 
 
@@ -145,14 +143,14 @@ def pretrain(latents: Path, folder: Path, tokenizer: Path | None, start: Path | 
 @click.pass_obj
 def lora(
     find: FindModel, name: str, latents: Path, autoencoder: Path | None, kind: str | None, rank: int | None
-) -> None:  # fmt: skip
+) -> None:
     """Teach a model new sounds by an adapter: LoRA, DoRA, BoRA and their -xs forms."""
     run, base = _start(), find(name)
     changes = run.changes if kind is None else (*run.changes, f"adapter.type={kind}")
     changes = changes if rank is None else (*changes, f"adapter.rank={rank}", f"adapter.alpha={rank}")
     config = load_settings(LoraConfig, "lora", run.settings, changes)
     stage = LoraStage(base, config, latents, autoencoder)
-    if _train(stage, config.train, run, _kept(config, data="", start=stage.base_hash)):
+    if _train(stage, config.train, run, json.dumps({**config.to_dict(), **stage.parents()}, sort_keys=True)):
         made = run.out / "model" / ADAPTER_FILE
         click.echo(f"adapter: {made}; next: sa3 generate PROMPT --model {name} --lora {made}")
 
@@ -202,7 +200,7 @@ def warmup(find: FindModel, name: str, latents: Path, autoencoder: Path | None) 
 def posttrain(
     find: FindModel, name: str, base: str, latents: Path, clap_folder: Path | None, autoencoder: Path | None
 ) -> None:
-    """Make a model good in 8 steps without guidance, against a discriminator (stage 3)."""
+    """Make a model good in few steps, without guidance (stage 3)."""
     run, folder, teacher = _start(), find(name), find(base)
     config = load_settings(PosttrainConfig, "posttrain", run.settings, run.changes)
     clap, hashes = None, {}
@@ -217,9 +215,7 @@ def posttrain(
 
 @click.command("quantize")
 @click.option("--model", "name", metavar="NAME|PATH", required=True, help="The full-precision model.")
-@click.option(
-    "--recipe", default=None, help="Recipe of `sa3 quantize`: bits and first weights. Default: the settings'."
-)
+@click.option("--recipe", default=None, help="Recipe of `sa3 quantize` with equal bits. Default: the settings'.")
 @click.option("--calibration", type=click.Path(path_type=Path, dir_okay=False, exists=True), default=None,
               help="File of prompts, one a line: SECONDS TEXT. Every fourth serves validation.")  # fmt: skip
 @run_options()
