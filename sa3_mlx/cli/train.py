@@ -22,7 +22,7 @@ SECTIONS: Sections = {
         "clap": ("cli", "clap", "Train a model of how well texts describe latents, noisy ones too."),
         "warmup": ("cli", "warmup", "Teach a model to reach its guided samples in one step (stage 2)."),
         "posttrain": ("cli", "posttrain", "Make a model good in few steps, without guidance (stage 3)."),
-        "lora": ("cli", "lora", "Teach a model new sounds by an adapter (LoRA, DoRA, BoRA)."),
+        "lora": ("cli", "lora", "Teach a model new sounds by an adapter: LoRA, DoRA, BoRA and their -xs forms."),
         "quantize": ("cli", "quantize", "Tune a model for few bits by distillation from itself."),
     },
 }  # fmt: skip
