@@ -159,10 +159,10 @@ def read_ahead(path: str | Path, prefix: str) -> None:
 
 
 def tensors_hash(path: str | Path, prefix: str) -> str:
-    """Hash of the tensors whose names start so: of names, shapes and values as ``TensorFile.read`` gives them.
+    """Hash of the tensors whose names start so: of names, shapes and values, floats rounded to half precision.
 
-    It is the same in every file that holds these values, whatever else is there and in whatever float type they fit:
-    that is how a part of a model is known again. Raises ValueError when there are none.
+    It is the same in every file that holds these values in single or in half precision, whatever else is there: that is
+    how a part of a model is known again. Raises ValueError when there are none.
     """
     digest = hashlib.sha256()
     with TensorFile.open(path) as file:
@@ -171,6 +171,9 @@ def tensors_hash(path: str | Path, prefix: str) -> str:
             raise ValueError(f"{path}: has no tensors {prefix}*")
         for name in names:
             values = file.read(name)
+            if values.dtype.kind == "f":
+                with np.errstate(over="ignore"):
+                    values = values.astype(np.float16)
             digest.update(f"{name} {values.dtype.name} {values.shape}\n".encode())
             digest.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
     return f"sha256:{digest.hexdigest()}"
