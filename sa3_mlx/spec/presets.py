@@ -22,7 +22,7 @@ SAME_DEMO = SAMEConfig(
     patch_size=256, stride=4, latent_channels=64, width=128, encoder_depth=2, decoder_depth=3,
     attention="chunked", span=2, decoder_kernel=3, sine_gate_layers=0, token_noise=0.01,
 )  # fmt: skip
-SAME_DEMO_S = replace(SAME_DEMO, encoder_depth=1, decoder_depth=2)  # for the latents of the demo's, by distillation
+SAME_DEMO_S = replace(SAME_DEMO, decoder_depth=2)  # for the latents of the demo's, by distillation
 
 DIT_SMALL = DiTConfig(width=1024, depth=20, memory_tokens=64, differential=False)
 DIT_MEDIUM = DiTConfig(width=1536, depth=24, memory_tokens=64, differential=True)

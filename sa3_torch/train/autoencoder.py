@@ -92,8 +92,12 @@ class AutoencoderStage(Stage):
             return start.load_into(self.model, self.model_config)
         train = self.config.train
         loud = torch.cat([self.crops.batch(10**9 + i).audio for i in range(-(-256 // train.batch))])
-        init_autoencoder(self.model, loud, train.seed)
+        self._begin(loud)
         return False
+
+    def _begin(self, loud: Tensor) -> None:
+        """Weights of a model that starts from nothing; ``loud`` (B, N, channels) are training crops."""
+        init_autoencoder(self.model, loud, self.config.train.seed)
 
     def _extras(self) -> tuple[Semantics | None, Adversary | None]:
         """The networks beside the autoencoder that the settings switch on."""
