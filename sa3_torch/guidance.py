@@ -79,8 +79,10 @@ class GuidedVelocity:
         return self._compiled(self._both)
 
     def _compiled(self, prepared: Prepared) -> Step:
+        dit = self.dit  # not self, which keeps the result: memory would wait for the garbage collector
+
         def velocity(x: Tensor, modulation: Tensor) -> Tensor:
-            return self.dit.velocity(x, modulation, prepared)
+            return dit.velocity(x, modulation, prepared)
 
         return velocity if self.dit.streamed else compiled(velocity)
 

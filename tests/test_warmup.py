@@ -23,6 +23,7 @@ from sa3_torch.train.encode import load_autoencoder  # noqa: E402
 from sa3_torch.train.few_steps import few_step_config  # noqa: E402
 from sa3_torch.train.optimizers import Group, make_optimizer  # noqa: E402
 from sa3_torch.train.parallel import Part  # noqa: E402
+from sa3_torch.train.plan import Device, make_plan  # noqa: E402
 from sa3_torch.train.warmup import WarmupStage  # noqa: E402
 
 DATA_STD = 0.6
@@ -211,3 +212,14 @@ def test_latents_of_another_autoencoder_are_refused(workspace: Path, tmp_path: P
 def test_settings_that_mean_nothing_are_refused(change: str, message: str, workspace: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         warmup_stage(workspace, change)
+
+
+def test_a_plan_spreads_the_teachers_work_over_the_steps_that_it_serves(workspace: Path) -> None:
+    def flops(rate: int) -> float:
+        stage = warmup_stage(workspace, f"teacher.refresh_rate={rate}")
+        device = Device(name="a test", memory=1e12, rates={"bf16": 1e12, "fp32": 1e12}, nominal=True)
+        return make_plan(stage, stage.config.train, processes=1, device=device, timed=False).flops
+
+    every, second, fourth = flops(1), flops(2), flops(4)
+    teacher = 2 * (every - second)
+    assert teacher > 0 and fourth == pytest.approx(every - 0.75 * teacher, rel=0.05)

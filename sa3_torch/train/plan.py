@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
+import torch
 from torch import nn
 
 from sa3_mlx.spec.memory import MARGIN, size_text
@@ -146,7 +147,11 @@ def make_plan(stage: Stage, train: TrainConfig, *, processes: int, device: Devic
     trained = trained_of(stage)
     memory = _constant_memory(stage, trained, networks)
     first = count_step(stage, trained, 0, parts)
-    counts = {turn: count_step(stage, trained, step, parts) for turn, step in turns}
+    counts, flops = {}, {}
+    for turn, step in turns:
+        counts[turn] = count_step(stage, trained, step, parts)
+        again = count_step(stage, trained, step, parts) if stage.period() > 1 else counts[turn]
+        flops[turn] = again.flops + (counts[turn].flops - again.flops) / stage.period()
     take_turn(trained, None)
     shares = Counter(stage.turn(step) for step in _window(train.steps))
     memory = _with_step(memory, [first, *counts.values()], train, device)
@@ -157,7 +162,7 @@ def make_plan(stage: Stage, train: TrainConfig, *, processes: int, device: Devic
     return Plan(
         stage=stage.name, train=train, processes=processes, memory=memory, device=device, data=stage.data(),
         parameters={name: _parameters(network, changed, counted) for name, network in networks.items()},
-        flops=train.accumulate * sum(counts[turn].flops * n for turn, n in shares.items()) / shares.total(),
+        flops=train.accumulate * sum(flops[turn] * n for turn, n in shares.items()) / shares.total(),
         precision=stage.precision, timed=seconds,
     )  # fmt: skip
 
@@ -247,17 +252,23 @@ def _time_steps(stage: Stage, train: TrainConfig, turns: list[tuple[str, int]], 
     shares, seconds = Counter(stage.turn(step) for step in _window(train.steps)), 0.0
     for turn, step in turns:
         take_turn(trained, turn)
-        for repeat in range(TIMED_STEPS + 1):
-            if repeat == 1:  # the first one warms up
-                begun = time.perf_counter()
-            for _ in range(train.accumulate):
-                loss = run_part(stage, step, parts)
-            optimizers[turn].step()
-            float(loss)  # waits for a GPU
-            optimizers[turn].zero_grad(set_to_none=True)
-        seconds += (time.perf_counter() - begun) / TIMED_STEPS * shares[turn] / shares.total()
+        _, *each = [_time_step(stage, optimizers[turn], step, parts) for _ in range(TIMED_STEPS + 1)]  # one warms up
+        mean = sum(each) / TIMED_STEPS
+        if stage.period() > 1:
+            mean += (_time_step(stage, optimizers[turn], step + stage.period(), parts) - mean) / stage.period()
+        seconds += mean * shares[turn] / shares.total()
     take_turn(trained, None)
     return seconds
+
+
+def _time_step(stage: Stage, optimizer: torch.optim.Optimizer, step: int, parts: list[Part]) -> float:
+    begun = time.perf_counter()
+    for _ in parts:
+        loss = run_part(stage, step, parts)
+    optimizer.step()
+    float(loss)  # waits for a GPU
+    optimizer.zero_grad(set_to_none=True)
+    return time.perf_counter() - begun
 
 
 def _count(parameters: int) -> str:

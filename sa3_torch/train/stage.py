@@ -103,6 +103,10 @@ class Stage(ABC):
     def prepare(self, step: int, parts: list[Part]) -> None:  # noqa: B027 (most stages have nothing to prepare)
         """Only before a step of several micro-batches, without gradients: what the losses need of all of them."""
 
+    def period(self) -> int:
+        """For its plan: for so many steps serves what the first of them computes beside its losses."""
+        return 1
+
     def data(self) -> tuple[Split, ...]:
         """What is read in the run, for its plan; empty where a stage does not say."""
         return ()

@@ -92,7 +92,10 @@ class WarmupStage(FewStepStage):
         self.config = config
         self.teacher = Denoiser.frozen_copy(self.model)
         self.groups = {"student": Group(network=self.model, optimizer=config.optimizer)}
-        self._kept: dict[tuple[int, Part, str], Trajectory] = {}  # of the steps since the last refresh
+        self._kept: dict[tuple[int, Part, str, int], Trajectory] = {}  # of the steps since the last refresh
+
+    def period(self) -> int:
+        return self.config.teacher.refresh_rate
 
     def losses(self, step: int) -> dict[str, Tensor]:
         """Everything is drawn for the global batch; the part of it is computed."""
@@ -114,7 +117,8 @@ class WarmupStage(FewStepStage):
 
     def trajectory(self, start: int) -> Trajectory:
         """The teacher's run on this part of the batch of step ``start``; computed once, held until the next."""
-        key = (start, self.part, self.precision)
+        weights = id(self.teacher.conditioner.padding_embedding)  # others in a plan
+        key = (start, self.part, self.precision, weights)
         if key not in self._kept:
             if any(other[0] != start for other in self._kept):
                 self._kept.clear()
@@ -184,4 +188,6 @@ def _error(estimate: Tensor, run: Trajectory) -> Tensor:
 
 def relative_error(estimate: Tensor, run: Trajectory) -> Tensor:
     """The same divided by the variance of the teacher's results over these frames, mean over channels."""
-    return _error(estimate, run) / run.result[run.bundle.generated].var(0, correction=0).mean().clamp_min(1e-8)
+    share = run.bundle.generated[..., None] / run.bundle.generated.sum().clamp_min(1)  # (B, T, 1), sum 1
+    mean = (share * run.result).sum((0, 1))
+    return _error(estimate, run) / (share * (run.result - mean).square()).sum((0, 1)).mean().clamp_min(1e-8)
