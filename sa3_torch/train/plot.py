@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
 SMOOTHING = 20  # logged rows in the running mean
+_COLUMNS = 4  # of panels of measures
+_COLORS, _STYLES = 10, ("-", "--", ":")
 _NOT_TERMS = {
     "step", "seconds", "lr", "grad_norm", "skipped", "alarm", "revision", "steps_per_second", "items_per_second",
 }  # fmt: skip
@@ -34,34 +37,37 @@ def plot_run(folder: Path, title: str) -> Path:
     measures: dict[str, list[str]] = {}  # panel -> its series
     for name in series.keys() - terms.keys():
         measures.setdefault(_LEVEL.sub("", name), []).append(name)
-    count = 1 + len(measures)
-    columns = min(3, count)
-    figure, axes = plt.subplots(
-        -(-count // columns), columns, figsize=(5 * columns, 3 * -(-count // columns)), squeeze=False
-    )
-    panels = list(axes.flat)
-    for name, points in terms.items():
-        steps, values = (np.array(column) for column in zip(*points, strict=True))
-        width = min(SMOOTHING, len(values))
-        panels[0].plot(steps[width - 1 :], np.convolve(values, np.ones(width) / width, "valid"), label=name)
-    positive = all(value > 0 for points in terms.values() for _, value in points)
-    panels[0].set(title="training (weighted terms)", xlabel="step", yscale="log" if positive else "linear")
-    panels[0].legend()
-    for panel, title_of in zip(panels[1:], sorted(measures), strict=False):
+    columns = min(_COLUMNS, max(1, len(measures)))
+    below = -(-len(measures) // columns)
+    figure = plt.figure(figsize=(max(10, 5 * columns), 4 + 3 * below))
+    grid = figure.add_gridspec(1 + below, columns, height_ratios=[4, *[3] * below])
+    _plot_terms(figure.add_subplot(grid[0, :]), terms)
+    for place, title_of in enumerate(sorted(measures)):
+        panel = figure.add_subplot(grid[1 + place // columns, place % columns])
         for name in sorted(measures[title_of]):
             steps, values = (np.array(column) for column in zip(*series[name], strict=True))
             panel.plot(steps, values, marker="o", markersize=3, label=name.removeprefix(title_of).lstrip("_"))
         if len(measures[title_of]) > 1:
-            panel.legend()
-        panel.set(title=title_of, xlabel="step")
-    for panel in panels[count:]:
-        panel.set_visible(False)
+            panel.legend(fontsize=8)
+        panel.set(title=title_of.removeprefix("validation/"), xlabel="step")
     figure.suptitle(title)
     figure.tight_layout()
     path = folder / "loss.png"
     figure.savefig(path, dpi=90)
     plt.close(figure)
     return path
+
+
+def _plot_terms(panel: Axes, terms: dict[str, list[tuple[int, float]]]) -> None:
+    """Running means of the training terms, their names beside them."""
+    for number, (name, points) in enumerate(terms.items()):
+        steps, values = (np.array(column) for column in zip(*points, strict=True))
+        width = min(SMOOTHING, len(values))
+        smooth = np.convolve(values, np.ones(width) / width, "valid")
+        panel.plot(steps[width - 1 :], smooth, _STYLES[number // _COLORS % len(_STYLES)], label=name)
+    positive = all(value > 0 for points in terms.values() for _, value in points)
+    panel.set(title="training (weighted terms)", xlabel="step", yscale="log" if positive else "linear")
+    panel.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
 
 
 def plot_matrix(path: Path, values: NDArray[np.floating], names: Sequence[str], *, title: str) -> None:
