@@ -90,7 +90,7 @@ def test_examples_work_with_the_demo(
         write_tone(Path(name), 3.0, rate=44_100)
     tokenizer = Tokenizer(DEMO / "tokenizer.json", 12)
 
-    def start(*_: object, compiled: bool) -> None:  # noqa: ARG001
+    def start(*_: object, compiled: bool, adapters: object, merged: bool) -> None:  # noqa: ARG001
         raise RuntimeError("it would start")
 
     monkeypatch.setattr("sa3_mlx.cli.backend.load", start)

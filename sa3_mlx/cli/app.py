@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
@@ -55,8 +56,16 @@ COMMANDS = _Sa3.table()
 )  # fmt: skip
 @click.version_option(version(), prog_name="sa3")
 @click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Text to audio, variations, inpainting and continuation with Stable Audio 3, on MLX or PyTorch."""
+    ctx.obj = _folder_of  # what training commands know of installed models
+
+
+def _folder_of(name: str) -> Path:
+    from .home import find_model
+
+    return find_model(name, generates=False).folder
 
 
 def run(args: Sequence[str]) -> int:

@@ -29,7 +29,7 @@ from .latent_clap import LatentClap
 from .latents import LatentSet
 from .loop import Trainer
 from .lora import LoraConfig, LoraStage
-from .options import FOLDER, RunOptions, run_options
+from .options import FOLDER, MODEL, RunOptions, run_options
 from .plan import Device, make_plan
 from .posttrain import PosttrainConfig, PosttrainStage
 from .pretrain import PretrainConfig, PretrainStage
@@ -77,7 +77,7 @@ def _kept(config: Config, *, data: str, start: str = "", teacher: str = "") -> s
 @click.command("autoencoder")
 @click.option("--data", metavar="FOLDER|URL", required=True, help=AUDIO)
 @click.option("--model", default="demo", show_default=True, type=click.Choice(sorted(PRESETS)))
-@click.option("--start", "folder", type=FOLDER, default=None,
+@click.option("--start", "folder", type=MODEL, default=None,
               help="Checkpoint folder to begin with; its stride may be another one than the model's.")  # fmt: skip
 @run_options()
 def autoencoder(data: str, model: str, folder: Path | None) -> None:
@@ -93,7 +93,7 @@ def autoencoder(data: str, model: str, folder: Path | None) -> None:
 
 @click.command("distill-autoencoder")
 @click.option("--data", metavar="FOLDER|URL", required=True, help=AUDIO)
-@click.option("--teacher", type=FOLDER, required=True, help="Checkpoint folder with the large autoencoder.")
+@click.option("--teacher", type=MODEL, required=True, help="The large autoencoder, or a model with it.")
 @click.option("--model", default="demo", show_default=True, type=click.Choice(sorted(PRESETS)))
 @run_options(settings="tiny")
 def distill_autoencoder(data: str, teacher: Path, model: str) -> None:
@@ -108,10 +108,10 @@ def distill_autoencoder(data: str, teacher: Path, model: str) -> None:
 
 @click.command("pretrain")
 @click.option("--latents", type=FOLDER, required=True, help="Folder made by `sa3 pre-encode`.")
-@click.option("--autoencoder", "folder", type=FOLDER, required=True, help="The autoencoder that made the latents.")
+@click.option("--autoencoder", "folder", type=MODEL, required=True, help="The autoencoder that made the latents.")
 @click.option("--tokenizer", type=click.Path(path_type=Path, dir_okay=False, exists=True), default=None,
               help="tokenizer.json; else that of --start, else the closed vocabulary of the demo sounds.")  # fmt: skip
-@click.option("--start", type=FOLDER, default=None,
+@click.option("--start", type=MODEL, default=None,
               help="Checkpoint whose weights, or text encoder (setting start), are the beginning.")  # fmt: skip
 @click.option("--model", default="demo", show_default=True, type=click.Choice(sorted(PRESETS)))
 @run_options()
@@ -136,7 +136,7 @@ def pretrain(latents: Path, folder: Path, tokenizer: Path | None, start: Path | 
 @click.command("lora")
 @click.option("--model", "name", metavar="NAME|PATH", required=True, help="The base model.")
 @click.option("--latents", type=FOLDER, required=True, help="Folder made by `sa3 pre-encode`.")
-@click.option("--autoencoder", type=FOLDER, default=None, help=AUTOENCODER)
+@click.option("--autoencoder", type=MODEL, default=None, help=AUTOENCODER)
 @click.option("--type", "kind", type=click.Choice(ADAPTER_TYPES), default=None, help="Default: the settings'.")
 @click.option("--rank", type=click.IntRange(1), default=None, help="Alpha becomes equal. Default: the settings'.")
 @run_options()
@@ -159,7 +159,7 @@ def lora(
 @click.option("--model", "name", metavar="NAME|PATH", required=True,
               help="A model on these latents; it gives the text encoder.")  # fmt: skip
 @click.option("--latents", type=FOLDER, required=True, help="Folder made by `sa3 pre-encode`.")
-@click.option("--autoencoder", type=FOLDER, default=None, help=AUTOENCODER)
+@click.option("--autoencoder", type=MODEL, default=None, help=AUTOENCODER)
 @run_options()
 @click.pass_obj
 def clap(find: FindModel, name: str, latents: Path, autoencoder: Path | None) -> None:
@@ -176,7 +176,7 @@ def clap(find: FindModel, name: str, latents: Path, autoencoder: Path | None) ->
 @click.command("warmup")
 @click.option("--model", "name", metavar="NAME|PATH", required=True, help="The flow-matching model.")
 @click.option("--latents", type=FOLDER, required=True, help="Folder made by `sa3 pre-encode`.")
-@click.option("--autoencoder", type=FOLDER, default=None, help=AUTOENCODER)
+@click.option("--autoencoder", type=MODEL, default=None, help=AUTOENCODER)
 @run_options()
 @click.pass_obj
 def warmup(find: FindModel, name: str, latents: Path, autoencoder: Path | None) -> None:
@@ -194,7 +194,7 @@ def warmup(find: FindModel, name: str, latents: Path, autoencoder: Path | None) 
 @click.option("--latents", type=FOLDER, required=True, help="Folder made by `sa3 pre-encode`.")
 @click.option("--clap", "clap_folder", type=FOLDER, default=None,
               help="Latent CLAP of `sa3 train clap`; without it set weights.clap=0.")  # fmt: skip
-@click.option("--autoencoder", type=FOLDER, default=None, help=AUTOENCODER)
+@click.option("--autoencoder", type=MODEL, default=None, help=AUTOENCODER)
 @run_options()
 @click.pass_obj
 def posttrain(

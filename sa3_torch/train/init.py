@@ -106,7 +106,7 @@ def _ridge(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     mean_x, mean_y = x.mean(0), y.mean(0)
     x, y = (x - mean_x).double(), (y - mean_y).double()
     gram = x.T @ x
-    gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    gram.diagonal().add_(RIDGE * gram.diagonal().mean())
     weight = torch.linalg.solve(gram, x.T @ y).T.float()
     return weight, mean_y - weight @ mean_x
 

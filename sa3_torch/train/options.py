@@ -14,6 +14,20 @@ import click
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+class _ModelFolder(click.ParamType):
+    """The folder of an installed model or of a path; the program's context knows what is installed."""
+
+    name = "NAME|PATH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:  # noqa: ARG002
+        assert ctx is not None
+        find: Callable[[str], Path] | None = ctx.find_root().obj  # None where a command runs outside of the program
+        return Path(value) if find is None else find(str(value))
+
+
+MODEL = _ModelFolder()
 DRY_RUN = "sa3.train.dry_run"
 DRY_RUN_HELP = "Print parameters, memory, data and speed, and start and write nothing."
 
