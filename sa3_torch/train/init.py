@@ -97,7 +97,7 @@ def init_student(student: SAME, teacher: SAME, audio: Tensor, seed: int) -> None
     latents = teacher.encode(audio).flatten(0, 1)
     encoder.project_out.weight[:], encoder.project_out.bias[:] = _ridge(tokens[0].flatten(0, 1), latents)
     weight, bias = _ridge(latents, own)
-    decoder.project_in.bias += decoder.project_in.weight @ bias
+    decoder.project_in.bias.add_(decoder.project_in.weight @ bias)
     decoder.project_in.weight[:] = decoder.project_in.weight @ weight
 
 
