@@ -217,7 +217,7 @@ def test_settings_that_mean_nothing_are_refused(change: str, message: str, works
 def test_a_plan_spreads_the_teachers_work_over_the_steps_that_it_serves(workspace: Path) -> None:
     def flops(rate: int) -> float:
         stage = warmup_stage(workspace, f"teacher.refresh_rate={rate}")
-        device = Device(name="a test", memory=1e12, rates={"bf16": 1e12, "fp32": 1e12}, nominal=True)
+        device = Device(name="a test", gpu=False, memory=1e12, rates={"bf16": 1e12, "fp32": 1e12}, nominal=True)
         return make_plan(stage, stage.config.train, processes=1, device=device, timed=False).flops
 
     every, second, fourth = flops(1), flops(2), flops(4)
