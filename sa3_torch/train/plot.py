@@ -62,9 +62,10 @@ def _plot_terms(panel: Axes, terms: dict[str, list[tuple[int, float]]]) -> None:
     """Running means of the training terms, their names beside them."""
     for number, (name, points) in enumerate(terms.items()):
         steps, values = (np.array(column) for column in zip(*points, strict=True))
-        width = min(SMOOTHING, len(values))
-        smooth = np.convolve(values, np.ones(width) / width, "valid")
-        panel.plot(steps[width - 1 :], smooth, _STYLES[number // _COLORS % len(_STYLES)], label=name)
+        ends = np.arange(1, len(values) + 1)
+        sums, before = np.concatenate([[0.0], np.cumsum(values)]), np.maximum(ends - SMOOTHING, 0)
+        smooth = (sums[ends] - sums[before]) / (ends - before)
+        panel.plot(steps, smooth, _STYLES[number // _COLORS % len(_STYLES)], label=name)
     positive = all(value > 0 for points in terms.values() for _, value in points)
     panel.set(title="training (weighted terms)", xlabel="step", yscale="log" if positive else "linear")
     panel.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
