@@ -2,8 +2,10 @@
 
 Memory is arithmetic: weights, gradients, the optimiser's state and the average are counted in bytes of the stage's own
 tensors, activations from its own step (count.py), and what several processes add by the rules of DDP and FSDP2. Python,
-libraries, data in memory and validation are not in it. Speed is modelled from the step's arithmetic and a chip's
-nominal rate, or timed on this machine.
+libraries, data in memory and validation are not in it. Measured on a CPU, demo stages: peak resident memory of steps
+within 0.5 % where the allocator returns what is freed (MALLOC_MMAP_THRESHOLD_=65536); the heap of glibc as it comes
+keeps 7 to 14 % more, with checkpointed blocks up to 2.5 times. Speed is modelled from the step's arithmetic and a
+chip's nominal rate, or timed on this machine.
 """
 
 from __future__ import annotations
