@@ -18,12 +18,12 @@ from sa3_mlx.spec.config import ConfigError, ModelConfig  # noqa: E402
 from sa3_mlx.spec.request import defaults  # noqa: E402
 from sa3_torch.dit import Prepared  # noqa: E402
 from sa3_torch.train import diffusion  # noqa: E402
+from sa3_torch.train.count import count_step, make_fake, networks_of, trained_of  # noqa: E402
 from sa3_torch.train.diffusion import PARENTS_FILE  # noqa: E402
 from sa3_torch.train.encode import load_autoencoder  # noqa: E402
 from sa3_torch.train.few_steps import few_step_config  # noqa: E402
 from sa3_torch.train.optimizers import Group, make_optimizer  # noqa: E402
 from sa3_torch.train.parallel import Part  # noqa: E402
-from sa3_torch.train.plan import Device, make_plan  # noqa: E402
 from sa3_torch.train.warmup import WarmupStage  # noqa: E402
 
 DATA_STD = 0.6
@@ -214,12 +214,12 @@ def test_settings_that_mean_nothing_are_refused(change: str, message: str, works
         warmup_stage(workspace, change)
 
 
-def test_a_plan_spreads_the_teachers_work_over_the_steps_that_it_serves(workspace: Path) -> None:
-    def flops(rate: int) -> float:
+def test_counted_arithmetic_of_the_teacher_is_spread_over_the_steps_that_it_serves(workspace: Path) -> None:
+    def flops(rate: int) -> int:
         stage = warmup_stage(workspace, f"teacher.refresh_rate={rate}")
-        device = Device(name="a test", gpu=False, memory=1e12, rates={"bf16": 1e12, "fp32": 1e12}, nominal=True)
-        return make_plan(stage, stage.config.train, processes=1, device=device, timed=False).flops
+        make_fake(networks_of(stage))
+        return count_step(stage, trained_of(stage), 8, [Part()]).flops
 
-    every, second, fourth = flops(1), flops(2), flops(4)
+    every, second = flops(1), flops(2)
     teacher = 2 * (every - second)
-    assert teacher > 0 and fourth == pytest.approx(every - 0.75 * teacher, rel=0.05)
+    assert teacher > 0 and flops(4) == pytest.approx(every - 0.75 * teacher, rel=1e-3)

@@ -124,20 +124,29 @@ def trained_of(stage: Stage) -> Trained:
 def count_step(stage: Stage, trained: Trained, step: int, parts: list[Part]) -> StepCount:
     """The first of the micro-batches ``parts`` of a process in ``step``; with fake networks nothing is computed.
 
-    It runs twice, as the counter of FLOPs keeps tensors alive.
+    It runs twice, as the counter of FLOPs keeps tensors alive. FLOPs are the mean over a period of the stage.
     """
     turn = stage.turn(step)
     take_turn(trained, turn)
-    flops = FlopCounterMode(display=False, custom_mapping={ATTENTION: _attention, ATTENTION_BACKWARD: _backward})
     with torch.compiler.set_stance("force_eager"):
         with LiveBytes() as memory:
             run_part(stage, step, parts)
         gradients = sum(parameter.grad.nbytes for parameter in trained[turn] if parameter.grad is not None)
-        with flops:
-            run_part(stage, step, parts)
+        if not stage.period():
+            flops = _count_flops(stage, step, parts)
+        else:  # the next period, of which nothing is kept yet, then one of its later steps
+            first, later = (_count_flops(stage, step + stage.period(), parts) for _ in range(2))
+            flops = later + (first - later) // stage.period()
     for parameter in trained[turn]:
         parameter.grad = None
-    return StepCount(flops=flops.get_total_flops(), peak_bytes=memory.peak, gradient_bytes=gradients)
+    return StepCount(flops=flops, peak_bytes=memory.peak, gradient_bytes=gradients)
+
+
+def _count_flops(stage: Stage, step: int, parts: list[Part]) -> int:
+    counter = FlopCounterMode(display=False, custom_mapping={ATTENTION: _attention, ATTENTION_BACKWARD: _backward})
+    with counter:
+        run_part(stage, step, parts)
+    return counter.get_total_flops()
 
 
 def run_part(stage: Stage, step: int, parts: list[Part]) -> Tensor:

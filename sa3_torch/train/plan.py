@@ -149,11 +149,7 @@ def make_plan(stage: Stage, train: TrainConfig, *, processes: int, device: Devic
     trained = trained_of(stage)
     memory = _constant_memory(stage, trained, networks)
     first = count_step(stage, trained, 0, parts)
-    counts, flops = {}, {}
-    for turn, step in turns:
-        counts[turn] = count_step(stage, trained, step, parts)
-        again = count_step(stage, trained, step, parts) if stage.period() > 1 else counts[turn]
-        flops[turn] = again.flops + (counts[turn].flops - again.flops) / stage.period()
+    counts = {turn: count_step(stage, trained, step, parts) for turn, step in turns}
     take_turn(trained, None)
     shares = Counter(stage.turn(step) for step in _window(train.steps))
     memory = _with_step(memory, [first, *counts.values()], train, device)
@@ -164,7 +160,7 @@ def make_plan(stage: Stage, train: TrainConfig, *, processes: int, device: Devic
     return Plan(
         stage=stage.name, train=train, processes=processes, memory=memory, device=device, data=stage.data(),
         parameters={name: _parameters(network, changed, counted) for name, network in networks.items()},
-        flops=train.accumulate * sum(flops[turn] * n for turn, n in shares.items()) / shares.total(),
+        flops=train.accumulate * sum(counts[turn].flops * n for turn, n in shares.items()) / shares.total(),
         precision=stage.precision, timed=seconds,
     )  # fmt: skip
 
@@ -256,7 +252,7 @@ def _time_steps(stage: Stage, train: TrainConfig, turns: list[tuple[str, int]], 
         take_turn(trained, turn)
         _, *each = [_time_step(stage, optimizers[turn], step, parts) for _ in range(TIMED_STEPS + 1)]  # one warms up
         mean = sum(each) / TIMED_STEPS
-        if stage.period() > 1:
+        if stage.period():
             mean += (_time_step(stage, optimizers[turn], step + stage.period(), parts) - mean) / stage.period()
         seconds += mean * shares[turn] / shares.total()
     take_turn(trained, None)

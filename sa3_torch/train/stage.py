@@ -104,8 +104,8 @@ class Stage(ABC):
         """Only before a step of several micro-batches, without gradients: what the losses need of all of them."""
 
     def period(self) -> int:
-        """For its plan: for so many steps serves what the first of them computes beside its losses."""
-        return 1
+        """For its plan: for so many steps serves what the first of them computes beside its losses; 0: nothing does."""
+        return 0
 
     def data(self) -> tuple[Split, ...]:
         """What is read in the run, for its plan; empty where a stage does not say."""
