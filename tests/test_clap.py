@@ -207,7 +207,9 @@ def test_another_autoencoder_is_refused(workspace: Path, made: Path, tmp_path: P
     """Its own one is known again in any model, whatever else is there and in whatever float type."""
     assert LatentClap.load(made, autoencoder=workspace / "base").config.latent_channels == C
     state = load_model(workspace / "base", torch.device("cpu")).state_dict()
-    save_checkpoint(tmp_path / "later", MODEL, {k: v + (not k.startswith("same.")) for k, v in state.items()}, "F32")
+    save_checkpoint(
+        tmp_path / "later", MODEL, {k: v if k.startswith("same.") else v + 1 for k, v in state.items()}, "F32"
+    )
     LatentClap.load(made, autoencoder=tmp_path / "later")
     with pytest.raises(ValueError, match="was trained on latents of autoencoder sha256"):
         LatentClap.load(made, autoencoder=workspace / "random")
