@@ -163,8 +163,10 @@ def test_two_processes_equal_one(
     name: str, kind: str, workspace: Path, two_processes: Path, one_process: dict[str, Trainer]
 ) -> None:
     """Relative L2 after three steps, read back by one process. Measured: weights and averages 1e-6, moments of Adam
-    6e-5 (autoencoder) and 1e-7 (others); gradients of equal weights agree to 2e-7. Rough ones: 2e-5, 1e-3."""
+    6e-5 (autoencoder) and 1e-7 (others); gradients of equal weights agree to 2e-7. Rough ones: 2e-5, 1e-3. Muon: 2e-4,
+    where one process sums with more threads: it makes all singular values alike, those that are rounding alone too."""
     weights, moments = (1e-4, 3e-3) if name in ROUGH else (1e-5, 3e-4)
+    weights = 1e-3 if name == "muon" else weights
     two = trainer_of(STAGES[name](workspace, f"train.steps={STEPS}"), two_processes / f"{kind}-{name}")
     assert two.step == STEPS
     for table in one_process[name]._tensors():
@@ -197,7 +199,7 @@ def test_a_process_with_an_exception_ends_the_job(tmp_path: Path) -> None:
 def test_a_signal_stops_all_processes_at_the_same_step_with_a_checkpoint(workspace: Path, tmp_path: Path) -> None:
     log = tmp_path / "run" / "log.jsonl"
     with torchrun(tmp_path, tmp_path, "run:slow:train.steps=1000000") as job:
-        while job.poll() is None and not (log.is_file() and log.stat().st_size):
+        while job.poll() is None and not (log.is_file() and '"step": 10' in log.read_text()):
             time.sleep(0.01)
         job.terminate()
         job.communicate(timeout=120)
