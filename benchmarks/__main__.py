@@ -26,6 +26,8 @@ SECTIONS: Sections = {
             "Statistics of an autoencoder's latents, and what can be read from them.",
         ),
         "precision": ("precision_command", "precision", "What every precision costs in quality and saves in bytes."),
+        "bells": ("bells", "bells", "Write a sound that the demo model does not know, to teach it."),
+        "new-sound": ("new_sound", "new_sound", "What an adapter taught a demo model, and what it took from it."),
         "variation": ("quality", "variation", "Audio-to-audio with both schedules."),
     },
 }

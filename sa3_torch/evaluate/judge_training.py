@@ -7,6 +7,7 @@ small models.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -93,6 +94,17 @@ def _gradients(
     return [x.T @ back, back.sum(axis=0), hidden.T @ error, error.sum(axis=0)]
 
 
+def train_judge(sets: Sequence[ClipSet], out: Path, seed: int) -> None:
+    """Write the weights of a judge of all sounds in ``sets``; imported recordings are one class, "user"."""
+    classes = sorted({class_name(clip) for clips in sets for clip in clips.clips if clip.kind != "sample"})
+    tables = [table(clips, "train", seed, classes) for clips in sets]
+    x, y = (np.concatenate(columns) for columns in zip(*tables, strict=True))
+    mean, scale = x.mean(axis=0), x.std(axis=0) + 0.05
+    w1, b1, w2, b2 = train((x - mean) / scale, y, len(classes), seed)
+    w1, w2 = w1.astype(np.float16), w2.astype(np.float16)
+    np.savez_compressed(out, classes=np.array(classes), mean=mean, scale=scale, w1=w1, b1=b1, w2=w2, b2=b2)
+
+
 @click.command()
 @click.argument("cache", type=click.Path(path_type=Path, exists=True))
 @click.option("--out", type=click.Path(path_type=Path), default=WEIGHTS, show_default=True)
@@ -100,12 +112,7 @@ def _gradients(
 def main(cache: Path, out: Path, seed: int) -> None:
     """Train the judge on the demo set in CACHE and print its accuracy on the validation clips."""
     clips = ClipSet(cache)
-    classes = sorted({class_name(clip) for clip in clips.clips if clip.kind != "sample"})
-    x, y = table(clips, "train", seed, classes)
-    mean, scale = x.mean(axis=0), x.std(axis=0) + 0.05
-    w1, b1, w2, b2 = train((x - mean) / scale, y, len(classes), seed)
-    w1, w2 = w1.astype(np.float16), w2.astype(np.float16)
-    np.savez_compressed(out, classes=np.array(classes), mean=mean, scale=scale, w1=w1, b1=b1, w2=w2, b2=b2)
+    train_judge([clips], out, seed)
     held_out = [(clips.read(clip), clip) for clip in clips.select("validation") if clip.kind != "sample"]
     for key, value in Judge(out).evaluate(held_out).items():
         click.echo(f"{key}: {value}")

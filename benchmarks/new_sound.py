@@ -1,0 +1,141 @@
+"""What an adapter taught a demo model and what it took: judged on prompts of the new sound and on the old ones."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.quality import GUIDANCE, MODEL, SAMPLER, STEPS, Sampling, sampling, show
+from sa3_mlx.cli.adapters import open_adapters, parse_lora
+from sa3_mlx.cli.home import find_model
+from sa3_mlx.cli.measure import snr_db
+from sa3_mlx.pipeline import Pipeline
+from sa3_mlx.spec.adapters import Applied
+from sa3_mlx.spec.calibration import Prompt as Line
+from sa3_mlx.spec.calibration import read_prompts
+from sa3_mlx.spec.config import ConfigError
+from sa3_mlx.spec.request import Guidance, Item, Request
+from sa3_torch.evaluate.judge import Judge
+from sa3_torch.evaluate.judge_training import train_judge
+from sa3_torch.evaluate.prompts import Prompt, held_out_prompts, sounds
+from sa3_torch.pipeline import Pipeline as TorchPipeline
+from sa3_torch.train.clips import ClipSet
+
+NEW = "user"  # label of all clips that `sa3 data import` makes
+SAME_STEPS = 8  # of the comparison of the ways to compute it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Which sounds are made and how."""
+
+    sampling: Sampling
+    seeds: int
+    data_seed: int
+
+    def heard(self, pipeline: Pipeline, prompts: list[Prompt], judge: Judge) -> dict[str, Any]:
+        """``Judge.evaluate`` of all prompts and seeds."""
+        own = self.sampling
+        made = sounds(
+            pipeline, prompts, seeds=self.seeds, steps=own.steps, sampler=own.sampler, guidance=own.guidance
+        )  # fmt: skip
+        return judge.evaluate(list(made))
+
+
+def new_prompts(lines: Sequence[Line]) -> list[Prompt]:
+    return [
+        Prompt(caption=line.text, kind=NEW, label=NEW, instrument=None, midi=None, seconds=line.seconds)
+        for line in lines
+    ]
+
+
+def measure(
+    folder: Path, adapters: tuple[Applied, ...], run: Run, prompts: list[Prompt], judge: Judge, clips: ClipSet
+) -> dict[str, Any]:
+    """Shares of sounds heard as asked, with the adapter and without; ``clips`` are recordings of the new sound.
+
+    "new_real" and "new_rebuilt": of held-out recordings, and of the same after encoding and decoding.
+    """
+    plain, adapted = Pipeline.load(folder), Pipeline.load(folder, adapters=adapters)
+    old = held_out_prompts(run.data_seed)
+    before, after = (run.heard(pipeline, old, judge) for pipeline in (plain, adapted))
+    real = [(clips.read(clip), clip) for clip in clips.select("validation")]
+    rebuilt = [(plain.decode(plain.encode(_stereo(audio)))[: len(audio)], clip) for audio, clip in real]
+    return {
+        "new": run.heard(adapted, prompts, judge)["class"],
+        "new_without": run.heard(plain, prompts, judge)["class"],
+        "new_real": judge.evaluate(real)["class"],
+        "new_rebuilt": judge.evaluate(rebuilt)["class"],
+        **{f"old_{name}": after[name] for name in ("class", "all", "notes_pitch", "drums_class")},
+        **{f"old_{name}_without": before[name] for name in ("class", "all", "notes_pitch", "drums_class")},
+        "old_class_lost_points": 100 * (before["class"] - after["class"]),
+        "old_confused": after["confused"],
+    }
+
+
+def same_audio(folder: Path, adapters: tuple[Applied, ...], run: Run, prompts: list[Prompt]) -> dict[str, float]:
+    """Least SNR, dB, of the ways to compute it against the first one, unmerged in MLX, over the prompts."""
+    items = tuple(Item(prompt=prompt.caption, seconds=prompt.seconds, seed=1) for prompt in prompts)
+    own = replace(run.sampling, steps=SAME_STEPS)
+    request = Request(
+        items=items, steps=own.steps, sampler=own.sampler, guidance=Guidance(scale=own.guidance)
+    )  # fmt: skip
+    reference = Pipeline.load(folder, adapters=adapters).generate(request).audio
+    found = {}
+    for name, load, merged in (
+        ("mlx_merged", Pipeline.load, True), ("torch", TorchPipeline.load, False),
+        ("torch_merged", TorchPipeline.load, True),
+    ):  # fmt: skip
+        audio = load(folder, adapters=adapters, merged=merged).generate(request).audio
+        found[f"snr_{name}"] = min(snr_db(a, b) for a, b in zip(reference, audio, strict=True))
+    return found
+
+
+def _stereo(audio: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.repeat(audio[:, :1], 2, axis=1)
+
+
+FOLDER = click.Path(path_type=Path, file_okay=False, exists=True)
+FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
+
+
+@click.command()
+@MODEL
+@click.option("--lora", metavar="FILE[:STRENGTH[:FROM-TO]]", required=True, help="The adapter.")
+@click.option("--sounds", "old", type=FOLDER, required=True, help="Folder made by `sa3 data render`.")
+@click.option("--new", type=FOLDER, required=True, help="Folder made by `sa3 data import`: the new sound.")
+@click.option("--prompts", type=FILE, required=True, help="Prompts of the new sound, each with its length before it.")
+@STEPS
+@SAMPLER
+@GUIDANCE
+@click.option("--seeds", type=click.IntRange(1), default=8, show_default=True, help="Sounds per prompt.")
+@click.option("--data-seed", type=int, default=0, show_default=True, help="Seed of `sa3 data render`.")
+def new_sound(
+    model: str, lora: str, old: Path, new: Path, prompts: Path, steps: int | None, sampler: str | None,
+    guidance: float | None, seeds: int, data_seed: int,
+) -> None:  # fmt: skip
+    """What an adapter taught a demo model, and what it took from it."""
+    found = find_model(model)
+    adapters = open_adapters([parse_lora(lora)], found.config)
+    own, lines = ClipSet(new), new_prompts(read_prompts(prompts))
+    if not lines or not own.select("validation"):
+        raise ConfigError(f"{prompts} has {len(lines)} prompts, {new} {len(own.select('validation'))} held-out clips: "
+                          "at least one of each is needed")  # fmt: skip
+    chosen = sampling(Pipeline.load(found.folder), steps, sampler, guidance)
+    run = Run(sampling=chosen, seeds=seeds, data_seed=data_seed)
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / "judge.npz"
+        train_judge([ClipSet(old), own], weights, seed=0)
+        result = measure(found.folder, adapters, run, lines, Judge(weights), own)
+    result |= same_audio(found.folder, adapters, run, lines)
+    show(result)
+    about = {"model": found.label, "seeds": seeds, "prompts": len(lines), **asdict(chosen)}
+    click.echo(json.dumps({**about, **result}))
