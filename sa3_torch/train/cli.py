@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -58,17 +59,21 @@ def _kept(config: Config, *, data: str, start: str = "", teacher: str = "") -> s
 @click.option("--model", default="demo", show_default=True, type=click.Choice(sorted(PRESETS)))
 @click.option("--start", "folder", type=FOLDER, default=None,
               help="Checkpoint folder to begin with; its stride may be another one than the model's.")  # fmt: skip
+@click.option("--stride", type=click.IntRange(1), default=None, help="Patches per latent. Default: the model's.")
 @click.option("--settings", default="demo", show_default=True, help="Preset name or .toml file.")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change one setting, e.g. train.steps=100.")
 @click.option("--threads", type=click.IntRange(1), default=None, help="CPU threads.")
 def autoencoder(
-    data: str, out: Path, model: str, folder: Path | None, settings: str, changes: tuple[str, ...], threads: int | None
-) -> None:
+    data: str, out: Path, model: str, folder: Path | None, stride: int | None, settings: str,
+    changes: tuple[str, ...], threads: int | None,
+) -> None:  # fmt: skip
     """Train a SAME autoencoder (stage 0)."""
     _start(threads)
     config = load_settings(AutoencoderConfig, "autoencoder", settings, changes)
     start, audio = None if folder is None else Start.open(folder), open_audio(data, out)
-    stage = AutoencoderStage(PRESETS[model], config, audio.clips, shards=audio.shards, start=start)
+    sizes = PRESETS[model]
+    sizes = replace(sizes, same=replace(sizes.same, stride=stride or sizes.same.stride))
+    stage = AutoencoderStage(sizes, config, audio.clips, shards=audio.shards, start=start)
     if _train(stage, config.train, out, _kept(config, data=audio.digest, start=start.digest if start else "")):
         click.echo(f"autoencoder: {out / 'model'}; next: sa3 pre-encode --autoencoder {out / 'model'} --data {data}")
 

@@ -37,6 +37,7 @@ from sa3_torch.t5gemma import T5GemmaEncoder
 
 POSITION_GAIN = 6.0  # of position queries and keys
 NEW_TOKEN = 2.0  # value of the reserved channel
+QUERY = 3.0  # large enough that the tanh of the head norm keeps the sign pattern of position queries
 ZERO_MAPS = ("to_modulation.fc2.weight", "preprocess.weight", "postprocess.weight", "project_out.weight")
 
 
@@ -112,17 +113,22 @@ def _init_attention(layer: SAMEBlock, config: SAMEConfig, first: int, random: to
         norm.beta.zero_()
         if norm is attention.k_norm:
             norm.beta[:half] = POSITION_GAIN
-    frequencies = torch.tensor(ROTARY_FREQUENCIES)
     for head in range(config.heads):
-        distance = (first + head) % config.stride + 1
-        look_back = torch.zeros(HEAD_SIZE)
-        look_back[:half] = torch.cos(-distance * frequencies)
-        look_back[half:ROTARY_SIZE] = torch.sin(-distance * frequencies)
         look_here = torch.zeros(HEAD_SIZE)
         look_here[:half] = 1.0
         rows = slice(head * HEAD_SIZE, (head + 1) * HEAD_SIZE)
-        q[rows, -1] += 3.0 * look_back  # large enough that the tanh of the head norm keeps its sign pattern
-        q2[rows, -1] += 3.0 * look_here
+        q[rows, -1] += position_query(first + head, config.stride)
+        q2[rows, -1] += QUERY * look_here
+
+
+def position_query(number: int, stride: int) -> Tensor:
+    """What the ``number``-th head of a stack asks for from a new token: 1 to ``stride`` tokens back -> (head size,)."""
+    half, frequencies = ROTARY_SIZE // 2, torch.tensor(ROTARY_FREQUENCIES)
+    distance = number % stride + 1
+    look_back = torch.zeros(HEAD_SIZE)
+    look_back[:half] = torch.cos(-distance * frequencies)
+    look_back[half:ROTARY_SIZE] = torch.sin(-distance * frequencies)
+    return QUERY * look_back
 
 
 @torch.no_grad()
