@@ -140,8 +140,16 @@ def two_processes(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def one_process(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trainer]:
+    """In a process of its own with as many threads as each of the two. More threads change the last bits of FFTs, and
+    in bins of any quietness the log-magnitude has a gradient of the same size, whose direction is their phase: with two
+    threads it is another one by 5e-4 of its length, on bit-identical audio."""
     out = tmp_path_factory.mktemp("one")
-    return {name: train(STAGES[name](workspace, f"train.steps={STEPS}"), out / name) for name in STAGES}
+    jobs = [f"{name}:{name}:train.steps={STEPS}" for name in STAGES]
+    subprocess.run(
+        [sys.executable, str(SCRIPT), str(workspace), str(out), *jobs], env=environment(), stderr=subprocess.DEVNULL,
+        check=True,
+    )  # fmt: skip
+    return {name: trainer_of(STAGES[name](workspace, f"train.steps={STEPS}"), out / name) for name in STAGES}
 
 
 @pytest.mark.parametrize(
@@ -150,13 +158,14 @@ def one_process(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 def test_two_processes_equal_one(
     name: str, kind: str, workspace: Path, two_processes: Path, one_process: dict[str, Trainer]
 ) -> None:
-    """Relative L2 after three steps, read back by one process. Measured: weights and averages 1e-6, moments of Adam
-    6e-5 (autoencoder) and 4e-6 (others); gradients of equal weights agree to 2e-7."""
+    """Relative L2 after three steps, read back by one process. Measured: weights and averages 5e-7, moments of Adam
+    1.2e-5 (autoencoder) and 4e-6 (others). Gradients of equal weights agree to 2e-7; where weights differ by 1e-7, the
+    log-magnitude's differ by 5e-5 and all others by 3e-5 at most, which three steps begin to show."""
     two = trainer_of(STAGES[name](workspace, f"train.steps={STEPS}"), two_processes / f"{kind}-{name}")
     assert two.step == STEPS
     for table in one_process[name]._tensors():
         a, b = flat(one_process[name]._tensors(), table), flat(two._tensors(), table)
-        assert float((a - b).norm() / a.norm()) < (3e-4 if table.startswith("optimizer") else 1e-5), table
+        assert float((a - b).norm() / a.norm()) < (5e-5 if table.startswith("optimizer") else 1e-5), table
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -60,7 +60,7 @@ def init_autoencoder(same: SAME, audio: Tensor, seed: int) -> None:
     patches = patches[patches.square().sum(1) > 1e-3]
     if len(patches) < config.width:
         raise ValueError(f"{len(patches)} loud patches cannot give {config.width} principal components; use more audio")
-    _, strength, components = torch.linalg.svd(patches, full_matrices=False)
+    strength, components = _principal_components(patches)
     rank = min(config.width, len(components)) - 1  # the last channel is reserved
     gain = math.sqrt(len(patches)) / float(strength[:16].square().mean().sqrt())
     same.bottleneck.scale.fill_(1.0)
@@ -79,6 +79,17 @@ def init_autoencoder(same: SAME, audio: Tensor, seed: int) -> None:
     decoder.project_in.weight[:size, :size] = torch.eye(size)
     for stack in (encoder, decoder):
         _init_stack(stack, config, random)
+
+
+def _principal_components(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Singular values and right singular vectors of (n, m), the same for any number of threads.
+
+    So in float64, as the vectors of nearly equal values are sensitive, and with signs that a fixed direction chooses.
+    """
+    _, strength, components = torch.linalg.svd(rows.double(), full_matrices=False)
+    direction = torch.randn(rows.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    components = components * torch.sign(components @ direction)[:, None]
+    return strength.float(), components.float()
 
 
 def _init_stack(stack: Encoder | Decoder, config: SAMEConfig, random: torch.Generator) -> None:
@@ -101,7 +112,7 @@ def _init_attention(layer: SAMEBlock, config: SAMEConfig, first: int, random: to
     q, k, v, q2, k2 = attention.to_qkv.weight.split(width)
     for weight in (q, k, q2, k2):
         nn.init.normal_(weight, std=0.3 / math.sqrt(width), generator=random)
-    rotation = torch.linalg.qr(torch.randn(width, width, generator=random))[0]
+    rotation = torch.linalg.qr(torch.randn(width, width, generator=random).double())[0].float()
     v.copy_(rotation)
     attention.to_out.weight.copy_(rotation.T)
 
