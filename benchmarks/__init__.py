@@ -1,1 +1,1 @@
-"""Measurements: quality of the demo model, latency, and the judge that scores sounds."""
+"""Measurements: quality of the demo model, precision, latency, memory."""

@@ -13,7 +13,7 @@ import mlx.core as mx
 from sa3_mlx.pipeline import Pipeline
 from sa3_mlx.spec.events import Conditioned, Finished, Sampled, Stepped
 from sa3_mlx.spec.memory import MemoryPlan
-from sa3_mlx.spec.request import Request
+from sa3_mlx.spec.request import Request, Residency
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +25,13 @@ class Peaks:
     decode: int
 
 
-def measured(pipeline: Pipeline, request: Request, *, keep_resident: bool) -> Peaks:
+def measured(pipeline: Pipeline, request: Request, *, residency: Residency) -> Peaks:
     """Of one run that begins with no part in memory."""
     pipeline.free(*pipeline.loaded)
     gc.collect()
     other, peaks = mx.get_active_memory(), []  # what earlier work left
     mx.reset_peak_memory()
-    for event in pipeline.stream(request, keep_resident=keep_resident):
+    for event in pipeline.stream(request, residency=residency):
         if isinstance(event, Stepped):
             mx.eval(event.denoised)
         if isinstance(event, Conditioned | Sampled | Finished):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from typing import get_args
 
 import click
 
@@ -15,7 +16,7 @@ from sa3_mlx.pipeline import Pipeline
 from sa3_mlx.spec.checkpoint import WEIGHTS_FILE
 from sa3_mlx.spec.memory import predict, stored_weight_bytes
 from sa3_mlx.spec.precision import DTYPES
-from sa3_mlx.spec.request import Guidance, Item, Request, defaults
+from sa3_mlx.spec.request import Guidance, Item, Request, Residency, defaults
 from sa3_mlx.spec.tensorfile import TensorFile
 
 
@@ -38,22 +39,23 @@ def memory(name: str, lengths: tuple[float, ...], dtype: str) -> None:
     with TensorFile.open(model.folder / WEIGHTS_FILE) as file:
         weights = stored_weight_bytes(file, precision)
     usual, tokens = defaults(config), pipeline.tokenizer.count(PROMPT)
-    rows, entries = [("audio", "parts", "phase", "measured", "predicted", "ratio")], []
+    rows, entries = [("audio", "weights for the", "phase", "measured", "predicted", "ratio")], []
     for seconds in lengths:
         request = Request(
             items=(Item(prompt=PROMPT, seconds=seconds, seed=0),), steps=2, sampler=usual.sampler,
             guidance=Guidance(scale=usual.guidance_scale),
         )  # fmt: skip
-        for resident in (True, False):
-            found = measured(pipeline, request, keep_resident=resident)
-            plan = predict(request, config, precision, keep_resident=resident, tokens=tokens, weights=weights)
+        for residency in get_args(Residency):
+            found = measured(pipeline, request, residency=residency)
+            plan = predict(request, config, precision, residency=residency, tokens=tokens, weights=weights)
             wanted = predicted(plan)
             for phase in asdict(found):
                 a, b = asdict(found)[phase], asdict(wanted)[phase]
-                how = "stay" if resident else "freed"
-                rows.append((f"{seconds:g} s", how, phase, f"{a / 1e6:.1f} MB", f"{b / 1e6:.1f} MB", f"{b / a:.2f}"))
+                rows.append(
+                    (f"{seconds:g} s", residency, phase, f"{a / 1e6:.1f} MB", f"{b / 1e6:.1f} MB", f"{b / a:.2f}")
+                )
             entries.append({
-                "seconds": seconds, "resident": resident, "measured": asdict(found), "predicted": asdict(wanted),
+                "seconds": seconds, "residency": residency, "measured": asdict(found), "predicted": asdict(wanted),
             })  # fmt: skip
     click.echo(table(rows))
     click.echo(json.dumps({"model": model.name, "dtype": precision.dtype, "entries": entries}))

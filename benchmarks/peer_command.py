@@ -26,21 +26,24 @@ from benchmarks.peer import (
     sampling,
 )
 from benchmarks.peer_files import generating, loading, write_8bit, write_files
+from sa3_mlx.spec.request import Residency
 
-CASES = ("sample", "guided", "decode", "encode", "load", "generate", "memory", "memory-8bit")
+CASES = ("sample", "guided", "decode", "encode", "load", "generate", "memory", "memory-8bit", "memory-streamed")
 
 
 def make(case: str, checkout: Checkout, model: str, seconds: float, depth: int | None, work: Path) -> Pair:
     """``memory`` is one step of a whole run in the precisions that are shipped, ``memory-8bit`` with our 8-bit recipe,
-    ``generate`` eight steps in fp32."""
+    ``memory-streamed`` with the blocks of our DiT read in every step, ``generate`` eight steps in fp32."""
     frames, config = frames_of(model, seconds), config_of(model, None)
-    if case in ("load", "generate", "memory", "memory-8bit"):
+    if case in ("load", "generate", "memory", "memory-8bit", "memory-streamed"):
         files = write_files(work, config, "float32" if case == "generate" else "float16")
         if case == "memory-8bit":
             files = write_8bit(work, files, config)
         if case == "load":
             return loading(checkout, config, files)
-        return generating(checkout, config, files, frames, seconds, STEPS if case == "generate" else 1)
+        residency: Residency = "step" if case == "memory-streamed" else "phase"
+        steps = STEPS if case == "generate" else 1
+        return generating(checkout, config, files, frames, seconds, steps, residency)
     if case in ("sample", "guided"):
         return sampling(checkout, model, frames, depth, guided=case == "guided")
     return (decoding if case == "decode" else encoding)(checkout, model, frames)

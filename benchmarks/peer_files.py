@@ -26,7 +26,7 @@ from sa3_mlx.spec.noise import INITIAL, Purpose
 from sa3_mlx.spec.precision import Precision
 from sa3_mlx.spec.quantized_file import nearest, write_quantized
 from sa3_mlx.spec.recipes import RECIPES, layers_of
-from sa3_mlx.spec.request import Item, Request
+from sa3_mlx.spec.request import Item, Request, Residency
 from sa3_mlx.spec.tensorfile import array_entry, write_tensors
 from sa3_mlx.weights import Part, load_part
 
@@ -165,7 +165,10 @@ class _PortNoise:
         return np.array(drawn.astype(mx.float32))[0].T
 
 
-def generating(checkout: Checkout, config: ModelConfig, files: Files, frames: int, seconds: float, steps: int) -> Pair:
+def generating(
+    checkout: Checkout, config: ModelConfig, files: Files, frames: int, seconds: float, steps: int,
+    residency: Residency,
+) -> Pair:  # fmt: skip
     """From nothing in memory to audio; the steps of the port's command beside ``sa3_mlx.Pipeline``."""
     port = Port(checkout=checkout, files=files, kind=_kind(config), frames=frames)
     request = Request(items=(Item(prompt=PROMPT, seconds=seconds, seed=SEED),), steps=steps, sampler="pingpong",
@@ -173,14 +176,15 @@ def generating(checkout: Checkout, config: ModelConfig, files: Files, frames: in
 
     def ours() -> mx.array:
         pipeline = Pipeline(files.ours, config, Precision(dtype=files.dtype, text_dtype=None))  # the text encoder too
-        *_, last = pipeline.stream(request, noise=_PortNoise(frames, files.dtype), keep_resident=False)
+        *_, last = pipeline.stream(request, noise=_PortNoise(frames, files.dtype), residency=residency)
         return mx.array(last.generation.audio[0])  # type: ignore[union-attr]
 
     def theirs() -> mx.array:
         return port.generate(seconds, steps)
 
     kind = "8 bits beside float16" if files.ours.name.endswith("8bit") else files.dtype
-    return _pair(ours, theirs, f"{steps} steps, {kind}")
+    how = ", our DiT read in every step" if residency == "step" else ""
+    return _pair(ours, theirs, f"{steps} steps, {kind}{how}")
 
 
 def loading(checkout: Checkout, config: ModelConfig, files: Files) -> Pair:

@@ -22,14 +22,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.adherence import Prompt, held_out_prompts, sounds
-from benchmarks.judge import Judge
 from sa3_mlx.spec.calibration import requests, usual_prompts
 from sa3_mlx.spec.checkpoint import WEIGHTS_FILE, expected_tensors
 from sa3_mlx.spec.quantization import Quantization
 from sa3_mlx.spec.request import Guidance, Item, Request
 from sa3_mlx.spec.tensorfile import TensorFile
 from sa3_torch.dit import Conditioning, DiT
+from sa3_torch.evaluate.frechet import frechet
+from sa3_torch.evaluate.judge import Judge, all_right
+from sa3_torch.evaluate.prompts import held_out_prompts, sounds
 from sa3_torch.pipeline import DTYPES, Pipeline
 from sa3_torch.states import State, visit
 from sa3_torch.train.clips import ClipSet
@@ -132,16 +133,12 @@ class Bench:
                 first_seed=first_seed,
             )
         )  # fmt: skip
-        verdicts = [self._verdict(audio, prompt) for audio, prompt in pairs]
-        right, right_class = (np.array([v[i] for v in verdicts], float).reshape(-1, s.seeds) for i in range(2))
+        verdicts = [self.judge.check(audio, prompt) for audio, prompt in pairs]
+        right = np.array([all_right(found) for found in verdicts], float).reshape(-1, s.seeds)
+        right_class = np.array([found["class"] for found in verdicts], float).reshape(-1, s.seeds)
         embedding = np.stack([self.judge.embedding(audio) for audio, _ in pairs]).astype(np.float64)
         audio = tuple(audio for audio, _ in pairs)
         return Made(audio=audio, right=right, right_class=right_class, embedding=embedding)
-
-    def _verdict(self, audio: Audio, prompt: Prompt) -> tuple[bool, bool]:
-        """Everything right, class right."""
-        found = self.judge.check(audio, prompt)
-        return all(found[name] for name in ("class", "instrument", "pitch", "chord") if name in found), found["class"]
 
     def _real(self, clips: ClipSet) -> NDArray[np.float64]:
         chosen = [clip for clip in clips.select("validation") if clip.captions]
@@ -178,14 +175,6 @@ def envelope_db(audio: Audio) -> NDArray[np.float64]:
     signal = mono(audio)
     frames = np.pad(signal, (0, -len(signal) % HOP)).reshape(-1, HOP)
     return np.maximum(10 * np.log10(np.maximum(np.square(frames).mean(axis=1), 1e-12)), FLOOR_DB)
-
-
-def frechet(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Squared Frechet distance of the normal distributions of two sets (n, features)."""
-    first, second = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    values = np.linalg.eigvals(first @ second).real
-    mean = np.square(a.mean(axis=0) - b.mean(axis=0)).sum()
-    return float(mean + np.trace(first) + np.trace(second) - 2 * np.sqrt(np.maximum(values, 0)).sum())
 
 
 def interval(values: NDArray[np.float64]) -> tuple[float, float]:

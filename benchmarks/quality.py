@@ -9,13 +9,13 @@ from typing import Protocol
 
 import click
 
-from benchmarks.adherence import Generates
-from benchmarks.adherence import measure as measure_adherence
 from benchmarks.reconstruction import Codes
 from benchmarks.reconstruction import measure as measure_reconstruction
 from benchmarks.variation import measure as measure_variation
 from sa3_mlx.cli.home import find_model
 from sa3_mlx.spec.request import defaults
+from sa3_torch.evaluate.adherence import measure as measure_adherence
+from sa3_torch.evaluate.prompts import Generates
 from sa3_torch.train.clips import ClipSet
 
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.judge import Judge
+from sa3_torch.evaluate.judge import Judge
 from sa3_torch.train.clips import ClipSet
 from sa3_torch.train.metrics import effective_rank, log_mel_l1, si_sdr, spectral_convergence
 

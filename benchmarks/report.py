@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.latency import FORMAT, key
-from benchmarks.roofline import Chip, floor
+from benchmarks.roofline import floor
+from sa3_mlx.spec.chips import Chip
 from sa3_mlx.spec.presets import PRESETS
 from sa3_mlx.spec.request import defaults
 

@@ -10,12 +10,10 @@ Shapes: T latent frames, S text tokens, C context tokens, N tokens of a transfor
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Self
 
+from sa3_mlx.spec.chips import Chip
 from sa3_mlx.spec.chunks import chunk_plan, default_chunk_frames, halo, pad_frames
 from sa3_mlx.spec.config import (
     FF_MULT_DIT,
@@ -27,8 +25,6 @@ from sa3_mlx.spec.config import (
     TextEncoderConfig,
 )
 from sa3_mlx.spec.lengths import clip_lengths, samples_to_frames, seconds_to_samples
-
-CHIPS_FILE = Path(__file__).with_name("chips.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,28 +185,12 @@ class Stage:
     precise: bool  # fp32 unless the chip's faster fp32 is asked for
 
 
-@dataclass(frozen=True, kw_only=True)
-class Chip:
-    """Peaks in TFLOPS and GB/s."""
-
-    name: str
-    gpu_cores: int | None
-    fp16: float
-    fp32: float
-    tf32: float | None
-    gb_per_s: float
-    source: str
-
-    @classmethod
-    def load_all(cls) -> list[Self]:
-        return [cls(**entry) for entry in json.loads(CHIPS_FILE.read_text(encoding="utf-8"))["chips"]]
-
-    def floor(self, stage: Stage, *, tf32: bool) -> float:
-        """Seconds."""
-        rate = self.fp16
-        if stage.precise:
-            rate = self.tf32 if tf32 and self.tf32 is not None else self.fp32
-        return max(stage.count.flops / rate / 1e12, stage.count.bytes(stage.width) / self.gb_per_s / 1e9)
+def seconds_at_least(stage: Stage, chip: Chip, *, tf32: bool) -> float:
+    """The longer of arithmetic and traffic at the chip's peaks."""
+    rate = chip.fp16
+    if stage.precise:
+        rate = chip.tf32 if tf32 and chip.tf32 is not None else chip.fp32
+    return max(stage.count.flops / rate / 1e12, stage.count.bytes(stage.width) / chip.gb_per_s / 1e9)
 
 
 def stages(config: ModelConfig, seconds: float, *, tokens: int, steps: int, dit_width: int = 2) -> list[Stage]:
@@ -247,4 +227,6 @@ def decoding(config: ModelConfig, seconds: float) -> Count:
 
 def floor(config: ModelConfig, seconds: float, chip: Chip, *, tokens: int, steps: int, tf32: bool) -> float:
     """Seconds that the chip's peaks allow at best."""
-    return sum(chip.floor(stage, tf32=tf32) for stage in stages(config, seconds, tokens=tokens, steps=steps))
+    return sum(
+        seconds_at_least(stage, chip, tf32=tf32) for stage in stages(config, seconds, tokens=tokens, steps=steps)
+    )

@@ -7,8 +7,9 @@ import json
 import click
 
 from benchmarks.latency_command import parse_lengths
-from benchmarks.roofline import Chip, floor, stages
+from benchmarks.roofline import floor, stages
 from sa3_mlx.cli.models import table
+from sa3_mlx.spec.chips import Chip
 from sa3_mlx.spec.presets import PRESETS
 from sa3_mlx.spec.request import defaults
 

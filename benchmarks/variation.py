@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.adherence import Generates
-from benchmarks.judge import Judge
-from benchmarks.pitch import judge_note
 from sa3_mlx.spec.request import Guidance, InitAudio, Item, Request
+from sa3_torch.evaluate.judge import Judge
+from sa3_torch.evaluate.pitch import judge_note
+from sa3_torch.evaluate.prompts import Generates
 from sa3_torch.train.metrics import log_mel_l1
 from sa3_torch.train.sounds import INSTRUMENTS, note_captions
 

@@ -1,6 +1,7 @@
-"""Official checkpoints to ours and back, with numpy alone: ``convert`` and ``export_official``."""
+"""Official checkpoints and adapters to ours and back, with numpy alone."""
 
+from .adapters import open_adapter, write_official_adapter
 from .official import convert, export_official
 from .report import Report
 
-__all__ = ["Report", "convert", "export_official"]
+__all__ = ["Report", "convert", "export_official", "open_adapter", "write_official_adapter"]

@@ -165,24 +165,29 @@ class DiT(nn.Module):
         self.project_out = nn.Linear(width, latent_channels, bias=False)
         self.postprocess = nn.Linear(latent_channels, latent_channels, bias=False)
 
+    @property
+    def streamed(self) -> bool:
+        """Whether the blocks stay in the file and are read in every step; see ``load_streamed_dit``."""
+        return not isinstance(self.layers, list)
+
     def prepare(self, cond: Conditioning) -> Prepared:
         """Context projection, cross-attention keys and values, local terms and the duration embedding."""
+        context, bias = None, None
+        if cond.context is not None:
+            context = self.to_cond_embed(cond.context)
+            if cond.repeats is not None:  # ln 0 takes a filler away
+                bias = mx.log(cond.repeats.astype(mx.float32)).astype(context.dtype)[:, None, None]
+        contexts: list[Context | None] = []
+        local: list[mx.array | None] = []
+        for layer in self.layers:
+            pair = None if context is None else layer.cross_attn.prepare(context)
+            contexts.append(None if pair is None else Context(keys=pair[0], values=pair[1], bias=bias))
+            local.append(None if cond.local is None else layer.local_embed(cond.local))
+            if self.streamed:
+                mx.eval(pair, local[-1])  # now, one block after the other
         return Prepared(
-            contexts=self._contexts(cond),
-            local=tuple(None if cond.local is None else layer.local_embed(cond.local) for layer in self.layers),
-            seconds=self.to_global_embed(cond.seconds),
-            valid=cond.valid,
+            contexts=tuple(contexts), local=tuple(local), seconds=self.to_global_embed(cond.seconds), valid=cond.valid
         )
-
-    def _contexts(self, cond: Conditioning) -> tuple[Context | None, ...]:
-        if cond.context is None:
-            return (None,) * len(self.layers)
-        context = self.to_cond_embed(cond.context)
-        bias = None
-        if cond.repeats is not None:  # ln 0 takes a filler away
-            bias = mx.log(cond.repeats.astype(mx.float32)).astype(context.dtype)[:, None, None]
-        pairs = [layer.cross_attn.prepare(context) for layer in self.layers]
-        return tuple(Context(keys=keys, values=values, bias=bias) for keys, values in pairs)
 
     def modulation(self, t: np.ndarray, seconds: mx.array) -> mx.array:
         """t (B,) fp32 in [0, 1] on the host, seconds (B, D) -> (B, 6 D), shared by all blocks [B8]."""
@@ -195,6 +200,15 @@ class DiT(nn.Module):
 
     def velocity(self, x: mx.array, modulation: mx.array, prepared: Prepared) -> mx.array:
         """As a call, where the modulation (B, 6 D) of this time is already known."""
+        h, sequence = self.begin(x, prepared)
+        final = len(self.layers) - 1
+        for k, (context, local) in enumerate(zip(prepared.contexts, prepared.local, strict=True)):
+            h = self.layers[k](h, modulation, context, local, sequence, k == final)
+        y = self.project_out(h)  # (B, T, C)
+        return y + self.postprocess(y)
+
+    def begin(self, x: mx.array, prepared: Prepared) -> tuple[mx.array, Sequence]:
+        """What the first block takes: (B, T, C) -> (B, N, D), and what all blocks share."""
         memory = self.config.memory_tokens
         h = self.project_in(x + self.preprocess(x))
         h = mx.concatenate([mx.broadcast_to(self.memory_tokens, (len(h), *self.memory_tokens.shape)), h], axis=1)
@@ -202,12 +216,7 @@ class DiT(nn.Module):
         if prepared.valid is not None:
             mask = mx.pad(prepared.valid, [(0, 0), (memory, 0)], constant_values=True)[:, None, None]  # (B, 1, 1, N)
         sequence = Sequence(memory=memory, table=rope(0, h.shape[1]), attend=partial(attend, mask=mask))
-        blocks = list(zip(self.layers, prepared.contexts, prepared.local, strict=True))
-        for layer, context, local in blocks[:-1]:
-            h = layer(h, modulation, context, local, sequence)
-        layer, context, local = blocks[-1]
-        y = self.project_out(layer(h, modulation, context, local, sequence, True))  # (B, T, C)
-        return y + self.postprocess(y)
+        return h, sequence
 
 
 def timestep_features(t: np.ndarray) -> mx.array:

@@ -88,7 +88,7 @@ class GuidedVelocity:
             return self.dit.velocity(x, modulation, prepared)
 
         mx.eval(self.dit.parameters(), _arrays(prepared))  # or a compiled graph would compute them at every call
-        return compiled(velocity)
+        return velocity if self.dit.streamed else compiled(velocity)
 
     @cached_property
     def _known(self) -> dict[bytes, mx.array]:

@@ -25,8 +25,8 @@ from .dit import Conditioning, Context, DiT, DiTBlock, Prepared
 from .dit import Sequence as Tokens
 from .pipeline import Pipeline
 from .spec.affine import Float, Packed, Storage, dequantize, round_to
-from .spec.calibration import Prompt, requests
-from .spec.gptq import gptq
+from .spec.calibration import SENSITIVITY_STATES, Prompt, continued, requests
+from .spec.gptq import gptq, passes
 from .spec.quantization import Grid
 from .spec.quantized_file import (
     Quantizer,
@@ -38,11 +38,8 @@ from .spec.quantized_file import (
     write_quantized,
 )
 from .spec.recipes import GROUP, MIXED_BITS, Recipe, choose_bits, layers_of_recipe
-from .spec.request import Inpaint, Request
 from .states import State, visit
 
-HESSIAN_BYTES = 2 << 30  # of one pass over the calibration states; more layers take more passes
-SENSITIVITY_STATES = 12
 Progress = Callable[[str, int, int], None]  # what is done, done so far, in all
 
 
@@ -107,7 +104,7 @@ class _DiTCalibration:
             self.progress("judging runs" if held_out else "calibration runs", number, len(runs))
             yield from visit(self.pipeline, request)
             if number == 0 and not held_out:  # one run that keeps half of a clip, for the layers that see it
-                yield from visit(self.pipeline, _continued(self.pipeline, request))
+                yield from visit(self.pipeline, continued(request, self.pipeline.generate(request).audio))
         self.progress("judging runs" if held_out else "calibration runs", len(runs), len(runs))
 
     def grids(self, layers: Mapping[str, tuple[int, ...]]) -> dict[str, Grid]:
@@ -132,7 +129,7 @@ class _DiTCalibration:
         if self.recipe.method == "nearest":
             return {path: partial(nearest, grid=grid) for path, grid in grids.items()}
         done: dict[str, Packed] = {}
-        for paths in _passes(self.dit, grids):
+        for paths in passes({path: _layer(self.dit, path).weight.shape[1] for path in grids}):
             for path, hessian in hessians(self.dit, self.states, paths).items():
                 self.progress("gptq", len(done), len(grids))
                 grid, storage = grids[path], self.storages[path]
@@ -168,18 +165,6 @@ class _DiTCalibration:
 
 def _known(weight: Float, storage: Storage, *, packed: Packed) -> Packed:  # noqa: ARG001 (as every quantizer)
     return packed
-
-
-def _continued(pipeline: Pipeline, request: Request) -> Request:
-    """The same clips again with their first half given."""
-    generation = pipeline.generate(request)
-    kept = tuple(
-        Inpaint(audio=audio, regions=((item.seconds / 2, item.seconds),))
-        for audio, item in zip(generation.audio, request.items, strict=True)
-    )
-    return Request(
-        items=request.items, steps=request.steps, sampler=request.sampler, guidance=request.guidance, inpaint=kept
-    )
 
 
 def evaluate(dit: DiT, states: Iterable[State]) -> Iterator[tuple[State, mx.array]]:
@@ -254,21 +239,6 @@ class _WholeBlock(nn.Module):
     ) -> mx.array:  # fmt: skip
         out = self.block(x, modulation, context, local, sequence)
         return out[:, sequence.memory :] if last else out
-
-
-def _passes(dit: DiT, grids: Mapping[str, Grid]) -> Iterator[list[str]]:
-    """Layers in groups whose Hessians fit HESSIAN_BYTES."""
-    group: list[str] = []
-    size = 0
-    for path in grids:
-        cost = 4 * _layer(dit, path).weight.shape[1] ** 2
-        if group and size + cost > HESSIAN_BYTES:
-            yield group
-            group, size = [], 0
-        group.append(path)
-        size += cost
-    if group:
-        yield group
 
 
 def _layer(dit: DiT, path: str) -> nn.Linear:

@@ -34,10 +34,11 @@ class State:
     t: np.ndarray  # (B,)
     cond: Conditioning
     velocity: mx.array  # (B, T, C)
+    end: mx.array | None  # (B, T, C) latents that the run came to; None with guidance, where both halves lead there
 
 
 def visit(pipeline: Pipeline, request: Request) -> Iterator[State]:
-    """Sample a request, without decoding it, and yield every evaluation of the DiT.
+    """Sample a request to its end, without decoding it, and yield every evaluation of the DiT.
 
     Raises ValueError for guidance in an interval alone, which would leave half of the evaluations unused.
     """
@@ -67,7 +68,11 @@ def visit(pipeline: Pipeline, request: Request) -> Iterator[State]:
 
     start = start_latents(planned, batch_of(noise, INITIAL, planned.keep_frames.shape, channels), init)
     steps = SAMPLERS[request.sampler](velocity, mx.array(start), planned.sigmas, draw)
-    for index in range(request.steps):
-        mx.eval(next(steps).x)
-        yield from (State(index=index, x=x, t=t, cond=given, velocity=out) for given, x, t, out in seen)
+    visited: list[tuple[int, Conditioning, mx.array, np.ndarray, mx.array]] = []
+    for last in steps:
+        mx.eval(last.x)
+        visited.extend((last.index, *evaluation) for evaluation in seen)
         seen.clear()
+    end = last.x if null is None else None
+    for index, given, x, t, out in visited:
+        yield State(index=index, x=x, t=t, cond=given, velocity=out, end=end)

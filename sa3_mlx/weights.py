@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .conditioner import Conditioner
-from .dit import DiT
+from .dit import DiT, DiTBlock
 from .same import SAME
 from .spec.checkpoint import WEIGHTS_FILE, Part
 from .spec.config import ModelConfig
@@ -21,6 +21,7 @@ from .spec.tensorfile import TensorFile
 from .t5gemma import FileEmbedding, T5GemmaEncoder
 
 EMBEDDING = "text_encoder.embed_tokens.weight"
+BLOCKS = "dit.layers."
 _READER = mx.new_stream(mx.cpu)
 
 
@@ -51,12 +52,57 @@ def load_part(folder: str | Path, config: ModelConfig, part: Part, dtype: mx.Dty
     with TensorFile.open(path) as file:
         grids = check_file(file, config, [part])
         names = [name for name in file.names() if name.startswith(part + ".")]
-    arrays = cast(dict[str, mx.array], mx.load(str(path), stream=_READER))
-    _pack_layers(module, {path.removeprefix(part + "."): grid for path, grid in grids.items()})
     if isinstance(module, T5GemmaEncoder):
         names.remove(EMBEDDING)
         module.embed_tokens = FileEmbedding(path, EMBEDDING, dtype)
-    state = [(name.removeprefix(part + "."), arrays[name]) for name in names]
+    return _read_into(module, path, part + ".", names, grids, dtype)
+
+
+def load_streamed_dit(folder: str | Path, config: ModelConfig, dtype: mx.Dtype | None) -> DiT:
+    """As ``load_part`` of the DiT, but its blocks stay in the file: each is read whenever it computes something."""
+    path = Path(folder) / WEIGHTS_FILE
+    module = cast(DiT, build_part(config, "dit"))
+    module.pop("layers")
+    with TensorFile.open(path) as file:
+        grids = check_file(file, config, ["dit"])
+        names = [name for name in file.names() if name.startswith("dit.")]
+    outside = [name for name in names if not name.startswith(BLOCKS)]
+    _read_into(module, path, "dit.", outside, grids, dtype)
+    blocks = _BlocksInFile(path, config, sorted(set(names) - set(outside)), grids, dtype)
+    module.layers = cast(list[DiTBlock], blocks)
+    return module
+
+
+class _BlocksInFile:
+    """In the place of ``DiT.layers``: every request reads a block anew, and nobody keeps it. As arrays are lazy, a step
+    holds the weights of no more than a few blocks at a time."""
+
+    def __init__(
+        self, path: Path, config: ModelConfig, names: list[str], grids: dict[str, Grid], dtype: mx.Dtype | None
+    ) -> None:
+        assert config.diffusion is not None
+        self._path, self._names, self._grids, self._dtype = path, names, grids, dtype
+        self._dit, self._latent_channels = config.diffusion.dit, config.same.latent_channels
+
+    def __len__(self) -> int:
+        return self._dit.depth
+
+    def __getitem__(self, index: int) -> DiTBlock:
+        if index >= len(self):
+            raise IndexError(index)
+        prefix = f"{BLOCKS}{index}."
+        names = [name for name in self._names if name.startswith(prefix)]
+        block = DiTBlock(self._dit, self._latent_channels)
+        return cast(DiTBlock, _read_into(block, self._path, prefix, names, self._grids, self._dtype))
+
+
+def _read_into(
+    module: nn.Module, path: Path, prefix: str, names: list[str], grids: dict[str, Grid], dtype: mx.Dtype | None
+) -> nn.Module:
+    """Fill a module with those tensors of a file, lazily; they begin with ``prefix``."""
+    arrays = cast(dict[str, mx.array], mx.load(str(path), stream=_READER))
+    _pack_layers(module, {layer.removeprefix(prefix): grid for layer, grid in grids.items()})
+    state = [(name.removeprefix(prefix), arrays[name]) for name in names]
     if dtype is not None:
         state = [(name, array if array.dtype == mx.uint32 else array.astype(dtype, _READER)) for name, array in state]
     module.load_weights(state, strict=True)

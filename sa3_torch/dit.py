@@ -162,25 +162,28 @@ class DiT(nn.Module):
         self.project_out = nn.Linear(width, latent_channels, bias=False)
         self.postprocess = nn.Linear(latent_channels, latent_channels, bias=False)
 
+    @property
+    def streamed(self) -> bool:
+        """Whether the blocks stay in the file and are read in every step; see ``load_streamed_dit``."""
+        return not isinstance(self.layers, nn.ModuleList)
+
     def prepare(self, cond: Conditioning) -> Prepared:
         """Context projection, cross-attention keys and values, local terms and the duration embedding."""
-        blocks = [cast(DiTBlock, layer) for layer in self.layers]
+        context, bias = None, None
+        if cond.context is not None:
+            context = self.to_cond_embed(cond.context)
+            if cond.repeats is not None:  # ln 0 takes a filler away
+                bias = cond.repeats.float().log().to(context.dtype)[:, None, None]
+        contexts: list[Context | None] = []
+        local: list[Tensor | None] = []
+        for layer in self.layers:
+            block = cast(DiTBlock, layer)
+            pair = None if context is None else block.cross_attn.prepare(context)
+            contexts.append(None if pair is None else Context(keys=pair[0], values=pair[1], bias=bias))
+            local.append(None if cond.local is None else block.local_embed(cond.local))
         return Prepared(
-            contexts=self._contexts(cond),
-            local=tuple(None if cond.local is None else block.local_embed(cond.local) for block in blocks),
-            seconds=self.to_global_embed(cond.seconds),
-            valid=cond.valid,
+            contexts=tuple(contexts), local=tuple(local), seconds=self.to_global_embed(cond.seconds), valid=cond.valid
         )
-
-    def _contexts(self, cond: Conditioning) -> tuple[Context | None, ...]:
-        if cond.context is None:
-            return (None,) * len(self.layers)
-        context = self.to_cond_embed(cond.context)
-        bias = None
-        if cond.repeats is not None:  # ln 0 takes a filler away
-            bias = cond.repeats.float().log().to(context.dtype)[:, None, None]
-        pairs = [cast(DiTBlock, layer).cross_attn.prepare(context) for layer in self.layers]
-        return tuple(Context(keys=keys, values=values, bias=bias) for keys, values in pairs)
 
     def modulation(self, t: Tensor, seconds: Tensor) -> Tensor:
         """t (B,) fp32 in [0, 1], seconds (B, D) -> (B, 6 D), shared by all blocks [B8]."""
@@ -193,6 +196,15 @@ class DiT(nn.Module):
 
     def velocity(self, x: Tensor, modulation: Tensor, prepared: Prepared) -> Tensor:
         """As a call, where the modulation (B, 6 D) of this time is already known."""
+        h, sequence = self.begin(x, prepared)
+        final = len(self.layers) - 1
+        for k, (context, local) in enumerate(zip(prepared.contexts, prepared.local, strict=True)):
+            h = self.layers[k](h, modulation, context, local, sequence, k == final)
+        y = self.project_out(h)  # (B, T, C)
+        return y + self.postprocess(y)
+
+    def begin(self, x: Tensor, prepared: Prepared) -> tuple[Tensor, Sequence]:
+        """What the first block takes: (B, T, C) -> (B, N, D), and what all blocks share."""
         memory = self.config.memory_tokens
         h = self.project_in(x + self.preprocess(x))
         h = torch.cat([self.memory_tokens.to(h.dtype).expand(len(h), -1, -1), h], dim=1)  # (B, N, D)
@@ -200,12 +212,7 @@ class DiT(nn.Module):
         if prepared.valid is not None:
             mask = torch.nn.functional.pad(prepared.valid, (memory, 0), value=True)[:, None, None]  # (B, 1, 1, N)
         sequence = Sequence(memory=memory, table=rope(0, h.shape[1], h.device), attend=partial(attend, mask=mask))
-        blocks = list(zip(self.layers, prepared.contexts, prepared.local, strict=True))
-        for layer, context, local in blocks[:-1]:
-            h = layer(h, modulation, context, local, sequence)
-        layer, context, local = blocks[-1]
-        y = self.project_out(layer(h, modulation, context, local, sequence, True))  # (B, T, C)
-        return y + self.postprocess(y)
+        return h, sequence
 
 
 def timestep_features(t: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Quantization in the forward pass: the values that packed weights will have, bit for bit, with a straight gradient.
 
 The arithmetic is that of ``sa3_mlx.spec.affine``. Run it eagerly and outside autocast: generated kernels may divide
-otherwise.
+otherwise. Scales and biases follow the weights until they are frozen; from then on weights that a grid cannot reach are
+clamped and get no gradient.
 
 Shapes: O outputs, I inputs, G = I / group groups.
 """
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from sa3_mlx.spec.affine import SMALLEST_SCALE, check_grid
+from sa3_mlx.spec.affine import SMALLEST_SCALE, Packed, Storage, check_grid, pack
 
 STORAGES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -33,61 +34,104 @@ def grid(groups: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     return scale, torch.where(on_grid, edge, 0.0)
 
 
-def codes(weight: Tensor, *, bits: int, group: int, storage: str) -> tuple[Tensor, Tensor, Tensor]:
-    """(O, I) -> codes (O, I) uint8, scales and biases (O, G) fp32 with values of the storage type.
+class FakeQuant(nn.Module):
+    """A parametrization: the weight of a layer reads as its quantized values, wherever it is used.
 
-    The weight is first rounded to the storage type, as it would be in a file.
+    ``scales`` and ``biases`` (O, G) fp32 are those of the grid once it is frozen, and zero before, which no scale is.
     """
-    check_grid(bits, group, weight.shape[1])
-    dtype = STORAGES[storage]
-    groups = weight.detach().to(dtype).float().unflatten(1, (-1, group))  # (O, G, group)
-    scale, bias = grid(groups, bits)
-    found = torch.round((groups - bias) / scale).clamp(0, 2**bits - 1).to(torch.uint8)
-    return found.flatten(1), scale[..., 0].to(dtype).float(), bias[..., 0].to(dtype).float()
+
+    scales: Tensor
+    biases: Tensor
+
+    def __init__(self, *, bits: int, group: int, storage: Storage, shape: tuple[int, int]) -> None:
+        super().__init__()
+        rows, inputs = shape
+        check_grid(bits, group, inputs)
+        self.bits, self.group, self.storage = bits, group, storage
+        for name in ("scales", "biases"):
+            self.register_buffer(name, torch.zeros(rows, inputs // group))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """(O, I) -> the values of ``affine.dequantize(affine.quantize(...), "F32")``, differentiable as the identity
+        but for what a frozen grid clamps."""
+        result = _StraightThrough.apply(weight, self)
+        assert isinstance(result, Tensor)
+        return result
+
+    @torch.no_grad()
+    def freeze(self, weight: Tensor) -> None:
+        """Keep the grid that this weight (O, I) has now."""
+        scale, bias = grid(self._groups(weight), self.bits)
+        self.scales.copy_(scale[..., 0])
+        self.biases.copy_(bias[..., 0])
+
+    @torch.no_grad()
+    def hold(self, packed: Packed) -> None:
+        """Keep the grid of packed weights."""
+        self.scales.copy_(torch.from_numpy(packed.scales))
+        self.biases.copy_(torch.from_numpy(packed.biases))
+
+    @torch.no_grad()
+    def codes(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(O, I) -> codes (O, I) uint8, scales and biases (O, G) fp32 with values of the storage type, and which
+        weights (O, I) a frozen grid clamps.
+
+        The weight is first rounded to the storage type, as it would be in a file.
+        """
+        dtype, groups = STORAGES[self.storage], self._groups(weight)
+        scale, bias = grid(groups, self.bits)
+        frozen = self.scales[..., None] != 0
+        scale = torch.where(frozen, self.scales[..., None], scale)
+        bias = torch.where(frozen, self.biases[..., None], bias)
+        steps = torch.round((groups - bias) / scale)
+        found = steps.clamp(0, 2**self.bits - 1)
+        clamped = (steps != found) & frozen
+        scale, bias = (value[..., 0].to(dtype).float() for value in (scale, bias))
+        return found.to(torch.uint8).flatten(1), scale, bias, clamped.flatten(1)
+
+    def packed(self, weight: Tensor) -> Packed:
+        """What a file holds: the codes and the grid of ``forward``."""
+        found, scales, biases, _ = (tensor.cpu().numpy() for tensor in self.codes(weight))
+        return Packed(
+            bits=self.bits, group=self.group, storage=self.storage, words=pack(found, self.bits), scales=scales,
+            biases=biases,
+        )  # fmt: skip
+
+    def _groups(self, weight: Tensor) -> Tensor:
+        """(O, G, group), rounded to the storage type."""
+        return weight.detach().to(STORAGES[self.storage]).float().unflatten(1, (-1, self.group))
 
 
 class _StraightThrough(torch.autograd.Function):
-    """The quantized values forward, the gradient unchanged backward."""
+    """The quantized values forward, the gradient backward unchanged where nothing is clamped."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, bits: int, group: int, storage: str) -> Tensor:  # noqa: ARG004
-        found, scales, biases = codes(weight, bits=bits, group=group, storage=storage)
-        values = scales.repeat_interleave(group, 1) * found.float() + biases.repeat_interleave(group, 1)
+    def forward(ctx: Any, weight: Tensor, quant: FakeQuant) -> Tensor:
+        found, scales, biases, clamped = quant.codes(weight)
+        ctx.save_for_backward(clamped)
+        values = scales.repeat_interleave(quant.group, 1) * found.float() + biases.repeat_interleave(quant.group, 1)
         return values.to(weight.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: ARG004
-        return gradients[0], None, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0].masked_fill(ctx.saved_tensors[0], 0.0), None
 
 
-def fake_quantize(weight: Tensor, *, bits: int, group: int, storage: str) -> Tensor:
-    """(O, I) -> the values of ``affine.dequantize(affine.quantize(...), "F32")``, differentiable as the identity.
-
-    No value of a group lies outside its range, so nothing is clamped away from the gradient.
-    """
-    result = _StraightThrough.apply(weight, bits, group, storage)
-    assert isinstance(result, Tensor)
-    return result
-
-
-class FakeQuant(nn.Module):
-    """A parametrization: the weight of a layer reads as its quantized values, wherever it is used."""
-
-    def __init__(self, *, bits: int, group: int, storage: str) -> None:
-        super().__init__()
-        self.bits, self.group, self.storage = bits, group, storage
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return fake_quantize(weight, bits=self.bits, group=self.group, storage=self.storage)
-
-
-def add_fake_quant(layer: nn.Linear, *, bits: int, group: int, storage: str) -> None:
+def add_fake_quant(layer: nn.Linear, *, bits: int, group: int, storage: Storage) -> None:
     """From now on ``layer`` computes with quantized weights; ``latent_weight`` is what an optimizer changes.
 
     Raises ValueError for a grid that does not fit.
     """
-    check_grid(bits, group, layer.in_features)
-    parametrize.register_parametrization(layer, "weight", FakeQuant(bits=bits, group=group, storage=storage))
+    shape = (layer.out_features, layer.in_features)
+    quant = FakeQuant(bits=bits, group=group, storage=storage, shape=shape).to(layer.weight.device)
+    parametrize.register_parametrization(layer, "weight", quant)
+
+
+def fake_quant(layer: nn.Linear) -> FakeQuant:
+    """The parametrization of a layer with ``add_fake_quant``."""
+    found = layer.get_submodule("parametrizations.weight.0")
+    assert isinstance(found, FakeQuant)
+    return found
 
 
 def latent_weight(layer: nn.Linear) -> Tensor:

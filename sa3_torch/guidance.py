@@ -79,10 +79,12 @@ class GuidedVelocity:
         return self._compiled(self._both)
 
     def _compiled(self, prepared: Prepared) -> Step:
-        def velocity(x: Tensor, modulation: Tensor) -> Tensor:
-            return self.dit.velocity(x, modulation, prepared)
+        dit = self.dit  # not self, which keeps the result: memory would wait for the garbage collector
 
-        return compiled(velocity)
+        def velocity(x: Tensor, modulation: Tensor) -> Tensor:
+            return dit.velocity(x, modulation, prepared)
+
+        return velocity if self.dit.streamed else compiled(velocity)
 
     @cached_property
     def _known(self) -> dict[bytes, Tensor]:

@@ -5,7 +5,7 @@ Shapes: B batch, T latent frames, S context tokens, D context width, C latent ch
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sa3_mlx.spec.adapters import Applied, prepare_adapters
 from sa3_mlx.spec.audio import Audio, check_audio
 from sa3_mlx.spec.checkpoint import WEIGHTS_FILE, Part, parts_of
 from sa3_mlx.spec.chunks import Chunk, chunk_plan, default_chunk_frames
@@ -51,7 +52,7 @@ from sa3_mlx.spec.lengths import samples_to_frames
 from sa3_mlx.spec.noise import INITIAL, step
 from sa3_mlx.spec.precision import Precision, choose_precision
 from sa3_mlx.spec.quantization import check_folder
-from sa3_mlx.spec.request import Plan, Request
+from sa3_mlx.spec.request import Plan, Request, Residency
 from sa3_mlx.spec.request import plan as make_plan
 from sa3_mlx.spec.tensorfile import file_hash, read_ahead
 from sa3_mlx.spec.tokenizer import Tokenizer, collapse_padding
@@ -60,10 +61,11 @@ from .conditioner import Conditioner
 from .dit import Conditioning, DiT
 from .guidance import GuidedVelocity, negative, unconditional
 from .layers import compiled
+from .lora import GatedVelocity, adapt, merge
 from .same import SAME
 from .samplers import SAMPLERS
 from .t5gemma import T5GemmaEncoder
-from .weights import load_part
+from .weights import load_part, load_streamed_dit
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _DEVICES = "auto, cpu, cuda, cuda:N and mps"
@@ -96,29 +98,42 @@ class Pipeline:
     The DiT and the text encoder run in ``precision``; conditioner, autoencoder and sampler state stay in fp32.
     """
 
-    def __init__(self, folder: Path, config: ModelConfig, precision: Precision, device: torch.device) -> None:
+    def __init__(
+        self, folder: Path, config: ModelConfig, precision: Precision, device: torch.device,
+        adapters: tuple[Applied, ...] = (), *, merged: bool = False,
+    ) -> None:  # fmt: skip
         self.folder = folder
         self.config = config
         self.precision = precision
+        self.adapters = adapters
+        self.merged = merged
         self._dtype = DTYPES[precision.dtype]
         self._text_dtype = None if precision.text_dtype is None else DTYPES[precision.text_dtype]
         self._device = device
         self._parts: dict[Part, nn.Module] = {}
+        self._adapted: dict[tuple[Applied, ...], DiT] = {}
 
     @classmethod
-    def load(cls, folder: str | Path, *, dtype: str = "auto", text_dtype: str = "auto", device: str = "auto") -> Self:
+    def load(
+        cls, folder: str | Path, *, dtype: str = "auto", text_dtype: str = "auto", adapters: Sequence[Applied] = (),
+        merged: bool = False, device: str = "auto",
+    ) -> Self:  # fmt: skip
         """Check a checkpoint folder and open it; no weights are read yet.
 
         ``device`` "auto": CUDA if there is one; ``choose_precision`` says what it means for the types.
+        ``adapters`` change the DiT and the conditioner, each on top of those before it; the DiT's weights stay as they
+        are, also packed ones, unless ``merged``.
 
-        Raises FileNotFoundError for a missing file, ValueError for a bad configuration, tensor, dtype or device.
+        Raises FileNotFoundError for a missing file, ValueError for a bad configuration, tensor, dtype or device, and
+        for an adapter that does not fit.
         """
         target = choose_device(device)
         precision = choose_precision(dtype, text_dtype, on_gpu=target.type != "cpu")
         folder = Path(folder)
         config = ModelConfig.load(folder)
         check_folder(folder, config)
-        return cls(folder, config, precision, target)
+        prepared = prepare_adapters(adapters, folder, config, merged=merged)
+        return cls(folder, config, precision, target, prepared, merged=merged)
 
     @cached_property
     def hash(self) -> str:
@@ -136,12 +151,30 @@ class Pipeline:
         return tuple(part for part in parts_of(self.config) if part in self._parts)
 
     def load_part(self, part: Part) -> nn.Module:
-        """A part of the model, read from the folder unless it is in memory."""
+        """A part of the model, read from the folder unless it is in memory; with all adapters on."""
+        return self.dit_with(self.adapters) if part == "dit" else self._read_part(part)
+
+    def dit_with(self, adapters: tuple[Applied, ...]) -> DiT:
+        """The DiT with some of the pipeline's adapters on; merged ones always are.
+
+        A streamed one has no weights in memory to merge them into.
+        """
+        base = cast(DiT, self._read_part("dit"))
+        if not adapters or (self.merged and not base.streamed):
+            return base
+        if adapters not in self._adapted:
+            self._adapted[adapters] = cast(DiT, adapt(base, "dit", adapters))
+        return self._adapted[adapters]
+
+    def _read_part(self, part: Part) -> nn.Module:
         if part not in self._parts:
             dtypes = {"text_encoder": self._text_dtype, "dit": self._dtype}
             dtype = dtypes.get(part, torch.float32)
             device = torch.device("cpu") if part == "same" else self._device  # its halves move when they are needed
-            self._parts[part] = load_part(self.folder, self.config, part, device, dtype)
+            module = load_part(self.folder, self.config, part, device, dtype)
+            if part == "conditioner" or (part == "dit" and self.merged):
+                module = merge(module, part, self.adapters)
+            self._parts[part] = module
         return self._parts[part]
 
     def prefetch_decoder(self) -> None:
@@ -160,6 +193,8 @@ class Pipeline:
         """Give the memory of these parts back; they are read again when they are needed."""
         for part in parts:
             self._parts.pop(part, None)
+        if "dit" in parts:
+            self._adapted.clear()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         elif self._device.type == "mps":
@@ -171,17 +206,17 @@ class Pipeline:
         return cast(Finished, last).generation
 
     def stream(
-        self, request: Request, *, noise: NoiseSource | None = None, keep_resident: bool = True
+        self, request: Request, *, noise: NoiseSource | None = None, residency: Residency = "run"
     ) -> Iterator[Event]:
         """Events of a run: Conditioned, a Stepped per step, Sampled, AudioChunks item by item, Finished.
 
         The request is checked now, everything else happens when the next event is asked for; closing the iterator stops
-        the run. ``noise``: where normals come from instead of the items' seeds. Without ``keep_resident`` every part is
-        freed as soon as the run needs it no more.
+        the run. ``noise``: where normals come from instead of the items' seeds. ``residency``: how long weights
+        stay in memory, see ``Residency``.
         Raises ValueError for a request that cannot be done.
         """
         source = noise or SeededNoise([item.seed for item in request.items])
-        return self._run(request, make_plan(request, self.config), source, keep_resident)
+        return self._run(request, make_plan(request, self.config), source, residency)
 
     def encode(self, audio: Audio, *, chunk_frames: int | None = None) -> Latents:
         """Audio (L, channels) float32 at the model's sample rate -> latents (ceil(L / R), C), chunk by chunk."""
@@ -210,35 +245,37 @@ class Pipeline:
         for chunk in chunk_plan(len(latents), size, config, "decode"):
             yield kept_part(chunk, self._decode_chunk(latents, chunk), config.samples_per_latent)
 
-    def _run(self, request: Request, plan: Plan, noise: NoiseSource, keep_resident: bool) -> Iterator[Event]:
+    def _run(self, request: Request, plan: Plan, noise: NoiseSource, residency: Residency) -> Iterator[Event]:
         watch, latent_channels = Stopwatch("text", "encode", "sample", "decode"), self.config.same.latent_channels
         try:
             with watch("text"):
                 cond, null = self.encode_texts(request, plan)
-                self._release(keep_resident, "text_encoder", "conditioner")
+                self._release(residency, "text_encoder", "conditioner")
             with watch("encode"):
                 encode = partial(self.encode, chunk_frames=request.encode_chunk_frames)
                 init, inpaint = encode_sources(request, plan, self.config, encode)
-                self._release(keep_resident, "same")
+                self._release(residency, "same")
             yield Conditioned(frames=plan.frames, valid=plan.lengths.valid, sigmas=plan.sigmas)
             with watch("sample"):
                 cond = replace(cond, local=self._array(local_input(plan, inpaint, latent_channels)).to(self._dtype))
                 start = start_latents(plan, batch_of(noise, INITIAL, plan.keep_frames.shape, latent_channels), init)
-                self.load_part("dit")
-                if keep_resident:
+                if residency == "step":
+                    self._parts["dit"] = load_streamed_dit(self.folder, self.config, self._device, self._dtype)
+                self._read_part("dit")
+                if residency == "run":
                     self.prefetch_decoder()
             latents = yield from self._sample(request, plan, cond, null, start, noise, watch)
-            self._release(keep_resident, "dit")
+            self._release(residency, "dit")
             yield Sampled(latents=latents)
             clips = [Clip(row, request, plan, self.config) for row in range(len(request.items))]
             for row, clip in enumerate(clips):
                 yield from self._decode_clip(request, plan, row, clip, latents[row], noise, watch)
             yield Finished(generation=generation(request, plan, clips, latents, self.config, watch.seconds))
         finally:
-            self._release(keep_resident, *self.loaded)
+            self._release(residency, *self.loaded)
 
-    def _release(self, keep_resident: bool, *parts: Part) -> None:
-        if not keep_resident:
+    def _release(self, residency: Residency, *parts: Part) -> None:
+        if residency != "run":
             self.free(*parts)
 
     def encode_texts(self, request: Request, plan: Plan) -> tuple[Conditioning, Conditioning | None]:
@@ -274,15 +311,18 @@ class Pipeline:
         noise: NoiseSource, watch: Stopwatch,
     ) -> Generator[Stepped, None, Latents]:  # fmt: skip
         """From the start (B, T, C) to the latents of the end; every step is computed before it is announced."""
-        with watch("sample"):
-            dit = cast(DiT, self.load_part("dit"))
-            guided = GuidedVelocity(
+
+        def guided(adapters: tuple[Applied, ...]) -> GuidedVelocity:
+            dit = self.dit_with(adapters)
+            return GuidedVelocity(
                 dit=dit, cond=dit.prepare(cond), null=None if null is None else dit.prepare(null),
                 guidance=request.guidance, times=np.ascontiguousarray(plan.sigmas[:, :-1].T),
             )  # fmt: skip
 
+        gated = GatedVelocity(self.adapters, guided)
+
         def velocity(x: Tensor, t: np.ndarray) -> Tensor:
-            return guided(x.to(self._dtype), t).to(torch.float32, copy=True)
+            return gated(x.to(self._dtype), t).to(torch.float32, copy=True)
 
         def draw(index: int) -> Tensor:
             return self._array(batch_of(noise, step(index), plan.keep_frames.shape, start.shape[-1]))

@@ -33,11 +33,12 @@ class State:
     t: np.ndarray  # (B,)
     cond: Conditioning
     velocity: Tensor  # (B, T, C)
+    end: Tensor | None  # (B, T, C) latents that the run came to; None with guidance, where both halves lead there
 
 
 @torch.no_grad()
 def visit(pipeline: Pipeline, request: Request) -> Iterator[State]:
-    """Sample a request, without decoding it, and yield every evaluation of the DiT.
+    """Sample a request to its end, without decoding it, and yield every evaluation of the DiT.
 
     Raises ValueError for guidance in an interval alone, which would leave half of the evaluations unused.
     """
@@ -68,7 +69,10 @@ def visit(pipeline: Pipeline, request: Request) -> Iterator[State]:
 
     start = start_latents(planned, batch_of(noise, INITIAL, planned.keep_frames.shape, channels), init)
     steps = SAMPLERS[request.sampler](velocity, torch.from_numpy(start).to(device), planned.sigmas, draw)
-    for index in range(request.steps):
-        next(steps)
-        yield from (State(index=index, x=x, t=t, cond=given, velocity=out) for given, x, t, out in seen)
+    visited: list[tuple[int, Conditioning, Tensor, np.ndarray, Tensor]] = []
+    for last in steps:
+        visited.extend((last.index, *evaluation) for evaluation in seen)
         seen.clear()
+    end = last.x if null is None else None
+    for index, given, x, t, out in visited:
+        yield State(index=index, x=x, t=t, cond=given, velocity=out, end=end)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import safe_open
@@ -15,11 +16,12 @@ from sa3_mlx.spec.quantization import check_file, check_folder, read_packed
 from sa3_mlx.spec.tensorfile import TensorFile, array_entry, write_tensors
 
 from .conditioner import Conditioner
-from .dit import DiT
+from .dit import DiT, DiTBlock
 from .same import SAME
 from .t5gemma import FileEmbedding, T5GemmaEncoder
 
 EMBEDDING = "text_encoder.embed_tokens.weight"
+BLOCKS = "dit.layers."
 
 
 def build_part(config: ModelConfig, part: Part) -> nn.Module:
@@ -57,13 +59,50 @@ def load_part(
     return module.eval().requires_grad_(False)
 
 
+def load_streamed_dit(folder: str | Path, config: ModelConfig, device: torch.device, dtype: torch.dtype | None) -> DiT:
+    """As ``load_part`` of the DiT, but its blocks stay in the file: each is read whenever it computes something."""
+    path = Path(folder) / WEIGHTS_FILE
+    with torch.device("meta"):
+        module = cast(DiT, build_part(config, "dit"))
+    del module.layers
+    blocks = {name for name in expected_tensors(config, ["dit"]) if name.startswith(BLOCKS)}
+    module.load_state_dict(_read_part(path, config, "dit", device, dtype, blocks), strict=True, assign=True)
+    module.layers = cast(nn.ModuleList, _BlocksInFile(path, config, device, dtype))
+    return module.eval().requires_grad_(False)
+
+
+class _BlocksInFile:
+    """In the place of ``DiT.layers``: every request reads a block anew, and nobody keeps it."""
+
+    def __init__(self, path: Path, config: ModelConfig, device: torch.device, dtype: torch.dtype | None) -> None:
+        assert config.diffusion is not None
+        self._path, self._config, self._device, self._dtype = path, config, device, dtype
+        self._dit, self._latent_channels = config.diffusion.dit, config.same.latent_channels
+
+    def __len__(self) -> int:
+        return self._dit.depth
+
+    def __getitem__(self, index: int) -> DiTBlock:
+        if index >= len(self):
+            raise IndexError(index)
+        prefix = f"{BLOCKS}{index}."
+        with torch.device("meta"):
+            block = DiTBlock(self._dit, self._latent_channels)
+        others = {name for name in expected_tensors(self._config, ["dit"]) if not name.startswith(prefix)}
+        state = _read_part(self._path, self._config, "dit", self._device, self._dtype, others)
+        inner = prefix.removeprefix("dit.")
+        block.load_state_dict({name.removeprefix(inner): tensor for name, tensor in state.items()}, assign=True)
+        return block.eval().requires_grad_(False)
+
+
 def _read_part(
     path: Path, config: ModelConfig, part: Part, device: torch.device, dtype: torch.dtype | None, left: set[str]
 ) -> dict[str, torch.Tensor]:
     """The tensors of a part by their names in it, without those that are ``left`` in the file."""
     with TensorFile.open(path) as tensors:
         grids = check_file(tensors, config, [part])
-        packed = {layer: read_packed(tensors, layer, grid) for layer, grid in grids.items()}
+        wanted = {layer: grid for layer, grid in grids.items() if f"{layer}.weight" not in left}
+        packed = {layer: read_packed(tensors, layer, grid) for layer, grid in wanted.items()}
     names = [name for name in expected_tensors(config, [part]) if name.removesuffix(".weight") not in grids]
     with safe_open(path, framework="pt", device=str(device)) as file:
         state = {name.removeprefix(part + "."): file.get_tensor(name) for name in names if name not in left}

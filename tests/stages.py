@@ -19,13 +19,17 @@ from sa3_mlx.spec.config import ModelConfig
 from sa3_mlx.spec.presets import PRESETS
 from sa3_torch.train.autoencoder import AutoencoderStage
 from sa3_torch.train.autoencoder_config import AutoencoderConfig
+from sa3_torch.train.clap import ClapConfig, ClapStage
 from sa3_torch.train.clips import ClipSet, Draft, write_clips
+from sa3_torch.train.diffusion import open_model
 from sa3_torch.train.distill_autoencoder import DistillConfig, DistillStage
 from sa3_torch.train.encode import EncodeConfig, PreEncoder, load_autoencoder
 from sa3_torch.train.latents import LatentSet
 from sa3_torch.train.loop import Trainer
+from sa3_torch.train.lora import LoraConfig, LoraStage
 from sa3_torch.train.optimizers import Group, OptimizerConfig
 from sa3_torch.train.parallel import follow, mean
+from sa3_torch.train.posttrain import PosttrainConfig, PosttrainStage
 from sa3_torch.train.pretrain import PretrainConfig, PretrainStage
 from sa3_torch.train.quantize import QuantizeConfig, QuantizeStage
 from sa3_torch.train.settings import Config, load_settings, to_json
@@ -33,6 +37,7 @@ from sa3_torch.train.sources import ClipSource
 from sa3_torch.train.stage import Stage, TrainConfig, step_generator
 from sa3_torch.train.start import Start
 from sa3_torch.train.vocabulary import save_tokenizer
+from sa3_torch.train.warmup import WarmupConfig, WarmupStage
 
 DEMO = PRESETS["demo"]
 assert DEMO.diffusion is not None
@@ -72,6 +77,14 @@ def make_workspace(folder: Path) -> None:
     PreEncoder(ClipSource(clips, 2), folder / "run" / "model", folder / "latents", encoding).run()
     save_tokenizer(folder / "tokenizer.json")
     write_checkpoint(folder / "random", MODEL)
+    export_base(folder)
+
+
+def export_base(workspace: Path) -> None:
+    """The random model around the workspace's autoencoder, as pre-training exports it."""
+    stage = pretrain_stage(workspace)
+    stage.model.load_state_dict(open_model(workspace / "random")[0].state_dict())
+    stage.export(workspace / "base", stage.model.state_dict())
 
 
 def train(stage: Stage, folder: Path) -> Trainer:
@@ -135,16 +148,63 @@ def distill_stage(workspace: Path, *changes: str) -> DistillStage:
 
 
 def pretrain_stage(workspace: Path, *changes: str) -> PretrainStage:
-    settings = (*SHORT, "train.batch=4", "buckets=1", "optimizer.warmup_steps=1", *changes)
+    settings = (*SHORT, "train.batch=4", "clips.buckets=1", "optimizer.warmup_steps=1", *changes)
     config = load_settings(PretrainConfig, "pretrain", "demo", settings)
     same, digest = load_autoencoder(workspace / "run" / "model")
     latents = LatentSet(workspace / "latents", autoencoder=digest)
-    return PretrainStage(MODEL, config, latents, workspace / "tokenizer.json", same)
+    start = None if config.train_text else workspace / "random"
+    return PretrainStage(MODEL, config, latents, workspace / "tokenizer.json", same, start)
+
+
+def muon_stage(workspace: Path, *changes: str) -> PretrainStage:
+    """Pre-training with everything that the demo leaves out, on a frozen text encoder."""
+    rest = (
+        "optimizer.muon={learning_rate=2e-3, momentum=0.95}", "start='text'", "train_text=false", "train.batch=16",
+        "coupling='exact'", "normalize='sample'", "times.one_shot=0.1", "times.length='duration'",
+        "clips.mask_shares=[0.1, 0.6, 0.1, 0.2]",
+    )  # fmt: skip
+    return pretrain_stage(workspace, *rest, *changes)
+
+
+def lora_stage(workspace: Path, *changes: str) -> LoraStage:
+    settings = ("train.batch=4", "clips.buckets=1", "optimizer.warmup_steps=1", "adapter.exclude=[]", "adapter.rank=4")
+    config = load_settings(LoraConfig, "lora", "demo", (*SHORT, *settings, *changes))
+    return LoraStage(workspace / "base", config, workspace / "latents")
+
+
+def clap_stage(workspace: Path, *changes: str) -> ClapStage:
+    settings = ("train.batch=8", "tower.width=64", "tower.depth=1", "tower.embedding=16", "optimizer.warmup_steps=1")
+    config = load_settings(ClapConfig, "clap", "demo", (*SHORT, *settings, *changes))
+    latents = LatentSet(workspace / "latents", autoencoder=load_autoencoder(workspace / "run" / "model")[1])
+    return ClapStage(workspace / "base", config, latents)
+
+
+def warmup_stage(workspace: Path, *changes: str) -> WarmupStage:
+    """The base is a model of random weights around the workspace's autoencoder; refreshed in every second step."""
+    settings = (*SHORT, "train.batch=4", "clips.buckets=1", "optimizer.warmup_steps=1", "teacher.steps=3",
+                "teacher.refresh_rate=2", *changes)  # fmt: skip
+    config = load_settings(WarmupConfig, "warmup", "demo", settings)
+    return WarmupStage(workspace / "base", config, workspace / "latents")
+
+
+def posttrain_stage(workspace: Path, *changes: str) -> PosttrainStage:
+    """All terms but that of the CLAP; both models are the workspace's base; the discriminator has the odd turns.
+
+    Under this seed two items of step 1 get another prompt.
+    """
+    small = ("train.batch=4", "clips.buckets=1", "generator.warmup_steps=1", "discriminator.warmup_steps=1", "taps=[0]",
+             "head.width=16", "head.groups=4", "weights.clap=0.0", "weights.feature_matching=0.1",
+             "own_sample_share=0.5", "train.seed=1")  # fmt: skip
+    config = load_settings(PosttrainConfig, "posttrain", "demo", (*SHORT, *small, *changes))
+    return PosttrainStage(workspace / "base", workspace / "base", config, workspace / "latents", None)
 
 
 def quantize_stage(workspace: Path, *changes: str) -> QuantizeStage:
+    """Grids freeze in the middle of the run."""
     prompts = tuple(Prompt(0.2, text) for text in ("kick", "snare", "bell low", "rain"))
-    settings = (*SHORT, "train.batch=2", "recipe='3bit'", "rounds=1", "optimizer.warmup_steps=1", *changes)
+    settings = (
+        *SHORT, "train.batch=2", "recipe='3bit'", "rounds=1", "frozen_share=0.5", "optimizer.warmup_steps=1", *changes,
+    )  # fmt: skip
     return QuantizeStage(workspace / "random", load_settings(QuantizeConfig, "quantize", "demo", settings), prompts)
 
 
@@ -210,11 +270,12 @@ def game_stage(_workspace: Path, *changes: str) -> GameStage:
         learning_rate=1e-2, schedule="cosine", final_learning_rate=1e-4, inverse_gamma=0.0, warmup_steps=1, beta1=0.8,
         beta2=0.99, weight_decay=1e-3, clip_norm=1.0,
     )  # fmt: skip
-    train = load_settings(QuantizeConfig, "quantize", "demo", ("train.batch=8", *SHORT, *changes)).train
+    train = load_settings(PretrainConfig, "pretrain", "demo", ("train.batch=8", *SHORT, *changes)).train
     return GameStage(GameConfig(train=train, generator=optimizer, discriminator=optimizer))
 
 
 STAGES: dict[str, Callable[..., Stage]] = {
     "autoencoder": autoencoder_stage, "variants": variants_stage, "complete": complete_stage, "distill": distill_stage,
-    "pretrain": pretrain_stage, "quantize": quantize_stage, "game": game_stage,
+    "pretrain": pretrain_stage, "muon": muon_stage, "clap": clap_stage, "warmup": warmup_stage,
+    "posttrain": posttrain_stage, "lora": lora_stage, "quantize": quantize_stage, "game": game_stage,
 }  # fmt: skip

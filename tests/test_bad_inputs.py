@@ -155,7 +155,7 @@ def test_a_result_that_is_not_finite_is_not_written(refused: Callable[..., str],
 
 def test_a_failing_backend_is_one_line(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch):
     def fail(message: str) -> Callable[..., None]:
-        def load(*_: object, compiled: bool) -> None:  # noqa: ARG001
+        def load(*_: object, compiled: bool, adapters: object, merged: bool) -> None:  # noqa: ARG001
             raise RuntimeError(message)
 
         return load

@@ -19,6 +19,7 @@ from sa3_mlx.cli import backend, job
 from sa3_mlx.cli.app import COMMANDS
 from sa3_mlx.cli.player import Player
 from sa3_mlx.cli.provenance import read_provenance
+from sa3_mlx.cli.train import SECTIONS as TRAINING
 from sa3_mlx.spec.audio import read_audio, write_audio
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -253,7 +254,7 @@ def test_the_tags_hold_no_absolute_path(run: Run, tmp_path: Path):
 
 
 def test_an_interrupted_run_leaves_nothing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def interrupt(*_: object, keep_resident: bool) -> None:  # noqa: ARG001
+    def interrupt(*_: object, residency: str) -> None:  # noqa: ARG001
         raise KeyboardInterrupt
 
     monkeypatch.setattr(job, "_generate", interrupt)
@@ -266,6 +267,24 @@ def test_train_needs_pytorch(run: Run, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("sa3_mlx.cli.train.find_spec", lambda _name: None)
     result = run("train", "pretrain")
     assert result.code == 2 and "pip install 'sa3[train]'" in result.err
+
+
+def test_every_training_command_has_help(run: Run):
+    pytest.importorskip("torch")
+    pytest.importorskip("scipy", reason="the training extra is not installed")
+    commands = {name: entry for section in TRAINING.values() for name, entry in section.items()}
+    for name, (_, _, text) in commands.items():
+        shown = ok(run("train", name, "--help")).out
+        assert "--settings" in shown and text.rstrip(".") in " ".join(shown.split())
+
+
+def test_tuning_finds_a_model_by_name(run: Run):
+    pytest.importorskip("torch")
+    pytest.importorskip("scipy", reason="the training extra is not installed")
+    result = run("train", "quantize", "--model", "nowhere", "--out", "r")
+    assert result.code == 2 and "nowhere: no such model or folder; installed: little" in result.err
+    result = run("train", "quantize", "--model", "little", "--out", "r", "--recipe", "2bit")
+    assert result.code == 2 and "recipe is '2bit'" in result.err
 
 
 def test_a_region_can_end_with_the_clip(run: Run):

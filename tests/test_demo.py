@@ -46,8 +46,8 @@ def test_it_is_the_preset_in_at_most_12_megabytes() -> None:
 def test_notes_have_the_asked_pitch_and_noise_is_noise(twin: Twin) -> None:
     """Within 50 cents (measured on held-out notes: median 4 cents, 100 % within 50)."""
     pytest.importorskip("scipy", reason="the judge needs scipy")
-    from benchmarks.judge import Judge
-    from benchmarks.pitch import cents_off
+    from sa3_torch.evaluate.judge import Judge
+    from sa3_torch.evaluate.pitch import cents_off
 
     *notes, noise = pipeline(twin.name).generate(request(16)).audio
     for audio, (prompt, midi) in zip(notes, PROMPTS.items(), strict=True):
@@ -90,7 +90,7 @@ def test_examples_work_with_the_demo(
         write_tone(Path(name), 3.0, rate=44_100)
     tokenizer = Tokenizer(DEMO / "tokenizer.json", 12)
 
-    def start(*_: object, compiled: bool) -> None:  # noqa: ARG001
+    def start(*_: object, compiled: bool, adapters: object, merged: bool) -> None:  # noqa: ARG001
         raise RuntimeError("it would start")
 
     monkeypatch.setattr("sa3_mlx.cli.backend.load", start)

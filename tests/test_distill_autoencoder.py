@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the training twin needs torch")
 pytest.importorskip("scipy", reason="the training extra is not installed")
 
-from stages import MODEL, distill_stage, train  # noqa: E402
+from stages import MODEL, autoencoder_stage, distill_stage, train  # noqa: E402
 
 from sa3_mlx.spec.config import ConfigError  # noqa: E402
 from sa3_torch.train.clips import ClipSet  # noqa: E402
@@ -85,3 +85,15 @@ def test_a_student_of_another_shape_is_refused(workspace: Path) -> None:
 def test_presets_are_valid(name: str) -> None:
     config = load_settings(DistillConfig, "distill-autoencoder", name, ())
     assert config.path_weight == config.cross_share == 0.25 and config.semantics is None
+
+
+def test_a_student_begins_with_latents_near_those_of_its_teacher(workspace: Path) -> None:
+    """By least squares; measured for the demo's: error 0.59 of the variance, 0.99 without."""
+    stage = distill_stage(workspace)
+    plain = autoencoder_stage(workspace, "train.seed=3").model
+    audio = stage.crops.batch(3).audio
+    with torch.no_grad():
+        wanted = stage.teacher.encode(audio)
+        found = [model.encode(audio) for model in (stage.model, plain)]
+    errors = [float((latents - wanted).square().mean() / wanted.var()) for latents in found]
+    assert errors[0] < 0.8 * errors[1]

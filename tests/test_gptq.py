@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sa3_mlx.spec.affine import BITS, Packed, dequantize, quantize, round_to
-from sa3_mlx.spec.gptq import gptq
+from sa3_mlx.spec import gptq as module
+from sa3_mlx.spec.affine import BITS, Packed, dequantize, encode, quantize, round_to, unpack
+from sa3_mlx.spec.gptq import compensate, gptq, passes
 
 
 def layer(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -64,3 +65,19 @@ def test_a_hessian_that_does_not_fit_is_refused() -> None:
     for hessian in (np.eye(64), np.full((128, 128), np.nan)):
         with pytest.raises(ValueError, match="Hessian of a layer with 128 inputs"):
             gptq(weight, hessian, bits=4, group=64, storage="F16")
+
+
+def test_the_values_that_were_rounded_lie_on_the_nearest_codes() -> None:
+    weight, calibration, _ = layer(4)
+    packed, values = compensate(weight, calibration.T.astype(np.float64) @ calibration, bits=4, group=32, storage="F16")
+    scales, biases = (np.repeat(a, 32, -1) for a in (packed.scales, packed.biases))
+    np.testing.assert_array_equal(encode(values, scales, biases, 4), unpack(packed.words, 4))
+    np.testing.assert_array_equal(values[:, 0], weight[:, 0])  # the first column has nothing to make up for
+    assert not np.array_equal(values, weight)
+
+
+def test_layers_are_done_in_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = {"a": 128, "b": 64, "c": 128, "d": 300}
+    assert list(passes(inputs)) == [list(inputs)]
+    monkeypatch.setattr(module, "HESSIAN_BYTES", 4 * 128 * 128 * 2)
+    assert list(passes(inputs)) == [["a", "b"], ["c"], ["d"]]

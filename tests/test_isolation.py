@@ -20,7 +20,7 @@ sys.path.insert(0, {root!r})
 """
 MODEL_FILES = (
     "layers", "attention", "t5gemma", "conditioner", "dit", "same", "guidance", "samplers", "weights", "pipeline",
-    "states",
+    "states", "lora",
 )  # fmt: skip
 
 
@@ -58,6 +58,14 @@ def test_data_commands_are_listed_without_both() -> None:
     """Rendering, importing, checking and packing sounds needs neither framework."""
     modules = ("data_cli", "lint", "recordings", "clips", "sources", "sounds", "user_folder", "augment", "shards")
     _import_without(("mlx", "torch"), ["sa3_mlx.cli.data", *(f"sa3_torch.train.{name}" for name in modules)])
+
+
+def test_training_commands_are_listed_without_both() -> None:
+    listing = "from sa3_mlx.cli.app import run; assert run(['train', '--help']) == 0"
+    code = "\n".join([BLOCK.format(blocked={"mlx", "torch"}, root=str(ROOT)), listing])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "pretrain" in done.stdout
 
 
 def test_the_package_itself_loads_nothing() -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch")
-from benchmarks.judge import WEIGHTS, Judge, feature_count, features
-from benchmarks.pitch import cents_off, chord_of, judge_note, pitch_of
+from sa3_torch.evaluate.judge import WEIGHTS, Judge, feature_count, features
+from sa3_torch.evaluate.pitch import cents_off, chord_of, judge_note, pitch_of
 from sa3_torch.train.clips import generator
 from sa3_torch.train.metrics import effective_rank, log_mel_l1, si_sdr, spectral_convergence
 from sa3_torch.train.synth import DRUMS, NOISES, noise_clip

@@ -17,7 +17,8 @@ pytest.importorskip("scipy", reason="the training extra is not installed")
 from stages import GameStage, autoencoder_stage, game_stage, train, trainer_of  # noqa: E402
 
 from sa3_mlx.spec.config import ConfigError  # noqa: E402
-from sa3_torch.train.optimizers import Ema, OptimizerConfig, learning_rate_at  # noqa: E402
+from sa3_mlx.spec.version import revision, version  # noqa: E402
+from sa3_torch.train.optimizers import Ema, OptimizerConfig, UpdateRatio, learning_rate_at  # noqa: E402
 from sa3_torch.train.parallel import Part, clip, follow, moments, std_of  # noqa: E402
 from sa3_torch.train.timing import time_precisions  # noqa: E402
 
@@ -127,7 +128,7 @@ def test_clipping_is_per_group_and_returns_the_norm_before() -> None:
 
 def test_log_has_terms_raw_values_norms_rates_and_speed(tmp_path: Path) -> None:
     train(game(tmp_path, "train.steps=12"), tmp_path)
-    first = rows(tmp_path)[0]
+    first = rows(tmp_path)[1]
     assert first["step"] == 10
     for group in ("generator", "discriminator"):
         assert first[f"grad_norm/{group}"] > 0 and first[f"lr/{group}"] > 0
@@ -136,6 +137,26 @@ def test_log_has_terms_raw_values_norms_rates_and_speed(tmp_path: Path) -> None:
     assert "validation/mean" in rows(tmp_path)[-1]
     assert list((tmp_path / "tensorboard").iterdir())
     assert (tmp_path / "loss.png").stat().st_size > 5_000
+
+
+def test_the_ratio_of_an_update_is_that_of_the_weights_it_changes(tmp_path: Path) -> None:
+    weights = [torch.full((3,), 2.0), torch.full((4, 4), 2.0)]
+    ratio = UpdateRatio(weights)
+    weights[0] += 0.2
+    weights[1] -= 0.2
+    assert ratio.after() == pytest.approx(0.1, rel=1e-5)
+    train(game(tmp_path, "train.steps=20"), tmp_path)
+    shown = next(row for row in rows(tmp_path) if row["step"] == 20)
+    assert 0 < shown["update_ratio/generator"] < 1 and 0 < shown["update_ratio/discriminator"] < 1
+
+
+def test_a_run_names_the_source_that_made_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(game(tmp_path, "train.steps=1"), tmp_path)
+    assert rows(tmp_path)[0] == {"step": 0, "revision": revision()}
+    (progress,) = tmp_path.glob("checkpoints/step-*/progress.json")
+    assert json.loads(progress.read_text())["revision"] == revision()
+    monkeypatch.setattr("sa3_mlx.spec.version.SOURCE", tmp_path)
+    assert revision() == version()
 
 
 def test_log_of_a_resumed_run_has_every_step_once(tmp_path: Path) -> None:
@@ -234,7 +255,7 @@ def test_non_finite_loss_is_skipped_then_named(tmp_path: Path) -> None:
 def test_precision_auto_times_both_logs_them_and_keeps_its_choice(tmp_path: Path) -> None:
     stage = game(tmp_path, "train.steps=2", "train.precision=auto")
     trainer = train(stage, tmp_path)
-    row = rows(tmp_path)[0]
+    row = rows(tmp_path)[1]
     seconds = {name: row[f"precision/{name}_step_seconds"] for name in ("fp32", "bf16")}
     assert trainer.precision == stage.precision == min(seconds, key=seconds.__getitem__)
     assert trainer_of(game(tmp_path, "train.steps=2", "train.precision=auto"), tmp_path).precision == trainer.precision

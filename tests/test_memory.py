@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from sa3_mlx.spec.chunks import check_chunk_frames
 from sa3_mlx.spec.config import DiffusionConfig, DiTConfig, ModelConfig, SAMEConfig, TextEncoderConfig
 from sa3_mlx.spec.memory import (
     MARGIN,
+    STREAMED_BLOCK,
     fit,
     parse_size,
     predict,
@@ -23,7 +25,7 @@ from sa3_mlx.spec.memory import (
 )
 from sa3_mlx.spec.precision import Precision, allowed_precisions
 from sa3_mlx.spec.presets import LOGSNR, PRESETS, SAME_L, SAME_S
-from sa3_mlx.spec.request import Guidance, InitAudio, Item, Request
+from sa3_mlx.spec.request import Guidance, InitAudio, Item, Request, Residency
 from sa3_mlx.spec.tensorfile import TensorFile, array_entry, write_tensors
 
 FP32 = Precision(dtype="float32", text_dtype="float32")
@@ -81,13 +83,13 @@ def _check_prediction(folder: Path, name: str, run: str, *, runs: int, tolerance
 
     request, precision = RUNS[run]
     pipeline = Pipeline.load(folder, dtype=precision.dtype, text_dtype="float32")
-    for resident in (True, False):
-        found = [measured(pipeline, request, keep_resident=resident) for _ in range(runs)]
-        wanted = predicted(predict(request, CONFIGS[name], precision, keep_resident=resident, tokens=2))
+    for residency in get_args(Residency):
+        found = [measured(pipeline, request, residency=residency) for _ in range(runs)]
+        wanted = predicted(predict(request, CONFIGS[name], precision, residency=residency, tokens=2))
         for phase in ("before", "sample", "decode"):
             ratio = getattr(wanted, phase) / max(getattr(peaks, phase) for peaks in found)
             assert abs(ratio - 1) < tolerance, (
-                f"{phase}, resident {resident}: predicted {ratio:.3f} of what was measured"
+                f"{phase}, for the {residency}: predicted {ratio:.3f} of what was measured"
             )
 
 
@@ -143,21 +145,34 @@ def test_wrong_sizes_are_refused(text: str):
 def test_a_limit_is_met_by_freeing_first_and_by_smaller_chunks_then(name: str):
     config, half, request = CONFIGS[name], Precision(dtype="float16", text_dtype="bfloat16"), _request(20.0, init=True)
     generous = fit(request, config, (half,), 10**12)
-    assert generous.keep_resident and generous.chunk_frames is None
+    assert generous.residency == "run" and generous.chunk_frames is None
     freed = fit(request, config, (half,), int(generous.peak * MARGIN) - 1)
-    assert not freed.keep_resident and freed.chunk_frames is None and freed.peak < generous.peak
+    assert freed.residency == "phase" and freed.chunk_frames is None and freed.peak < generous.peak
     small = fit(request, config, (half,), int(freed.peak * MARGIN) - 1)
     assert small.chunk_frames is not None and small.encode_chunk_frames is not None
-    assert small.peak * MARGIN < freed.peak * MARGIN and not small.keep_resident
+    assert small.peak * MARGIN < freed.peak * MARGIN and small.residency == "phase"
     check_chunk_frames(small.chunk_frames, config.same, "decode")
     check_chunk_frames(small.encode_chunk_frames, config.same, "encode")
     assert "frames" in small.text() and "freed" in small.text() and "at most" in small.text()
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_blocks_are_read_in_every_step_where_nothing_else_fits(name: str):
+    config, request = CONFIGS[name], _request(1.0)
+    freed = predict(request, config, FP32, residency="phase")
+    sampling = {phase.name: phase for phase in predict(request, config, FP32, residency="step").phases}["sample"]
+    blocks = [size for part, size in weight_bytes(config, FP32).items() if part.startswith("dit.layers.")]
+    assert {phase.name: phase for phase in freed.phases}["sample"].weights - sampling.weights == sum(blocks) - int(
+        STREAMED_BLOCK * blocks[0]
+    )
+    plan = fit(request, PRESETS["medium"], (Precision(dtype="float16", text_dtype="bfloat16"),), int(2.6e9))
+    assert plan.residency == "step" and "read in every step" in plan.text() and plan.chunk_frames is None
+
+
 def test_a_refusal_says_what_would_help():
     config, request = PRESETS["small-music"], _request(30.0, batch=4)
-    with pytest.raises(ValueError, match=r"small-music needs 2\.\d+ GB .phase sample.*; with --dtype float16 it is 1"):
-        fit(request, config, (FP32,), 2 * 10**9)
+    with pytest.raises(ValueError, match=r"small-music needs 0\.\d+ GB .phase.*; with --batch 1 it is 0\.4"):
+        fit(request, config, (FP32,), 52 * 10**7)
     with pytest.raises(ValueError, match="choose a smaller model or fewer seconds"):
         fit(request, config, (FP32,), 10**8)
 

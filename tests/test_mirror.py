@@ -26,6 +26,7 @@ FILES = (
     "dit",
     "same",
     "guidance",
+    "lora",
     "samplers",
     "weights",
     "pipeline",
@@ -36,6 +37,7 @@ CONFIGS = {**PRESETS, **TINY}
 TORCH_ONLY = {
     "weights": {"StableAudio", "save_checkpoint", "load_model"},  # training holds and writes whole models
     "pipeline": {"choose_device"},
+    "lora": {"TrainedAdapter", "add_adapter"},  # training
 }
 MLX_ONLY = {
     "layers": {

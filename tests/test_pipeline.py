@@ -104,7 +104,7 @@ def test_parts_are_loaded_when_needed_freed_on_demand_and_read_again(small: Any)
     assert set(small.loaded) == {"text_encoder", "conditioner", "dit", "same"}
     small.free("text_encoder", "dit")
     assert small.loaded == ("conditioner", "same")
-    run = small.stream(replace(BASE, init=InitAudio(audio=_audio(1), noise_level=1.0)), keep_resident=False)
+    run = small.stream(replace(BASE, init=InitAudio(audio=_audio(1), noise_level=1.0)), residency="phase")
     loaded = [(type(event), small.loaded) for event in run]
     assert {parts for kind, parts in loaded if kind is Conditioned} == {()}
     assert {parts for kind, parts in loaded if kind is Stepped} == {("dit",)}
@@ -112,10 +112,19 @@ def test_parts_are_loaded_when_needed_freed_on_demand_and_read_again(small: Any)
     assert {parts for kind, parts in loaded if kind is AudioChunk} == {("same",)}
     assert small.loaded == ()
     np.testing.assert_array_equal(small.generate(BASE).audio[0], wanted)
-    run = small.stream(BASE, keep_resident=False)
+    run = small.stream(BASE, residency="phase")
     next(run), next(run)
     run.close()
     assert small.loaded == ()
+
+
+def test_blocks_read_in_every_step_give_the_same_sound(small: Any) -> None:
+    guided = replace(BASE, guidance=Guidance(scale=3.0))
+    for request in (BASE, guided):
+        wanted = small.generate(request).audio[0]
+        *_, last = small.stream(request, residency="step")
+        np.testing.assert_array_equal(last.generation.audio[0], wanted)
+        assert small.loaded == ()
 
 
 def test_a_bad_request_is_refused_before_the_first_event(small: Any) -> None:

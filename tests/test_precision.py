@@ -15,21 +15,12 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("scipy", reason="the training extra is not installed")
 
 from benchmarks import precision as module  # noqa: E402
-from benchmarks.precision import COLUMNS, envelope_db, frechet, interval, stored  # noqa: E402
+from benchmarks.precision import COLUMNS, envelope_db, interval, stored  # noqa: E402
 from benchmarks.precision_command import precision  # noqa: E402
 from sa3_mlx.spec import calibration  # noqa: E402
 from sa3_mlx.spec.checkpoint import expected_tensors  # noqa: E402
 from sa3_mlx.spec.presets import PRESETS  # noqa: E402
 from sa3_torch.train.vocabulary import save_tokenizer  # noqa: E402
-
-
-def test_frechet_distance_of_normals() -> None:
-    """|m|^2 + tr(A + B - 2 sqrt(AB)): with equal covariances the squared distance of the means."""
-    rng = np.random.default_rng(0)
-    a = rng.standard_normal((400, 8))
-    assert frechet(a, a) == pytest.approx(0, abs=1e-9)
-    assert frechet(a, a + 3) == pytest.approx(8 * 9)
-    assert frechet(a, a.mean(0) + 2 * (a - a.mean(0))) == pytest.approx(np.trace(np.cov(a, rowvar=False)))
 
 
 def test_interval_holds_the_mean_and_narrows_with_prompts() -> None:

@@ -16,7 +16,6 @@ from tiny_checkpoint import write_checkpoint
 
 mx = pytest.importorskip("mlx.core")
 
-from sa3_mlx import quantize as module  # noqa: E402
 from sa3_mlx.pipeline import Pipeline  # noqa: E402
 from sa3_mlx.quantize import Options, evaluate, hessians, quantize_model  # noqa: E402
 from sa3_mlx.spec.calibration import (  # noqa: E402
@@ -147,18 +146,6 @@ def test_hessians_are_the_outer_products_of_a_layers_inputs(pipeline: Pipeline) 
     again = [np.array(v) for _, v in evaluate(dit, states)]
     for state, velocity in zip(states, again, strict=True):
         np.testing.assert_allclose(velocity, np.array(state.velocity), atol=1e-5)
-
-
-def test_layers_are_watched_in_passes(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sa3_mlx.spec.quantization import Grid
-
-    dit: Any = pipeline.load_part("dit")
-    grids = {path: Grid(bits=4, group=64) for path in layers_of(CONFIG, "dit")}
-    assert len(list(module._passes(dit, grids))) == 1
-    monkeypatch.setattr(module, "HESSIAN_BYTES", 4 * 128 * 128 * 3)
-    passes = list(module._passes(dit, grids))
-    assert [path for group in passes for path in group] == list(grids)
-    assert max(map(len, passes)) == 3
 
 
 def test_prompts_to_judge_by_are_not_calibrated_on() -> None:

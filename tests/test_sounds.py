@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("torch")
 from click.testing import CliRunner
 
-from benchmarks.pitch import judge_note
+from sa3_torch.evaluate.pitch import judge_note
 from sa3_torch.train import sounds
 from sa3_torch.train.clips import SAMPLE_RATE, ClipSet, Draft, trim, write_clips
 from sa3_torch.train.synth import DRUMS, NOISES, coloured_noise

@@ -24,6 +24,7 @@ from sa3_torch.train.loop import Trainer  # noqa: E402
 SCRIPT = Path(__file__).with_name("run_stage.py")
 STEPS = 3
 KINDS = ("ddp", "fsdp")
+RECOMPUTED = ("autoencoder", "pretrain")  # with activation checkpointing of their blocks
 WIDENED = ("autoencoder", "game")  # begun by one process, then two; the others differ in nothing that matters to it
 LEARNING = [pytest.param(name, marks=pytest.mark.slow if name == "distill" else ()) for name in STAGES]
 KILLED = [pytest.param(name, marks=() if name == "autoencoder" else pytest.mark.slow) for name in STAGES]
@@ -76,7 +77,10 @@ def test_stage_learns_one_batch(name: str, workspace: Path) -> None:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_accumulated_gradient_equals_that_of_the_large_batch(name: str, workspace: Path, tmp_path: Path) -> None:
-    """Measured: 2e-7. The critic looks at the whole batch at once and is refused in parts."""
+    """Measured: 2e-7, with the warm-up's teacher 1e-6.
+
+    The critic looks at the whole batch at once and is refused in parts.
+    """
     off = ("semantics.critic_weight=0.0",) if name == "complete" else ()
     gradients = []
     for count in (1, 2):
@@ -85,7 +89,7 @@ def test_accumulated_gradient_equals_that_of_the_large_batch(name: str, workspac
         group = stage.turn(0)
         trainer._gradients(group)
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in trainer.trained[group]]))
-    assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) < 1e-6
+    assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) < 5e-6
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -120,6 +124,8 @@ def two_processes(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     for name in STAGES:
         for kind in KINDS:
             jobs.append(f"{kind}-{name}:{name}:train.steps={STEPS}:train.parallel={kind}")
+    for name in RECOMPUTED:
+        jobs.append(f"again-{name}:{name}:train.steps={STEPS}:train.parallel=fsdp:train.checkpoint_blocks=true")
     for name in WIDENED:
         run_until(name, workspace, out / f"wide-{name}", 1, f"train.steps={STEPS}")
         jobs.append(f"wide-{name}:{name}:train.steps={STEPS}:train.parallel=fsdp")
@@ -153,7 +159,12 @@ def one_process(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [*((n, k) for n in STAGES for k in KINDS), *((name, "wide") for name in WIDENED)]
+    ("name", "kind"),
+    [
+        *((name, kind) for name in STAGES for kind in KINDS),
+        *((name, "wide") for name in WIDENED),
+        *((name, "again") for name in RECOMPUTED),
+    ],
 )
 def test_two_processes_equal_one(
     name: str, kind: str, workspace: Path, two_processes: Path, one_process: dict[str, Trainer]
@@ -193,7 +204,7 @@ def test_a_process_with_an_exception_ends_the_job(tmp_path: Path) -> None:
 def test_a_signal_stops_all_processes_at_the_same_step_with_a_checkpoint(workspace: Path, tmp_path: Path) -> None:
     log = tmp_path / "run" / "log.jsonl"
     with torchrun(tmp_path, tmp_path, "run:slow:train.steps=1000000") as job:
-        while job.poll() is None and not (log.is_file() and log.stat().st_size):
+        while job.poll() is None and not (log.is_file() and '"step": 10' in log.read_text()):
             time.sleep(0.01)
         job.terminate()
         job.communicate(timeout=120)

@@ -82,7 +82,11 @@ def test_settings_that_no_model_can_run_are_named(
 ) -> None:
     with pytest.raises(ConfigError, match="crop_samples is 8200: test needs a multiple of 2048"):
         autoencoder_stage(workspace, "crop_samples=8200")
-    for change, message in (("buckets=0", "buckets is 0"), ("mask_shares=[1.0]", "expected shares of segments, full")):
+    for change, message in (
+        ("clips.buckets=0", "buckets is 0"),
+        ("clips.mask_shares=[1.0]", "expected shares of segments, full"),
+        ("demo.sampler='heun'", "allowed are euler"),
+    ):
         with pytest.raises(ConfigError, match=message):
             pretrain_stage(workspace, change)
     same, _ = load_autoencoder(autoencoder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from sa3_mlx import blas  # noqa: F401 (before any test imports mlx)
+from sa3_mlx.spec.adapters import Applied
 from sa3_mlx.spec.config import ModelConfig
 
 KEPT = Path(__file__).parent / "goldens"
@@ -61,10 +63,12 @@ class Twin:
             return self.module("weights").load_part(folder, config, part, torch.device("cpu"), kind)
         return self.module("weights").load_part(folder, config, part, kind)
 
-    def pipeline(self, folder: Path) -> Any:
+    def pipeline(self, folder: Path, *, adapters: Sequence[Applied] = (), merged: bool = False) -> Any:
         """The pipeline of this framework, on the CPU where there is a choice."""
-        pipeline = self.module("pipeline").Pipeline
-        return pipeline.load(folder, device="cpu") if self.name == "torch" else pipeline.load(folder)
+        load = self.module("pipeline").Pipeline.load
+        if self.name == "torch":
+            return load(folder, adapters=adapters, merged=merged, device="cpu")
+        return load(folder, adapters=adapters, merged=merged)
 
     def bump(self, module: Any, name: str, amount: float) -> None:
         """Add ``amount`` to one element of the parameter ``name`` of ``module``: what a parity test must notice."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
@@ -27,6 +28,7 @@ SECTIONS: Sections = {
         "models": ("models", "models", "List installed and known models."),
         "convert": ("convert", "convert", "Download or convert a checkpoint, or export one."),
         "quantize": ("quantize", "quantize", "Make a smaller model of a model."),
+        "lora": ("lora", "lora", "Show, merge and convert adapters."),
         "info": ("info", "info", "Show what is in a model or an audio file."),
         "verify": ("verify", "verify", "Check a model against reference outputs, or one backend against the other."),
         "doctor": ("doctor", "doctor", "Check this machine: what is installed, how fast it is."),
@@ -35,6 +37,7 @@ SECTIONS: Sections = {
         "data": ("data", "data", "Make, check and pack the sounds to train on."),
         "pre-encode": ("data", "pre_encode", "Encode sounds to latents, once (needs PyTorch)."),
         "train": ("train", "train", "Train a model (needs PyTorch)."),
+        "evaluate": ("evaluate", "evaluate", "Measure how good a model is (needs PyTorch)."),
     },
 }
 
@@ -53,8 +56,16 @@ COMMANDS = _Sa3.table()
 )  # fmt: skip
 @click.version_option(version(), prog_name="sa3")
 @click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Text to audio, variations, inpainting and continuation with Stable Audio 3, on MLX or PyTorch."""
+    ctx.obj = _folder_of  # what training commands know of installed models
+
+
+def _folder_of(name: str) -> Path:
+    from .home import find_model
+
+    return find_model(name, generates=False).folder
 
 
 def run(args: Sequence[str]) -> int:

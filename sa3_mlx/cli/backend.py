@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+from sa3_mlx.spec.adapters import Applied
 
 if TYPE_CHECKING:
     from sa3_mlx.pipeline import Pipeline
@@ -63,18 +66,19 @@ def _slow_mlx() -> bool:
 
 def load(
     folder: Path, backend: Backend, dtype: str = "auto", text_dtype: str = "auto", device: str = "auto", *,
-    compiled: bool = False,
+    adapters: Sequence[Applied] = (), merged: bool = False, compiled: bool = False,
 ) -> Pipeline:  # fmt: skip
     """The pipeline of that backend; both have the same methods. ``device`` and ``compiled`` are for PyTorch alone."""
+    usual = {"dtype": dtype, "text_dtype": text_dtype, "adapters": adapters, "merged": merged}
     kind = importlib.import_module(f"sa3_{backend}.pipeline").Pipeline
     pipeline: Pipeline
     if backend == "torch":
         from sa3_torch.layers import compiling
 
         compiling(compiled)
-        pipeline = kind.load(folder, dtype=dtype, text_dtype=text_dtype, device=device)
+        pipeline = kind.load(folder, **usual, device=device)
     else:
-        pipeline = kind.load(folder, dtype=dtype, text_dtype=text_dtype)
+        pipeline = kind.load(folder, **usual)
     return pipeline
 
 

@@ -30,6 +30,7 @@ from sa3_mlx.spec.tokenizer import Tokenizer
 from sa3_mlx.spec.version import version
 from sa3_mlx.spec.wav import Subtype
 
+from .adapters import AdapterRecord, describe, open_adapters, record
 from .backend import Backend
 from .home import Model
 from .options import ModelOptions, OutputOptions, SamplingOptions
@@ -43,6 +44,7 @@ from .sink import STDOUT, PlayerSink, check_pipe
 if TYPE_CHECKING:
     from sa3_mlx.pipeline import Pipeline
     from sa3_mlx.spec.events import AudioChunk, Generation
+    from sa3_mlx.spec.request import Residency
 
 _BYTES = {"pcm16": 2, "pcm24": 3, "float": 4}
 _PEAK_RANGE = (-60.0, 0.0)
@@ -132,22 +134,27 @@ def run(job: Job) -> list[Path]:
         validate(request, job.model.config)
     _check_options(job)
     files = _check_files(job)
+    adapters = open_adapters(job.options.lora, job.model.config)
+    records = tuple(record(file) for file in job.options.lora)
     from . import backend, fingerprint
 
     framework = backend.choose(job.options.backend, job.options.device, compiled=job.options.compiled)
     progress = Progress(quiet=job.output.quiet)
     streaming = _streaming_player(job)
     requests = [_for_streaming(job, request, heard_early=streaming is not None) for request in requests]
-    memory = _plan_memory(job, requests[0], framework, progress)
+    memory = _plan_memory(job, requests[0], framework, progress, sum(applied.adapter.bytes for applied in adapters))
     types = memory.precision.dtype, memory.precision.text_dtype or "auto"
     pipeline = backend.load(
-        job.model.folder, framework, *types, job.options.device, compiled=job.options.compiled
+        job.model.folder, framework, *types, job.options.device, compiled=job.options.compiled, adapters=adapters,
+        merged=job.options.lora_merged,
     )  # fmt: skip
     backend.hold_memory(framework, job.options.device, memory.peak, job.max_memory)
     chunks = (memory.chunk_frames, memory.encode_chunk_frames)
     requests = [replace(request, chunk_frames=chunks[0], encode_chunk_frames=chunks[1]) for request in requests]
     digest = fingerprint.fingerprint(job.model.folder, job.model.config)
     progress.line(f"{job.model.label} on {framework}, {job.seconds:g} s, seed {_seed_text(job)}")
+    for file, applied in zip(job.options.lora, adapters, strict=True):
+        progress.line(f"adapter {file.name}: {describe(applied)}")
     _warn_of_rounding(job, progress)
     for prompt in job.prompts:
         _warn_of_unheard(pipeline.tokenizer, job.model.name, prompt, progress)
@@ -156,10 +163,10 @@ def run(job: Job) -> list[Path]:
         for number, request in enumerate(requests):
             paths = files[number * count : (number + 1) * count]
             entries = zip(job.items(), paths, strict=True)
-            batch = [_made(job, request, *entry, framework, pipeline.precision, digest) for entry in entries]
+            batch = [_made(job, request, *entry, framework, pipeline.precision, digest, records) for entry in entries]
             outlets = Outlets(batch, job.model.config, job.output, sound)
             with outlets:
-                generation = _generate(pipeline, request, progress, outlets.take, keep_resident=memory.keep_resident)
+                generation = _generate(pipeline, request, progress, outlets.take, residency=memory.residency)
                 outlets.finish(generation)
             outlets.report(generation, len(job.seeds))
             made += batch
@@ -183,7 +190,9 @@ def _for_streaming(job: Job, request: Request, *, heard_early: bool) -> Request:
     return replace(request, chunk_frames=stream_chunk_frames(job.model.config.same))
 
 
-def _plan_memory(job: Job, request: Request, framework: Backend, progress: Progress) -> MemoryPlan:
+def _plan_memory(
+    job: Job, request: Request, framework: Backend, progress: Progress, adapter_bytes: int
+) -> MemoryPlan:  # fmt: skip
     """What the run needs and in which precision; with --max-memory the plan that fits, printed.
 
     All prompts of a job are alike. Raises ValueError when no plan fits.
@@ -195,7 +204,11 @@ def _plan_memory(job: Job, request: Request, framework: Backend, progress: Progr
     precisions = allowed_precisions(options.dtype, options.text_dtype, on_gpu=gpu)
 
     def weights(precision: Precision) -> Mapping[str, int]:
-        if framework == "torch":  # expands packed weights
+        sizes = own_weights(precision)
+        return {**sizes, "dit": sizes["dit"] + adapter_bytes}
+
+    def own_weights(precision: Precision) -> Mapping[str, int]:
+        if framework == "torch" or (options.lora and options.lora_merged):  # which expand packed weights
             return weight_bytes(config, precision)
         with TensorFile.open(job.model.folder / WEIGHTS_FILE) as file:
             return stored_weight_bytes(file, precision)
@@ -227,12 +240,13 @@ def _warn_of_rounding(job: Job, progress: Progress) -> None:
 
 
 def _generate(
-    pipeline: Pipeline, request: Request, progress: Progress, take: Callable[[AudioChunk], None], *, keep_resident: bool
+    pipeline: Pipeline, request: Request, progress: Progress, take: Callable[[AudioChunk], None], *,
+    residency: Residency,
 ) -> Generation:  # fmt: skip
     from sa3_mlx.spec.events import AudioChunk, Finished
 
     with progress.watch(request, pipeline.config.sample_rate) as watch:
-        for event in pipeline.stream(request, keep_resident=keep_resident):
+        for event in pipeline.stream(request, residency=residency):
             watch(event)
             if isinstance(event, AudioChunk):
                 if not np.isfinite(event.audio).all():
@@ -245,8 +259,9 @@ def _generate(
 
 
 def _made(
-    job: Job, request: Request, item: int, path: Path, framework: Backend, precision: Precision, digest: str
-) -> Made:
+    job: Job, request: Request, item: int, path: Path, framework: Backend, precision: Precision, digest: str,
+    records: tuple[AdapterRecord, ...],
+) -> Made:  # fmt: skip
     entry = request.items[item]
     provenance = Provenance(
         sa3=version(), command=job.command, prompt=entry.prompt, negative_prompt=entry.negative_prompt,
@@ -254,6 +269,7 @@ def _made(
         guidance=request.guidance, model=job.model.tag, config=job.model.config.name,
         model_hash=digest, backend=framework, device=job.options.device, compiled=job.options.compiled,
         dtype=precision.dtype, text_dtype=precision.text_dtype or "auto",
+        adapters=records, adapters_merged=job.options.lora_merged and bool(records),
         input=job.source.name if job.source else None, input_hash=job.source.hash if job.source else None,
         noise_level=job.noise_level, monotone=job.monotone, regions=job.regions, crossfade_ms=request.crossfade_ms,
         head_room_seconds=request.head_room_seconds, decode_noise=request.decode_noise,

@@ -17,6 +17,8 @@ from sa3_mlx.spec.precision import DTYPES, TEXT_DTYPES
 from sa3_mlx.spec.request import SAMPLER_NAMES
 from sa3_mlx.spec.wav import Subtype
 
+from .adapters import LoraFile, parse_lora
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 Group = TypeVar("Group")
 _PREFIX = "sa3."
@@ -50,6 +52,8 @@ class ModelOptions(BackendOptions):
     dtype: str
     text_dtype: str
     compiled: bool
+    lora: tuple[LoraFile, ...]
+    lora_merged: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +120,21 @@ def model_options(command: Command) -> Command:
                 help="Of the text encoder; auto is float32 on a CPU, the file's own on a GPU."),
         _option("--compile", "compiled", is_flag=True,
                 help="PyTorch: compile the sampling step and the decoder; pays from the second sound on."),
+        click.option("--lora", multiple=True, metavar="FILE[:STRENGTH[:FROM-TO]]", callback=_parse_lora,
+                     expose_value=False, help="Adapter; can be repeated. FROM-TO are the times in which it is on, 1 is "
+                     "noise, 0 the end: 0.5-1 is the first half."),
+        _option("--lora-merged", is_flag=True,
+                help="Put adapters into the weights: a little faster; layers of a quantized model take full size."),
     ])  # fmt: skip
+
+
+def _parse_lora(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[LoraFile, ...]:
+    try:
+        files = tuple(parse_lora(text) for text in values)
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, param) from error
+    ctx.meta[f"{_PREFIX}{param.name}"] = files
+    return files
 
 
 def _parse_memory(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:

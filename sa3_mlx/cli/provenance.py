@@ -13,6 +13,7 @@ from sa3_mlx.spec.config import Config, ConfigError
 from sa3_mlx.spec.request import Guidance
 from sa3_mlx.spec.wav import Subtype
 
+from .adapters import AdapterRecord
 from .backend import Backend
 
 Command = Literal["generate", "vary", "inpaint", "extend"]
@@ -42,6 +43,8 @@ class Provenance(Config):
     compiled: bool  # PyTorch's steps and decoder
     dtype: str
     text_dtype: str
+    adapters: tuple[AdapterRecord, ...]
+    adapters_merged: bool
     input: str | None  # as it was given; of an absolute path the name alone
     input_hash: str | None
     noise_level: float | None

@@ -11,9 +11,11 @@ import numpy as np
 import soundfile
 
 from sa3_mlx.spec.audio import Audio
+from sa3_mlx.spec.tensorfile import file_hash
 from sa3_mlx.spec.version import version
 
 from . import fingerprint
+from .adapters import LoraFile
 from .backend import choose
 from .edit import read_source
 from .home import DAMAGE, Model, find_model, installed
@@ -29,11 +31,12 @@ from .provenance import Provenance, find_input, read_provenance
 @click.option("--backend", type=click.Choice(["mlx", "torch"]), help="Default: the one FILE was made with.")
 @click.option("--device", type=click.Choice(DEVICES), help="Of PyTorch. Default: the one FILE was made with.")
 @click.option("--input", "input_file", type=click.Path(path_type=Path), help="Where the input of an edited FILE is.")
+@click.option("--lora", multiple=True, type=click.Path(path_type=Path), help="Where its adapters are, in their order.")
 @common_options
 @click.pass_context
 def rerun(
     ctx: click.Context, file: Path, out: Path | None, model: str | None, backend: str | None, device: str | None,
-    input_file: Path | None,
+    input_file: Path | None, lora: tuple[Path, ...],
 ) -> int:  # fmt: skip
     """Make FILE again from its tags: with the same model, backend and machine, bit for bit.
 
@@ -54,6 +57,7 @@ def rerun(
         found = read_source(input_file or _recorded_input(made.input, file), chosen.config)
         _same("input", found.hash, made.input_hash or "unknown", "name the right one with --input", force=common.force)
         source = replace(found, name=made.input)
+    adapters = _adapters(made, lora, file, force=common.force)
     if made.sa3 != version() and not common.quiet:
         click.echo(f"made with sa3 {made.sa3}, this is {version()}: the result may differ", err=True)
     target = out or file.with_name(f"{file.stem}-rerun{file.suffix}")
@@ -62,7 +66,7 @@ def rerun(
         command=made.command, model=chosen, prompts=(made.prompt,), seconds=made.seconds,
         options=ModelOptions(
             model=chosen.name, backend=framework, device=place, dtype=made.dtype, text_dtype=made.text_dtype,
-            compiled=made.compiled and framework == made.backend,
+            compiled=made.compiled and framework == made.backend, lora=adapters, lora_merged=made.adapters_merged,
         ),
         sampling=SamplingOptions(
             steps=made.steps, sampler=made.sampler, guidance=guidance.scale, apg=guidance.apg,
@@ -103,6 +107,21 @@ def _recorded_model(made: Provenance) -> Model:
             f"model {made.model} ({made.model_hash[:19]}...) is not installed; say where it is with --model"
         )
     return named
+
+
+def _adapters(made: Provenance, given: tuple[Path, ...], file: Path, *, force: bool) -> tuple[LoraFile, ...]:
+    """The recorded ones. Raises FileNotFoundError, and ValueError for another number of files and for other files."""
+    if given and len(given) != len(made.adapters):
+        raise ValueError(f"{len(given)} --lora given, {file} was made with {len(made.adapters)} adapters")
+    found = []
+    for number, entry in enumerate(made.adapters):
+        path = given[number] if given else find_input(entry.file, file)
+        if path is None:
+            raise FileNotFoundError(f"{entry.file}: this adapter of {file} is not here; say where with --lora")
+        low, high = entry.interval
+        found.append(LoraFile(path=path, name=entry.file, strength=entry.strength, interval=(low, high)))
+        _same(f"adapter {path}", file_hash(path), entry.hash, "name the right one with --lora", force=force)
+    return tuple(found)
 
 
 def _same(what: str, found: str, recorded: str, advice: str, *, force: bool) -> None:

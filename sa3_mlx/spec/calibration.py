@@ -6,17 +6,21 @@ Every fourth prompt serves judging alone. A file of prompts has one a line, with
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .config import ModelConfig
-from .request import Guidance, Item, Request, defaults
+from .request import Guidance, Inpaint, Item, Request, defaults
 from .tokenizer import Tokenizer
 
 BATCH = 4  # clips of a run, all of one length, so that no frame is padding
 HELD_OUT_EVERY = 4
 STEPS_MAX = 16  # longer runs visit no other states, only more of them
 FIRST_SEED = 7_000_000  # away from the seeds of people and of benchmarks
+SENSITIVITY_STATES = 12  # about so many are enough to rank layers
 
 
 @dataclass(frozen=True)
@@ -106,3 +110,12 @@ def requests(prompts: Sequence[Prompt], config: ModelConfig, *, held_out: bool) 
         for items in groups.values()
         for start in range(0, len(items), BATCH)
     ]  # fmt: skip
+
+
+def continued(request: Request, audio: Sequence[NDArray[np.float32]]) -> Request:
+    """The same clips again with the first half of what came out given, for the layers that see kept audio alone."""
+    kept = tuple(
+        Inpaint(audio=sound, regions=((item.seconds / 2, item.seconds),))
+        for sound, item in zip(audio, request.items, strict=True)
+    )
+    return replace(request, inpaint=kept)

@@ -8,12 +8,15 @@ Shapes: O outputs, I inputs.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
 from .affine import Float, Packed, Storage, check_grid, encode, grid, pack, round_to
 
 DAMPING = 0.01  # of the mean of the Hessian's diagonal
+HESSIAN_BYTES = 2 << 30  # of one pass over the calibration states; more layers take more passes
 Double = NDArray[np.float64]
 
 
@@ -22,6 +25,11 @@ def gptq(weight: Float, hessian: Double, *, bits: int, group: int, storage: Stor
 
     Raises ValueError for a grid that does not fit, and for a Hessian of another size or with values not finite.
     """
+    return compensate(weight, hessian, bits=bits, group=group, storage=storage)[0]
+
+
+def compensate(weight: Float, hessian: Double, *, bits: int, group: int, storage: Storage) -> tuple[Packed, Float]:
+    """As ``gptq``, and the (O, I) values that were rounded to its codes: the weights with what made up for errors."""
     rows, inputs = weight.shape
     check_grid(bits, group, inputs)
     if hessian.shape != (inputs, inputs) or not np.isfinite(hessian).all():
@@ -43,7 +51,8 @@ def gptq(weight: Float, hessian: Double, *, bits: int, group: int, storage: Stor
             errors[:, k - start] = (left[:, k] - (scale * code + bias)[:, 0]) / spread[k, k]
             left[:, k + 1 : stop] -= errors[:, k - start, None] * spread[k, k + 1 : stop]
         left[:, stop:] -= errors @ spread[start:stop, stop:]
-    return Packed(bits=bits, group=group, storage=storage, words=pack(codes, bits), scales=scales, biases=biases)
+    packed = Packed(bits=bits, group=group, storage=storage, words=pack(codes, bits), scales=scales, biases=biases)
+    return packed, left.astype(np.float32)
 
 
 def _spreading(hessian: Double) -> Double:
@@ -53,3 +62,18 @@ def _spreading(hessian: Double) -> Double:
     diagonal[diagonal == 0] = 1
     diagonal += DAMPING * diagonal.mean()
     return np.asarray(np.linalg.cholesky(np.linalg.inv(damped)).T)
+
+
+def passes(inputs: Mapping[str, int]) -> Iterator[list[str]]:
+    """Layers, given with their number of inputs, in groups whose fp32 Hessians fit HESSIAN_BYTES."""
+    group: list[str] = []
+    size = 0
+    for path, count in inputs.items():
+        cost = 4 * count**2
+        if group and size + cost > HESSIAN_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(path)
+        size += cost
+    if group:
+        yield group

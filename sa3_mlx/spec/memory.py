@@ -12,6 +12,7 @@ Shapes: B batch, T latent frames, N tokens, D width, S text tokens.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,7 @@ from .chunks import Direction, chunk_plan, default_chunk_frames, halo, pad_frame
 from .config import DiffusionConfig, ModelConfig
 from .lengths import clip_lengths, samples_to_frames, seconds_to_samples
 from .precision import Precision
-from .request import Request
+from .request import Request, Residency
 from .tensorfile import TensorFile
 
 PhaseName = Literal["text", "encode", "sample", "decode"]
@@ -39,7 +40,13 @@ DIT_FEED_FORWARD_COPIES = 26.0
 DIT_ATTENTION_COPIES = {False: 22.0, True: 35.5}  # by ``differential``; the scores come on top
 DIT_HALF_FACTOR = 1.42  # 16-bit activations meet fp32 ones in norms and rotations
 TEXT_COPIES = 20.0
+STREAMED_BLOCK = 0.65  # the share of a block of the DiT in memory at a time where they are read in every step
 
+_HOW: dict[Residency, str] = {
+    "run": "all parts stay", "phase": "parts are freed after use",
+    "step": "parts are freed after use and the blocks of the DiT read in every step",
+}  # fmt: skip
+_BLOCK = re.compile(r"(dit\.layers\.\d+)\.")
 _IN_FILE = "embed_tokens.weight"  # its rows are read one by one
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
@@ -62,7 +69,7 @@ class MemoryPlan:
 
     phases: tuple[Phase, ...]
     precision: Precision
-    keep_resident: bool
+    residency: Residency
     chunk_frames: int | None
     encode_chunk_frames: int | None
 
@@ -72,14 +79,13 @@ class MemoryPlan:
 
     def text(self) -> str:
         """One line for people."""
-        phases = ", ".join(f"{phase.name} {_size(phase.peak)}" for phase in self.phases)
-        how = "all parts stay" if self.keep_resident else "parts are freed after use"
+        phases = ", ".join(f"{phase.name} {size_text(phase.peak)}" for phase in self.phases)
+        how = _HOW[self.residency]
         types = f"{self.precision.dtype}, text in {self.precision.text_dtype or 'the type of the file'}"
         chunks = [f"decoded by {self.chunk_frames} frames"] if self.chunk_frames else []
         chunks += [f"encoded by {self.encode_chunk_frames} frames"] if self.encode_chunk_frames else []
-        return (
-            f"memory for arrays of the model {_size(self.peak)} at most ({phases}; {', '.join([types, how, *chunks])})"
-        )
+        details = ", ".join([types, how, *chunks])
+        return f"memory for arrays of the model {size_text(self.peak)} at most ({phases}; {details})"
 
 
 def parse_size(text: str) -> int:
@@ -99,15 +105,22 @@ def part_bytes(config: ModelConfig, part: str, width: int) -> int:
     return width * sum(math.prod(shapes[name]) for name in held)
 
 
+def _streamed_bytes(weights: Mapping[str, int]) -> int:
+    """The DiT with only a part of its largest block in memory."""
+    blocks = [size for name, size in weights.items() if name.startswith("dit.layers.")]
+    return weights["dit"] - sum(blocks) + int(STREAMED_BLOCK * max(blocks))
+
+
 def weight_bytes(config: ModelConfig, precision: Precision) -> dict[str, int]:
-    """Bytes in memory of every part of a checkpoint without quantized layers."""
-    return {part: part_bytes(config, part, width) for part, width in _widths(precision).items()}
+    """Bytes in memory of every part of a checkpoint without quantized layers, and of each block of its DiT."""
+    widths = _widths(precision) | {f"dit.layers.{k}": precision.bytes for k in range(_diffusion(config).dit.depth)}
+    return {part: part_bytes(config, part, width) for part, width in widths.items()}
 
 
 def stored_weight_bytes(file: TensorFile, precision: Precision) -> dict[str, int]:
     """As ``weight_bytes``, of a weight file: packed words of quantized layers stay as they are."""
-    sizes = {}
-    for part, width in _widths(precision).items():
+    sizes, blocks = {}, {found[1] for name in file.names() if (found := _BLOCK.match(name))}
+    for part, width in (_widths(precision) | dict.fromkeys(sorted(blocks), precision.bytes)).items():
         names = [name for name in file.names() if name.startswith(part + ".") and not name.endswith(_IN_FILE)]
         kinds = [file.info(name) for name in names]
         sizes[part] = sum(math.prod(shape) * (4 if kind == "U32" else width) for kind, shape in kinds)
@@ -121,7 +134,7 @@ def _widths(precision: Precision) -> dict[str, int]:
 
 
 def predict(
-    request: Request, config: ModelConfig, precision: Precision, *, keep_resident: bool = True,
+    request: Request, config: ModelConfig, precision: Precision, *, residency: Residency = "run",
     tokens: int | None = None, weights: Mapping[str, int] | None = None,
 ) -> MemoryPlan:  # fmt: skip
     """Peaks of the phases of a run, with the chunk sizes of the request. The request must be valid.
@@ -133,16 +146,18 @@ def predict(
     needs: dict[PhaseName, tuple[str, ...]] = {"text": ("text_encoder", "conditioner")}
     if request.init is not None or request.inpaint is not None:
         needs["encode"] = ("same.encoder",)
-    needs["sample"] = ("dit", "same.decoder") if keep_resident else ("dit",)  # the decoder is read meanwhile
+    needs["sample"] = ("dit", "same.decoder") if residency == "run" else ("dit",)  # the decoder is read meanwhile
     needs["decode"] = ("same.decoder",)
     phases, loaded = [], set[str]()
     for name, parts in needs.items():
-        loaded = loaded | set(parts) if keep_resident else set(parts)
-        held = sum(weights[part] for part in loaded)
+        loaded = loaded | set(parts) if residency == "run" else set(parts)
+        held = sum(
+            _streamed_bytes(weights) if (part, residency) == ("dit", "step") else weights[part] for part in loaded
+        )
         size = _activations(name, request, config, precision, _slots(tokens, diffusion))
         phases.append(Phase(name=name, weights=held, activations=size))
     return MemoryPlan(
-        phases=tuple(phases), precision=precision, keep_resident=keep_resident, chunk_frames=request.chunk_frames,
+        phases=tuple(phases), precision=precision, residency=residency, chunk_frames=request.chunk_frames,
         encode_chunk_frames=request.encode_chunk_frames,
     )  # fmt: skip
 
@@ -152,20 +167,22 @@ def fit(
     weights: Callable[[Precision], Mapping[str, int]] | None = None,
 ) -> MemoryPlan:  # fmt: skip
     """The best way to run within ``limit`` bytes: everything in memory, else parts freed after use, else smaller
-    chunks too; all of these in the first of the allowed precisions, then in the next.
+    chunks too, all of these in the first of the allowed precisions, then in the next; else the DiT read block by block
+    in every step, in the first precision that fits so.
 
     ``weights``: bytes by part, where they are not those of the configuration. Raises ValueError, with what would help,
     when nothing fits.
     """
-    for precision in precisions:
+    ways: tuple[tuple[Residency, ...], ...] = (("run", "phase"), ("step",))
+    for residencies, precision in itertools.product(ways, precisions):
         sizes = weights(precision) if weights else weight_bytes(config, precision)
         smaller = replace(
             request,
             chunk_frames=_largest_chunk(request, config, "decode", limit, sizes),
             encode_chunk_frames=_largest_chunk(request, config, "encode", limit, sizes),
         )
-        for wanted, keep_resident in ((request, True), (request, False), (smaller, False)):
-            plan = predict(wanted, config, precision, keep_resident=keep_resident, weights=sizes)
+        for wanted, residency in (*((request, residency) for residency in residencies), (smaller, residencies[-1])):
+            plan = predict(wanted, config, precision, residency=residency, weights=sizes)
             if plan.peak * MARGIN <= limit:
                 return plan
     raise ValueError(_refusal(plan, smaller, config, limit))
@@ -271,19 +288,20 @@ def _refusal(plan: MemoryPlan, request: Request, config: ModelConfig, limit: int
         both = Precision(dtype="float16", text_dtype="bfloat16")
         others[" ".join(others)] = (replace(request, items=first, init=None, inpaint=None), both)
     for name, (other, types) in others.items():
-        peak = predict(other, config, types, keep_resident=False).peak
+        peak = predict(other, config, types, residency="step").peak
         if peak * MARGIN <= limit:
-            return f"{_too_much(plan, worst, config, limit)}; with {name} it is {_size(peak)}"
-    needed = _size(int(plan.peak * MARGIN))
+            return f"{_too_much(plan, worst, config, limit)}; with {name} it is {size_text(peak)}"
+    needed = size_text(int(plan.peak * MARGIN))
     return f"{_too_much(plan, worst, config, limit)}; allow {needed}, or choose a smaller model or fewer seconds"
 
 
 def _too_much(plan: MemoryPlan, worst: Phase, config: ModelConfig, limit: int) -> str:
     return (
-        f"memory: {config.name} needs {_size(plan.peak)} (phase {worst.name}: weights {_size(worst.weights)}, "
-        f"activations {_size(worst.activations)}), which with {MARGIN - 1:.0%} to spare is more than {_size(limit)}"
+        f"memory: {config.name} needs {size_text(plan.peak)} (phase {worst.name}: weights {size_text(worst.weights)}, "
+        f"activations {size_text(worst.activations)}), which with {MARGIN - 1:.0%} to spare is more than "
+        f"{size_text(limit)}"
     )
 
 
-def _size(count: int) -> str:
+def size_text(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

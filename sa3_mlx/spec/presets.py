@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from .config import DiffusionConfig, DiTConfig, ModelConfig, SAMEConfig, ShiftConfig, TextEncoderConfig
 
 LOGSNR = ShiftConfig(type="logsnr", start=-6.2, end=2.0, rate=0.0)  # default of the released models [B22]
@@ -20,6 +22,7 @@ SAME_DEMO = SAMEConfig(
     patch_size=256, stride=4, latent_channels=64, width=128, encoder_depth=2, decoder_depth=3,
     attention="chunked", span=2, decoder_kernel=3, sine_gate_layers=0, token_noise=0.01,
 )  # fmt: skip
+SAME_DEMO_S = replace(SAME_DEMO, decoder_depth=2)  # for the latents of the demo's, by distillation
 
 DIT_SMALL = DiTConfig(width=1024, depth=20, memory_tokens=64, differential=False)
 DIT_MEDIUM = DiTConfig(width=1536, depth=24, memory_tokens=64, differential=True)
@@ -52,6 +55,7 @@ _ALL = [
     _released("large", SAME_L, DIT_LARGE, 4096, base=True),  # architecture only: no public weights
     _autoencoder("same-s", SAME_S),
     _autoencoder("same-l", SAME_L),
+    _autoencoder("same-demo-s", SAME_DEMO_S),
     ModelConfig(
         name="demo", sample_rate=44_100, audio_channels=2, same=SAME_DEMO,
         diffusion=DiffusionConfig(

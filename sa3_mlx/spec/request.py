@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,11 @@ STEPS_MAX = 1000
 HEAD_ROOM_MAX = 60.0
 CROSSFADE_MAX_MS = 1000.0
 DEFAULT_CROSSFADE_MS = 20.0
+
+
+# How long weights stay in memory: "run" from their first use on, for further runs too; "phase" until the run needs the
+# part no more; "step" as "phase", and the blocks of the DiT, one by one, only while a step computes with them.
+Residency = Literal["run", "phase", "step"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from .config import ShiftConfig
 
 Float64Array = NDArray[np.float64]
 
-_LOGSNR_FRAMES = 2000  # length at which the anchor log-SNR holds [B24]
+LOGSNR_FRAMES = 2000  # length at which the anchor log-SNR holds [B24]
 _MIN_FRAMES, _MAX_FRAMES = 256, 4096  # lengths between which full and flux interpolate [B24]
 
 
@@ -93,7 +93,7 @@ def _unwarp(shift: ShiftConfig, sigma: Float64Array, frames: Float64Array) -> Fl
 
 
 def _logsnr_start(shift: ShiftConfig, frames: Float64Array) -> Float64Array:
-    return shift.start - shift.rate * np.log2(frames / _LOGSNR_FRAMES)
+    return shift.start - shift.rate * np.log2(frames / LOGSNR_FRAMES)
 
 
 def _alpha(shift: ShiftConfig, frames: Float64Array) -> Float64Array:

@@ -158,6 +158,27 @@ def read_ahead(path: str | Path, prefix: str) -> None:
                 file.raw(name)
 
 
+def tensors_hash(path: str | Path, prefix: str) -> str:
+    """Hash of the tensors whose names start so: of names, shapes and values, floats rounded to half precision.
+
+    It is the same in every file that holds these values in single or in half precision, whatever else is there: that is
+    how a part of a model is known again. Raises ValueError when there are none.
+    """
+    digest = hashlib.sha256()
+    with TensorFile.open(path) as file:
+        names = [name for name in sorted(file.names()) if name.startswith(prefix)]
+        if not names:
+            raise ValueError(f"{path}: has no tensors {prefix}*")
+        for name in names:
+            values = file.read(name)
+            if values.dtype.kind == "f":
+                with np.errstate(over="ignore"):
+                    values = values.astype(np.float16)
+            digest.update(f"{name} {values.dtype.name} {values.shape}\n".encode())
+            digest.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+    return f"sha256:{digest.hexdigest()}"
+
+
 def _read_header(path: Path, file: io.BufferedReader) -> tuple[dict[str, _Slot], dict[str, str]]:
     size = os.fstat(file.fileno()).st_size
     if size < 8:

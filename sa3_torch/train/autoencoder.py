@@ -34,7 +34,7 @@ from .semantics.held_out import BATCH, measure_semantics
 from .shard_crops import ShardCrops
 from .shards import ShardIndex
 from .spectral import Average, spectral_distance, spectral_input, spectral_terms
-from .stage import Stage, maybe_compile
+from .stage import Split, Stage, maybe_compile
 from .start import Start
 
 
@@ -93,8 +93,12 @@ class AutoencoderStage(Stage):
             return start.load_into(self.model, self.model_config)
         train = self.config.train
         loud = torch.cat([self.crops.batch(10**9 + i).audio for i in range(-(-256 // train.batch))])
-        init_autoencoder(self.model, loud, train.seed)
+        self._begin(loud)
         return False
+
+    def _begin(self, loud: Tensor) -> None:
+        """Weights of a model that starts from nothing; ``loud`` (B, N, channels) are training crops."""
+        init_autoencoder(self.model, loud, self.config.train.seed)
 
     def _extras(self) -> tuple[Semantics | None, Adversary | None]:
         """The networks beside the autoencoder that the settings switch on."""
@@ -122,6 +126,15 @@ class AutoencoderStage(Stage):
             network = self.adversary.to(self.device)
             groups["discriminator"] = Group(network=network, optimizer=self.config.discriminator)
         return groups
+
+    def data(self) -> tuple[Split, ...]:
+        splits = [
+            Split(name=name, items=len(clips), seconds=sum(clip.seconds for clip in clips))
+            for name, clips in ((name, self.clips.select(name)) for name in ("train", "validation"))
+        ]
+        if self.shards is not None:  # the clips are what is held out of them
+            splits[0] = Split(name="train", items=self.shards.samples, seconds=None)
+        return tuple(splits)
 
     def turn(self, step: int) -> str:
         return "discriminator" if self.adversary is not None and self.adversary.plays(step) else "generator"

@@ -23,7 +23,7 @@ from . import parallel
 
 KEPT = 3  # newest ones; milestones stay
 # These change where and how fast a run computes, not what; a run may go on with others.
-FREE = ("train.parallel", "train.accumulate")
+FREE = ("train.parallel", "train.accumulate", "train.checkpoint_blocks")
 Tensors = dict[str, dict[str, Tensor]]  # table -> name -> the live tensor
 Progress = dict[str, Any]  # JSON values
 

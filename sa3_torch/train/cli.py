@@ -1,48 +1,70 @@
-"""The ``sa3 train`` commands."""
+"""The ``sa3 train`` commands, listed in ``sa3_mlx/cli/train.py``."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import click
 import torch
 
+from sa3_mlx.spec.adapters import ADAPTER_FILE, ADAPTER_TYPES
 from sa3_mlx.spec.calibration import read_prompts, usual_prompts
+from sa3_mlx.spec.checkpoint import WEIGHTS_FILE
 from sa3_mlx.spec.clips import open_tokenizer
 from sa3_mlx.spec.config import Config, ModelConfig
 from sa3_mlx.spec.presets import PRESETS
+from sa3_mlx.spec.tensorfile import file_hash
 
 from . import parallel
 from .audio_data import open_audio
 from .autoencoder import AutoencoderStage
 from .autoencoder_config import AutoencoderConfig
+from .clap import ClapConfig, ClapStage
 from .distill_autoencoder import DistillConfig, DistillStage
 from .encode import load_autoencoder
+from .few_steps import autoencoder_of
+from .latent_clap import LatentClap
 from .latents import LatentSet
 from .loop import Trainer
+from .lora import LoraConfig, LoraStage
+from .options import FOLDER, MODEL, RunOptions, run_options
+from .plan import Device, make_plan
+from .posttrain import PosttrainConfig, PosttrainStage
 from .pretrain import PretrainConfig, PretrainStage
 from .quantize import QuantizeConfig, QuantizeStage
 from .settings import load_settings, to_json
 from .stage import Stage, TrainConfig
 from .start import Start
 from .vocabulary import save_tokenizer
+from .warmup import WarmupConfig, WarmupStage
 
-FOLDER = click.Path(path_type=Path, file_okay=False)
+FindModel = Callable[[str], Path]  # an installed model's name, or a path -> its folder
 AUDIO = "Clip cache made by `sa3 data render` or `sa3 data import`, or shards: a folder, an index, a URL, {0..9}.tar."
+AUTOENCODER = "The autoencoder that made the latents, where the model does not record it."
 
 
-def _start(threads: int | None) -> None:
+def _start() -> RunOptions:
     """Before anything else: join the other processes of torchrun, if any."""
-    if threads is not None:
-        torch.set_num_threads(threads)
+    run = RunOptions.given()
+    if run.threads is not None:
+        torch.set_num_threads(run.threads)
     parallel.start()
+    return run
 
 
-def _train(stage: Stage, train: TrainConfig, out: Path, settings_json: str) -> bool:
-    """True in the first process when the run is finished."""
-    finished, first = Trainer(stage, train, out, settings_json).run(), parallel.is_first()
+def _train(stage: Stage, train: TrainConfig, run: RunOptions, settings_json: str) -> bool:
+    """True in the first process when the run is finished. A dry run prints its plan and is refused if it cannot be."""
+    if run.dry_run is not None:
+        asked = run.dry_run
+        device = Device.find(asked.device)
+        plan = make_plan(stage, train, processes=asked.processes, device=device, timed=asked.timed)
+        click.echo(str(plan))
+        plan.check()
+        return False
+    finished, first = Trainer(stage, train, run.out, settings_json).run(), parallel.is_first()
     parallel.finish()
     return finished and first
 
@@ -55,105 +77,161 @@ def _kept(config: Config, *, data: str, start: str = "", teacher: str = "") -> s
 
 @click.command("autoencoder")
 @click.option("--data", metavar="FOLDER|URL", required=True, help=AUDIO)
-@click.option("--out", type=FOLDER, required=True, help="Run folder; an unfinished run in it goes on.")
 @click.option("--model", default="demo", show_default=True, type=click.Choice(sorted(PRESETS)))
-@click.option("--start", "folder", type=FOLDER, default=None,
+@click.option("--start", "folder", type=MODEL, default=None,
               help="Checkpoint folder to begin with; its stride may be another one than the model's.")  # fmt: skip
 @click.option("--stride", type=click.IntRange(1), default=None, help="Patches per latent. Default: the model's.")
-@click.option("--settings", default="demo", show_default=True, help="Preset name or .toml file.")
-@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change one setting, e.g. train.steps=100.")
-@click.option("--threads", type=click.IntRange(1), default=None, help="CPU threads.")
-def autoencoder(
-    data: str, out: Path, model: str, folder: Path | None, stride: int | None, settings: str,
-    changes: tuple[str, ...], threads: int | None,
-) -> None:  # fmt: skip
+@run_options()
+def autoencoder(data: str, model: str, folder: Path | None, stride: int | None) -> None:
     """Train a SAME autoencoder (stage 0)."""
-    _start(threads)
-    config = load_settings(AutoencoderConfig, "autoencoder", settings, changes)
-    start, audio = None if folder is None else Start.open(folder), open_audio(data, out)
+    run = _start()
+    config = load_settings(AutoencoderConfig, "autoencoder", run.settings, run.changes)
+    start, audio = None if folder is None else Start.open(folder), open_audio(data, run.out)
     sizes = PRESETS[model]
     sizes = replace(sizes, same=replace(sizes.same, stride=stride or sizes.same.stride))
     stage = AutoencoderStage(sizes, config, audio.clips, shards=audio.shards, start=start)
-    if _train(stage, config.train, out, _kept(config, data=audio.digest, start=start.digest if start else "")):
-        click.echo(f"autoencoder: {out / 'model'}; next: sa3 pre-encode --autoencoder {out / 'model'} --data {data}")
+    if _train(stage, config.train, run, _kept(config, data=audio.digest, start=start.digest if start else "")):
+        made = run.out / "model"
+        click.echo(f"autoencoder: {made}; next: sa3 pre-encode --autoencoder {made} --data {data}")
 
 
 @click.command("distill-autoencoder")
 @click.option("--data", metavar="FOLDER|URL", required=True, help=AUDIO)
-@click.option("--teacher", type=FOLDER, required=True, help="Checkpoint folder with the large autoencoder.")
-@click.option("--out", type=FOLDER, required=True, help="Run folder; an unfinished run in it goes on.")
+@click.option("--teacher", type=MODEL, required=True, help="The large autoencoder, or a model with it.")
 @click.option("--model", default="demo", show_default=True, type=click.Choice(sorted(PRESETS)))
-@click.option("--settings", default="tiny", show_default=True, help="Preset name or .toml file.")
-@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change one setting, e.g. train.steps=100.")
-@click.option("--threads", type=click.IntRange(1), default=None, help="CPU threads.")
-def distill_autoencoder(
-    data: str, teacher: Path, out: Path, model: str, settings: str, changes: tuple[str, ...], threads: int | None
-) -> None:
+@run_options(settings="tiny")
+def distill_autoencoder(data: str, teacher: Path, model: str) -> None:
     """Train a small autoencoder for the latents of a large one."""
-    _start(threads)
-    config = load_settings(DistillConfig, "distill-autoencoder", settings, changes)
-    audio = open_audio(data, out)
+    run = _start()
+    config = load_settings(DistillConfig, "distill-autoencoder", run.settings, run.changes)
+    audio = open_audio(data, run.out)
     stage = DistillStage(PRESETS[model], config, audio.clips, teacher, shards=audio.shards)
-    if _train(stage, config.train, out, _kept(config, data=audio.digest, teacher=stage.digest)):
-        click.echo(f"autoencoder: {out / 'model'}; it reads and writes the latents of {teacher}")
+    if _train(stage, config.train, run, _kept(config, data=audio.digest, teacher=stage.digest)):
+        click.echo(f"autoencoder: {run.out / 'model'}; it reads and writes the latents of {teacher}")
 
 
 @click.command("pretrain")
 @click.option("--latents", type=FOLDER, required=True, help="Folder made by `sa3 pre-encode`.")
-@click.option("--autoencoder", "folder", type=FOLDER, required=True, help="The autoencoder that made the latents.")
+@click.option("--autoencoder", "folder", type=MODEL, required=True, help="The autoencoder that made the latents.")
 @click.option("--tokenizer", type=click.Path(path_type=Path, dir_okay=False, exists=True), default=None,
-              help="tokenizer.json; without it the closed vocabulary of the demo sounds.")  # fmt: skip
-@click.option("--out", type=FOLDER, required=True, help="Run folder; an unfinished run in it goes on.")
+              help="tokenizer.json; else that of --start, else the closed vocabulary of the demo sounds.")  # fmt: skip
+@click.option("--start", type=MODEL, default=None,
+              help="Checkpoint whose weights, or text encoder (setting start), are the beginning.")  # fmt: skip
 @click.option("--model", default="demo", show_default=True, type=click.Choice(sorted(PRESETS)))
-@click.option("--settings", default="demo", show_default=True, help="Preset name or .toml file.")
-@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change one setting, e.g. train.steps=100.")
-@click.option("--threads", type=click.IntRange(1), default=None, help="CPU threads.")
-def pretrain(
-    latents: Path, folder: Path, tokenizer: Path | None, out: Path, model: str, settings: str,
-    changes: tuple[str, ...], threads: int | None,
-) -> None:  # fmt: skip
+@run_options()
+def pretrain(latents: Path, folder: Path, tokenizer: Path | None, start: Path | None, model: str) -> None:
     """Train a diffusion model by flow matching (stage 1)."""
-    _start(threads)
-    config = load_settings(PretrainConfig, "pretrain", settings, changes)
+    run = _start()
+    config = load_settings(PretrainConfig, "pretrain", run.settings, run.changes)
     same, digest = load_autoencoder(folder)
-    out.mkdir(parents=True, exist_ok=True)
-    if tokenizer is None:
-        tokenizer = out / "tokenizer.json"
+    run.out.mkdir(parents=True, exist_ok=True)
+    if tokenizer is None and start is not None:
+        tokenizer = start / "tokenizer.json"
+    elif tokenizer is None:
+        tokenizer = run.out / "tokenizer.json"
         if parallel.is_first():
             save_tokenizer(tokenizer)
         parallel.wait()
-    stage = PretrainStage(PRESETS[model], config, LatentSet(latents, autoencoder=digest), tokenizer, same)
-    if _train(stage, config.train, out, to_json(config)):
-        click.echo(f'model: {out / "model"}; next: sa3 generate "piano note A4" --model {out / "model"}')
+    stage = PretrainStage(PRESETS[model], config, LatentSet(latents, autoencoder=digest), tokenizer, same, start)
+    if _train(stage, config.train, run, to_json(config)):
+        click.echo(f'model: {run.out / "model"}; next: sa3 generate "piano note A4" --model {run.out / "model"}')
+
+
+@click.command("lora")
+@click.option("--model", "name", metavar="NAME|PATH", required=True, help="The base model.")
+@click.option("--latents", type=FOLDER, required=True, help="Folder made by `sa3 pre-encode`.")
+@click.option("--autoencoder", type=MODEL, default=None, help=AUTOENCODER)
+@click.option("--type", "kind", type=click.Choice(ADAPTER_TYPES), default=None, help="Default: the settings'.")
+@click.option("--rank", type=click.IntRange(1), default=None, help="Alpha becomes equal. Default: the settings'.")
+@run_options()
+@click.pass_obj
+def lora(
+    find: FindModel, name: str, latents: Path, autoencoder: Path | None, kind: str | None, rank: int | None
+) -> None:
+    """Teach a model new sounds by an adapter: LoRA, DoRA, BoRA and their -xs forms."""
+    run, base = _start(), find(name)
+    changes = run.changes if kind is None else (*run.changes, f"adapter.type={kind}")
+    changes = changes if rank is None else (*changes, f"adapter.rank={rank}", f"adapter.alpha={rank}")
+    config = load_settings(LoraConfig, "lora", run.settings, changes)
+    stage = LoraStage(base, config, latents, autoencoder)
+    if _train(stage, config.train, run, json.dumps({**config.to_dict(), **stage.parents()}, sort_keys=True)):
+        made = run.out / "model" / ADAPTER_FILE
+        click.echo(f"adapter: {made}; next: sa3 generate PROMPT --model {name} --lora {made}")
+
+
+@click.command("clap")
+@click.option("--model", "name", metavar="NAME|PATH", required=True,
+              help="A model on these latents; it gives the text encoder.")  # fmt: skip
+@click.option("--latents", type=FOLDER, required=True, help="Folder made by `sa3 pre-encode`.")
+@click.option("--autoencoder", type=MODEL, default=None, help=AUTOENCODER)
+@run_options()
+@click.pass_obj
+def clap(find: FindModel, name: str, latents: Path, autoencoder: Path | None) -> None:
+    """Train a model of how well texts describe latents, noisy ones too (latent CLAP)."""
+    run, folder = _start(), find(name)
+    config = load_settings(ClapConfig, "clap", run.settings, run.changes)
+    made_with = autoencoder_of(folder, load_autoencoder(folder)[0], autoencoder)
+    stage = ClapStage(folder, config, LatentSet(latents, autoencoder=made_with))
+    kept = json.dumps({**config.to_dict(), "model": file_hash(folder / WEIGHTS_FILE)}, sort_keys=True)
+    if _train(stage, config.train, run, kept):
+        click.echo(f"latent CLAP: {run.out / 'model'}")
+
+
+@click.command("warmup")
+@click.option("--model", "name", metavar="NAME|PATH", required=True, help="The flow-matching model.")
+@click.option("--latents", type=FOLDER, required=True, help="Folder made by `sa3 pre-encode`.")
+@click.option("--autoencoder", type=MODEL, default=None, help=AUTOENCODER)
+@run_options()
+@click.pass_obj
+def warmup(find: FindModel, name: str, latents: Path, autoencoder: Path | None) -> None:
+    """Teach a model to reach its guided samples in one step (stage 2)."""
+    run, folder = _start(), find(name)
+    config = load_settings(WarmupConfig, "warmup", run.settings, run.changes)
+    stage = WarmupStage(folder, config, latents, autoencoder)
+    if _train(stage, config.train, run, json.dumps({**config.to_dict(), **stage.parents()}, sort_keys=True)):
+        click.echo(f"model: {run.out / 'model'}; next: sa3 train posttrain --model {run.out / 'model'} --base {name}")
+
+
+@click.command("posttrain")
+@click.option("--model", "name", metavar="NAME|PATH", required=True, help="The model of `sa3 train warmup`.")
+@click.option("--base", metavar="NAME|PATH", required=True, help="The flow-matching model.")
+@click.option("--latents", type=FOLDER, required=True, help="Folder made by `sa3 pre-encode`.")
+@click.option("--clap", "clap_folder", type=FOLDER, default=None,
+              help="Latent CLAP of `sa3 train clap`; without it set weights.clap=0.")  # fmt: skip
+@click.option("--autoencoder", type=MODEL, default=None, help=AUTOENCODER)
+@run_options()
+@click.pass_obj
+def posttrain(
+    find: FindModel, name: str, base: str, latents: Path, clap_folder: Path | None, autoencoder: Path | None
+) -> None:
+    """Make a model good in few steps, without guidance (stage 3)."""
+    run, folder, teacher = _start(), find(name), find(base)
+    config = load_settings(PosttrainConfig, "posttrain", run.settings, run.changes)
+    clap, hashes = None, {}
+    if clap_folder is not None:
+        clap = LatentClap.load(clap_folder, autoencoder=teacher, device=str(parallel.own_device()))
+        hashes["clap"] = file_hash(clap_folder / WEIGHTS_FILE)
+    stage = PosttrainStage(folder, teacher, config, latents, clap, autoencoder)
+    kept = {**config.to_dict(), **stage.parents(), **hashes}
+    if _train(stage, config.train, run, json.dumps(kept, sort_keys=True)):
+        click.echo(f'model: {run.out / "model"}; next: sa3 generate "piano note A4" --model {run.out / "model"}')
 
 
 @click.command("quantize")
-@click.option("--model", "folder", type=FOLDER, required=True, help="Folder of the full-precision model.")
+@click.option("--model", "name", metavar="NAME|PATH", required=True, help="The full-precision model.")
 @click.option("--recipe", default=None, help="Recipe of `sa3 quantize` with equal bits. Default: the settings'.")
 @click.option("--calibration", type=click.Path(path_type=Path, dir_okay=False, exists=True), default=None,
               help="File of prompts, one a line: SECONDS TEXT. Every fourth serves validation.")  # fmt: skip
-@click.option("--out", type=FOLDER, required=True, help="Run folder; an unfinished run in it goes on.")
-@click.option("--settings", default="demo", show_default=True, help="Preset name or .toml file.")
-@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change one setting, e.g. train.steps=100.")
-@click.option("--threads", type=click.IntRange(1), default=None, help="CPU threads.")
-def quantize(
-    folder: Path, recipe: str | None, calibration: Path | None, out: Path, settings: str, changes: tuple[str, ...],
-    threads: int | None,
-) -> None:  # fmt: skip
+@run_options()
+@click.pass_obj
+def quantize(find: FindModel, name: str, recipe: str | None, calibration: Path | None) -> None:
     """Tune a model for few bits by distillation from itself (quantization-aware tuning)."""
-    _start(threads)
-    if recipe is not None:
-        changes = (*changes, f"recipe={recipe}")
-    config = load_settings(QuantizeConfig, "quantize", settings, changes)
+    run, folder = _start(), find(name)
+    changes = run.changes if recipe is None else (*run.changes, f"recipe={recipe}")
+    config = load_settings(QuantizeConfig, "quantize", run.settings, changes)
     prompts = (
         read_prompts(calibration) if calibration else usual_prompts(open_tokenizer(folder, ModelConfig.load(folder)))
     )
     stage = QuantizeStage(folder, config, prompts)
-    if _train(stage, config.train, out, to_json(config)):
-        click.echo(f"model: {out / 'model'}; next: sa3 generate PROMPT --model {out / 'model'}")
-
-
-def commands() -> dict[str, click.Command]:
-    """Name -> command, for the ``sa3 train`` group."""
-    listed = (autoencoder, distill_autoencoder, pretrain, quantize)
-    return {command.name or "": command for command in listed}
+    if _train(stage, config.train, run, to_json(config)):
+        click.echo(f"model: {run.out / 'model'}; next: sa3 generate PROMPT --model {run.out / 'model'}")

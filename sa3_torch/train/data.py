@@ -21,6 +21,7 @@ from sa3_mlx.spec.config import Config
 from .augment import PER_ITEMS, AugmentConfig, Crop, augment, chirp, draw_gain, is_silent
 from .clips import Clip, ClipSet, generator
 from .latents import LatentItem, LatentSet
+from .recordings import caption_parts
 
 _TRIES = 8
 _CROPS, _BATCH, _AUGMENT = 101, 102, 104  # purposes of the random generators
@@ -72,6 +73,14 @@ def draw_caption(captions: Sequence[str], rng: np.random.Generator) -> str:
     return captions[0] if canonical or len(captions) == 1 else captions[pick]
 
 
+def draw_parts(parts: Sequence[str], rng: np.random.Generator) -> str:
+    """The parts of a caption in random order, each with probability 1/2, at least one (training spec, 4.1)."""
+    kept = np.flatnonzero(rng.random(len(parts)) < 0.5)
+    if not len(kept):
+        kept = rng.integers(len(parts), size=1)
+    return ", ".join(parts[i] for i in rng.permutation(kept))
+
+
 class Crops(Protocol):
     """Endless batches for an autoencoder: ``AudioCrops`` of a cache, or ``ShardCrops`` of shards."""
 
@@ -102,6 +111,8 @@ class AudioCrops:
         self.augment = augment
         self.items = batch + batch // PER_ITEMS * augment.chirps_per_16
         self.clips = clips.select(split)
+        if not self.clips:
+            raise ValueError(f"no clip of split {split}: choose other clips")
         self._cumulative = np.cumsum(draw_weights([clip.kind for clip in self.clips], shares))
 
     def batch(self, step: int, rows: slice | None = None) -> AudioBatch:
@@ -179,8 +190,9 @@ class LatentBatches:
     """Endless batches of latents, of similar lengths, padded to a multiple of ``multiple`` frames.
 
     ``head_room_frames`` more frames of silence follow the longest item; they are not valid. The canonical caption is
-    drawn 60 % of the time, an alternative otherwise. Of items longer than ``max_frames`` a random part inside them is
-    taken; ``seconds`` stays their full duration. Items without a caption are left out and counted in ``skipped``.
+    drawn 60 % of the time, an alternative otherwise; a caption that was made of fields (recordings.py) is made anew of
+    some of them. Of items longer than ``max_frames`` a random part inside them is taken; ``seconds`` stays their full
+    duration. Items without a caption are left out and counted in ``skipped``.
     """
 
     def __init__(
@@ -193,10 +205,14 @@ class LatentBatches:
         usable = [item for item in mine if item.captions]
         self.skipped = len(mine) - len(usable)
         usable.sort(key=lambda item: (min(item.frames, max_frames), item.id))
+        if not usable:
+            raise ValueError(f"{latents.folder}: no item of split {split} with a caption; choose other latents")
+        self.items = usable
         weights = draw_weights([item.kind for item in usable], shares)
         parts = np.array_split(np.arange(len(usable)), min(buckets, len(usable)))
         self._buckets = [([usable[i] for i in part], weights[part] / weights[part].sum()) for part in parts]
         self._shares = np.array([weights[part].sum() for part in parts])
+        self.tokenizer = tokenizer
         texts = sorted({caption for item in usable for caption in item.captions})
         ids, mask = tokenizer.encode(texts)
         self._text = {text: (ids[i], mask[i]) for i, text in enumerate(texts)}
@@ -206,7 +222,7 @@ class LatentBatches:
         rng = generator(self.seed, _BATCH, step)
         members, weights = self._buckets[int(rng.choice(len(self._buckets), p=self._shares))]
         items = [members[i] for i in rng.choice(len(members), size=self.batch_size, p=weights)]
-        texts = [self._text[draw_caption(item.captions, rng)] for item in items]
+        texts = [self._draw_text(item, rng) for item in items]
         longest = max(item.frames for item in items) + self.head_room_frames
         frames = min(-(-longest // self.multiple) * self.multiple, self.max_frames)
         z = self.latents.silence.expand(len(items), frames, -1).clone()  # (B, T, C)
@@ -222,3 +238,10 @@ class LatentBatches:
             mask=torch.from_numpy(np.stack([mask for _, mask in texts])),
             seconds=torch.tensor([item.seconds for item in items], dtype=torch.float32), items=tuple(items),
         )  # fmt: skip
+
+    def _draw_text(self, item: LatentItem, rng: np.random.Generator) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        parts = caption_parts(item.fields)
+        if len(parts) < 2 or item.captions != (", ".join(parts),):
+            return self._text[draw_caption(item.captions, rng)]
+        ids, mask = self.tokenizer.encode([draw_parts(parts, rng)])
+        return ids[0], mask[0]

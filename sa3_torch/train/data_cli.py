@@ -11,10 +11,10 @@ from tqdm import tqdm
 
 from sa3_mlx.spec.config import ModelConfig
 
+from .options import FOLDER, MODEL
 from .sounds import DEFAULT_FONT, render_demo_set
 from .user_folder import import_folder
 
-FOLDER = click.Path(path_type=Path, file_okay=False)
 MEGABYTE = 1 << 20
 
 
@@ -95,7 +95,7 @@ def index(pattern: str, out: Path) -> None:
 @click.command("gate")
 @click.argument("latents", type=FOLDER)
 @click.option("--data", type=FOLDER, required=True, help="What was encoded: clip cache, folder or shards.")
-@click.option("--autoencoder", type=FOLDER, required=True, help="Checkpoint folder with the autoencoder.")
+@click.option("--autoencoder", type=MODEL, required=True, help="The autoencoder, or a model with it.")
 @click.option("--items", type=click.IntRange(1), default=16, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
 def gate(latents: Path, data: Path, autoencoder: Path, items: int, as_json: bool) -> None:
@@ -115,7 +115,7 @@ def gate(latents: Path, data: Path, autoencoder: Path, items: int, as_json: bool
 @click.command("export-latents")
 @click.argument("latents", type=FOLDER)
 @click.argument("out", type=FOLDER)
-@click.option("--autoencoder", type=FOLDER, required=True, help="The autoencoder that made the latents.")
+@click.option("--autoencoder", type=MODEL, required=True, help="The autoencoder that made the latents.")
 def export_latents(latents: Path, out: Path, autoencoder: Path) -> None:
     """Write latents in the public layout: NNN.npy with NNN.json, and silence.npy."""
     _need_torch()
@@ -131,7 +131,7 @@ def export_latents(latents: Path, out: Path, autoencoder: Path) -> None:
 @click.command("import-latents")
 @click.argument("folder", type=FOLDER)
 @click.argument("out", type=FOLDER)
-@click.option("--autoencoder", type=FOLDER, required=True, help="The autoencoder that made the latents.")
+@click.option("--autoencoder", type=MODEL, required=True, help="The autoencoder that made the latents.")
 def import_latents(folder: Path, out: Path, autoencoder: Path) -> None:
     """Read latents in the public layout; only you know whether they are this autoencoder's: try `sa3 data gate`."""
     _need_torch()
@@ -149,7 +149,7 @@ def import_latents(folder: Path, out: Path, autoencoder: Path) -> None:
     required=True,
     help="Clip cache, folder of recordings with captions, or shards with an index.",
 )
-@click.option("--autoencoder", "folder", type=FOLDER, required=True, help="Checkpoint folder with the autoencoder.")
+@click.option("--autoencoder", "folder", type=MODEL, required=True, help="The autoencoder, or a model with it.")
 @click.option("--out", type=FOLDER, required=True, help="Folder for the latents; unfinished work in it goes on.")
 @click.option("--copies", type=click.IntRange(1), default=4, show_default=True,
               help="Versions of a training clip, shifted by less than a frame.")  # fmt: skip

@@ -22,6 +22,7 @@ from sa3_mlx.spec.config import ConfigError, ModelConfig
 from .autoencoder import AutoencoderConfig, AutoencoderStage, Comparison
 from .clips import ClipSet
 from .encode import load_autoencoder
+from .init import init_student
 from .settings import check
 from .shards import ShardIndex
 
@@ -65,6 +66,9 @@ class DistillStage(AutoencoderStage):
         self.distill = config
         self._z_teacher = torch.zeros(())  # of this step, see ``_comparisons``
         self.teacher.to(self.device)
+
+    def _begin(self, loud: Tensor) -> None:
+        init_student(self.model, self.teacher, loud, self.config.train.seed)
 
     def _comparisons(self, z: Tensor, output: Tensor, audio: Tensor, step: int) -> list[Comparison]:
         weight, share = self.distill.path_weight, self.distill.cross_share

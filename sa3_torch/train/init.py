@@ -36,6 +36,7 @@ from sa3_torch.same import SAME, Decoder, Encoder, SAMEBlock, patch
 from sa3_torch.t5gemma import T5GemmaEncoder
 
 POSITION_GAIN = 6.0  # of position queries and keys
+RIDGE = 1e-3  # of the mean variance, in least squares
 NEW_TOKEN = 2.0  # value of the reserved channel
 QUERY = 3.0  # large enough that the tanh of the head norm keeps the sign pattern of position queries
 ZERO_MAPS = ("to_modulation.fc2.weight", "preprocess.weight", "postprocess.weight", "project_out.weight")
@@ -90,6 +91,36 @@ def _principal_components(rows: Tensor) -> tuple[Tensor, Tensor]:
     direction = torch.randn(rows.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     components = components * torch.sign(components @ direction)[:, None]
     return strength.float(), components.float()
+
+
+@torch.no_grad()
+def init_student(student: SAME, teacher: SAME, audio: Tensor, seed: int) -> None:
+    """``init_autoencoder``, then the latents of both are brought together by least squares on ``audio``.
+
+    The last map of the student's encoder gives the teacher's latents as well as a linear map of its tokens can; the
+    first map of its decoder takes them to the student's own code, on which the rest was initialised.
+    """
+    init_autoencoder(student, audio, seed)
+    encoder, decoder = student.encoder, student.decoder
+    tokens: list[Tensor] = []
+    hook = encoder.project_out.register_forward_pre_hook(lambda _, inputs: tokens.append(inputs[0]))
+    own = student.encode(audio).flatten(0, 1)
+    hook.remove()
+    latents = teacher.encode(audio).flatten(0, 1)
+    encoder.project_out.weight[:], encoder.project_out.bias[:] = _ridge(tokens[0].flatten(0, 1), latents)
+    weight, bias = _ridge(latents, own)
+    decoder.project_in.bias.add_(decoder.project_in.weight @ bias)
+    decoder.project_in.weight[:] = decoder.project_in.weight @ weight
+
+
+def _ridge(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight (O, I) and bias (O,) of the linear map nearest to x (N, I) -> y (N, O)."""
+    mean_x, mean_y = x.mean(0), y.mean(0)
+    x, y = (x - mean_x).double(), (y - mean_y).double()
+    gram = x.T @ x
+    gram.diagonal().add_(RIDGE * gram.diagonal().mean())
+    weight = torch.linalg.solve(gram, x.T @ y).T.float()
+    return weight, mean_y - weight @ mean_x
 
 
 def _init_stack(stack: Encoder | Decoder, config: SAMEConfig, random: torch.Generator) -> None:

@@ -23,7 +23,9 @@ class RunLog:
     """Log of one run, written by the first process; the others' calls do nothing.
 
     Keys: a term's name (weighted), "name/raw" (as it was before the weight), "grad_norm/group", "lr/group",
-    "validation/name", "precision/...", "steps_per_second", "items_per_second"; "skipped": terms that were not finite.
+    "update_ratio/group" (|change| / |weights| of an update), "validation/name", "precision/...", "steps_per_second",
+    "items_per_second"; "skipped": terms that were not finite; "alarm": what a user should look at now; "revision": the
+    source that ran from this step on.
     """
 
     def __init__(self, folder: Path, name: str, *, step: int, steps: int) -> None:

@@ -16,12 +16,23 @@ from types import FrameType
 import torch
 from torch import Tensor, nn
 
+from sa3_mlx.spec.version import revision
+
 from . import parallel
 from .checkpoints import Checkpoints, Tensors, keep_settings
 from .logs import RunLog
-from .optimizers import Ema, learning_rate_at, make_optimizer, optimizer_tensors
+from .optimizers import (
+    Ema,
+    UpdateRatio,
+    learning_rate_at,
+    make_optimizer,
+    optimizer_tensors,
+    set_rate,
+    take_turn,
+)
 from .parallel import Part
 from .plot import plot_run
+from .recompute import checkpoint_blocks
 from .stage import Stage, TrainConfig
 from .timing import time_precisions
 
@@ -42,6 +53,9 @@ class Trainer:
         self.checkpoints = Checkpoints(folder, config.milestone_every)
         keep_settings(folder, settings_json, resumed=bool(self.checkpoints.steps()))
         self.networks = {name: group.network for name, group in stage.groups.items()}
+        if config.checkpoint_blocks:
+            for network in self.networks.values():
+                checkpoint_blocks(network)
         self.turns: dict[str, nn.Module] = self._wrap()
         self.optimizers = {name: make_optimizer(group) for name, group in stage.groups.items()}
         self.trained = {name: list(optimizer.state) for name, optimizer in self.optimizers.items()}
@@ -52,6 +66,7 @@ class Trainer:
         self.bad_steps = dict.fromkeys(self.networks, 0)  # those that were skipped since its last good one
         self.precision: str | None = None if config.precision == "auto" else config.precision
         self.shown: dict[str, float] = {}  # the latest values of every group, for the log
+        self.revision, self.known_revision = revision(), ""  # of the source, now and at the last checkpoint
         self.saved = -1  # step of the checkpoint last written or read
         self.remarks = self._resume()
 
@@ -67,6 +82,8 @@ class Trainer:
         previous = {s: signal.signal(s, self._ask_to_stop) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
             with RunLog(self.folder, self.stage.name, step=self.step, steps=self.config.steps) as log:
+                if self.revision != self.known_revision:
+                    log.write({"step": self.step, "revision": self.revision})
                 for remark in self.remarks:
                     log.say(remark)
                 self._choose_precision(log)
@@ -91,6 +108,9 @@ class Trainer:
             if self.step % LOG_EVERY == 0 or self.step == config.steps:
                 speed = {"steps_per_second": count / seconds, "items_per_second": count * config.batch / seconds}
                 log.write({"step": self.step, **self.shown, **speed})
+                for alarm in self.stage.alarms(self.shown):
+                    log.write({"step": self.step, "alarm": alarm})
+                    log.say(f"step {self.step}: {alarm}")
                 seconds, count = 0.0, 0
             log.advance({name: value for name, value in self.shown.items() if "/" not in name})
             if self.step % config.validate_every == 0 or self.step == config.steps:
@@ -104,13 +124,13 @@ class Trainer:
         name = stage.turn(self.step)
         optimizer, settings = self.optimizers[name], stage.groups[name].optimizer
         rate = learning_rate_at(settings, step=self.step, steps=config.steps, update=self.updates[name])
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(optimizer, rate)
         values = self._gradients(name)
         for parameter in stage.frozen(self.step):
             parameter.grad = None
         norm = float(parallel.clip(self.trained[name], settings.clip_norm))
         self.updates[name] += 1
+        ratio = UpdateRatio(self.trained[name]) if self.updates[name] % LOG_EVERY == 0 else None
         terms = [term for term in values if "/" not in term]
         if math.isfinite(norm) and all(math.isfinite(values[term]) for term in terms):
             self.bad_steps[name] = 0
@@ -120,13 +140,13 @@ class Trainer:
             self._skip(log, name, [term for term in terms if not math.isfinite(values[term])] or ["gradient"])
         optimizer.zero_grad(set_to_none=True)
         self.shown |= {**values, f"grad_norm/{name}": norm, f"lr/{name}": rate}
+        if ratio is not None:
+            self.shown[f"update_ratio/{name}"] = ratio.after()
 
     def _gradients(self, name: str) -> dict[str, float]:
         """Gradients of a turn; its terms and notes, averaged over micro-batches and processes."""
         stage, turn, count = self.stage, self.turns[name], len(self.parts)
-        for other, parameters in self.trained.items():
-            for parameter in parameters:
-                parameter.requires_grad_(other == name)
+        take_turn(self.trained, name)
         for network in self.networks.values():
             network.train()
         if count > 1:
@@ -220,7 +240,10 @@ class Trainer:
     def save(self) -> None:
         """A checkpoint of this step, unless there is one."""
         if self.step != self.saved:
-            progress = {"updates": self.updates, "bad_steps": self.bad_steps, "precision": self.precision}
+            progress = {
+                "updates": self.updates, "bad_steps": self.bad_steps, "precision": self.precision,
+                "revision": self.revision,
+            }  # fmt: skip
             self.checkpoints.save(self.step, self._tensors(), progress)
             self.saved = self.step
 
@@ -230,6 +253,6 @@ class Trainer:
         if progress is not None:
             self.step = self.saved = progress["step"]
             self.updates, self.bad_steps = progress["updates"], progress["bad_steps"]
-            self.precision = progress["precision"]
+            self.precision, self.known_revision = progress["precision"], progress["revision"]
             remarks.append(f"going on from step {self.step}")
         return remarks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,12 +12,29 @@ from torch import Tensor, nn
 
 from sa3_mlx.spec.config import Config, ConfigError
 
+from .muon import MuonAdamW, muon_matrices
+from .parallel import own_share, total
 from .settings import check
+
+SAMPLED = 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class MuonConfig(Config):
+    """Muon for the matrices of a group (muon.py); its rate follows the schedule of the group, in proportion."""
+
+    learning_rate: float
+    momentum: float
+
+    def __post_init__(self) -> None:
+        check(self, 1e-12, math.inf, "learning_rate")
+        check(self, 0, 1 - 1e-12, "momentum")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Config):
-    """AdamW of one group of parameters. Warm-up counts the group's own updates, the cosine the steps of the run."""
+    """AdamW of one group of parameters, with ``muon`` of all but its matrices. Warm-up counts the group's own updates,
+    the cosine the steps of the run."""
 
     learning_rate: float
     schedule: Literal["cosine", "inverse"]
@@ -27,6 +45,7 @@ class OptimizerConfig(Config):
     beta2: float
     weight_decay: float
     clip_norm: float
+    muon: MuonConfig | None = None
 
     def __post_init__(self) -> None:
         check(self, 0, math.inf, "warmup_steps", "weight_decay", "inverse_gamma")
@@ -47,6 +66,16 @@ class Group:
     optimizer: OptimizerConfig
 
 
+Trained = Mapping[str, Sequence[Tensor]]  # group -> the parameters that its optimiser changes
+
+
+def take_turn(trained: Trained, turn: str | None) -> None:
+    """Freeze the parameters of all groups but this one; of none for None."""
+    for name, parameters in trained.items():
+        for parameter in parameters:
+            parameter.requires_grad_(turn in (name, None))
+
+
 def learning_rate_at(config: OptimizerConfig, *, step: int, steps: int, update: int) -> float:
     """Rate of a group in ``step`` of ``steps``, which is its own ``update``-th, counted from 0.
 
@@ -63,16 +92,35 @@ def learning_rate_at(config: OptimizerConfig, *, step: int, steps: int, update: 
 
 
 def make_optimizer(group: Group) -> torch.optim.Optimizer:
-    """Its state exists from the start, at zero, so that a checkpoint can be read into it in place."""
-    config = group.optimizer
-    parameters = [p for p in group.network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=config.learning_rate, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay
-    )
-    for parameter in parameters:
+    """Its state exists from the start, at zero, so that a checkpoint can be read into it in place.
+
+    Raises ConfigError where Muon finds no matrix to train.
+    """
+    config, betas = group.optimizer, (group.optimizer.beta1, group.optimizer.beta2)
+    matrices = {} if config.muon is None else muon_matrices(group.network)
+    ours = {parameter for parameter, _ in matrices.values()}
+    others = [p for p in group.network.parameters() if p.requires_grad and p not in ours]
+    optimizer: torch.optim.Optimizer
+    if config.muon is None:
+        optimizer = torch.optim.AdamW(others, lr=config.learning_rate, betas=betas, weight_decay=config.weight_decay)
+    else:
+        if not matrices or not others:
+            what = "matrix between hidden states" if not matrices else "other parameter"
+            raise ConfigError(f"optimizer.muon is set, but this network has no {what}; leave the table out")
+        optimizer = MuonAdamW(
+            matrices.values(), others, learning_rate=config.learning_rate, betas=betas, momentum=config.muon.momentum,
+            rate_ratio=config.muon.learning_rate / config.learning_rate, weight_decay=config.weight_decay,
+        )  # fmt: skip
+    for parameter in others:
         zeros = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         optimizer.state[parameter] = {"step": torch.tensor(0.0), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
     return optimizer
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """``rate`` for AdamW, in proportion for Muon."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("rate_ratio", 1.0)
 
 
 def optimizer_tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -114,3 +162,24 @@ class Ema:
             kept = live.detach().clone()
             live.copy_(self.state[name])
             self.state[name].copy_(kept)
+
+
+class UpdateRatio:
+    """|change| / |weights| of an optimiser's update, over the first SAMPLED values of every parameter of a process."""
+
+    @torch.no_grad()
+    def __init__(self, parameters: list[Tensor]) -> None:
+        self.parameters = parameters
+        self.before = [self._sample(parameter).clone() for parameter in parameters]
+
+    @staticmethod
+    def _sample(parameter: Tensor) -> Tensor:
+        return own_share(parameter).flatten()[:SAMPLED].float()
+
+    @torch.no_grad()
+    def after(self) -> float:
+        """The same on all processes."""
+        pairs = [(self._sample(p) - b, b) for p, b in zip(self.parameters, self.before, strict=True)]
+        squares = [torch.stack([change.square().sum(), before.square().sum()]) for change, before in pairs]
+        change, weights = total(torch.stack(squares).sum(0)).tolist()
+        return math.sqrt(change / max(weights, 1e-30))

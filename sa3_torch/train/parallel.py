@@ -29,11 +29,14 @@ from sa3_torch.layers import MLP
 from sa3_torch.same import SAMEBlock
 from sa3_torch.t5gemma import TextLayer
 
+from .blocks import ModulatedBlock
+
 PATIENCE = timedelta(hours=1)  # processes wait for the first one while it validates and exports
 # What FSDP2 gathers at a time, and the methods beside ``forward`` that read its weights.
 # A listed method must not be called by another one of the module, nor by its forward: the inner call would end it.
 UNITS: dict[type[nn.Module], tuple[str, ...]] = {
     SAMEBlock: ("heads", "at"), DiTBlock: (), CrossAttention: ("prepare",), MLP: (), TextLayer: (),
+    ModulatedBlock: (),
 }  # fmt: skip
 
 
@@ -231,13 +234,22 @@ def gather(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Copies of sharded tensors in full, on the CPU of the first process; the others get an empty dictionary."""
     kept: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        full = whole(tensor)
         if is_first():
             kept[name] = full.detach().to("cpu", copy=True)
     return kept
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor in full, on every process; any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def own_share(tensor: Tensor) -> Tensor:
+    """What this process holds of a sharded tensor; any other as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def clip(parameters: list[Tensor], limit: float) -> Tensor:
     """Scales gradients down to a norm of at most ``limit``; returns the norm before, the same on all processes."""
-    norm = nn.utils.clip_grad_norm_(parameters, limit)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return whole(nn.utils.clip_grad_norm_(parameters, limit))

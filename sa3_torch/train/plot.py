@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from numpy.typing import NDArray
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
 SMOOTHING = 20  # logged rows in the running mean
-_NOT_TERMS = {"step", "seconds", "lr", "grad_norm", "skipped", "steps_per_second", "items_per_second"}
+_COLUMNS = 4  # of panels of measures
+_COLORS, _STYLES = 10, ("-", "--", ":")
+_NOT_TERMS = {
+    "step", "seconds", "lr", "grad_norm", "skipped", "alarm", "revision", "steps_per_second", "items_per_second",
+}  # fmt: skip
+_LEVEL = re.compile(r"_(t\d[\d.]*)$")  # "flow_t0.5": such measures share a panel
+_MOST_NAMES = 64  # beside a matrix
 
 
 def plot_run(folder: Path, title: str) -> Path:
@@ -24,28 +34,51 @@ def plot_run(folder: Path, title: str) -> Path:
             if name.startswith("validation/") or ("/" not in name and name not in _NOT_TERMS):
                 series.setdefault(name, []).append((row["step"], value))
     terms = {name: points for name, points in series.items() if not name.startswith("validation/")}
-    measures = {name: points for name, points in series.items() if name.startswith("validation/")}
-    count = 1 + len(measures)
-    columns = min(3, count)
-    figure, axes = plt.subplots(
-        -(-count // columns), columns, figsize=(5 * columns, 3 * -(-count // columns)), squeeze=False
-    )
-    panels = list(axes.flat)
-    for name, points in terms.items():
-        steps, values = (np.array(column) for column in zip(*points, strict=True))
-        width = min(SMOOTHING, len(values))
-        panels[0].plot(steps[width - 1 :], np.convolve(values, np.ones(width) / width, "valid"), label=name)
-    panels[0].set(title="training (weighted terms)", xlabel="step", yscale="log")
-    panels[0].legend()
-    for panel, (name, points) in zip(panels[1:], measures.items(), strict=False):
-        steps, values = (np.array(column) for column in zip(*points, strict=True))
-        panel.plot(steps, values, marker="o", markersize=3)
-        panel.set(title=name, xlabel="step")
-    for panel in panels[count:]:
-        panel.set_visible(False)
+    measures: dict[str, list[str]] = {}  # panel -> its series
+    for name in series.keys() - terms.keys():
+        measures.setdefault(_LEVEL.sub("", name), []).append(name)
+    columns = min(_COLUMNS, max(1, len(measures)))
+    below = -(-len(measures) // columns)
+    figure = plt.figure(figsize=(max(10, 5 * columns), 4 + 3 * below))
+    grid = figure.add_gridspec(1 + below, columns, height_ratios=[4, *[3] * below])
+    _plot_terms(figure.add_subplot(grid[0, :]), terms)
+    for place, title_of in enumerate(sorted(measures)):
+        panel = figure.add_subplot(grid[1 + place // columns, place % columns])
+        for name in sorted(measures[title_of]):
+            steps, values = (np.array(column) for column in zip(*series[name], strict=True))
+            panel.plot(steps, values, marker="o", markersize=3, label=name.removeprefix(title_of).lstrip("_"))
+        if len(measures[title_of]) > 1:
+            panel.legend(fontsize=8)
+        panel.set(title=title_of.removeprefix("validation/"), xlabel="step")
     figure.suptitle(title)
     figure.tight_layout()
     path = folder / "loss.png"
     figure.savefig(path, dpi=90)
     plt.close(figure)
     return path
+
+
+def _plot_terms(panel: Axes, terms: dict[str, list[tuple[int, float]]]) -> None:
+    """Running means of the training terms, their names beside them."""
+    for number, (name, points) in enumerate(terms.items()):
+        steps, values = (np.array(column) for column in zip(*points, strict=True))
+        ends = np.arange(1, len(values) + 1)
+        sums, before = np.concatenate([[0.0], np.cumsum(values)]), np.maximum(ends - SMOOTHING, 0)
+        smooth = (sums[ends] - sums[before]) / (ends - before)
+        panel.plot(steps, smooth, _STYLES[number // _COLORS % len(_STYLES)], label=name)
+    positive = all(value > 0 for points in terms.values() for _, value in points)
+    panel.set(title="training (weighted terms)", xlabel="step", yscale="log" if positive else "linear")
+    panel.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
+
+
+def plot_matrix(path: Path, values: NDArray[np.floating], names: Sequence[str], *, title: str) -> None:
+    """Draw a matrix whose rows, and columns, have these names, to ``path`` (.png)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure, axes = plt.subplots(figsize=(8, 7))
+    figure.colorbar(axes.imshow(values, cmap="magma"))
+    if len(names) <= _MOST_NAMES:
+        axes.set_yticks(range(len(names)), names, fontsize=6)
+    axes.set(xticks=[], title=title)
+    figure.tight_layout()
+    figure.savefig(path, dpi=90)
+    plt.close(figure)

@@ -1,8 +1,13 @@
 """Quantization-aware tuning: the DiT learns to say on the runtime's grid what it said in full precision.
 
 Teacher: the checkpoint itself. Student: the same DiT whose layers read as quantized values, with a straight-through
-gradient. Neither sounds nor captions are needed: states come from the teacher's own runs over calibration prompts, some
-of them moved by one step of the student's error. Everything but the quantized matrices stays as it is.
+gradient; it starts from the weights that the recipe makes, by rounding or by GPTQ. Neither sounds nor captions are
+needed: states come from the teacher's own runs over calibration prompts, some of them moved by one step of the
+student's error. Everything but the quantized matrices stays as it is (training spec, section 9).
+
+    loss = mean |v_student - v_teacher|^2 + end_weight mean |x - t v_student - end of the teacher's run|^2
+
+Scales and biases follow the weights and are frozen for the last part of the run; those of GPTQ stay as they are.
 """
 
 from __future__ import annotations
@@ -15,25 +20,27 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sa3_mlx.spec.affine import Float, Packed, Storage
-from sa3_mlx.spec.calibration import Prompt, requests
+from sa3_mlx.spec.calibration import Prompt, continued, requests
 from sa3_mlx.spec.config import Config, ConfigError
 from sa3_mlx.spec.quantization import Grid
 from sa3_mlx.spec.quantized_file import Quantizer, VelocityReport, check_source, nearest, write_quantized
 from sa3_mlx.spec.recipes import find_recipe, layers_of
 from sa3_mlx.spec.request import defaults
 from sa3_torch.dit import Conditioning, DiT
-from sa3_torch.fake_quant import add_fake_quant, latent_weight
+from sa3_torch.fake_quant import add_fake_quant, fake_quant, latent_weight
 from sa3_torch.pipeline import Pipeline
 from sa3_torch.states import State, visit
 
+from . import parallel
+from .calibrate import gptq_starts, layer_at, sensitive_grids, velocity_at, velocity_error
 from .logs import save_sound
 from .optimizers import Group, OptimizerConfig
-from .stage import Stage, TrainConfig, step_generator
+from .settings import check
+from .stage import Split, Stage, TrainConfig, step_generator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +49,18 @@ class QuantizeConfig(Config):
 
     train: TrainConfig
     optimizer: OptimizerConfig
-    recipe: str  # of ``sa3 quantize``; one that rounds to nearest with equal bits
+    recipe: str  # of ``sa3 quantize``: bits of every layer, and how the weights begin
     rounds: int  # runs over the calibration prompts, each with seeds of its own
     student_share: float  # of steps whose states are moved by the student's own error
+    end_weight: float  # of the distance to the end of the teacher's run; guided runs have no such term
+    frozen_share: float  # of the run, at its end, in which scales and biases stay as they are
+
+    def __post_init__(self) -> None:
+        check(self, 1, math.inf, "rounds")
+        check(self, 0, math.inf, "end_weight")
+        check(self, 0, 1, "student_share", "frozen_share")
+        if self.train.precision != "fp32":
+            raise ConfigError(f"train.precision is {self.train.precision!r}: values of a grid need 'fp32'")
 
 
 class QuantizeStage(Stage):
@@ -54,27 +70,38 @@ class QuantizeStage(Stage):
         super().__init__()
         self.folder, self.config = folder, config
         self.recipe = find_recipe(config.recipe)
-        if self.recipe.dit is None or self.recipe.dit.measures:
-            raise ConfigError(f"recipe {config.recipe!r}: tuning starts from rounding with equal bits, such as '4bit'")
+        if self.recipe.dit is None:
+            raise ConfigError(f"recipe {config.recipe!r} leaves the DiT as it is: choose another, such as '4bit'")
+        self.dit_recipe = self.recipe.dit
         self.storages = check_source(folder)
         self.pipeline = Pipeline.load(folder)
         self.model_config = self.pipeline.config
-        self.grids = dict.fromkeys(layers_of(self.model_config, "dit"), self.recipe.dit.grid)
-        if not self.grids:
+        self.paths = list(layers_of(self.model_config, "dit"))
+        if not self.paths:
             raise ValueError(f"{self.model_config.name} has no layer that recipe {config.recipe} can quantize")
         rounds = (self._visited(prompts, number, held_out=False) for number in range(config.rounds))
         self.states = [self._with_context(state) for states in rounds for state in states]
         self.held_out = list(self._visited(prompts, 0, held_out=True))
         self.prompts = sum(len(run.items) for run in requests(prompts, self.model_config, held_out=True))
         self.teacher = cast(DiT, self.pipeline.load_part("dit"))
-        self.model: nn.Module = self._student()
+        self.grids = self._grids()
+        self.student = self._student()
+        self.model: nn.Module = self.student
         self.groups = {"student": Group(network=self.model, optimizer=config.optimizer)}
-        self.rounded_error = self._error(self.held_out)
+        self.rounded_error = self.start_error = velocity_error(self.student, self.held_out)
+        if self.dit_recipe.method == "gptq":
+            self._start_from_gptq()
+        self.frozen_from = round((1 - config.frozen_share) * config.train.steps)
 
     def _visited(self, prompts: tuple[Prompt, ...], number: int, *, held_out: bool) -> Iterator[State]:
-        for request in requests(prompts, self.model_config, held_out=held_out):
+        """The first clips twice, then with their first half kept."""
+        first, *_ = runs = requests(prompts, self.model_config, held_out=held_out)
+        for request in runs:
             items = tuple(replace(item, seed=item.seed + 10_000 * number) for item in request.items)
-            yield from visit(self.pipeline, replace(request, items=items))
+            run = replace(request, items=items)
+            yield from visit(self.pipeline, run)
+            if not held_out and request is first:
+                yield from visit(self.pipeline, continued(run, self.pipeline.generate(run).audio))
 
     def _with_context(self, state: State) -> State:
         """Zeros for no context are the same to the model, and every parameter has a part in every loss."""
@@ -83,54 +110,77 @@ class QuantizeStage(Stage):
         seconds = state.cond.seconds  # (B, D)
         return replace(state, cond=replace(state.cond, context=torch.zeros_like(seconds)[:, None]))
 
+    def data(self) -> tuple[Split, ...]:
+        """States of the teacher's own runs."""
+        rate = self.model_config.frames_per_second
+        return tuple(
+            Split(name=name, items=len(states), seconds=sum(s.x.shape[0] * s.x.shape[1] for s in states) / rate)
+            for name, states in (("states", self.states), ("held-out states", self.held_out))
+        )
+
+    def _grids(self) -> dict[str, Grid]:
+        """Equal bits, or as many for each layer as the velocity asks for."""
+        if self.dit_recipe.target is None:
+            return dict.fromkeys(self.paths, self.dit_recipe.grid)
+        return sensitive_grids(self.teacher, self.states, self.paths, self.storages, self.dit_recipe.target)
+
     def _student(self) -> DiT:
         """The teacher's weights; the quantized matrices alone are trained."""
         student = copy.deepcopy(self.teacher).requires_grad_(False)
         for path, grid in self.grids.items():
-            layer = self._layer(student, path)
+            layer = layer_at(student, path)
             add_fake_quant(layer, bits=grid.bits, group=grid.group, storage=self.storages[path])
             latent_weight(layer).requires_grad_(True)
         return student
 
-    @staticmethod
-    def _layer(dit: nn.Module, path: str) -> nn.Linear:
-        return cast(nn.Linear, dit.get_submodule(path.removeprefix("dit.")))
+    @torch.no_grad()
+    def _start_from_gptq(self) -> None:
+        """Its values, before they were rounded, on its grid."""
+        for path, packed, values in gptq_starts(self.teacher, self.states, self.grids, self.storages):
+            layer = layer_at(self.student, path)
+            fake_quant(layer).hold(packed)
+            latent_weight(layer).copy_(torch.from_numpy(values))
+        self.start_error = velocity_error(self.student, self.held_out)
+
+    def _freeze(self) -> None:
+        for path in self.grids:
+            layer = layer_at(self.student, path)
+            fake_quant(layer).freeze(parallel.whole(latent_weight(layer)))
 
     def losses(self, step: int) -> dict[str, Tensor]:
         random, batch = step_generator(self.config.train.seed, step), self.config.train.batch
         rows = self.part.slice(batch)
         chosen = torch.randint(len(self.states), (batch,), generator=random)[rows]
         moved = float(torch.rand((), generator=random)) < self.config.student_share  # all of them: processes in step
-        terms = []
+        if step == self.frozen_from and self.dit_recipe.method == "nearest":
+            self._freeze()
+        errors, ends = [], []
         for index in chosen.tolist():
             state = self._moved(self.states[index]) if moved else self.states[index]
-            error = (self._velocity(state) - state.velocity).square()
-            terms.append(_over_valid(error, state.cond) / _over_valid(state.velocity.square(), state.cond))
-        return {"velocity": torch.stack(terms).mean()}
+            velocity = velocity_at(self.student, state)
+            errors.append(_over_valid((velocity - state.velocity).square(), state.cond))
+            if state.end is not None:
+                t = torch.from_numpy(state.t).to(velocity.device)[:, None, None]
+                ends.append(_over_valid((state.x - t * velocity - state.end).square(), state.cond))
+        terms = {"velocity": torch.stack(errors).mean()}
+        if ends:
+            terms["end"] = self.weighted("end", self.config.end_weight, torch.stack(ends).mean())
+        return terms
 
     @torch.no_grad()
     def _moved(self, state: State) -> State:
         """The state that the student would come to instead, by its own error over one step; the teacher says more."""
         step = 1 / defaults(self.model_config).steps
-        x = state.x + step * (self._velocity(state) - state.velocity)
-        velocity = self.teacher(x, torch.from_numpy(state.t).to(x.device), self.teacher.prepare(state.cond))
-        return replace(state, x=x, velocity=velocity)
-
-    def _velocity(self, state: State) -> Tensor:
-        dit = cast(DiT, self.model)
-        velocity: Tensor = dit(state.x, torch.from_numpy(state.t).to(state.x.device), dit.prepare(state.cond))
-        return velocity.float()
-
-    @torch.no_grad()
-    def _error(self, states: list[State]) -> float:
-        """Relative L2 error of the student's velocities over these states."""
-        wrong = sum(float((self._velocity(state) - state.velocity).square().sum()) for state in states)
-        return math.sqrt(wrong / sum(float(state.velocity.square().sum()) for state in states))
+        moved = replace(state, x=state.x + step * (velocity_at(self.student, state) - state.velocity))
+        return replace(moved, velocity=velocity_at(self.teacher, moved))
 
     def validate(self) -> dict[str, float]:
-        """Error on runs of other prompts, and that of rounding without tuning."""
-        error = self._error(self.held_out)
-        return {"velocity_error": error, "snr_db": -20 * math.log10(error), "rounded_error": self.rounded_error}
+        """Error on runs of other prompts, that of rounding without tuning, and where tuning began."""
+        error = velocity_error(self.student, self.held_out)
+        return {
+            "velocity_error": error, "snr_db": -20 * math.log10(error), "rounded_error": self.rounded_error,
+            "start_error": self.start_error,
+        }  # fmt: skip
 
     @torch.no_grad()
     def demo(self, folder: Path, step: int) -> None:
@@ -139,7 +189,8 @@ class QuantizeStage(Stage):
         t = torch.from_numpy(state.t).to(state.x.device)[:, None, None]
         same = self.pipeline.autoencoder("decoder")
         sounds = [
-            same.decode(state.x - t * velocity).flatten(0, 1) for velocity in (state.velocity, self._velocity(state))
+            same.decode(state.x - t * velocity).flatten(0, 1)
+            for velocity in (state.velocity, velocity_at(self.student, state))
         ]
         save_sound(
             folder / f"{step:06d}.wav", torch.cat(sounds).float().cpu().numpy(), self.model_config.sample_rate,
@@ -147,7 +198,7 @@ class QuantizeStage(Stage):
         )  # fmt: skip
 
     @torch.no_grad()
-    def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
+    def export(self, folder: Path, weights: dict[str, Tensor]) -> None:  # noqa: ARG002 (the student holds them too)
         """A quantized checkpoint whose packed weights are the values of the forward pass."""
         quantizers: dict[str, Quantizer] = {}
         grids: dict[str, Grid] = {}
@@ -156,12 +207,15 @@ class QuantizeStage(Stage):
                 grids[path] = recipe.grid
                 quantizers[path] = partial(nearest, grid=recipe.grid)
         for path, grid in self.grids.items():
-            weight = weights[f"{path.removeprefix('dit.')}.parametrizations.weight.original"].float().numpy()
-            quantizers[path] = partial(_tuned, tuned=np.ascontiguousarray(weight), grid=grid)
+            layer = layer_at(self.student, path)
+            grids[path] = grid
+            quantizers[path] = partial(_known, packed=fake_quant(layer).packed(latent_weight(layer)))
         steps = sorted({state.index for state in self.held_out})
         velocity = VelocityReport(
-            prompts=self.prompts, error=self._error(self.held_out), nearest_error=self.rounded_error,
-            error_per_step=tuple(self._error([s for s in self.held_out if s.index == step]) for step in steps),
+            prompts=self.prompts, error=velocity_error(self.student, self.held_out), nearest_error=self.rounded_error,
+            error_per_step=tuple(
+                velocity_error(self.student, [s for s in self.held_out if s.index == step]) for step in steps
+            ),
         )  # fmt: skip
         write_quantized(
             self.folder, folder, recipe=f"{self.config.recipe}-qat", grids=grids, quantizers=quantizers,
@@ -169,10 +223,12 @@ class QuantizeStage(Stage):
         )  # fmt: skip
 
 
-def _tuned(weight: Float, storage: Storage, *, tuned: Float, grid: Grid) -> Packed:  # noqa: ARG001 (as every quantizer)
-    return nearest(tuned, storage, grid=grid)
+def _known(weight: Float, storage: Storage, *, packed: Packed) -> Packed:  # noqa: ARG001 (as every quantizer)
+    return packed
 
 
 def _over_valid(values: Tensor, cond: Conditioning) -> Tensor:
     """Mean over the frames that are real."""
-    return values.mean() if cond.valid is None else values[cond.valid].mean()
+    if cond.valid is None:
+        return values.mean()
+    return (values.mean(-1) * cond.valid).sum() / cond.valid.sum()

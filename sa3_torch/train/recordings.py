@@ -85,7 +85,7 @@ def parse_sidecar(data: object) -> Sidecar:
     if not isinstance(licence, str):
         raise ValueError(f"licence is {licence!r}: expected a text")
     return Sidecar(
-        captions=_lines(prompts or [_caption(fields)]), seconds_start=start or 0.0, seconds_total=total,
+        captions=_lines(prompts or [", ".join(caption_parts(fields))]), seconds_start=start or 0.0, seconds_total=total,
         licence=licence, fields=fields,
     )  # fmt: skip
 
@@ -103,7 +103,8 @@ def _lines(texts: Sequence[str]) -> tuple[str, ...]:
     return tuple(text for line in texts if (text := " ".join(line.split())))
 
 
-def _caption(fields: dict[str, Any]) -> str:
+def caption_parts(fields: dict[str, Any]) -> list[str]:
+    """What a caption without ``prompt`` is made of: the text fields, bpm and key."""
     parts: list[str] = []
     for name in TEXT_FIELDS:
         value = fields.get(name)
@@ -113,7 +114,7 @@ def _caption(fields: dict[str, Any]) -> str:
         parts.append(f"{bpm:g} BPM" if isinstance(bpm, int | float) else f"{bpm} BPM")
     if fields.get("key") is not None:
         parts.append(str(fields["key"]))
-    return ", ".join(parts)
+    return [text for part in parts if (text := " ".join(part.split()))]
 
 
 @dataclass(frozen=True, kw_only=True)

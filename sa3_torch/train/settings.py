@@ -57,12 +57,14 @@ def _apply(data: dict[str, object], change: str) -> None:
         if not isinstance(inner, dict):
             raise ConfigError(f"--set {change!r}: there is no table {part!r}")
         table = inner
-    if name not in table:
-        raise ConfigError(f"--set {change!r}: unknown key {name!r}; allowed: {', '.join(table)}")
+    value: object
     try:
-        table[name] = tomllib.loads(f"value = {text}")["value"]
+        value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        table[name] = text.strip()
+        value = text.strip()
+    if name not in table and not isinstance(value, dict):  # a table may switch on what the preset leaves out
+        raise ConfigError(f"--set {change!r}: unknown key {name!r}; allowed: {', '.join(table)}")
+    table[name] = value
 
 
 def to_json(config: Config) -> str:

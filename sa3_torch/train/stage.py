@@ -37,6 +37,7 @@ class TrainConfig(Config):
     accumulate: int  # micro-batches of a process in a step
     precision: Literal["bf16", "fp32", "auto"]  # of matrix products; auto times both
     compile: bool  # torch.compile of network and loss; needs a C++ compiler on a CPU
+    checkpoint_blocks: bool = False  # less memory, more time; see recompute.py
     parallel: Literal["ddp", "fsdp"]  # where torchrun starts several processes
     ema_decay: float
     ema_after: int
@@ -51,10 +52,23 @@ class TrainConfig(Config):
         check(self, 0, 1 - 1e-12, "ema_decay")
         if self.precision == "auto" and self.parallel == "fsdp":
             raise ConfigError("precision is 'auto' with parallel 'fsdp': choose 'bf16' or 'fp32', or parallel 'ddp'")
+        if self.compile and self.checkpoint_blocks:
+            raise ConfigError(
+                "compile and checkpoint_blocks are both on: choose one, compiled code recomputes by itself"
+            )
         if self.milestone_every % self.save_every:
             raise ConfigError(
                 f"milestone_every is {self.milestone_every}: allowed are multiples of save_every ({self.save_every})"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Data that a stage reads, for its plan."""
+
+    name: str
+    items: int
+    seconds: float | None  # None where it is not known before they are read
 
 
 class Stage(ABC):
@@ -89,6 +103,14 @@ class Stage(ABC):
     def prepare(self, step: int, parts: list[Part]) -> None:  # noqa: B027 (most stages have nothing to prepare)
         """Only before a step of several micro-batches, without gradients: what the losses need of all of them."""
 
+    def period(self) -> int:
+        """For its plan: for so many steps serves what the first of them computes beside its losses; 0: nothing does."""
+        return 0
+
+    def data(self) -> tuple[Split, ...]:
+        """What is read in the run, for its plan; empty where a stage does not say."""
+        return ()
+
     @abstractmethod
     def validate(self) -> dict[str, float]:
         """Measures on held-out data, with the weights now in ``model``.
@@ -104,6 +126,10 @@ class Stage(ABC):
     def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
         """Write ``weights``, the averaged state of ``model`` on the CPU, as a checkpoint folder. ``model`` holds them
         too."""
+
+    def alarms(self, values: dict[str, float]) -> list[str]:  # noqa: ARG002 (most stages have none)
+        """Plain sentences about a row of the log that a user should read now."""
+        return []
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
@@ -122,6 +148,16 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 def purpose_generator(seed: int, purpose: int, step: int) -> torch.Generator:
     """As ``step_generator``, another one for every ``purpose``."""
     return torch.Generator().manual_seed(int(generator(seed, purpose, step).integers(2**63)))
+
+
+def item_noise(rows: slice, shape: tuple[int, ...], seed: int, purpose: int, step: int) -> Tensor:
+    """Standard normals (B, *shape) of the items ``rows`` of a global batch: each has its own generator, so that no
+    process draws those of others."""
+    drawn = []
+    for item in range(rows.start, rows.stop):
+        random = torch.Generator().manual_seed(int(generator(seed, purpose, step, item).integers(2**63)))
+        drawn.append(torch.randn(shape, generator=random))
+    return torch.stack(drawn)
 
 
 def maybe_compile(function: Compiled, enabled: bool) -> Compiled:

@@ -11,10 +11,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sa3_mlx.spec.config import FF_MULT_DIT, HEAD_SIZE, TIMESTEP_FEATURES, Config, ConfigError
-from sa3_torch.attention import SelfAttention, attend
-from sa3_torch.dit import BLOCK_EPS, head_rms_norm, timestep_features
-from sa3_torch.layers import MLP, FeedForward, RMSNorm, Rope, modulate, rope
+from sa3_mlx.spec.config import HEAD_SIZE, TIMESTEP_FEATURES, Config, ConfigError
+from sa3_torch.attention import attend
+from sa3_torch.dit import BLOCK_EPS, timestep_features
+from sa3_torch.layers import MLP, RMSNorm, rope
+from sa3_torch.train.blocks import ModulatedBlock
 from sa3_torch.train.parallel import follow
 from sa3_torch.train.settings import check
 
@@ -32,28 +33,6 @@ class AlignmentConfig(Config):
             raise ConfigError(f"alignment.width is {self.width}: expected a multiple of {HEAD_SIZE}")
 
 
-class AlignmentBlock(nn.Module):
-    """Modulated self-attention and feed-forward; both end in zeros at the start."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.scale_shift_gate = nn.Parameter(torch.zeros(6 * width))
-        self.pre_norm = RMSNorm(width, BLOCK_EPS)
-        self.self_attn = SelfAttention(width, differential=False, head_norm=head_rms_norm)
-        self.ff_norm = RMSNorm(width, BLOCK_EPS)
-        self.ff = FeedForward(width, FF_MULT_DIT, "silu")
-        for last in (self.self_attn.to_out, self.ff.proj_out):
-            nn.init.zeros_(last.weight)
-
-    def forward(self, x: Tensor, modulation: Tensor, table: Rope) -> Tensor:
-        """x (B, T, D), modulation (B, 6 D) -> (B, T, D)"""
-        parts = (self.scale_shift_gate + modulation)[:, None].chunk(6, dim=-1)  # (B, 1, D) each
-        scale_a, shift_a, gate_a, scale_f, shift_f, gate_f = parts
-        h = self.self_attn(modulate(self.pre_norm(x), 1 + scale_a, shift_a), table, attend)
-        x = x + h * torch.sigmoid(1 - gate_a)
-        return x + self.ff(modulate(self.ff_norm(x), 1 + scale_f, shift_f)) * torch.sigmoid(1 - gate_f)
-
-
 class Alignment(nn.Module):
     """The network, and the standard deviation of the latents that its noise gets."""
 
@@ -67,7 +46,7 @@ class Alignment(nn.Module):
         self.to_timestep_embed = MLP(TIMESTEP_FEATURES, width, width, bias=True)
         self.to_modulation = MLP(width, width, 6 * width, bias=True)
         self.project_in = nn.Linear(latent_channels, width)
-        self.layers = nn.ModuleList(AlignmentBlock(width) for _ in range(config.depth))
+        self.layers = nn.ModuleList(ModulatedBlock(width) for _ in range(config.depth))
         self.norm = RMSNorm(width, BLOCK_EPS)
         self.project_out = nn.Linear(width, latent_channels)
         for last in (self.to_modulation.fc2, self.project_out):
@@ -79,7 +58,7 @@ class Alignment(nn.Module):
         modulation = self.to_modulation(self.to_timestep_embed(timestep_features(t).to(self.project_in.weight.dtype)))
         h, table = self.project_in(x), rope(0, x.shape[1], x.device)
         for layer in self.layers:
-            h = layer(h, modulation, table)
+            h = layer(h, modulation, table, attend)
         return self.project_out(self.norm(h))
 
     @torch.no_grad()

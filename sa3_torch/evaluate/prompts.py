@@ -1,15 +1,14 @@
-"""Does the demo model make what the prompt says? Held-out prompts, several seeds, scored by the judge."""
+"""Held-out prompts of the demo sounds, and the sounds that a model makes of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.judge import Judge
 from sa3_mlx.spec.config import ModelConfig
 from sa3_mlx.spec.events import Generation
 from sa3_mlx.spec.request import Guidance, Item, Request
@@ -89,13 +88,3 @@ def sounds(
         request = Request(items=items, steps=steps, sampler=sampler, guidance=Guidance(scale=guidance))
         for audio in pipeline.generate(request).audio:
             yield audio, prompt
-
-
-def measure(
-    pipeline: Generates, *, data_seed: int, seeds: int, steps: int, sampler: str, guidance: float
-) -> dict[str, Any]:
-    """The judge's shares over all held-out prompts and seeds (see ``Judge.evaluate``)."""
-    prompts = held_out_prompts(data_seed)
-    pairs = list(sounds(pipeline, prompts, seeds=seeds, steps=steps, sampler=sampler, guidance=guidance))
-    settings = {"prompts": len(prompts), "seeds": seeds, "steps": steps, "sampler": sampler, "guidance": guidance}
-    return {**settings, **Judge().evaluate(pairs)}

@@ -1,7 +1,7 @@
 """Recipe of the judge's weights: a network of one hidden layer, trained in numpy on the train split of the demo set.
 
-Command: ``python -m benchmarks.judge_training CACHE [--out judge.npz]`` (a minute on one core). Every clip is seen
-as rendered and in damaged versions (dull, noisy, shortened, late), so that the judge also works on the output of
+Command: ``python -m sa3_torch.evaluate.judge_training CACHE [--out judge.npz]`` (a minute on one core). Every clip is
+seen as rendered and in damaged versions (dull, noisy, shortened, late), so that the judge also works on the output of
 small models.
 """
 
@@ -13,7 +13,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.judge import SAMPLE_RATE, WEIGHTS, Judge, features
+from sa3_torch.evaluate.judge import SAMPLE_RATE, WEIGHTS, Judge, features
 from sa3_torch.train.clips import Clip, ClipSet, generator
 
 HIDDEN = 40

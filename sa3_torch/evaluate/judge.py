@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.pitch import chord_of, pitch_of
+from sa3_torch.evaluate.pitch import chord_of, pitch_of
 from sa3_torch.train.metrics import Float, mel_filters, mono
 
 WEIGHTS = Path(__file__).with_name("judge.npz")
@@ -103,27 +103,35 @@ class Judge:
 
     def __init__(self, path: Path = WEIGHTS) -> None:
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing; make it with: python -m benchmarks.judge_training CACHE")
+            raise FileNotFoundError(f"{path}: missing; make it with: python -m sa3_torch.evaluate.judge_training CACHE")
         with np.load(path) as data:
             self.classes: list[str] = data["classes"].tolist()
             self._mean, self._scale = data["mean"], data["scale"]
             self._w1, self._b1, self._w2, self._b2 = (data[k].astype(np.float32) for k in ("w1", "b1", "w2", "b2"))
 
-    def probabilities(self, audio: NDArray[np.floating]) -> NDArray[np.float32]:
-        logits = self.embedding(audio) @ self._w2 + self._b2
+    def probabilities(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Of every class, from the features (F,) of a clip."""
+        logits = self.hidden(x) @ self._w2 + self._b2
         e = np.exp(logits - logits.max())
         return np.asarray(e / e.sum(), dtype=np.float32)
 
+    def hidden(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The 40 values from which the class is read, from the features (F,) of a clip."""
+        return np.asarray(np.maximum((x - self._mean) / self._scale @ self._w1 + self._b1, 0), dtype=np.float32)
+
     def embedding(self, audio: NDArray[np.floating]) -> NDArray[np.float32]:
-        """The 40 values from which the class is read: the space of Frechet distances between sets of clips."""
-        x = (features(audio) - self._mean) / self._scale
-        return np.asarray(np.maximum(x @ self._w1 + self._b1, 0), dtype=np.float32)
+        """``hidden`` of a clip: the space of Frechet distances between sets of clips."""
+        return self.hidden(features(audio))
 
     def classify(self, audio: NDArray[np.floating]) -> Heard:
         """What a clip (L,) or (L, channels) at 44.1 kHz sounds like."""
-        if len(audio) == 0 or np.abs(audio).max() < 1e-4:
+        return self.classify_features(features(audio))
+
+    def classify_features(self, x: NDArray[np.float32]) -> Heard:
+        """As ``classify``, of what ``features`` says of a clip; nothing but zeros is silence."""
+        if not x.any():
             return Heard("silence", None, 1.0)
-        p = self.probabilities(audio)
+        p = self.probabilities(x)
         labels: Counter[str] = Counter()
         for name, value in zip(self.classes, p.tolist(), strict=True):
             labels[name.partition(":")[0]] += value
@@ -131,49 +139,68 @@ class Judge:
         best = max((i for i, name in enumerate(self.classes) if name.partition(":")[0] == label), key=lambda i: p[i])
         return Heard(label, self.classes[best].partition(":")[2] or None, float(probability))
 
+    def knows(self, label: str) -> bool:
+        """Whether it can say that a clip of this label is one."""
+        return any(name.partition(":")[0] == label for name in self.classes)
+
     def check(self, audio: NDArray[np.floating], record: Record) -> dict[str, Any]:
         """Verdicts on one clip: "class" always; "instrument", "pitch" and "cents" for notes; "chord" for chords."""
-        heard = self.classify(audio)
-        verdict: dict[str, Any] = {"heard": heard.label, "class": heard.label == record.label}
-        if record.label in ("note", "chord"):
-            verdict["instrument"] = verdict["class"] and heard.instrument == record.instrument
-        if record.label == "note" and record.midi is not None:
-            pitch = pitch_of(audio)
-            verdict["cents"] = 100 * (pitch.midi - record.midi)
-            verdict["pitch"] = pitch.confidence >= 0.3 and abs(verdict["cents"]) <= 50
-        if record.label == "chord" and record.midi is not None:
-            root, quality = chord_of(audio)
-            verdict["chord"] = root == _NAMES[record.midi % 12] and quality in record.caption.split()
-        return verdict
+        return verdict(audio, self.classify(audio), record)
 
     def evaluate(self, clips: Sequence[tuple[NDArray[np.floating], Record]]) -> dict[str, Any]:
-        """Shares of right verdicts over clips.
+        """Shares of right verdicts over clips, see ``shares``."""
+        return shares([(record, self.check(audio, record)) for audio, record in clips])
 
-        Keys: clips, class, notes_class, notes_pitch, notes_instrument, chords_class, chords_name, drums_class,
-        noises_class (None where there is no such clip), cents_median (absolute, of notes), by_label, confused.
-        """
-        verdicts = [(record, self.check(audio, record)) for audio, record in clips]
-        notes = [v for record, v in verdicts if record.label == "note"]
-        chords = [v for record, v in verdicts if record.label == "chord"]
-        noises = [v for record, v in verdicts if record.label in ("white", "pink", "brown")]
-        tonal_or_noise = ("note", "chord", "white", "pink", "brown")
-        drums = [v for record, v in verdicts if record.label not in tonal_or_noise]
-        labels = sorted({record.label for record, _ in verdicts})
-        confused = Counter(f"{record.label} -> {v['heard']}" for record, v in verdicts if not v["class"])
-        return {
-            "clips": len(verdicts),
-            "class": _share([v for _, v in verdicts], "class"),
-            "notes_class": _share(notes, "class"),
-            "notes_pitch": _share(notes, "pitch"),
-            "notes_instrument": _share(notes, "instrument"),
-            "cents_median": float(np.median([abs(v["cents"]) for v in notes])) if notes else None,
-            "chords_class": _share(chords, "class"),
-            "chords_name": _share(chords, "chord"),
-            "drums_class": _share(drums, "class"),
-            "noises_class": _share(noises, "class"),
-            "by_label": {label: _share([v for r, v in verdicts if r.label == label], "class") for label in labels},
-            "confused": dict(confused.most_common()),
-        }
+
+def verdict(audio: NDArray[np.floating], heard: Heard, record: Record) -> dict[str, Any]:
+    """``Judge.check`` of a clip that was classified as ``heard``."""
+    found: dict[str, Any] = {"heard": heard.label, "class": heard.label == record.label}
+    if record.label in ("note", "chord"):
+        found["instrument"] = found["class"] and heard.instrument == record.instrument
+    if record.label == "note" and record.midi is not None:
+        pitch = pitch_of(audio)
+        found["cents"] = 100 * (pitch.midi - record.midi)
+        found["pitch"] = pitch.confidence >= 0.3 and abs(found["cents"]) <= 50
+    if record.label == "chord" and record.midi is not None:
+        root, quality = chord_of(audio)
+        found["chord"] = root == _NAMES[record.midi % 12] and quality in record.caption.split()
+    return found
+
+
+def all_right(found: dict[str, Any]) -> bool:
+    """Whether everything that was asked for is heard."""
+    return all(found[name] for name in ("class", "instrument", "pitch", "chord") if name in found)
+
+
+def shares(verdicts: Sequence[tuple[Record, dict[str, Any]]]) -> dict[str, Any]:
+    """Shares of right verdicts over clips.
+
+    Keys: clips, all (everything asked for), class, notes_class, notes_pitch, notes_instrument, chords_class,
+    chords_name, drums_class, noises_class (None where there is no such clip), cents_median (absolute, of notes),
+    by_label, confused.
+    """
+    notes = [v for record, v in verdicts if record.label == "note"]
+    chords = [v for record, v in verdicts if record.label == "chord"]
+    noises = [v for record, v in verdicts if record.label in ("white", "pink", "brown")]
+    tonal_or_noise = ("note", "chord", "white", "pink", "brown")
+    drums = [v for record, v in verdicts if record.label not in tonal_or_noise]
+    labels = sorted({record.label for record, _ in verdicts})
+    confused = Counter(f"{record.label} -> {v['heard']}" for record, v in verdicts if not v["class"])
+    return {
+        "clips": len(verdicts),
+        "all": float(np.mean([all_right(v) for _, v in verdicts])) if verdicts else None,
+        "class": _share([v for _, v in verdicts], "class"),
+        "notes_class": _share(notes, "class"),
+        "notes_pitch": _share(notes, "pitch"),
+        "notes_instrument": _share(notes, "instrument"),
+        "cents_median": float(np.median([abs(v["cents"]) for v in notes])) if notes else None,
+        "chords_class": _share(chords, "class"),
+        "chords_name": _share(chords, "chord"),
+        "drums_class": _share(drums, "class"),
+        "noises_class": _share(noises, "class"),
+        "by_label": {label: _share([v for r, v in verdicts if r.label == label], "class") for label in labels},
+        "confused": dict(confused.most_common()),
+    }
 
 
 def _share(verdicts: Sequence[dict[str, Any]], key: str) -> float | None:

@@ -1,0 +1,4 @@
+"""Evaluation of generative models: a library of measures, and what ``sa3 evaluate`` does with them.
+
+Measures are functions of arrays. Sounds come from a pipeline of either twin; only the flow-matching loss needs PyTorch.
+"""

@@ -1,0 +1,94 @@
+"""Several models and settings side by side, each with several seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sa3_mlx.spec.request import Item
+
+from .one_step import many_steps, one_step_error, one_steps
+from .run import Evaluator, Pipeline, batches, jobs
+from .setting import Setting
+
+Measures = dict[str, float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A model as it is called in tables, and how it is sampled."""
+
+    name: str
+    pipeline: Pipeline
+    setting: Setting
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} {self.setting}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Measures of an entry: one dictionary a seed; ``mean`` and ``spread`` (standard deviation) over the seeds."""
+
+    entry: Entry
+    measures: tuple[Measures, ...]
+    details: tuple[dict[str, Any], ...]
+
+    @property
+    def mean(self) -> Measures:
+        return {name: None if (values := self._of(name)) is None else float(np.mean(values)) for name in self.names}
+
+    @property
+    def spread(self) -> Measures:
+        return {
+            name: None if (values := self._of(name)) is None or len(values) < 2 else float(np.std(values, ddof=1))
+            for name in self.names
+        }
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.measures[0])
+
+    def _of(self, name: str) -> list[float] | None:
+        values = [value for found in self.measures if (value := found[name]) is not None]
+        return values or None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.entry.name, "setting": str(self.entry.setting), "mean": self.mean, "spread": self.spread,
+            "seeds": list(self.measures), "details": list(self.details),
+        }  # fmt: skip
+
+
+def compare(
+    evaluator: Evaluator, entry: Entry, seeds: int, advance: Callable[[int], None] = lambda _: None
+) -> Row:  # fmt: skip
+    """Run an entry with the seeds 0, 1, ..."""
+    found = [evaluator.run(entry.pipeline, entry.setting, seed, advance) for seed in range(seeds)]
+    return Row(entry=entry, measures=tuple(m for m, _ in found), details=tuple(d for _, d in found))
+
+
+def compare_one_step(
+    entries: Sequence[Entry], teacher: Entry, evaluator: Evaluator, seeds: int,
+    advance: Callable[[int], None] = lambda _: None,
+) -> dict[str, list[float]]:  # fmt: skip
+    """One-step error of every model against the teacher's result, by name, one value a seed. ``advance`` hears of every
+    clip, the teacher's included."""
+    errors: dict[str, list[float]] = {entry.name: [] for entry in entries}
+    for seed in range(seeds):
+        parts = _items(evaluator, seed)
+        wanted = many_steps(teacher.pipeline, parts, teacher.setting)
+        advance(len(wanted))
+        for name, pipeline in {entry.name: entry.pipeline for entry in entries}.items():
+            errors[name].append(one_step_error(one_steps(pipeline, parts), wanted))
+            advance(len(wanted))
+    return errors
+
+
+def _items(evaluator: Evaluator, seed: int) -> list[list[Item]]:
+    chosen = jobs(evaluator.real.held_out.clips, evaluator.options.clips, seed)
+    return [[chosen[i].item for i in rows] for rows in batches(chosen, evaluator.options.batch)]

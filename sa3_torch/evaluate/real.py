@@ -1,0 +1,100 @@
+"""Real clips, which models are compared with: held out ones, training ones, and what the autoencoder makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sa3_mlx.spec.config import ModelConfig
+from sa3_torch.train.clips import SAMPLE_RATE, Clip, ClipSet
+
+from .frechet import ENOUGH, frechet, real_floor
+from .judge import shares
+from .latent_clap import LatentClap, clap_adherence
+from .listening import Ear, Heard
+
+Audio = NDArray[np.float32]
+Advance = Callable[[int], None]
+
+
+class Codes(Protocol):
+    """Either twin's Pipeline."""
+
+    config: ModelConfig
+
+    def encode(self, audio: Audio) -> NDArray[np.float32]: ...
+    def decode(self, latents: NDArray[np.float32]) -> Audio: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Real:
+    """``held_out`` and ``training``: clips with captions, as heard; ``about``: floors and the judge's shares."""
+
+    held_out: Heard
+    training: Heard
+    about: dict[str, Any]
+
+
+def held_out_clips(clips: ClipSet, config: ModelConfig) -> list[Clip]:
+    """Validation clips with a caption. Raises ValueError when there are less than two, or the rate does not fit."""
+    if config.sample_rate != SAMPLE_RATE:
+        raise ValueError(f"{config.name} works at {config.sample_rate} Hz: evaluation is for {SAMPLE_RATE} Hz")
+    found = [clip for clip in clips.select("validation") if clip.captions and clip.seconds <= config.max_seconds]
+    if len(found) < 2:
+        raise ValueError(f"{len(found)} validation clips with a caption fit {config.name}: at least 2 are needed")
+    return found
+
+
+def audio_of(clips: ClipSet, clip: Clip, channels: int) -> Audio:
+    """(L, channels); a mono clip on all channels."""
+    audio = clips.read(clip)
+    return audio if audio.shape[1] == channels else np.repeat(audio[:, :1], channels, axis=1)
+
+
+def hear_real(
+    ear: Ear, pipeline: Codes, clips: ClipSet, *, clap: LatentClap | None = None, advance: Advance = lambda _: None
+) -> Real:
+    """Listen to all clips with a caption; ``advance`` hears of each, of held-out ones twice (see ``real_count``)."""
+    config = pipeline.config
+    chosen = held_out_clips(clips, config)
+    held_out = ear.listen(((audio_of(clips, clip, config.audio_channels), clip) for clip in chosen), advance)
+    latents: list[NDArray[np.float32]] = []
+    rebuilt = ear.listen(_rebuilt(pipeline, clips, chosen, latents), advance)
+    training = Ear(judge=ear.judge, spaces=()).listen(
+        ((clips.read(clip), clip) for clip in _training(clips)), advance
+    )  # fmt: skip
+    about: dict[str, Any] = {"held_out": len(chosen), "training": len(training.clips), "enough": len(chosen) >= ENOUGH}
+    for name, features in held_out.spaces.items():
+        floor = real_floor(features) if len(features) >= 4 else None
+        about[f"frechet_{name}"] = {"real_halves": floor, "autoencoder": frechet(rebuilt.spaces[name], features)}
+    for name, heard in (("real", held_out), ("autoencoder", rebuilt)):
+        judged = heard.judged(ear.judge)
+        about[f"judge_{name}"] = shares(judged) if judged else None
+    about["latent_clap"] = None if clap is None else asdict(clap_adherence(clap, latents, held_out.prompts))
+    return Real(held_out=held_out, training=training, about=about)
+
+
+def real_count(clips: ClipSet, config: ModelConfig) -> int:
+    """How many steps ``hear_real`` announces."""
+    return 2 * len(held_out_clips(clips, config)) + len(_training(clips))
+
+
+def _training(clips: ClipSet) -> list[Clip]:
+    found = [clip for clip in clips.select("train") if clip.captions]
+    if not found:
+        raise ValueError("the data holds no training clips with a caption to look for copies in")
+    return found
+
+
+def _rebuilt(
+    pipeline: Codes, clips: ClipSet, chosen: list[Clip], latents: list[NDArray[np.float32]]
+) -> Iterator[tuple[Audio, Clip]]:
+    """Through the autoencoder; the latents are noted."""
+    for clip in chosen:
+        audio = audio_of(clips, clip, pipeline.config.audio_channels)
+        latents.append(pipeline.encode(audio))
+        yield pipeline.decode(latents[-1])[: len(audio)], clip

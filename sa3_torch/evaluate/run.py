@@ -1,0 +1,174 @@
+"""One model with one setting and one seed: sounds of held-out prompts and every measure on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sa3_mlx.spec.config import ModelConfig
+from sa3_mlx.spec.events import Event, Generation
+from sa3_mlx.spec.request import Item, Request
+from sa3_torch.train.clips import Clip, ClipSet, generator
+
+from .diversity import diversity
+from .frechet import frechet_with_interval
+from .inpainting import SHORTEST_SAMPLES, measure_inpainting
+from .judge import shares
+from .latent_clap import LatentClap, clap_adherence
+from .listening import JUDGE, Ear, Heard
+from .memorisation import memorisation
+from .real import Real, audio_of, held_out_clips
+from .setting import Setting
+
+Audio = NDArray[np.float32]
+SEEDS_APART = 1_000_000  # between repetitions
+_ORDER = 66  # purpose of the random generator
+
+
+class Pipeline(Protocol):
+    """Either twin's."""
+
+    folder: Path
+    config: ModelConfig
+
+    def generate(self, request: Request) -> Generation: ...
+    def stream(self, request: Request) -> Iterator[Event]: ...
+    def encode(self, audio: Audio) -> NDArray[np.float32]: ...
+    def decode(self, latents: NDArray[np.float32]) -> Audio: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A sound to make: the caption and the duration of a held-out clip, and a seed."""
+
+    clip: Clip
+    item: Item
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """``clips`` of a run, made ``batch`` at a time, ``inpaint`` clips of which a part is made anew (0: none)."""
+
+    clips: int
+    batch: int
+    inpaint: int
+
+    def __post_init__(self) -> None:
+        if self.clips < 2 or self.batch < 1 or self.inpaint < 0:
+            raise ValueError(f"clips {self.clips}, batch {self.batch}, inpaint {self.inpaint}: at least 2, 1 and 0 are "
+                             "allowed")  # fmt: skip
+
+
+@dataclass
+class _Kept:
+    """What is noted while sounds are made."""
+
+    seconds: float = 0.0
+    latents: dict[int, NDArray[np.float32]] = field(default_factory=dict)
+
+
+def jobs(clips: Sequence[Clip], count: int, seed: int) -> list[Job]:
+    """Prompts as frequent as among the held-out clips, which are gone through again and again in a random order."""
+    rng = generator(seed, _ORDER)
+    found: list[Clip] = []
+    while len(found) < count:
+        found += [clips[i] for i in rng.permutation(len(clips))]
+    return [
+        Job(clip=clip, item=Item(prompt=clip.caption, seconds=clip.seconds, seed=SEEDS_APART * seed + number))
+        for number, clip in enumerate(found[:count])
+    ]
+
+
+def batches(chosen: Sequence[Job], size: int) -> list[list[int]]:
+    """Indices of jobs of similar durations."""
+    order = sorted(range(len(chosen)), key=lambda i: chosen[i].item.seconds)
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+class Evaluator:
+    """What runs share: ``ear``, ``real`` clips, ``clips`` (the data), and a CLAP on latents where there is one."""
+
+    def __init__(self, ear: Ear, real: Real, clips: ClipSet, options: Options, clap: LatentClap | None = None) -> None:
+        self.ear, self.real, self.clips, self.options, self.clap = ear, real, clips, options, clap
+
+    def count(self, config: ModelConfig) -> int:
+        """How many clips ``run`` announces."""
+        return self.options.clips + len(self._inpainted(config))
+
+    def run(
+        self, pipeline: Pipeline, setting: Setting, seed: int, advance: Callable[[int], None] = lambda _: None
+    ) -> tuple[dict[str, float | None], dict[str, Any]]:
+        """Measures by name, and their details; ``advance`` hears how many clips are done, ``count`` in all."""
+        held_out = held_out_clips(self.clips, pipeline.config)
+        chosen, kept = jobs(held_out, self.options.clips, seed), _Kept()
+        order = [i for rows in batches(chosen, self.options.batch) for i in rows]
+        heard = self.ear.listen(self._sounds(pipeline, setting, chosen, kept), advance)
+        seeds = [chosen[i].item.seed for i in order]
+        measures: dict[str, float | None] = {"sample_seconds_per_clip": kept.seconds / len(chosen)}
+        details: dict[str, Any] = {"seed": seed}
+        self._judged(heard, measures, details)
+        self._compared(heard, seeds, measures, details)
+        if self.clap is not None:
+            found = clap_adherence(self.clap, [kept.latents[i] for i in order], heard.prompts, seed=seed)
+            measures |= {"clap_own": found.own, "clap_first": found.first}
+            details["latent_clap"] = asdict(found)
+        if inpainted := self._inpainted(pipeline.config):
+            pairs = [(audio_of(self.clips, clip, pipeline.config.audio_channels), clip) for clip in inpainted]
+            inpainting = measure_inpainting(
+                pipeline, pairs, setting, seed=SEEDS_APART * seed, batch=self.options.batch, advance=advance
+            )
+            measures |= {"kept_error": inpainting.kept_error, "seam": inpainting.seam}
+            details["inpainting"] = asdict(inpainting)
+        return measures, details
+
+    def _inpainted(self, config: ModelConfig) -> list[Clip]:
+        """Held-out clips of which a part is made anew: long enough ones, spread over the set; may be none."""
+        long = [clip for clip in held_out_clips(self.clips, config) if clip.samples >= SHORTEST_SAMPLES]
+        return long[:: -(-len(long) // self.options.inpaint)] if long and self.options.inpaint else []
+
+    def _sounds(
+        self, pipeline: Pipeline, setting: Setting, chosen: list[Job], kept: _Kept
+    ) -> Iterator[tuple[Audio, Clip]]:
+        for rows in batches(chosen, self.options.batch):
+            made = pipeline.generate(setting.request([chosen[i].item for i in rows]))
+            kept.seconds += made.timings["text"] + made.timings["sample"]
+            for row, i in enumerate(rows):
+                if self.clap is not None:
+                    kept.latents[i] = made.latents[row]
+                yield made.audio[row], chosen[i].clip
+
+    def _judged(self, heard: Heard, measures: dict[str, float | None], details: dict[str, Any]) -> None:
+        judged = heard.judged(self.ear.judge)
+        if judged:
+            found = shares(judged)
+            details["judge"] = found
+            names = ("all", "class", "notes_pitch", "notes_instrument", "chords_name", "drums_class", "noises_class")
+            measures |= {name: found[name] for name in names}
+        measures |= asdict(heard.health)
+
+    def _compared(
+        self, heard: Heard, seeds: list[int], measures: dict[str, float | None], details: dict[str, Any]
+    ) -> None:
+        real, training = self.real.held_out, self.real.training
+        for name, features in heard.spaces.items():
+            distance = frechet_with_interval(features, real.spaces[name])
+            measures[f"frechet_{name}"] = distance.value
+            details[f"frechet_{name}"] = asdict(distance) | {"enough": distance.enough}
+        spread = diversity(heard.spaces[JUDGE], heard.prompts, real.spaces[JUDGE], real.prompts)
+        copies = memorisation(heard.detail, training.detail, real.detail)
+        measures |= {"diversity": spread.ratio, "copies": copies.share, "copy_ratio": copies.ratio}
+        details["diversity"] = asdict(spread)
+        details["memorisation"] = asdict(copies) | {
+            "worst": [
+                {
+                    "prompt": heard.clips[copy.index].caption, "seed": seeds[copy.index],
+                    "training": training.clips[copy.nearest].id, "distance": copy.distance, "ratio": copy.ratio,
+                }
+                for copy in copies.worst
+            ]
+        }  # fmt: skip
