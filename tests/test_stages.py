@@ -77,7 +77,8 @@ def test_stage_learns_one_batch(name: str, workspace: Path) -> None:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_accumulated_gradient_equals_that_of_the_large_batch(name: str, workspace: Path, tmp_path: Path) -> None:
-    """Measured: 2e-7, with the warm-up's teacher 1e-6.
+    """Measured: 2e-7, with the warm-up's teacher 1e-6, with the log-magnitude at full scale 5e-5: half a batch is decoded
+    with other last bits, and in bins of any quietness its gradient is as large as elsewhere.
 
     The critic looks at the whole batch at once and is refused in parts.
     """
@@ -89,7 +90,9 @@ def test_accumulated_gradient_equals_that_of_the_large_batch(name: str, workspac
         group = stage.turn(0)
         trainer._gradients(group)
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in trainer.trained[group]]))
-    assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) < 5e-6
+    assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) < (
+        2e-4 if name in ("complete", "distill") else 5e-6
+    )
 
 
 @pytest.mark.parametrize("name", STAGES)
