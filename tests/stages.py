@@ -115,16 +115,12 @@ def variants_stage(workspace: Path, *changes: str, model: ModelConfig = MODEL) -
 
 
 def complete_stage(workspace: Path, *changes: str) -> AutoencoderStage:
-    """Every term of the autoencoder; discriminators from the first step, in odd ones.
-
-    No panning or silent tails: on very quiet channels rounding flips the sign of large differences of log-magnitudes.
-    """
+    """Every term of the autoencoder; discriminators from the first step, in odd ones."""
     small = (
         "train.batch=4", "train.steps=8", "crop_samples=8192", "generator.warmup_steps=1",
         "generator.learning_rate=1e-4", "discriminator.warmup_steps=1",
         "discriminator.learning_rate=1e-4", "spectral_start=0.0", "spectral_full=0.0",
-        "spectral.sizes=[128, 512]", "augment.pan=0.0",
-        "augment.tail=0.0", "spectral.log_scale=1.0", "semantics.detached_steps=1", "semantics.critic.max_rows=24",
+        "spectral.sizes=[128, 512]", "semantics.detached_steps=1", "semantics.critic.max_rows=24",
         "semantics.alignment.width=64", "semantics.critic.width=64", "semantics.alignment.depth=1",
         "semantics.critic.depth=1", "adversarial.start_step=0", "adversarial.noise.masked=true",
         "adversarial.noise.instance=true", "adversarial.discriminators.transformer.depth=1",
@@ -143,8 +139,7 @@ def distill_stage(workspace: Path, *changes: str) -> DistillStage:
         "train.batch=4", "train.steps=8", "train.seed=3", "crop_samples=8192", "generator.warmup_steps=1",
         "generator.learning_rate=1e-4", "discriminator.warmup_steps=1",
         "discriminator.learning_rate=1e-4", "spectral_start=0.0", "spectral_full=0.0",
-        "spectral.sizes=[128, 512]", "spectral.log_scale=1.0", "augment.pan=0.0", "augment.tail=0.0",
-        "adversarial.start_step=0", "adversarial.discriminators.transformer.views=[]",
+        "spectral.sizes=[128, 512]", "adversarial.start_step=0", "adversarial.discriminators.transformer.views=[]",
         "adversarial.discriminators.convolutional.stft_sizes=[256]",
         "adversarial.discriminators.convolutional.width=4",
     )  # fmt: skip

@@ -24,7 +24,6 @@ from sa3_torch.train.loop import Trainer  # noqa: E402
 SCRIPT = Path(__file__).with_name("run_stage.py")
 STEPS = 3
 KINDS = ("ddp", "fsdp")
-ROUGH = ("complete", "distill")  # rounding changes the sign of differences of log-magnitudes
 RECOMPUTED = ("autoencoder", "pretrain")  # with activation checkpointing of their blocks
 WIDENED = ("autoencoder", "game")  # begun by one process, then two; the others differ in nothing that matters to it
 LEARNING = [pytest.param(name, marks=pytest.mark.slow if name == "distill" else ()) for name in STAGES]
@@ -78,7 +77,8 @@ def test_stage_learns_one_batch(name: str, workspace: Path) -> None:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_accumulated_gradient_equals_that_of_the_large_batch(name: str, workspace: Path, tmp_path: Path) -> None:
-    """Measured: 2e-7, with the warm-up's teacher 1e-6; rough ones 5e-5.
+    """Measured: 2e-7, with the warm-up's teacher 1e-6, with the log-magnitude at full scale 5e-5: half a batch is decoded
+    with other last bits, and in bins of any quietness its gradient is as large as elsewhere.
 
     The critic looks at the whole batch at once and is refused in parts.
     """
@@ -90,7 +90,9 @@ def test_accumulated_gradient_equals_that_of_the_large_batch(name: str, workspac
         group = stage.turn(0)
         trainer._gradients(group)
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in trainer.trained[group]]))
-    assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) < (2e-4 if name in ROUGH else 5e-6)
+    assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) < (
+        2e-4 if name in ("complete", "distill") else 5e-6
+    )
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -147,8 +149,16 @@ def two_processes(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def one_process(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trainer]:
+    """In a process of its own with as many threads as each of the two. More threads change the last bits of FFTs, and
+    in bins of any quietness the log-magnitude has a gradient of the same size, whose direction is their phase: with two
+    threads it is another one by 5e-4 of its length, on bit-identical audio."""
     out = tmp_path_factory.mktemp("one")
-    return {name: train(STAGES[name](workspace, f"train.steps={STEPS}"), out / name) for name in STAGES}
+    jobs = [f"{name}:{name}:train.steps={STEPS}" for name in STAGES]
+    subprocess.run(
+        [sys.executable, str(SCRIPT), str(workspace), str(out), *jobs], env=environment(), stderr=subprocess.DEVNULL,
+        check=True,
+    )  # fmt: skip
+    return {name: trainer_of(STAGES[name](workspace, f"train.steps={STEPS}"), out / name) for name in STAGES}
 
 
 @pytest.mark.parametrize(
@@ -162,16 +172,14 @@ def one_process(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 def test_two_processes_equal_one(
     name: str, kind: str, workspace: Path, two_processes: Path, one_process: dict[str, Trainer]
 ) -> None:
-    """Relative L2 after three steps, read back by one process. Measured: weights and averages 1e-6, moments of Adam
-    6e-5 (autoencoder) and 1e-7 (others); gradients of equal weights agree to 2e-7. Rough ones: 2e-5, 1e-3. Muon: 2e-4,
-    where one process sums with more threads: it makes all singular values alike, those that are rounding alone too."""
-    weights, moments = (1e-4, 3e-3) if name in ROUGH else (1e-5, 3e-4)
-    weights = 1e-3 if name == "muon" else weights
+    """Relative L2 after three steps, read back by one process. Measured: weights and averages 5e-7, moments of Adam
+    1.2e-5 (autoencoder) and 4e-6 (others). Gradients of equal weights agree to 2e-7; where weights differ by 1e-7, the
+    log-magnitude's differ by 5e-5 and all others by 3e-5 at most, which three steps begin to show."""
     two = trainer_of(STAGES[name](workspace, f"train.steps={STEPS}"), two_processes / f"{kind}-{name}")
     assert two.step == STEPS
     for table in one_process[name]._tensors():
         a, b = flat(one_process[name]._tensors(), table), flat(two._tensors(), table)
-        assert float((a - b).norm() / a.norm()) < (moments if table.startswith("optimizer") else weights), table
+        assert float((a - b).norm() / a.norm()) < (5e-5 if table.startswith("optimizer") else 1e-5), table
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -14,10 +14,13 @@ pytest.importorskip("scipy", reason="the training extra is not installed")
 from stages import MODEL, autoencoder_stage, train, trainer_of, variants_stage  # noqa: E402
 
 from sa3_mlx.spec.config import ConfigError  # noqa: E402
+from sa3_torch.same import SAME  # noqa: E402
 from sa3_torch.train.clips import ClipSet  # noqa: E402
 from sa3_torch.train.distill_autoencoder import DistillConfig, DistillStage  # noqa: E402
 from sa3_torch.train.encode import load_autoencoder  # noqa: E402
+from sa3_torch.train.init import init_autoencoder  # noqa: E402
 from sa3_torch.train.settings import load_settings  # noqa: E402
+from sa3_torch.train.start import restride  # noqa: E402
 
 PLAIN = ("variants.latent_mask=0.0", "variants.train_encoder=1.0", "variants.other_stride=0")
 WIDER = dataclasses.replace(MODEL, same=dataclasses.replace(MODEL.same, stride=16))
@@ -73,11 +76,29 @@ def test_a_start_keeps_weights_and_running_std(workspace: Path) -> None:
     assert float(r) == pytest.approx(float(began["bottleneck.running_std"]), rel=2e-3)
 
 
-def test_a_start_at_another_stride_has_the_same_weights_and_learns(workspace: Path) -> None:
-    """All tensors carry over: 1024x to 4096x. running_std is measured anew."""
+def test_weights_for_another_stride_differ_in_where_new_tokens_look() -> None:
+    """A fresh autoencoder for another stride is a fresh one of that stride; and back; other weights stay."""
+    audio = torch.randn(8, 8192, 2, generator=torch.Generator().manual_seed(0))
+    fresh, deep = [], dataclasses.replace(MODEL.same, encoder_depth=5, decoder_depth=6)
+    wide = dataclasses.replace(deep, stride=16)
+    for config in (deep, wide):
+        same = SAME(config, 2)
+        init_autoencoder(same, audio, seed=0)
+        fresh.append(same.state_dict())
+    moved = restride(fresh[0], deep, wide)
+    assert all(torch.allclose(moved[name], fresh[1][name], atol=1e-6) for name in moved)
+    changed = [name for name in moved if not torch.equal(moved[name], fresh[0][name])]
+    looking = "layers.{}.self_attn.to_qkv.weight"  # the fifth head on looked back as far as the first
+    assert changed == [f"encoder.{looking}".format(4), *(f"decoder.{looking}".format(i) for i in (4, 5))]
+    back = restride(moved, wide, deep)
+    assert all(torch.allclose(back[name], fresh[0][name], atol=1e-6) for name in back)
+    assert equal(restride(fresh[0], deep, deep), dict(fresh[0]))
+
+
+def test_a_start_at_another_stride_learns(workspace: Path) -> None:
+    """1024x to 4096x. running_std is measured anew."""
     stage = variants_stage(workspace, *PLAIN, model=WIDER)
     began = load_autoencoder(workspace / "run" / "model")[0].state_dict()
-    assert equal(dict(stage.model.state_dict()), dict(began))
     optimizer, values = torch.optim.AdamW(stage.model.parameters(), lr=1e-3), []
     for _ in range(12):
         loss = torch.stack(list(stage.losses(0).values())).sum()

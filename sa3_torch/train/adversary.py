@@ -84,6 +84,10 @@ class Adversary(nn.Module):
             "feature_matching": feature_matching_loss(judged, other),
         }
 
+    def quiet_term(self, real: Tensor, fake: Tensor) -> Tensor:
+        """The raw adversarial term of the generator without noise on the inputs, for any number of items."""
+        return generator_loss(self.discriminators(real), self.discriminators(fake))
+
     def loss(self, real: Tensor, fake: Tensor, *, step: int, part: Part) -> Tensor:
         """That of the discriminators: (B, N, channels) each -> scalar."""
         return discriminator_loss(

@@ -23,11 +23,12 @@ from .autoencoder_config import AutoencoderConfig
 from .clips import ClipSet
 from .coder import PLAIN, Coder
 from .data import AudioBatch, AudioCrops, Crops
+from .demo import save_demo
 from .init import init_autoencoder
 from .losses import soft_norm_loss, waveform_loss
 from .optimizers import Group
 from .parallel import Part, mean, moments, std_of
-from .reconstruct import measure_reconstructions, save_reconstructions
+from .reconstruct import Reconstructor, measure_reconstructions
 from .semantics import Semantics
 from .semantics.held_out import BATCH, measure_semantics
 from .shard_crops import ShardCrops
@@ -321,10 +322,8 @@ class AutoencoderStage(Stage):
         )  # fmt: skip
 
     def demo(self, folder: Path, step: int) -> None:
-        """One file: original, reconstruction, of six held-out clips in turn."""
-        save_reconstructions(
-            self.model, self.clips, self.model_config.sample_rate, self.device, folder / f"{step:06d}.wav", step
-        )
+        through = Reconstructor(self.model, self.clips, self.model_config.sample_rate, self.device)
+        save_demo(through, self.semantics, self.adversary, folder / f"{step:06d}.wav", step)
 
     def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
         config = ModelConfig(

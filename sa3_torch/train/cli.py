@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -79,13 +80,16 @@ def _kept(config: Config, *, data: str, start: str = "", teacher: str = "") -> s
 @click.option("--model", default="demo", show_default=True, type=click.Choice(sorted(PRESETS)))
 @click.option("--start", "folder", type=MODEL, default=None,
               help="Checkpoint folder to begin with; its stride may be another one than the model's.")  # fmt: skip
+@click.option("--stride", type=click.IntRange(1), default=None, help="Patches per latent. Default: the model's.")
 @run_options()
-def autoencoder(data: str, model: str, folder: Path | None) -> None:
+def autoencoder(data: str, model: str, folder: Path | None, stride: int | None) -> None:
     """Train a SAME autoencoder (stage 0)."""
     run = _start()
     config = load_settings(AutoencoderConfig, "autoencoder", run.settings, run.changes)
     start, audio = None if folder is None else Start.open(folder), open_audio(data, run.out)
-    stage = AutoencoderStage(PRESETS[model], config, audio.clips, shards=audio.shards, start=start)
+    sizes = PRESETS[model]
+    sizes = replace(sizes, same=replace(sizes.same, stride=stride or sizes.same.stride))
+    stage = AutoencoderStage(sizes, config, audio.clips, shards=audio.shards, start=start)
     if _train(stage, config.train, run, _kept(config, data=audio.digest, start=start.digest if start else "")):
         made = run.out / "model"
         click.echo(f"autoencoder: {made}; next: sa3 pre-encode --autoencoder {made} --data {data}")

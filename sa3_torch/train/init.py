@@ -38,6 +38,7 @@ from sa3_torch.t5gemma import T5GemmaEncoder
 POSITION_GAIN = 6.0  # of position queries and keys
 RIDGE = 1e-3  # of the mean variance, in least squares
 NEW_TOKEN = 2.0  # value of the reserved channel
+QUERY = 3.0  # large enough that the tanh of the head norm keeps the sign pattern of position queries
 ZERO_MAPS = ("to_modulation.fc2.weight", "preprocess.weight", "postprocess.weight", "project_out.weight")
 
 
@@ -60,7 +61,7 @@ def init_autoencoder(same: SAME, audio: Tensor, seed: int) -> None:
     patches = patches[patches.square().sum(1) > 1e-3]
     if len(patches) < config.width:
         raise ValueError(f"{len(patches)} loud patches cannot give {config.width} principal components; use more audio")
-    _, strength, components = torch.linalg.svd(patches, full_matrices=False)
+    strength, components = _principal_components(patches)
     rank = min(config.width, len(components)) - 1  # the last channel is reserved
     gain = math.sqrt(len(patches)) / float(strength[:16].square().mean().sqrt())
     same.bottleneck.scale.fill_(1.0)
@@ -79,6 +80,17 @@ def init_autoencoder(same: SAME, audio: Tensor, seed: int) -> None:
     decoder.project_in.weight[:size, :size] = torch.eye(size)
     for stack in (encoder, decoder):
         _init_stack(stack, config, random)
+
+
+def _principal_components(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Singular values and right singular vectors of (n, m), the same for any number of threads.
+
+    So in float64, as the vectors of nearly equal values are sensitive, and with signs that a fixed direction chooses.
+    """
+    _, strength, components = torch.linalg.svd(rows.double(), full_matrices=False)
+    direction = torch.randn(rows.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    components = components * torch.sign(components @ direction)[:, None]
+    return strength.float(), components.float()
 
 
 @torch.no_grad()
@@ -131,7 +143,7 @@ def _init_attention(layer: SAMEBlock, config: SAMEConfig, first: int, random: to
     q, k, v, q2, k2 = attention.to_qkv.weight.split(width)
     for weight in (q, k, q2, k2):
         nn.init.normal_(weight, std=0.3 / math.sqrt(width), generator=random)
-    rotation = torch.linalg.qr(torch.randn(width, width, generator=random))[0]
+    rotation = torch.linalg.qr(torch.randn(width, width, generator=random).double())[0].float()
     v.copy_(rotation)
     attention.to_out.weight.copy_(rotation.T)
 
@@ -143,17 +155,22 @@ def _init_attention(layer: SAMEBlock, config: SAMEConfig, first: int, random: to
         norm.beta.zero_()
         if norm is attention.k_norm:
             norm.beta[:half] = POSITION_GAIN
-    frequencies = torch.tensor(ROTARY_FREQUENCIES)
     for head in range(config.heads):
-        distance = (first + head) % config.stride + 1
-        look_back = torch.zeros(HEAD_SIZE)
-        look_back[:half] = torch.cos(-distance * frequencies)
-        look_back[half:ROTARY_SIZE] = torch.sin(-distance * frequencies)
         look_here = torch.zeros(HEAD_SIZE)
         look_here[:half] = 1.0
         rows = slice(head * HEAD_SIZE, (head + 1) * HEAD_SIZE)
-        q[rows, -1] += 3.0 * look_back  # large enough that the tanh of the head norm keeps its sign pattern
-        q2[rows, -1] += 3.0 * look_here
+        q[rows, -1] += position_query(first + head, config.stride)
+        q2[rows, -1] += QUERY * look_here
+
+
+def position_query(number: int, stride: int) -> Tensor:
+    """What the ``number``-th head of a stack asks for from a new token: 1 to ``stride`` tokens back -> (head size,)."""
+    half, frequencies = ROTARY_SIZE // 2, torch.tensor(ROTARY_FREQUENCIES)
+    distance = number % stride + 1
+    look_back = torch.zeros(HEAD_SIZE)
+    look_back[:half] = torch.cos(-distance * frequencies)
+    look_back[half:ROTARY_SIZE] = torch.sin(-distance * frequencies)
+    return QUERY * look_back
 
 
 @torch.no_grad()

@@ -1,11 +1,9 @@
-"""What an autoencoder makes of held-out clips: measures and sounds to listen to.
+"""What an autoencoder makes of held-out clips.
 
 Shapes: N audio samples, T latent frames, C latent channels.
 """
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,7 +13,6 @@ from torch import Tensor
 from sa3_torch.same import SAME
 
 from .clips import Audio, Clip, ClipSet
-from .logs import save_sound
 from .losses import soft_norm_loss
 from .metrics import (
     effective_rank,
@@ -28,14 +25,14 @@ from .metrics import (
 )
 
 VALIDATION_CLIPS = 48
-DEMO_CLIPS = 6
 
 
 class Reconstructor:
     """Clips through the weights now in ``model``, at most 2 s of each."""
 
     def __init__(self, model: SAME, clips: ClipSet, sample_rate: int, device: torch.device) -> None:
-        self.model, self.clips, self.samples, self.device = model, clips, 2 * sample_rate, device
+        self.model, self.clips, self.device = model, clips, device
+        self.sample_rate, self.samples = sample_rate, 2 * sample_rate
 
     def latents(self, audio: Audio) -> Tensor:
         """(N, 2) -> (1, T, C)"""
@@ -43,11 +40,17 @@ class Reconstructor:
 
     def pair(self, clip: Clip) -> tuple[Audio, NDArray[np.float32]]:
         """Original and reconstruction, (N, 2) each."""
+        audio = self.audio(clip)
+        return audio, self.again(audio)
+
+    def audio(self, clip: Clip) -> Audio:
+        """(N, 2)"""
         audio = self.clips.read(clip, 0, self.samples)
-        if audio.shape[1] == 1:
-            audio = np.repeat(audio, self.model.audio_channels, axis=1)
-        output = self.model.decode(self.latents(audio))[0, : len(audio)]
-        return audio, output.float().cpu().numpy()
+        return np.repeat(audio, self.model.audio_channels, axis=1) if audio.shape[1] == 1 else audio
+
+    def again(self, audio: Audio) -> NDArray[np.float32]:
+        """The reconstruction: (N, 2) -> (N, 2)"""
+        return np.asarray(self.model.decode(self.latents(audio))[0, : len(audio)].float().cpu().numpy())
 
 
 def measure_reconstructions(model: SAME, clips: ClipSet, sample_rate: int, device: torch.device) -> dict[str, float]:
@@ -77,14 +80,3 @@ def measure_reconstructions(model: SAME, clips: ClipSet, sample_rate: int, devic
         "latent_kurtosis": kurtosis(latents),
         "softnorm": float(np.mean([float(soft_norm_loss(z)) for z in coded if z.shape[1] > 1])),
     }
-
-
-def save_reconstructions(
-    model: SAME, clips: ClipSet, sample_rate: int, device: torch.device, path: Path, step: int
-) -> None:
-    """One file: original, reconstruction, of six held-out clips in turn."""
-    through, held_out = Reconstructor(model, clips, sample_rate, device), clips.select("validation")
-    chosen = held_out[:: max(1, len(held_out) // DEMO_CLIPS)][:DEMO_CLIPS]
-    pieces = [piece for clip in chosen for piece in through.pair(clip)]
-    title = f"step {step}: original, reconstruction of {len(chosen)} clips"
-    save_sound(path, np.concatenate(pieces), sample_rate, title=title)
