@@ -123,7 +123,7 @@ def new_sound(
     guidance: float | None, seeds: int, data_seed: int,
 ) -> None:  # fmt: skip
     """What an adapter taught a demo model, and what it took from it."""
-    found = find_model(model)
+    found = find_model(model, generates=True)
     adapters = open_adapters([parse_lora(lora)], found.config)
     own, lines = ClipSet(new), new_prompts(read_prompts(prompts))
     if not lines or not own.select("validation"):

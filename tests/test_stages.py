@@ -77,8 +77,8 @@ def test_stage_learns_one_batch(name: str, workspace: Path) -> None:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_accumulated_gradient_equals_that_of_the_large_batch(name: str, workspace: Path, tmp_path: Path) -> None:
-    """Measured: 2e-7, with the warm-up's teacher 1e-6, with the log-magnitude at full scale 5e-5: half a batch is decoded
-    with other last bits, and in bins of any quietness its gradient is as large as elsewhere.
+    """Measured: 2e-7, with the warm-up's teacher 1e-6, with the log-magnitude at full scale 5e-5: half a batch is
+    decoded with other last bits, and in bins of any quietness its gradient is as large as elsewhere.
 
     The critic looks at the whole batch at once and is refused in parts.
     """
