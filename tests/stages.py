@@ -169,7 +169,7 @@ def muon_stage(workspace: Path, *changes: str) -> PretrainStage:
 def lora_stage(workspace: Path, *changes: str) -> LoraStage:
     settings = ("train.batch=4", "clips.buckets=1", "optimizer.warmup_steps=1", "adapter.exclude=[]", "adapter.rank=4")
     config = load_settings(LoraConfig, "lora", "demo", (*SHORT, *settings, *changes))
-    return LoraStage(workspace / "base", config, workspace / "latents")
+    return LoraStage(workspace / "base", config, [workspace / "latents"])
 
 
 def clap_stage(workspace: Path, *changes: str) -> ClapStage:
@@ -184,7 +184,7 @@ def warmup_stage(workspace: Path, *changes: str) -> WarmupStage:
     settings = (*SHORT, "train.batch=4", "clips.buckets=1", "optimizer.warmup_steps=1", "teacher.steps=3",
                 "teacher.refresh_rate=2", *changes)  # fmt: skip
     config = load_settings(WarmupConfig, "warmup", "demo", settings)
-    return WarmupStage(workspace / "base", config, workspace / "latents")
+    return WarmupStage(workspace / "base", config, [workspace / "latents"])
 
 
 def posttrain_stage(workspace: Path, *changes: str) -> PosttrainStage:
@@ -196,7 +196,7 @@ def posttrain_stage(workspace: Path, *changes: str) -> PosttrainStage:
              "head.width=16", "head.groups=4", "weights.clap=0.0", "weights.feature_matching=0.1",
              "own_sample_share=0.5", "train.seed=1")  # fmt: skip
     config = load_settings(PosttrainConfig, "posttrain", "demo", (*SHORT, *small, *changes))
-    return PosttrainStage(workspace / "base", workspace / "base", config, workspace / "latents", None)
+    return PosttrainStage(workspace / "base", workspace / "base", config, [workspace / "latents"], None)
 
 
 def quantize_stage(workspace: Path, *changes: str) -> QuantizeStage:

@@ -70,6 +70,26 @@ def test_each_term_learns_one_batch(term: str, workspace: Path) -> None:
     assert values[-1] < 0.95 * values[0], (values[0], values[-1])
 
 
+@pytest.mark.parametrize("terms", ["spectral", pytest.param("all", marks=pytest.mark.slow)])
+def test_the_spectral_loss_of_one_batch_falls_by_three_fifths(terms: str, workspace: Path) -> None:
+    """In 200 steps, alone and with every other term (training spec, 1.9.6). Measured: 72 % and 74 %."""
+    stage = complete_stage(workspace)
+    parameters = list(stage.groups["generator"].network.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=3e-3, betas=(0.8, 0.99))
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=200)
+    values = []
+    for _ in range(200):
+        losses = stage.losses(2)
+        loss = losses["spectral"] if terms == "spectral" else torch.stack(list(losses.values())).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        decay.step()
+        values.append(float(losses["spectral"].detach()))
+    assert values[-1] < 0.4 * values[0], (values[0], values[-1])
+
+
 def test_discriminators_learn_to_tell_one_batch(workspace: Path) -> None:
     stage = complete_stage(workspace)
     optimizer, values = torch.optim.AdamW(stage.adversary.parameters(), lr=3e-3), []

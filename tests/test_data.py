@@ -191,6 +191,21 @@ def test_latents_of_another_autoencoder_are_refused(shard, tmp_path):
         LatentSet(tmp_path, autoencoder="sha256:a")
 
 
+def test_folders_are_read_as_one_set(shard, tmp_path):
+    one = LatentItem(**{**vars(shard.items[0]), "id": "new", "kind": "user", "split": "train"})
+    other = write_latents(
+        tmp_path / "more", [(one, torch.full((5, 3), 99.0))], silence=shard.silence, autoencoder="sha256:a"
+    )
+    both = LatentSet(*shard.folders, *other.folders, autoencoder="sha256:a")
+    assert [item.id for item in both.items] == [*(item.id for item in shard.items), "new"]
+    assert all(torch.equal(both.read(a), shard.read(b)) for a, b in zip(both.items, shard.items, strict=False))
+    assert torch.equal(both.read(both.items[-1]), torch.full((5, 3), 99.0))
+    assert str(both) == f"{tmp_path / 'latents'}, {tmp_path / 'more'}"
+    wrong = write_latents(tmp_path / "b", [(one, torch.zeros(5, 3))], silence=shard.silence, autoencoder="sha256:b")
+    with pytest.raises(ValueError, match="b was encoded by autoencoder sha256:b"):
+        LatentSet(*shard.folders, *wrong.folders, autoencoder="sha256:a")
+
+
 def test_bad_latents_are_refused(clips, tmp_path):
     first = clips.clips[0]
     for latents, message in ((torch.zeros(4, 2), "must be"), (torch.full((4, 3), float("nan")), "not finite")):

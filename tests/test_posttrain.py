@@ -48,7 +48,7 @@ def with_clap(workspace: Path) -> PosttrainStage:
         posttrain_stage(workspace).config,
         weights=dataclasses.replace(posttrain_stage(workspace).config.weights, clap=1.0),
     )
-    return PosttrainStage(workspace / "base", workspace / "base", config, workspace / "latents", LinearClap())
+    return PosttrainStage(workspace / "base", workspace / "base", config, [workspace / "latents"], LinearClap())
 
 
 def test_each_turn_trains_its_own_network_alone(workspace: Path, tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_a_clap_weight_needs_a_clap(workspace: Path) -> None:
         posttrain_stage(workspace, "weights.clap=1.0")
     config = posttrain_stage(workspace).config
     with pytest.raises(ConfigError, match=r"weights\.clap is 0 with a latent CLAP"):
-        PosttrainStage(workspace / "base", workspace / "base", config, workspace / "latents", LinearClap())
+        PosttrainStage(workspace / "base", workspace / "base", config, [workspace / "latents"], LinearClap())
 
 
 def test_own_samples_take_the_place_of_data_in_the_input(workspace: Path) -> None:
@@ -276,7 +276,7 @@ def test_models_that_do_not_belong_together_are_refused(workspace: Path, tmp_pat
     config = posttrain_stage(workspace).config
     other = write_checkpoint(tmp_path / "other", MODEL, variant="other")
     with pytest.raises(ValueError, match="text encoder or autoencoder are not those of the model"):
-        PosttrainStage(workspace / "base", other, config, workspace / "latents", None)
+        PosttrainStage(workspace / "base", other, config, [workspace / "latents"], None)
     for taps in ("[]", "[0, 0]", "[1]", "[-1]"):
         with pytest.raises(ValueError, match="allowed are ascending blocks 0 to 0"):
             posttrain_stage(workspace, f"taps={taps}")

@@ -104,7 +104,7 @@ def test_a_set_without_held_out_items_is_validated_on_itself(workspace: Path, tm
     folder = shutil.copytree(workspace / "latents", tmp_path / "latents")
     for path in folder.glob("shard-*.json"):
         path.write_text(path.read_text().replace('"validation"', '"train"'))
-    stage = LoraStage(workspace / "base", lora_stage(workspace).config, folder)
+    stage = LoraStage(workspace / "base", lora_stage(workspace).config, [folder])
     assert {item.split for item in stage.validation.items} == {"train"}
 
 
@@ -116,12 +116,12 @@ def test_impossible_trainings_are_refused(workspace: Path, tmp_path: Path) -> No
     folder = shutil.copytree(workspace / "base", tmp_path / "post")
     (folder / "config.json").write_text(post.to_json())
     with pytest.raises(ValueError, match="is post-trained, and flow matching would unlearn"):
-        LoraStage(folder, stage.config, latents)
-    LoraStage(folder, dataclasses.replace(stage.config, posttrained=True), latents, autoencoder)
+        LoraStage(folder, stage.config, [latents])
+    LoraStage(folder, dataclasses.replace(stage.config, posttrained=True), [latents], autoencoder)
     other = write_checkpoint(tmp_path / "other", model, variant="x")
     (other / "tokenizer.json").write_bytes((workspace / "tokenizer.json").read_bytes())
     with pytest.raises(ValueError, match="not the autoencoder in"):
-        LoraStage(other, stage.config, latents, autoencoder)
+        LoraStage(other, stage.config, [latents], autoencoder)
     with pytest.raises(ConfigError, match="base_precision is 'bf16'"):
         lora_stage(workspace, "base_precision='bf16'")
     with pytest.raises(ValueError, match="leave none of the"):

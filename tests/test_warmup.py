@@ -185,18 +185,18 @@ def test_demos_take_one_four_and_eight_steps(workspace: Path, monkeypatch: pytes
 def test_latents_of_another_autoencoder_are_refused(workspace: Path, tmp_path: Path) -> None:
     config = warmup_stage(workspace).config
     with pytest.raises(ValueError, match="was encoded by autoencoder"):
-        WarmupStage(workspace / "random", config, workspace / "latents")
+        WarmupStage(workspace / "random", config, [workspace / "latents"])
     with pytest.raises(ValueError, match="not the autoencoder in"):
-        WarmupStage(workspace / "random", config, workspace / "latents", workspace / "run" / "model")
+        WarmupStage(workspace / "random", config, [workspace / "latents"], workspace / "run" / "model")
     (tmp_path / "base").mkdir()
     for file in ("config.json", "model.safetensors", "tokenizer.json"):
         (tmp_path / "base" / file).write_bytes((workspace / "base" / file).read_bytes())
     with pytest.raises(ValueError, match="was encoded by autoencoder"):
-        WarmupStage(tmp_path / "base", config, workspace / "latents")
-    WarmupStage(tmp_path / "base", config, workspace / "latents", workspace / "run" / "model")
+        WarmupStage(tmp_path / "base", config, [workspace / "latents"])
+    WarmupStage(tmp_path / "base", config, [workspace / "latents"], workspace / "run" / "model")
     alone = write_checkpoint(tmp_path / "alone", dataclasses.replace(MODEL, diffusion=None))
     with pytest.raises(ValueError, match="has no diffusion model to train"):
-        WarmupStage(alone, config, workspace / "latents")
+        WarmupStage(alone, config, [workspace / "latents"])
 
 
 @pytest.mark.parametrize(

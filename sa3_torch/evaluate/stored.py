@@ -48,7 +48,7 @@ def split_latents(latents: LatentSet, max_frames: int) -> tuple[list[LatentClip]
     training = [_read(latents, item, max_frames) for item in _some(items["train"], TRAINING_MOST)]
     for split, found in (("validation", held_out), ("train", training)):
         if not found:
-            raise ValueError(f"{latents.folder}: no captioned latents of split {split}")
+            raise ValueError(f"{latents}: no captioned latents of split {split}")
     return held_out, training
 
 
@@ -56,7 +56,7 @@ def check_latents(latents: LatentSet, clips: ClipSet, pipeline: Encodes) -> None
     """Raises ValueError when the model's autoencoder makes other latents of the same clips."""
     channels = pipeline.config.same.latent_channels
     if latents.channels != channels:
-        raise ValueError(f"{latents.folder} has {latents.channels} channels, {pipeline.config.name} {channels}: encode "
+        raise ValueError(f"{latents} has {latents.channels} channels, {pipeline.config.name} {channels}: encode "
                          "again with its autoencoder")  # fmt: skip
     by_id = {clip.id: clip for clip in clips.clips}
     for item in [item for item in latents.items if item.id in by_id and item.split == "validation"][:_COMPARED]:
@@ -64,7 +64,7 @@ def check_latents(latents: LatentSet, clips: ClipSet, pipeline: Encodes) -> None
         own = pipeline.encode(audio_of(clips, by_id[item.id], pipeline.config.audio_channels))[: len(stored)]
         difference = float(np.linalg.norm(own - stored[: len(own)]) / max(float(np.linalg.norm(stored)), 1e-12))
         if difference > LARGEST_DIFFERENCE:
-            raise ValueError(f"{latents.folder}: the autoencoder of {pipeline.config.name} makes other latents of "
+            raise ValueError(f"{latents}: the autoencoder of {pipeline.config.name} makes other latents of "
                              f"{item.id} (difference {difference:.2f}); encode again with it")  # fmt: skip
 
 

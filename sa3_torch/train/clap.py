@@ -103,7 +103,7 @@ class ClapStage(Stage):
             if item.split == "validation" and item.captions:
                 clips[item.captions[0]].append(item)
         if len(clips) < 2:
-            raise ValueError(f"{self.latents.folder}: retrieval needs 2 held-out captions or more, got {len(clips)}")
+            raise ValueError(f"{self.latents}: retrieval needs 2 held-out captions or more, got {len(clips)}")
         names, most = sorted(clips), self.config.validation_captions
         if len(names) > most:
             random = generator(self.config.train.seed, _CAPTIONS)

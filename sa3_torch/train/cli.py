@@ -43,6 +43,10 @@ from .warmup import WarmupConfig, WarmupStage
 
 FindModel = Callable[[str], Path]  # an installed model's name, or a path -> its folder
 AUDIO = "Clip cache made by `sa3 data render` or `sa3 data import`, or shards: a folder, an index, a URL, {0..9}.tar."
+LATENTS = click.option(
+    "--latents", type=FOLDER, multiple=True, required=True,
+    help="Folder made by `sa3 pre-encode`; repeatable, then mixed by the kinds in clips.shares.",
+)  # fmt: skip
 AUTOENCODER = "The autoencoder that made the latents, where the model does not record it."
 
 
@@ -111,7 +115,7 @@ def distill_autoencoder(data: str, teacher: Path, model: str) -> None:
 
 
 @click.command("pretrain")
-@click.option("--latents", type=FOLDER, required=True, help="Folder made by `sa3 pre-encode`.")
+@LATENTS
 @click.option("--autoencoder", "folder", type=MODEL, required=True, help="The autoencoder that made the latents.")
 @click.option("--tokenizer", type=click.Path(path_type=Path, dir_okay=False, exists=True), default=None,
               help="tokenizer.json; else that of --start, else the closed vocabulary of the demo sounds.")  # fmt: skip
@@ -119,7 +123,7 @@ def distill_autoencoder(data: str, teacher: Path, model: str) -> None:
               help="Checkpoint whose weights, or text encoder (setting start), are the beginning.")  # fmt: skip
 @click.option("--model", default="demo", show_default=True, type=click.Choice(sorted(PRESETS)))
 @run_options()
-def pretrain(latents: Path, folder: Path, tokenizer: Path | None, start: Path | None, model: str) -> None:
+def pretrain(latents: tuple[Path, ...], folder: Path, tokenizer: Path | None, start: Path | None, model: str) -> None:
     """Train a diffusion model by flow matching (stage 1)."""
     run = _start()
     config = load_settings(PretrainConfig, "pretrain", run.settings, run.changes)
@@ -132,21 +136,21 @@ def pretrain(latents: Path, folder: Path, tokenizer: Path | None, start: Path | 
         if parallel.is_first():
             save_tokenizer(tokenizer)
         parallel.wait()
-    stage = PretrainStage(PRESETS[model], config, LatentSet(latents, autoencoder=digest), tokenizer, same, start)
+    stage = PretrainStage(PRESETS[model], config, LatentSet(*latents, autoencoder=digest), tokenizer, same, start)
     if _train(stage, config.train, run, to_json(config)):
         click.echo(f'model: {run.out / "model"}; next: sa3 generate "piano note A4" --model {run.out / "model"}')
 
 
 @click.command("lora")
 @click.option("--model", "name", metavar="NAME|PATH", required=True, help="The base model.")
-@click.option("--latents", type=FOLDER, required=True, help="Folder made by `sa3 pre-encode`.")
+@LATENTS
 @click.option("--autoencoder", type=MODEL, default=None, help=AUTOENCODER)
 @click.option("--type", "kind", type=click.Choice(ADAPTER_TYPES), default=None, help="Default: the settings'.")
 @click.option("--rank", type=click.IntRange(1), default=None, help="Alpha becomes equal. Default: the settings'.")
 @run_options()
 @click.pass_obj
 def lora(
-    find: FindModel, name: str, latents: Path, autoencoder: Path | None, kind: str | None, rank: int | None
+    find: FindModel, name: str, latents: tuple[Path, ...], autoencoder: Path | None, kind: str | None, rank: int | None
 ) -> None:
     """Teach a model new sounds by an adapter: LoRA, DoRA, BoRA and their -xs forms."""
     run, base = _start(), find(name)
@@ -162,16 +166,16 @@ def lora(
 @click.command("clap")
 @click.option("--model", "name", metavar="NAME|PATH", required=True,
               help="A model on these latents; it gives the text encoder.")  # fmt: skip
-@click.option("--latents", type=FOLDER, required=True, help="Folder made by `sa3 pre-encode`.")
+@LATENTS
 @click.option("--autoencoder", type=MODEL, default=None, help=AUTOENCODER)
 @run_options()
 @click.pass_obj
-def clap(find: FindModel, name: str, latents: Path, autoencoder: Path | None) -> None:
+def clap(find: FindModel, name: str, latents: tuple[Path, ...], autoencoder: Path | None) -> None:
     """Train a model of how well texts describe latents, noisy ones too (latent CLAP)."""
     run, folder = _start(), find(name)
     config = load_settings(ClapConfig, "clap", run.settings, run.changes)
     made_with = autoencoder_of(folder, load_autoencoder(folder)[0], autoencoder)
-    stage = ClapStage(folder, config, LatentSet(latents, autoencoder=made_with))
+    stage = ClapStage(folder, config, LatentSet(*latents, autoencoder=made_with))
     kept = json.dumps({**config.to_dict(), "model": file_hash(folder / WEIGHTS_FILE)}, sort_keys=True)
     if _train(stage, config.train, run, kept):
         click.echo(f"latent CLAP: {run.out / 'model'}")
@@ -179,11 +183,11 @@ def clap(find: FindModel, name: str, latents: Path, autoencoder: Path | None) ->
 
 @click.command("warmup")
 @click.option("--model", "name", metavar="NAME|PATH", required=True, help="The flow-matching model.")
-@click.option("--latents", type=FOLDER, required=True, help="Folder made by `sa3 pre-encode`.")
+@LATENTS
 @click.option("--autoencoder", type=MODEL, default=None, help=AUTOENCODER)
 @run_options()
 @click.pass_obj
-def warmup(find: FindModel, name: str, latents: Path, autoencoder: Path | None) -> None:
+def warmup(find: FindModel, name: str, latents: tuple[Path, ...], autoencoder: Path | None) -> None:
     """Teach a model to reach its guided samples in one step (stage 2)."""
     run, folder = _start(), find(name)
     config = load_settings(WarmupConfig, "warmup", run.settings, run.changes)
@@ -195,14 +199,14 @@ def warmup(find: FindModel, name: str, latents: Path, autoencoder: Path | None) 
 @click.command("posttrain")
 @click.option("--model", "name", metavar="NAME|PATH", required=True, help="The model of `sa3 train warmup`.")
 @click.option("--base", metavar="NAME|PATH", required=True, help="The flow-matching model.")
-@click.option("--latents", type=FOLDER, required=True, help="Folder made by `sa3 pre-encode`.")
+@LATENTS
 @click.option("--clap", "clap_folder", type=FOLDER, default=None,
               help="Latent CLAP of `sa3 train clap`; without it set weights.clap=0.")  # fmt: skip
 @click.option("--autoencoder", type=MODEL, default=None, help=AUTOENCODER)
 @run_options()
 @click.pass_obj
 def posttrain(
-    find: FindModel, name: str, base: str, latents: Path, clap_folder: Path | None, autoencoder: Path | None
+    find: FindModel, name: str, base: str, latents: tuple[Path, ...], clap_folder: Path | None, autoencoder: Path | None
 ) -> None:
     """Make a model good in few steps, without guidance (stage 3)."""
     run, folder, teacher = _start(), find(name), find(base)

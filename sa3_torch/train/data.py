@@ -206,7 +206,7 @@ class LatentBatches:
         self.skipped = len(mine) - len(usable)
         usable.sort(key=lambda item: (min(item.frames, max_frames), item.id))
         if not usable:
-            raise ValueError(f"{latents.folder}: no item of split {split} with a caption; choose other latents")
+            raise ValueError(f"{latents}: no item of split {split} with a caption; choose other latents")
         self.items = usable
         weights = draw_weights([item.kind for item in usable], shares)
         parts = np.array_split(np.arange(len(usable)), min(buckets, len(usable)))

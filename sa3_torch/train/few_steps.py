@@ -7,6 +7,7 @@ ping-pong sampler, 8 steps without guidance (training spec, 7.3).
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,11 +45,11 @@ class FewStepStage(DiffusionStage):
     """
 
     def __init__(
-        self, start: Path, train: TrainConfig, clips: ClipsConfig, latents: Path, autoencoder: Path | None
+        self, start: Path, train: TrainConfig, clips: ClipsConfig, latents: Sequence[Path], autoencoder: Path | None
     ) -> None:
         model, config, same = open_model(start)
         self.start_digest = file_hash(start / WEIGHTS_FILE)
-        opened = LatentSet(latents, autoencoder=autoencoder_of(start, same, autoencoder))
+        opened = LatentSet(*latents, autoencoder=autoencoder_of(start, same, autoencoder))
         self.start_config = config
         super().__init__(
             model, few_step_config(config), train, clips, few_step_demo(8), opened, start / TOKENIZER_FILE, same,

@@ -133,33 +133,42 @@ def write_latents(
     return LatentSet(folder, autoencoder=autoencoder)
 
 
-class LatentSet:
-    """An opened folder; refuses to open when it was encoded by another autoencoder than ``autoencoder`` (a hash).
+def _count(folder: Path, autoencoder: str) -> int:
+    """Shards in the folder, which this autoencoder must have made."""
+    index = read_index(folder, LATENT_FORMAT)
+    if index["autoencoder"] != autoencoder:
+        raise ValueError(
+            f"{folder} was encoded by autoencoder {index['autoencoder']}, not by {autoencoder}; encode it again"
+        )
+    return int(index["shards"])
 
-    ``items`` in the order in which they were encoded, ``channels`` C, ``silence`` (C,).
+
+class LatentSet:
+    """Opened folders; refuses to open one that was encoded by another autoencoder than ``autoencoder`` (a hash).
+
+    ``items`` in the order of the folders and in which they were encoded, ``channels`` C, ``silence`` (C,).
     """
 
-    def __init__(self, folder: Path, *, autoencoder: str) -> None:
-        index = read_index(folder, LATENT_FORMAT)
-        if index["autoencoder"] != autoencoder:
-            raise ValueError(
-                f"{folder} was encoded by autoencoder {index['autoencoder']}, not by {autoencoder}; encode it again"
-            )
-        self.folder, self.autoencoder = folder, autoencoder
-        silence: Any = safe_open(folder / "silence.safetensors", framework="pt")  # the library is untyped
+    def __init__(self, *folders: Path, autoencoder: str) -> None:
+        self.folders, self.autoencoder = folders, autoencoder
+        shards = [shard_path(folder, number) for folder in folders for number in range(_count(folder, autoencoder))]
+        silence: Any = safe_open(folders[0] / "silence.safetensors", framework="pt")  # the library is untyped
         self.silence: Tensor = silence.get_tensor("silence")
         self.channels = len(self.silence)
         self.items: list[LatentItem] = []
         self._shards: list[Any] = []
-        for number in range(index["shards"]):
-            self._open_shard(number)
+        for path in shards:
+            self._open_shard(path)
 
-    def _open_shard(self, number: int) -> None:
-        path = shard_path(self.folder, number)
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.folders))
+
+    def _open_shard(self, path: Path) -> None:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: missing; encode the recordings again")
         about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        items = [LatentItem(**{**item, "captions": tuple(item["captions"])}) for item in about["items"]]
+        number = len(self._shards)
+        items = [LatentItem(**{**x, "captions": tuple(x["captions"]), "shard": number}) for x in about["items"]]
         file: Any = safe_open(path, framework="pt")  # memory-mapped
         latents = file.get_slice("latents")
         rows, channels = latents.get_shape()
@@ -182,7 +191,7 @@ class LatentSet:
         pieces = [(item, at) for item in items for at in range(0, item.frames, _STATISTICS_ROWS)]
         count = sum(item.frames for item in items)
         if not count:
-            raise ValueError(f"{self.folder}: no frames of split {split}")
+            raise ValueError(f"{self}: no frames of split {split}")
         mean = torch.zeros(self.channels, dtype=torch.float64)
         for item, at in pieces:
             mean += self.read(item, at, at + _STATISTICS_ROWS).double().sum(0) / count

@@ -5,6 +5,7 @@ Every chosen layer reads as its adapted weight, in fp32; all that is trained, av
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
@@ -82,10 +83,12 @@ class LoraStage(FlowStage):
 
     name = "lora"
 
-    def __init__(self, folder: Path, config: LoraConfig, latents: Path, autoencoder: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, config: LoraConfig, latents: Sequence[Path], autoencoder: Path | None = None
+    ) -> None:  # fmt: skip
         self.base, model_config, same = open_model(folder)
         _check_base(folder, diffusion_of(model_config).objective, config)
-        opened = LatentSet(latents, autoencoder=autoencoder_of(folder, same, autoencoder))
+        opened = LatentSet(*latents, autoencoder=autoencoder_of(folder, same, autoencoder))
         super().__init__(self.base, model_config, config, opened, folder / TOKENIZER_FILE, same, train_text=False)
         self.config: LoraConfig = config
         self.base_hash = file_hash(folder / WEIGHTS_FILE)

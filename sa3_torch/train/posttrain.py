@@ -11,6 +11,7 @@ Shapes: B batch, T latent frames, C latent channels, N positions of scores. t = 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -141,7 +142,7 @@ class PosttrainStage(FewStepStage):
     name = "posttrain"
 
     def __init__(
-        self, start: Path, base: Path, config: PosttrainConfig, latents: Path, clap: LatentClap | None,
+        self, start: Path, base: Path, config: PosttrainConfig, latents: Sequence[Path], clap: LatentClap | None,
         autoencoder: Path | None = None,
     ) -> None:  # fmt: skip
         super().__init__(start, config.train, config.clips, latents, autoencoder)

@@ -11,6 +11,7 @@ Shapes: B batch, T latent frames, C latent channels, K steps of the teacher. t =
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,7 +88,9 @@ class WarmupStage(FewStepStage):
 
     name = "warmup"
 
-    def __init__(self, base: Path, config: WarmupConfig, latents: Path, autoencoder: Path | None = None) -> None:
+    def __init__(
+        self, base: Path, config: WarmupConfig, latents: Sequence[Path], autoencoder: Path | None = None
+    ) -> None:  # fmt: skip
         super().__init__(base, config.train, config.clips, latents, autoencoder)
         self.config = config
         self.teacher = Denoiser.frozen_copy(self.model)
