@@ -7,6 +7,7 @@ is fused, as it is on a GPU.
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -74,12 +75,17 @@ def _storage(tensor: Tensor) -> torch.UntypedStorage:
 def networks_of(stage: Stage) -> dict[str, nn.Module]:
     """All that a stage holds, by the name of its attribute: trained ones under the names of their groups, first."""
     found = {name: group.network for name, group in stage.groups.items()}
-    inside = {id(module) for network in found.values() for module in network.modules()}
+    inside = {number for network in found.values() for number in _tensors(network)}
     for name, network in _modules(stage, 2):
-        if id(network) not in inside:
+        own = _tensors(network)
+        if not own <= inside:  # so neither a part of another one nor its compiled form
             found[name] = network
-            inside.update(id(module) for module in network.modules())
+            inside |= own
     return found
+
+
+def _tensors(network: nn.Module) -> set[int]:
+    return {id(tensor) for tensor in (*network.parameters(), *network.buffers())}
 
 
 def _modules(holder: object, depth: int) -> Iterator[tuple[str, nn.Module]]:
@@ -128,7 +134,8 @@ def count_step(stage: Stage, trained: Trained, step: int, parts: list[Part]) -> 
     """
     turn = stage.turn(step)
     take_turn(trained, turn)
-    with torch.compiler.set_stance("force_eager"):
+    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Using `torch.compile")  # the hooks of the counter, twice
         with LiveBytes() as memory:
             run_part(stage, step, parts)
         gradients = sum(parameter.grad.nbytes for parameter in trained[turn] if parameter.grad is not None)
