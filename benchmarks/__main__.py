@@ -15,6 +15,7 @@ SECTIONS: Sections = {
         "memory": ("memory_command", "memory", "Peak memory of every phase: predicted and measured."),
         "roofline": ("roofline_command", "roofline", "Least time that a chip's arithmetic and memory allow."),
         "peer": ("peer_command", "peer", "Our speed beside that of the official MLX port, in one process."),
+        "train-step": ("train_step", "train_step", "What a step of stage 0 costs, and which part of it."),
         "report": ("report_command", "report", "Markdown table of what was measured, published and modelled."),
     },
     "Quality": {
