@@ -42,13 +42,14 @@ def bell(midi: int, rng: np.random.Generator) -> Audio:
 @click.option("--strikes", type=click.IntRange(1), default=8, show_default=True, help="Of every pitch.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 def bells(out: Path, strikes: int, seed: int) -> None:
-    """Write bells with captions to OUT, for `sa3 data import`, and OUT/held-out.txt, prompts of pitches left out."""
+    """Write bells with captions to OUT, for `sa3 data import`, and prompts: of taught pitches, and of unseen ones."""
     out.mkdir(parents=True, exist_ok=True)
-    for midi in sorted(set(PITCHES) - set(HELD_OUT)):
+    taught = sorted(set(PITCHES) - set(HELD_OUT))
+    for midi in taught:
         for number in range(strikes):
             name = f"bell-{midi}-{number}"
             soundfile.write(out / f"{name}.wav", bell(midi, generator(seed, _BELL, midi, number)), SAMPLE_RATE)
             (out / f"{name}.txt").write_text(caption(midi) + "\n", encoding="utf-8")
-    prompts = "".join(f"{SECONDS:g} {caption(midi)}\n" for midi in HELD_OUT)
-    (out / "held-out.txt").write_text(prompts, encoding="utf-8")
-    click.echo(f"{strikes * (len(PITCHES) - len(HELD_OUT))} bells in {out}; next: sa3 data import {out} SET")
+    for name, pitches in (("taught", taught[::3]), ("unseen", HELD_OUT)):
+        (out / f"{name}.txt").write_text("".join(f"{SECONDS:g} {caption(midi)}\n" for midi in pitches))
+    click.echo(f"{strikes * len(taught)} bells in {out}; next: sa3 data import {out} SET")

@@ -58,11 +58,13 @@ def new_prompts(lines: Sequence[Line]) -> list[Prompt]:
 
 
 def measure(
-    folder: Path, adapters: tuple[Applied, ...], run: Run, prompts: list[Prompt], judge: Judge, clips: ClipSet
-) -> dict[str, Any]:
-    """Shares of sounds heard as asked, with the adapter and without; ``clips`` are recordings of the new sound.
+    folder: Path, adapters: tuple[Applied, ...], run: Run, prompts: dict[str, list[Prompt]], judge: Judge,
+    clips: ClipSet,
+) -> dict[str, Any]:  # fmt: skip
+    """Shares of sounds heard as asked, with the adapter and without, of every group of ``prompts`` and of the old ones.
 
-    "new_real" and "new_rebuilt": of held-out recordings, and of the same after encoding and decoding.
+    ``clips`` are recordings of the new sound: "new_real" and "new_rebuilt" are the held-out ones, and the same after
+    encoding and decoding.
     """
     plain, adapted = Pipeline.load(folder), Pipeline.load(folder, adapters=adapters)
     old = held_out_prompts(run.data_seed)
@@ -70,8 +72,8 @@ def measure(
     real = [(clips.read(clip), clip) for clip in clips.select("validation")]
     rebuilt = [(plain.decode(plain.encode(_stereo(audio)))[: len(audio)], clip) for audio, clip in real]
     return {
-        "new": run.heard(adapted, prompts, judge)["class"],
-        "new_without": run.heard(plain, prompts, judge)["class"],
+        **{f"new_{name}": run.heard(adapted, group, judge)["class"] for name, group in prompts.items()},
+        **{f"new_{name}_without": run.heard(plain, group, judge)["class"] for name, group in prompts.items()},
         "new_real": judge.evaluate(real)["class"],
         "new_rebuilt": judge.evaluate(rebuilt)["class"],
         **{f"old_{name}": after[name] for name in ("class", "all", "notes_pitch", "drums_class")},
@@ -112,30 +114,32 @@ FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
 @click.option("--lora", metavar="FILE[:STRENGTH[:FROM-TO]]", required=True, help="The adapter.")
 @click.option("--sounds", "old", type=FOLDER, required=True, help="Folder made by `sa3 data render`.")
 @click.option("--new", type=FOLDER, required=True, help="Folder made by `sa3 data import`: the new sound.")
-@click.option("--prompts", type=FILE, required=True, help="Prompts of the new sound, each with its length before it.")
+@click.option("--prompts", "files", type=FILE, multiple=True, required=True,
+              help="Prompts of the new sound, each with its length before it; a file is a group.")  # fmt: skip
 @STEPS
 @SAMPLER
 @GUIDANCE
 @click.option("--seeds", type=click.IntRange(1), default=8, show_default=True, help="Sounds per prompt.")
 @click.option("--data-seed", type=int, default=0, show_default=True, help="Seed of `sa3 data render`.")
 def new_sound(
-    model: str, lora: str, old: Path, new: Path, prompts: Path, steps: int | None, sampler: str | None,
+    model: str, lora: str, old: Path, new: Path, files: tuple[Path, ...], steps: int | None, sampler: str | None,
     guidance: float | None, seeds: int, data_seed: int,
 ) -> None:  # fmt: skip
     """What an adapter taught a demo model, and what it took from it."""
     found = find_model(model, generates=True)
     adapters = open_adapters([parse_lora(lora)], found.config)
-    own, lines = ClipSet(new), new_prompts(read_prompts(prompts))
-    if not lines or not own.select("validation"):
-        raise ConfigError(f"{prompts} has {len(lines)} prompts, {new} {len(own.select('validation'))} held-out clips: "
-                          "at least one of each is needed")  # fmt: skip
+    own, prompts = ClipSet(new), {file.stem: new_prompts(read_prompts(file)) for file in files}
+    empty = [str(file) for file in files if not prompts[file.stem]]
+    if empty or not own.select("validation"):
+        raise ConfigError(f"{', '.join(empty) or new}: nothing to measure with; expected prompts in every file and "
+                          "held-out clips of the new sound; import more of them")  # fmt: skip
     chosen = sampling(Pipeline.load(found.folder), steps, sampler, guidance)
     run = Run(sampling=chosen, seeds=seeds, data_seed=data_seed)
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "judge.npz"
         train_judge([ClipSet(old), own], weights, seed=0)
-        result = measure(found.folder, adapters, run, lines, Judge(weights), own)
-    result |= same_audio(found.folder, adapters, run, lines)
+        result = measure(found.folder, adapters, run, prompts, Judge(weights), own)
+    result |= same_audio(found.folder, adapters, run, next(iter(prompts.values())))
     show(result)
-    about = {"model": found.label, "seeds": seeds, "prompts": len(lines), **asdict(chosen)}
+    about = {"model": found.label, "seeds": seeds, **asdict(chosen)}
     click.echo(json.dumps({**about, **result}))

@@ -60,10 +60,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_held_out_pitches_are_prompts_and_no_clips(made: Path) -> None:
-    prompts = read_prompts(made / "wavs" / "held-out.txt")
+    prompts = read_prompts(made / "wavs" / "unseen.txt")
     captions = {clip.caption for clip in ClipSet(made / "set").clips}
     assert len(prompts) == len(HELD_OUT) and len(captions) == 24 - len(HELD_OUT)
     assert captions.isdisjoint(prompt.text for prompt in prompts)
+    assert captions >= {prompt.text for prompt in read_prompts(made / "wavs" / "taught.txt")}
 
 
 @pytest.fixture(scope="module")
@@ -88,13 +89,18 @@ def test_sounds_are_counted_with_the_adapter_and_without(
     folder = write_checkpoint(tmp_path / "model", SMALL)
     applied = (Applied(adapter=random_adapter(folder, adapter_config("dora-rows"), seed=0)),)
     run = Run(sampling=Sampling(steps=2, sampler="euler", guidance=2.0), seeds=1, data_seed=0)
-    new = new_prompts(read_prompts(made / "wavs" / "held-out.txt"))[:2]
+    new = new_prompts(read_prompts(made / "wavs" / "unseen.txt"))[:2]
     some = [dataclasses.replace(prompt, seconds=0.3) for prompt in held_out_prompts(0)[-2:]]
     monkeypatch.setattr(new_sound, "held_out_prompts", lambda _: some)
 
-    result = measure(folder, applied, run, new, judge, ClipSet(made / "set"))
+    result = measure(folder, applied, run, {"unseen": new}, judge, ClipSet(made / "set"))
     assert result["new_real"] == 1
-    assert {name for name in result if name.startswith("new")} == {"new", "new_without", "new_real", "new_rebuilt"}
+    assert {name for name in result if name.startswith("new")} == {
+        "new_unseen",
+        "new_unseen_without",
+        "new_real",
+        "new_rebuilt",
+    }
     assert result["old_class_lost_points"] == 100 * (result["old_class_without"] - result["old_class"])
 
     ratios = same_audio(folder, applied, run, new)
