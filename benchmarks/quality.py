@@ -13,6 +13,7 @@ from benchmarks.reconstruction import Codes
 from benchmarks.reconstruction import measure as measure_reconstruction
 from benchmarks.variation import measure as measure_variation
 from sa3_mlx.cli.home import find_model
+from sa3_mlx.spec.config import ConfigError
 from sa3_mlx.spec.request import defaults
 from sa3_torch.evaluate.adherence import measure as measure_adherence
 from sa3_torch.evaluate.prompts import Generates
@@ -59,6 +60,11 @@ def sampling(pipeline: Generates, steps: int | None, sampler: str | None, guidan
     )  # fmt: skip
 
 
+def _latents(pipeline: Pipeline) -> str:
+    same = pipeline.config.same
+    return f"{same.latent_channels} channels per {same.samples_per_latent} samples"
+
+
 def show(result: dict[str, object]) -> None:
     """The shares and numbers of a result, a line each."""
     for name, value in result.items():
@@ -98,12 +104,21 @@ def adherence(
 @BACKEND
 @click.option("--data", type=click.Path(path_type=Path, file_okay=False, exists=True), required=True,
               help="Folder made by `sa3 data render`.")  # fmt: skip
-def reconstruction(model: str, backend: str, data: Path) -> None:
+@click.option("--decoder", metavar="NAME|PATH", default=None,
+              help="Another autoencoder that decodes its latents: a distilled one, or the teacher.")  # fmt: skip
+def reconstruction(model: str, backend: str, data: Path, decoder: str | None) -> None:
     """How well the autoencoder gives held-out sounds back."""
     pipeline = open_pipeline(model, backend, generates=False)
-    result = measure_reconstruction(pipeline, ClipSet(data))
+    other = None if decoder is None else open_pipeline(decoder, backend, generates=False)
+    if other is not None and _latents(other) != _latents(pipeline):
+        raise ConfigError(
+            f"--decoder {decoder} reads {_latents(other)}, {model} makes {_latents(pipeline)}; choose one that was "
+            "distilled from the other"
+        )
+    result = measure_reconstruction(pipeline, ClipSet(data), other)
     show(result)
-    click.echo(json.dumps({"model": pipeline.config.name, "backend": backend, **result}))
+    about = {"model": pipeline.config.name, "decoder": (other or pipeline).config.name, "backend": backend}
+    click.echo(json.dumps({**about, **result}))
 
 
 @click.command()

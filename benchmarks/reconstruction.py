@@ -19,13 +19,17 @@ class Codes(Protocol):
     def decode(self, latents: NDArray[np.float32]) -> NDArray[np.float32]: ...
 
 
-def measure(pipeline: Codes, clips: ClipSet) -> dict[str, Any]:
-    """Over all captioned validation clips; SI-SDR and spectral convergence are medians over notes and chords."""
+def measure(pipeline: Codes, clips: ClipSet, decoder: Codes | None = None) -> dict[str, Any]:
+    """Over all captioned validation clips; SI-SDR and spectral convergence are medians over notes and chords.
+
+    ``decoder``: another one that decodes the latents.
+    """
+    decode = (decoder or pipeline).decode
     pairs, tonal, latents, mel = [], [], [], []
     for clip in (clip for clip in clips.select("validation") if clip.captions):
         audio = np.repeat(clips.read(clip)[:, :1], 2, axis=1)
         z = pipeline.encode(audio)
-        output = pipeline.decode(z)[: len(audio)]
+        output = decode(z)[: len(audio)]
         pairs.append((output, clip))
         latents.append(z)
         mel.append(log_mel_l1(audio, output))

@@ -1,0 +1,50 @@
+"""One autoencoder decodes what another one encoded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="the measurement uses the clips of the training twin")
+
+from click.testing import CliRunner
+from command import AUTOENCODER
+from tiny_checkpoint import write_checkpoint
+
+from benchmarks.quality import reconstruction
+from benchmarks.reconstruction import measure
+from sa3_mlx.spec.config import ConfigError
+from sa3_torch.train.clips import ClipSet
+
+
+class Half:
+    """Encodes to blocks of 100 samples, decodes them at half the level."""
+
+    def encode(self, audio: np.ndarray) -> np.ndarray:
+        return audio[: len(audio) // 100 * 100].reshape(-1, 200)
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        return 0.5 * latents.reshape(-1, 2)
+
+
+class Whole(Half):
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        return 2 * super().decode(latents)
+
+
+def test_another_decoder_reads_the_latents(workspace: Path) -> None:
+    clips = ClipSet(workspace / "clips")
+    alone, crossed = measure(Half(), clips), measure(Half(), clips, Whole())
+    assert alone["log_mel_l1"] > 0.1
+    assert crossed["log_mel_l1"] == 0 and crossed["latent_std"] == alone["latent_std"]
+
+
+def test_a_decoder_of_other_latents_is_refused(workspace: Path, tmp_path: Path) -> None:
+    wider = replace(AUTOENCODER, name="wider", same=replace(AUTOENCODER.same, latent_channels=16))
+    folders = [str(write_checkpoint(tmp_path / config.name, config)) for config in (AUTOENCODER, wider)]
+    args = [folders[0], "--decoder", folders[1], "--data", str(workspace / "clips"), "--backend", "torch"]
+    with pytest.raises(ConfigError, match=r"16 channels per 64 samples.* makes 8 channels per 64 samples"):
+        CliRunner().invoke(reconstruction, args, catch_exceptions=False)
