@@ -56,7 +56,8 @@ def test_the_adversarial_terms_are_those_of_four_pairs(workspace: Path) -> None:
 
 
 def test_latents_become_the_teachers(workspace: Path) -> None:
-    """On one batch the squared error falls by 90 %."""
+    """On one batch the squared error falls by 90 %; measured: 93 %. The rate falls, as a constant one of 3e-3 goes to
+    and fro between 1 % and 20 % once it has arrived."""
     stage = distill_stage(workspace, "adversarial.start_step=100", "spectral_start=0.9", "spectral_full=1.0")
     parameters = list(stage.model.encoder.parameters()) + list(stage.model.bottleneck.parameters())
     with torch.no_grad():  # farther from the teacher than its twin of another seed
@@ -64,12 +65,14 @@ def test_latents_become_the_teachers(workspace: Path) -> None:
             0.1 * torch.randn(stage.model.encoder.mapping.weight.shape, generator=torch.Generator().manual_seed(0))
         )
     optimizer, values = torch.optim.AdamW(parameters, lr=3e-3), []
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=100)
     for _ in range(100):
         loss = stage.losses(0)["latent_mse"]
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
+        decay.step()
         values.append(float(loss.detach()))
     assert values[-1] < 0.1 * values[0], (values[0], values[-1])
 

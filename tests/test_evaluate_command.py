@@ -195,7 +195,7 @@ def test_the_command(
     clap = Words()
     monkeypatch.setattr("sa3_torch.train.latent_clap.LatentClap.load", clap.load)
     result = sa3(
-        capfd, "evaluate", model, "--latent-clap", tmp_path, *common, "--latents", latents.folder, "--setting",
+        capfd, "evaluate", model, "--latent-clap", tmp_path, *common, "--latents", latents.folders[0], "--setting",
         "euler:1:1", "--against", f"{model}@pingpong:2:1", "--teacher", f"{model}@euler:2:1", "--out", tmp_path / "out",
     )  # fmt: skip
     assert result.code == 0, result

@@ -280,8 +280,8 @@ def test_losses_are_in_single_precision(workspace: Path, precision: str) -> None
     assert all(value.dtype == torch.float32 for value in terms.values())
 
 
-def test_demo_leaves_a_spectrogram_beside_its_sound(workspace: Path, tmp_path: Path) -> None:
+def test_demo_leaves_pictures_beside_its_sound(workspace: Path, tmp_path: Path) -> None:
     stage = autoencoder_stage(workspace)
     with torch.no_grad():
         stage.demo(tmp_path, 7)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["000007.png", "000007.wav"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000007-latents.png", "000007.png", "000007.wav"]

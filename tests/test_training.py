@@ -74,7 +74,7 @@ def test_copies_are_shifted_versions_of_training_clips_only(latents: LatentSet) 
 
 def test_latents_of_another_autoencoder_are_refused(latents: LatentSet) -> None:
     with pytest.raises(ValueError, match="was encoded by autoencoder"):
-        LatentSet(latents.folder, autoencoder="sha256:other")
+        LatentSet(latents.folders[0], autoencoder="sha256:other")
 
 
 def test_settings_that_no_model_can_run_are_named(
