@@ -51,5 +51,6 @@ def bells(out: Path, strikes: int, seed: int) -> None:
             soundfile.write(out / f"{name}.wav", bell(midi, generator(seed, _BELL, midi, number)), SAMPLE_RATE)
             (out / f"{name}.txt").write_text(caption(midi) + "\n", encoding="utf-8")
     for name, pitches in (("taught", taught[::3]), ("unseen", HELD_OUT)):
-        (out / f"{name}.txt").write_text("".join(f"{SECONDS:g} {caption(midi)}\n" for midi in pitches))
+        lines = "".join(f"{SECONDS:g} {caption(midi)}\n" for midi in pitches)
+        (out / f"{name}.txt").write_text(lines, encoding="utf-8")
     click.echo(f"{strikes * len(taught)} bells in {out}; next: sa3 data import {out} SET")

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.quality import GUIDANCE, MODEL, SAMPLER, STEPS, Sampling, sampling, show
 from sa3_mlx.cli.adapters import open_adapters, parse_lora
@@ -26,6 +24,7 @@ from sa3_mlx.spec.request import Guidance, Item, Request
 from sa3_torch.evaluate.judge import Judge
 from sa3_torch.evaluate.judge_training import train_judge
 from sa3_torch.evaluate.prompts import Prompt, held_out_prompts, sounds
+from sa3_torch.evaluate.real import audio_of
 from sa3_torch.pipeline import Pipeline as TorchPipeline
 from sa3_torch.train.clips import ClipSet
 
@@ -44,9 +43,7 @@ class Run:
     def heard(self, pipeline: Pipeline, prompts: list[Prompt], judge: Judge) -> dict[str, Any]:
         """``Judge.evaluate`` of all prompts and seeds."""
         own = self.sampling
-        made = sounds(
-            pipeline, prompts, seeds=self.seeds, steps=own.steps, sampler=own.sampler, guidance=own.guidance
-        )  # fmt: skip
+        made = sounds(pipeline, prompts, seeds=self.seeds, steps=own.steps, sampler=own.sampler, guidance=own.guidance)
         return judge.evaluate(list(made))
 
 
@@ -69,8 +66,9 @@ def measure(
     plain, adapted = Pipeline.load(folder), Pipeline.load(folder, adapters=adapters)
     old = held_out_prompts(run.data_seed)
     before, after = (run.heard(pipeline, old, judge) for pipeline in (plain, adapted))
-    real = [(clips.read(clip), clip) for clip in clips.select("validation")]
-    rebuilt = [(plain.decode(plain.encode(_stereo(audio)))[: len(audio)], clip) for audio, clip in real]
+    channels = plain.config.audio_channels
+    real = [(audio_of(clips, clip, channels), clip) for clip in clips.select("validation")]
+    rebuilt = [(plain.decode(plain.encode(audio))[: len(audio)], clip) for audio, clip in real]
     return {
         **{f"new_{name}": run.heard(adapted, group, judge)["class"] for name, group in prompts.items()},
         **{f"new_{name}_without": run.heard(plain, group, judge)["class"] for name, group in prompts.items()},
@@ -87,9 +85,7 @@ def same_audio(folder: Path, adapters: tuple[Applied, ...], run: Run, prompts: l
     """Least SNR, dB, of the ways to compute it against the first one, unmerged in MLX, over the prompts."""
     items = tuple(Item(prompt=prompt.caption, seconds=prompt.seconds, seed=1) for prompt in prompts)
     own = replace(run.sampling, steps=SAME_STEPS)
-    request = Request(
-        items=items, steps=own.steps, sampler=own.sampler, guidance=Guidance(scale=own.guidance)
-    )  # fmt: skip
+    request = Request(items=items, steps=own.steps, sampler=own.sampler, guidance=Guidance(scale=own.guidance))
     reference = Pipeline.load(folder, adapters=adapters).generate(request).audio
     found = {}
     for name, load, merged in (
@@ -99,10 +95,6 @@ def same_audio(folder: Path, adapters: tuple[Applied, ...], run: Run, prompts: l
         audio = load(folder, adapters=adapters, merged=merged).generate(request).audio
         found[f"snr_{name}"] = min(snr_db(a, b) for a, b in zip(reference, audio, strict=True))
     return found
-
-
-def _stereo(audio: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.repeat(audio[:, :1], 2, axis=1)
 
 
 FOLDER = click.Path(path_type=Path, file_okay=False, exists=True)
@@ -126,6 +118,10 @@ def new_sound(
     guidance: float | None, seeds: int, data_seed: int,
 ) -> None:  # fmt: skip
     """What an adapter taught a demo model, and what it took from it."""
+    names = [file.stem for file in files]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"--prompts are {', '.join(map(str, files))}: their names, which the groups are called by, "
+                          "must differ; rename one")  # fmt: skip
     found = find_model(model, generates=True)
     adapters = open_adapters([parse_lora(lora)], found.config)
     own, prompts = ClipSet(new), {file.stem: new_prompts(read_prompts(file)) for file in files}

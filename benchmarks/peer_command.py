@@ -25,25 +25,29 @@ from benchmarks.peer import (
     measure,
     sampling,
 )
-from benchmarks.peer_files import generating, loading, write_8bit, write_files
-from sa3_mlx.spec.request import Residency
+from benchmarks.peer_files import Whole, generating, loading, write_8bit, write_files
 
-CASES = ("sample", "guided", "decode", "encode", "load", "generate", "memory", "memory-8bit", "memory-streamed")
+WHOLE = {
+    "generate": Whole(dtype="float32", steps=STEPS),
+    "memory": Whole(dtype="float16", steps=1),
+    "memory-8bit": Whole(dtype="float16", steps=1, packed=True),
+    "memory-8bit-chunks": Whole(dtype="float16", steps=1, packed=True, chunk_frames=32),
+    "memory-streamed": Whole(dtype="float16", steps=1, residency="step"),
+}
+CASES = ("sample", "guided", "decode", "encode", "load", *WHOLE)
 
 
 def make(case: str, checkout: Checkout, model: str, seconds: float, depth: int | None, work: Path) -> Pair:
-    """``memory`` is one step of a whole run in the precisions that are shipped, ``memory-8bit`` with our 8-bit recipe,
-    ``memory-streamed`` with the blocks of our DiT read in every step, ``generate`` eight steps in fp32."""
+    """``WHOLE`` are runs from nothing in memory to audio; ``memory`` is one step in the precisions that are shipped."""
     frames, config = frames_of(model, seconds), config_of(model, None)
-    if case in ("load", "generate", "memory", "memory-8bit", "memory-streamed"):
-        files = write_files(work, config, "float32" if case == "generate" else "float16")
-        if case == "memory-8bit":
+    if case == "load":
+        return loading(checkout, config, write_files(work, config, "float16"))
+    if case in WHOLE:
+        run = WHOLE[case]
+        files = write_files(work, config, run.dtype)
+        if run.packed:
             files = write_8bit(work, files, config)
-        if case == "load":
-            return loading(checkout, config, files)
-        residency: Residency = "step" if case == "memory-streamed" else "phase"
-        steps = STEPS if case == "generate" else 1
-        return generating(checkout, config, files, frames, seconds, steps, residency)
+        return generating(checkout, config, files, frames, seconds, run)
     if case in ("sample", "guided"):
         return sampling(checkout, model, frames, depth, guided=case == "guided")
     return (decoding if case == "decode" else encoding)(checkout, model, frames)
@@ -52,7 +56,7 @@ def make(case: str, checkout: Checkout, model: str, seconds: float, depth: int |
 def line(row: Row) -> str:
     times = "  ".join(f"{ours:.2f}/{peer:.2f}" for ours, peer in zip(row.ours, row.peer, strict=True))
     return (
-        f"{row.case:11} {row.model:7} {row.seconds:4.0f} s  {row.ratio:5.3f}x  difference {row.difference:.1e}  "
+        f"{row.case:18} {row.model:7} {row.seconds:4.0f} s  {row.ratio:5.3f}x  difference {row.difference:.1e}  "
         f"peak {row.ours_peak_bytes / 1e9:.2f}/{row.peer_peak_bytes / 1e9:.2f} GB  "
         f"n = {len(row.ours)}  CPU-s ours/peer {times}  {row.note}"
     )

@@ -31,8 +31,18 @@ from sa3_mlx.spec.tensorfile import array_entry, write_tensors
 from sa3_mlx.weights import Part, load_part
 
 SEED = 5
-CHUNK = 32  # latent frames that SAME-L decodes at once in the smallest memory; whole 5 s take 0.1 GB more
 PARTS: tuple[Part, ...] = ("text_encoder", "conditioner", "dit", "same")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """How a whole run is made; the port's is the same but for what its command cannot do."""
+
+    dtype: str  # "float32" or "float16", of the text encoder and the DiT
+    steps: int
+    packed: bool = False  # ours: the 8-bit recipe, states in float32: 16-bit ones are 40 times slower on a CPU
+    chunk_frames: int | None = None  # ours: latent frames that SAME decodes at once
+    residency: Residency = "phase"  # ours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,28 +177,27 @@ class _PortNoise:
 
 
 def generating(
-    checkout: Checkout, config: ModelConfig, files: Files, frames: int, seconds: float, steps: int,
-    residency: Residency,
+    checkout: Checkout, config: ModelConfig, files: Files, frames: int, seconds: float, run: Whole
 ) -> Pair:  # fmt: skip
     """From nothing in memory to audio; the steps of the port's command beside ``sa3_mlx.Pipeline``."""
     port = Port(checkout=checkout, files=files, kind=_kind(config), frames=frames)
-    packed = files.ours.name.endswith("8bit")  # MLX on a CPU is 40 times slower with 16-bit states
-    dtype = "float32" if packed else files.dtype
-    request = Request(items=(Item(prompt=PROMPT, seconds=seconds, seed=SEED),), steps=steps, sampler="pingpong",
-                      chunk_frames=CHUNK if packed else None,
+    dtype = "float32" if run.packed else files.dtype
+    request = Request(items=(Item(prompt=PROMPT, seconds=seconds, seed=SEED),), steps=run.steps, sampler="pingpong",
+                      chunk_frames=run.chunk_frames,
                       head_room_seconds=max(0.0, frames * 4096 / 44_100 - seconds - 0.01))  # fmt: skip
 
     def ours() -> mx.array:
         pipeline = Pipeline(files.ours, config, Precision(dtype=dtype, text_dtype=None))  # the text encoder too
-        *_, last = pipeline.stream(request, noise=_PortNoise(frames, files.dtype), residency=residency)
+        *_, last = pipeline.stream(request, noise=_PortNoise(frames, files.dtype), residency=run.residency)
         return mx.array(last.generation.audio[0])  # type: ignore[union-attr]
 
     def theirs() -> mx.array:
-        return port.generate(seconds, steps)
+        return port.generate(seconds, run.steps)
 
-    kind = f"8 bits with float32 states, decoded by {CHUNK} frames, beside float16" if packed else files.dtype
-    how = ", our DiT read in every step" if residency == "step" else ""
-    return _pair(ours, theirs, f"{steps} steps, {kind}{how}")
+    chunks = f", decoded by {run.chunk_frames} frames" if run.chunk_frames else ""
+    kind = f"8 bits with float32 states{chunks}, beside {files.dtype}" if run.packed else f"{files.dtype}{chunks}"
+    how = ", our DiT read in every step" if run.residency == "step" else ""
+    return _pair(ours, theirs, f"{run.steps} steps, {kind}{how}")
 
 
 def loading(checkout: Checkout, config: ModelConfig, files: Files) -> Pair:

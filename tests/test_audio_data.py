@@ -87,7 +87,7 @@ def test_an_autoencoder_trains_on_shards(packed: Path, tmp_path: Path) -> None:
         AutoencoderStage(MODEL, AutoencoderConfig.from_dict(config), data.clips, shards=data.shards)
 
 
-def test_the_command_takes_shards_and_refuses_to_go_on_with_others(
+def test_the_command_takes_shards_and_refuses_to_go_on_with_others_or_at_another_stride(
     packed: Path, workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     changes = [f"--set={line}" for line in (*SETTINGS, "train.steps=1", "crop_samples=16384")]
@@ -96,3 +96,5 @@ def test_the_command_takes_shards_and_refuses_to_go_on_with_others(
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
     assert run([*command, "--data", str(workspace / "clips")]) == 2
     assert "holds a run with data = " in capsys.readouterr().err
+    assert run([*command, "--data", str(packed), "--stride", "8"]) == 2
+    assert "holds a run with stride = None, now it is 8" in capsys.readouterr().err

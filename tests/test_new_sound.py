@@ -106,3 +106,10 @@ def test_sounds_are_counted_with_the_adapter_and_without(
     ratios = same_audio(folder, applied, run, new)
     assert ratios.keys() == {"snr_mlx_merged", "snr_torch", "snr_torch_merged"}
     assert min(ratios.values()) > 40
+
+
+def test_groups_of_the_same_name_are_refused(made: Path) -> None:
+    taught = str(made / "wavs" / "taught.txt")
+    command = ["demo", "--lora", "any", "--sounds", str(made), "--new", str(made), "--prompts", taught]
+    result = CliRunner().invoke(new_sound.new_sound, [*command, "--prompts", taught])
+    assert "their names, which the groups are called by, must differ" in str(result.exception)

@@ -73,10 +73,10 @@ def _train(stage: Stage, train: TrainConfig, run: RunOptions, settings_json: str
     return finished and first
 
 
-def _kept(config: Config, *, data: str, start: str = "", teacher: str = "") -> str:
-    """Settings of a run, with hashes of what it must go on with, where there is such a thing."""
-    hashes = {"data": data, "start": start, "teacher": teacher}
-    return json.dumps({**config.to_dict(), **{name: value for name, value in hashes.items() if value}}, sort_keys=True)
+def _kept(config: Config, *, data: str, start: str = "", teacher: str = "", stride: int | None = None) -> str:
+    """Settings of a run, with what else it must go on with, hashes mostly, where there is such a thing."""
+    more = {"data": data, "start": start, "teacher": teacher, "stride": stride}
+    return json.dumps({**config.to_dict(), **{name: value for name, value in more.items() if value}}, sort_keys=True)
 
 
 @click.command("autoencoder")
@@ -94,7 +94,8 @@ def autoencoder(data: str, model: str, folder: Path | None, stride: int | None) 
     sizes = PRESETS[model]
     sizes = replace(sizes, same=replace(sizes.same, stride=stride or sizes.same.stride))
     stage = AutoencoderStage(sizes, config, audio.clips, shards=audio.shards, start=start)
-    if _train(stage, config.train, run, _kept(config, data=audio.digest, start=start.digest if start else "")):
+    kept = _kept(config, data=audio.digest, start=start.digest if start else "", stride=stride)
+    if _train(stage, config.train, run, kept):
         made = run.out / "model"
         click.echo(f"autoencoder: {made}; next: sa3 pre-encode --autoencoder {made} --data {data}")
 
