@@ -16,6 +16,7 @@ pytest.importorskip("scipy", reason="the training extra is not installed")
 from sa3_mlx.spec.request import Item  # noqa: E402
 from sa3_torch.evaluate.comparison import Entry, compare_one_step  # noqa: E402
 from sa3_torch.evaluate.flow import LatentClip, TorchFlow, Velocity, flow_losses, other_captions  # noqa: E402
+from sa3_torch.evaluate.frechet import frechet  # noqa: E402
 from sa3_torch.evaluate.inpainting import measure_inpainting  # noqa: E402
 from sa3_torch.evaluate.judge import Judge  # noqa: E402
 from sa3_torch.evaluate.listening import Ear  # noqa: E402
@@ -151,6 +152,13 @@ def test_every_measure_of_a_run(workspace: Path) -> None:
     timing = "sample_seconds_per_clip"
     assert {k: v for k, v in again.items() if k != timing} == {k: v for k, v in measures.items() if k != timing}
     assert measures["frechet_judge"] > real.about["frechet_judge"]["real_halves"]  # type: ignore[operator]
+    made, rebuilt = details["frechet_judge"]["value"], real.rebuilt.spaces["judge"]
+    assert made == measures["frechet_judge"] != measures["frechet_judge_rebuilt"]
+    assert frechet(rebuilt, real.held_out.spaces["judge"]) == real.about["frechet_judge"]["autoencoder"] > 1
+    clip = clips.select("validation")[0]
+    audio = np.repeat(clips.read(clip)[:, :1], 2, axis=1)
+    heard = ear.judge.embedding(pipeline.decode(pipeline.encode(audio))[: len(audio)])
+    np.testing.assert_allclose(heard, rebuilt[0], rtol=1e-4, atol=1e-4)
     assert not measures["not_finite"] and measures["diversity"] is not None
     worst = details["memorisation"]["worst"][0]
     assert worst["training"] in {clip.id for clip in clips.select("train")} and worst["prompt"]
@@ -208,7 +216,11 @@ def test_the_command(
     assert -1 <= data["real"]["latent_clap"]["own"] <= 1 and "clap cosine" in result.out
     assert all(-1 <= row["mean"]["clap_own"] <= 1 for row in data["rows"])
     assert len(notes(data)) == 2 and all(f"note: {note}" in result.out for note in notes(data))
-    assert "FD judge" in result.out and (tmp_path / "out" / "report.txt").read_text() in result.out + "\n"
+    assert (
+        "FD judge" in result.out
+        and "FD rebuilt" in result.out
+        and (tmp_path / "out" / "report.txt").read_text() in result.out + "\n"
+    )
     assert (tmp_path / "out" / "report.png").stat().st_size > 10_000
 
 

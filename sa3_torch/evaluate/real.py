@@ -32,9 +32,11 @@ class Codes(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Real:
-    """``held_out`` and ``training``: clips with captions, as heard; ``about``: floors and the judge's shares."""
+    """``held_out`` and ``training``: clips with captions, as heard; ``rebuilt``: the held-out ones after encoding and
+    decoding, the best that a model of latents can come to; ``about``: floors and the judge's shares."""
 
     held_out: Heard
+    rebuilt: Heard
     training: Heard
     about: dict[str, Any]
 
@@ -69,13 +71,14 @@ def hear_real(
     )  # fmt: skip
     about: dict[str, Any] = {"held_out": len(chosen), "training": len(training.clips), "enough": len(chosen) >= ENOUGH}
     for name, features in held_out.spaces.items():
-        floor = real_floor(features) if len(features) >= 4 else None
-        about[f"frechet_{name}"] = {"real_halves": floor, "autoencoder": frechet(rebuilt.spaces[name], features)}
+        again = rebuilt.spaces[name]
+        about[f"frechet_{name}"] = {"real_halves": _floor(features), "autoencoder": frechet(again, features)}
+        about[f"frechet_{name}_rebuilt"] = {"real_halves": _floor(again), "autoencoder": 0.0}
     for name, heard in (("real", held_out), ("autoencoder", rebuilt)):
         judged = heard.judged(ear.judge)
         about[f"judge_{name}"] = shares(judged) if judged else None
     about["latent_clap"] = None if clap is None else asdict(clap_adherence(clap, latents, held_out.prompts))
-    return Real(held_out=held_out, training=training, about=about)
+    return Real(held_out=held_out, rebuilt=rebuilt, training=training, about=about)
 
 
 def real_count(clips: ClipSet, config: ModelConfig) -> int:
@@ -88,6 +91,10 @@ def _training(clips: ClipSet) -> list[Clip]:
     if not found:
         raise ValueError("the data holds no training clips with a caption to look for copies in")
     return found
+
+
+def _floor(features: NDArray[np.float64]) -> float | None:
+    return real_floor(features) if len(features) >= 4 else None
 
 
 def _rebuilt(

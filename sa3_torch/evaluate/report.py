@@ -24,10 +24,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 FORMAT = "sa3-evaluation/1"
-# measure -> (title, factor, digits); shares are shown in percent
+# measure -> (title, factor, digits); shares are shown in percent; FD: to real clips, or to these after the autoencoder
 COLUMNS = {
     "frechet_judge": ("FD judge", 1, 2),
+    "frechet_judge_rebuilt": ("FD rebuilt", 1, 2),
     "frechet_clap": ("FD clap", 1, 4),
+    "frechet_clap_rebuilt": ("FD clap rebuilt", 1, 4),
     "all": ("all right %", 100, 1),
     "class": ("class %", 100, 1),
     "notes_pitch": ("pitch %", 100, 1),
@@ -156,7 +158,7 @@ def save_report(folder: Path, data: dict[str, Any]) -> None:
 def draw(path: Path, data: dict[str, Any]) -> None:
     """Bars with the spread over seeds for the main measures, and the loss over time beside its baselines."""
     rows, labels = data["rows"], [f"{row['model']}\n{row['setting']}" for row in data["rows"]]
-    shown = ("frechet_judge", "frechet_clap", "all", "clap_own", "diversity", "copies", "seam")
+    shown = ("frechet_judge", "frechet_judge_rebuilt", "frechet_clap", "all", "clap_own", "diversity", "copies", "seam")
     names = [name for name in shown if any(row["mean"].get(name) is not None for row in rows)]
     count = len(names) + bool(data["flow"])
     columns = min(3, count)

@@ -16,7 +16,7 @@ from sa3_mlx.spec.request import Item, Request
 from sa3_torch.train.clips import Clip, ClipSet, generator
 
 from .diversity import diversity
-from .frechet import frechet_with_interval
+from .frechet import frechet, frechet_with_interval
 from .inpainting import SHORTEST_SAMPLES, measure_inpainting
 from .judge import shares
 from .latent_clap import LatentClap, clap_adherence
@@ -158,6 +158,7 @@ class Evaluator:
         for name, features in heard.spaces.items():
             distance = frechet_with_interval(features, real.spaces[name])
             measures[f"frechet_{name}"] = distance.value
+            measures[f"frechet_{name}_rebuilt"] = frechet(features, self.real.rebuilt.spaces[name])
             details[f"frechet_{name}"] = asdict(distance) | {"enough": distance.enough}
         spread = diversity(heard.spaces[JUDGE], heard.prompts, real.spaces[JUDGE], real.prompts)
         copies = memorisation(heard.detail, training.detail, real.detail)
