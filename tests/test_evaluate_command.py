@@ -47,7 +47,9 @@ def test_settings_are_written_in_one_way() -> None:
     setting = Setting.parse("pingpong:8:1")
     assert (setting.sampler, setting.steps, setting.guidance, str(setting)) == ("pingpong", 8, 1.0, "pingpong:8:1")
     assert str(Setting.parse("euler:50:3.5")) == "euler:50:3.5"
-    for text in ("euler", "euler:x:1", "euler:1:1:1"):
+    plain = Setting.parse("dpmpp:15:3:0")
+    assert str(plain) == "dpmpp:15:3:0" and plain.request([Item(prompt="a", seconds=1, seed=0)]).guidance.apg == 0
+    for text in ("euler", "euler:x:1", "euler:1:1:x", "euler:1:1:1:1"):
         with pytest.raises(ValueError, match="expected SAMPLER:STEPS:GUIDANCE"):
             Setting.parse(text)
     with pytest.raises(ValueError, match="sampler is 'eular': allowed are euler"):

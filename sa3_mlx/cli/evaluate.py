@@ -59,7 +59,7 @@ class _Models:
 @click.option("--data", type=FOLDER, required=True, help="Clip cache made by `sa3 data render` or `sa3 data import`.")
 @click.option("--latents", type=FOLDER, default=None,
               help="Made by `sa3 pre-encode` with the model's autoencoder: adds the flow-matching loss.")  # fmt: skip
-@click.option("--setting", "settings", multiple=True, metavar="SAMPLER:STEPS:GUIDANCE",
+@click.option("--setting", "settings", multiple=True, metavar="SAMPLER:STEPS:GUIDANCE[:APG]",
               help="Such as euler:50:3; repeatable. Default: the model's own.")  # fmt: skip
 @click.option(
     "--against", multiple=True, metavar="MODEL[@SETTING]", help="Another model for the same table; repeatable."
@@ -130,7 +130,9 @@ def evaluate(
 
 def _teacher(models: _Models, text: str) -> Entry:
     if "@" not in text:
-        raise click.UsageError(f"--teacher is {text!r}: expected MODEL@SAMPLER:STEPS:GUIDANCE such as base@euler:50:3")
+        raise click.UsageError(
+            f"--teacher is {text!r}: expected MODEL@SAMPLER:STEPS:GUIDANCE[:APG] such as base@euler:50:3"
+        )
     return models.entries(text, ())[0]
 
 
