@@ -16,6 +16,7 @@ from sa3_torch.train.metrics import Float, mono
 
 LOWEST_HZ, HIGHEST_HZ = 60.0, 1200.0
 FRAME, HOP = 4096, 1024
+SILENT = 1e-8  # mean power
 PERIODIC = 0.15  # the first dip of the normalised difference below this is the period
 _NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 
@@ -52,13 +53,18 @@ def _yin(frame: Float, sample_rate: int) -> tuple[float, float]:
     return sample_rate / (lag + float(np.clip(shift, -1, 1))), float(normal[lag])
 
 
-def pitch_of(audio: NDArray[np.floating], sample_rate: int = 44_100) -> Pitch:
-    """Pitch of a single note in (L,) or (L, channels). Silence and noise give confidence near 0."""
+def _frames(audio: NDArray[np.floating]) -> tuple[Float, Float]:
+    """Frames (n, FRAME) of the mono signal, at least one, and their energies (n,)."""
     signal = mono(audio)
     signal = np.pad(signal, (0, max(0, FRAME - len(signal))))
     frames = np.lib.stride_tricks.sliding_window_view(signal, FRAME)[::HOP]
-    energies = (frames**2).sum(axis=1)
-    if energies.max() < 1e-8 * FRAME:
+    return frames, (frames**2).sum(axis=1)
+
+
+def pitch_of(audio: NDArray[np.floating], sample_rate: int = 44_100) -> Pitch:
+    """Pitch of a single note in (L,) or (L, channels). Silence and noise give confidence near 0."""
+    frames, energies = _frames(audio)
+    if energies.max() < SILENT * FRAME:
         return Pitch(0.0, 0.0)
     chosen = np.flatnonzero(energies > energies.max() * 1e-3)  # within 30 dB of the loudest frame
     estimates = [_yin(frames[i], sample_rate) for i in chosen]
@@ -69,6 +75,24 @@ def pitch_of(audio: NDArray[np.floating], sample_rate: int = 44_100) -> Pitch:
     order = np.argsort(midi)
     middle = int(np.searchsorted(np.cumsum(weight[order]), weight.sum() / 2))
     return Pitch(float(midi[order][middle]), float(weight.sum() / energies[chosen].sum()))
+
+
+def still_voiced(
+    reference: NDArray[np.floating], output: NDArray[np.floating], sample_rate: int = 44_100
+) -> float | None:
+    """Share of the voiced frames of ``reference`` that are voiced in ``output``, of the same length; None without any.
+
+    Voiced: aperiodicity below PERIODIC, and in the reference within 30 dB of its loudest frame.
+    """
+    frames, energies = _frames(reference)
+    loud = np.flatnonzero(energies > max(energies.max() * 1e-3, SILENT * FRAME))
+    chosen = [i for i in loud if _yin(frames[i], sample_rate)[1] < PERIODIC]
+    if not chosen:
+        return None
+    frames, energies = _frames(output)
+    return float(np.mean([
+        energies[i] > SILENT * FRAME and _yin(frames[i], sample_rate)[1] < PERIODIC for i in chosen
+    ]))  # fmt: skip
 
 
 def cents_off(audio: NDArray[np.floating], midi: int, sample_rate: int = 44_100) -> float:
