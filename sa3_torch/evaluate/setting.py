@@ -24,7 +24,7 @@ class Setting:
         which is plain guidance."""
         try:
             sampler, steps, guidance, *more = text.split(":")
-            (apg,) = more or [Guidance.apg]
+            (apg,) = more or [str(Guidance.apg)]
             found = cls(sampler=sampler, steps=int(steps), guidance=float(guidance), apg=float(apg))
         except ValueError as error:
             raise ValueError(
