@@ -218,11 +218,8 @@ def test_the_command(
     assert -1 <= data["real"]["latent_clap"]["own"] <= 1 and "clap cosine" in result.out
     assert all(-1 <= row["mean"]["clap_own"] <= 1 for row in data["rows"])
     assert len(notes(data)) == 2 and all(f"note: {note}" in result.out for note in notes(data))
-    assert (
-        "FD judge" in result.out
-        and "FD rebuilt" in result.out
-        and (tmp_path / "out" / "report.txt").read_text() in result.out + "\n"
-    )
+    assert "FD judge" in result.out and "FD rebuilt" in result.out
+    assert (tmp_path / "out" / "report.txt").read_text() in result.out + "\n"
     assert (tmp_path / "out" / "report.png").stat().st_size > 10_000
 
 

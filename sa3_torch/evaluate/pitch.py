@@ -80,16 +80,18 @@ def pitch_of(audio: NDArray[np.floating], sample_rate: int = 44_100) -> Pitch:
 def still_voiced(
     reference: NDArray[np.floating], output: NDArray[np.floating], sample_rate: int = 44_100
 ) -> float | None:
-    """Share of the voiced frames of ``reference`` that are voiced in ``output``, of the same length; None without any.
+    """Share of the voiced frames of ``reference`` that are voiced in ``output``, over their common length; None without
+    any.
 
     Voiced: aperiodicity below PERIODIC, and in the reference within 30 dB of its loudest frame.
     """
-    frames, energies = _frames(reference)
+    length = min(len(reference), len(output))
+    frames, energies = _frames(reference[:length])
     loud = np.flatnonzero(energies > max(energies.max() * 1e-3, SILENT * FRAME))
     chosen = [i for i in loud if _yin(frames[i], sample_rate)[1] < PERIODIC]
     if not chosen:
         return None
-    frames, energies = _frames(output)
+    frames, energies = _frames(output[:length])
     return float(np.mean([
         energies[i] > SILENT * FRAME and _yin(frames[i], sample_rate)[1] < PERIODIC for i in chosen
     ]))  # fmt: skip
