@@ -22,6 +22,7 @@ from sa3_mlx.spec.presets import LOGSNR  # noqa: E402
 from sa3_mlx.spec.schedule import sigmas  # noqa: E402
 from sa3_torch.samplers import pingpong  # noqa: E402
 from sa3_torch.train.arc_losses import masked_mean  # noqa: E402
+from sa3_torch.train.denoisers import Bundle  # noqa: E402
 from sa3_torch.train.diffusion import Draw, open_model  # noqa: E402
 from sa3_torch.train.heads import HeadConfig  # noqa: E402
 from sa3_torch.train.health import ADVERSARIAL, ROWS, Health  # noqa: E402
@@ -218,6 +219,27 @@ def test_own_samples_take_the_place_of_data_in_the_input(workspace: Path) -> Non
     other = dataclasses.replace(scene, z=scene.z + 1)
     with torch.no_grad():
         assert torch.equal(stage._generate(scene), stage._generate(other))
+
+
+def test_own_samples_are_made_down_to_the_level_of_the_input(workspace: Path) -> None:
+    """Of 8 steps those above the level; the state before a step is what the step before gave, with new noise."""
+    stage = posttrain_stage(workspace, "own_sample_share=1.0", "own_sample_steps=8")
+    scene = dataclasses.replace(stage._scene(0), t=torch.tensor([1.0, 0.995, 0.95, 0.1]))
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def count(x: torch.Tensor, t: torch.Tensor, bundle: Bundle) -> torch.Tensor:
+        seen.append((x, t))
+        return torch.full_like(x, len(seen))
+
+    stage.denoiser.forward = count  # type: ignore[method-assign]
+    sample = stage._own_samples(scene)
+    assert sample[:, 0, 0].tolist() == [0, 1, 4, 8]
+    levels = torch.stack([t[0] for _, t in seen])
+    torch.testing.assert_close(levels, torch.from_numpy(sigmas(LOGSNR, 8, 1.0, [1])[0, :-1]))
+    noise = torch.stack([x[3] - (1 - t[3]) * number for number, (x, t) in enumerate(seen)]) / levels[:, None, None]
+    flat = noise.flatten(1)
+    assert torch.allclose(flat.std(1), torch.ones(8), atol=0.2)
+    assert torch.corrcoef(flat).fill_diagonal_(0).abs().max() < 0.3
 
 
 def test_real_and_fake_share_noise_and_level(workspace: Path) -> None:

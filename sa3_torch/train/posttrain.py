@@ -21,6 +21,8 @@ from torch import Tensor
 
 from sa3_mlx.spec.checkpoint import WEIGHTS_FILE
 from sa3_mlx.spec.config import Config, ConfigError
+from sa3_mlx.spec.presets import LOGSNR
+from sa3_mlx.spec.schedule import sigmas
 from sa3_mlx.spec.tensorfile import file_hash
 
 from .arc_losses import (
@@ -94,11 +96,12 @@ class PosttrainConfig(Config):
     penalty_step: float  # of the finite differences
     contrastive_scale: float  # beta
     clap_max_noise: float  # latents that the CLAP sees have a noise level of up to this, uniformly
-    own_sample_share: float  # of the generator's inputs that are made of its own one-step samples, not of data
+    own_sample_share: float  # of the generator's inputs that are made of its own samples, not of data
+    own_sample_steps: int  # of the sampling grid on which its own samples are made, down to the level of the input
     discriminator_steps: int  # for every one of the generator
 
     def __post_init__(self) -> None:
-        check(self, 1, math.inf, "discriminator_steps", "shift_min_frames")
+        check(self, 1, math.inf, "discriminator_steps", "own_sample_steps", "shift_min_frames")
         check(self, self.shift_min_frames + 1, math.inf, "shift_max_frames")
         check(self, 1e-6, 1, "penalty_step")
         check(self, 1e-6, math.inf, "contrastive_scale")
@@ -214,15 +217,28 @@ class PosttrainStage(FewStepStage):
         return item_noise(scene.rows, shape, self.config.train.seed, purpose, scene.step).to(self.device)
 
     def _generate(self, scene: Scene) -> Tensor:
-        """G's estimate (B, T, C) of the data, from data with noise, or from its own one-step samples with noise."""
-        start, noise, t = scene.z, self._noise(scene, _INPUT), scene.t[:, None, None]
+        """G's estimate (B, T, C) of the data, from data with noise, or from its own samples with noise."""
+        start, noise = scene.z, self._noise(scene, _INPUT)
         with self.autocast():
             if self.config.own_sample_share:
-                with torch.no_grad():
-                    sample = self.denoiser(self._noise(scene, _OWN), torch.ones_like(scene.t), scene.bundle)
-                start = torch.where(scene.own[:, None, None], sample, start)
-            fake: Tensor = self.denoiser((1 - t) * start + t * noise, scene.t, scene.bundle)
+                start = torch.where(scene.own[:, None, None], self._own_samples(scene), start)
+            fake: Tensor = self.denoiser(mix(start, noise, scene.t), scene.t, scene.bundle)
         return fake
+
+    @torch.no_grad()
+    def _own_samples(self, scene: Scene) -> Tensor:
+        """(B, T, C): what G estimates of pure noise on the way to the level of its input, by ping-pong sampling that
+        stops there. With one step the estimate of pure noise itself (``forward_sample_prob`` of the official code);
+        with those that users take, errors that add up over the steps are seen in training."""
+        config, shape = self.config, tuple(scene.z.shape[1:])
+        levels = sigmas(LOGSNR, config.own_sample_steps, 1.0, [1])[0, :-1]
+        noise = item_noise(scene.rows, (len(levels), *shape), config.train.seed, _OWN, scene.step).to(self.device)
+        sample = torch.zeros_like(scene.z)
+        for level, step_noise in zip(levels.tolist(), noise.unbind(1), strict=True):
+            t = torch.full_like(scene.t, level)
+            estimate = self.denoiser(mix(sample, step_noise, t), t, scene.bundle)
+            sample = torch.where((t > scene.t)[:, None, None], estimate, sample)
+        return sample
 
     def _generator_losses(self, scene: Scene, fake: Tensor) -> dict[str, Tensor]:
         weights = self.config.weights
