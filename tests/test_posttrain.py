@@ -227,7 +227,7 @@ def test_own_samples_are_made_down_to_the_level_of_the_input(workspace: Path) ->
     scene = dataclasses.replace(stage._scene(0), t=torch.tensor([1.0, 0.995, 0.95, 0.1]))
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def count(x: torch.Tensor, t: torch.Tensor, bundle: Bundle) -> torch.Tensor:
+    def count(x: torch.Tensor, t: torch.Tensor, _bundle: Bundle) -> torch.Tensor:
         seen.append((x, t))
         return torch.full_like(x, len(seen))
 
