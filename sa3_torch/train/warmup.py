@@ -3,6 +3,9 @@
 One step: the base samples a batch with guidance; its states X_k at times t_k, its result z_T and the whole condition
 are kept for ``refresh_rate`` steps. Every item picks a k; z = X_k - t_k v(X_k, t_k); squared error to z_T.
 
+From pure noise alone the states are those of guided trajectories. Ping-pong sampling asks for others, estimates with
+new noise, which guidance has not shaped yet; a share of the trajectories therefore begins with data and noise.
+
 What is kept is a function of the step at which it was drawn, so a resumed run computes it again and goes on alike.
 
 Shapes: B batch, T latent frames, C latent channels, K steps of the teacher. t = 0 is data, t = 1 noise.
@@ -25,11 +28,13 @@ from sa3_mlx.spec.schedule import sigmas
 from sa3_torch.guidance import GuidedVelocity, unconditional
 from sa3_torch.samplers import SAMPLERS
 
+from .arc_losses import mix
 from .data import LatentBatch
 from .denoisers import Bundle, Denoiser
 from .diffusion import VALIDATION_BATCHES, ClipsConfig, Draw, diffusion_of
 from .few_steps import FewStepStage
 from .losses import flow_loss
+from .noise_levels import sampling_log_snr
 from .optimizers import Group, OptimizerConfig
 from .parallel import Part
 from .settings import check
@@ -46,9 +51,12 @@ class TeacherConfig(Config):
     steps: int
     guidance: float
     refresh_rate: int  # steps for which its samples are kept
+    renoised_share: float  # of its trajectories that begin with data and noise instead of pure noise
+    first_share: float  # of the student's items that take the first state of a trajectory; the others take any
 
     def __post_init__(self) -> None:
         check(self, 1, math.inf, "steps", "refresh_rate")
+        check(self, 0, 1, "renoised_share", "first_share")
         check(self, 1, 100, "guidance")
 
 
@@ -103,9 +111,9 @@ class WarmupStage(FewStepStage):
     def losses(self, step: int) -> dict[str, Tensor]:
         """Everything is drawn for the global batch; the part of it is computed."""
         config, count = self.config, self.config.train.batch
-        picks = torch.randint(
-            config.teacher.steps, (count,), generator=purpose_generator(config.train.seed, _PICK, step)
-        )
+        random = purpose_generator(config.train.seed, _PICK, step)
+        picks = torch.randint(config.teacher.steps, (count,), generator=random)
+        picks[torch.rand(count, generator=random) < config.teacher.first_share] = 0
         kept = self.trajectory(step - step % config.teacher.refresh_rate)
         x, t = kept.at(picks[self.part.slice(count)].to(self.device))
         with self.autocast():
@@ -128,17 +136,21 @@ class WarmupStage(FewStepStage):
             random, batch = step_generator(self.config.train.seed, start), self.batches.batch(start)
             draw = self.draw(batch, random)
             noise = torch.randn(batch.latents.shape, generator=random)
+            renoised = torch.rand(len(noise), generator=random) < self.config.teacher.renoised_share
+            levels = torch.where(renoised, sampling_log_snr(len(noise), random), 1.0)
             rows = self.part.slice(len(noise))
-            self._kept[key] = self._run(batch[rows], draw[rows], noise[rows])
+            self._kept[key] = self._run(batch[rows], draw[rows], noise[rows], levels[rows])
         return self._kept[key]
 
     @torch.no_grad()
-    def _run(self, batch: LatentBatch, draw: Draw, noise: Tensor) -> Trajectory:
-        """The teacher's sampler from ``noise`` (B, T, C) on the base's own schedule."""
+    def _run(self, batch: LatentBatch, draw: Draw, noise: Tensor, levels: Tensor) -> Trajectory:
+        """The teacher's sampler from data with ``noise`` (B, T, C) of ``levels`` (B,), on what the base's own schedule
+        has below them."""
         config, bundle = self.config.teacher, self.bundle(batch, draw)
         lengths = draw.valid.sum(1).tolist()
-        schedule = sigmas(diffusion_of(self.start_config).shift, config.steps, 1.0, lengths)
-        x = noise.to(self.device)
+        shift = diffusion_of(self.start_config).shift
+        schedule = sigmas(shift, config.steps, levels.tolist(), lengths, monotone=True)
+        x = mix(batch.latents, noise, levels).to(self.device)
         states = [x]
         with self.autocast():
             cond, dit = self.teacher.conditioning(bundle), self.teacher.dit
@@ -163,7 +175,7 @@ class WarmupStage(FewStepStage):
         for index in range(VALIDATION_BATCHES):
             batch = self.validation.batch(index)[:VALIDATION_ITEMS]
             noise = torch.randn(batch.latents.shape, generator=step_generator(self.config.train.seed + 1, index))
-            run = self._run(batch, Draw(batch.valid, torch.zeros_like(batch.valid)), noise)
+            run = self._run(batch, Draw(batch.valid, torch.zeros_like(batch.valid)), noise, torch.ones(len(noise)))
             times = run.times[shown, 0].tolist()
             for row, denoiser in enumerate((self.denoiser, self.teacher)):
                 for column, k in enumerate(shown):
