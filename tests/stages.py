@@ -182,7 +182,8 @@ def clap_stage(workspace: Path, *changes: str) -> ClapStage:
 def warmup_stage(workspace: Path, *changes: str) -> WarmupStage:
     """The base is a model of random weights around the workspace's autoencoder; refreshed in every second step."""
     settings = (*SHORT, "train.batch=4", "clips.buckets=1", "optimizer.warmup_steps=1", "teacher.steps=3",
-                "teacher.refresh_rate=2", *changes)  # fmt: skip
+                "teacher.refresh_rate=2", "teacher.renoised_share=0.5", "teacher.first_share=0.25",
+                *changes)  # fmt: skip
     config = load_settings(WarmupConfig, "warmup", "demo", settings)
     return WarmupStage(workspace / "base", config, [workspace / "latents"])
 

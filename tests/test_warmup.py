@@ -74,7 +74,7 @@ def test_with_a_gaussian_teacher_the_analytic_map_has_the_least_loss(workspace: 
 
 
 def test_states_begin_with_noise_and_end_before_the_result(workspace: Path) -> None:
-    stage = warmup_stage(workspace)
+    stage = warmup_stage(workspace, "teacher.renoised_share=0.0")
     run = stage.trajectory(0)
     count, frames, channels = run.result.shape
     assert run.states.shape == (3, count, frames, channels) and run.times.shape == (3, count)
@@ -83,6 +83,27 @@ def test_states_begin_with_noise_and_end_before_the_result(workspace: Path) -> N
     picks = torch.tensor([2, 0, 1, 2])
     x, t = run.at(picks)
     assert all(torch.equal(x[i], run.states[k, i]) and t[i] == run.times[k, i] for i, k in enumerate(picks.tolist()))
+
+
+def test_some_trajectories_begin_with_data_and_noise(workspace: Path) -> None:
+    """Below t = 1 the first state is (1 - t) z + t eps with the noise that a trajectory from t = 1 begins with."""
+    pure = warmup_stage(workspace, "train.batch=64", "teacher.renoised_share=0.0").trajectory(0)
+    stage = warmup_stage(workspace, "train.batch=64", "teacher.renoised_share=0.5")
+    run, z = stage.trajectory(0), stage.batches.batch(0).latents
+    t, noise = run.times[0], pure.states[0]
+    assert 16 < int((t < 1).sum()) < 48 and 0.1 < float(t.min()) < 0.5
+    torch.testing.assert_close(run.states[0], (1 - t)[:, None, None] * z + t[:, None, None] * noise)
+    assert bool((run.times[1:] < run.times[:-1]).all())
+    assert torch.equal(run.states[:, t == 1], pure.states[:, t == 1])
+
+
+def test_a_share_of_items_takes_the_first_state(workspace: Path) -> None:
+    stage = warmup_stage(workspace, "train.batch=64", "teacher.renoised_share=0.0", "teacher.first_share=0.6")
+    seen = []
+    stage.denoiser = lambda x, t, _: seen.append(t) or x  # type: ignore[assignment]
+    stage.losses(0)
+    assert abs(float((seen[0] == 1).float().mean()) - (0.6 + 0.4 / 3)) < 0.2
+    assert len(seen[0].unique()) > 1
 
 
 def test_stored_trajectories_are_used_with_their_own_captions_and_masks(workspace: Path) -> None:
