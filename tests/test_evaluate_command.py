@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("scipy", reason="the training extra is not installed")
 
 from sa3_mlx.spec.request import Item  # noqa: E402
-from sa3_torch.evaluate.comparison import Entry, compare_one_step  # noqa: E402
+from sa3_torch.evaluate.comparison import Entry, compare, compare_one_step  # noqa: E402
 from sa3_torch.evaluate.flow import LatentClip, TorchFlow, Velocity, flow_losses, other_captions  # noqa: E402
 from sa3_torch.evaluate.frechet import frechet  # noqa: E402
 from sa3_torch.evaluate.inpainting import measure_inpainting  # noqa: E402
@@ -22,7 +22,7 @@ from sa3_torch.evaluate.judge import Judge  # noqa: E402
 from sa3_torch.evaluate.listening import Ear  # noqa: E402
 from sa3_torch.evaluate.one_step import ONE_STEP, many_steps, one_step_error, one_steps  # noqa: E402
 from sa3_torch.evaluate.real import hear_real, real_count  # noqa: E402
-from sa3_torch.evaluate.report import notes  # noqa: E402
+from sa3_torch.evaluate.report import notes, report, table  # noqa: E402
 from sa3_torch.evaluate.run import Evaluator, Options, batches, jobs  # noqa: E402
 from sa3_torch.evaluate.setting import Setting  # noqa: E402
 from sa3_torch.evaluate.stored import split_latents  # noqa: E402
@@ -142,21 +142,21 @@ def test_inpainting_of_a_random_model_is_worse_than_its_own_autoencoder(workspac
 def test_every_measure_of_a_run(workspace: Path) -> None:
     pipeline, clips = Pipeline.load(workspace / "random", device="cpu"), ClipSet(workspace / "clips")
     ear, done = Ear(judge=Judge(), spaces=()), []
-    real = hear_real(ear, pipeline, clips, advance=done.append)
-    assert sum(done) == real_count(clips, pipeline.config) == 4 + 4 + 12
-    assert real.about["held_out"] == 4 and real.about["judge_real"]["notes_pitch"] == 1 and not real.about["enough"]
-    options, counted = Options(clips=6, batch=4, inpaint=0), []
+    real = hear_real(ear, pipeline, clips, "held-out", 6, advance=done.append)
+    assert sum(done) == real_count(clips, pipeline.config, "held-out", 6) == 4 + 4 + 12
+    assert real.about["clips"] == 4 and real.about["judge_real"]["notes_pitch"] == 1 and not real.about["enough"]
+    options, counted = Options(prompts="held-out", clips=6, batch=4, inpaint=0), []
     evaluator = Evaluator(ear, real, clips, options)
     setting = Setting.parse("euler:1:1")
     measures, details = evaluator.run(pipeline, setting, 0, counted.append)
     again, _ = evaluator.run(pipeline, setting, 0)
-    assert sum(counted) == 6 == evaluator.count(pipeline.config)
+    assert sum(counted) == 6 == evaluator.count()
     timing = "sample_seconds_per_clip"
     assert {k: v for k, v in again.items() if k != timing} == {k: v for k, v in measures.items() if k != timing}
     assert measures["frechet_judge"] > real.about["frechet_judge"]["real_halves"]  # type: ignore[operator]
     made, rebuilt = details["frechet_judge"]["value"], real.rebuilt.spaces["judge"]
     assert made == measures["frechet_judge"] != measures["frechet_judge_rebuilt"]
-    assert frechet(rebuilt, real.held_out.spaces["judge"]) == real.about["frechet_judge"]["autoencoder"] > 1
+    assert frechet(rebuilt, real.asked.spaces["judge"]) == real.about["frechet_judge"]["autoencoder"] > 1
     clip = clips.select("validation")[0]
     audio = np.repeat(clips.read(clip)[:, :1], 2, axis=1)
     heard = ear.judge.embedding(pipeline.decode(pipeline.encode(audio))[: len(audio)])
@@ -167,6 +167,22 @@ def test_every_measure_of_a_run(workspace: Path) -> None:
     entry = Entry(name="random", pipeline=pipeline, setting=setting)
     errors = compare_one_step([entry], entry, evaluator, 2)
     assert errors == {"random": [0, 0]}
+
+
+def test_prompts_of_training_clips(workspace: Path) -> None:
+    """What recipes are chosen by: no held-out clip is heard, and nothing is said about copies."""
+    pipeline, clips = Pipeline.load(workspace / "random", device="cpu"), ClipSet(workspace / "clips")
+    ear, done = Ear(judge=Judge(), spaces=()), []
+    real = hear_real(ear, pipeline, clips, "training", 5, advance=done.append)
+    assert sum(done) == real_count(clips, pipeline.config, "training", 5) == 5 + 5
+    assert len(real.asked.clips) == 5 and all(clip.split == "train" for clip in real.asked.clips)
+    assert real.training is None
+    evaluator = Evaluator(ear, real, clips, Options(prompts="training", clips=5, batch=4, inpaint=0))
+    entry = Entry(name="random", pipeline=pipeline, setting=Setting.parse("euler:1:1"))
+    row = compare(evaluator, entry, 3)
+    assert "copies" not in row.mean and row.mean["frechet_judge"] is not None and row.mean["diversity"] is not None
+    found = report([row], real, evaluator.options, 3, {}, {}, None)
+    assert "prompts and real clips are of the training data" in table(found) and "near copies" not in table(found)
 
 
 class Words:

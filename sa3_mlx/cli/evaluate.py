@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from sa3_torch.evaluate.comparison import Entry
     from sa3_torch.evaluate.flow import FlowLosses
+    from sa3_torch.evaluate.real import Prompts
     from sa3_torch.evaluate.run import Pipeline
     from sa3_torch.train.clips import ClipSet
 
@@ -68,6 +69,8 @@ class _Models:
               help="Adds the error of one step against what this model makes of the same noise.")  # fmt: skip
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Repetitions.")
 @click.option("--clips", type=click.IntRange(2), default=CLIPS, show_default=True, help="Sounds of a repetition.")
+@click.option("--prompts", type=click.Choice(["held-out", "training"]), default="held-out", show_default=True,
+              help="training: to choose between recipes without a look at the held-out prompts.")  # fmt: skip
 @click.option("--inpaint", type=click.IntRange(0), default=32, show_default=True, help="Clips to inpaint; 0: none.")
 @click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Sounds made at once.")
 @click.option("--clap", type=FOLDER, default=None, help="Folder of a CLAP in the transformers layout: a second space.")
@@ -78,10 +81,10 @@ class _Models:
 @click.option("--out", type=FOLDER, required=True, help="Folder of report.json, report.txt and report.png.")
 def evaluate(
     model: str, data: Path, latents: Path | None, settings: tuple[str, ...], against: tuple[str, ...],
-    teacher: str | None, seeds: int, clips: int, inpaint: int, batch: int, clap: Path | None, latent_clap: Path | None,
-    wanted: str, device: str, out: Path,
+    teacher: str | None, seeds: int, clips: int, prompts: Prompts, inpaint: int, batch: int,
+    clap: Path | None, latent_clap: Path | None, wanted: str, device: str, out: Path,
 ) -> None:  # fmt: skip
-    """Measure how good MODEL is on the held-out clips of DATA.
+    """Measure how good MODEL is on prompts of DATA, held-out ones by default.
 
     Frechet distance, adherence to prompts, diversity, nearness to training clips, inpainting, and with --latents the
     flow-matching loss; a table, then one line of JSON.
@@ -104,22 +107,22 @@ def evaluate(
     models = _Models(backend=backend.choose(wanted, device), device=device, opened={})
     entries = [entry for name in (model, *against) for entry in models.entries(name, settings)]
     guide = None if teacher is None else _teacher(models, teacher)
-    sounds, options = ClipSet(data), Options(clips=clips, batch=batch, inpaint=inpaint)
+    sounds, options = ClipSet(data), Options(prompts=prompts, clips=clips, batch=batch, inpaint=inpaint)
     ear = Ear(judge=Judge(), spaces=[] if clap is None else [ClapSpace(clap)])
     first, listener = entries[0].pipeline, None
     if latent_clap is not None:
         for entry in entries:  # one that was trained on latents of another autoencoder is refused
             listener = LatentClap.load(latent_clap, autoencoder=entry.pipeline.folder)
     flow = {} if latents is None else _flow(models, entries, latents, sounds)
-    with _bar("real clips", real_count(sounds, first.config)) as advance:
-        real = hear_real(ear, first, sounds, clap=listener, advance=advance)
+    with _bar("real clips", real_count(sounds, first.config, prompts, clips)) as advance:
+        real = hear_real(ear, first, sounds, prompts, clips, clap=listener, advance=advance)
     evaluator, rows = Evaluator(ear, real, sounds, options, listener), []
     errors: dict[str, list[float]] = {}
     if guide is not None:
         with _bar("one step", seeds * clips * (1 + len({entry.name for entry in entries}))) as advance:
             errors = compare_one_step(entries, guide, evaluator, seeds, advance)
     for entry in entries:
-        with _bar(entry.label, seeds * evaluator.count(first.config)) as advance:
+        with _bar(entry.label, seeds * evaluator.count()) as advance:
             rows.append(compare(evaluator, entry, seeds, advance))
         found = report(rows, real, options, seeds, flow, errors, None if guide is None else guide.label)
         save_report(out, found)  # after every row: a long table can be stopped

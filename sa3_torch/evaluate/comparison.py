@@ -90,5 +90,5 @@ def compare_one_step(
 
 
 def _items(evaluator: Evaluator, seed: int) -> list[list[Item]]:
-    chosen = jobs(evaluator.real.held_out.clips, evaluator.options.clips, seed)
+    chosen = jobs(evaluator.real.asked.clips, evaluator.options.clips, seed)
     return [[chosen[i].item for i in rows] for rows in batches(chosen, evaluator.options.batch)]

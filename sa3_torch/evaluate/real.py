@@ -1,16 +1,16 @@
-"""Real clips, which models are compared with: held out ones, training ones, and what the autoencoder makes of them."""
+"""Real clips, which models are compared with, what the autoencoder makes of them, and those that models learnt from."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sa3_mlx.spec.config import ModelConfig
-from sa3_torch.train.clips import SAMPLE_RATE, Clip, ClipSet
+from sa3_torch.train.clips import SAMPLE_RATE, Clip, ClipSet, generator
 
 from .frechet import ENOUGH, frechet, real_floor
 from .judge import shares
@@ -19,6 +19,8 @@ from .listening import Ear, Heard
 
 Audio = NDArray[np.float32]
 Advance = Callable[[int], None]
+Prompts = Literal["held-out", "training"]
+_CHOICE = 67  # purpose of the random generator
 
 
 class Codes(Protocol):
@@ -32,23 +34,29 @@ class Codes(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Real:
-    """``held_out`` and ``training``: clips with captions, as heard; ``rebuilt``: the held-out ones after encoding and
-    decoding, the best that a model of latents can come to; ``about``: floors and the judge's shares."""
+    """``asked``: the clips whose captions models are asked for, as heard; ``rebuilt``: these after encoding and
+    decoding, the best that a model of latents can come to; ``training``: all training clips, None when ``asked`` are
+    some of them; ``about``: floors and the judge's shares."""
 
-    held_out: Heard
+    asked: Heard
     rebuilt: Heard
-    training: Heard
+    training: Heard | None
     about: dict[str, Any]
 
 
-def held_out_clips(clips: ClipSet, config: ModelConfig) -> list[Clip]:
-    """Validation clips with a caption. Raises ValueError when there are less than two, or the rate does not fit."""
+def asked_clips(clips: ClipSet, config: ModelConfig, prompts: Prompts, count: int) -> list[Clip]:
+    """The held-out clips with a caption, or ``count`` of the training clips, which do to choose between recipes: what
+    is reported is then not what was chosen by.
+
+    Raises ValueError when there are less than two, or the rate does not fit.
+    """
     if config.sample_rate != SAMPLE_RATE:
         raise ValueError(f"{config.name} works at {config.sample_rate} Hz: evaluation is for {SAMPLE_RATE} Hz")
-    found = [clip for clip in clips.select("validation") if clip.captions and clip.seconds <= config.max_seconds]
+    split = "validation" if prompts == "held-out" else "train"
+    found = [clip for clip in clips.select(split) if clip.captions and clip.seconds <= config.max_seconds]
     if len(found) < 2:
-        raise ValueError(f"{len(found)} validation clips with a caption fit {config.name}: at least 2 are needed")
-    return found
+        raise ValueError(f"{len(found)} {split} clips with a caption fit {config.name}: at least 2 are needed")
+    return found if prompts == "held-out" else [found[i] for i in generator(0, _CHOICE).permutation(len(found))[:count]]
 
 
 def audio_of(clips: ClipSet, clip: Clip, channels: int) -> Audio:
@@ -58,32 +66,37 @@ def audio_of(clips: ClipSet, clip: Clip, channels: int) -> Audio:
 
 
 def hear_real(
-    ear: Ear, pipeline: Codes, clips: ClipSet, *, clap: LatentClap | None = None, advance: Advance = lambda _: None
-) -> Real:
-    """Listen to all clips with a caption; ``advance`` hears of each, of held-out ones twice (see ``real_count``)."""
+    ear: Ear, pipeline: Codes, clips: ClipSet, prompts: Prompts, count: int, *, clap: LatentClap | None = None,
+    advance: Advance = lambda _: None,
+) -> Real:  # fmt: skip
+    """Listen to the clips that ``asked_clips`` chooses and to those that models learnt from; ``advance`` hears of each,
+    of the former twice (see ``real_count``)."""
     config = pipeline.config
-    chosen = held_out_clips(clips, config)
-    held_out = ear.listen(((audio_of(clips, clip, config.audio_channels), clip) for clip in chosen), advance)
+    chosen = asked_clips(clips, config, prompts, count)
+    asked = ear.listen(((audio_of(clips, clip, config.audio_channels), clip) for clip in chosen), advance)
     latents: list[NDArray[np.float32]] = []
     rebuilt = ear.listen(_rebuilt(pipeline, clips, chosen, latents), advance)
-    training = Ear(judge=ear.judge, spaces=()).listen(
-        ((clips.read(clip), clip) for clip in _training(clips)), advance
-    )  # fmt: skip
-    about: dict[str, Any] = {"held_out": len(chosen), "training": len(training.clips), "enough": len(chosen) >= ENOUGH}
-    for name, features in held_out.spaces.items():
+    training = None
+    if prompts == "held-out":
+        training = Ear(judge=ear.judge, spaces=()).listen(
+            ((clips.read(clip), clip) for clip in _training(clips)), advance
+        )  # fmt: skip
+    about: dict[str, Any] = {"clips": len(chosen), "enough": len(chosen) >= ENOUGH}
+    for name, features in asked.spaces.items():
         again = rebuilt.spaces[name]
         about[f"frechet_{name}"] = {"real_halves": _floor(features), "autoencoder": frechet(again, features)}
         about[f"frechet_{name}_rebuilt"] = {"real_halves": _floor(again), "autoencoder": 0.0}
-    for name, heard in (("real", held_out), ("autoencoder", rebuilt)):
+    for name, heard in (("real", asked), ("autoencoder", rebuilt)):
         judged = heard.judged(ear.judge)
         about[f"judge_{name}"] = shares(judged) if judged else None
-    about["latent_clap"] = None if clap is None else asdict(clap_adherence(clap, latents, held_out.prompts))
-    return Real(held_out=held_out, rebuilt=rebuilt, training=training, about=about)
+    about["latent_clap"] = None if clap is None else asdict(clap_adherence(clap, latents, asked.prompts))
+    return Real(asked=asked, rebuilt=rebuilt, training=training, about=about)
 
 
-def real_count(clips: ClipSet, config: ModelConfig) -> int:
+def real_count(clips: ClipSet, config: ModelConfig, prompts: Prompts, count: int) -> int:
     """How many steps ``hear_real`` announces."""
-    return 2 * len(held_out_clips(clips, config)) + len(_training(clips))
+    asked = 2 * len(asked_clips(clips, config, prompts, count))
+    return asked + len(_training(clips)) if prompts == "held-out" else asked
 
 
 def _training(clips: ClipSet) -> list[Clip]:

@@ -23,7 +23,7 @@ from .run import Options
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-FORMAT = "sa3-evaluation/1"
+FORMAT = "sa3-evaluation/2"
 # measure -> (title, factor, digits); shares are shown in percent; FD: to real clips, or to these after the autoencoder
 COLUMNS = {
     "frechet_judge": ("FD judge", 1, 2),
@@ -89,9 +89,11 @@ def notes(data: dict[str, Any]) -> list[str]:
     found = []
     if not (data["enough_clips"] and data["real"]["enough"]):
         found.append(
-            f"FD of {data['options']['clips']} generated and {data['real']['held_out']} real clips: below {ENOUGH} it "
+            f"FD of {data['options']['clips']} generated and {data['real']['clips']} real clips: below {ENOUGH} it "
             "lies too high and is for comparisons at the same number alone"
         )
+    if data["options"]["prompts"] == "training":
+        found.append("prompts and real clips are of the training data: to choose by, not to report")
     if data["seeds"] < 3:
         found.append(f"{data['seeds']} seed(s): the spread needs at least 3")
     if any(not np.isfinite(value) for row in data["rows"] for value in row["mean"].values() if value is not None):

@@ -1,4 +1,4 @@
-"""One model with one setting and one seed: sounds of held-out prompts and every measure on them."""
+"""One model with one setting and one seed: sounds of prompts of real clips and every measure on them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .judge import shares
 from .latent_clap import LatentClap, clap_adherence
 from .listening import JUDGE, Ear, Heard
 from .memorisation import memorisation
-from .real import Real, audio_of, held_out_clips
+from .real import Prompts, Real, audio_of
 from .setting import Setting
 
 Audio = NDArray[np.float32]
@@ -44,7 +44,7 @@ class Pipeline(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A sound to make: the caption and the duration of a held-out clip, and a seed."""
+    """A sound to make: the caption and the duration of a real clip, and a seed."""
 
     clip: Clip
     item: Item
@@ -52,8 +52,10 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """``clips`` of a run, made ``batch`` at a time, ``inpaint`` clips of which a part is made anew (0: none)."""
+    """``clips`` of a run, of what ``prompts``, made ``batch`` at a time, ``inpaint`` clips of which a part is made anew
+    (0: none)."""
 
+    prompts: Prompts
     clips: int
     batch: int
     inpaint: int
@@ -73,7 +75,7 @@ class _Kept:
 
 
 def jobs(clips: Sequence[Clip], count: int, seed: int) -> list[Job]:
-    """Prompts as frequent as among the held-out clips, which are gone through again and again in a random order."""
+    """Prompts as frequent as among ``clips``, which are gone through again and again in a random order."""
     rng = generator(seed, _ORDER)
     found: list[Clip] = []
     while len(found) < count:
@@ -96,16 +98,15 @@ class Evaluator:
     def __init__(self, ear: Ear, real: Real, clips: ClipSet, options: Options, clap: LatentClap | None = None) -> None:
         self.ear, self.real, self.clips, self.options, self.clap = ear, real, clips, options, clap
 
-    def count(self, config: ModelConfig) -> int:
+    def count(self) -> int:
         """How many clips ``run`` announces."""
-        return self.options.clips + len(self._inpainted(config))
+        return self.options.clips + len(self._inpainted())
 
     def run(
         self, pipeline: Pipeline, setting: Setting, seed: int, advance: Callable[[int], None] = lambda _: None
     ) -> tuple[dict[str, float | None], dict[str, Any]]:
         """Measures by name, and their details; ``advance`` hears how many clips are done, ``count`` in all."""
-        held_out = held_out_clips(self.clips, pipeline.config)
-        chosen, kept = jobs(held_out, self.options.clips, seed), _Kept()
+        chosen, kept = jobs(self.real.asked.clips, self.options.clips, seed), _Kept()
         order = [i for rows in batches(chosen, self.options.batch) for i in rows]
         heard = self.ear.listen(self._sounds(pipeline, setting, chosen, kept), advance)
         seeds = [chosen[i].item.seed for i in order]
@@ -117,7 +118,7 @@ class Evaluator:
             found = clap_adherence(self.clap, [kept.latents[i] for i in order], heard.prompts, seed=seed)
             measures |= {"clap_own": found.own, "clap_first": found.first}
             details["latent_clap"] = asdict(found)
-        if inpainted := self._inpainted(pipeline.config):
+        if inpainted := self._inpainted():
             pairs = [(audio_of(self.clips, clip, pipeline.config.audio_channels), clip) for clip in inpainted]
             inpainting = measure_inpainting(
                 pipeline, pairs, setting, seed=SEEDS_APART * seed, batch=self.options.batch, advance=advance
@@ -126,9 +127,9 @@ class Evaluator:
             details["inpainting"] = asdict(inpainting)
         return measures, details
 
-    def _inpainted(self, config: ModelConfig) -> list[Clip]:
-        """Held-out clips of which a part is made anew: long enough ones, spread over the set; may be none."""
-        long = [clip for clip in held_out_clips(self.clips, config) if clip.samples >= SHORTEST_SAMPLES]
+    def _inpainted(self) -> list[Clip]:
+        """Real clips of which a part is made anew: long enough ones, spread over the set; may be none."""
+        long = [clip for clip in self.real.asked.clips if clip.samples >= SHORTEST_SAMPLES]
         return long[:: -(-len(long) // self.options.inpaint)] if long and self.options.inpaint else []
 
     def _sounds(
@@ -154,16 +155,19 @@ class Evaluator:
     def _compared(
         self, heard: Heard, seeds: list[int], measures: dict[str, float | None], details: dict[str, Any]
     ) -> None:
-        real, training = self.real.held_out, self.real.training
+        real, training = self.real.asked, self.real.training
         for name, features in heard.spaces.items():
             distance = frechet_with_interval(features, real.spaces[name])
             measures[f"frechet_{name}"] = distance.value
             measures[f"frechet_{name}_rebuilt"] = frechet(features, self.real.rebuilt.spaces[name])
             details[f"frechet_{name}"] = asdict(distance) | {"enough": distance.enough}
         spread = diversity(heard.spaces[JUDGE], heard.prompts, real.spaces[JUDGE], real.prompts)
-        copies = memorisation(heard.detail, training.detail, real.detail)
-        measures |= {"diversity": spread.ratio, "copies": copies.share, "copy_ratio": copies.ratio}
+        measures["diversity"] = spread.ratio
         details["diversity"] = asdict(spread)
+        if training is None:
+            return
+        copies = memorisation(heard.detail, training.detail, real.detail)
+        measures |= {"copies": copies.share, "copy_ratio": copies.ratio}
         details["memorisation"] = asdict(copies) | {
             "worst": [
                 {
