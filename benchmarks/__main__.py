@@ -29,6 +29,7 @@ SECTIONS: Sections = {
         "precision": ("precision_command", "precision", "What every precision costs in quality and saves in bytes."),
         "bells": ("bells", "bells", "Write a sound that the demo model does not know, to teach it."),
         "new-sound": ("new_sound", "new_sound", "What an adapter taught a demo model, and what it took from it."),
+        "renoising": ("renoising", "renoising", "What ping-pong sampling keeps of a prompt, step by step."),
         "variation": ("quality", "variation", "Audio-to-audio with both schedules."),
     },
 }
