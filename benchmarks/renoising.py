@@ -10,7 +10,7 @@ Shapes: B batch, T latent frames, C latent channels.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from sa3_mlx.spec.presets import LOGSNR
 from sa3_mlx.spec.request import Item, plan
 from sa3_mlx.spec.schedule import sigmas
 from sa3_torch.evaluate.judge import Judge, features
-from sa3_torch.evaluate.real import asked_clips
+from sa3_torch.evaluate.real import captioned
 from sa3_torch.evaluate.run import SEEDS_APART
 from sa3_torch.evaluate.setting import Setting
 from sa3_torch.guidance import GuidedVelocity
@@ -41,7 +41,10 @@ from sa3_torch.train.clips import Clip, ClipSet, write_json
 @torch.no_grad()
 def estimates(pipeline: Pipeline, setting: Setting, items: Sequence[Item], steps: int) -> Iterator[list[Tensor]]:
     """What ``setting`` makes, without the autoencoder in between, of noise and then of its own result with noise of
-    every lower level of ping-pong's schedule: ``steps`` times the valid latents (T, C) of every item."""
+    every lower level of ping-pong's schedule: ``steps`` times the valid latents (T, C) of every item.
+
+    Raises ConfigError for a sampler that adds noise itself.
+    """
     request = setting.request(items)
     planned, noise = plan(request, pipeline.config), SeededNoise([item.seed for item in items])
     diffusion, channels = pipeline.config.diffusion, pipeline.config.same.latent_channels
@@ -77,10 +80,17 @@ def estimates(pipeline: Pipeline, setting: Setting, items: Sequence[Item], steps
 
 
 def measure(
-    pipeline: Pipeline, setting: Setting, clips: Sequence[Clip], judge: Judge, *, steps: int, seeds: int
+    pipeline: Pipeline,
+    setting: Setting,
+    clips: Sequence[Clip],
+    judge: Judge,
+    *,
+    steps: int,
+    seeds: int,
+    advance: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
     """After every step the share of sounds that are heard as the class of their clip, and the mean confidence of the
-    pitch: 1 for a single steady note, lower for chords and noises."""
+    pitch: 1 for a single steady note, lower for chords and noises. ``advance`` hears of every step of every seed."""
     heard, confidence = np.zeros((seeds, steps)), np.zeros((seeds, steps))
     for seed in range(seeds):
         items = [
@@ -95,7 +105,15 @@ def measure(
             labels = [judge.classify_features(sound).label for sound in sounds]
             heard[seed, index] = np.mean([label == clip.label for label, clip in zip(labels, clips, strict=True)])
             confidence[seed, index] = np.mean([sound[-3] for sound in sounds])
+            advance()
     return {"heard": heard.mean(0).tolist(), "confidence": confidence.mean(0).tolist()}
+
+
+def _entry(text: str) -> tuple[str, Setting]:
+    name, _, setting = text.rpartition("@")
+    if not name:
+        raise click.UsageError(f"{text!r}: expected MODEL@SAMPLER:STEPS:GUIDANCE[:APG] such as demo@dpmpp:15:3:0")
+    return name, Setting.parse(setting)
 
 
 @click.command()
@@ -113,16 +131,15 @@ def renoising(models: tuple[str, ...], data: Path, label: str, steps: int, seeds
     python -m benchmarks renoising posttrain/model@euler:1:1 demo@dpmpp:15:3:0 --data sounds
     """
     judge, clips, found = Judge(), ClipSet(data), []
-    for text in tqdm(models, unit="model"):
-        name, _, setting = text.rpartition("@")
-        if not name:
-            raise click.UsageError(f"{text!r}: expected MODEL@SAMPLER:STEPS:GUIDANCE[:APG] such as demo@dpmpp:15:3:0")
+    for name, setting in [_entry(text) for text in models]:
+        text = f"{name}@{setting}"
         pipeline = Pipeline.load(find_model(name, generates=True).folder)
-        chosen = [clip for clip in asked_clips(clips, pipeline.config, "held-out", 0) if clip.label == label]
+        chosen = [clip for clip in captioned(clips, pipeline.config, "validation") if clip.label == label]
         if not chosen:
             labels = sorted({clip.label for clip in clips.select("validation") if clip.captions})
             raise click.UsageError(f"--label {label}: no held-out clip of that class; there are {', '.join(labels)}")
-        row = measure(pipeline, Setting.parse(setting), chosen, judge, steps=steps, seeds=seeds)
+        with tqdm(total=steps * seeds, desc=text, unit="step") as bar:
+            row = measure(pipeline, setting, chosen, judge, steps=steps, seeds=seeds, advance=bar.update)
         found.append({"model": text, **row})
         click.echo(text)
         for title, values in row.items():

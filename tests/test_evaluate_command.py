@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -151,6 +153,9 @@ def test_every_measure_of_a_run(workspace: Path) -> None:
     measures, details = evaluator.run(pipeline, setting, 0, counted.append)
     again, _ = evaluator.run(pipeline, setting, 0)
     assert sum(counted) == 6 == evaluator.count()
+    slow = SimpleNamespace(config=replace(pipeline.config, name="slow", sample_rate=8000))
+    with pytest.raises(ValueError, match="slow works at 8000 Hz: evaluation is for 44100 Hz"):
+        evaluator.run(slow, setting, 0)  # type: ignore[arg-type]
     timing = "sample_seconds_per_clip"
     assert {k: v for k, v in again.items() if k != timing} == {k: v for k, v in measures.items() if k != timing}
     assert measures["frechet_judge"] > real.about["frechet_judge"]["real_halves"]  # type: ignore[operator]

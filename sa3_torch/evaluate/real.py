@@ -44,19 +44,31 @@ class Real:
     about: dict[str, Any]
 
 
-def asked_clips(clips: ClipSet, config: ModelConfig, prompts: Prompts, count: int) -> list[Clip]:
-    """The held-out clips with a caption, or ``count`` of the training clips, which do to choose between recipes: what
-    is reported is then not what was chosen by.
+def check_rate(config: ModelConfig) -> None:
+    """Raises ValueError for a model whose rate is not that of the clips and of the judge."""
+    if config.sample_rate != SAMPLE_RATE:
+        raise ValueError(f"{config.name} works at {config.sample_rate} Hz: evaluation is for {SAMPLE_RATE} Hz")
+
+
+def captioned(clips: ClipSet, config: ModelConfig, split: str) -> list[Clip]:
+    """The clips of a split ("train", "validation") that have a caption and are not too long for the model.
 
     Raises ValueError when there are less than two, or the rate does not fit.
     """
-    if config.sample_rate != SAMPLE_RATE:
-        raise ValueError(f"{config.name} works at {config.sample_rate} Hz: evaluation is for {SAMPLE_RATE} Hz")
-    split = "validation" if prompts == "held-out" else "train"
+    check_rate(config)
     found = [clip for clip in clips.select(split) if clip.captions and clip.seconds <= config.max_seconds]
     if len(found) < 2:
         raise ValueError(f"{len(found)} {split} clips with a caption fit {config.name}: at least 2 are needed")
-    return found if prompts == "held-out" else [found[i] for i in generator(0, _CHOICE).permutation(len(found))[:count]]
+    return found
+
+
+def asked_clips(clips: ClipSet, config: ModelConfig, prompts: Prompts, count: int) -> list[Clip]:
+    """All held-out clips with a caption, or ``count`` of the training clips, which do to choose between recipes: what
+    is reported is then not what was chosen by. Raises ValueError as ``captioned``."""
+    if prompts == "held-out":
+        return captioned(clips, config, "validation")
+    found = captioned(clips, config, "train")
+    return [found[i] for i in generator(0, _CHOICE).permutation(len(found))[:count]]
 
 
 def audio_of(clips: ClipSet, clip: Clip, channels: int) -> Audio:

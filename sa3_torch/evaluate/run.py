@@ -22,7 +22,7 @@ from .judge import shares
 from .latent_clap import LatentClap, clap_adherence
 from .listening import JUDGE, Ear, Heard
 from .memorisation import memorisation
-from .real import Prompts, Real, audio_of
+from .real import Prompts, Real, audio_of, check_rate
 from .setting import Setting
 
 Audio = NDArray[np.float32]
@@ -105,7 +105,11 @@ class Evaluator:
     def run(
         self, pipeline: Pipeline, setting: Setting, seed: int, advance: Callable[[int], None] = lambda _: None
     ) -> tuple[dict[str, float | None], dict[str, Any]]:
-        """Measures by name, and their details; ``advance`` hears how many clips are done, ``count`` in all."""
+        """Measures by name, and their details; ``advance`` hears how many clips are done, ``count`` in all.
+
+        Raises ValueError for a model of another sample rate, or that cannot make clips of these durations.
+        """
+        check_rate(pipeline.config)
         chosen, kept = jobs(self.real.asked.clips, self.options.clips, seed), _Kept()
         order = [i for rows in batches(chosen, self.options.batch) for i in rows]
         heard = self.ear.listen(self._sounds(pipeline, setting, chosen, kept), advance)
