@@ -12,16 +12,28 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from sa3_torch.evaluate.by_class import by_class  # noqa: E402
 from sa3_torch.evaluate.diversity import diversity, pairwise_distance  # noqa: E402
 from sa3_torch.evaluate.features import ClapSpace  # noqa: E402
 from sa3_torch.evaluate.frechet import ENOUGH, frechet, frechet_with_interval, real_floor  # noqa: E402
 from sa3_torch.evaluate.health import condition, health  # noqa: E402
 from sa3_torch.evaluate.inpainting import jump, kept_error, seam  # noqa: E402
+from sa3_torch.evaluate.judge import Judge, attack_brightness, features, tail_level  # noqa: E402
 from sa3_torch.evaluate.latent_clap import clap_adherence  # noqa: E402
+from sa3_torch.evaluate.listening import Ear, Heard  # noqa: E402
 from sa3_torch.evaluate.memorisation import memorisation, nearest  # noqa: E402
 from sa3_torch.evaluate.one_step import one_step_error  # noqa: E402
 
 RATE = 44_100
+
+
+def burst(seed: int, *, decay_db: float, dull: float = 0.0) -> np.ndarray:
+    """1.5 s of white noise (L, 1) that falls by ``decay_db`` a second; ``dull`` of what is above 5 kHz is taken."""
+    noise = np.random.default_rng(seed).standard_normal(RATE * 3 // 2)
+    spectrum = np.fft.rfft(noise)
+    spectrum[np.fft.rfftfreq(len(noise), 1 / RATE) > 5000] *= 1 - dull
+    sound = np.fft.irfft(spectrum, len(noise)) * 10 ** (-decay_db / 20 * np.arange(len(noise)) / RATE)
+    return (0.2 * sound[:, None]).astype(np.float32)
 
 
 def normals(count: int, seed: int, size: int = 6) -> np.ndarray:
@@ -77,6 +89,52 @@ def test_copies_have_no_diversity() -> None:
     assert pairwise_distance(np.array([[0.0, 0.0], [3.0, 4.0]])) == 5
     with pytest.raises(ValueError, match="at least 2"):
         pairwise_distance(real[:1])
+
+
+def heard_as(label: str, sounds: Sequence[np.ndarray]) -> Heard:
+    clip = SimpleNamespace(caption="a sound", label=label, instrument=None, midi=None)
+    return Ear(judge=Judge(), spaces=()).listen((sound, clip) for sound in sounds)  # type: ignore[misc]
+
+
+def joined(*parts: Heard) -> Heard:
+    return Heard(
+        clips=sum((part.clips for part in parts), ()), verdicts=sum((part.verdicts for part in parts), ()),
+        spaces={"judge": np.concatenate([part.spaces["judge"] for part in parts])},
+        detail=np.concatenate([part.detail for part in parts]), health=parts[0].health,
+    )  # fmt: skip
+
+
+def tail_of_decay(rate: float) -> float:
+    """Of a level that falls by ``rate`` dB a second: mean power of three segments beside that of the first 15 ms."""
+    a = rate * np.log(10) / 10
+
+    def power(start: float, end: float) -> float:
+        return float(np.exp(-a * start) - np.exp(-a * end)) / (a * (end - start))
+
+    segments = ((0.18, 0.35), (0.35, 0.7), (0.7, 1.4))
+    return float(np.mean([10 * np.log10(power(*edges) / power(0, 0.015)) for edges in segments]))
+
+
+def test_level_of_the_tail_and_brightness_of_the_attack_are_in_db() -> None:
+    """Of noise that falls by 20 and by 30 dB a second; halving what is above 5 kHz makes it 6 dB darker."""
+    slow, fast = (features(burst(0, decay_db=rate)) for rate in (20, 30))
+    assert tail_level(slow) == pytest.approx(tail_of_decay(20), abs=0.7)
+    assert tail_level(fast) == pytest.approx(tail_of_decay(30), abs=0.7)
+    bright, dull = (features(burst(0, decay_db=20, dull=part)) for part in (0, 0.5))
+    assert attack_brightness(bright) - attack_brightness(dull) == pytest.approx(6, abs=0.5)
+    assert tail_level(np.zeros_like(slow)) == -60
+
+
+def test_classes_are_compared_with_real_clips_of_theirs() -> None:
+    real = joined(*(heard_as(name, [burst(i, decay_db=30) for i in range(3)]) for name in ("snare", "clap")))
+    long = heard_as("snare", [burst(i, decay_db=20) for i in range(3, 6)])
+    same = heard_as("clap", [burst(i, decay_db=30) for i in range(3)])
+    found = by_class(joined(same, long, heard_as("tom", [burst(1, decay_db=20)])), real)
+    assert list(found) == ["clap", "snare"]  # no real tom
+    assert (found["clap"].shift, found["clap"].tail, found["clap"].attack) == (0, 0, 0)
+    assert found["snare"].clips == 3 and found["snare"].shift > 1
+    assert found["snare"].tail == pytest.approx(tail_of_decay(20) - tail_of_decay(30), abs=0.7)
+    assert abs(found["snare"].attack) < 1
 
 
 def test_a_memorised_clip_is_found_and_named() -> None:

@@ -167,6 +167,8 @@ def test_every_measure_of_a_run(workspace: Path) -> None:
     heard = ear.judge.embedding(pipeline.decode(pipeline.encode(audio))[: len(audio)])
     np.testing.assert_allclose(heard, rebuilt[0], rtol=1e-4, atol=1e-4)
     assert not measures["not_finite"] and measures["diversity"] is not None
+    labels = {clip.label for clip in real.asked.clips}
+    assert set(details["by_class"]) <= labels and all(found["shift"] > 0 for found in details["by_class"].values())
     worst = details["memorisation"]["worst"][0]
     assert worst["training"] in {clip.id for clip in clips.select("train")} and worst["prompt"]
     entry = Entry(name="random", pipeline=pipeline, setting=setting)
@@ -240,6 +242,9 @@ def test_the_command(
     assert all(-1 <= row["mean"]["clap_own"] <= 1 for row in data["rows"])
     assert len(notes(data)) == 2 and all(f"note: {note}" in result.out for note in notes(data))
     assert "FD judge" in result.out and "FD rebuilt" in result.out
+    classes = set(data["rows"][0]["details"][0]["by_class"])
+    lines = ("classes beside rebuilt clips", "tail, dB: random", *classes)
+    assert classes and all(line in result.out for line in lines)
     assert (tmp_path / "out" / "report.txt").read_text() in result.out + "\n"
     assert (tmp_path / "out" / "report.png").stat().st_size > 10_000
 

@@ -97,6 +97,26 @@ def test_some_trajectories_begin_with_data_and_noise(workspace: Path) -> None:
     assert torch.equal(run.states[:, t == 1], pure.states[:, t == 1])
 
 
+def test_the_teacher_s_guidance_can_leave_out_the_part_along_the_prediction(workspace: Path) -> None:
+    """One step of the sampler is linear in the estimate: what guidance adds with apg 1 is orthogonal to what apg 0 has
+    beyond it."""
+
+    def first_step(*changes: str) -> torch.Tensor:
+        settings = (f"teacher.{change}" for change in ("renoised_share=0.0", *changes))
+        return warmup_stage(workspace, *settings, "train.precision=fp32").trajectory(0).states[1].flatten(1)
+
+    without = first_step("guidance=1", "apg=0.0")
+    plain, orthogonal = (first_step("guidance=2", f"apg={apg}") for apg in (0.0, 1.0))
+    added, left_out = orthogonal - without, plain - orthogonal
+    assert bool((added.norm(dim=1) > 1e-4).all()) and bool((left_out.norm(dim=1) > 1e-4).all())
+    assert float(torch.cosine_similarity(added, left_out).abs().max()) < 0.02
+
+
+def test_apg_without_guidance_is_refused(workspace: Path) -> None:
+    with pytest.raises(ConfigError, match=r"teacher\.apg is 0\.5, which has no effect at guidance 1; set it to 0"):
+        warmup_stage(workspace, "teacher.guidance=1", "teacher.apg=0.5")
+
+
 def test_a_share_of_items_takes_the_first_state(workspace: Path) -> None:
     stage = warmup_stage(workspace, "train.batch=64", "teacher.renoised_share=0.0", "teacher.first_share=0.6")
     seen = []

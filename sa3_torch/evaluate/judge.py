@@ -84,6 +84,20 @@ def feature_count() -> int:
     return BANDS * segments + segments + 3
 
 
+def tail_level(x: NDArray[np.floating]) -> float:
+    """Of ``features`` x: the level from 180 ms to 1.4 s after the onset in dB below the loudest segment, at least -60,
+    mean over the segments."""
+    start = BANDS * (len(_EDGES_MS) - 1) + _EDGES_MS.index(180)
+    return -_FLOOR_DB * float(x[start : start + _EDGES_MS.index(1400) - _EDGES_MS.index(180)].mean() - 1)
+
+
+def attack_brightness(x: NDArray[np.floating]) -> float:
+    """Of ``features`` x: the bands above 5 kHz in the first 40 ms, in dB below the loudest band, at least -60, mean
+    over bands and segments."""
+    bands = x[: BANDS * (len(_EDGES_MS) - 1)].reshape(-1, BANDS)
+    return -_FLOOR_DB * float(bands[: _EDGES_MS.index(40), BANDS * 3 // 5 :].mean() - 1)
+
+
 def _scaled_db(power: Float) -> Float:
     return np.asarray(1 - np.maximum(10 * np.log10(np.maximum(power, 1e-12)), _FLOOR_DB) / _FLOOR_DB)
 

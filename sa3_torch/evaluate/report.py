@@ -76,6 +76,8 @@ def table(data: dict[str, Any]) -> str:
         *real,
     ]
     text = _aligned(lines)
+    if classes := _class_lines(rows):
+        text += "\n\n" + _aligned(classes)
     if data["flow"]:
         text += "\n\n" + _aligned(_flow_lines(data["flow"]))
     if data["one_step"]["errors"]:
@@ -123,6 +125,30 @@ def _real_line(real: dict[str, Any], names: list[str], kind: str) -> list[str]:
     return [title, *("-" if (v := values[n]) is None else f"{COLUMNS[n][1] * v:.{COLUMNS[n][2]}f}" for n in names)]
 
 
+CLASS_COLUMNS = {"shift": "shift of its mean", "tail": "tail, dB", "attack": "attack above 5 kHz, dB"}  # of ClassShift
+
+
+def class_means(row: dict[str, Any], name: str) -> dict[str, float]:
+    """A field of ``ClassShift`` by class, mean over the seeds of a row that have the class."""
+    seeds = [details["by_class"] for details in row["details"]]
+    labels = sorted({label for found in seeds for label in found})
+    return {label: float(np.mean([found[label][name] for found in seeds if label in found])) for label in labels}
+
+
+def _class_lines(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """How the sounds of every class lie to the rebuilt clips of that class."""
+    labels = sorted({label for row in rows for label in class_means(row, "shift")})
+    if not labels:
+        return []
+    lines = [["classes beside rebuilt clips", *labels]]
+    for name, title in CLASS_COLUMNS.items():
+        for row in rows:
+            means, sign = class_means(row, name), "" if name == "shift" else "+"
+            cells = (f"{means[label]:{sign}.1f}" if label in means else "-" for label in labels)
+            lines.append([f"{title}: {row['model']} {row['setting']}", *cells])
+    return lines
+
+
 def _flow_lines(flow: dict[str, dict[str, Any]]) -> list[list[str]]:
     lines: list[list[str]] = []
     for name, found in flow.items():
@@ -162,7 +188,8 @@ def draw(path: Path, data: dict[str, Any]) -> None:
     rows, labels = data["rows"], [f"{row['model']}\n{row['setting']}" for row in data["rows"]]
     shown = ("frechet_judge", "frechet_judge_rebuilt", "frechet_clap", "all", "clap_own", "diversity", "copies", "seam")
     names = [name for name in shown if any(row["mean"].get(name) is not None for row in rows)]
-    count = len(names) + bool(data["flow"])
+    labels = sorted({label for row in rows for label in class_means(row, "shift")})
+    count = len(names) + bool(labels) + bool(data["flow"])
     columns = min(3, count)
     height = -(-count // columns)
     figure, axes = plt.subplots(height, columns, figsize=(max(4.5, 1.2 * len(rows)) * columns, 3.4 * height),
@@ -179,14 +206,29 @@ def draw(path: Path, data: dict[str, Any]) -> None:
         panel.tick_params(axis="x", labelsize=7)
         if panel.get_legend_handles_labels()[0]:
             panel.legend(fontsize=7)
+    if labels:
+        _draw_classes(panels[len(names)], rows, labels)
     if data["flow"]:
-        _draw_flow(panels[len(names)], data["flow"])
+        _draw_flow(panels[count - 1], data["flow"])
     for panel in panels[count:]:
         panel.set_visible(False)
     figure.suptitle(f"{data['options']['clips']} clips, {data['seeds']} seeds, {data['date']}")
     figure.tight_layout()
     figure.savefig(path, dpi=100)
     plt.close(figure)
+
+
+def _draw_classes(panel: Any, rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> None:
+    """A bar for every class and row: the shift of the class's mean."""
+    width = 0.8 / len(rows)
+    for i, row in enumerate(rows):
+        means = class_means(row, "shift")
+        places = np.arange(len(labels)) + (i - (len(rows) - 1) / 2) * width
+        panel.bar(places, [means.get(label, 0.0) for label in labels], width=width, color=f"C{i}",
+                  label=f"{row['model']} {row['setting']}")  # fmt: skip
+    panel.set_xticks(range(len(labels)), labels, fontsize=7, rotation=30)
+    panel.set_title("class means: squared distance to rebuilt clips")
+    panel.legend(fontsize=7)
 
 
 def _references(name: str, real: dict[str, Any]) -> list[tuple[float, str]]:

@@ -15,6 +15,7 @@ from sa3_mlx.spec.events import Event, Generation
 from sa3_mlx.spec.request import Item, Request
 from sa3_torch.train.clips import Clip, ClipSet, generator
 
+from .by_class import by_class
 from .diversity import diversity
 from .frechet import frechet, frechet_with_interval
 from .inpainting import SHORTEST_SAMPLES, measure_inpainting
@@ -168,6 +169,7 @@ class Evaluator:
         spread = diversity(heard.spaces[JUDGE], heard.prompts, real.spaces[JUDGE], real.prompts)
         measures["diversity"] = spread.ratio
         details["diversity"] = asdict(spread)
+        details["by_class"] = {label: asdict(found) for label, found in by_class(heard, self.real.rebuilt).items()}
         if training is None:
             return
         copies = memorisation(heard.detail, training.detail, real.detail)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sa3_mlx.spec.config import Config
+from sa3_mlx.spec.config import Config, ConfigError
 from sa3_mlx.spec.request import Guidance
 from sa3_mlx.spec.schedule import sigmas
 from sa3_torch.guidance import GuidedVelocity, unconditional
@@ -46,18 +46,21 @@ VALIDATION_ITEMS = 8  # of a batch
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig(Config):
-    """How the base model samples what is learnt: DPM-Solver++ with plain guidance (official code)."""
+    """How the base model samples what is learnt: DPM-Solver++, in the official code with plain guidance."""
 
     steps: int
     guidance: float
+    apg: float  # of the guidance: 0 plain, 1 only the part orthogonal to the conditional prediction
     refresh_rate: int  # steps for which its samples are kept
     renoised_share: float  # of its trajectories that begin with data and noise instead of pure noise
     first_share: float  # of the student's items that take the first state of a trajectory; the others take any
 
     def __post_init__(self) -> None:
         check(self, 1, math.inf, "steps", "refresh_rate")
-        check(self, 0, 1, "renoised_share", "first_share")
+        check(self, 0, 1, "renoised_share", "first_share", "apg")
         check(self, 1, 100, "guidance")
+        if self.guidance == 1 and self.apg:
+            raise ConfigError(f"teacher.apg is {self.apg:g}, which has no effect at guidance 1; set it to 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +160,7 @@ class WarmupStage(FewStepStage):
             velocity = GuidedVelocity(
                 dit=dit, cond=dit.prepare(cond),
                 null=None if config.guidance == 1 else dit.prepare(unconditional(cond)),
-                guidance=Guidance(scale=config.guidance, apg=0.0),
+                guidance=Guidance(scale=config.guidance, apg=config.apg),
             )  # fmt: skip
             for state in SAMPLERS["dpmpp"](velocity, x, schedule, _no_noise):
                 states.append(state.x.float())
