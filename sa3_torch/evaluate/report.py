@@ -135,9 +135,14 @@ def class_means(row: dict[str, Any], name: str) -> dict[str, float]:
     return {label: float(np.mean([found[label][name] for found in seeds if label in found])) for label in labels}
 
 
+def _classes(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The classes that a row has sounds of, by name."""
+    return sorted({label for row in rows for details in row["details"] for label in details["by_class"]})
+
+
 def _class_lines(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     """How the sounds of every class lie to the rebuilt clips of that class."""
-    labels = sorted({label for row in rows for label in class_means(row, "shift")})
+    labels = _classes(rows)
     if not labels:
         return []
     lines = [["classes beside rebuilt clips", *labels]]
@@ -188,8 +193,8 @@ def draw(path: Path, data: dict[str, Any]) -> None:
     rows, labels = data["rows"], [f"{row['model']}\n{row['setting']}" for row in data["rows"]]
     shown = ("frechet_judge", "frechet_judge_rebuilt", "frechet_clap", "all", "clap_own", "diversity", "copies", "seam")
     names = [name for name in shown if any(row["mean"].get(name) is not None for row in rows)]
-    labels = sorted({label for row in rows for label in class_means(row, "shift")})
-    count = len(names) + bool(labels) + bool(data["flow"])
+    classes = _classes(rows)
+    count = len(names) + bool(classes) + bool(data["flow"])
     columns = min(3, count)
     height = -(-count // columns)
     figure, axes = plt.subplots(height, columns, figsize=(max(4.5, 1.2 * len(rows)) * columns, 3.4 * height),
@@ -206,8 +211,8 @@ def draw(path: Path, data: dict[str, Any]) -> None:
         panel.tick_params(axis="x", labelsize=7)
         if panel.get_legend_handles_labels()[0]:
             panel.legend(fontsize=7)
-    if labels:
-        _draw_classes(panels[len(names)], rows, labels)
+    if classes:
+        _draw_classes(panels[len(names)], rows, classes)
     if data["flow"]:
         _draw_flow(panels[count - 1], data["flow"])
     for panel in panels[count:]:
@@ -218,15 +223,15 @@ def draw(path: Path, data: dict[str, Any]) -> None:
     plt.close(figure)
 
 
-def _draw_classes(panel: Any, rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> None:
+def _draw_classes(panel: Any, rows: Sequence[dict[str, Any]], classes: Sequence[str]) -> None:
     """A bar for every class and row: the shift of the class's mean."""
     width = 0.8 / len(rows)
     for i, row in enumerate(rows):
         means = class_means(row, "shift")
-        places = np.arange(len(labels)) + (i - (len(rows) - 1) / 2) * width
-        panel.bar(places, [means.get(label, 0.0) for label in labels], width=width, color=f"C{i}",
+        places = np.arange(len(classes)) + (i - (len(rows) - 1) / 2) * width
+        panel.bar(places, [means.get(label, 0.0) for label in classes], width=width, color=f"C{i}",
                   label=f"{row['model']} {row['setting']}")  # fmt: skip
-    panel.set_xticks(range(len(labels)), labels, fontsize=7, rotation=30)
+    panel.set_xticks(range(len(classes)), classes, fontsize=7, rotation=30)
     panel.set_title("class means: squared distance to rebuilt clips")
     panel.legend(fontsize=7)
 
