@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from sa3_torch.evaluate.judge import Judge  # noqa: E402
 from sa3_torch.evaluate.listening import Ear  # noqa: E402
 from sa3_torch.evaluate.one_step import ONE_STEP, many_steps, one_step_error, one_steps  # noqa: E402
 from sa3_torch.evaluate.real import hear_real, real_count  # noqa: E402
-from sa3_torch.evaluate.report import notes, report, table  # noqa: E402
+from sa3_torch.evaluate.report import draw, notes, report, table  # noqa: E402
 from sa3_torch.evaluate.run import Evaluator, Options, batches, jobs  # noqa: E402
 from sa3_torch.evaluate.setting import Setting  # noqa: E402
 from sa3_torch.evaluate.stored import split_latents  # noqa: E402
@@ -247,6 +248,12 @@ def test_the_command(
     assert classes and all(line in result.out for line in lines)
     assert (tmp_path / "out" / "report.txt").read_text() in result.out + "\n"
     assert (tmp_path / "out" / "report.png").stat().st_size > 10_000
+    figures: list[Any] = []
+    monkeypatch.setattr("matplotlib.pyplot.close", figures.append)
+    draw(tmp_path / "again.png", data)
+    ticks = {panel.get_title(): [tick.get_text() for tick in panel.get_xticklabels()] for panel in figures[0].axes}
+    assert ticks["FD judge"] == ["random\neuler:1:1", "random\npingpong:2:1"]
+    assert ticks["class means: squared distance to rebuilt clips"] == sorted(classes)
 
 
 def test_what_cannot_be_evaluated_is_refused(

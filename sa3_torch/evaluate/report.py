@@ -131,8 +131,9 @@ CLASS_COLUMNS = {"shift": "shift of its mean", "tail": "tail, dB", "attack": "at
 def class_means(row: dict[str, Any], name: str) -> dict[str, float]:
     """A field of ``ClassShift`` by class, mean over the seeds of a row that have the class."""
     seeds = [details["by_class"] for details in row["details"]]
-    labels = sorted({label for found in seeds for label in found})
-    return {label: float(np.mean([found[label][name] for found in seeds if label in found])) for label in labels}
+    return {
+        label: float(np.mean([found[label][name] for found in seeds if label in found])) for label in _classes([row])
+    }
 
 
 def _classes(rows: Sequence[dict[str, Any]]) -> list[str]:
