@@ -11,26 +11,38 @@ from sa3_mlx.cli.group import LazyGroup, Sections, run_group
 # a module is imported when its command runs, so that speed needs one twin alone
 SECTIONS: Sections = {
     "Speed and memory": {
-        "latency": ("latency_command", "latency", "How long a generation takes, stage by stage, and what it costs."),
-        "memory": ("memory_command", "memory", "Peak memory of every phase: predicted and measured."),
-        "roofline": ("roofline_command", "roofline", "Least time that a chip's arithmetic and memory allow."),
-        "peer": ("peer_command", "peer", "Our speed beside that of the official MLX port, in one process."),
-        "train-step": ("train_step", "train_step", "What a step of stage 0 costs, and which part of it."),
-        "report": ("report_command", "report", "Markdown table of what was measured, published and modelled."),
+        "latency": (
+            "speed.latency_command",
+            "latency",
+            "How long a generation takes, stage by stage, and what it costs.",
+        ),
+        "memory": ("speed.memory_command", "memory", "Peak memory of every phase: predicted and measured."),
+        "roofline": ("speed.roofline_command", "roofline", "Least time that a chip's arithmetic and memory allow."),
+        "peer": ("peer.command", "peer", "Our speed beside that of the official MLX port, in one process."),
+        "train-step": ("speed.train_step", "train_step", "What a step of stage 0 costs, and which part of it."),
+        "report": ("speed.report_command", "report", "Markdown table of what was measured, published and modelled."),
     },
     "Quality": {
-        "adherence": ("quality", "adherence", "Share of prompts that a judge hears as asked."),
-        "reconstruction": ("quality", "reconstruction", "How well the autoencoder gives sounds back."),
+        "adherence": ("quality.quality", "adherence", "Share of prompts that a judge hears as asked."),
+        "reconstruction": ("quality.quality", "reconstruction", "How well the autoencoder gives sounds back."),
         "latents": (
-            "latents_command",
+            "quality.latents",
             "latents",
             "Statistics of an autoencoder's latents, and what can be read from them.",
         ),
-        "precision": ("precision_command", "precision", "What every precision costs in quality and saves in bytes."),
-        "bells": ("bells", "bells", "Write a sound that the demo model does not know, to teach it."),
-        "new-sound": ("new_sound", "new_sound", "What an adapter taught a demo model, and what it took from it."),
-        "renoising": ("renoising", "renoising", "What ping-pong sampling keeps of a prompt, step by step."),
-        "variation": ("quality", "variation", "Audio-to-audio with both schedules."),
+        "precision": (
+            "quality.precision_command",
+            "precision",
+            "What every precision costs in quality and saves in bytes.",
+        ),
+        "bells": ("quality.bells", "bells", "Write a sound that the demo model does not know, to teach it."),
+        "new-sound": (
+            "quality.new_sound",
+            "new_sound",
+            "What an adapter taught a demo model, and what it took from it.",
+        ),
+        "renoising": ("quality.renoising", "renoising", "What ping-pong sampling keeps of a prompt, step by step."),
+        "variation": ("quality.quality", "variation", "Audio-to-audio with both schedules."),
     },
 }
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sa3_mlx.spec.adapters import (
+from sa3_mlx.common.adapters.format import (
     ADAPTED_PARTS,
     ADAPTER_FORMAT,
     ADAPTER_TYPES,
@@ -28,8 +28,8 @@ from sa3_mlx.spec.adapters import (
     read_adapter,
     read_finite,
 )
-from sa3_mlx.spec.config import ConfigError, ModelConfig
-from sa3_mlx.spec.tensorfile import TensorFile, array_entry, write_tensors
+from sa3_mlx.common.files.safetensors import TensorFile, array_entry, write_tensors
+from sa3_mlx.common.model.config import ConfigError, ModelConfig
 
 from .keys import pairs
 
@@ -84,10 +84,16 @@ def write_official_adapter(path: Path, adapter: Adapter, config: ModelConfig) ->
     ]
     own, info = adapter.config, adapter.info
     data: dict[str, Any] = {
-        "rank": own.rank, "alpha": own.alpha, "adapter_type": own.type, "exclude": None,
+        "rank": own.rank,
+        "alpha": own.alpha,
+        "adapter_type": own.type,
+        "exclude": None,
         "include": None if len(adapter.layers) == len(modules) else sorted(modules[name] for name in adapter.layers),
-        "step": info.step, "base": info.base, "base_hash": info.base_hash, "licence": info.licence,
-    }  # fmt: skip
+        "step": info.step,
+        "base": info.base,
+        "base_hash": info.base_hash,
+        "licence": info.licence,
+    }
     return write_tensors(path, entries, {"lora_config": json.dumps(data)})
 
 
@@ -117,10 +123,12 @@ def _from_official(file: TensorFile, config: ModelConfig) -> Adapter:
     kind = _adapter_type(file.path, data, layers)
     squeezed = {layer: {name: _squeezed(name, v) for name, v in tensors.items()} for layer, tensors in layers.items()}
     info = AdapterInfo(
-        adapter=_config(file.path, data, kind, squeezed, config), base=str(data.get("base") or "unknown"),
-        base_hash=_text(data.get("base_hash")), step=data["step"] if type(data.get("step")) is int else None,
+        adapter=_config(file.path, data, kind, squeezed, config),
+        base=str(data.get("base") or "unknown"),
+        base_hash=_text(data.get("base_hash")),
+        step=data["step"] if type(data.get("step")) is int else None,
         licence=_text(data.get("licence")),
-    )  # fmt: skip
+    )
     return Adapter(info=info, layers=squeezed)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sa3_mlx.spec.config import (
+from sa3_mlx.common.model.config import (
     FF_MULT_DIT,
     HEAD_SIZE,
     SECONDS_MAX,
@@ -13,7 +13,7 @@ from sa3_mlx.spec.config import (
     SAMEConfig,
     ShiftConfig,
 )
-from sa3_mlx.spec.presets import REPOSITORIES
+from sa3_mlx.common.model.presets import REPOSITORIES
 
 from .model_config import AUTOENCODER_TYPE, DIFFUSION_TYPE, TEXT_SUBFOLDER
 
@@ -43,9 +43,12 @@ def official_model_config(config: ModelConfig) -> dict[str, Any]:
 
 def _root(config: ModelConfig, model_type: str, sample_size: int, model: dict[str, Any]) -> dict[str, Any]:
     return {
-        "model_type": model_type, "sample_size": sample_size, "sample_rate": config.sample_rate,
-        "audio_channels": config.audio_channels, "model": model,
-    }  # fmt: skip
+        "model_type": model_type,
+        "sample_size": sample_size,
+        "sample_rate": config.sample_rate,
+        "audio_channels": config.audio_channels,
+        "model": model,
+    }
 
 
 def _autoencoder(config: ModelConfig) -> dict[str, Any]:
@@ -53,33 +56,42 @@ def _autoencoder(config: ModelConfig) -> dict[str, Any]:
     patch_width = same.patch_size * config.audio_channels
     return {
         "pretransform": {
-            "type": "patched", "config": {"patch_size": same.patch_size, "channels": config.audio_channels},
+            "type": "patched",
+            "config": {"patch_size": same.patch_size, "channels": config.audio_channels},
         },
         "encoder": {
             "type": "same",
             "config": {
-                "in_channels": patch_width, **_half(same, same.encoder_depth), "conv_mapping": False, "mask_noise": 0.0,
+                "in_channels": patch_width,
+                **_half(same, same.encoder_depth),
+                "conv_mapping": False,
+                "mask_noise": 0.0,
             },
         },
         "decoder": {
             "type": "same",
             "config": {
-                "out_channels": patch_width, **_half(same, same.decoder_depth),
+                "out_channels": patch_width,
+                **_half(same, same.decoder_depth),
                 "sinusoidal_blocks": [same.sine_gate_layers + 1 if same.sine_gate_layers else 0],  # [B44]
-                "conv_mapping": same.decoder_kernel == 3, "mask_noise": same.token_noise,
+                "conv_mapping": same.decoder_kernel == 3,
+                "mask_noise": same.token_noise,
             },
         },
         "bottleneck": {
             "type": "softnorm",
             "config": {
-                "dim": same.latent_channels, "noise_augment_dim": 0, "noise_regularize": True, "auto_scale": True,
+                "dim": same.latent_channels,
+                "noise_augment_dim": 0,
+                "noise_regularize": True,
+                "auto_scale": True,
                 "freeze": True,
             },
         },
         "latent_dim": same.latent_channels,
         "downsampling_ratio": same.samples_per_latent,
         "io_channels": config.audio_channels,
-    }  # fmt: skip
+    }
 
 
 def _half(same: SAMEConfig, depth: int) -> dict[str, Any]:
@@ -87,10 +99,17 @@ def _half(same: SAMEConfig, depth: int) -> dict[str, Any]:
     if same.attention == "sliding":
         attention = {"sliding_window": [same.span, same.span]}
     return {
-        "channels": same.width, "c_mults": [1], "strides": [same.stride], "latent_dim": same.latent_channels,
-        "transformer_depths": [depth], "differential": True, "dim_heads": HEAD_SIZE, "variable_stride": True,
-        "dyt": True, **attention,
-    }  # fmt: skip
+        "channels": same.width,
+        "c_mults": [1],
+        "strides": [same.stride],
+        "latent_dim": same.latent_channels,
+        "transformer_depths": [depth],
+        "differential": True,
+        "dim_heads": HEAD_SIZE,
+        "variable_stride": True,
+        "dyt": True,
+        **attention,
+    }
 
 
 def _conditioning(name: str, diffusion: DiffusionConfig) -> dict[str, Any]:
@@ -123,14 +142,24 @@ def _diffusion(same: SAMEConfig, diffusion: DiffusionConfig) -> dict[str, Any]:
         "use_effective_length_for_schedule": True,
         **_shift(diffusion.shift),
         "config": {
-            "io_channels": same.latent_channels, "embed_dim": dit.width, "depth": dit.depth, "num_heads": dit.heads,
-            "cond_token_dim": diffusion.text_encoder.width, "global_cond_dim": diffusion.text_encoder.width,
-            "local_add_cond_dim": same.latent_channels + 1, "transformer_type": "continuous_transformer",
-            "global_cond_type": "adaLN", "timestep_features_type": "expo", "timestep_features_logsnr": False,
-            "attn_kwargs": attention, "norm_type": "rms_norm", "norm_kwargs": {"force_fp32": True},
-            "ff_kwargs": {"mult": float(FF_MULT_DIT)}, "num_memory_tokens": dit.memory_tokens,
+            "io_channels": same.latent_channels,
+            "embed_dim": dit.width,
+            "depth": dit.depth,
+            "num_heads": dit.heads,
+            "cond_token_dim": diffusion.text_encoder.width,
+            "global_cond_dim": diffusion.text_encoder.width,
+            "local_add_cond_dim": same.latent_channels + 1,
+            "transformer_type": "continuous_transformer",
+            "global_cond_type": "adaLN",
+            "timestep_features_type": "expo",
+            "timestep_features_logsnr": False,
+            "attn_kwargs": attention,
+            "norm_type": "rms_norm",
+            "norm_kwargs": {"force_fp32": True},
+            "ff_kwargs": {"mult": float(FF_MULT_DIT)},
+            "num_memory_tokens": dit.memory_tokens,
         },
-    }  # fmt: skip
+    }
 
 
 def _shift(shift: ShiftConfig) -> dict[str, Any]:

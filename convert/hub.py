@@ -10,9 +10,12 @@ from pathlib import Path
 from .model_config import TEXT_SUBFOLDER
 
 FILES = (
-    "model_config.json", "model.safetensors", f"{TEXT_SUBFOLDER}/config.json", f"{TEXT_SUBFOLDER}/model.safetensors",
+    "model_config.json",
+    "model.safetensors",
+    f"{TEXT_SUBFOLDER}/config.json",
+    f"{TEXT_SUBFOLDER}/model.safetensors",
     f"{TEXT_SUBFOLDER}/tokenizer.json",
-)  # fmt: skip
+)
 
 
 class DownloadError(OSError):

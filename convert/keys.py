@@ -20,8 +20,8 @@ from typing import Literal
 
 import numpy as np
 
-from sa3_mlx.spec.checkpoint import expected_tensors
-from sa3_mlx.spec.config import ROTARY_SIZE, ModelConfig
+from sa3_mlx.common.model.checkpoint import expected_tensors
+from sa3_mlx.common.model.config import ROTARY_SIZE, ModelConfig
 
 Layout = Literal["copy", "unit_kernel", "channels", "token", "weight_norm"]
 Shape = tuple[int, ...]
@@ -79,9 +79,17 @@ _COPIED: dict[str, str] = {
     **{
         f"dit.layers.{{n}}.{name}": f"model.model.transformer.layers.{{n}}.{name}"
         for name in (
-            "pre_norm.gamma", "self_attn.to_qkv.weight", "self_attn.to_out.weight", "self_attn.q_norm.gamma",
-            "self_attn.k_norm.gamma", "cross_attn.to_q.weight", "cross_attn.to_kv.weight", "cross_attn.to_out.weight",
-            "cross_attn.q_norm.gamma", "cross_attn.k_norm.gamma", "ff_norm.gamma",
+            "pre_norm.gamma",
+            "self_attn.to_qkv.weight",
+            "self_attn.to_out.weight",
+            "self_attn.q_norm.gamma",
+            "self_attn.k_norm.gamma",
+            "cross_attn.to_q.weight",
+            "cross_attn.to_kv.weight",
+            "cross_attn.to_out.weight",
+            "cross_attn.q_norm.gamma",
+            "cross_attn.k_norm.gamma",
+            "ff_norm.gamma",
         )
     },
     **{
@@ -115,7 +123,7 @@ _COPIED: dict[str, str] = {
     },
     "same.encoder.mapping.bias": f"{AUTOENCODER_PREFIX}encoder.layers.0.mapping.bias",
     "same.decoder.mapping.bias": f"{AUTOENCODER_PREFIX}decoder.layers.3.mapping.bias",
-}  # fmt: skip
+}
 
 _RESHAPED: dict[str, tuple[Layout, tuple[str, ...]]] = {
     "dit.preprocess.weight": ("unit_kernel", ("model.model.preprocess_conv.weight",)),

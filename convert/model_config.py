@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sa3_mlx.spec.config import (
+from sa3_mlx.common.model.config import (
     FF_MULT_DIT,
     FF_MULT_SAME,
     HEAD_SIZE,
@@ -122,11 +122,18 @@ def _autoencoder(fields: Fields, audio_channels: int) -> SAMEConfig:
     _bottleneck(fields.child("bottleneck"), latent_channels)
     fields.done()
     return SAMEConfig(
-        patch_size=patch_size, stride=encoder["stride"], latent_channels=latent_channels, width=encoder["width"],
-        encoder_depth=encoder["depth"], decoder_depth=decoder["depth"], attention=encoder["attention"],
-        span=encoder["span"], decoder_kernel=decoder["kernel"], sine_gate_layers=decoder["sine_gate_layers"],
+        patch_size=patch_size,
+        stride=encoder["stride"],
+        latent_channels=latent_channels,
+        width=encoder["width"],
+        encoder_depth=encoder["depth"],
+        decoder_depth=decoder["depth"],
+        attention=encoder["attention"],
+        span=encoder["span"],
+        decoder_kernel=decoder["kernel"],
+        sine_gate_layers=decoder["sine_gate_layers"],
         token_noise=decoder["token_noise"],
-    )  # fmt: skip
+    )
 
 
 def _bottleneck(fields: Fields, latent_channels: int) -> None:
@@ -163,10 +170,16 @@ def _half(outer: Fields, half: str, patch_width: int, latent_channels: int) -> d
     fields.constant("dim_heads", HEAD_SIZE, default=128)
     fields.constant("ff_mult", FF_MULT_SAME, default=FF_MULT_SAME)
     for name, allowed, default in (
-        ("differential", True, True), ("variable_stride", True, False), ("dyt", True, True),
-        ("mapping_bias", True, True), ("conformer", False, False), ("layer_scale", False, False),
-        ("causal", False, False), ("feat_scale", False, False), ("cross_attn", False, False),
-    ):  # fmt: skip
+        ("differential", True, True),
+        ("variable_stride", True, False),
+        ("dyt", True, True),
+        ("mapping_bias", True, True),
+        ("conformer", False, False),
+        ("layer_scale", False, False),
+        ("causal", False, False),
+        ("feat_scale", False, False),
+        ("cross_attn", False, False),
+    ):
         fields.constant(name, allowed, default=default)
     fields.ignore("checkpointing", "freeze_backbone")
     attention, span = _attention(fields, stride)
@@ -225,9 +238,13 @@ def _diffusion(model: Fields, same: SAMEConfig, max_frames: int, text_config: ob
             f"width {text_encoder.width}"
         )
     return DiffusionConfig(
-        objective=objective, max_frames=max_frames, head_room_seconds=HEAD_ROOM_SECONDS, shift=shift,
-        text_encoder=text_encoder, dit=dit,
-    )  # fmt: skip
+        objective=objective,
+        max_frames=max_frames,
+        head_room_seconds=HEAD_ROOM_SECONDS,
+        shift=shift,
+        text_encoder=text_encoder,
+        dit=dit,
+    )
 
 
 def _conditioning(fields: Fields) -> tuple[int, int]:
@@ -269,16 +286,29 @@ def _dit(fields: Fields, latent_channels: int, text_width: int) -> DiTConfig:
     fields.constant("local_add_cond_dim", latent_channels + 1, default=0)
     for name, allowed, default in (
         ("transformer_type", "continuous_transformer", "continuous_transformer"),
-        ("global_cond_type", "adaLN", "prepend"), ("timestep_cond_type", "global", "global"),
+        ("global_cond_type", "adaLN", "prepend"),
+        ("timestep_cond_type", "global", "global"),
         ("timestep_features_type", "expo", "learned"),
-        ("timestep_features_dim", TIMESTEP_FEATURES, 256), ("timestep_features_logsnr", False, False),
-        ("timestep_embed_dim", None, None), ("norm_type", "rms_norm", "layer_norm"), ("patch_size", 1, 1),
-        ("project_cond_tokens", True, True), ("project_global_cond", True, True), ("input_concat_dim", 0, 0),
-        ("prepend_cond_dim", 0, 0), ("rotary_pos_emb", True, True), ("cross_attn_rotary_pos_emb", False, False),
-        ("causal", False, False), ("conformer", False, False), ("layer_scale", False, False),
-        ("use_sinusoidal_emb", False, False), ("use_abs_pos_emb", False, False), ("sliding_window", None, None),
-        ("final_cross_attn_ix", -1, -1), ("modular_local_cond_configs", None, None),
-    ):  # fmt: skip
+        ("timestep_features_dim", TIMESTEP_FEATURES, 256),
+        ("timestep_features_logsnr", False, False),
+        ("timestep_embed_dim", None, None),
+        ("norm_type", "rms_norm", "layer_norm"),
+        ("patch_size", 1, 1),
+        ("project_cond_tokens", True, True),
+        ("project_global_cond", True, True),
+        ("input_concat_dim", 0, 0),
+        ("prepend_cond_dim", 0, 0),
+        ("rotary_pos_emb", True, True),
+        ("cross_attn_rotary_pos_emb", False, False),
+        ("causal", False, False),
+        ("conformer", False, False),
+        ("layer_scale", False, False),
+        ("use_sinusoidal_emb", False, False),
+        ("use_abs_pos_emb", False, False),
+        ("sliding_window", None, None),
+        ("final_cross_attn_ix", -1, -1),
+        ("modular_local_cond_configs", None, None),
+    ):
         fields.constant(name, allowed, default=default)
     fields.ignore("zero_init_branch_outputs", "abs_pos_emb_max_length")
     memory_tokens = fields.take("num_memory_tokens", int, 0)
@@ -317,9 +347,11 @@ def _shift(diffusion: Fields) -> ShiftConfig:
         case "logsnr":
             fields.constant("anchor_length", ANCHOR_LENGTH, default=ANCHOR_LENGTH)
             shift = ShiftConfig(
-                type="logsnr", start=fields.take("anchor_logsnr", float, -6.2),
-                end=fields.take("logsnr_end", float, 2.0), rate=fields.take("rate", float, 1.0),
-            )  # fmt: skip
+                type="logsnr",
+                start=fields.take("anchor_logsnr", float, -6.2),
+                end=fields.take("logsnr_end", float, 2.0),
+                rate=fields.take("rate", float, 1.0),
+            )
         case "full" | "flux":
             for length, value in LENGTHS.items():
                 fields.constant(length, value, default=value)

@@ -13,19 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sa3_mlx.spec.checkpoint import (
-    CONFIG_FILE,
-    TOKENIZER_FILE,
-    WEIGHTS_FILE,
-    check_tensors,
-    expected_tensors,
-    parts_in,
-    parts_of,
-)
-from sa3_mlx.spec.config import FORMAT, ModelConfig
-from sa3_mlx.spec.features import ROTARY_FREQUENCIES
-from sa3_mlx.spec.quantization import Quantization
-from sa3_mlx.spec.tensorfile import (
+from sa3_mlx.common.files.safetensors import (
     STORAGE,
     TensorEntry,
     TensorFile,
@@ -34,6 +22,18 @@ from sa3_mlx.spec.tensorfile import (
     to_bf16_bits,
     write_tensors,
 )
+from sa3_mlx.common.model.checkpoint import (
+    CONFIG_FILE,
+    TOKENIZER_FILE,
+    WEIGHTS_FILE,
+    check_tensors,
+    expected_tensors,
+    parts_in,
+    parts_of,
+)
+from sa3_mlx.common.model.config import FORMAT, ModelConfig
+from sa3_mlx.common.model.features import ROTARY_FREQUENCIES
+from sa3_mlx.common.quant.format import Quantization
 
 from .export_config import official_model_config
 from .keys import (
@@ -209,14 +209,18 @@ def _export_entries(pair: Pair, file: TensorFile) -> list[TensorEntry]:
     kernel = pair.official_shapes[1][2]
     return [
         TensorEntry(
-            pair.official[0], dtype, pair.official_shapes[0],
+            pair.official[0],
+            dtype,
+            pair.official_shapes[0],
             lambda: _stored_as(unfold_weight_norm(file.read(pair.ours), kernel)[0], dtype),
         ),
         TensorEntry(
-            pair.official[1], dtype, pair.official_shapes[1],
+            pair.official[1],
+            dtype,
+            pair.official_shapes[1],
             lambda: np.ascontiguousarray(unfold_weight_norm(file.raw(pair.ours), kernel)[1]),
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _buffer_entry(name: str, shape: Shape) -> TensorEntry:
@@ -287,14 +291,28 @@ def _watched(entries: list[TensorEntry], progress: Progress | None) -> list[Tens
 
 
 def _report(
-    name: str, source: str, out: Path, parts: tuple[str, ...], entries: list[TensorEntry], digest: str,
-    dropped: tuple[str, ...], start: float,
-) -> Report:  # fmt: skip
+    name: str,
+    source: str,
+    out: Path,
+    parts: tuple[str, ...],
+    entries: list[TensorEntry],
+    digest: str,
+    dropped: tuple[str, ...],
+    start: float,
+) -> Report:
     dtypes: dict[str, int] = {}
     for entry in entries:
         dtypes[entry.dtype] = dtypes.get(entry.dtype, 0) + elements(entry.shape)
     return Report(
-        name=name, source=source, folder=out, parts=parts, tensors=len(entries), parameters=sum(dtypes.values()),
-        dtypes=dtypes, bytes=sum(entry.nbytes for entry in entries), hash=digest, dropped=dropped,
+        name=name,
+        source=source,
+        folder=out,
+        parts=parts,
+        tensors=len(entries),
+        parameters=sum(dtypes.values()),
+        dtypes=dtypes,
+        bytes=sum(entry.nbytes for entry in entries),
+        hash=digest,
+        dropped=dropped,
         seconds=time.monotonic() - start,
-    )  # fmt: skip
+    )

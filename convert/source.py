@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sa3_mlx.spec.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE
-from sa3_mlx.spec.config import FORMAT, ConfigError
-from sa3_mlx.spec.presets import PRESETS, REPOSITORIES
+from sa3_mlx.common.model.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE
+from sa3_mlx.common.model.config import FORMAT, ConfigError
+from sa3_mlx.common.model.presets import PRESETS, REPOSITORIES
 
 from .hub import download
 from .model_config import TextLocation, text_location
@@ -61,10 +61,12 @@ def _read(folder: Path, weights: Path | None, label: str, known_name: str | None
     model_config = read_json(config_path)
     location = text_location(model_config)
     return Source(
-        label=label, weights=weights or _weights_in(folder), model_config=model_config,
+        label=label,
+        weights=weights or _weights_in(folder),
+        model_config=model_config,
         text=None if location is None else _text_folder(folder, location),
         name_hint=known_name or _name_hint(folder, location, model_config),
-    )  # fmt: skip
+    )
 
 
 def is_ours(folder: Path) -> bool:

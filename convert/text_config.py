@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sa3_mlx.spec.config import ConfigError, TextEncoderConfig
+from sa3_mlx.common.model.config import ConfigError, TextEncoderConfig
 
 from .fields import Fields
 
@@ -42,9 +42,13 @@ def parse_text_config(data: object, *, max_length: int) -> TextEncoderConfig:
             f"{fields.where}.sliding_window: {window} is shorter than the {max_length} tokens of a prompt"
         )
     return TextEncoderConfig(
-        vocab_size=fields.take("vocab_size", int), width=width, intermediate=fields.take("intermediate_size", int),
-        depth=fields.take("num_hidden_layers", int), heads=heads, max_length=max_length,
-    )  # fmt: skip
+        vocab_size=fields.take("vocab_size", int),
+        width=width,
+        intermediate=fields.take("intermediate_size", int),
+        depth=fields.take("num_hidden_layers", int),
+        heads=heads,
+        max_length=max_length,
+    )
 
 
 def _rope(fields: Fields) -> None:
@@ -65,18 +69,35 @@ def _rope(fields: Fields) -> None:
 def official_text_config(config: TextEncoderConfig) -> dict[str, Any]:
     """The parsed config.json of a T5Gemma with this encoder; its decoder half is described alike but never stored."""
     half = {
-        "attention_bias": False, "attention_dropout": 0.0, "attn_logit_softcapping": SOFT_CAP, "dropout_rate": 0.0,
-        "final_logit_softcapping": None, "head_dim": config.width // config.heads, "hidden_activation": ACTIVATION,
-        "hidden_size": config.width, "intermediate_size": config.intermediate,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "attn_logit_softcapping": SOFT_CAP,
+        "dropout_rate": 0.0,
+        "final_logit_softcapping": None,
+        "head_dim": config.width // config.heads,
+        "hidden_activation": ACTIVATION,
+        "hidden_size": config.width,
+        "intermediate_size": config.intermediate,
         "layer_types": [("sliding_attention", "full_attention")[layer % 2] for layer in range(config.depth)],
-        "max_position_embeddings": 8192, "model_type": "t5_gemma_module", "num_attention_heads": config.heads,
-        "num_hidden_layers": config.depth, "num_key_value_heads": config.heads,
-        "query_pre_attn_scalar": config.width // config.heads, "rms_norm_eps": NORM_EPS, "rope_theta": ROPE_BASE,
-        "sliding_window": max(4096, config.max_length), "vocab_size": config.vocab_size,
-    }  # fmt: skip
+        "max_position_embeddings": 8192,
+        "model_type": "t5_gemma_module",
+        "num_attention_heads": config.heads,
+        "num_hidden_layers": config.depth,
+        "num_key_value_heads": config.heads,
+        "query_pre_attn_scalar": config.width // config.heads,
+        "rms_norm_eps": NORM_EPS,
+        "rope_theta": ROPE_BASE,
+        "sliding_window": max(4096, config.max_length),
+        "vocab_size": config.vocab_size,
+    }
     return {
-        "architectures": ["T5GemmaEncoderModel"], "model_type": "t5gemma", "is_encoder_decoder": False,
-        "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2, "vocab_size": config.vocab_size,
+        "architectures": ["T5GemmaEncoderModel"],
+        "model_type": "t5gemma",
+        "is_encoder_decoder": False,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "bos_token_id": 2,
+        "vocab_size": config.vocab_size,
         "encoder": {**half, "is_decoder": False},
         "decoder": {**half, "is_decoder": True, "cross_attention_hidden_size": config.width},
-    }  # fmt: skip
+    }

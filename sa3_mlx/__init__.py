@@ -1,6 +1,6 @@
 """Stable Audio 3 on MLX. Importing the package is light: nothing is loaded before it is asked for.
 
-``sa3_mlx.spec`` holds the facts that both twins share and needs numpy alone, so machines without mlx can import it.
+``sa3_mlx.common`` holds the facts that both twins share and needs numpy alone, so machines without mlx can import it.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from typing import Any
 
 _LAZY = {  # public name -> module that defines it
     "Pipeline": ".pipeline",
-    "Request": ".spec.request",
-    "Item": ".spec.request",
-    "Guidance": ".spec.request",
-    "InitAudio": ".spec.request",
-    "Inpaint": ".spec.request",
-    "ModelConfig": ".spec.config",
-    "PRESETS": ".spec.presets",
+    "Request": ".common.generation.request",
+    "Item": ".common.generation.request",
+    "Guidance": ".common.generation.request",
+    "InitAudio": ".common.generation.request",
+    "Inpaint": ".common.generation.request",
+    "ModelConfig": ".common.model.config",
+    "PRESETS": ".common.model.presets",
 }
 
 __all__ = ["PRESETS", "Guidance", "InitAudio", "Inpaint", "Item", "ModelConfig", "Pipeline", "Request"]

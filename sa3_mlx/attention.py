@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import blas  # noqa: F401 (before mlx)
-
-# isort: split
-import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
+from sa3_mlx.runtime import mx, nn
+
+from .common.model.config import HEAD_SIZE
 from .layers import Rope, linear_rows, rotate
-from .spec.config import HEAD_SIZE
 
 Attend = Callable[[mx.array, mx.array, mx.array], mx.array]
 HeadNorm = Callable[[int], nn.Module]

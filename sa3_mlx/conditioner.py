@@ -5,15 +5,12 @@ Shapes: B batch, S text tokens, D context width.
 
 from __future__ import annotations
 
-from . import blas  # noqa: F401 (before mlx)
-
-# isort: split
-import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
-from .spec.config import TIMESTEP_FEATURES
-from .spec.features import seconds_features
+from sa3_mlx.runtime import mx, nn
+
+from .common.model.config import TIMESTEP_FEATURES
+from .common.model.features import seconds_features
 
 
 class Conditioner(nn.Module):

@@ -10,17 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from . import blas  # noqa: F401 (before mlx)
-
-# isort: split
-import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
+from sa3_mlx.runtime import mx, nn
+
 from .attention import Attend, CrossAttention, SelfAttention, attend
+from .common.model.config import FF_MULT_DIT, TIMESTEP_FEATURES, DiTConfig
+from .common.model.features import fourier_features
 from .layers import MLP, FeedForward, RMSNorm, Rope, add_gated, modulate, rope
-from .spec.config import FF_MULT_DIT, TIMESTEP_FEATURES, DiTConfig
-from .spec.features import fourier_features
 
 head_rms_norm = partial(RMSNorm, eps=1e-6)  # [B11]
 BLOCK_EPS = 1e-5  # [B11]
@@ -115,9 +112,14 @@ class DiTBlock(nn.Module):
         self.local_embed = MLP(latent_channels + 1, width, width, bias=True)
 
     def __call__(
-        self, x: mx.array, modulation: mx.array, context: Context | None, local: mx.array | None, sequence: Sequence,
+        self,
+        x: mx.array,
+        modulation: mx.array,
+        context: Context | None,
+        local: mx.array | None,
+        sequence: Sequence,
         last: bool = False,
-    ) -> mx.array:  # fmt: skip
+    ) -> mx.array:
         """x (B, N, D), modulation (B, 6 D) -> (B, N, D). The ``last`` block leaves out the memory tokens, which nobody
         reads behind it, as soon as they have been keys: (B, T, D)."""
         parts = (self.scale_shift_gate + modulation)[:, None].split(6, axis=-1)  # (B, 1, D) each

@@ -9,15 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from . import blas  # noqa: F401 (before mlx)
-
-# isort: split
-import mlx.core as mx
 import numpy as np
 
+from sa3_mlx.runtime import mx
+
+from .common.generation.request import Guidance
 from .dit import Conditioning, DiT, Prepared, join
 from .layers import compiled
-from .spec.request import Guidance
 
 Step = Callable[[mx.array, mx.array], mx.array]  # x (B, T, C), modulation (B, 6 D) -> velocity (B, T, C)
 

@@ -9,14 +9,11 @@ from collections.abc import Callable
 from functools import lru_cache, wraps
 from typing import Literal
 
-from . import blas  # noqa: F401 (before mlx)
-
-# isort: split
-import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
-from .spec.features import rope_table
+from sa3_mlx.runtime import mx, nn
+
+from .common.model.features import rope_table
 
 Function = Callable[..., mx.array]
 _compiling = mx.default_device().type == mx.DeviceType.gpu

@@ -1,7 +1,7 @@
 """Adapters on the linear maps of a model: unmerged beside any base, or merged (training spec, section 8).
 
-Every type is ``rows * (W + B A) * cols``; see ``sa3_mlx.spec.adapters``. Adapters that are stacked change one after the
-other the weight that the ones before them made.
+Every type is ``rows * (W + B A) * cols``; see ``sa3_mlx.common.adapters.format``. Stacked adapters change, one
+after the other, the weight that the ones before them made.
 
 Shapes: O outputs, I inputs of a layer, r rank, B batch, T latent frames, C latent channels.
 """
@@ -13,15 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-from . import blas  # noqa: F401 (before mlx)
-
-# isort: split
-import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
+from sa3_mlx.runtime import mx, nn
+
+from .common.adapters.format import Adapter, Applied
 from .dit import DiT
-from .spec.adapters import Adapter, Applied
 from .weights import BLOCKS
 
 Product = Callable[[mx.array], mx.array]  # inputs (..., I) -> outputs (..., O)

@@ -11,25 +11,15 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal, Self, cast
 
-from . import blas  # noqa: F401 (before mlx)
-
-# isort: split
-import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from .conditioner import Conditioner
-from .dit import Conditioning, DiT
-from .guidance import GuidedVelocity, negative, unconditional
-from .lora import GatedVelocity, adapt, merge
-from .same import SAME
-from .samplers import SAMPLERS
-from .spec.adapters import Applied, prepare_adapters
-from .spec.audio import Audio, check_audio
-from .spec.checkpoint import WEIGHTS_FILE, Part, parts_of
-from .spec.chunks import Chunk, chunk_plan, default_chunk_frames
-from .spec.clips import (
+from sa3_mlx.runtime import mx, nn
+
+from .common.adapters.format import Applied, prepare_adapters
+from .common.files.audio import Audio, check_audio
+from .common.files.safetensors import file_hash
+from .common.generation.clips import (
     Clip,
     Texts,
     check_latents,
@@ -42,8 +32,7 @@ from .spec.clips import (
     open_tokenizer,
     start_latents,
 )
-from .spec.config import ModelConfig
-from .spec.events import (
+from .common.generation.events import (
     AudioChunk,
     Conditioned,
     Event,
@@ -57,14 +46,22 @@ from .spec.events import (
     Stopwatch,
     batch_of,
 )
-from .spec.lengths import samples_to_frames
-from .spec.noise import INITIAL, step
-from .spec.precision import Precision, choose_precision
-from .spec.quantization import check_folder
-from .spec.request import Plan, Request, Residency
-from .spec.request import plan as make_plan
-from .spec.tensorfile import file_hash
-from .spec.tokenizer import Tokenizer, collapse_padding
+from .common.generation.noise import INITIAL, step
+from .common.generation.request import Plan, Request, Residency
+from .common.generation.request import plan as make_plan
+from .common.model.checkpoint import WEIGHTS_FILE, Part, parts_of
+from .common.model.chunks import Chunk, chunk_plan, default_chunk_frames
+from .common.model.config import ModelConfig
+from .common.model.lengths import samples_to_frames
+from .common.model.precision import Precision, choose_precision
+from .common.quant.format import check_folder
+from .common.text.tokenizer import Tokenizer, collapse_padding
+from .conditioner import Conditioner
+from .dit import Conditioning, DiT
+from .guidance import GuidedVelocity, negative, unconditional
+from .lora import GatedVelocity, adapt, merge
+from .same import SAME
+from .samplers import SAMPLERS
 from .t5gemma import T5GemmaEncoder
 from .weights import load_part, load_streamed_dit
 
@@ -80,9 +77,14 @@ class Pipeline:
     """
 
     def __init__(
-        self, folder: Path, config: ModelConfig, precision: Precision, adapters: tuple[Applied, ...] = (), *,
+        self,
+        folder: Path,
+        config: ModelConfig,
+        precision: Precision,
+        adapters: tuple[Applied, ...] = (),
+        *,
         merged: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.folder = folder
         self.config = config
         self.precision = precision
@@ -95,9 +97,14 @@ class Pipeline:
 
     @classmethod
     def load(
-        cls, folder: str | Path, *, dtype: str = "auto", text_dtype: str = "auto", adapters: Sequence[Applied] = (),
+        cls,
+        folder: str | Path,
+        *,
+        dtype: str = "auto",
+        text_dtype: str = "auto",
+        adapters: Sequence[Applied] = (),
         merged: bool = False,
-    ) -> Self:  # fmt: skip
+    ) -> Self:
         """Check a checkpoint folder and open it; no weights are read yet. ``choose_precision`` says what "auto" means.
 
         ``adapters`` change the DiT and the conditioner, each on top of those before it; the DiT's weights stay as they
@@ -284,17 +291,26 @@ class Pipeline:
         return cond, null
 
     def _sample(
-        self, request: Request, plan: Plan, cond: Conditioning, null: Conditioning | None, start: Latents,
-        noise: NoiseSource, watch: Stopwatch,
-    ) -> Generator[Stepped, None, Latents]:  # fmt: skip
+        self,
+        request: Request,
+        plan: Plan,
+        cond: Conditioning,
+        null: Conditioning | None,
+        start: Latents,
+        noise: NoiseSource,
+        watch: Stopwatch,
+    ) -> Generator[Stepped, None, Latents]:
         """From the start (B, T, C) to the latents of the end; every step is computed before it is announced."""
 
         def guided(adapters: tuple[Applied, ...]) -> GuidedVelocity:
             dit = self.dit_with(adapters)
             return GuidedVelocity(
-                dit=dit, cond=dit.prepare(cond), null=None if null is None else dit.prepare(null),
-                guidance=request.guidance, times=np.ascontiguousarray(plan.sigmas[:, :-1].T),
-            )  # fmt: skip
+                dit=dit,
+                cond=dit.prepare(cond),
+                null=None if null is None else dit.prepare(null),
+                guidance=request.guidance,
+                times=np.ascontiguousarray(plan.sigmas[:, :-1].T),
+            )
 
         gated = GatedVelocity(self.adapters, guided)
 

@@ -13,22 +13,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from . import blas  # noqa: F401 (before mlx)
-
-# isort: split
-import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 
-from .dit import Conditioning, Context, DiT, DiTBlock, Prepared
-from .dit import Sequence as Tokens
-from .pipeline import Pipeline
-from .spec.affine import Float, Packed, Storage, dequantize, round_to
-from .spec.calibration import SENSITIVITY_STATES, Prompt, continued, requests
-from .spec.gptq import gptq, passes
-from .spec.quantization import Grid
-from .spec.quantized_file import (
+from sa3_mlx.runtime import mx, nn
+
+from .common.quant.affine import Float, Packed, Storage, dequantize, round_to
+from .common.quant.calibration import SENSITIVITY_STATES, Prompt, continued, requests
+from .common.quant.format import Grid
+from .common.quant.gptq import gptq, passes
+from .common.quant.recipes import GROUP, MIXED_BITS, Recipe, choose_bits, layers_of_recipe
+from .common.quant.writer import (
     Quantizer,
     QuantizeReport,
     VelocityReport,
@@ -37,8 +32,10 @@ from .spec.quantized_file import (
     nearest,
     write_quantized,
 )
-from .spec.recipes import GROUP, MIXED_BITS, Recipe, choose_bits, layers_of_recipe
-from .states import State, visit
+from .dit import Conditioning, Context, DiT, DiTBlock, Prepared
+from .dit import Sequence as Tokens
+from .pipeline import Pipeline
+from .trajectory import State, visit
 
 Progress = Callable[[str, int, int], None]  # what is done, done so far, in all
 
@@ -79,9 +76,14 @@ def quantize_model(options: Options, progress: Progress) -> QuantizeReport:
         pipeline.free("dit")
     quantizers = {path: partial(nearest, grid=grid) for path, grid in grids.items()} | quantizers
     return write_quantized(
-        options.source, options.out, recipe=options.name, grids=grids, quantizers=quantizers,
-        velocity=velocity, force=options.force,
-    )  # fmt: skip
+        options.source,
+        options.out,
+        recipe=options.name,
+        grids=grids,
+        quantizers=quantizers,
+        velocity=velocity,
+        force=options.force,
+    )
 
 
 class _DiTCalibration:
@@ -234,9 +236,14 @@ class _WholeBlock(nn.Module):
         self.cross_attn, self.local_embed = block.cross_attn, block.local_embed  # what ``DiT.prepare`` runs
 
     def __call__(
-        self, x: mx.array, modulation: mx.array, context: Context | None, local: mx.array | None, sequence: Tokens,
+        self,
+        x: mx.array,
+        modulation: mx.array,
+        context: Context | None,
+        local: mx.array | None,
+        sequence: Tokens,
         last: bool = False,
-    ) -> mx.array:  # fmt: skip
+    ) -> mx.array:
         out = self.block(x, modulation, context, local, sequence)
         return out[:, sequence.memory :] if last else out
 

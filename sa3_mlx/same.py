@@ -8,15 +8,11 @@ from __future__ import annotations
 
 from functools import partial
 
-from . import blas  # noqa: F401 (before mlx)
-
-# isort: split
-import mlx.core as mx
-import mlx.nn as nn
+from sa3_mlx.runtime import mx, nn
 
 from .attention import Attend, Heads, SelfAttention, attend, attend_window, window_mask
+from .common.model.config import FF_MULT_SAME, SAMEConfig
 from .layers import DynamicTanh, FeedForward, Rope, rope
-from .spec.config import FF_MULT_SAME, SAMEConfig
 
 LATENT_NOISE = 1e-3  # of running_std, on the latents, when decoder noise is asked for [B47]
 

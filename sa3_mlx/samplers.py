@@ -10,11 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from . import blas  # noqa: F401 (before mlx)
-
-# isort: split
-import mlx.core as mx
 import numpy as np
+
+from sa3_mlx.runtime import mx
 
 Velocity = Callable[[mx.array, np.ndarray], mx.array]
 Noise = Callable[[int], mx.array]

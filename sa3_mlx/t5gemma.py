@@ -8,15 +8,12 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from . import blas  # noqa: F401 (before mlx)
-
-# isort: split
-import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
-from .spec.config import TextEncoderConfig
-from .spec.tensorfile import TensorFile
+from sa3_mlx.runtime import mx, nn
+
+from .common.files.safetensors import TensorFile
+from .common.model.config import TextEncoderConfig
 
 SOFT_CAP = 50.0
 ROPE_BASE = 10_000.0

@@ -5,19 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
-from . import blas  # noqa: F401 (before mlx)
+from sa3_mlx.runtime import mx, nn
 
-# isort: split
-import mlx.core as mx
-import mlx.nn as nn
-
+from .common.files.safetensors import TensorFile
+from .common.model.checkpoint import WEIGHTS_FILE, Part
+from .common.model.config import ModelConfig
+from .common.quant.format import Grid, check_file
 from .conditioner import Conditioner
 from .dit import DiT, DiTBlock
 from .same import SAME
-from .spec.checkpoint import WEIGHTS_FILE, Part
-from .spec.config import ModelConfig
-from .spec.quantization import Grid, check_file
-from .spec.tensorfile import TensorFile
 from .t5gemma import FileEmbedding, T5GemmaEncoder
 
 EMBEDDING = "text_encoder.embed_tokens.weight"

@@ -1,7 +1,7 @@
 """PyTorch twin of sa3_mlx: the same model files, plus every training stage under ``sa3_torch.train``.
 
-Never imports mlx; shared facts come from ``sa3_mlx.spec`` (numpy only). Importing the package is light: torch is loaded
-when the first name that needs it is asked for.
+Never imports mlx; shared facts come from ``sa3_mlx.common`` (numpy only). Importing the package is light:
+torch is loaded when the first name that needs it is asked for.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Any
 
 _LAZY = {  # public name -> module that defines it
     "Pipeline": "sa3_torch.pipeline",
-    "Request": "sa3_mlx.spec.request",
-    "Item": "sa3_mlx.spec.request",
-    "Guidance": "sa3_mlx.spec.request",
-    "InitAudio": "sa3_mlx.spec.request",
-    "Inpaint": "sa3_mlx.spec.request",
-    "ModelConfig": "sa3_mlx.spec.config",
-    "PRESETS": "sa3_mlx.spec.presets",
+    "Request": "sa3_mlx.common.generation.request",
+    "Item": "sa3_mlx.common.generation.request",
+    "Guidance": "sa3_mlx.common.generation.request",
+    "InitAudio": "sa3_mlx.common.generation.request",
+    "Inpaint": "sa3_mlx.common.generation.request",
+    "ModelConfig": "sa3_mlx.common.model.config",
+    "PRESETS": "sa3_mlx.common.model.presets",
 }
 
 __all__ = ["PRESETS", "Guidance", "InitAudio", "Inpaint", "Item", "ModelConfig", "Pipeline", "Request"]

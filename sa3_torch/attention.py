@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sa3_mlx.spec.config import HEAD_SIZE
+from sa3_mlx.common.model.config import HEAD_SIZE
 
 from .layers import Rope, linear_rows, rotate
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sa3_mlx.spec.config import TIMESTEP_FEATURES
-from sa3_mlx.spec.features import seconds_features
+from sa3_mlx.common.model.config import TIMESTEP_FEATURES
+from sa3_mlx.common.model.features import seconds_features
 
 
 class Conditioner(nn.Module):

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sa3_mlx.spec.config import FF_MULT_DIT, TIMESTEP_FEATURES, DiTConfig
-from sa3_mlx.spec.features import FREQUENCIES
+from sa3_mlx.common.model.config import FF_MULT_DIT, TIMESTEP_FEATURES, DiTConfig
+from sa3_mlx.common.model.features import FREQUENCIES
 
 from .attention import Attend, CrossAttention, SelfAttention, attend
 from .layers import MLP, FeedForward, RMSNorm, Rope, add_gated, modulate, rope
@@ -112,9 +112,14 @@ class DiTBlock(nn.Module):
         self.local_embed = MLP(latent_channels + 1, width, width, bias=True)
 
     def forward(
-        self, x: Tensor, modulation: Tensor, context: Context | None, local: Tensor | None, sequence: Sequence,
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        context: Context | None,
+        local: Tensor | None,
+        sequence: Sequence,
         last: bool = False,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """x (B, N, D), modulation (B, 6 D) -> (B, N, D). The ``last`` block leaves out the memory tokens, which nobody
         reads behind it, as soon as they have been keys: (B, T, D)."""
         parts = (self.scale_shift_gate + modulation)[:, None].chunk(6, dim=-1)  # (B, 1, D) each

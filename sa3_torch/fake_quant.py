@@ -1,8 +1,8 @@
 """Quantization in the forward pass: the values that packed weights will have, bit for bit, with a straight gradient.
 
-The arithmetic is that of ``sa3_mlx.spec.affine``. Run it eagerly and outside autocast: generated kernels may divide
-otherwise. Scales and biases follow the weights until they are frozen; from then on weights that a grid cannot reach are
-clamped and get no gradient.
+The arithmetic is that of ``sa3_mlx.common.quant.affine``. Run it eagerly and outside autocast: generated
+kernels may divide otherwise. Scales and biases follow the weights until they are frozen; from then on weights that a
+grid cannot reach are clamped and get no gradient.
 
 Shapes: O outputs, I inputs, G = I / group groups.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from sa3_mlx.spec.affine import SMALLEST_SCALE, Packed, Storage, check_grid, pack
+from sa3_mlx.common.quant.affine import SMALLEST_SCALE, Packed, Storage, check_grid, pack
 
 STORAGES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -93,9 +93,13 @@ class FakeQuant(nn.Module):
         """What a file holds: the codes and the grid of ``forward``."""
         found, scales, biases, _ = (tensor.cpu().numpy() for tensor in self.codes(weight))
         return Packed(
-            bits=self.bits, group=self.group, storage=self.storage, words=pack(found, self.bits), scales=scales,
+            bits=self.bits,
+            group=self.group,
+            storage=self.storage,
+            words=pack(found, self.bits),
+            scales=scales,
             biases=biases,
-        )  # fmt: skip
+        )
 
     def _groups(self, weight: Tensor) -> Tensor:
         """(O, G, group), rounded to the storage type."""

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sa3_mlx.spec.features import rope_table
+from sa3_mlx.common.model.features import rope_table
 
 Function = Callable[..., Tensor]
 _compiling = False

@@ -1,7 +1,7 @@
 """Adapters on the linear maps of a model: trained, unmerged beside any base, or merged (training spec, section 8).
 
-Every type is ``rows * (W + B A) * cols``; see ``sa3_mlx.spec.adapters``. Adapters that are stacked change one after the
-other the weight that the ones before them made.
+Every type is ``rows * (W + B A) * cols``; see ``sa3_mlx.common.adapters.format``. Stacked adapters change, one
+after the other, the weight that the ones before them made.
 
 Shapes: O outputs, I inputs of a layer, r rank, B batch, T latent frames, C latent channels.
 """
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from sa3_mlx.spec.adapters import Adapter, AdapterConfig, Applied, singular_bases
+from sa3_mlx.common.adapters.format import Adapter, AdapterConfig, Applied, singular_bases
 
 from .dit import DiT
 from .weights import BLOCKS

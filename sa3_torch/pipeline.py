@@ -16,11 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sa3_mlx.spec.adapters import Applied, prepare_adapters
-from sa3_mlx.spec.audio import Audio, check_audio
-from sa3_mlx.spec.checkpoint import WEIGHTS_FILE, Part, parts_of
-from sa3_mlx.spec.chunks import Chunk, chunk_plan, default_chunk_frames
-from sa3_mlx.spec.clips import (
+from sa3_mlx.common.adapters.format import Applied, prepare_adapters
+from sa3_mlx.common.files.audio import Audio, check_audio
+from sa3_mlx.common.files.safetensors import file_hash, read_ahead
+from sa3_mlx.common.generation.clips import (
     Clip,
     Texts,
     check_latents,
@@ -33,8 +32,7 @@ from sa3_mlx.spec.clips import (
     open_tokenizer,
     start_latents,
 )
-from sa3_mlx.spec.config import ModelConfig
-from sa3_mlx.spec.events import (
+from sa3_mlx.common.generation.events import (
     AudioChunk,
     Conditioned,
     Event,
@@ -48,14 +46,16 @@ from sa3_mlx.spec.events import (
     Stopwatch,
     batch_of,
 )
-from sa3_mlx.spec.lengths import samples_to_frames
-from sa3_mlx.spec.noise import INITIAL, step
-from sa3_mlx.spec.precision import Precision, choose_precision
-from sa3_mlx.spec.quantization import check_folder
-from sa3_mlx.spec.request import Plan, Request, Residency
-from sa3_mlx.spec.request import plan as make_plan
-from sa3_mlx.spec.tensorfile import file_hash, read_ahead
-from sa3_mlx.spec.tokenizer import Tokenizer, collapse_padding
+from sa3_mlx.common.generation.noise import INITIAL, step
+from sa3_mlx.common.generation.request import Plan, Request, Residency
+from sa3_mlx.common.generation.request import plan as make_plan
+from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE, Part, parts_of
+from sa3_mlx.common.model.chunks import Chunk, chunk_plan, default_chunk_frames
+from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.model.lengths import samples_to_frames
+from sa3_mlx.common.model.precision import Precision, choose_precision
+from sa3_mlx.common.quant.format import check_folder
+from sa3_mlx.common.text.tokenizer import Tokenizer, collapse_padding
 
 from .conditioner import Conditioner
 from .dit import Conditioning, DiT
@@ -99,9 +99,15 @@ class Pipeline:
     """
 
     def __init__(
-        self, folder: Path, config: ModelConfig, precision: Precision, device: torch.device,
-        adapters: tuple[Applied, ...] = (), *, merged: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        folder: Path,
+        config: ModelConfig,
+        precision: Precision,
+        device: torch.device,
+        adapters: tuple[Applied, ...] = (),
+        *,
+        merged: bool = False,
+    ) -> None:
         self.folder = folder
         self.config = config
         self.precision = precision
@@ -115,9 +121,15 @@ class Pipeline:
 
     @classmethod
     def load(
-        cls, folder: str | Path, *, dtype: str = "auto", text_dtype: str = "auto", adapters: Sequence[Applied] = (),
-        merged: bool = False, device: str = "auto",
-    ) -> Self:  # fmt: skip
+        cls,
+        folder: str | Path,
+        *,
+        dtype: str = "auto",
+        text_dtype: str = "auto",
+        adapters: Sequence[Applied] = (),
+        merged: bool = False,
+        device: str = "auto",
+    ) -> Self:
         """Check a checkpoint folder and open it; no weights are read yet.
 
         ``device`` "auto": CUDA if there is one; ``choose_precision`` says what it means for the types.
@@ -307,17 +319,26 @@ class Pipeline:
         return cond, null
 
     def _sample(
-        self, request: Request, plan: Plan, cond: Conditioning, null: Conditioning | None, start: Latents,
-        noise: NoiseSource, watch: Stopwatch,
-    ) -> Generator[Stepped, None, Latents]:  # fmt: skip
+        self,
+        request: Request,
+        plan: Plan,
+        cond: Conditioning,
+        null: Conditioning | None,
+        start: Latents,
+        noise: NoiseSource,
+        watch: Stopwatch,
+    ) -> Generator[Stepped, None, Latents]:
         """From the start (B, T, C) to the latents of the end; every step is computed before it is announced."""
 
         def guided(adapters: tuple[Applied, ...]) -> GuidedVelocity:
             dit = self.dit_with(adapters)
             return GuidedVelocity(
-                dit=dit, cond=dit.prepare(cond), null=None if null is None else dit.prepare(null),
-                guidance=request.guidance, times=np.ascontiguousarray(plan.sigmas[:, :-1].T),
-            )  # fmt: skip
+                dit=dit,
+                cond=dit.prepare(cond),
+                null=None if null is None else dit.prepare(null),
+                guidance=request.guidance,
+                times=np.ascontiguousarray(plan.sigmas[:, :-1].T),
+            )
 
         gated = GatedVelocity(self.adapters, guided)
 

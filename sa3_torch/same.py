@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sa3_mlx.spec.config import FF_MULT_SAME, SAMEConfig
+from sa3_mlx.common.model.config import FF_MULT_SAME, SAMEConfig
 
 from .attention import Attend, Heads, SelfAttention, attend, attend_window, window_mask
 from .layers import DynamicTanh, FeedForward, Rope, rope

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sa3_mlx.spec.config import TextEncoderConfig
-from sa3_mlx.spec.tensorfile import TensorFile
+from sa3_mlx.common.files.safetensors import TensorFile
+from sa3_mlx.common.model.config import TextEncoderConfig
 
 SOFT_CAP = 50.0
 ROPE_BASE = 10_000.0

@@ -9,11 +9,11 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from sa3_mlx.spec.affine import Packed, dequantize
-from sa3_mlx.spec.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Part, check_tensors, expected_tensors, parts_of
-from sa3_mlx.spec.config import FORMAT, ModelConfig
-from sa3_mlx.spec.quantization import check_file, check_folder, read_packed
-from sa3_mlx.spec.tensorfile import TensorFile, array_entry, write_tensors
+from sa3_mlx.common.files.safetensors import TensorFile, array_entry, write_tensors
+from sa3_mlx.common.model.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Part, check_tensors, expected_tensors, parts_of
+from sa3_mlx.common.model.config import FORMAT, ModelConfig
+from sa3_mlx.common.quant.affine import Packed, dequantize
+from sa3_mlx.common.quant.format import check_file, check_folder, read_packed
 
 from .conditioner import Conditioner
 from .dit import DiT, DiTBlock

@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from command import Run, make_home, sa3, use_home
-from tiny import TINY as CONFIGS
-from tiny_checkpoint import write_checkpoint
-from twins import TINY, Twin
+
+from tests.support.command import Run, make_home, sa3, use_home
+from tests.support.tiny import TINY as CONFIGS
+from tests.support.tiny_checkpoint import write_checkpoint
+from tests.support.twins import TINY, Twin
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 
@@ -47,7 +48,7 @@ def twin(request: pytest.FixtureRequest) -> Twin:
 @pytest.fixture(scope="session")
 def checkpoints(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The tiny official models, converted: folders by name."""
-    from convert import convert
+    from sa3_convert import convert
 
     root = tmp_path_factory.mktemp("checkpoints")
     for name in TINY:
@@ -66,7 +67,7 @@ def random_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the tiny training stages of ``stages.py`` read."""
-    from stages import make_workspace
+    from tests.support.stages import make_workspace
 
     folder = tmp_path_factory.mktemp("workspace")
     make_workspace(folder)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sa3_mlx.spec.adapters import Applied
-from sa3_mlx.spec.config import Config, ConfigError, ModelConfig
-from sa3_mlx.spec.tensorfile import file_hash
+from sa3_mlx.common.adapters.format import Applied
+from sa3_mlx.common.files.safetensors import file_hash
+from sa3_mlx.common.model.config import Config, ConfigError, ModelConfig
 
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)"
 _LORA = re.compile(rf"(.+?)(?::([-+]?{_NUMBER})(?::({_NUMBER})-({_NUMBER}))?)?")
@@ -46,9 +46,11 @@ def parse_lora(text: str) -> LoraFile:
         raise ValueError(f"{text!r}: expected FILE[:STRENGTH[:FROM-TO]], such as bell.safetensors:0.8:0.2-1")
     path, strength, low, high = Path(found[1]), found[2], found[3], found[4]
     file = LoraFile(
-        path=path, name=path.name if path.is_absolute() else str(path), strength=float(strength or 1),
+        path=path,
+        name=path.name if path.is_absolute() else str(path),
+        strength=float(strength or 1),
         interval=(0.0, 1.0) if low is None else (float(low), float(high)),
-    )  # fmt: skip
+    )
     if not 0 <= file.interval[0] <= file.interval[1] <= 1:
         raise ValueError(f"{text!r}: FROM-TO are times with 0 <= FROM <= TO <= 1; 1 is noise, where sampling begins")
     return file
@@ -56,7 +58,7 @@ def parse_lora(text: str) -> LoraFile:
 
 def open_adapters(files: Sequence[LoraFile], config: ModelConfig) -> tuple[Applied, ...]:
     """Files of either layout, checked against the model. Raises FileNotFoundError and ValueError, one line."""
-    from convert import open_adapter
+    from sa3_convert import open_adapter
 
     return tuple(
         Applied(adapter=open_adapter(file.path, config), strength=file.strength, interval=file.interval)

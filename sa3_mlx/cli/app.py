@@ -7,37 +7,41 @@ from pathlib import Path
 
 import click
 
-from sa3_mlx.spec.version import version
+from sa3_mlx.common.version import version
 
 from .group import LazyGroup, Sections, run_group
 
 # section -> command -> (module, attribute, one line of help); modules are imported when their command runs
 SECTIONS: Sections = {
     "Make audio": {
-        "generate": ("generate", "generate", "Make audio from a prompt."),
-        "vary": ("edit", "vary", "Make a variation of an audio file."),
-        "inpaint": ("edit", "inpaint", "Make regions of an audio file anew and keep the rest."),
-        "extend": ("edit", "extend", "Continue an audio file."),
-        "rerun": ("rerun", "rerun", "Make a file again from its own tags."),
+        "generate": ("audio.generate", "generate", "Make audio from a prompt."),
+        "vary": ("audio.edit", "vary", "Make a variation of an audio file."),
+        "inpaint": ("audio.edit", "inpaint", "Make regions of an audio file anew and keep the rest."),
+        "extend": ("audio.edit", "extend", "Continue an audio file."),
+        "rerun": ("audio.rerun", "rerun", "Make a file again from its own tags."),
     },
     "Latents": {
-        "encode": ("codec", "encode", "Audio to latents."),
-        "decode": ("codec", "decode", "Latents to audio."),
+        "encode": ("latents.codec", "encode", "Audio to latents."),
+        "decode": ("latents.codec", "decode", "Latents to audio."),
     },
     "Models": {
-        "models": ("models", "models", "List installed and known models."),
-        "convert": ("convert", "convert", "Download or convert a checkpoint, or export one."),
-        "quantize": ("quantize", "quantize", "Make a smaller model of a model."),
-        "lora": ("lora", "lora", "Show, merge and convert adapters."),
-        "info": ("info", "info", "Show what is in a model or an audio file."),
-        "verify": ("verify", "verify", "Check a model against reference outputs, or one backend against the other."),
-        "doctor": ("doctor", "doctor", "Check this machine: what is installed, how fast it is."),
+        "models": ("models.listing", "models", "List installed and known models."),
+        "convert": ("models.convert", "convert", "Download or convert a checkpoint, or export one."),
+        "quantize": ("models.quantize", "quantize", "Make a smaller model of a model."),
+        "lora": ("models.lora", "lora", "Show, merge and convert adapters."),
+        "info": ("models.info", "info", "Show what is in a model or an audio file."),
+        "verify": (
+            "models.verify.command",
+            "verify",
+            "Check a model against references, or backends against each other.",
+        ),
+        "doctor": ("models.doctor", "doctor", "Check this machine: what is installed, how fast it is."),
     },
     "Train": {
-        "data": ("data", "data", "Make, check and pack the sounds to train on."),
-        "pre-encode": ("data", "pre_encode", "Encode sounds to latents, once (needs PyTorch)."),
-        "train": ("train", "train", "Train a model (needs PyTorch)."),
-        "evaluate": ("evaluate", "evaluate", "Measure how good a model is (needs PyTorch)."),
+        "data": ("train.data", "data", "Make, check and pack the sounds to train on."),
+        "pre-encode": ("train.data", "pre_encode", "Encode sounds to latents, once (needs PyTorch)."),
+        "train": ("train.stages", "train", "Train a model (needs PyTorch)."),
+        "evaluate": ("train.evaluate", "evaluate", "Measure how good a model is (needs PyTorch)."),
     },
 }
 
@@ -51,9 +55,10 @@ COMMANDS = _Sa3.table()
 
 
 @click.group(
-    cls=_Sa3, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Start with: sa3 generate \"piano note A4\" --out piano.wav",
-)  # fmt: skip
+    cls=_Sa3,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog='Start with: sa3 generate "piano note A4" --out piano.wav',
+)
 @click.version_option(version(), prog_name="sa3")
 @click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
 @click.pass_context

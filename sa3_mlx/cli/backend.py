@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sa3_mlx.spec.adapters import Applied
+from sa3_mlx.common.adapters.format import Applied
 
 if TYPE_CHECKING:
     from sa3_mlx.pipeline import Pipeline
@@ -59,15 +59,22 @@ def _choose(wanted: str) -> Backend:
 def _slow_mlx() -> bool:
     if sys.platform != "linux":
         return False
-    from sa3_mlx import blas
+    from sa3_mlx import runtime
 
-    return not blas.status().fast
+    return not runtime.status().fast
 
 
 def load(
-    folder: Path, backend: Backend, dtype: str = "auto", text_dtype: str = "auto", device: str = "auto", *,
-    adapters: Sequence[Applied] = (), merged: bool = False, compiled: bool = False,
-) -> Pipeline:  # fmt: skip
+    folder: Path,
+    backend: Backend,
+    dtype: str = "auto",
+    text_dtype: str = "auto",
+    device: str = "auto",
+    *,
+    adapters: Sequence[Applied] = (),
+    merged: bool = False,
+    compiled: bool = False,
+) -> Pipeline:
     """The pipeline of that backend; both have the same methods. ``device`` and ``compiled`` are for PyTorch alone."""
     usual = {"dtype": dtype, "text_dtype": text_dtype, "adapters": adapters, "merged": merged}
     kind = importlib.import_module(f"sa3_{backend}.pipeline").Pipeline
@@ -88,10 +95,7 @@ def on_gpu(backend: Backend, device: str) -> bool:
         from sa3_torch.pipeline import choose_device
 
         return choose_device(device).type != "cpu"
-    from sa3_mlx import blas  # noqa: F401 (before mlx)
-
-    # isort: split
-    import mlx.core as mx
+    from sa3_mlx.runtime import mx
 
     return bool(mx.default_device().type == mx.DeviceType.gpu)
 
@@ -115,10 +119,7 @@ def hold_memory(backend: Backend, device: str, peak: int, limit: int | None) -> 
     setting.
     """
     if backend == "mlx":
-        from sa3_mlx import blas  # noqa: F401 (before mlx)
-
-        # isort: split
-        import mlx.core as mx
+        from sa3_mlx.runtime import mx
 
         if mx.metal.is_available():
             mx.set_wired_limit(min(peak, int(mx.device_info()["max_recommended_working_set_size"])))

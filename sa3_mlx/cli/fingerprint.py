@@ -10,10 +10,10 @@ import json
 import os
 from pathlib import Path
 
-from sa3_mlx.spec.checkpoint import WEIGHTS_FILE
-from sa3_mlx.spec.config import ModelConfig
-from sa3_mlx.spec.quantization import check_file
-from sa3_mlx.spec.tensorfile import FLOATS, TensorFile, all_finite, file_hash
+from sa3_mlx.common.files.safetensors import FLOATS, TensorFile, all_finite, file_hash
+from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
+from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.quant.format import check_file
 
 from .home import home
 

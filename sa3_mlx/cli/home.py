@@ -11,10 +11,10 @@ from pathlib import Path
 import click
 
 from sa3_mlx.assets import DEMO as DEMO_FOLDER
-from sa3_mlx.spec.checkpoint import CONFIG_FILE
-from sa3_mlx.spec.config import ModelConfig
-from sa3_mlx.spec.presets import PRESETS, REPOSITORIES
-from sa3_mlx.spec.quantization import check_folder
+from sa3_mlx.common.model.checkpoint import CONFIG_FILE
+from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.model.presets import PRESETS, REPOSITORIES
+from sa3_mlx.common.quant.format import check_folder
 
 DEMO = "demo"
 DAMAGE = (ValueError, OSError, RecursionError)  # what ``open_model`` raises

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .judge import Judge
+from .judge.judge import Judge
 from .prompts import Generates, held_out_prompts, sounds
 
 

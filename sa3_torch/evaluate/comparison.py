@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from sa3_mlx.spec.request import Item
+from sa3_mlx.common.generation.request import Item
 
-from .one_step import many_steps, one_step_error, one_steps
+from .measures.one_step import many_steps, one_step_error, one_steps
 from .run import Evaluator, Pipeline, batches, jobs
 from .setting import Setting
 
@@ -59,23 +59,28 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "model": self.entry.name, "setting": str(self.entry.setting), "mean": self.mean, "spread": self.spread,
-            "seeds": list(self.measures), "details": list(self.details),
-        }  # fmt: skip
+            "model": self.entry.name,
+            "setting": str(self.entry.setting),
+            "mean": self.mean,
+            "spread": self.spread,
+            "seeds": list(self.measures),
+            "details": list(self.details),
+        }
 
 
-def compare(
-    evaluator: Evaluator, entry: Entry, seeds: int, advance: Callable[[int], None] = lambda _: None
-) -> Row:  # fmt: skip
+def compare(evaluator: Evaluator, entry: Entry, seeds: int, advance: Callable[[int], None] = lambda _: None) -> Row:
     """Run an entry with the seeds 0, 1, ..."""
     found = [evaluator.run(entry.pipeline, entry.setting, seed, advance) for seed in range(seeds)]
     return Row(entry=entry, measures=tuple(m for m, _ in found), details=tuple(d for _, d in found))
 
 
 def compare_one_step(
-    entries: Sequence[Entry], teacher: Entry, evaluator: Evaluator, seeds: int,
+    entries: Sequence[Entry],
+    teacher: Entry,
+    evaluator: Evaluator,
+    seeds: int,
     advance: Callable[[int], None] = lambda _: None,
-) -> dict[str, list[float]]:  # fmt: skip
+) -> dict[str, list[float]]:
     """One-step error of every model against the teacher's result, by name, one value a seed. ``advance`` hears of every
     clip, the teacher's included."""
     errors: dict[str, list[float]] = {entry.name: [] for entry in entries}

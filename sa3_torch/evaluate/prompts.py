@@ -9,22 +9,27 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sa3_mlx.spec.config import ModelConfig
-from sa3_mlx.spec.events import Generation
-from sa3_mlx.spec.request import Guidance, Item, Request
-from sa3_torch.train.sounds import (
+from sa3_mlx.common.generation.events import Generation
+from sa3_mlx.common.generation.request import Guidance, Item, Request
+from sa3_mlx.common.model.config import ModelConfig
+from sa3_torch.train.demo_set.sounds import (
     DRUM_CAPTIONS,
     chord_captions,
     held_out_chords,
     held_out_notes,
     note_captions,
 )
-from sa3_torch.train.synth import NOISES
+from sa3_torch.train.demo_set.synth import NOISES
 
 SECONDS = {"note": 1.5, "chord": 2.0, "noise": 1.5}
 DRUM_SECONDS = {  # medians of the kits' real hits: a crash that is cut after a second is no crash
-    "kick": 0.35, "snare": 0.4, "clap": 0.4, "hihat": 0.35, "crash": 3.9, "tom": 0.8,
-}  # fmt: skip
+    "kick": 0.35,
+    "snare": 0.4,
+    "clap": 0.4,
+    "hihat": 0.35,
+    "crash": 3.9,
+    "tom": 0.8,
+}
 
 
 class Generates(Protocol):
@@ -54,18 +59,26 @@ def held_out_prompts(seed: int) -> list[Prompt]:
     """
     prompts = [
         Prompt(
-            caption=note_captions(name, midi)[0], kind="note", label="note", instrument=name, midi=midi,
+            caption=note_captions(name, midi)[0],
+            kind="note",
+            label="note",
+            instrument=name,
+            midi=midi,
             seconds=SECONDS["note"],
         )
         for name, midi in held_out_notes(seed)
-    ]  # fmt: skip
+    ]
     prompts += [
         Prompt(
-            caption=chord_captions(name, midi, quality)[0], kind="chord", label="chord", instrument=name, midi=midi,
+            caption=chord_captions(name, midi, quality)[0],
+            kind="chord",
+            label="chord",
+            instrument=name,
+            midi=midi,
             seconds=SECONDS["chord"],
         )
         for name, midi, quality in held_out_chords(seed)
-    ]  # fmt: skip
+    ]
     untuned = [("drum", label, texts[0], DRUM_SECONDS[label]) for label, texts in DRUM_CAPTIONS.items()]
     untuned += [("noise", label, f"{label} noise", SECONDS["noise"]) for label in NOISES]
     prompts += [
@@ -76,9 +89,15 @@ def held_out_prompts(seed: int) -> list[Prompt]:
 
 
 def sounds(
-    pipeline: Generates, prompts: list[Prompt], *, seeds: int, steps: int, sampler: str, guidance: float,
+    pipeline: Generates,
+    prompts: list[Prompt],
+    *,
+    seeds: int,
+    steps: int,
+    sampler: str,
+    guidance: float,
     first_seed: int = 0,
-) -> Iterator[tuple[NDArray[np.float32], Prompt]]:  # fmt: skip
+) -> Iterator[tuple[NDArray[np.float32], Prompt]]:
     """Generate every prompt with ``seeds`` seeds, all seeds of a prompt in one batch."""
     for number, prompt in enumerate(prompts):
         items = tuple(

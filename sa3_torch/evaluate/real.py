@@ -9,13 +9,13 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sa3_mlx.spec.config import ModelConfig
-from sa3_torch.train.clips import SAMPLE_RATE, Clip, ClipSet, generator
+from sa3_mlx.common.model.config import ModelConfig
+from sa3_torch.train.data.clip_cache import SAMPLE_RATE, Clip, ClipSet, generator
 
-from .frechet import ENOUGH, frechet, real_floor
-from .judge import shares
-from .latent_clap import LatentClap, clap_adherence
-from .listening import Ear, Heard
+from .judge.judge import shares
+from .measures.frechet import ENOUGH, frechet, real_floor
+from .measures.latent_clap import LatentClap, clap_adherence
+from .measures.listening import Ear, Heard
 
 Audio = NDArray[np.float32]
 Advance = Callable[[int], None]
@@ -78,9 +78,15 @@ def audio_of(clips: ClipSet, clip: Clip, channels: int) -> Audio:
 
 
 def hear_real(
-    ear: Ear, pipeline: Codes, clips: ClipSet, prompts: Prompts, count: int, *, clap: LatentClap | None = None,
+    ear: Ear,
+    pipeline: Codes,
+    clips: ClipSet,
+    prompts: Prompts,
+    count: int,
+    *,
+    clap: LatentClap | None = None,
     advance: Advance = lambda _: None,
-) -> Real:  # fmt: skip
+) -> Real:
     """Listen to the clips that ``asked_clips`` chooses and to those that models learnt from; ``advance`` hears of each,
     of the former twice (see ``real_count``)."""
     config = pipeline.config
@@ -92,7 +98,7 @@ def hear_real(
     if prompts == "held-out":
         training = Ear(judge=ear.judge, spaces=()).listen(
             ((clips.read(clip), clip) for clip in _training(clips)), advance
-        )  # fmt: skip
+        )
     about: dict[str, Any] = {"clips": len(chosen), "enough": len(chosen) >= ENOUGH}
     for name, features in asked.spaces.items():
         again = rebuilt.spaces[name]

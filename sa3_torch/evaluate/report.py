@@ -11,12 +11,12 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from sa3_mlx.spec.version import version
-from sa3_torch.train.clips import write_json
+from sa3_mlx.common.version import version
+from sa3_torch.train.data.clip_cache import write_json
 
 from .comparison import Row
-from .flow import FlowLosses
-from .frechet import ENOUGH
+from .measures.flow import FlowLosses
+from .measures.frechet import ENOUGH
 from .real import Real
 from .run import Options
 
@@ -49,20 +49,30 @@ COLUMNS = {
 
 
 def report(
-    rows: Sequence[Row], real: Real, options: Options, seeds: int, flow: Mapping[str, FlowLosses],
-    one_step: Mapping[str, Sequence[float]], teacher: str | None,
-) -> dict[str, Any]:  # fmt: skip
+    rows: Sequence[Row],
+    real: Real,
+    options: Options,
+    seeds: int,
+    flow: Mapping[str, FlowLosses],
+    one_step: Mapping[str, Sequence[float]],
+    teacher: str | None,
+) -> dict[str, Any]:
     """Everything, in JSON values."""
     return {
-        "format": FORMAT, "date": datetime.now(UTC).date().isoformat(), "version": version(),
-        "options": asdict(options), "seeds": seeds, "enough_clips": options.clips >= ENOUGH, "real": real.about,
+        "format": FORMAT,
+        "date": datetime.now(UTC).date().isoformat(),
+        "version": version(),
+        "options": asdict(options),
+        "seeds": seeds,
+        "enough_clips": options.clips >= ENOUGH,
+        "real": real.about,
         "rows": [row.to_dict() for row in rows],
         "flow": {
             name: asdict(found) | {"wiener_ratio": found.wiener_ratio, "zero_ratio": found.zero_ratio}
             for name, found in flow.items()
         },
         "one_step": {"teacher": teacher, "errors": {name: list(values) for name, values in one_step.items()}},
-    }  # fmt: skip
+    }
 
 
 def table(data: dict[str, Any]) -> str:
@@ -198,8 +208,9 @@ def draw(path: Path, data: dict[str, Any]) -> None:
     count = len(names) + bool(classes) + bool(data["flow"])
     columns = min(3, count)
     height = -(-count // columns)
-    figure, axes = plt.subplots(height, columns, figsize=(max(4.5, 1.2 * len(rows)) * columns, 3.4 * height),
-                                squeeze=False)  # fmt: skip
+    figure, axes = plt.subplots(
+        height, columns, figsize=(max(4.5, 1.2 * len(rows)) * columns, 3.4 * height), squeeze=False
+    )
     panels = list(axes.flat)
     for panel, name in zip(panels, names, strict=False):
         title, factor, _ = COLUMNS[name]
@@ -230,8 +241,13 @@ def _draw_classes(panel: Any, rows: Sequence[dict[str, Any]], classes: Sequence[
     for i, row in enumerate(rows):
         means = class_means(row, "shift")
         places = np.arange(len(classes)) + (i - (len(rows) - 1) / 2) * width
-        panel.bar(places, [means.get(label, 0.0) for label in classes], width=width, color=f"C{i}",
-                  label=f"{row['model']} {row['setting']}")  # fmt: skip
+        panel.bar(
+            places,
+            [means.get(label, 0.0) for label in classes],
+            width=width,
+            color=f"C{i}",
+            label=f"{row['model']} {row['setting']}",
+        )
     panel.set_xticks(range(len(classes)), classes, fontsize=7, rotation=30)
     panel.set_title("class means: squared distance to rebuilt clips")
     panel.legend(fontsize=7)

@@ -10,19 +10,19 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sa3_mlx.spec.config import ModelConfig
-from sa3_mlx.spec.events import Event, Generation
-from sa3_mlx.spec.request import Item, Request
-from sa3_torch.train.clips import Clip, ClipSet, generator
+from sa3_mlx.common.generation.events import Event, Generation
+from sa3_mlx.common.generation.request import Item, Request
+from sa3_mlx.common.model.config import ModelConfig
+from sa3_torch.train.data.clip_cache import Clip, ClipSet, generator
 
-from .by_class import by_class
-from .diversity import diversity
-from .frechet import frechet, frechet_with_interval
-from .inpainting import SHORTEST_SAMPLES, measure_inpainting
-from .judge import shares
-from .latent_clap import LatentClap, clap_adherence
-from .listening import JUDGE, Ear, Heard
-from .memorisation import memorisation
+from .judge.judge import shares
+from .measures.by_class import by_class
+from .measures.diversity import diversity
+from .measures.frechet import frechet, frechet_with_interval
+from .measures.inpainting import SHORTEST_SAMPLES, measure_inpainting
+from .measures.latent_clap import LatentClap, clap_adherence
+from .measures.listening import JUDGE, Ear, Heard
+from .measures.memorisation import memorisation
 from .real import Prompts, Real, audio_of, check_rate
 from .setting import Setting
 
@@ -63,8 +63,9 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.clips < 2 or self.batch < 1 or self.inpaint < 0:
-            raise ValueError(f"clips {self.clips}, batch {self.batch}, inpaint {self.inpaint}: at least 2, 1 and 0 are "
-                             "allowed")  # fmt: skip
+            raise ValueError(
+                f"clips {self.clips}, batch {self.batch}, inpaint {self.inpaint}: at least 2, 1 and 0 are allowed"
+            )
 
 
 @dataclass
@@ -177,9 +178,12 @@ class Evaluator:
         details["memorisation"] = asdict(copies) | {
             "worst": [
                 {
-                    "prompt": heard.clips[copy.index].caption, "seed": seeds[copy.index],
-                    "training": training.clips[copy.nearest].id, "distance": copy.distance, "ratio": copy.ratio,
+                    "prompt": heard.clips[copy.index].caption,
+                    "seed": seeds[copy.index],
+                    "training": training.clips[copy.nearest].id,
+                    "distance": copy.distance,
+                    "ratio": copy.ratio,
                 }
                 for copy in copies.worst
             ]
-        }  # fmt: skip
+        }

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sa3_mlx.spec.config import ModelConfig
-from sa3_mlx.spec.request import SAMPLER_NAMES, Guidance, Item, Request, defaults
+from sa3_mlx.common.generation.request import SAMPLER_NAMES, Guidance, Item, Request, defaults
+from sa3_mlx.common.model.config import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)

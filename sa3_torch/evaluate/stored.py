@@ -9,11 +9,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sa3_mlx.spec.config import ModelConfig
-from sa3_torch.train.clips import ClipSet, read_index
-from sa3_torch.train.latents import LATENT_FORMAT, LatentItem, LatentSet
+from sa3_mlx.common.model.config import ModelConfig
+from sa3_torch.train.data.clip_cache import ClipSet, read_index
+from sa3_torch.train.data.latents import LATENT_FORMAT, LatentItem, LatentSet
 
-from .flow import LatentClip
+from .measures.flow import LatentClip
 from .real import audio_of
 
 Array = NDArray[np.float32]
@@ -56,16 +56,20 @@ def check_latents(latents: LatentSet, clips: ClipSet, pipeline: Encodes) -> None
     """Raises ValueError when the model's autoencoder makes other latents of the same clips."""
     channels = pipeline.config.same.latent_channels
     if latents.channels != channels:
-        raise ValueError(f"{latents} has {latents.channels} channels, {pipeline.config.name} {channels}: encode "
-                         "again with its autoencoder")  # fmt: skip
+        raise ValueError(
+            f"{latents} has {latents.channels} channels, {pipeline.config.name} {channels}: encode "
+            "again with its autoencoder"
+        )
     by_id = {clip.id: clip for clip in clips.clips}
     for item in [item for item in latents.items if item.id in by_id and item.split == "validation"][:_COMPARED]:
         stored = _read(latents, item, item.frames)
         own = pipeline.encode(audio_of(clips, by_id[item.id], pipeline.config.audio_channels))[: len(stored)]
         difference = float(np.linalg.norm(own - stored[: len(own)]) / max(float(np.linalg.norm(stored)), 1e-12))
         if difference > LARGEST_DIFFERENCE:
-            raise ValueError(f"{latents}: the autoencoder of {pipeline.config.name} makes other latents of "
-                             f"{item.id} (difference {difference:.2f}); encode again with it")  # fmt: skip
+            raise ValueError(
+                f"{latents}: the autoencoder of {pipeline.config.name} makes other latents of "
+                f"{item.id} (difference {difference:.2f}); encode again with it"
+            )
 
 
 def _some(items: list[LatentItem], most: int) -> Iterable[LatentItem]:

@@ -1,4 +1,4 @@
-"""The ``sa3 train`` commands, listed in ``sa3_mlx/cli/train.py``."""
+"""The ``sa3 train`` commands, listed in ``sa3_mlx/cli/train/stages.py``."""
 
 from __future__ import annotations
 
@@ -10,43 +10,46 @@ from pathlib import Path
 import click
 import torch
 
-from sa3_mlx.spec.adapters import ADAPTER_FILE, ADAPTER_TYPES
-from sa3_mlx.spec.calibration import read_prompts, usual_prompts
-from sa3_mlx.spec.checkpoint import WEIGHTS_FILE
-from sa3_mlx.spec.clips import open_tokenizer
-from sa3_mlx.spec.config import Config, ModelConfig
-from sa3_mlx.spec.presets import PRESETS
-from sa3_mlx.spec.tensorfile import file_hash
+from sa3_mlx.common.adapters.format import ADAPTER_FILE, ADAPTER_TYPES
+from sa3_mlx.common.files.safetensors import file_hash
+from sa3_mlx.common.generation.clips import open_tokenizer
+from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
+from sa3_mlx.common.model.config import Config, ModelConfig
+from sa3_mlx.common.model.presets import PRESETS
+from sa3_mlx.common.quant.calibration import read_prompts, usual_prompts
 
-from . import parallel
-from .audio_data import open_audio
-from .autoencoder import AutoencoderStage
-from .autoencoder_config import AutoencoderConfig
-from .clap import ClapConfig, ClapStage
-from .distill_autoencoder import DistillConfig, DistillStage
-from .encode import load_autoencoder
-from .few_steps import autoencoder_of
-from .latent_clap import LatentClap
-from .latents import LatentSet
-from .loop import Trainer
-from .lora import LoraConfig, LoraStage
-from .options import FOLDER, MODEL, RunOptions, run_options
-from .plan import Device, make_plan
-from .posttrain import PosttrainConfig, PosttrainStage
-from .pretrain import PretrainConfig, PretrainStage
-from .quantize import QuantizeConfig, QuantizeStage
-from .settings import load_settings, to_json
-from .stage import Stage, TrainConfig
-from .start import Start
-from .vocabulary import save_tokenizer
-from .warmup import WarmupConfig, WarmupStage
+from .autoencoder.config import AutoencoderConfig
+from .autoencoder.distill import DistillConfig, DistillStage
+from .autoencoder.stage import AutoencoderStage
+from .autoencoder.start import Start
+from .clap.network import LatentClap
+from .clap.stage import ClapConfig, ClapStage
+from .data.audio_data import open_audio
+from .data.latents import LatentSet
+from .data.pre_encode import load_autoencoder
+from .demo_set.vocabulary import save_tokenizer
+from .few_steps.ode_warmup import WarmupConfig, WarmupStage
+from .few_steps.posttrain import PosttrainConfig, PosttrainStage
+from .few_steps.shared import autoencoder_of
+from .flow.pretrain import PretrainConfig, PretrainStage
+from .lora.stage import LoraConfig, LoraStage
+from .quantize.stage import QuantizeConfig, QuantizeStage
+from .run import parallel
+from .run.command import FOLDER, MODEL, RunOptions, run_options
+from .run.loop import Trainer
+from .run.planning.plan import Device, make_plan
+from .run.settings import load_settings, to_json
+from .run.stage import Stage, TrainConfig
 
 FindModel = Callable[[str], Path]  # an installed model's name, or a path -> its folder
 AUDIO = "Clip cache made by `sa3 data render` or `sa3 data import`, or shards: a folder, an index, a URL, {0..9}.tar."
 LATENTS = click.option(
-    "--latents", type=FOLDER, multiple=True, required=True,
+    "--latents",
+    type=FOLDER,
+    multiple=True,
+    required=True,
     help="Folder made by `sa3 pre-encode`; repeatable, then mixed by the kinds in clips.shares.",
-)  # fmt: skip
+)
 AUTOENCODER = "The autoencoder that made the latents, where the model does not record it."
 
 
@@ -82,8 +85,13 @@ def _kept(config: Config, *, data: str, start: str = "", teacher: str = "", stri
 @click.command("autoencoder")
 @click.option("--data", metavar="FOLDER|URL", required=True, help=AUDIO)
 @click.option("--model", default="demo", show_default=True, type=click.Choice(sorted(PRESETS)))
-@click.option("--start", "folder", type=MODEL, default=None,
-              help="Checkpoint folder to begin with; its stride may be another one than the model's.")  # fmt: skip
+@click.option(
+    "--start",
+    "folder",
+    type=MODEL,
+    default=None,
+    help="Checkpoint folder to begin with; its stride may be another one than the model's.",
+)
 @click.option("--stride", type=click.IntRange(1), default=None, help="Patches per latent. Default: the model's.")
 @run_options()
 def autoencoder(data: str, model: str, folder: Path | None, stride: int | None) -> None:
@@ -118,10 +126,18 @@ def distill_autoencoder(data: str, teacher: Path, model: str) -> None:
 @click.command("pretrain")
 @LATENTS
 @click.option("--autoencoder", "folder", type=MODEL, required=True, help="The autoencoder that made the latents.")
-@click.option("--tokenizer", type=click.Path(path_type=Path, dir_okay=False, exists=True), default=None,
-              help="tokenizer.json; else that of --start, else the closed vocabulary of the demo sounds.")  # fmt: skip
-@click.option("--start", type=MODEL, default=None,
-              help="Checkpoint whose weights, or text encoder (setting start), are the beginning.")  # fmt: skip
+@click.option(
+    "--tokenizer",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    default=None,
+    help="tokenizer.json; else that of --start, else the closed vocabulary of the demo sounds.",
+)
+@click.option(
+    "--start",
+    type=MODEL,
+    default=None,
+    help="Checkpoint whose weights, or text encoder (setting start), are the beginning.",
+)
 @click.option("--model", default="demo", show_default=True, type=click.Choice(sorted(PRESETS)))
 @run_options()
 def pretrain(latents: tuple[Path, ...], folder: Path, tokenizer: Path | None, start: Path | None, model: str) -> None:
@@ -165,8 +181,9 @@ def lora(
 
 
 @click.command("clap")
-@click.option("--model", "name", metavar="NAME|PATH", required=True,
-              help="A model on these latents; it gives the text encoder.")  # fmt: skip
+@click.option(
+    "--model", "name", metavar="NAME|PATH", required=True, help="A model on these latents; it gives the text encoder."
+)
 @LATENTS
 @click.option("--autoencoder", type=MODEL, default=None, help=AUTOENCODER)
 @run_options()
@@ -201,8 +218,13 @@ def warmup(find: FindModel, name: str, latents: tuple[Path, ...], autoencoder: P
 @click.option("--model", "name", metavar="NAME|PATH", required=True, help="The model of `sa3 train warmup`.")
 @click.option("--base", metavar="NAME|PATH", required=True, help="The flow-matching model.")
 @LATENTS
-@click.option("--clap", "clap_folder", type=FOLDER, default=None,
-              help="Latent CLAP of `sa3 train clap`; without it set weights.clap=0.")  # fmt: skip
+@click.option(
+    "--clap",
+    "clap_folder",
+    type=FOLDER,
+    default=None,
+    help="Latent CLAP of `sa3 train clap`; without it set weights.clap=0.",
+)
 @click.option("--autoencoder", type=MODEL, default=None, help=AUTOENCODER)
 @run_options()
 @click.pass_obj
@@ -225,8 +247,12 @@ def posttrain(
 @click.command("quantize")
 @click.option("--model", "name", metavar="NAME|PATH", required=True, help="The full-precision model.")
 @click.option("--recipe", default=None, help="Recipe of `sa3 quantize` with equal bits. Default: the settings'.")
-@click.option("--calibration", type=click.Path(path_type=Path, dir_okay=False, exists=True), default=None,
-              help="File of prompts, one a line: SECONDS TEXT. Every fourth serves validation.")  # fmt: skip
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    default=None,
+    help="File of prompts, one a line: SECONDS TEXT. Every fourth serves validation.",
+)
 @run_options()
 @click.pass_obj
 def quantize(find: FindModel, name: str, recipe: str | None, calibration: Path | None) -> None:

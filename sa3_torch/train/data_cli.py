@@ -9,11 +9,11 @@ from pathlib import Path
 import click
 from tqdm import tqdm
 
-from sa3_mlx.spec.config import ModelConfig
+from sa3_mlx.common.model.config import ModelConfig
 
-from .options import FOLDER, MODEL
-from .sounds import DEFAULT_FONT, render_demo_set
-from .user_folder import import_folder
+from .data.user_folder import import_folder
+from .demo_set.sounds import DEFAULT_FONT, render_demo_set
+from .run.command import FOLDER, MODEL
 
 MEGABYTE = 1 << 20
 
@@ -39,8 +39,12 @@ def render(out: Path, seed: int, samples: Path | None) -> None:
 @click.command("import")
 @click.argument("folder", type=FOLDER)
 @click.argument("out", type=FOLDER)
-@click.option("--captions-required/--captions-optional", default=True, show_default=True,
-              help="Skip recordings without a caption, or import them for the autoencoder alone.")  # fmt: skip
+@click.option(
+    "--captions-required/--captions-optional",
+    default=True,
+    show_default=True,
+    help="Skip recordings without a caption, or import them for the autoencoder alone.",
+)
 def import_recordings(folder: Path, out: Path, captions_required: bool) -> None:
     """Import a folder of your own recordings (clip.wav, .flac, .ogg, .mp3 with clip.txt or clip.json)."""
     _, report = import_folder(folder, out, captions_required=captions_required)
@@ -55,12 +59,14 @@ def import_recordings(folder: Path, out: Path, captions_required: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
 def lint(folder: Path, picture: Path | None, min_seconds: float, captions_required: bool, as_json: bool) -> None:
     """Check a folder of recordings. Exit code 1 when something is wrong."""
-    from .lint import draw_report, lint_folder
+    from .data.lint import draw_report, lint_folder
 
     report = lint_folder(
-        folder, minimum_seconds=min_seconds, captions_required=captions_required,
+        folder,
+        minimum_seconds=min_seconds,
+        captions_required=captions_required,
         progress=lambda files: tqdm(files, desc="lint"),
-    )  # fmt: skip
+    )
     if picture is not None:
         draw_report(report, picture)
     click.echo(json.dumps(report.to_json(), ensure_ascii=False) if as_json else str(report))
@@ -75,7 +81,7 @@ def lint(folder: Path, picture: Path | None, min_seconds: float, captions_requir
 @click.option("--captions-required/--captions-optional", default=True, show_default=True)
 def shards(folder: Path, out: Path, shard_megabytes: int, captions_required: bool) -> None:
     """Pack a folder of recordings into WebDataset shards with an index."""
-    from .shards import write_shards
+    from .data.shards import write_shards
 
     index = write_shards(folder, out, shard_bytes=shard_megabytes * MEGABYTE, captions_required=captions_required)
     click.echo(f"{out}: {index.samples} recordings in {len(index.shards)} shards")
@@ -86,7 +92,7 @@ def shards(folder: Path, out: Path, shard_megabytes: int, captions_required: boo
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
 def index(pattern: str, out: Path) -> None:
     """Index shards that others made: a path or URL such as "s3://bucket/name-{000000..000009}.tar"."""
-    from .shards import index_shards
+    from .data.shards import index_shards
 
     found = index_shards(pattern, out)
     click.echo(f"{out}: {found.samples} recordings in {len(found.shards)} shards")
@@ -101,8 +107,8 @@ def index(pattern: str, out: Path) -> None:
 def gate(latents: Path, data: Path, autoencoder: Path, items: int, as_json: bool) -> None:
     """Check that pre-encoded latents decode as well as fresh ones. Exit code 1 when they do not."""
     _need_torch()
-    from .gate import check_latents
-    from .sources import open_source
+    from .autoencoder.gate import check_latents
+    from .data.sources import open_source
 
     config = ModelConfig.load(autoencoder)
     source = open_source(data, config.sample_rate, config.audio_channels)
@@ -119,9 +125,9 @@ def gate(latents: Path, data: Path, autoencoder: Path, items: int, as_json: bool
 def export_latents(latents: Path, out: Path, autoencoder: Path) -> None:
     """Write latents in the public layout: NNN.npy with NNN.json, and silence.npy."""
     _need_torch()
-    from .encode import load_autoencoder
-    from .latents import LatentSet
-    from .public_latents import export_public
+    from .data.latents import LatentSet
+    from .data.pre_encode import load_autoencoder
+    from .data.public_latents import export_public
 
     opened = LatentSet(latents, autoencoder=load_autoencoder(autoencoder)[1])
     count = export_public(opened, out, ModelConfig.load(autoencoder).sample_rate)
@@ -135,8 +141,8 @@ def export_latents(latents: Path, out: Path, autoencoder: Path) -> None:
 def import_latents(folder: Path, out: Path, autoencoder: Path) -> None:
     """Read latents in the public layout; only you know whether they are this autoencoder's: try `sa3 data gate`."""
     _need_torch()
-    from .encode import load_autoencoder
-    from .public_latents import import_public
+    from .data.pre_encode import load_autoencoder
+    from .data.public_latents import import_public
 
     latents = import_public(folder, out, autoencoder=load_autoencoder(autoencoder)[1])
     click.echo(f"{out}: {len(latents.items)} items")
@@ -151,21 +157,37 @@ def import_latents(folder: Path, out: Path, autoencoder: Path) -> None:
 )
 @click.option("--autoencoder", "folder", type=MODEL, required=True, help="The autoencoder, or a model with it.")
 @click.option("--out", type=FOLDER, required=True, help="Folder for the latents; unfinished work in it goes on.")
-@click.option("--copies", type=click.IntRange(1), default=4, show_default=True,
-              help="Versions of a training clip, shifted by less than a frame.")  # fmt: skip
+@click.option(
+    "--copies",
+    type=click.IntRange(1),
+    default=4,
+    show_default=True,
+    help="Versions of a training clip, shifted by less than a frame.",
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--shard-frames", type=click.IntRange(1), default=1 << 16, show_default=True,
-              help="Frames of a shard; what an interrupted run has to do again is at most that.")  # fmt: skip
+@click.option(
+    "--shard-frames",
+    type=click.IntRange(1),
+    default=1 << 16,
+    show_default=True,
+    help="Frames of a shard; what an interrupted run has to do again is at most that.",
+)
 @click.option("--chunk-frames", type=click.IntRange(1), default=None, help="Frames encoded at once. Default: 30 s.")
 @click.option("--device", default="cpu", show_default=True, help="Such as cuda.")
 def pre_encode(
-    data: Path, folder: Path, out: Path, copies: int, seed: int, shard_frames: int, chunk_frames: int | None,
+    data: Path,
+    folder: Path,
+    out: Path,
+    copies: int,
+    seed: int,
+    shard_frames: int,
+    chunk_frames: int | None,
     device: str,
-) -> None:  # fmt: skip
+) -> None:
     """Encode all captioned sounds to latents, once; the same command goes on where it was stopped."""
     _need_torch()
-    from .encode import EncodeConfig, PreEncoder
-    from .sources import open_source
+    from .data.pre_encode import EncodeConfig, PreEncoder
+    from .data.sources import open_source
 
     config = EncodeConfig(copies=copies, seed=seed, shard_frames=shard_frames, chunk_frames=chunk_frames)
     model = ModelConfig.load(folder)

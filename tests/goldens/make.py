@@ -24,9 +24,10 @@ KEPT = {  # area -> beginnings of tensor names
 def main() -> None:
     sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
     from test_small_models import run_small_model
-    from tiny import TINY
-    from tiny_checkpoint import write_checkpoint
-    from twins import Twin
+
+    from tests.support.tiny import TINY
+    from tests.support.tiny_checkpoint import write_checkpoint
+    from tests.support.twins import Twin
 
     golden = Path(sys.argv[1])
     for area, names in KEPT.items():

@@ -1,0 +1,165 @@
+"""What an adapter taught a demo model and what it took: judged on prompts of the new sound and on the old ones."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sa3_mlx.cli.adapters import open_adapters, parse_lora
+from sa3_mlx.cli.home import find_model
+from sa3_mlx.cli.models.measure import snr_db
+from sa3_mlx.common.adapters.format import Applied
+from sa3_mlx.common.generation.request import Guidance, Item, Request
+from sa3_mlx.common.model.config import ConfigError
+from sa3_mlx.common.quant.calibration import Prompt as Line
+from sa3_mlx.common.quant.calibration import read_prompts
+from sa3_mlx.pipeline import Pipeline
+from sa3_torch.evaluate.judge.judge import Judge
+from sa3_torch.evaluate.judge.training import train_judge
+from sa3_torch.evaluate.prompts import Prompt, held_out_prompts, sounds
+from sa3_torch.evaluate.real import audio_of
+from sa3_torch.pipeline import Pipeline as TorchPipeline
+from sa3_torch.train.data.clip_cache import ClipSet
+
+from .quality import GUIDANCE, MODEL, SAMPLER, STEPS, Sampling, sampling, show
+
+NEW = "user"  # label of all clips that `sa3 data import` makes
+SAME_STEPS = 8  # of the comparison of the ways to compute it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Which sounds are made and how."""
+
+    sampling: Sampling
+    seeds: int
+    data_seed: int
+
+    def heard(self, pipeline: Pipeline, prompts: list[Prompt], judge: Judge) -> dict[str, Any]:
+        """``Judge.evaluate`` of all prompts and seeds."""
+        own = self.sampling
+        made = sounds(pipeline, prompts, seeds=self.seeds, steps=own.steps, sampler=own.sampler, guidance=own.guidance)
+        return judge.evaluate(list(made))
+
+
+def new_prompts(lines: Sequence[Line]) -> list[Prompt]:
+    return [
+        Prompt(caption=line.text, kind=NEW, label=NEW, instrument=None, midi=None, seconds=line.seconds)
+        for line in lines
+    ]
+
+
+def measure(
+    folder: Path,
+    adapters: tuple[Applied, ...],
+    run: Run,
+    prompts: dict[str, list[Prompt]],
+    judge: Judge,
+    clips: ClipSet,
+) -> dict[str, Any]:
+    """Shares of sounds heard as asked, with the adapter and without, of every group of ``prompts`` and of the old ones.
+
+    ``clips`` are recordings of the new sound: "new_real" and "new_rebuilt" are the held-out ones, and the same after
+    encoding and decoding.
+    """
+    plain, adapted = Pipeline.load(folder), Pipeline.load(folder, adapters=adapters)
+    old = held_out_prompts(run.data_seed)
+    before, after = (run.heard(pipeline, old, judge) for pipeline in (plain, adapted))
+    channels = plain.config.audio_channels
+    real = [(audio_of(clips, clip, channels), clip) for clip in clips.select("validation")]
+    rebuilt = [(plain.decode(plain.encode(audio))[: len(audio)], clip) for audio, clip in real]
+    return {
+        **{f"new_{name}": run.heard(adapted, group, judge)["class"] for name, group in prompts.items()},
+        **{f"new_{name}_without": run.heard(plain, group, judge)["class"] for name, group in prompts.items()},
+        "new_real": judge.evaluate(real)["class"],
+        "new_rebuilt": judge.evaluate(rebuilt)["class"],
+        **{f"old_{name}": after[name] for name in ("class", "all", "notes_pitch", "drums_class")},
+        **{f"old_{name}_without": before[name] for name in ("class", "all", "notes_pitch", "drums_class")},
+        "old_class_lost_points": 100 * (before["class"] - after["class"]),
+        "old_confused": after["confused"],
+    }
+
+
+def same_audio(folder: Path, adapters: tuple[Applied, ...], run: Run, prompts: list[Prompt]) -> dict[str, float]:
+    """Least SNR, dB, of the ways to compute it against the first one, unmerged in MLX, over the prompts."""
+    items = tuple(Item(prompt=prompt.caption, seconds=prompt.seconds, seed=1) for prompt in prompts)
+    own = replace(run.sampling, steps=SAME_STEPS)
+    request = Request(items=items, steps=own.steps, sampler=own.sampler, guidance=Guidance(scale=own.guidance))
+    reference = Pipeline.load(folder, adapters=adapters).generate(request).audio
+    found = {}
+    for name, load, merged in (
+        ("mlx_merged", Pipeline.load, True),
+        ("torch", TorchPipeline.load, False),
+        ("torch_merged", TorchPipeline.load, True),
+    ):
+        audio = load(folder, adapters=adapters, merged=merged).generate(request).audio
+        found[f"snr_{name}"] = min(snr_db(a, b) for a, b in zip(reference, audio, strict=True))
+    return found
+
+
+FOLDER = click.Path(path_type=Path, file_okay=False, exists=True)
+FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
+
+
+@click.command()
+@MODEL
+@click.option("--lora", metavar="FILE[:STRENGTH[:FROM-TO]]", required=True, help="The adapter.")
+@click.option("--sounds", "old", type=FOLDER, required=True, help="Folder made by `sa3 data render`.")
+@click.option("--new", type=FOLDER, required=True, help="Folder made by `sa3 data import`: the new sound.")
+@click.option(
+    "--prompts",
+    "files",
+    type=FILE,
+    multiple=True,
+    required=True,
+    help="Prompts of the new sound, each with its length before it; a file is a group.",
+)
+@STEPS
+@SAMPLER
+@GUIDANCE
+@click.option("--seeds", type=click.IntRange(1), default=8, show_default=True, help="Sounds per prompt.")
+@click.option("--data-seed", type=int, default=0, show_default=True, help="Seed of `sa3 data render`.")
+def new_sound(
+    model: str,
+    lora: str,
+    old: Path,
+    new: Path,
+    files: tuple[Path, ...],
+    steps: int | None,
+    sampler: str | None,
+    guidance: float | None,
+    seeds: int,
+    data_seed: int,
+) -> None:
+    """What an adapter taught a demo model, and what it took from it."""
+    names = [file.stem for file in files]
+    if len(set(names)) < len(names):
+        raise ConfigError(
+            f"--prompts are {', '.join(map(str, files))}: their names, which the groups are called by, "
+            "must differ; rename one"
+        )
+    found = find_model(model, generates=True)
+    adapters = open_adapters([parse_lora(lora)], found.config)
+    own, prompts = ClipSet(new), {file.stem: new_prompts(read_prompts(file)) for file in files}
+    empty = [str(file) for file in files if not prompts[file.stem]]
+    if empty or not own.select("validation"):
+        raise ConfigError(
+            f"{', '.join(empty) or new}: nothing to measure with; expected prompts in every file and "
+            "held-out clips of the new sound; import more of them"
+        )
+    chosen = sampling(Pipeline.load(found.folder), steps, sampler, guidance)
+    run = Run(sampling=chosen, seeds=seeds, data_seed=data_seed)
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / "judge.npz"
+        train_judge([ClipSet(old), own], weights, seed=0)
+        result = measure(found.folder, adapters, run, prompts, Judge(weights), own)
+    result |= same_audio(found.folder, adapters, run, next(iter(prompts.values())))
+    show(result)
+    about = {"model": found.label, "seeds": seeds, **asdict(chosen)}
+    click.echo(json.dumps({**about, **result}))

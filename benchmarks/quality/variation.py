@@ -1,0 +1,56 @@
+"""Audio-to-audio with the official schedule, which first adds noise above the chosen level [B23], and with `monotone`.
+
+Sources are sounds the model made itself; the prompt of the variation asks for another instrument at the same pitch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from sa3_mlx.common.generation.request import Guidance, InitAudio, Item, Request
+from sa3_torch.evaluate.judge.judge import Judge
+from sa3_torch.evaluate.judge.pitch import judge_note
+from sa3_torch.evaluate.prompts import Generates
+from sa3_torch.train.autoencoder.metrics import log_mel_l1
+from sa3_torch.train.demo_set.sounds import INSTRUMENTS, note_captions
+
+LEVELS = (0.3, 0.5, 0.7, 0.9)
+PITCHES = (52, 57, 62, 67)
+SECONDS = 1.5
+
+
+def measure(pipeline: Generates, *, steps: int, sampler: str, guidance: float) -> list[dict[str, Any]]:
+    """One row per noise level and schedule: mean log-mel distance to the source (log10 units), share of variations that
+    keep the pitch, share heard as the source's instrument and as the asked one."""
+    judge, names = Judge(), list(INSTRUMENTS)
+    pairs = [(name, names[(i + 1) % len(names)], PITCHES[i % len(PITCHES)]) for i, name in enumerate(names)]
+
+    def request(which: int, init: tuple[InitAudio, ...] | None, monotone: bool) -> Request:
+        items = tuple(
+            Item(prompt=note_captions(pair[:2][which], pair[2])[0], seconds=SECONDS, seed=100 * which + i)
+            for i, pair in enumerate(pairs)
+        )
+        return Request(
+            items=items, steps=steps, sampler=sampler, guidance=Guidance(scale=guidance), init=init, monotone=monotone
+        )
+
+    sources = pipeline.generate(request(0, None, False)).audio
+    rows = []
+    for level in LEVELS:
+        init = tuple(InitAudio(audio=audio, noise_level=level) for audio in sources)
+        for monotone in (False, True):
+            made = pipeline.generate(request(1, init, monotone)).audio
+            heard = [judge.classify(audio).instrument for audio in made]
+            rows.append(
+                {
+                    "noise_level": level,
+                    "schedule": "monotone" if monotone else "official",
+                    "log_mel_to_source": float(np.mean([log_mel_l1(a, b) for a, b in zip(sources, made, strict=True)])),
+                    "keeps_pitch": float(np.mean([judge_note(a, p[2]) for a, p in zip(made, pairs, strict=True)])),
+                    "source_instrument": float(np.mean([h == p[0] for h, p in zip(heard, pairs, strict=True)])),
+                    "asked_instrument": float(np.mean([h == p[1] for h, p in zip(heard, pairs, strict=True)])),
+                }
+            )
+    return rows

@@ -1,0 +1,205 @@
+"""One process that generates and reports: ``python -m benchmarks.speed.worker JSON``, started by ``latency``.
+
+A process of its own makes a cold start cold, and its memory its own. It prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+BORN = time.time()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What to do. ``spawned``: seconds since the epoch at which the parent started this process."""
+
+    backend: str
+    device: str  # torch only
+    folder: str
+    dtype: str
+    text_dtype: str
+    compiled: bool  # torch only
+    prompt: str
+    seconds: float
+    steps: int | None
+    sampler: str | None
+    guidance: float | None
+    warmups: int
+    repeats: int
+    minutes: float  # repeat at least so long
+    write: bool  # also write each result to a file, as the command does
+    spawned: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Seconds of one generation by stage. ``total`` is from the request to the last sample in memory."""
+
+    total: float
+    cpu: float  # seconds of work of all cores, which other programs do not change much
+    text: float
+    sample: float
+    decode: float
+    first_sound: float
+    begun: float  # since the first generation of the process began
+
+
+def main() -> None:
+    print(json.dumps(work(Work(**json.loads(sys.argv[1])))), flush=True)
+
+
+def work(work: Work) -> dict[str, Any]:
+    """Generate ``warmups`` + ``repeats`` times -> timings of the repeats and the peak of memory."""
+    from .energy import EnergyMeter
+
+    pipeline, finish, memory = _open(work)
+    opened = time.time()
+    request = _request(work, pipeline.config)
+    begin = time.perf_counter()
+    for _ in range(work.warmups):
+        _generate(pipeline, request, finish, begin)
+    memory.reset()
+    timings: list[Timing] = []
+    with EnergyMeter(on_cuda=memory.name == "torch cuda") as meter:
+        while len(timings) < work.repeats or timings[-1].begun + timings[-1].total < 60 * work.minutes:
+            timing, generation = _generate(pipeline, request, finish, begin)
+            timings.append(timing)
+    if work.write:
+        from sa3_mlx.common.files.audio import write_audio
+
+        with tempfile.TemporaryDirectory() as folder:
+            write_audio(Path(folder) / "out.wav", generation.audio[0], generation.sample_rate)
+    done = time.time()
+    energy = (
+        None if meter.energy is None else {**asdict(meter.energy), "joules_each": meter.energy.joules / len(timings)}
+    )
+    return {
+        "interpreter": BORN - work.spawned,
+        "load": opened - BORN,
+        "wall": done - work.spawned,
+        "timings": [asdict(timing) for timing in timings],
+        "steps": request.steps,
+        "sampler": request.sampler,
+        "guidance": request.guidance.scale,
+        "frames": len(generation.latents[0]),
+        "peak_memory_bytes": memory.peak(),
+        "memory_counter": memory.name,
+        "peak_rss_bytes": _peak_rss(),
+        "finite": bool(all(abs(audio).max() < float("inf") for audio in generation.audio)),
+        "energy": energy,
+        "device": memory.device,
+        "dtype": pipeline.precision.dtype,
+        "text_dtype": pipeline.precision.text_dtype or "file",
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """The framework's own counter of its peak, where it has one."""
+
+    name: str | None
+    device: str
+    reset: Callable[[], None]
+    peak: Callable[[], int | None]
+
+
+def _open(work: Work) -> tuple[Any, Callable[[Any], None], Memory]:
+    """Pipeline, a function that waits for an array, and the memory counter."""
+    if work.backend == "mlx":
+        from sa3_mlx.pipeline import Pipeline
+
+        # isort: split
+        import mlx.core as mx
+
+        pipeline: Any = Pipeline.load(work.folder, dtype=work.dtype, text_dtype=work.text_dtype)
+        memory = Memory(
+            name="mlx", device=mx.default_device().type.name, reset=mx.reset_peak_memory, peak=mx.get_peak_memory
+        )
+        return pipeline, lambda array: mx.eval(array), memory
+    return _open_torch(work)
+
+
+def _open_torch(work: Work) -> tuple[Any, Callable[[Any], None], Memory]:
+    import torch
+
+    from sa3_torch.layers import compiling
+    from sa3_torch.pipeline import Pipeline, choose_device
+
+    compiling(work.compiled)
+    device = choose_device(work.device)
+    pipeline = Pipeline.load(work.folder, dtype=work.dtype, text_dtype=work.text_dtype, device=work.device)
+    if device.type == "cuda":
+        return (
+            pipeline,
+            lambda _: torch.cuda.synchronize(),
+            Memory(
+                name="torch cuda",
+                device=torch.cuda.get_device_name(),
+                reset=torch.cuda.reset_peak_memory_stats,
+                peak=torch.cuda.max_memory_allocated,
+            ),
+        )
+    wait = torch.mps.synchronize if device.type == "mps" else _nothing
+    return pipeline, lambda _: wait(), Memory(name=None, device=device.type, reset=_nothing, peak=_nothing)
+
+
+def _nothing() -> None:
+    return None
+
+
+def _request(work: Work, config: Any) -> Any:
+    from sa3_mlx.common.generation.request import Guidance, Item, Request, defaults
+
+    usual = defaults(config)
+    return Request(
+        items=(Item(prompt=work.prompt, seconds=work.seconds, seed=0),),
+        steps=work.steps or usual.steps,
+        sampler=work.sampler or usual.sampler,
+        guidance=Guidance(scale=usual.guidance_scale if work.guidance is None else work.guidance),
+    )
+
+
+def _generate(pipeline: Any, request: Any, finish: Callable[[Any], None], begin: float) -> tuple[Timing, Any]:
+    """The device is waited for between stages alone, so that steps may overlap."""
+    from sa3_mlx.common.generation.events import AudioChunk, Conditioned, Finished, Sampled
+
+    start, worked = time.perf_counter(), time.process_time()
+    marks: dict[str, float] = {}
+    for event in pipeline.stream(request):
+        if isinstance(event, Conditioned):
+            finish(())
+            marks["text"] = time.perf_counter() - start
+        elif isinstance(event, Sampled):
+            marks["sample"] = time.perf_counter() - start
+        elif isinstance(event, AudioChunk):
+            marks.setdefault("first", time.perf_counter() - start)
+        elif isinstance(event, Finished):
+            total, generation = time.perf_counter() - start, event.generation
+    timing = Timing(
+        total=total,
+        cpu=time.process_time() - worked,
+        text=marks["text"],
+        sample=marks["sample"] - marks["text"],
+        decode=total - marks["sample"],
+        first_sound=marks["first"],
+        begun=start - begin,
+    )
+    return timing, generation
+
+
+def _peak_rss() -> int:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+if __name__ == "__main__":
+    main()

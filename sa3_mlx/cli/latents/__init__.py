@@ -1,0 +1,1 @@
+"""Commands between audio and latents."""

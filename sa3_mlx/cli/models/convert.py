@@ -1,0 +1,92 @@
+"""``sa3 convert``: official checkpoints to ours, and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sa3_mlx.cli.home import find_model, first_command, installed, licence_page, models_folder
+from sa3_mlx.cli.options import CommonOptions, common_options, gather
+from sa3_mlx.cli.output.progress import Progress
+from sa3_mlx.common.model.presets import PRESETS, REPOSITORIES
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+
+@click.command()
+@click.argument("source", metavar="SOURCE")
+@click.argument("out", required=False, type=click.Path(path_type=Path))
+@click.option("--name", help="Name of the model. Default: taken from SOURCE.")
+@click.option("--to-official", is_flag=True, help="Write the official layout from a converted model.")
+@common_options
+@click.pass_context
+def convert(ctx: click.Context, source: str, out: Path | None, name: str | None, to_official: bool) -> None:
+    """Convert SOURCE, a released model's name or a checkpoint on this disk, to the folder OUT.
+
+    Without OUT it goes to $SA3_HOME/models (default ~/.cache/sa3/models), where all commands find it by name.
+
+    \b
+    sa3 convert small-music
+    sa3 convert ~/checkpoints/my-model my-model
+    sa3 convert small-music ~/official --to-official
+    """
+    import sa3_convert as converter
+
+    common = gather(ctx, CommonOptions)
+    if to_official:
+        if out is None or name is not None:
+            raise click.UsageError("--to-official needs OUT, and takes no --name", ctx)
+        folder = find_model(source, generates=False).folder
+        click.echo(str(converter.export_official(folder, out, force=common.force)))
+        return
+    _refuse_ours(source)
+    target = _target(ctx, source, out, name)
+    if target.exists() and not common.force:
+        raise ValueError(f"{target}: exists already; give another folder, or --force to replace it")
+    page = licence_page(source)
+    progress = Progress(quiet=common.quiet)
+    if page is not None and not Path(source).exists():
+        progress.line(f"{source}: from {page} (its licence applies)")
+    bars: list[tqdm] = []
+
+    def show(done: int, total: int, _tensor: str) -> None:
+        if not bars:
+            bars.append(progress.bar("convert", total / 1e6, "MB"))
+        bars[0].update(done / 1e6 - bars[0].n)
+
+    try:
+        report = converter.convert(source, target, name=name, force=common.force, progress=show)
+    finally:
+        for bar in bars:
+            bar.close()
+    click.echo(str(report))
+    click.echo(f"  next        {first_command(target)}")
+
+
+def _refuse_ours(source: str) -> None:
+    """Raises ValueError for a model that is converted already, given by its name or its path."""
+    from sa3_convert.source import is_ours
+
+    folder = Path(source)
+    if not folder.exists() and source not in REPOSITORIES:
+        folder = installed().get(source, folder)
+    if is_ours(folder):
+        raise ValueError(f"{source}: already in the sa3 format; use it as it is, or export it with --to-official")
+
+
+def _target(ctx: click.Context, source: str, out: Path | None, name: str | None) -> Path:
+    if out is not None:
+        return out
+    if name is None and (source not in REPOSITORIES or Path(source).exists()):
+        if source in PRESETS or Path(source).exists():
+            raise click.UsageError("give OUT, or --name to install it under that name", ctx)
+        raise FileNotFoundError(
+            f"{source}: no such folder or file, and no released model has that name ({', '.join(REPOSITORIES)})"
+        )
+    chosen = name or source
+    if Path(chosen).name != chosen or chosen.startswith("."):
+        raise ValueError(f"name {chosen!r} is not the name of a folder")
+    return models_folder() / chosen

@@ -1,0 +1,134 @@
+"""``sa3 doctor``: what this machine has, how fast it is, and what to install."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
+from pathlib import Path
+
+import click
+
+from sa3_mlx.cli import backend
+from sa3_mlx.cli.home import home, installed, models_folder
+from sa3_mlx.cli.options import debug_option
+from sa3_mlx.cli.output.player import NAMES, players
+from sa3_mlx.common.version import version
+
+_OPTIONAL = {"scipy": "train", "mido": "train"}  # package -> extra that brings it
+_SIZE = 1024
+
+
+@click.command()
+@debug_option
+def doctor() -> int:
+    """Check this machine. Exit code 1 when something keeps sa3 from working well."""
+    problems: list[str] = []
+    _line("sa3", version())
+    _line("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}, {_processor()}")
+    _backend("mlx", _mlx, problems)
+    _blas(problems)
+    _backend("torch", _torch, problems)
+    try:
+        _line("default", backend.choose("auto"))
+    except ImportError as error:
+        problems.append(str(error))
+    _models(problems)
+    found = players()
+    _line("players", ", ".join(found) or f"none; --play needs one of {', '.join(NAMES)}")
+    for package, extra in _OPTIONAL.items():
+        _line(package, _package(package) or f"not installed; for training: pip install 'sa3[{extra}]'")
+    for problem in problems:
+        click.echo(f"problem: {problem}")
+    click.echo("everything needed is here" if not problems else f"{len(problems)} problem(s)")
+    return 1 if problems else 0
+
+
+def _backend(name: backend.Backend, measure: Callable[[], str], problems: list[str]) -> None:
+    if not backend.available(name):
+        _line(name, "not installed")
+        return
+    try:
+        _line(name, f"{_package(name)}, {measure()}")
+    except Exception as error:  # whatever a broken installation raises
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        problems.append(f"{name} is installed and does not work: {first}")
+
+
+def _mlx() -> str:
+    from sa3_mlx.runtime import mx
+
+    a = mx.random.normal((_SIZE, _SIZE))
+    mx.eval(a)
+    rate = _gflops(lambda: mx.eval(a @ a))
+    return f"device {mx.default_device().type.name}, {rate:,.0f} GFLOP/s in a product of {_SIZE} x {_SIZE}"
+
+
+def _torch() -> str:
+    import torch
+
+    kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    a = torch.randn(_SIZE, _SIZE, device=kind)
+    rate = _gflops(lambda: (a @ a)[0, 0].item())
+    name = torch.cuda.get_device_name() if kind == "cuda" else kind
+    return f"device {name}, {rate:,.0f} GFLOP/s in a product of {_SIZE} x {_SIZE}"
+
+
+def _gflops(run: Callable[[], object]) -> float:
+    """Best of a few runs within about a second."""
+    run()
+    best, begin = float("inf"), time.perf_counter()
+    for _ in range(20):
+        start = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - start)
+        if time.perf_counter() - begin > 1:
+            break
+    return 2 * _SIZE**3 / best / 1e9
+
+
+def _blas(problems: list[str]) -> None:
+    if sys.platform != "linux" or not backend.available("mlx"):
+        return
+    from sa3_mlx import runtime
+
+    status = runtime.status()
+    _line("openblas", status.message)
+    if not status.fast:
+        problems.append(status.message)
+
+
+def _models(problems: list[str]) -> None:
+    folder = home()
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    _line("home", f"{folder} (set SA3_HOME to change it), {free / 1e9:.1f} GB free")
+    found = installed()
+    _line("models", ", ".join(found) or f"none in {models_folder()}")
+    if not found:
+        problems.append("no model is installed: sa3 convert small-music")
+    if free < 1e9:
+        problems.append(f"only {free / 1e9:.2f} GB free at {existing}")
+
+
+def _package(name: str) -> str | None:
+    try:
+        return installed_version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or 'unknown processor'}, {os.cpu_count()} cores"
+
+
+def _line(label: str, text: str) -> None:
+    click.echo(f"{label:<12} {text}")

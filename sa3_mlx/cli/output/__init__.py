@@ -1,0 +1,1 @@
+"""Where finished audio goes, and what is printed about it."""

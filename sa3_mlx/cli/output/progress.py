@@ -1,0 +1,63 @@
+"""Progress bars on stderr: text, steps, decoding. Silent when asked, and where stderr is no terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from sa3_mlx.common.generation.request import Request
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from sa3_mlx.common.generation.events import Event
+
+_BAR = "{desc:<7} {percentage:3.0f}% |{bar:30}| {n:.4g}/{total:.4g} {unit} [{elapsed}<{remaining}]"
+
+
+class Progress:
+    def __init__(self, *, quiet: bool) -> None:
+        self.quiet = quiet
+
+    def line(self, text: str) -> None:
+        """One line for people, on stderr."""
+        if not self.quiet:
+            click.echo(text, err=True)
+
+    def bar(self, name: str, total: float, unit: str) -> tqdm:
+        """A bar to ``update`` and ``close``."""
+        from tqdm import tqdm
+
+        disable = True if self.quiet else None  # None: tqdm looks whether stderr is a terminal
+        return tqdm(desc=name, total=total, unit=unit, disable=disable, bar_format=_BAR, dynamic_ncols=True)
+
+    @contextmanager
+    def watch(self, request: Request, sample_rate: int) -> Iterator[Callable[[Event], None]]:
+        """A function that takes every event of a run and moves the bars."""
+        from sa3_mlx.common.generation.events import AudioChunk, Conditioned, Stepped
+
+        current = self.bar("text", 1, "prompt")
+
+        def next_bar(name: str, total: float, unit: str) -> None:
+            nonlocal current
+            current.update((current.total or 0) - current.n)
+            current.close()
+            current = self.bar(name, total, unit)
+
+        def watch(event: Event) -> None:
+            if isinstance(event, Conditioned):
+                next_bar("steps", request.steps, "steps")
+            elif isinstance(event, Stepped):
+                current.update(1)
+                if event.index + 1 == event.steps:
+                    next_bar("decode", sum(item.seconds for item in request.items), "s")
+            elif isinstance(event, AudioChunk):
+                current.update(len(event.audio) / sample_rate)
+
+        try:
+            yield watch
+        finally:
+            current.close()

@@ -1,0 +1,1 @@
+"""The adapter file format, and what a set of adapters does to a model."""

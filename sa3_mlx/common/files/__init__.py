@@ -1,0 +1,1 @@
+"""Files in and out: audio, pictures, tensors; every write is whole or not there."""

@@ -1,0 +1,319 @@
+"""Reading and writing safetensors files one tensor at a time, bfloat16 included, with numpy alone.
+
+The numpy side of the safetensors library knows no bfloat16 and wants every tensor in memory to write a file;
+checkpoints here reach 10 GB. bfloat16 values appear as their bit patterns (uint16) in ``raw`` and exactly widened to
+float32 in ``read``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import os
+import struct
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+# name in the file -> numpy type that stores it
+STORAGE: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U64": np.dtype("<u8"),
+    "U32": np.dtype("<u4"),
+    "U16": np.dtype("<u2"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
+FLOATS = ("F64", "F32", "F16", "BF16")
+_OF_NUMPY = {storage: name for name, storage in STORAGE.items() if name != "BF16"}
+_MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+_BLOCK_BYTES = 1 << 24
+_BLOCK_ELEMENTS = 1 << 22
+
+
+def to_bf16_bits(values: np.ndarray) -> np.ndarray:
+    """float array -> bfloat16 bit patterns (uint16), rounded to nearest, ties to even; NaN stays NaN."""
+    single = np.ascontiguousarray(values, dtype=np.float32)
+    bits = single.view(np.uint32)
+    rounded = ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
+    return np.where(np.isnan(single), np.uint16(0x7FC0), rounded)
+
+
+def from_bf16_bits(bits: np.ndarray) -> np.ndarray:
+    """bfloat16 bit patterns (uint16) -> float32, exact."""
+    return (np.ascontiguousarray(bits, dtype=np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def all_finite(values: np.ndarray, dtype: str) -> bool:
+    """Whether stored float values (bfloat16 as bit patterns) have no NaN and no infinity; block by block."""
+    flat = values.reshape(-1)
+    for start in range(0, flat.size, _BLOCK_ELEMENTS):
+        block = flat[start : start + _BLOCK_ELEMENTS]
+        good = (block & np.uint16(0x7F80)) != 0x7F80 if dtype == "BF16" else np.isfinite(block)
+        if not good.all():
+            return False
+    return True
+
+
+def file_hash(path: str | Path) -> str:
+    """``"sha256:..."`` of the whole file."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return f"sha256:{digest.hexdigest()}"
+
+
+@dataclass(frozen=True)
+class _Slot:
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int  # bytes from the start of the file
+
+
+class TensorFile:
+    """A safetensors file open for reading. Use ``TensorFile.open(path)``, best in a ``with`` statement.
+
+    Raises FileNotFoundError, and ValueError (one line) for a file that is truncated or otherwise not valid.
+    """
+
+    def __init__(self, path: Path, file: io.BufferedReader, slots: dict[str, _Slot], metadata: dict[str, str]) -> None:
+        self.path = path
+        self.metadata = metadata
+        self._file = file
+        self._slots = slots
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+        file = path.open("rb")
+        try:
+            slots, metadata = _read_header(path, file)
+        except BaseException:
+            file.close()
+            raise
+        return cls(path, file, slots, metadata)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def names(self) -> list[str]:
+        """Sorted names of all tensors."""
+        return sorted(self._slots)
+
+    def info(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """(dtype such as "F32" or "BF16", shape). Raises KeyError for a name that is not in the file."""
+        slot = self._slots[name]
+        return slot.dtype, slot.shape
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor, by name."""
+        return {name: slot.shape for name, slot in sorted(self._slots.items())}
+
+    def raw(self, name: str) -> np.ndarray:
+        """The stored values in their own type, a private writable array; bfloat16 as bit patterns (uint16)."""
+        slot = self._slots[name]
+        array = np.empty(slot.shape, dtype=STORAGE[slot.dtype])
+        if array.size:
+            self._file.seek(slot.offset)
+            if self._file.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes:
+                raise ValueError(f"{self.path}: the file became shorter while it was read (tensor {name})")
+        return array
+
+    def read(self, name: str) -> np.ndarray:
+        """The values; float32 for F32, F16 and BF16 (exact), the stored type for the others."""
+        dtype, array = self._slots[name].dtype, self.raw(name)
+        if dtype == "BF16":
+            return from_bf16_bits(array)
+        return array.astype(np.float32) if dtype == "F16" else array
+
+    def rows(self, name: str, indices: np.ndarray) -> np.ndarray:
+        """Rows of a large matrix, as ``read`` gives them; the others are not read."""
+        slot = self._slots[name]
+        table = np.memmap(self.path, STORAGE[slot.dtype], "r", slot.offset, slot.shape)
+        rows = table[indices]
+        if slot.dtype == "BF16":
+            return from_bf16_bits(rows)
+        return rows.astype(np.float32) if slot.dtype == "F16" else np.array(rows)
+
+
+def read_ahead(path: str | Path, prefix: str) -> None:
+    """Read the tensors whose names start so and forget them: the system then has them at hand. For a thread."""
+    with TensorFile.open(path) as file:
+        for name in file.names():
+            if name.startswith(prefix):
+                file.raw(name)
+
+
+def tensors_hash(path: str | Path, prefix: str) -> str:
+    """Hash of the tensors whose names start so: of names, shapes and values, floats rounded to half precision.
+
+    It is the same in every file that holds these values in single or in half precision, whatever else is there: that is
+    how a part of a model is known again. Raises ValueError when there are none.
+    """
+    digest = hashlib.sha256()
+    with TensorFile.open(path) as file:
+        names = [name for name in sorted(file.names()) if name.startswith(prefix)]
+        if not names:
+            raise ValueError(f"{path}: has no tensors {prefix}*")
+        for name in names:
+            values = file.read(name)
+            if values.dtype.kind == "f":
+                with np.errstate(over="ignore"):
+                    values = values.astype(np.float16)
+            digest.update(f"{name} {values.dtype.name} {values.shape}\n".encode())
+            digest.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _read_header(path: Path, file: io.BufferedReader) -> tuple[dict[str, _Slot], dict[str, str]]:
+    size = os.fstat(file.fileno()).st_size
+    if size < 8:
+        raise ValueError(f"{path}: not a safetensors file ({size} bytes; a header alone has more)")
+    (length,) = struct.unpack("<Q", file.read(8))
+    if length > _MAX_HEADER_BYTES:
+        raise ValueError(f"{path}: not a safetensors file (its header would have {length} bytes)")
+    if 8 + length > size:
+        raise ValueError(f"{path}: truncated: the header needs {8 + length} bytes, the file has {size}")
+    try:
+        header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_unique_pairs)
+        if not isinstance(header, dict):
+            raise TypeError("not an object")
+        metadata = header.pop("__metadata__", {})
+        slots = {name: _parse_slot(name, entry, 8 + length) for name, entry in header.items()}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: invalid safetensors header: {error}") from error
+    end = 8 + length
+    for name, slot in sorted(slots.items(), key=lambda item: (item[1].offset, _slot_bytes(item[1]))):
+        if slot.offset != end:
+            raise ValueError(f"{path}: invalid safetensors header: tensor {name} does not follow the one before it")
+        end += _slot_bytes(slot)
+    if end > size:
+        raise ValueError(f"{path}: truncated: {end} bytes expected, the file has {size}; download or copy it again")
+    if end < size:
+        raise ValueError(f"{path}: {size - end} bytes too long: {end} bytes expected, the file has {size}")
+    return slots, {str(key): str(value) for key, value in dict(metadata).items()}
+
+
+def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} appears twice")
+    return result
+
+
+def _parse_slot(name: str, entry: dict[str, Any], data_start: int) -> _Slot:
+    dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if dtype not in STORAGE:
+        raise ValueError(f"tensor {name} has dtype {dtype}; supported: {', '.join(STORAGE)}")
+    if not all(type(value) is int and value >= 0 for value in (*shape, begin, end)):
+        raise ValueError(f"tensor {name} has a negative or fractional size")
+    slot = _Slot(dtype, tuple(shape), data_start + begin)
+    if end - begin != _slot_bytes(slot):
+        raise ValueError(f"tensor {name} has {end - begin} bytes, its shape {tuple(shape)} needs {_slot_bytes(slot)}")
+    return slot
+
+
+def _slot_bytes(slot: _Slot) -> int:
+    return math.prod(slot.shape) * STORAGE[slot.dtype].itemsize
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One tensor to write. ``load`` is called once, when its turn comes, and returns the array in its storage type
+    (``STORAGE[dtype]``, bfloat16 as uint16 bit patterns) and of the given shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    load: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * STORAGE[self.dtype].itemsize
+
+
+def array_entry(name: str, array: np.ndarray, dtype: str | None = None) -> TensorEntry:
+    """An entry for an array in memory, in its own type or converted: float arrays to any of F64, F32, F16, BF16;
+    uint16 with dtype "BF16" are taken as bit patterns."""
+    dtype = dtype or _OF_NUMPY[array.dtype]
+
+    def load() -> np.ndarray:
+        if dtype == "BF16" and array.dtype != np.uint16:
+            return to_bf16_bits(array)
+        return array if array.dtype == STORAGE[dtype] else array.astype(STORAGE[dtype])
+
+    return TensorEntry(name, dtype, tuple(array.shape), load)
+
+
+def write_tensors(path: str | Path, entries: Iterable[TensorEntry], metadata: dict[str, str]) -> str:
+    """Write a safetensors file and return its hash (``file_hash`` of it).
+
+    Tensors are loaded, written and dropped one after the other. The bytes go to a temporary file beside ``path``, which
+    takes its name only when complete. Order: wide types first (so that every tensor is aligned), then by name.
+    """
+    path = Path(path)
+    ordered = sorted(entries, key=lambda entry: (-STORAGE[entry.dtype].itemsize, entry.name))
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    offset = 0
+    for entry in ordered:
+        if entry.name in header:
+            raise ValueError(f"{path}: tensor {entry.name} given twice")
+        header[entry.name] = {
+            "dtype": entry.dtype,
+            "shape": list(entry.shape),
+            "data_offsets": [offset, offset + entry.nbytes],
+        }
+        offset += entry.nbytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    digest = hashlib.sha256()
+    try:
+        with temporary.open("wb") as file:
+            for block in (struct.pack("<Q", len(text)), text):
+                file.write(block)
+                digest.update(block)
+            for entry in ordered:
+                data = _entry_bytes(entry)
+                file.write(data)
+                digest.update(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _entry_bytes(entry: TensorEntry) -> memoryview | bytes:
+    array = entry.load()
+    if array.dtype != STORAGE[entry.dtype] or tuple(array.shape) != tuple(entry.shape):
+        raise ValueError(
+            f"tensor {entry.name}: announced {entry.dtype} {tuple(entry.shape)}, got {array.dtype} {array.shape}"
+        )
+    if not array.size:
+        return b""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

@@ -1,0 +1,1 @@
+"""From a request to a plan: sampling, schedule, noise, regions, memory, events."""

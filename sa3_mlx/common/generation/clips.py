@@ -1,0 +1,187 @@
+"""The parts of a run that need no framework: texts, given audio and start in, finished audio and report out.
+
+Shapes: B batch, T latent frames, C latent channels, L samples, R samples per latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sa3_mlx.common.files.audio import Audio, clipped_share, fit_length
+from sa3_mlx.common.model.checkpoint import TOKENIZER_FILE
+from sa3_mlx.common.model.chunks import Chunk, chunk_plan, default_chunk_frames, halo, pad_frames
+from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.model.lengths import clip_lengths, samples_to_frames
+from sa3_mlx.common.text.tokenizer import Tokenizer
+
+from .events import AudioChunk, Generation, Latents, NoiseSource
+from .noise import DECODER_LATENT, DECODER_TOKENS
+from .regions import PasteBack, Seam
+from .request import Plan, Request
+
+Encode = Callable[[Audio], Latents]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """Every text of a request once, and which of them each item uses."""
+
+    texts: tuple[str, ...]
+    prompts: NDArray[np.int32]  # (B,) rows of ``texts``
+    negatives: NDArray[np.int32]  # (B,) rows; 0 where there is no negative prompt
+    has_negative: NDArray[np.bool_]  # (B,)
+
+    @classmethod
+    def of(cls, request: Request) -> Self:
+        negatives = [item.negative_prompt for item in request.items]
+        used = [item.prompt for item in request.items] + [text for text in negatives if text is not None]
+        texts = tuple(dict.fromkeys(used))
+        return cls(
+            texts=texts,
+            prompts=np.array([texts.index(item.prompt) for item in request.items], np.int32),
+            negatives=np.array([0 if text is None else texts.index(text) for text in negatives], np.int32),
+            has_negative=np.array([text is not None for text in negatives]),
+        )
+
+
+def encode_sources(
+    request: Request, plan: Plan, config: ModelConfig, encode: Encode
+) -> tuple[Latents | None, Latents | None]:
+    """Latents of the init and of the inpaint audio of every item, (B, T, C) each, None where there is none [B35].
+
+    An item's audio is cropped or padded to the length that the item would have alone, so that its latents do not depend
+    on the batch; latents beyond it, which are never valid frames, are 0. Audio that is used twice is encoded once.
+    """
+    known: dict[tuple[int, int], Latents] = {}
+
+    def batch(audios: Sequence[Audio]) -> Latents:
+        latents = np.zeros((len(audios), plan.frames, config.same.latent_channels), np.float32)
+        for row, (item, audio) in enumerate(zip(request.items, audios, strict=True)):
+            frames = clip_lengths([item.seconds], config, plan.head_room_seconds).frames
+            key = (id(audio), frames)
+            if key not in known:
+                known[key] = encode(fit_length(audio, frames * config.same.samples_per_latent))
+            latents[row, :frames] = known[key]
+        return latents
+
+    return (
+        None if plan.init is None else batch([init.audio for init in plan.init]),
+        None if plan.inpaint is None else batch([inpaint.audio for inpaint in plan.inpaint]),
+    )
+
+
+def local_input(plan: Plan, inpaint_latents: Latents | None, channels: int) -> NDArray[np.float32]:
+    """Mask (1 = keep) and masked latents (B, T, 1 + C), or zeros (B, 1, 1 + C) when nothing is kept [B7, B34]."""
+    if inpaint_latents is None:
+        return np.zeros((len(plan.keep_frames), 1, 1 + channels), np.float32)
+    keep = plan.keep_frames[..., None]
+    return np.concatenate([keep, inpaint_latents * keep], axis=-1)
+
+
+def start_latents(plan: Plan, noise: Latents, init_latents: Latents | None) -> Latents:
+    """(1 - s) z + s eps per item, or the noise alone: (B, T, C) [B30]."""
+    if init_latents is None or plan.init is None:
+        return noise
+    level = np.array([init.noise_level for init in plan.init], np.float32)[:, None, None]
+    return (1 - level) * init_latents + level * noise
+
+
+def decode_plan(plan: Plan, row: int, chunk_frames: int | None, config: ModelConfig) -> list[Chunk]:
+    """Chunks of one item: the frames of its audio and as many valid ones behind them as the decoder looks ahead."""
+    same = config.same
+    audible = samples_to_frames(plan.lengths.output_samples[row], same)
+    frames = min(plan.lengths.valid[row], pad_frames(audible + halo(same, "decode"), same))
+    chunks = chunk_plan(frames, chunk_frames or default_chunk_frames(same, "decode"), same, "decode")
+    return [chunk for chunk in chunks if chunk.keep_start < audible]
+
+
+def decoder_noise(source: NoiseSource, row: int, chunk: Chunk, config: ModelConfig) -> tuple[Latents, Latents]:
+    """Normals for the latents (1, n, C) and the new tokens (1, n, stride, width), by absolute frame [B47]."""
+    same, frames = config.same, chunk.stop - chunk.start
+    latent = source(row, DECODER_LATENT, frames, same.latent_channels, chunk.start)
+    tokens = source(row, DECODER_TOKENS, frames, same.stride * same.width, chunk.start)
+    return latent[None], tokens.reshape(1, frames, same.stride, same.width)
+
+
+def kept_part(chunk: Chunk, decoded: Audio, samples_per_latent: int) -> Audio:
+    """Of the audio of a whole chunk, the samples of its kept frames."""
+    first, last = chunk.keep_start - chunk.start, chunk.keep_stop - chunk.start
+    return decoded[first * samples_per_latent : last * samples_per_latent]
+
+
+def check_latents(latents: object, config: ModelConfig) -> None:
+    """Raises ValueError unless ``latents`` is a finite, non-empty float32 array (T, C)."""
+    channels = config.same.latent_channels
+    if not isinstance(latents, np.ndarray) or latents.dtype != np.float32:
+        kind = str(latents.dtype) if isinstance(latents, np.ndarray) else type(latents).__name__
+        raise ValueError(f"latents: expected a float32 numpy array (frames, {channels}), got {kind}")
+    if latents.ndim != 2 or latents.shape[1] != channels or not latents.shape[0]:
+        raise ValueError(f"latents: expected shape (frames, {channels}) with at least 1 frame, got {latents.shape}")
+    if not np.isfinite(latents).all():
+        raise ValueError("latents: not all numbers are finite")
+
+
+def open_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
+    """Raises ValueError for an autoencoder alone and for a tokenizer whose ids the text encoder does not have."""
+    if config.diffusion is None:
+        raise ValueError(f"{config.name} is an autoencoder alone and reads no prompts; choose a model with a DiT")
+    text, path = config.diffusion.text_encoder, folder / TOKENIZER_FILE
+    tokenizer = Tokenizer(path, text.max_length)
+    if tokenizer.vocab_size > text.vocab_size:
+        raise ValueError(
+            f"{path}: has {tokenizer.vocab_size} ids but the text encoder {text.vocab_size}; it is another model's"
+        )
+    return tokenizer
+
+
+class Clip:
+    """One item's audio while it is decoded: cut to the asked length, kept samples pasted back."""
+
+    def __init__(self, row: int, request: Request, plan: Plan, config: ModelConfig) -> None:
+        length = plan.lengths.output_samples[row]
+        self._row, self._done = row, 0
+        self._decoded = np.zeros((length, config.audio_channels), np.float32)
+        self.audio = np.zeros_like(self._decoded)
+        self._paste: PasteBack | None = None
+        if plan.inpaint is not None and request.crossfade_ms is not None:
+            self._paste = PasteBack(
+                plan.inpaint[row].audio, plan.regions[row], length, config.sample_rate, request.crossfade_ms
+            )
+
+    def add(self, decoded: Audio) -> AudioChunk:
+        """Take the next decoded samples and give back the finished ones."""
+        start = self._done
+        self._done = min(start + len(decoded), len(self.audio))
+        piece = decoded[: self._done - start]
+        self._decoded[start : self._done] = piece
+        finished = piece if self._paste is None else self._paste.piece(piece, start)
+        self.audio[start : self._done] = finished
+        return AudioChunk(item=self._row, start=start, audio=self.audio[start : self._done].copy())
+
+    def seams(self) -> tuple[Seam, ...]:
+        return () if self._paste is None else self._paste.seams(self._decoded)
+
+
+def generation(
+    request: Request,
+    plan: Plan,
+    clips: Sequence[Clip],
+    latents: Latents,
+    config: ModelConfig,
+    timings: dict[str, float],
+) -> Generation:
+    return Generation(
+        audio=tuple(clip.audio for clip in clips),
+        sample_rate=config.sample_rate,
+        seeds=tuple(item.seed for item in request.items),
+        latents=tuple(latents[row, :valid].copy() for row, valid in enumerate(plan.lengths.valid)),
+        seams=tuple(clip.seams() for clip in clips),
+        clipped_share=tuple(clipped_share(clip.audio) for clip in clips),
+        timings=timings,
+    )

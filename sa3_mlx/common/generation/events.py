@@ -1,0 +1,117 @@
+"""What a run yields on its way and returns at its end, and where its noise comes from; shared by both twins.
+
+Shapes: B batch, T latent frames, C latent channels, L samples.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sa3_mlx.common.files.audio import Audio
+
+from .noise import Purpose, noise
+from .regions import Seam
+
+Latents = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditioned:
+    """Prompts and given audio are encoded; sampling comes next."""
+
+    frames: int  # T that the model runs on
+    valid: tuple[int, ...]  # of them, per item
+    sigmas: NDArray[np.float32]  # (B, steps + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stepped:
+    """Step ``index`` of ``steps`` is done. ``denoised`` (B, T, C), an array of the backend, is what the model expected
+    of the end at the start of this step; frames beyond an item's valid ones mean nothing."""
+
+    index: int
+    steps: int
+    denoised: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """All steps are done, and the DiT is freed if nothing stays in memory. ``latents`` (B, T, C): see ``denoised``."""
+
+    latents: Latents
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioChunk:
+    """Finished samples of one item from ``start`` on, (n, channels); an item's chunks, joined, are its audio."""
+
+    item: int
+    start: int
+    audio: Audio
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """The result, one entry per item; audio is not clamped to [-1, 1]."""
+
+    audio: tuple[Audio, ...]  # (L, channels)
+    sample_rate: int
+    seeds: tuple[int, ...]
+    latents: tuple[Latents, ...]  # (T of the item, C), its valid frames
+    seams: tuple[tuple[Seam, ...], ...]  # empty without kept audio
+    clipped_share: tuple[float, ...]  # share of sample frames beyond full scale, 0..1
+    timings: Mapping[str, float]  # seconds by stage: text, encode, sample, decode; loading of weights included
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """The last event."""
+
+    generation: Generation
+
+
+Event = Conditioned | Stepped | Sampled | AudioChunk | Finished
+
+
+class NoiseSource(Protocol):
+    """Standard normals of one item for one purpose: frames ``start .. start + frames`` -> (frames, channels)."""
+
+    def __call__(self, item: int, purpose: Purpose, frames: int, channels: int, start: int) -> Latents: ...
+
+
+@dataclass(frozen=True)
+class SeededNoise:
+    """The usual source: an item's noise depends on its seed alone."""
+
+    seeds: Sequence[int]
+
+    def __call__(self, item: int, purpose: Purpose, frames: int, channels: int, start: int) -> Latents:
+        return noise(self.seeds[item], purpose, frames, channels, start=start)
+
+
+def batch_of(source: NoiseSource, purpose: Purpose, shape: tuple[int, ...], channels: int) -> Latents:
+    """Noise of every item from frame 0 on, shape (B, T) -> (B, T, channels)."""
+    items, frames = shape
+    return np.stack([source(item, purpose, frames, channels, 0) for item in range(items)])
+
+
+class Stopwatch:
+    """Seconds by stage: ``with watch("text"): ...`` adds to it. What a caller does between events does not count."""
+
+    def __init__(self, *stages: str) -> None:
+        self.seconds = dict.fromkeys(stages, 0.0)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - start

@@ -1,0 +1,199 @@
+"""Inpainting regions: from seconds to a mask of latent frames, and back into the source audio with clean seams.
+
+A region [start, stop) is generated, the rest is kept. The official code never pastes kept audio back [B30]; here the
+kept samples of the result are bit-exact copies of the source.
+
+Shapes: L samples, T latent frames; audio is (L, channels).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sa3_mlx.common.files.audio import Audio
+from sa3_mlx.common.model.lengths import seconds_to_samples
+
+_LEVEL_WINDOW_MS = 50.0
+_SILENCE_DB = -120.0
+
+
+@dataclass(frozen=True)
+class Region:
+    """Samples ``start .. stop`` (exclusive) that are generated."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seam:
+    """One joint between kept and generated audio."""
+
+    sample: int  # first generated sample ("in"), or first kept one after a region ("out")
+    side: Literal["in", "out"]
+    crossfade_samples: int
+    level_difference_db: float  # generated minus kept, RMS of up to 50 ms on either side; positive: generated is louder
+
+
+def to_regions(seconds: Sequence[tuple[float, float]], sample_rate: int) -> tuple[Region, ...]:
+    """Regions in seconds -> samples [int(start sr), int(end sr)), in time order; touching ones are joined [B34].
+
+    Raises ValueError for an empty, reversed, negative or overlapping region and for numbers that are not finite.
+    """
+    regions: list[Region] = []
+    for start, end in sorted(seconds):
+        name = f"region {start:g}:{end:g}"
+        if not (math.isfinite(start) and math.isfinite(end)):
+            raise ValueError(f"{name}: start and end must be finite seconds")
+        if start < 0:
+            raise ValueError(f"{name}: starts before the clip; the start must be 0 or later")
+        region = Region(seconds_to_samples(start, sample_rate), seconds_to_samples(end, sample_rate))
+        if region.stop <= region.start:
+            raise ValueError(f"{name}: is empty; the end must come after the start")
+        if regions and region.start < regions[-1].stop:
+            raise ValueError(f"{name}: overlaps the region before it; join them into one")
+        if regions and region.start == regions[-1].stop:
+            regions[-1] = Region(regions[-1].start, region.stop)
+        else:
+            regions.append(region)
+    return tuple(regions)
+
+
+def keep_frames(
+    regions: Sequence[Region], clip_samples: int, frames: int, samples_per_latent: int
+) -> NDArray[np.float32]:
+    """Mask of latent frames (T,) float32: 1 keep, 0 generate [B34].
+
+    Frame i follows its first sample, 4096 i in the released models: generated if that sample lies in a region, or at or
+    beyond ``clip_samples``, the item's own duration.
+    """
+    first = np.arange(frames, dtype=np.int64) * samples_per_latent  # (T,)
+    keep = first < clip_samples
+    for region in regions:
+        keep &= (first < region.start) | (first >= region.stop)
+    return keep.astype(np.float32)
+
+
+def generated_frames(region: Region, samples_per_latent: int) -> int:
+    """Latent frames that a region makes the model generate; 0 means that it is too short to have any effect."""
+    return -(-region.stop // samples_per_latent) - -(-region.start // samples_per_latent)
+
+
+def paste_back(
+    generated: Audio, source: Audio, regions: Sequence[Region], sample_rate: int, crossfade_ms: float
+) -> tuple[Audio, tuple[Seam, ...]]:
+    """Put generated regions into the source -> audio (L, channels) as long as ``generated``, and a report per seam.
+
+    See ``PasteBack``, which does it piece by piece.
+    """
+    paste = PasteBack(source, regions, len(generated), sample_rate, crossfade_ms)
+    return paste.piece(generated, 0), paste.seams(generated)
+
+
+class PasteBack:
+    """The source with generated regions in it; a sample of the result needs that sample of the generated audio alone.
+
+    Outside the regions every sample is the source's, bit for bit. The equal-power crossfade (at most ``crossfade_ms``,
+    at most half of a region with two seams) lies inside the regions. It fades from the source itself where the source
+    goes on, and from its mirror image where it has ended (a continuation), so that the joint is free of a step.
+
+    Raises ValueError if a region leaves the clip of ``length`` samples, or if kept samples lie beyond the source's end.
+    """
+
+    def __init__(
+        self, source: Audio, regions: Sequence[Region], length: int, sample_rate: int, crossfade_ms: float
+    ) -> None:
+        _check_cover(regions, length, len(source))
+        self._source, self._length, self._sample_rate = source, length, sample_rate
+        self._regions = tuple(regions)
+        fade = round(crossfade_ms * sample_rate / 1000)
+        self._joints: list[_Joint] = []
+        for region in regions:
+            sides = [side for side, inner in ((1, region.start > 0), (-1, region.stop < length)) if inner]
+            samples = min(fade, (region.stop - region.start) // max(1, len(sides)))
+            for direction in sides:
+                seam = region.start if direction == 1 else region.stop
+                self._joints.append(_joint(source, seam, samples, direction))
+
+    def piece(self, generated: Audio, start: int) -> Audio:
+        """Result for the generated samples from ``start`` on, (n, channels) -> (n, channels)."""
+        stop = start + len(generated)
+        result = generated.copy()
+        kept = 0
+        for region in (*self._regions, Region(self._length, self._length)):
+            first, last = max(kept, start), min(region.start, stop)
+            if first < last:
+                result[first - start : last - start] = self._source[first:last]
+            kept = region.stop
+        for joint in self._joints:
+            here = (joint.inside >= start) & (joint.inside < stop)
+            at = joint.inside[here] - start
+            result[at] = (joint.kept[here] + joint.gain[here] * generated[at]).astype(np.float32)
+        return result
+
+    def seams(self, generated: Audio) -> tuple[Seam, ...]:
+        """The report, from the whole generated audio (L, channels)."""
+        window = max(1, round(_LEVEL_WINDOW_MS * self._sample_rate / 1000))
+        seams: list[Seam] = []
+        for joint in self._joints:
+            before, after = slice(max(0, joint.seam - window), joint.seam), slice(joint.seam, joint.seam + window)
+            kept, made = (before, after) if joint.direction == 1 else (after, before)
+            difference = _level_db(generated[made]) - _level_db(self._source[kept])
+            seams.append(
+                Seam(
+                    sample=joint.seam,
+                    side="in" if joint.direction == 1 else "out",
+                    crossfade_samples=len(joint.inside),
+                    level_difference_db=difference,
+                )
+            )
+        return tuple(seams)
+
+
+def first_uncovered(regions: Sequence[Region], source_samples: int, clip_samples: int) -> int | None:
+    """First sample of the clip that is neither in a region nor in the source; None when all are. Regions in order."""
+    position = source_samples
+    for region in regions:
+        if region.start <= position:
+            position = max(position, region.stop)
+    return position if position < clip_samples else None
+
+
+def _check_cover(regions: Sequence[Region], length: int, source_length: int) -> None:
+    for region in regions:
+        if region.stop > length:
+            raise ValueError(f"region {region.start}..{region.stop} (samples) leaves the clip of {length} samples")
+    gap = first_uncovered(regions, source_length, length)
+    if gap is not None:
+        raise ValueError(f"the source has {source_length} samples: sample {gap} is neither kept nor generated")
+
+
+@dataclass(frozen=True)
+class _Joint:
+    """Crossfade of one seam, n samples from the seam into the region: result = kept + gain * generated."""
+
+    seam: int
+    direction: int  # 1: the region begins at the seam, -1: it ends there
+    inside: NDArray[np.int64]  # (n,) samples of the clip
+    kept: NDArray[np.float64]  # (n, channels) faded source
+    gain: NDArray[np.float64]  # (n, 1)
+
+
+def _joint(source: Audio, seam: int, samples: int, direction: int) -> _Joint:
+    steps = np.arange(samples)
+    inside = seam + steps if direction == 1 else seam - 1 - steps  # from the seam into the region
+    mirrored = np.maximum(0, 2 * len(source) - 1 - inside)  # about the end of the source
+    usable = np.where(inside < len(source), inside, mirrored)
+    angle = ((steps + 0.5) / max(1, samples) * (np.pi / 2))[:, None]
+    return _Joint(seam, direction, inside, np.cos(angle) * source[usable], np.sin(angle))
+
+
+def _level_db(audio: Audio) -> float:
+    power = float(np.mean(audio.astype(np.float64) ** 2)) if audio.size else 0.0
+    return max(_SILENCE_DB, 10 * math.log10(power)) if power > 0 else _SILENCE_DB

@@ -1,0 +1,301 @@
+"""What a user can ask for, checked before any work, and the plan that both backends carry out.
+
+``validate`` refuses what cannot be done, in one line each; ``plan`` turns a request into lengths, masks, schedule and
+regions. Neither looks at weights.
+
+Shapes: B batch, T latent frames, L samples; audio is float32 (L, channels) at the model's sample rate.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sa3_mlx.common.files.audio import Audio, check_audio
+from sa3_mlx.common.model.chunks import Direction, check_chunk_frames
+from sa3_mlx.common.model.config import Config, DiffusionConfig, ModelConfig
+from sa3_mlx.common.model.lengths import Lengths, clip_lengths, longest, samples_to_seconds, seconds_to_samples
+
+from .noise import check_seed
+from .regions import Region, first_uncovered, generated_frames, keep_frames, to_regions
+from .schedule import sigmas
+
+SAMPLER_NAMES = ("euler", "pingpong", "dpmpp", "rk4")
+STEPS_MAX = 1000
+HEAD_ROOM_MAX = 60.0
+CROSSFADE_MAX_MS = 1000.0
+DEFAULT_CROSSFADE_MS = 20.0
+
+
+# How long weights stay in memory: "run" from their first use on, for further runs too; "phase" until the run needs the
+# part no more; "step" as "phase", and the blocks of the DiT, one by one, only while a step computes with them.
+Residency = Literal["run", "phase", "step"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One clip of a batch."""
+
+    prompt: str
+    seconds: float
+    seed: int
+    negative_prompt: str | None = None  # steers away from it; needs a guidance scale other than 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guidance(Config):
+    """Classifier-free guidance [B18-B21]; the defaults are the official ones and mean no guidance at scale 1."""
+
+    scale: float = 1.0
+    apg: float = 1.0  # 0 plain guidance, 1 only the part orthogonal to the conditional prediction
+    rescale: float = 0.0
+    interval: tuple[float, float] = (0.0, 1.0)  # times t in which guidance is on
+    norm_threshold: float = 0.0  # 0 off
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitAudio:
+    """Start from this audio instead of from noise alone; ``noise_level`` 1 forgets it, near 0 keeps it [B30]."""
+
+    audio: Audio
+    noise_level: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inpaint:
+    """Generate the regions (start, end), in seconds, of this audio and keep the rest [B34]."""
+
+    audio: Audio
+    regions: tuple[tuple[float, float], ...]
+
+
+Source = TypeVar("Source", InitAudio, Inpaint)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A batch of clips. ``init`` and ``inpaint`` are shared by all items, or a tuple with one for each item."""
+
+    items: tuple[Item, ...]
+    steps: int
+    sampler: str
+    guidance: Guidance = Guidance()
+    init: InitAudio | tuple[InitAudio, ...] | None = None
+    inpaint: Inpaint | tuple[Inpaint, ...] | None = None
+    monotone: bool = False  # schedule that only descends from the init noise level, instead of [B23]
+    head_room_seconds: float | None = None  # None: the model's own [B31]
+    crossfade_ms: float | None = DEFAULT_CROSSFADE_MS  # None: no paste-back, the model's audio as it is
+    decode_noise: bool = False  # the two noise terms of the official decoder [B47]
+    chunk_frames: int | None = None  # latent frames per decoded chunk; None: the backend's choice
+    encode_chunk_frames: int | None = None  # latent frames per encoded chunk; None: the backend's choice
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defaults:
+    steps: int
+    sampler: str
+    guidance_scale: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A request in frames and samples; but for ``frames`` and ``head_room_seconds`` one entry per item."""
+
+    frames: int  # T
+    head_room_seconds: float
+    lengths: Lengths
+    padding_mask: NDArray[np.bool_]  # (B, T) true at valid frames
+    sigmas: NDArray[np.float32]  # (B, steps + 1)
+    init: tuple[InitAudio, ...] | None
+    inpaint: tuple[Inpaint, ...] | None
+    regions: tuple[tuple[Region, ...], ...]  # samples; empty without inpainting
+    keep_frames: NDArray[np.float32]  # (B, T) 1 keep, 0 generate; all 0 without inpainting [B7]
+
+
+def defaults(config: ModelConfig) -> Defaults:
+    """Steps, sampler and guidance scale that suit the model's objective [B26]."""
+    if _diffusion(config).objective == "rf_denoiser":
+        return Defaults(steps=8, sampler="pingpong", guidance_scale=1.0)
+    return Defaults(steps=50, sampler="euler", guidance_scale=7.0)
+
+
+def extend(audio: Audio, seconds: float, config: ModelConfig) -> Inpaint:
+    """Continuation: an ``Inpaint`` that keeps all of ``audio`` (L, channels) and generates from its end to ``seconds``.
+
+    Raises ValueError when the clip would not get longer.
+    """
+    check_audio(audio, "extend", config.audio_channels)
+    end = samples_to_seconds(len(audio), config.sample_rate)
+    if not seconds_to_samples(_finite(seconds, "seconds"), config.sample_rate) > len(audio):
+        raise ValueError(f"extend to {seconds:g} s: the audio has {end:.3f} s already; ask for a longer clip")
+    return Inpaint(audio=audio, regions=((end, seconds),))
+
+
+def validate(request: Request, config: ModelConfig) -> None:
+    """Raises ValueError, one line that says what was given and what is allowed, unless the request can be done."""
+    _diffusion(config)
+    if not isinstance(request.items, tuple) or not request.items:
+        raise ValueError("items is empty: a request needs a tuple of at least one Item")
+    for number, item in enumerate(request.items):
+        _check_item(item, f"item {number}: " if len(request.items) > 1 else "", request, config)
+    _check_sampling(request)
+    _check_guidance(request.guidance)
+    for number, init in enumerate(_per_item(request.init, InitAudio, "init", request) or ()):
+        name = _name("init", number, request.init)
+        check_audio(init.audio, f"{name} audio", config.audio_channels)
+        if not 0 < _finite(init.noise_level, f"{name} noise level") <= 1:
+            raise ValueError(f"{name} noise level is {init.noise_level:g}: allowed is above 0 and up to 1")
+    for number, inpaint in enumerate(_per_item(request.inpaint, Inpaint, "inpaint", request) or ()):
+        _check_inpaint(inpaint, request.items[number], _name("inpaint", number, request.inpaint), config)
+    sizes: dict[Direction, int | None] = {"decode": request.chunk_frames, "encode": request.encode_chunk_frames}
+    for direction, size in sizes.items():
+        if size is not None:
+            _check_int(size, "chunk_frames", 1, 2**20)
+            check_chunk_frames(size, config.same, direction)
+
+
+def plan(request: Request, config: ModelConfig) -> Plan:
+    """Validate and work out everything that is known before the model runs."""
+    validate(request, config)
+    diffusion = _diffusion(config)
+    head_room = diffusion.head_room_seconds if request.head_room_seconds is None else request.head_room_seconds
+    lengths = clip_lengths([item.seconds for item in request.items], config, head_room)
+    init = _per_item(request.init, InitAudio, "init", request)
+    inpaint = _per_item(request.inpaint, Inpaint, "inpaint", request)
+    regions = tuple(to_regions(item.regions, config.sample_rate) for item in inpaint or ())
+    keep = np.zeros((len(request.items), lengths.frames), dtype=np.float32)
+    for row, item_regions in enumerate(regions):
+        keep[row] = keep_frames(
+            item_regions, lengths.output_samples[row], lengths.frames, config.same.samples_per_latent
+        )
+    levels = [item.noise_level for item in init] if init else 1.0
+    return Plan(
+        frames=lengths.frames,
+        head_room_seconds=head_room,
+        lengths=lengths,
+        padding_mask=np.arange(lengths.frames)[None] < np.array(lengths.valid)[:, None],
+        sigmas=sigmas(diffusion.shift, request.steps, levels, lengths.effective, monotone=request.monotone),
+        init=init,
+        inpaint=inpaint,
+        regions=regions or tuple(() for _ in request.items),
+        keep_frames=keep,
+    )
+
+
+def _diffusion(config: ModelConfig) -> DiffusionConfig:
+    if config.diffusion is None:
+        raise ValueError(f"{config.name} is an autoencoder alone and cannot generate; choose a model with a DiT")
+    return config.diffusion
+
+
+def _check_item(item: Item, where: str, request: Request, config: ModelConfig) -> None:
+    _check_text(item.prompt, f"{where}prompt")
+    if item.negative_prompt is not None:
+        _check_text(item.negative_prompt, f"{where}negative prompt")
+        if request.guidance.scale == 1:
+            raise ValueError(f"{where}a negative prompt has no effect at guidance scale 1; use a scale such as 4")
+    seconds = _finite(item.seconds, f"{where}seconds")
+    if not 0 < seconds <= config.max_seconds:
+        raise ValueError(f"{where}seconds is {seconds:g}: {config.name} makes above 0 to {longest(config)}")
+    if not seconds_to_samples(seconds, config.sample_rate):
+        raise ValueError(f"{where}seconds is {seconds:g}: that is less than one sample at {config.sample_rate} Hz")
+    try:
+        check_seed(item.seed)
+    except ValueError as error:
+        raise ValueError(f"{where}{error}") from error
+
+
+def _check_sampling(request: Request) -> None:
+    _check_int(request.steps, "steps", 1, STEPS_MAX)
+    if request.sampler not in SAMPLER_NAMES:
+        raise ValueError(f"sampler is {request.sampler!r}: allowed are {', '.join(SAMPLER_NAMES)}")
+    if request.head_room_seconds is not None:
+        _check_range(request.head_room_seconds, "head room", 0, HEAD_ROOM_MAX, " s")
+    if request.crossfade_ms is not None:
+        _check_range(request.crossfade_ms, "crossfade", 0, CROSSFADE_MAX_MS, " ms")
+    if request.monotone and request.init is None:
+        raise ValueError("the monotone schedule is for init audio: without it the schedule always descends")
+
+
+def _check_guidance(guidance: Guidance) -> None:
+    _check_range(guidance.scale, "guidance scale", 0, 100)
+    _check_range(guidance.apg, "guidance apg", 0, 1)
+    _check_range(guidance.rescale, "guidance rescale", 0, 1)
+    _check_range(guidance.norm_threshold, "guidance norm threshold", 0, 1e9)
+    if len(guidance.interval) != 2:
+        raise ValueError(f"guidance interval is {guidance.interval}: expected (start, end)")
+    start, end = guidance.interval
+    if not 0 <= _finite(start, "guidance interval") <= _finite(end, "guidance interval") <= 1:
+        raise ValueError(f"guidance interval is {start:g}..{end:g}: expected 0 <= start <= end <= 1")
+    if guidance.scale == 1 and guidance != Guidance():
+        raise ValueError(
+            "guidance apg, rescale, interval and norm threshold have no effect at guidance scale 1; use a "
+            "scale such as 4, or leave them out"
+        )
+
+
+def _check_inpaint(inpaint: Inpaint, item: Item, name: str, config: ModelConfig) -> None:
+    check_audio(inpaint.audio, f"{name} audio", config.audio_channels)
+    if not inpaint.regions:
+        raise ValueError(f"{name}: no region to generate; give at least one as (start, end) in seconds")
+    regions = to_regions(inpaint.regions, config.sample_rate)
+    clip = seconds_to_samples(item.seconds, config.sample_rate)
+    ratio = config.same.samples_per_latent
+    for region in regions:
+        text = f"{name} region {region.start / config.sample_rate:.3f}:{region.stop / config.sample_rate:.3f}"
+        if region.stop > clip:
+            raise ValueError(f"{text}: ends outside the clip of {item.seconds:g} s; end it there or ask for more")
+        if not generated_frames(region, ratio):
+            shortest = ratio / config.sample_rate
+            raise ValueError(f"{text}: too short, no latent frame begins in it; use at least {shortest:.3f} s")
+    if first_uncovered(regions, len(inpaint.audio), clip) is not None:
+        raise ValueError(
+            f"{name}: the audio ends at {len(inpaint.audio) / config.sample_rate:.3f} s and the clip at "
+            f"{item.seconds:g} s; add a region from the audio's end to the clip's end, or shorten the clip"
+        )
+
+
+def _per_item(
+    value: Source | tuple[Source, ...] | None, kind: type[Source], name: str, request: Request
+) -> tuple[Source, ...] | None:
+    """A shared value repeated for every item, or the tuple itself."""
+    if value is None:
+        return None
+    values = value if isinstance(value, tuple) else (value,) * len(request.items)
+    if len(values) != len(request.items):
+        raise ValueError(f"{name} has {len(values)} entries for {len(request.items)} items: give one, or one per item")
+    for entry in values:
+        if not isinstance(entry, kind):
+            raise ValueError(f"{name} is {type(entry).__name__}: expected {kind.__name__}")
+    return values
+
+
+def _name(name: str, number: int, value: object) -> str:
+    return f"{name} {number}" if isinstance(value, tuple) else name
+
+
+def _check_text(text: object, name: str) -> None:
+    if not isinstance(text, str):
+        raise ValueError(f"{name} is {type(text).__name__}: expected text")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"{name} is not valid text: its bytes are not UTF-8")
+
+
+def _finite(value: float, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name} is {value!r}: expected a finite number")
+    return value
+
+
+def _check_range(value: float, name: str, low: float, high: float, unit: str = "") -> None:
+    if not low <= _finite(value, name) <= high:
+        raise ValueError(f"{name} is {value:g}{unit}: allowed are {low:g} to {high:g}{unit}")
+
+
+def _check_int(value: int, name: str, low: int, high: int) -> None:
+    if type(value) is not int or not low <= value <= high:
+        raise ValueError(f"{name} is {value!r}: allowed are the integers {low} to {high}")

@@ -1,0 +1,1 @@
+"""Quantization: the packed format, methods, recipes, calibration, the writer."""

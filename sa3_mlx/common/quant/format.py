@@ -1,0 +1,125 @@
+"""What a weight file with quantized layers holds, and how it says so.
+
+The metadata of ``model.safetensors`` has an entry "quantization": the recipe, the hash of the file it was made from and
+the grid of every quantized layer. Such a layer has ``<path>.weight`` (uint32 words), ``<path>.scales`` and
+``<path>.biases`` in place of its matrix. Files without the entry hold no quantized layer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from sa3_mlx.common.files.safetensors import TensorFile
+from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE, Shapes, check_tensors, expected_tensors
+from sa3_mlx.common.model.config import Config, ConfigError, ModelConfig
+
+from .affine import Packed, Storage, check_grid
+
+METADATA_KEY = "quantization"
+STORAGES = ("F16", "BF16")  # of scales and biases
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid(Config):
+    """Bits of a code and values that share a scale and a bias."""
+
+    bits: int
+    group: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        """With a scale and a bias of 16 bits each."""
+        return self.bits + 32 / self.group
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedLayer(Config):
+    """One quantized linear map; ``path`` is the name of its matrix without ".weight"."""
+
+    path: str
+    grid: Grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization(Config):
+    """The "quantization" entry of a weight file."""
+
+    recipe: str
+    source: str  # hash of the weights that were quantized
+    layers: tuple[QuantizedLayer, ...]
+
+    def grids(self) -> dict[str, Grid]:
+        """Grid of every quantized layer, by path."""
+        return {layer.path: layer.grid for layer in self.layers}
+
+    def to_metadata(self) -> dict[str, str]:
+        return {METADATA_KEY: json.dumps(self.to_dict(), separators=(",", ":"))}
+
+    @classmethod
+    def read(cls, file: TensorFile) -> Quantization | None:
+        """The entry of a file, or None. Raises ConfigError for one that cannot be read."""
+        if METADATA_KEY not in file.metadata:
+            return None
+        try:
+            data = json.loads(file.metadata[METADATA_KEY])
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{file.path}: its quantization entry is not valid JSON ({error})") from error
+        return cls.from_dict(data, where=f"{file.path}: {METADATA_KEY}")
+
+
+def stored_tensors(shapes: Shapes, grids: Mapping[str, Grid]) -> Shapes:
+    """Names and shapes in a file: words, scales and biases in place of the matrices with a grid.
+
+    Raises ValueError for a grid of something that is no matrix of the model, and for one that does not fit its rows.
+    """
+    stored = dict(shapes)
+    for path, grid in grids.items():
+        shape = shapes.get(f"{path}.weight", ())
+        if len(shape) != 2:
+            raise ValueError(f"quantization: the model has no linear map {path!r}")
+        check_grid(grid.bits, grid.group, shape[1])
+        stored[f"{path}.weight"] = (shape[0], shape[1] * grid.bits // 32)
+        stored[f"{path}.scales"] = stored[f"{path}.biases"] = (shape[0], shape[1] // grid.group)
+    return stored
+
+
+def check_file(file: TensorFile, config: ModelConfig, parts: Collection[str] | None = None) -> dict[str, Grid]:
+    """Grids of the quantized layers of a weight file, or of some parts of it, after a strict check.
+
+    Raises ValueError that lists every tensor that does not fit the configuration.
+    """
+    quantization = Quantization.read(file)
+    grids = {} if quantization is None else quantization.grids()
+    found = file.shapes()
+    if parts is not None:
+        prefixes = tuple(f"{part}." for part in parts)
+        grids = {path: grid for path, grid in grids.items() if path.startswith(prefixes)}
+        found = {name: shape for name, shape in found.items() if name.startswith(prefixes)}
+    check_tensors(stored_tensors(expected_tensors(config, parts), grids), found, str(file.path))
+    for path in grids:
+        kinds = [file.info(f"{path}.{name}")[0] for name in ("weight", "scales", "biases")]
+        if kinds[0] != "U32" or kinds[1] != kinds[2] or kinds[1] not in STORAGES:
+            raise ValueError(f"{file.path}: {path} is stored as {', '.join(kinds)}, must be U32 and twice F16 or BF16")
+    return grids
+
+
+def check_folder(folder: Path, config: ModelConfig) -> None:
+    """Raises ValueError that lists every tensor of ``folder/model.safetensors`` that does not fit the configuration."""
+    with TensorFile.open(folder / WEIGHTS_FILE) as file:
+        check_file(file, config)
+
+
+def read_packed(file: TensorFile, path: str, grid: Grid) -> Packed:
+    """One quantized matrix of a checked file."""
+    return Packed(
+        bits=grid.bits,
+        group=grid.group,
+        storage=cast(Storage, file.info(f"{path}.scales")[0]),
+        words=file.read(f"{path}.weight"),
+        scales=file.read(f"{path}.scales"),
+        biases=file.read(f"{path}.biases"),
+    )

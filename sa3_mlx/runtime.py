@@ -1,0 +1,69 @@
+"""Imports mlx, after settling what makes its matrix products fast and exact: ``from sa3_mlx.runtime import mx, nn``.
+
+On Linux the ``mlx[cpu]`` wheel carries the reference BLAS. OpenBLAS, loaded earlier with global symbols, takes its
+place: 32 to 67 times faster fp32 products, one and two threads (performance spec, section 5.1). A torch that is
+imported later in the same process computes its products with OpenBLAS too; the torch twin alone never comes here.
+``status()`` says what happened.
+
+On an M5, MLX computes fp32 products with the precision of TF32 unless MLX_ENABLE_TF32 is 0: errors of 8e-4 where the
+autoencoder expects 3e-7 (performance spec, section 5.4). Here it is 0 unless the user has set it: 1 is faster there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+_NAMES = ("libopenblas.so.0", "libopenblasp.so.0", "libopenblas.so")  # Debian and most others, Fedora, conda
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """``fast``: fp32 products run at full speed. ``message``: one line for people, with what to do if they do not."""
+
+    fast: bool
+    message: str
+
+
+def _candidates() -> list[str]:
+    """Inside this environment (conda), then wherever the system's loader finds it."""
+    inside = [Path(sys.prefix) / "lib" / name for name in _NAMES]
+    return [*(str(path) for path in inside if path.is_file()), *_NAMES]
+
+
+def _load() -> Status:
+    if sys.platform != "linux":
+        return Status(fast=True, message="not needed on this system")
+    if "mlx.core" in sys.modules:
+        return Status(
+            fast=False, message="mlx was imported before sa3_mlx, so OpenBLAS cannot serve it; swap the imports"
+        )
+    for name in _candidates():
+        try:
+            library = ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+        except OSError:
+            continue
+        if hasattr(library, "cblas_sgemm"):  # some builds export prefixed names only, which mlx does not look for
+            return Status(fast=True, message=f"{name} serves mlx")
+    return Status(
+        fast=False,
+        message="OpenBLAS not found: mlx is 30 times slower or worse; Debian, Ubuntu: apt install libopenblas0-pthread",
+    )
+
+
+_STATUS = _load()
+if sys.platform == "darwin":
+    os.environ.setdefault("MLX_ENABLE_TF32", "0")
+
+import mlx.core as mx  # noqa: E402 (after the above, which it reads)
+import mlx.nn as nn  # noqa: E402
+
+__all__ = ["Status", "mx", "nn", "status"]
+
+
+def status() -> Status:
+    """What was found when this module was imported."""
+    return _STATUS

@@ -1,0 +1,1 @@
+"""Measures of generated sounds as functions of arrays."""

@@ -1,0 +1,181 @@
+"""Flow-matching loss by timestep on held-out latents, beside the zero and the Wiener baseline (training spec, 12.4).
+
+Noise is independent of the data, nothing is kept as context, every clip counts the same.
+Shapes: B batch, T latent frames, C latent channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sa3_torch.conditioner import Conditioner
+from sa3_torch.dit import Conditioning, DiT
+from sa3_torch.guidance import unconditional
+from sa3_torch.pipeline import Pipeline
+from sa3_torch.t5gemma import T5GemmaEncoder
+from sa3_torch.train.data.clip_cache import generator
+from sa3_torch.train.flow.wiener import WienerBaseline
+
+from .latent_clap import padded
+
+Array = NDArray[np.float32]
+Velocity = Callable[[Array, float], Array]  # states (B, T, C) and their time -> (B, T, C)
+
+TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
+_NOISE, _SHUFFLE = 64, 65  # purposes of the random generators
+
+
+class FlowModel(Protocol):
+    """``condition``: captions and seconds of B clips, valid (B, T), and whether the prompt is left out -> velocity."""
+
+    def condition(
+        self, captions: Sequence[str], seconds: Sequence[float], valid: NDArray[np.bool_], *, dropped: bool
+    ) -> Velocity: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentClip:
+    """One held-out clip: latents (T, C), its caption and its full duration."""
+
+    latents: Array
+    caption: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowLosses:
+    """Mean squared errors of the velocity; the tuples go with ``times``. ``wiener_*`` are None where not measured.
+
+    ``shuffled_ratio``: loss with captions of other clips to the loss; ``dropped_ratio``: without captions.
+    """
+
+    times: tuple[float, ...]
+    loss: tuple[float, ...]
+    zero: tuple[float, ...]
+    wiener_frame: tuple[float, ...]
+    wiener_clip: tuple[float, ...]
+    shuffled_ratio: float | None  # None when all captions are the same
+    dropped_ratio: float
+    clips: int
+
+    @property
+    def wiener(self) -> tuple[float, ...]:
+        """At each time the better of both linear estimates."""
+        return tuple(map(min, self.wiener_frame, self.wiener_clip))
+
+    @property
+    def wiener_ratio(self) -> float:
+        """The loss relative to the Wiener baseline at the time where that is highest: below 0.9 is wanted."""
+        return max(a / b for a, b in zip(self.loss, self.wiener, strict=True))
+
+    @property
+    def zero_ratio(self) -> float:
+        return float(np.mean(self.loss) / np.mean(self.zero))
+
+
+class TorchFlow:
+    """The diffusion model of a PyTorch pipeline."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        self.dit = cast(DiT, pipeline.load_part("dit"))
+
+    @torch.no_grad()
+    def condition(
+        self, captions: Sequence[str], seconds: Sequence[float], valid: NDArray[np.bool_], *, dropped: bool
+    ) -> Velocity:
+        pipeline, weight = self.pipeline, next(self.dit.parameters())
+        encoder = cast(T5GemmaEncoder, pipeline.load_part("text_encoder"))
+        conditioner = cast(Conditioner, pipeline.load_part("conditioner"))
+        ids, mask = (torch.from_numpy(x).to(weight.device) for x in pipeline.tokenizer.encode(list(captions)))
+        context, duration = conditioner(encoder(ids.long(), mask), mask, np.array(seconds))
+        channels = pipeline.config.same.latent_channels
+        cond = Conditioning(
+            context=context.to(weight.dtype),
+            seconds=duration.to(weight.dtype),
+            local=torch.zeros(len(captions), 1, channels + 1, device=weight.device, dtype=weight.dtype),
+            valid=torch.from_numpy(valid).to(weight.device),
+        )
+        prepared = self.dit.prepare(unconditional(cond) if dropped else cond)
+
+        @torch.no_grad()
+        def velocity(x: Array, t: float) -> Array:
+            states = torch.from_numpy(x).to(weight.device, weight.dtype)
+            found = self.dit(states, torch.full((len(x),), t, device=weight.device), prepared)
+            return cast(Array, found.float().cpu().numpy())
+
+        return velocity
+
+
+def flow_losses(
+    model: FlowModel,
+    clips: Sequence[LatentClip],
+    training: Sequence[Array],
+    *,
+    times: tuple[float, ...] = TIMES,
+    seed: int = 0,
+    batch: int = 32,
+    advance: Callable[[int], None] = lambda _: None,
+) -> FlowLosses:
+    """Of held-out ``clips``; ``training``: latents (T, C) to which the linear baselines are fitted.
+
+    ``advance`` hears how many clips are done.
+    """
+    if not clips:
+        raise ValueError("the flow-matching loss needs held-out latents with captions; there are none")
+    baselines = [WienerBaseline(training, scope) for scope in ("frame", "clip")]
+    names = ("loss", "zero", "frame", "clip", "shuffled", "dropped")
+    sums = {name: np.zeros(len(times)) for name in names}
+    order, shuffled = sorted(range(len(clips)), key=lambda i: len(clips[i].latents)), other_captions(clips, seed)
+    for start in range(0, len(order), batch):
+        rows = order[start : start + batch]
+        z, valid = padded([clips[i].latents for i in rows])
+        noise = np.stack([generator(seed, _NOISE, i).standard_normal(z.shape[1:], np.float32) for i in rows])
+        captions, seconds = [clips[i].caption for i in rows], [clips[i].seconds for i in rows]
+        velocities = {
+            "loss": model.condition(captions, seconds, valid, dropped=False),
+            "shuffled": model.condition([shuffled[i] for i in rows], seconds, valid, dropped=False),
+            "dropped": model.condition(captions, seconds, valid, dropped=True),
+        }
+        for place, t in enumerate(times):
+            x = ((1 - t) * z + t * noise).astype(np.float32)
+            for name, velocity in velocities.items():
+                sums[name][place] += _errors(velocity(x, t) - (noise - z), valid).sum()
+            for name, baseline in zip(("frame", "clip"), baselines, strict=True):
+                sums[name][place] += baseline.errors(z, valid, noise, t).sum()
+        sums["zero"] += baselines[0].zero_errors(z, valid, noise).sum()
+        advance(len(rows))
+    mean = {name: tuple((values / len(clips)).tolist()) for name, values in sums.items()}
+    different = len({clip.caption for clip in clips}) > 1
+    return FlowLosses(
+        times=times,
+        loss=mean["loss"],
+        zero=mean["zero"],
+        wiener_frame=mean["frame"],
+        wiener_clip=mean["clip"],
+        shuffled_ratio=sum(mean["shuffled"]) / sum(mean["loss"]) if different else None,
+        dropped_ratio=sum(mean["dropped"]) / sum(mean["loss"]),
+        clips=len(clips),
+    )
+
+
+def other_captions(clips: Sequence[LatentClip], seed: int) -> list[str]:
+    """For every clip a caption of one that has another, drawn as often as it occurs; its own if there is no other."""
+    captions, rng = [clip.caption for clip in clips], generator(seed, _SHUFFLE)
+    found = []
+    for caption in captions:
+        others = [other for other in captions if other != caption] or [caption]
+        found.append(others[int(rng.integers(len(others)))])
+    return found
+
+
+def _errors(wrong: Array, valid: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Mean square of (B, T, C) over each item's valid frames -> (B,)."""
+    squares = np.square(wrong.astype(np.float64)).mean(axis=2) * valid
+    return np.asarray(squares.sum(axis=1) / valid.sum(axis=1))

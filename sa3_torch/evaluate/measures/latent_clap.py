@@ -1,0 +1,76 @@
+"""Do sounds match their prompts? By a CLAP on latents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sa3_torch.train.data.clip_cache import generator
+
+_OTHERS = 63  # purpose of the random generator
+_BATCH = 64
+
+
+class LatentClap(Protocol):
+    """Unit vectors (B, E) of latents (B, T, C) at noise level ``t`` (B,), valid (B, T) bool, and of prompts: ``encode``
+    makes ids and mask (B, S) of them."""
+
+    def embed_audio(self, latents: Tensor, valid: Tensor, t: Tensor) -> Tensor: ...
+    def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]: ...
+    def embed_text(self, ids: Tensor, mask: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClapAdherence:
+    """Mean cosines of sounds with their own prompt and with another one (None if there is one prompt alone), and the
+    share of sounds whose own prompt is the nearest of all ``prompts``."""
+
+    own: float
+    other: float | None
+    first: float
+    prompts: int
+
+
+@torch.no_grad()
+def clap_adherence(
+    clap: LatentClap, latents: Sequence[NDArray[np.float32]], prompts: Sequence[str], *, seed: int = 0
+) -> ClapAdherence:
+    """Of clean latents (T, C), one a sound, and their prompts."""
+    if not latents or len(latents) != len(prompts):
+        raise ValueError(f"{len(latents)} latents and {len(prompts)} prompts: expected as many, and at least one")
+    names = sorted(set(prompts))
+    text = clap.embed_text(*clap.encode(names)).double().cpu().numpy()
+    audio = np.concatenate(
+        [_embed(clap, latents[i : i + _BATCH]) for i in range(0, len(latents), _BATCH)]
+    )  # (sounds, E)
+    cosine = audio @ text.T
+    own = np.array([names.index(prompt) for prompt in prompts])
+    rows, rng = np.arange(len(own)), generator(seed, _OTHERS)
+    other = None
+    if len(names) > 1:
+        other = float(cosine[rows, (own + rng.integers(1, len(names), len(own))) % len(names)].mean())
+    return ClapAdherence(
+        own=float(cosine[rows, own].mean()),
+        other=other,
+        first=float((cosine.argmax(axis=1) == own).mean()),
+        prompts=len(names),
+    )
+
+
+def _embed(clap: LatentClap, latents: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
+    z, valid = padded(latents)
+    found = clap.embed_audio(torch.from_numpy(z), torch.from_numpy(valid), torch.zeros(len(z)))
+    return np.asarray(found.double().cpu().numpy())
+
+
+def padded(latents: Sequence[NDArray[np.float32]]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Latents (T, C) of several lengths -> (B, T, C) with zeros behind, valid (B, T)."""
+    frames = max(len(z) for z in latents)
+    z = np.stack([np.pad(clip, ((0, frames - len(clip)), (0, 0))) for clip in latents])
+    return z, np.arange(frames)[None] < np.array([len(clip) for clip in latents])[:, None]

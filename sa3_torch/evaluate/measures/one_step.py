@@ -1,0 +1,57 @@
+"""How near one step comes to what many steps make of the same noise (training spec, section 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sa3_mlx.common.generation.events import Conditioned, Event, Sampled
+from sa3_mlx.common.generation.request import Item, Request
+from sa3_mlx.common.model.config import ModelConfig
+from sa3_torch.evaluate.setting import Setting
+
+Array = NDArray[np.float32]
+
+
+class Streams(Protocol):
+    """Either twin's Pipeline."""
+
+    config: ModelConfig
+
+    def stream(self, request: Request) -> Iterator[Event]: ...
+
+
+ONE_STEP = Setting(sampler="euler", steps=1, guidance=1.0)
+
+
+def sample(pipeline: Streams, request: Request) -> list[Array]:
+    """The latents (T, C) of every item's valid frames, without decoding them."""
+    valid: tuple[int, ...] = ()
+    for event in pipeline.stream(request):
+        if isinstance(event, Conditioned):
+            valid = event.valid
+        if isinstance(event, Sampled):
+            return [z[:frames] for z, frames in zip(event.latents, valid, strict=True)]
+    raise ValueError("the pipeline ended without latents")
+
+
+def one_step_error(made: Sequence[Array], wanted: Sequence[Array]) -> float:
+    """Squared difference of latents (T, C) relative to the variance of the wanted ones about their mean."""
+    if not wanted or len(made) != len(wanted):
+        raise ValueError(f"{len(made)} results for {len(wanted)} wanted ones: expected as many, and at least one")
+    a, b = np.concatenate(made).astype(np.float64), np.concatenate(wanted).astype(np.float64)
+    variance = np.square(b - b.mean(axis=0)).mean()
+    return float(np.square(a - b).mean() / max(variance, 1e-12))
+
+
+def one_steps(pipeline: Streams, batches: Sequence[Sequence[Item]]) -> list[Array]:
+    """What one Euler step without guidance makes of the noise of every item."""
+    return [z for items in batches for z in sample(pipeline, ONE_STEP.request(items))]
+
+
+def many_steps(pipeline: Streams, batches: Sequence[Sequence[Item]], setting: Setting) -> list[Array]:
+    """What ``setting`` makes of the same noise."""
+    return [z for items in batches for z in sample(pipeline, setting.request(items))]

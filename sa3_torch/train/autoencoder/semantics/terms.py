@@ -1,0 +1,123 @@
+"""The networks that shape latents, as terms of a stage: settings, random numbers, warm-up, all processes together.
+
+Shapes: B items of a part, N audio samples, T latent frames, C latent channels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sa3_mlx.common.model.config import Config, ConfigError, ModelConfig
+from sa3_torch.train.flow.choices import truncated_logit_normal
+from sa3_torch.train.networks.init import seeded
+from sa3_torch.train.run.parallel import Part, gather_rows, own_part
+from sa3_torch.train.run.settings import check
+from sa3_torch.train.run.stage import purpose_generator
+
+from .alignment import Alignment, AlignmentConfig
+from .captions import FrozenStates, WordStates
+from .critic import Critic, CriticConfig
+from .regressors import Regressors, RegressorsConfig
+
+_ALIGNMENT, _CRITIC = 201, 202  # purposes of the random generators
+
+
+@dataclass(frozen=True, kw_only=True)
+class SemanticsConfig(Config):
+    """Terms on the latents; a weight of 0 leaves its network out."""
+
+    detached_steps: int  # the networks learn alone; then their gradient reaches the latents
+    least_rank: (
+        float  # share of C below which the effective rank of held-out latents ends the run, once attached; 0 off
+    )
+    alignment_weight: float
+    regressors_weight: float  # of all heads, beside their own weights
+    critic_weight: float
+    text_width: int
+    text_encoder: str  # checkpoint folder whose frozen text encoder reads captions; "": word embeddings, trained
+    alignment: AlignmentConfig
+    regressors: RegressorsConfig
+    critic: CriticConfig
+
+    def __post_init__(self) -> None:
+        check(self, 0, math.inf, "detached_steps", "alignment_weight", "regressors_weight", "critic_weight")
+        check(self, 0, 1, "least_rank")
+        check(self, 1, 1 << 16, "text_width")
+
+
+class Semantics(nn.Module):
+    """The networks whose weight is not zero."""
+
+    def __init__(self, config: SemanticsConfig, model: ModelConfig, *, items: int, samples: int, seed: int) -> None:
+        """``items`` of ``samples`` are the global batch. Raises ValueError where the critic has nothing to compare."""
+        super().__init__()
+        self.config, self.items, self.seed = config, items, seed
+        channels = model.same.latent_channels
+        with seeded(seed):
+            if config.alignment_weight:
+                self.alignment = Alignment(config.alignment, channels)
+            if config.regressors_weight:
+                if samples < config.regressors.size:
+                    raise ConfigError(f"crop_samples is {samples}: regressors look at {config.regressors.size}")
+                ratio = model.same.samples_per_latent
+                self.regressors = Regressors(config.regressors, model.sample_rate, ratio, channels)
+            if config.critic_weight:
+                config.critic.shifts(items)
+                self.words: WordStates | FrozenStates = (
+                    FrozenStates(Path(config.text_encoder), config.text_width)
+                    if config.text_encoder
+                    else WordStates(config.text_width)
+                )
+                self.critic = Critic(config.critic, model.audio_channels, config.text_width, channels)
+
+    def weights(self) -> dict[str, float]:
+        """Of the terms that ``losses`` gives; what else it gives is a measure."""
+        config = self.config
+        found: dict[str, float] = {}
+        if config.alignment_weight:
+            found |= {name: config.alignment_weight * weight for name, weight in Alignment.weights.items()}
+        if config.regressors_weight:
+            found |= {name: config.regressors_weight * weight for name, weight in self.regressors.weights.items()}
+        if config.critic_weight:
+            found |= {name: config.critic_weight * weight for name, weight in Critic.weights.items()}
+        return found
+
+    def follow(self, std: Tensor) -> None:
+        """Once per step, before the losses: standard deviation of the latents of all processes."""
+        if self.config.alignment_weight:
+            self.alignment.follow(std)
+
+    def losses(
+        self, z: Tensor, audio: Tensor, captions: tuple[str, ...], *, step: int, part: Part
+    ) -> dict[str, Tensor]:
+        """Raw terms and measures of the items of ``part``: z (B, T, C), audio (B, N, channels), their captions."""
+        config, detach = self.config, step < self.config.detached_steps
+        found: dict[str, Tensor] = {}
+        if config.alignment_weight:
+            random, rows = purpose_generator(self.seed, _ALIGNMENT, step), part.slice(self.items)
+            t = truncated_logit_normal(self.items, random)[rows]
+            noise = torch.randn(self.items, *z.shape[1:], generator=random)[rows]
+            found |= self.alignment.loss(z, t.to(z.device), noise.to(z.device), detach=detach)
+        if config.regressors_weight:
+            found |= self.regressors.loss(z, audio, detach=detach)
+        if config.critic_weight:
+            found |= self._criticism(z, audio, captions, step=step, detach=detach)
+        return found
+
+    def _criticism(
+        self, z: Tensor, audio: Tensor, captions: tuple[str, ...], *, step: int, detach: bool
+    ) -> dict[str, Tensor]:
+        """The critic compares the items of all processes."""
+        ids, mask = (gather_rows(x.to(z.device)) for x in self.words.encode(captions))
+        z, audio = gather_rows(z), gather_rows(audio)
+        random = purpose_generator(self.seed, _CRITIC, step)
+        corruptions = self.critic.draw(len(z), audio.shape[1], z.shape[1], random).to(z.device)
+        same = torch.unique(ids, dim=0, return_inverse=True)[1]  # (items,), equal for equal captions
+        return self.critic.loss(
+            audio, self.words(ids, mask), mask, z, same, corruptions, rows=own_part().slice(len(z)), detach=detach
+        )

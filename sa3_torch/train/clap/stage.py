@@ -1,0 +1,254 @@
+"""Latent CLAP: sounds and texts that belong together become close vectors (training spec, section 6).
+
+One step: pre-encoded latents with captions; half of them clean, the others with noise of a level from a scrambled
+Sobol sequence; InfoNCE over the whole batch, whatever processes and micro-batches it is spread over. Clips with equal
+captions belong together. The text encoder is that of a model folder and stays as it is.
+
+Shapes: B batch, T latent frames, C latent channels, E size of the shared vectors. t = 0 is data, t = 1 noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from sa3_mlx.common.files.safetensors import TensorFile, tensors_hash
+from sa3_mlx.common.generation.clips import open_tokenizer
+from sa3_mlx.common.model.checkpoint import TOKENIZER_FILE, WEIGHTS_FILE
+from sa3_mlx.common.model.config import Config, ConfigError, ModelConfig
+from sa3_torch.t5gemma import T5GemmaEncoder
+from sa3_torch.train.data.batches import LatentBatch, LatentBatches, SharesConfig
+from sa3_torch.train.data.clip_cache import generator
+from sa3_torch.train.data.latents import LatentItem, LatentSet
+from sa3_torch.train.networks.init import seeded
+from sa3_torch.train.run import parallel
+from sa3_torch.train.run.optimizers import Group, OptimizerConfig
+from sa3_torch.train.run.parallel import Part
+from sa3_torch.train.run.plot import plot_matrix
+from sa3_torch.train.run.settings import check
+from sa3_torch.train.run.stage import Split, Stage, TrainConfig, purpose_generator
+from sa3_torch.weights import EMBEDDING, load_part
+
+from .contrastive import alignment, info_nce, retrieval, uniformity
+from .network import LatentClap, LatentClapConfig, TowerConfig
+
+VALIDATION_TIMES = (0.0, 0.25, 0.5)
+VALIDATION_ROUNDS = 4  # with another clip of every caption and other noise
+_TIMES, _NOISE, _CAPTIONS = 121, 122, 123  # purposes of the random generators
+Vectors = tuple[Tensor, Tensor]  # of sounds and of texts, (B, E) each
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClapConfig(Config):
+    """Settings of ``sa3 train clap``."""
+
+    train: TrainConfig
+    optimizer: OptimizerConfig
+    tower: TowerConfig
+    max_frames: int  # of longer clips a random part is taken
+    buckets: int  # of similar lengths, one for each batch
+    shares: SharesConfig
+    noisy_share: float  # of the items
+    alignment_weight: float
+    uniformity_weight: float  # of sounds and of texts
+    cross_weight: float  # of the uniformity between both
+    validation_captions: int  # retrieval is among at most so many
+
+    def __post_init__(self) -> None:
+        check(self, 1, math.inf, "max_frames", "buckets")
+        check(self, 2, math.inf, "validation_captions")
+        check(self, 0, 1, "noisy_share")
+        check(self, 0, math.inf, "alignment_weight", "uniformity_weight", "cross_weight")
+        if self.train.batch < 2:
+            raise ConfigError(f"train.batch is {self.train.batch}: other clips of the batch are needed, at least 2")
+
+
+class ClapStage(Stage):
+    """``base`` gives the frozen text encoder and its tokenizer, and is the model whose latents these are."""
+
+    name = "clap"
+    model: LatentClap
+
+    def __init__(self, base: Path, config: ClapConfig, latents: LatentSet) -> None:
+        super().__init__()
+        self.config, self.latents, self.tokenizer_file = config, latents, base / TOKENIZER_FILE
+        model_config = ModelConfig.load(base)
+        self.text_encoder = _open_text_encoder(base, model_config)
+        about = LatentClapConfig(
+            tower=config.tower,
+            latent_channels=latents.channels,
+            text=self.text_encoder.config,
+            autoencoder=tensors_hash(base / WEIGHTS_FILE, "same."),
+            text_encoder=tensors_hash(base / WEIGHTS_FILE, "text_encoder."),
+        )
+        with seeded(config.train.seed):
+            self.model = LatentClap(about, self.text_encoder, open_tokenizer(base, model_config)).to(self.device)
+        self.groups = {"clap": Group(network=self.model, optimizer=config.optimizer)}
+        self.batches = LatentBatches(
+            latents,
+            self.model.tokenizer,
+            split="train",
+            batch=config.train.batch,
+            seed=config.train.seed,
+            max_frames=config.max_frames,
+            head_room_frames=0,
+            buckets=config.buckets,
+            multiple=config.tower.frames_per_token,
+            shares=config.shares.to_dict(),
+        )
+        self.rounds = self._rounds()
+        self._kept: Vectors | None = None  # of the whole batch, before its micro-batches
+
+    def _rounds(self) -> list[list[LatentItem]]:
+        """One clip for each of some held-out captions; in every round another clip where there are several."""
+        clips: dict[str, list[LatentItem]] = defaultdict(list)
+        for item in self.latents.items:
+            if item.split == "validation" and item.captions:
+                clips[item.captions[0]].append(item)
+        if len(clips) < 2:
+            raise ValueError(f"{self.latents}: retrieval needs 2 held-out captions or more, got {len(clips)}")
+        names, most = sorted(clips), self.config.validation_captions
+        if len(names) > most:
+            random = generator(self.config.train.seed, _CAPTIONS)
+            names = [names[i] for i in sorted(random.choice(len(names), most, replace=False))]
+        return [[clips[name][turn % len(clips[name])] for name in names] for turn in range(VALIDATION_ROUNDS)]
+
+    def data(self) -> tuple[Split, ...]:
+        held_out = self.rounds[0]
+        return tuple(
+            Split(name=name, items=len(items), seconds=sum(item.seconds for item in items))
+            for name, items in (("train", self.batches.items), ("validation", held_out))
+        )
+
+    def losses(self, step: int) -> dict[str, Tensor]:
+        """Of the whole batch, which this process knows; its own rows carry the gradient."""
+        config, batch = self.config, self.batches.batch(step)
+        audio, text = self._of_whole_batch(self._embed(batch, step, self.part))
+        positives = equal_captions(batch).to(self.device)
+        scale, apart = self.model.scale, ~positives
+        self.notes["measured/scale"] = scale.detach().mean()
+        uniform = uniformity(audio, audio, apart) + uniformity(text, text, apart)
+        terms = {
+            "contrastive": (1.0, info_nce(audio, text, scale, positives)),
+            "alignment": (config.alignment_weight, alignment(audio, text)),
+            "uniformity": (config.uniformity_weight, uniform),
+            "cross": (config.cross_weight, uniformity(audio, text, apart)),
+        }
+        return {name: self.weighted(name, weight, value) for name, (weight, value) in terms.items()}
+
+    def prepare(self, step: int, parts: list[Part]) -> None:
+        """Vectors of the whole batch: each micro-batch has its gradient against all others."""
+        batch = self.batches.batch(step)
+        audio, text = zip(*(self._embed(batch, step, part) for part in parts), strict=True)
+        self._kept = parallel.gather_rows(torch.cat(audio)), parallel.gather_rows(torch.cat(text))
+
+    def _embed(self, batch: LatentBatch, step: int, part: Part) -> Vectors:
+        """Vectors of a part, with the times and the noise of the global batch."""
+        seed, rows = self.config.train.seed, part.slice(len(batch.items))
+        t = draw_times(len(batch.items), self.config.noisy_share, purpose_generator(seed, _TIMES, step))
+        noise = torch.randn(batch.latents.shape, generator=purpose_generator(seed, _NOISE, step))
+        z, eps, valid, ids, mask, t = (
+            x[rows].to(self.device) for x in (batch.latents, noise, batch.valid, batch.ids, batch.mask, t)
+        )
+        with self.autocast():
+            return self.model.embed_audio(add_noise(z, eps, t), valid, t), self.model.embed_text(ids, mask)
+
+    def _of_whole_batch(self, own: Vectors) -> Vectors:
+        """Rows of this part -> those of all, with a gradient that is the sum over what each part says of them."""
+        if self.config.train.accumulate == 1:
+            return parallel.gather_rows(own[0]), parallel.gather_rows(own[1])
+        count = self.part.world
+        # Nothing was prepared where a step is only timed or counted.
+        kept = self._kept or (own[0].detach().repeat(count, 1), own[1].detach().repeat(count, 1))
+        rows = self.part.slice(len(kept[0]))
+
+        def put(whole: Tensor, part: Tensor) -> Tensor:
+            part = part + (count - 1) * (part - part.detach())  # the mean over parts follows
+            return torch.cat([whole[: rows.start], part, whole[rows.stop :]])
+
+        return put(kept[0], own[0]), put(kept[1], own[1])
+
+    def validate(self) -> dict[str, float]:
+        """Retrieval among held-out captions in both directions, by noise level; the scale; uniformity at level 0."""
+        sums: dict[str, float] = defaultdict(float)
+        for turn in range(VALIDATION_ROUNDS):
+            for time in VALIDATION_TIMES:
+                audio, text = self._held_out(turn, time)
+                relevant = torch.eye(len(text), dtype=torch.bool, device=text.device)
+                similarity = (text.double() @ audio.double().T).float()
+                for query, table in (("text", similarity), ("audio", similarity.T)):
+                    for name, value in retrieval(table, relevant).items():
+                        sums[f"{query}_query_{name}_t{time:g}"] += value / VALIDATION_ROUNDS
+                if time == 0:
+                    for name, x in (("audio", audio), ("text", text)):
+                        value = float(uniformity(x.double(), x.double(), ~relevant))
+                        sums[f"uniformity_{name}"] += value / VALIDATION_ROUNDS
+        return {**sums, "scale": float(self.model.scale)}
+
+    def _held_out(self, turn: int, time: float) -> Vectors:
+        """Vectors of the clips of a round, with noise of level ``time``, and of their canonical captions."""
+        items, seed = self.rounds[turn], self.config.train.seed + 1
+        z, valid = pad_latents(self.latents, items, self.config.max_frames)
+        noise = torch.randn(z.shape, generator=purpose_generator(seed, _NOISE, turn))
+        t = torch.full((len(items),), time)
+        x, found = add_noise(z, noise, t), []
+        for start in range(0, len(items), self.config.train.batch):
+            rows = slice(start, start + self.config.train.batch)
+            found.append(self.model.embed_audio(*(each[rows].to(self.device) for each in (x, valid, t))))
+        return torch.cat(found), self.model.embed_text(*self.model.encode([item.captions[0] for item in items]))
+
+    def demo(self, folder: Path, step: int) -> None:
+        """A picture of how similar held-out captions and clips are."""
+        audio, text = self._held_out(0, 0.0)
+        names = [item.captions[0] for item in self.rounds[0]]
+        similarity = (text.double() @ audio.double().T).cpu().numpy()
+        plot_matrix(folder / f"{step:06d}.png", similarity, names, title=f"step {step}: captions (rows), their clips")
+
+    def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        self.model.save(folder, weights, self.tokenizer_file)
+
+
+def draw_times(count: int, noisy_share: float, random: torch.Generator) -> Tensor:
+    """(count,) noise levels: a share of the items, rounded down and chosen at random, gets scrambled Sobol numbers in
+    [0, 1), which spread evenly; the others 0."""
+    noisy = int(count * noisy_share)
+    t = torch.zeros(count)
+    if noisy:
+        sobol = torch.quasirandom.SobolEngine(1, scramble=True, seed=int(torch.randint(2**31, (), generator=random)))
+        t[torch.randperm(count, generator=random)[:noisy]] = sobol.draw(noisy)[:, 0]
+    return t
+
+
+def add_noise(z: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """(1 - t) z + t eps: (B, T, C) each, t (B,)."""
+    time = t[:, None, None]
+    return (1 - time) * z + time * noise
+
+
+def equal_captions(batch: LatentBatch) -> Tensor:
+    """Which pairs belong together: (B, B) bool, true where the canonical captions or the drawn texts are equal."""
+    names = [item.captions[0] for item in batch.items]
+    number = torch.tensor([names.index(name) for name in names])
+    drawn = (batch.ids[:, None] == batch.ids[None]).all(-1)
+    return (number[:, None] == number[None]) | drawn
+
+
+def pad_latents(latents: LatentSet, items: list[LatentItem], max_frames: int) -> tuple[Tensor, Tensor]:
+    """The beginnings of these items: latents (B, T, C) and valid (B, T)."""
+    parts = [latents.read(item, 0, max_frames) for item in items]
+    valid = nn.utils.rnn.pad_sequence([torch.ones(len(part), dtype=torch.bool) for part in parts], batch_first=True)
+    return nn.utils.rnn.pad_sequence(parts, batch_first=True), valid
+
+
+def _open_text_encoder(folder: Path, config: ModelConfig) -> T5GemmaEncoder:
+    """With all its embeddings in memory, as they are exported. Raises ValueError for an autoencoder alone."""
+    encoder = cast(T5GemmaEncoder, load_part(folder, config, "text_encoder", torch.device("cpu"), torch.float32))
+    with TensorFile.open(folder / WEIGHTS_FILE) as file:
+        encoder.embed_tokens = nn.Embedding.from_pretrained(torch.from_numpy(file.read(EMBEDDING)))
+    return encoder

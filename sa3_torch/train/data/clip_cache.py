@@ -1,0 +1,192 @@
+"""Clip cache: one memory-mappable array of concatenated audio plus an index. numpy only.
+
+A cache folder holds ``audio.npy``, float16 of shape (total samples, channels) with channels 1 or 2, and
+``index.json``: {"format", "sample_rate", "about", "clips": [Clip, ...]}. ``offset`` and ``samples`` of a clip are
+rows of the array. float16 keeps 11 bits of mantissa at any level: its noise lies 66 dB below the signal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .recordings import ATTRIBUTION, Credit, write_attribution
+
+FORMAT = "sa3-clips/1"
+SAMPLE_RATE = 44_100
+Audio = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """One sound. ``captions`` are alternatives that say the same; the first is canonical; empty: no caption."""
+
+    id: str
+    captions: tuple[str, ...]
+    seconds: float  # full duration: of an excerpt, that of the piece
+    offset: int  # first row in the audio array
+    samples: int
+    kind: str  # note | drum | noise | chord | sample | user
+    label: str  # class: note, chord, kick, snare, clap, hihat, crash, tom, white, pink, brown, sample, user
+    instrument: str | None
+    midi: int | None  # pitch of a note, root of a chord
+    split: str  # train | validation
+    licence: str = ""  # "": unknown
+    source: str = ""  # "sha256:..." of the file that it was read from; "": made here
+    fields: dict[str, Any] = field(default_factory=dict)  # what else a sidecar said
+
+    @property
+    def caption(self) -> str:
+        return self.captions[0] if self.captions else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """A clip before it has a place in a cache; ``audio`` is (samples,) or (samples, channels), or blocks of it."""
+
+    id: str
+    captions: tuple[str, ...]
+    kind: str
+    label: str
+    instrument: str | None
+    midi: int | None
+    split: str
+    audio: Audio | Iterable[Audio]
+    seconds: float | None = None  # None: that of the audio
+    licence: str = ""
+    source: str = ""
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+def generator(seed: int, *key: int) -> np.random.Generator:
+    """Counter-based random generator of (seed, key...): the same numbers in any order of use, after any resume."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *key])))
+
+
+def write_clips(folder: Path, drafts: Iterable[Draft], *, channels: int, about: dict[str, Any]) -> ClipSet:
+    """Write a cache folder (created; an existing cache is replaced) and open it. ``about`` says how it was made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "index.json").unlink(missing_ok=True)  # the index is written last: a cache with an index is complete
+    clips: list[Clip] = []
+    offset = 0
+    with (folder / "audio.npy").open("wb") as file:
+        _write_header(file, 0, channels)
+        start = file.tell()
+        for draft in drafts:
+            samples = _write_audio(file, draft, channels)
+            fields = {f.name: getattr(draft, f.name) for f in dataclasses.fields(draft) if f.name != "audio"}
+            fields["seconds"] = round(samples / SAMPLE_RATE, 6) if draft.seconds is None else draft.seconds
+            clips.append(Clip(**fields, offset=offset, samples=samples))
+            offset += samples
+        file.seek(0)
+        _write_header(file, offset, channels)
+        if file.tell() != start:
+            raise RuntimeError(
+                "this numpy writes array headers whose size depends on the shape; 1.25 or later does not"
+            )
+    if not clips:
+        raise ValueError(f"no clips for {folder}")
+    entries = [dataclasses.asdict(clip) for clip in clips]
+    index = {"format": FORMAT, "sample_rate": SAMPLE_RATE, "about": about, "clips": entries}
+    (folder / "index.json").write_text(json.dumps(index, indent=0) + "\n")
+    credits = [Credit(id=clip.id, licence=clip.licence, source=clip.source, fields=clip.fields) for clip in clips]
+    write_attribution(folder / ATTRIBUTION, credits)
+    return ClipSet(folder)
+
+
+def _write_audio(file: BinaryIO, draft: Draft, channels: int) -> int:
+    """Append the audio of a draft -> its samples."""
+    samples = 0
+    for block in (draft.audio,) if isinstance(draft.audio, np.ndarray) else draft.audio:
+        audio = block.reshape(len(block), -1)
+        if audio.shape[1] != channels:
+            raise ValueError(f"clip {draft.id}: {audio.shape[1]} channel(s), the cache has {channels}")
+        if not np.isfinite(audio).all():
+            raise ValueError(f"clip {draft.id}: audio is not finite")
+        file.write(audio.astype("<f2").tobytes())
+        samples += len(audio)
+    return samples
+
+
+def _write_header(file: BinaryIO, rows: int, channels: int) -> None:
+    header = {"descr": "<f2", "fortran_order": False, "shape": (rows, channels)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def read_index(folder: Path, *expected: str) -> dict[str, Any]:
+    """``index.json`` of a cache of a format ``expected``. Raises FileNotFoundError, ValueError for another or none."""
+    path, names = folder / "index.json", " or ".join(expected)
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder}: no index.json, so it is not a complete {names} cache; make it again")
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from error
+    found = index.get("format") if isinstance(index, dict) else None
+    if found not in expected:
+        raise ValueError(f"{path}: expected format {names}, got {found}")
+    return dict(index)
+
+
+def write_json(path: Path, data: object) -> None:
+    """Write beside, then rename: the file is complete or not there."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(data, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+class ClipSet:
+    """An opened cache: ``clips`` (list of Clip), ``audio`` (total, channels) float16 memory map, ``about``."""
+
+    def __init__(self, folder: Path) -> None:
+        index = read_index(folder, FORMAT)
+        if index["sample_rate"] != SAMPLE_RATE or not index["clips"]:
+            raise ValueError(
+                f"{folder}: expected clips at {SAMPLE_RATE} Hz, got {len(index['clips'])} at {index['sample_rate']} Hz"
+            )
+        self.about: dict[str, Any] = index["about"]
+        self.clips = [Clip(**{**entry, "captions": tuple(entry["captions"])}) for entry in index["clips"]]
+        self.audio = np.load(folder / "audio.npy", mmap_mode="r")
+        self.channels: int = self.audio.shape[1]
+        needed = max(clip.offset + clip.samples for clip in self.clips)
+        if needed > len(self.audio):
+            raise ValueError(f"{folder}: audio.npy has {len(self.audio)} samples, its index needs {needed}")
+
+    def read(self, clip: Clip, start: int = 0, stop: int | None = None) -> Audio:
+        """Samples [start, stop) of a clip, (samples, channels) float32."""
+        stop = clip.samples if stop is None else min(stop, clip.samples)
+        return np.asarray(self.audio[clip.offset + start : clip.offset + stop], dtype=np.float32)
+
+    def select(self, split: str) -> list[Clip]:
+        """Clips of one split, "train" or "validation"."""
+        if split not in ("train", "validation"):
+            raise ValueError(f"split must be train or validation, got {split!r}")
+        return [clip for clip in self.clips if clip.split == split]
+
+
+def trim(audio: Audio, *, maximum_seconds: float, minimum_seconds: float) -> Audio:
+    """Mono clip cut at its onset and at its end: what lies below -60 dBFS at the end goes, a 10 ms fade closes it.
+
+    The onset is the first sample above -45 dB of the peak, less 2 ms with a fade in. Shorter than the minimum:
+    padded with zeros.
+    """
+    peak = float(np.abs(audio).max())
+    if peak == 0:
+        raise ValueError("cannot trim silence")
+    lead = int(0.002 * SAMPLE_RATE)
+    start = max(0, int(np.argmax(np.abs(audio) > peak * 10 ** (-45 / 20))) - lead)
+    audio = audio[start : start + int(maximum_seconds * SAMPLE_RATE)].copy()
+    loud = np.flatnonzero(np.abs(audio) > 1e-3)
+    fade = int(0.010 * SAMPLE_RATE)
+    audio = audio[: (int(loud[-1]) + 1 if len(loud) else len(audio)) + fade]
+    ramp = np.linspace(1, 0, min(fade, len(audio)), dtype=np.float32)
+    audio[len(audio) - len(ramp) :] *= ramp
+    audio[:lead] *= np.linspace(0, 1, min(lead, len(audio)), dtype=np.float32)
+    return np.pad(audio, (0, max(0, int(minimum_seconds * SAMPLE_RATE) - len(audio))))

@@ -1,0 +1,203 @@
+"""Latents on disk: shards with their index, written piece by piece, read by memory map (training spec, section 3).
+
+A folder holds ``shard-00000.safetensors`` ..., each one tensor "latents" (rows, C) float32 in which the items lie one
+after the other; beside each a ``.json`` with its items; ``silence.safetensors`` with the latent of silence (C,); and,
+last, ``index.json``: a folder with an index is complete. Every stored row is a valid frame: a recording of n samples
+has ceil(n / samples_per_latent) of them, the last one included when any sample falls into it. So the mask of an item
+is ``frames`` times True. 16 bits are not offered: they move latents of size 4 by 2e-3, twice what is allowed.
+
+Shapes: T latent frames, C latent channels.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from sa3_mlx.common.files.safetensors import array_entry, file_hash, write_tensors
+
+from .clip_cache import read_index, write_json
+
+LATENT_FORMAT = "sa3-latents/2"
+_HEADER_BYTES = 256  # of a shard, so that it can be filled in when the number of rows is known
+_STATISTICS_ROWS = 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentItem:
+    """One encoded recording: rows [offset, offset + frames) of a shard. ``seconds`` is its full duration."""
+
+    id: str
+    captions: tuple[str, ...]
+    seconds: float
+    shard: int
+    offset: int
+    frames: int
+    kind: str
+    label: str
+    midi: int | None
+    split: str
+    source: str  # "sha256:..." of the file or of the cached audio
+    licence: str = ""
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+def shard_path(folder: Path, shard: int) -> Path:
+    return folder / f"shard-{shard:05d}.safetensors"
+
+
+class ShardFile:
+    """A shard while it is written: rows are appended; the file gets its name when it is closed."""
+
+    def __init__(self, path: Path, channels: int) -> None:
+        self.path, self.channels, self.rows = path, channels, 0
+        self._part = path.with_name(path.name + ".part")
+        self._file = self._part.open("wb")
+        self._file.write(bytes(_HEADER_BYTES))
+
+    def append(self, latents: Tensor, name: str) -> None:
+        """Latents (T, C) of the item ``name``."""
+        if latents.ndim != 2 or latents.shape[1] != self.channels:
+            raise ValueError(f"{name}: latents must be (T, {self.channels}), got {tuple(latents.shape)}")
+        if not torch.isfinite(latents).all():
+            raise ValueError(f"{name}: latents are not finite")
+        self._file.write(latents.detach().float().cpu().contiguous().numpy().astype("<f4").tobytes())
+        self.rows += len(latents)
+
+    def rollback(self, rows: int) -> None:
+        """Forget what was appended behind ``rows``."""
+        self.rows = rows
+        self._file.seek(_HEADER_BYTES + rows * self.channels * 4)
+        self._file.truncate()
+
+    def close(self) -> str:
+        """Complete the file -> its hash."""
+        size = self.rows * self.channels * 4
+        header = {"latents": {"dtype": "F32", "shape": [self.rows, self.channels], "data_offsets": [0, size]}}
+        text = json.dumps(header, separators=(",", ":")).encode().ljust(_HEADER_BYTES - 8)
+        self._file.seek(0)
+        self._file.write(struct.pack("<Q", len(text)) + text)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        digest = file_hash(self._part)
+        self._part.replace(self.path)
+        return digest
+
+    def abandon(self) -> None:
+        self._file.close()
+        self._part.unlink(missing_ok=True)
+
+
+def write_silence(folder: Path, silence: Tensor) -> None:
+    """``silence`` (C,) is the latent of zeros."""
+    values = silence.detach().float().cpu().numpy()
+    write_tensors(folder / "silence.safetensors", [array_entry("silence", np.ascontiguousarray(values))], {})
+
+
+def write_latents(
+    folder: Path, encoded: Iterable[tuple[LatentItem, Tensor]], *, silence: Tensor, autoencoder: str
+) -> LatentSet:
+    """Write latents (T, C) that are at hand as one shard, and open it. The places in the items are filled in here.
+
+    ``autoencoder`` is the hash of the autoencoder's weights.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "index.json").unlink(missing_ok=True)
+    shard = ShardFile(shard_path(folder, 0), len(silence))
+    items: list[dict[str, Any]] = []
+    try:
+        for item, latents in encoded:
+            place = {"shard": 0, "offset": shard.rows, "frames": len(latents)}
+            shard.append(latents, item.id)
+            items.append({**asdict(item), **place})
+        if not items:
+            raise ValueError(f"no latents for {folder}")
+    except BaseException:
+        shard.abandon()
+        raise
+    rows, digest = shard.rows, shard.close()
+    write_json(shard.path.with_suffix(".json"), {"rows": rows, "hash": digest, "items": items})
+    write_silence(folder, silence)
+    write_json(folder / "index.json", {"format": LATENT_FORMAT, "autoencoder": autoencoder, "shards": 1})
+    return LatentSet(folder, autoencoder=autoencoder)
+
+
+def _count(folder: Path, autoencoder: str) -> int:
+    """Shards in the folder, which this autoencoder must have made."""
+    index = read_index(folder, LATENT_FORMAT)
+    if index["autoencoder"] != autoencoder:
+        raise ValueError(
+            f"{folder} was encoded by autoencoder {index['autoencoder']}, not by {autoencoder}; encode it again"
+        )
+    return int(index["shards"])
+
+
+class LatentSet:
+    """Opened folders; refuses to open one that was encoded by another autoencoder than ``autoencoder`` (a hash).
+
+    ``items`` in the order of the folders and in which they were encoded, ``channels`` C, ``silence`` (C,).
+    """
+
+    def __init__(self, *folders: Path, autoencoder: str) -> None:
+        self.folders, self.autoencoder = folders, autoencoder
+        shards = [shard_path(folder, number) for folder in folders for number in range(_count(folder, autoencoder))]
+        silence: Any = safe_open(folders[0] / "silence.safetensors", framework="pt")  # the library is untyped
+        self.silence: Tensor = silence.get_tensor("silence")
+        self.channels = len(self.silence)
+        self.items: list[LatentItem] = []
+        self._shards: list[Any] = []
+        for path in shards:
+            self._open_shard(path)
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.folders))
+
+    def _open_shard(self, path: Path) -> None:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: missing; encode the recordings again")
+        about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        number = len(self._shards)
+        items = [LatentItem(**{**x, "captions": tuple(x["captions"]), "shard": number}) for x in about["items"]]
+        file: Any = safe_open(path, framework="pt")  # memory-mapped
+        latents = file.get_slice("latents")
+        rows, channels = latents.get_shape()
+        needed = max((item.offset + item.frames for item in items), default=0)
+        if needed > rows or channels != self.channels:
+            raise ValueError(
+                f"{path}: has {rows} frames of {channels} channels, its index needs {needed} of "
+                f"{self.channels}; encode the recordings again"
+            )
+        self.items += items
+        self._shards.append(latents)
+
+    def read(self, item: LatentItem, start: int = 0, stop: int | None = None) -> Tensor:
+        """Frames [start, stop) of an item -> (T, C) float32."""
+        stop = item.frames if stop is None else min(stop, item.frames)
+        rows: Tensor = self._shards[item.shard][item.offset + start : item.offset + stop]
+        return rows.float()
+
+    def statistics(self, split: str | None) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation per channel over one split, or over all -> two (C,) float32; float64 inside."""
+        items = [item for item in self.items if split is None or item.split == split]
+        pieces = [(item, at) for item in items for at in range(0, item.frames, _STATISTICS_ROWS)]
+        count = sum(item.frames for item in items)
+        if not count:
+            raise ValueError(f"{self}: no frames of split {split}")
+        mean = torch.zeros(self.channels, dtype=torch.float64)
+        for item, at in pieces:
+            mean += self.read(item, at, at + _STATISTICS_ROWS).double().sum(0) / count
+        squares = torch.zeros_like(mean)
+        for item, at in pieces:
+            squares += (self.read(item, at, at + _STATISTICS_ROWS).double() - mean).square().sum(0)
+        return mean.float(), (squares / max(count - 1, 1)).sqrt().float()

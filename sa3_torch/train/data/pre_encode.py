@@ -1,0 +1,302 @@
+"""Pre-encoding: every captioned recording to latents, once (training spec, section 3).
+
+Recordings are read, encoded and written piece by piece, so that memory does not grow with their length. What is done
+stands in complete shards: the same command goes on behind the last one, and the result is the same to the bit.
+
+Shapes: L audio samples, T latent frames, C latent channels, R samples per latent.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sa3_mlx.common.files.safetensors import file_hash
+from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
+from sa3_mlx.common.model.chunks import check_chunk_frames, default_chunk_frames, halo, pad_frames
+from sa3_mlx.common.model.config import Config, ConfigError, ModelConfig
+from sa3_mlx.common.version import version
+from sa3_torch.same import SAME
+from sa3_torch.weights import load_part
+
+from .clip_cache import Audio, generator, write_json
+from .latents import LATENT_FORMAT, LatentItem, LatentSet, ShardFile, shard_path, write_silence
+from .recordings import ATTRIBUTION, SILENT, Credit, refuse_failures, write_attribution
+from .sources import Recording, Source
+
+PLAN_FORMAT = "sa3-pre-encode/1"
+SILENCE_FRAMES = 32
+WHOLE_SECONDS = 30  # shorter recordings are encoded in one piece
+_SHIFT = 103  # purpose of the random generator
+
+
+def load_autoencoder(folder: Path, device: str = "cpu") -> tuple[SAME, str]:
+    """The frozen autoencoder of a checkpoint folder in fp32, and the hash of its weights."""
+    same = load_part(folder, ModelConfig.load(folder), "same", torch.device(device), torch.float32)
+    assert isinstance(same, SAME)
+    return same, file_hash(folder / WEIGHTS_FILE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeConfig(Config):
+    """Pre-encoding: ``copies`` - 1 versions of a training recording are shifted by part of a frame."""
+
+    copies: int
+    seed: int
+    shard_frames: int  # a shard is closed when it has so many
+    chunk_frames: int | None  # frames that are encoded at once; None: 30 s
+
+    def __post_init__(self) -> None:
+        if self.copies < 1 or self.seed < 0 or self.shard_frames < 1:
+            raise ConfigError(
+                f"copies {self.copies}, seed {self.seed}, shard_frames {self.shard_frames}: at least 1, "
+                "0 and 1 are allowed"
+            )
+
+
+def chunk_size(same: SAME, sample_rate: int, chunk_frames: int | None) -> int:
+    """Frames that are encoded at once. Raises ValueError for a size that cannot be exact."""
+    if chunk_frames is None:
+        whole = pad_frames(-(-WHOLE_SECONDS * sample_rate // same.config.samples_per_latent), same.config)
+        return max(whole, default_chunk_frames(same.config, "encode"))
+    check_chunk_frames(chunk_frames, same.config, "encode")
+    return chunk_frames
+
+
+@torch.no_grad()
+def encode_blocks(same: SAME, blocks: Iterator[Audio], chunk_frames: int, lead: int = 0) -> Iterator[Tensor]:
+    """Audio in pieces (n, channels), behind ``lead`` zeros -> latents in pieces (T, C): ceil(L / R) frames in all.
+
+    Chunks overlap by the halo of chunks.py, which makes them equal to the whole but for rounding. At most one
+    chunk of audio is held.
+    """
+    size, edge = same.config.samples_per_latent, halo(same.config, "encode")
+    device = same.bottleneck.running_std.device
+    buffer = np.zeros((lead, same.audio_channels), np.float32)
+    first = done = 0  # the frame at which the buffer begins, and frames that were given
+    for block in blocks:
+        buffer = np.concatenate([buffer, block])
+        while len(buffer) > chunk_frames * size:  # more is to come: the right edge is dropped
+            latents = same.encode(torch.from_numpy(buffer[None, : chunk_frames * size]).to(device))[0]
+            keep_stop = first + chunk_frames - edge
+            yield latents[done - first : keep_stop - first]
+            done, start = keep_stop, keep_stop - edge
+            buffer, first = buffer[(start - first) * size :], start
+    if len(buffer):
+        yield same.encode(torch.from_numpy(np.ascontiguousarray(buffer)[None]).to(device))[0, done - first :]
+
+
+@torch.no_grad()
+def silence_latent(same: SAME) -> Tensor:
+    """The latent of zeros away from the ends -> (C,)."""
+    zeros = torch.zeros(1, SILENCE_FRAMES * same.config.samples_per_latent, same.audio_channels)
+    return same.encode(zeros.to(same.bottleneck.running_std.device))[0, SILENCE_FRAMES // 2]
+
+
+@dataclass
+class Progress:
+    """What the complete shards hold; every list of names is part of the details."""
+
+    next: int = 0  # the first recording that is not done
+    shards: int = 0
+    items: list[dict[str, Any]] = field(default_factory=list)  # of the open shard
+    seen: set[str] = field(default_factory=set)  # hashes of sources
+    failures: list[str] = field(default_factory=list)
+    silent: list[str] = field(default_factory=list)
+    duplicates: list[str] = field(default_factory=list)
+    without_caption: list[str] = field(default_factory=list)
+
+    def lists(self) -> dict[str, list[str]]:
+        return {name: getattr(self, name) for name in ("failures", "silent", "duplicates", "without_caption")}
+
+
+class PreEncoder:
+    """Encodes ``source`` with the autoencoder of ``folder`` into ``out``; goes on where an earlier run was stopped."""
+
+    def __init__(self, source: Source, folder: Path, out: Path, config: EncodeConfig, device: str = "cpu") -> None:
+        self.source, self.out, self.config = source, out, config
+        self.model_config = ModelConfig.load(folder)
+        self.same, self.digest = load_autoencoder(folder, device)
+        self.chunk = chunk_size(self.same, self.model_config.sample_rate, config.chunk_frames)
+        out.mkdir(parents=True, exist_ok=True)
+        plan = {
+            "format": PLAN_FORMAT,
+            "autoencoder": self.digest,
+            "recordings": source.listing,
+            "device": device,
+            **config.to_dict(),
+            "chunk_frames": self.chunk,
+        }
+        self.progress = self._resume(plan)
+
+    def run(self) -> LatentSet:
+        """Encode what is left -> the opened latents.
+
+        Raises ValueError with the list when more than 1 % of the recordings cannot be read or have no caption.
+        """
+        if not (self.out / "details.json").is_file():
+            names = self.source.names
+            with tqdm(total=len(names), initial=self.progress.next, desc="encode", mininterval=2.0) as bar:
+                while self.progress.next < len(names):
+                    before = self.progress.next
+                    self._shard()
+                    bar.update(self.progress.next - before)
+            self._finish()
+        return LatentSet(self.out, autoencoder=self.digest)
+
+    def _resume(self, plan: dict[str, Any]) -> Progress:
+        path = self.out / "plan.json"
+        if not path.is_file():
+            if any(self.out.glob("shard-*")):
+                raise ValueError(f"{self.out} holds shards without a plan.json; choose an empty folder")
+            write_json(path, plan)
+            return Progress()
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found != plan:
+            names = ", ".join(sorted(name for name in plan if found.get(name) != plan[name])) or "format"
+            raise ValueError(f"{self.out} was begun with another {names}; choose another folder or remove this one")
+        progress = Progress()
+        while (about := shard_path(self.out, progress.shards).with_suffix(".json")).is_file():
+            data = json.loads(about.read_text(encoding="utf-8"))
+            progress.next, progress.shards = data["next"], progress.shards + 1
+            progress.seen.update(item["source"] for item in data["items"])
+            for name, values in progress.lists().items():
+                values += data[name]
+        return progress
+
+    def _shard(self) -> None:
+        """Encode recordings until a shard is full, and close it."""
+        progress, before = self.progress, {name: len(values) for name, values in self.progress.lists().items()}
+        shard = ShardFile(shard_path(self.out, progress.shards), self.model_config.same.latent_channels)
+        progress.items = []
+        try:
+            while progress.next < len(self.source.names) and shard.rows < self.config.shard_frames:
+                self._recording(shard, progress.next)
+                progress.next += 1
+                refuse_failures(progress.failures, len(self.source.names), "unreadable")
+                refuse_failures(progress.without_caption, len(self.source.names), "without a caption")
+        except BaseException:
+            shard.abandon()
+            raise
+        rows, digest = shard.rows, shard.close()
+        lists = {name: values[before[name] :] for name, values in progress.lists().items()}
+        about = {"rows": rows, "hash": digest, "next": progress.next, **lists, "items": progress.items}
+        write_json(shard.path.with_suffix(".json"), about)  # now it counts
+        progress.shards += 1
+
+    def _recording(self, shard: ShardFile, number: int) -> None:
+        progress, name, rows = self.progress, self.source.names[number], shard.rows
+        try:
+            recording = self.source.recording(number)
+            if self.source.unique and recording.source in progress.seen:
+                progress.duplicates.append(name)
+                return
+            if not recording.captions:
+                progress.without_caption.append(name)
+                return
+            items, peak = self._encode(shard, recording, number)
+        except (ValueError, OSError) as error:
+            shard.rollback(rows)
+            progress.failures.append(f"{name}: {error}")
+            return
+        if peak < SILENT:
+            shard.rollback(rows)
+            progress.silent.append(name)
+            return
+        progress.seen.add(recording.source)
+        progress.items += [asdict(item) for item in items]
+
+    def _encode(self, shard: ShardFile, recording: Recording, number: int) -> tuple[list[LatentItem], float]:
+        """Encode the copies of a recording -> their items, and the peak of the audio.
+
+        The first copy is the recording as it is; the others lie behind a random silence of less than one frame, so that
+        the model meets every phase of a sound against the latent grid.
+        """
+        copies = self.config.copies if recording.split == "train" else 1
+        shifts = generator(self.config.seed, _SHIFT, number).integers(
+            1, self.same.config.samples_per_latent, self.config.copies
+        )
+        items: list[LatentItem] = []
+        peak, samples = 0.0, 0
+
+        def watched() -> Iterator[Audio]:
+            nonlocal peak, samples
+            samples = 0
+            for block in recording.blocks():
+                peak, samples = max(peak, float(np.abs(block).max(initial=0))), samples + len(block)
+                yield block
+
+        for copy in range(copies):
+            offset = shard.rows
+            for latents in encode_blocks(self.same, watched(), self.chunk, int(shifts[copy]) if copy else 0):
+                shard.append(latents, recording.id)
+            if shard.rows == offset:
+                raise ValueError("holds less than one sample at the model's rate")
+            seconds = samples / self.model_config.sample_rate if recording.seconds is None else recording.seconds
+            items.append(
+                LatentItem(
+                    id=f"{recording.id}+{copy}" if copy else recording.id,
+                    captions=recording.captions,
+                    seconds=seconds,
+                    shard=self.progress.shards,
+                    offset=offset,
+                    frames=shard.rows - offset,
+                    kind=recording.kind,
+                    label=recording.label,
+                    midi=recording.midi,
+                    split=recording.split,
+                    source=recording.source,
+                    licence=recording.licence,
+                    fields=recording.fields,
+                )
+            )
+        return items, peak
+
+    def _finish(self) -> None:
+        """Silence, index, attribution and details, once every recording has been seen."""
+        write_silence(self.out, silence_latent(self.same))
+        index = {"format": LATENT_FORMAT, "autoencoder": self.digest, "shards": self.progress.shards}
+        write_json(self.out / "index.json", index)
+        latents = LatentSet(self.out, autoencoder=self.digest)
+        if not latents.items:
+            (self.out / "index.json").unlink()
+            raise ValueError(f"{self.out}: nothing could be encoded: every recording is silent or not readable")
+        self._write_details(latents)
+
+    def _write_details(self, latents: LatentSet) -> None:
+        mean, deviation = latents.statistics(None)
+        originals = {item.source: item for item in reversed(latents.items)}  # without the copies
+        details = {
+            "autoencoder": self.digest,
+            "running_std": float(self.same.bottleneck.running_std),
+            "scale": 1.0,
+            "model": self.model_config.name,
+            "sample_rate": self.model_config.sample_rate,
+            "version": version(),
+            "samples_per_latent": self.same.config.samples_per_latent,
+            "resampling": "soxr VHQ",
+            "precision": "float32",
+            **self.config.to_dict(),
+            "chunk_frames": self.chunk,
+            "recordings": len(self.source.names),
+            "items": len(latents.items),
+            "frames": sum(item.frames for item in latents.items),
+            "seconds": round(sum(item.seconds for item in originals.values()), 6),
+            **self.progress.lists(),
+            "mean": mean.tolist(),
+            "std": deviation.tolist(),
+        }
+        credits = [
+            Credit(id=item.id, licence=item.licence, source=source, fields=item.fields)
+            for source, item in originals.items()
+        ]
+        write_attribution(self.out / ATTRIBUTION, credits)
+        write_json(self.out / "details.json", details)  # last: now the work is done

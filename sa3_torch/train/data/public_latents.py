@@ -1,0 +1,118 @@
+"""The public layout of pre-encoded latents, for exchange with other programs (training spec, section 3).
+
+A folder of ``NNN.npy``, float32 (C, T), with ``NNN.json``: prompt, seconds_start, seconds_total, padding_mask (0/1 per
+frame), sample_rate; and one ``silence.npy`` (1, C, T).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .clip_cache import write_json
+from .latents import LatentItem, LatentSet, write_latents
+from .recordings import ATTRIBUTION, Credit, parse_sidecar, write_attribution
+from .user_folder import split_of
+
+SILENCE_FRAMES = 64
+
+
+def export_public(latents: LatentSet, out: Path, sample_rate: int) -> int:
+    """Write every item -> how many. The padded tail is not stored, so every mask is ones."""
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty; choose an empty folder")
+    out.mkdir(parents=True, exist_ok=True)
+    for number, item in enumerate(latents.items):
+        name = f"{number:010d}"
+        np.save(out / f"{name}.npy", np.ascontiguousarray(latents.read(item).numpy().T))
+        about = {
+            **item.fields,
+            "prompt": item.captions[0] if item.captions else "",
+            "prompts": list(item.captions),
+            "seconds_start": item.fields.get("seconds_start", 0),
+            "seconds_total": item.seconds,
+            "padding_mask": [1] * item.frames,
+            "sample_rate": sample_rate,
+            "licence": item.licence,
+            "id": item.id,
+            "source": item.source,
+            "split": item.split,
+            "kind": item.kind,
+            "label": item.label,
+            "midi": item.midi,
+            "autoencoder": latents.autoencoder,
+        }
+        write_json(out / f"{name}.json", about)
+    silence = latents.silence.numpy()[None, :, None]
+    np.save(out / "silence.npy", np.ascontiguousarray(np.repeat(silence, SILENCE_FRAMES, axis=2)))
+    credits = [
+        Credit(id=item.id, licence=item.licence, source=item.source, fields=item.fields) for item in latents.items
+    ]
+    write_attribution(out / ATTRIBUTION, credits)
+    return len(latents.items)
+
+
+def import_public(folder: Path, out: Path, *, autoencoder: str) -> LatentSet:
+    """Read such a folder into the native layout. ``autoencoder`` is the hash of the weights that made it.
+
+    Frames behind the last valid one are cut. Raises ValueError when the folder says that another autoencoder made it,
+    or for a file that is not valid, naming it.
+    """
+    files = sorted(path for path in folder.rglob("*.npy") if path.name != "silence.npy")
+    quiet = folder / "silence.npy"
+    if not files or not quiet.is_file():
+        raise ValueError(f"{folder}: expected NNN.npy with NNN.json, and silence.npy")
+    silence = np.load(quiet, allow_pickle=False)
+    if silence.ndim != 3:
+        raise ValueError(f"{quiet}: expected shape (1, C, T), got {silence.shape}")
+    middle = torch.from_numpy(silence[0, :, silence.shape[2] // 2].astype(np.float32))
+    return write_latents(out, _items(folder, files, autoencoder), silence=middle, autoencoder=autoencoder)
+
+
+def _items(folder: Path, files: list[Path], autoencoder: str) -> Iterator[tuple[LatentItem, Tensor]]:
+    for path in files:
+        try:
+            about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            latents = np.load(path, allow_pickle=False)
+            item, frames = _item(path.relative_to(folder).as_posix(), about, latents)
+        except (ValueError, OSError, KeyError) as error:
+            raise ValueError(f"{path}: not a pair of the public layout ({' '.join(str(error).split())})") from error
+        made = about.get("autoencoder", autoencoder)
+        if made != autoencoder:
+            raise ValueError(f"{path} was encoded by autoencoder {made}, not by {autoencoder}; encode it again")
+        yield item, torch.from_numpy(np.ascontiguousarray(latents[:, :frames].T.astype(np.float32)))
+
+
+def _item(name: str, about: dict[str, Any], latents: np.ndarray) -> tuple[LatentItem, int]:
+    """The item, and its valid frames."""
+    mask = np.asarray(about["padding_mask"])
+    if latents.ndim != 2 or mask.shape != (latents.shape[1],) or not mask.any():
+        raise ValueError(f"latents {latents.shape} and padding_mask {mask.shape} do not belong together")
+    known = ("padding_mask", "sample_rate", "prompts", "id", "source", "split", "kind", "label", "midi", "autoencoder")
+    fields = {key: value for key, value in about.items() if key not in known}
+    sidecar = parse_sidecar({**fields, "prompt": about.get("prompts", about["prompt"])})
+    if sidecar.seconds_total is None:
+        raise ValueError("seconds_total is missing")
+    source = about.get("source", "")
+    item = LatentItem(
+        id=about.get("id", name),
+        captions=sidecar.captions,
+        seconds=sidecar.seconds_total,
+        shard=0,
+        offset=0,
+        frames=0,
+        kind=about.get("kind", "user"),
+        label=about.get("label", "user"),
+        midi=about.get("midi"),
+        split=about.get("split") or (split_of(source) if source else "train"),
+        source=source,
+        licence=sidecar.licence,
+        fields=sidecar.fields,
+    )
+    return item, int(np.flatnonzero(mask)[-1]) + 1

@@ -1,0 +1,311 @@
+"""WebDataset shards of recordings: tar files written, indexed and streamed through the webdataset library (spec, 11e).
+
+A folder holds ``audio-000000.tar`` ..., samples ``KEY.flac`` (or .wav, .ogg, .mp3: the file as it was) + ``KEY.json``,
+and ``index.json`` with names, counts and hashes. The index makes every place of the stream known: sample i is a
+function of (seed, i), so a resumed run seeks, and nothing but the step has to be kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from sa3_mlx.common.files.audio import check_finite, fit_channels, open_blocks, resample
+
+from .clip_cache import SAMPLE_RATE, Audio, generator, write_json
+from .recordings import (
+    ATTRIBUTION,
+    SUFFIXES,
+    Credit,
+    Sidecar,
+    find_audio,
+    inspect,
+    parse_sidecar,
+    read_sidecar,
+    refuse_failures,
+    write_attribution,
+)
+
+SHARD_FORMAT = "sa3-shards/1"
+_CONTEXT = 1024  # samples of a file read around a piece that is resampled
+_ORDER, _WINDOW = 105, 106  # purposes of the random generators
+
+
+def _library() -> Any:
+    try:
+        import webdataset
+    except ImportError as error:
+        raise ImportError("shards need the webdataset library: pip install 'sa3[train]'") from error
+    from webdataset.gopen import Pipe, gopen_schemes
+
+    def s3(url: str, mode: str, bufsize: int) -> Any:
+        return Pipe(["aws", "s3", "cp", "--quiet", url, "-"], mode=mode, bufsize=bufsize)
+
+    gopen_schemes.setdefault("s3", s3)  # the library knows gs://, https:// and hf://, but not this one
+    return webdataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One tar file; ``name`` is a URL, or relative to the place of the index."""
+
+    name: str
+    samples: int
+    bytes: int
+    hash: str  # "sha256:..." of the tar file
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardIndex:
+    """Shards with names that can be opened."""
+
+    shards: tuple[Shard, ...]
+
+    @property
+    def samples(self) -> int:
+        return sum(shard.samples for shard in self.shards)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSample:
+    """One recording of a shard, undecoded: the bytes of its file."""
+
+    id: str
+    sidecar: Sidecar
+    data: bytes
+    problem: str = ""  # why it cannot be used
+
+    def facts(self) -> tuple[int, int]:
+        """Length in samples at 44.1 kHz, and the sample rate of the file."""
+        with self._open() as file:
+            return round(file.frames * SAMPLE_RATE / file.samplerate), file.samplerate
+
+    def read(self, start: int, stop: int) -> Audio:
+        """Samples [start, stop) at 44.1 kHz, what there is of them, (n, 2). Raises ValueError as ``read_audio``."""
+        with self._open() as file:
+            ratio = file.samplerate / SAMPLE_RATE
+            context = 0 if file.samplerate == SAMPLE_RATE else _CONTEXT  # a resampler rings where its input begins
+            first = min(max(int(start * ratio) - context, 0), file.frames)
+            wanted = min(int(np.ceil(stop * ratio)) + context, file.frames) - first
+            file.seek(first)
+            try:
+                audio = file.read(wanted, dtype="float32", always_2d=True)
+            except (soundfile.LibsndfileError, OSError) as error:
+                raise ValueError(f"{self.id}: cannot be read as audio ({error})") from error
+            if len(audio) < wanted:
+                raise ValueError(f"{self.id}: the file is truncated")
+            check_finite(audio, self.id)
+            rate = file.samplerate
+        if not len(audio):
+            return np.zeros((0, 2), np.float32)
+        lead = start - round(first / ratio)
+        return resample(fit_channels(audio, 2), rate, SAMPLE_RATE)[lead : lead + stop - start]
+
+    def blocks(self, sample_rate: int, channels: int) -> Iterator[Audio]:
+        """The whole audio piece by piece, as ``read_blocks``."""
+        with self._open() as file:
+            yield from open_blocks(file, self.id, sample_rate, channels)
+
+    def _open(self) -> soundfile.SoundFile:
+        if self.problem:
+            raise ValueError(f"{self.id}: {self.problem}")
+        try:
+            return soundfile.SoundFile(io.BytesIO(self.data))
+        except (soundfile.LibsndfileError, OSError) as error:
+            raise ValueError(f"{self.id}: cannot be read as audio ({error})") from error
+
+
+def write_shards(folder: Path, out: Path, *, shard_bytes: int, captions_required: bool) -> ShardIndex:
+    """Pack the recordings of ``folder`` into shards of about ``shard_bytes``, with index and attribution list.
+
+    Equal files give equal shards. Unreadable files and, where required, those without a caption are left out and named
+    in the index; raises ValueError with the list when they are more than 1 %, or when nothing is left.
+    """
+    wds, files = _library(), find_audio(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    if any(out.glob("*.tar")) or (out / "index.json").exists():
+        raise ValueError(f"{out} holds shards already; choose an empty folder")
+    shards: list[Shard] = []
+    credits: list[Credit] = []
+    left_out: dict[str, list[str]] = {"unreadable": [], "without a caption": []}
+    pending = _samples(folder, files, captions_required, left_out, credits)
+    sample = next(pending, None)
+    while sample is not None:
+        path, count, size = out / f"audio-{len(shards):06d}.tar", 0, 0
+        with wds.TarWriter(str(path), encoder=False, mtime=0, user="", group="", compress=False) as writer:
+            while sample is not None and (not count or size < shard_bytes):
+                size += writer.write(sample)
+                count += 1
+                sample = next(pending, None)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        shards.append(Shard(name=path.name, samples=count, bytes=path.stat().st_size, hash=f"sha256:{digest}"))
+    for what, names in left_out.items():
+        refuse_failures(names, len(files), what)
+    if not shards:
+        raise ValueError(f"nothing to pack in {folder}")
+    _write_index(out / "index.json", shards, left_out)
+    write_attribution(out / ATTRIBUTION, credits)
+    return open_index(str(out))
+
+
+def _samples(
+    folder: Path, files: list[Path], captions_required: bool, left_out: dict[str, list[str]], credits: list[Credit]
+) -> Iterator[dict[str, Any]]:
+    for number, path in enumerate(files):
+        name = path.relative_to(folder).as_posix()
+        try:
+            facts, sidecar = inspect(path), read_sidecar(path)
+        except (ValueError, OSError) as error:
+            left_out["unreadable"].append(f"{name}: {error}")
+            continue
+        if captions_required and not sidecar.captions:
+            left_out["without a caption"].append(name)
+            continue
+        about = {
+            **sidecar.fields,
+            "id": name,
+            "source": facts.digest,
+            "licence": sidecar.licence,
+            "prompt": list(sidecar.captions),
+            "seconds_start": sidecar.seconds_start,
+            "seconds_total": sidecar.seconds_total or facts.seconds,
+        }
+        credits.append(Credit(id=name, licence=sidecar.licence, source=facts.digest, fields=sidecar.fields))
+        text = json.dumps(about, sort_keys=True, ensure_ascii=False).encode()
+        yield {"__key__": f"{number:08d}", path.suffix[1:].lower(): path.read_bytes(), "json": text}
+
+
+def _write_index(path: Path, shards: Sequence[Shard], left_out: dict[str, list[str]]) -> None:
+    write_json(path, {"format": SHARD_FORMAT, "shards": [asdict(shard) for shard in shards], "left_out": left_out})
+
+
+def open_index(place: str) -> ShardIndex:
+    """The index of a folder or URL that holds ``index.json``, or of that file. Raises ValueError when it is not one."""
+    wds = _library()
+    place = place.rstrip("/")
+    url = place if place.endswith(".json") else f"{place}/index.json"
+    _check_url(url)
+    if "://" not in url and not Path(url).is_file():
+        raise FileNotFoundError(f"{url}: no such file; make it with `sa3 data index` where others made the shards")
+    with closing(wds.gopen(url, "rb")) as stream:
+        data = json.loads(stream.read())
+    if data.get("format") != SHARD_FORMAT or not data["shards"]:
+        raise ValueError(f"{url}: expected format {SHARD_FORMAT} with shards, got {data.get('format')}")
+    base = url.rpartition("/")[0]
+    shards = [Shard(**shard) for shard in data["shards"]]
+    whole = [not base or "://" in shard.name or shard.name.startswith("/") for shard in shards]
+    named = [shard.name if full else f"{base}/{shard.name}" for shard, full in zip(shards, whole, strict=True)]
+    for name in named:
+        _check_url(name)
+    return ShardIndex(
+        shards=tuple(Shard(**{**asdict(shard), "name": name}) for shard, name in zip(shards, named, strict=True))
+    )
+
+
+def _check_url(url: str) -> None:
+    if url.startswith(("pipe:", "-")):
+        raise ValueError(f"{url}: commands are not run for data; give a path or a URL such as s3://bucket/name.tar")
+
+
+def index_shards(pattern: str, out: Path) -> ShardIndex:
+    """Read shards of others through once, "name-{000000..000009}.tar" or one URL, and write their index to ``out``."""
+    wds = _library()
+    shards = []
+    for url in wds.shardlists.expand_urls(pattern):
+        _check_url(url)
+        count = sum(1 for _ in read_shard(url))
+        digest, size = hashlib.sha256(), 0
+        with closing(wds.gopen(url, "rb")) as stream:
+            while block := stream.read(1 << 24):
+                digest.update(block)
+                size += len(block)
+        name = url if "://" in url else str(Path(url).resolve())
+        shards.append(Shard(name=name, samples=count, bytes=size, hash=f"sha256:{digest.hexdigest()}"))
+    _write_index(out, shards, {})
+    return ShardIndex(shards=tuple(shards))
+
+
+def read_shard(url: str) -> Iterator[ShardSample]:
+    """All samples of a shard in order; those without audio, or with a JSON that is not valid, have a ``problem``."""
+    wds = _library()
+    _check_url(url)
+    for sample in wds.tariterators.tarfile_samples(iter([{"url": url}])):
+        name, sidecar, problem = f"{url}: {sample['__key__']}", Sidecar(), ""
+        suffix = next((name for name in SUFFIXES if name[1:] in sample), None)
+        if suffix is None:
+            problem = f"no audio among {', '.join(key for key in sample if key[0] != '_')}"
+        try:
+            sidecar = parse_sidecar(json.loads(sample["json"])) if "json" in sample else sidecar
+        except ValueError as error:
+            problem = f"sidecar is not valid: {error}"
+        yield ShardSample(
+            id=str(sidecar.fields.get("id", name)),
+            sidecar=sidecar,
+            problem=problem,
+            data=b"" if suffix is None else sample[suffix[1:]],
+        )
+
+
+class ShardStream:
+    """Endless samples of one stream of several, a function of (seed, number).
+
+    Stream s of n owns the shards s, s + n, ...; every epoch their order is drawn anew, and within windows of ``window``
+    samples, which are held in memory, the order of the samples.
+    """
+
+    def __init__(self, index: ShardIndex, *, seed: int, stream: int, streams: int, window: int) -> None:
+        if not 0 <= stream < streams or window < 1:
+            raise ValueError(f"stream {stream} of {streams}, window {window}: at least 1 each is allowed")
+        self._shards = index.shards[stream::streams]
+        self.samples = sum(shard.samples for shard in self._shards)
+        if not self.samples:
+            raise ValueError(f"{len(index.shards)} shards are too few for {streams} streams; make more, smaller shards")
+        self.seed, self.stream, self.window = seed, stream, window
+        self._loaded: tuple[int, int] | None = None
+        self._samples: list[ShardSample] = []
+        self._reader: tuple[tuple[int, int], Iterator[ShardSample]] | None = None  # what it gives next, and the rest
+
+    def sample(self, number: int) -> ShardSample:
+        """The sample of this number; numbers in rising order read every shard once."""
+        epoch, place = divmod(number, self.samples)
+        window, within = divmod(place, self.window)
+        if self._loaded != (epoch, window):
+            start = window * self.window
+            stop = min(start + self.window, self.samples)
+            self._samples = [self._next(epoch, at) for at in range(start, stop)]
+            self._loaded = (epoch, window)
+        order = generator(self.seed, _WINDOW, self.stream, epoch, window).permutation(len(self._samples))
+        return self._samples[order[within]]
+
+    def _next(self, epoch: int, place: int) -> ShardSample:
+        if self._reader is None or self._reader[0] != (epoch, place):
+            self._reader = ((epoch, place), self._read_from(epoch, place))
+        reader = self._reader[1]
+        self._reader = ((epoch, place + 1), reader)
+        return next(reader)
+
+    def _read_from(self, epoch: int, place: int) -> Iterator[ShardSample]:
+        """The samples of an epoch in the order of their shards, from ``place`` on."""
+        for number in generator(self.seed, _ORDER, self.stream, epoch).permutation(len(self._shards)):
+            shard = self._shards[number]
+            if place >= shard.samples:
+                place -= shard.samples
+                continue
+            count = 0
+            for sample in read_shard(shard.name):
+                count += 1
+                if count > place:
+                    yield sample
+            if count != shard.samples:
+                raise ValueError(f"{shard.name}: has {count} samples, its index says {shard.samples}; index it again")
+            place = 0

@@ -1,0 +1,178 @@
+"""What can be encoded to latents: a clip cache, a folder of recordings, shards: one interface (training spec, 3)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from sa3_mlx.common.files.audio import fit_channels, read_blocks
+
+from .clip_cache import FORMAT, Audio, ClipSet, read_index
+from .recordings import find_audio, hash_file, read_sidecar
+from .shards import SHARD_FORMAT, ShardIndex, ShardSample, open_index, read_shard
+from .user_folder import split_of
+
+_BLOCK = 1 << 18  # samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """One sound to encode; ``blocks()`` gives its audio piece by piece, (n, channels) at the model's sample rate."""
+
+    id: str
+    captions: tuple[str, ...]
+    seconds: float | None  # full duration where the sound is an excerpt; None: that of the audio
+    kind: str
+    label: str
+    midi: int | None
+    split: str
+    source: str
+    licence: str
+    blocks: Callable[[], Iterator[Audio]]
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """``names`` of the recordings in a fixed order; ``listing`` changes when there are others."""
+
+    names: list[str]
+    listing: str
+    unique: bool  # whether the same audio under two names is encoded once
+
+    def recording(self, number: int) -> Recording:
+        """Raises ValueError or OSError when it, or its sidecar, cannot be read."""
+
+
+def open_source(path: Path, sample_rate: int, channels: int) -> Source:
+    """A clip cache or shards (a folder with an ``index.json`` that says so), or a folder of recordings."""
+    if (path / "index.json").is_file():
+        if read_index(path, FORMAT, SHARD_FORMAT)["format"] == SHARD_FORMAT:
+            return ShardSource(open_index(str(path)), sample_rate, channels)
+        return ClipSource(ClipSet(path), channels)
+    return FolderSource(path, sample_rate, channels)
+
+
+class ClipSource:
+    """The captioned clips of a cache."""
+
+    unique = False
+
+    def __init__(self, clips: ClipSet, channels: int) -> None:
+        self._set, self._channels = clips, channels
+        self._clips = [clip for clip in clips.clips if clip.captions]
+        if not self._clips:
+            raise ValueError("no clip of the cache has a caption, and a diffusion model is trained on captions")
+        self.names = [clip.id for clip in self._clips]
+        self.listing = _digest([(clip.id, clip.offset, clip.samples) for clip in self._clips])
+
+    def recording(self, number: int) -> Recording:
+        clip = self._clips[number]
+
+        def blocks() -> Iterator[Audio]:
+            for start in range(0, clip.samples, _BLOCK):
+                yield fit_channels(self._set.read(clip, start, start + _BLOCK), self._channels)
+
+        digest = hashlib.sha256()
+        for block in blocks():
+            digest.update(block.astype("<f4").tobytes())
+        return Recording(
+            id=clip.id,
+            captions=clip.captions,
+            seconds=clip.seconds,
+            kind=clip.kind,
+            label=clip.label,
+            midi=clip.midi,
+            split=clip.split,
+            source=clip.source or f"sha256:{digest.hexdigest()}",
+            licence=clip.licence,
+            blocks=blocks,
+            fields=clip.fields,
+        )
+
+
+class FolderSource:
+    """The audio files of a folder (recordings.py), in the order of their names."""
+
+    unique = True
+
+    def __init__(self, folder: Path, sample_rate: int, channels: int) -> None:
+        self._folder, self._sample_rate, self._channels = folder, sample_rate, channels
+        self._files = find_audio(folder)
+        self.names = [path.relative_to(folder).as_posix() for path in self._files]
+        self.listing = _digest([(n, path.stat().st_size) for n, path in zip(self.names, self._files, strict=True)])
+
+    def recording(self, number: int) -> Recording:
+        path = self._files[number]
+        sidecar, source = read_sidecar(path), hash_file(path)
+        return Recording(
+            id=self.names[number],
+            captions=sidecar.captions,
+            seconds=sidecar.seconds_total,
+            kind="user",
+            label="user",
+            midi=None,
+            split=split_of(source),
+            source=source,
+            licence=sidecar.licence,
+            blocks=lambda: read_blocks(path, self._sample_rate, self._channels),
+            fields=sidecar.fields,
+        )
+
+
+class ShardSource:
+    """The samples of WebDataset shards, in their order; ids are the shard and the place in it."""
+
+    unique = True
+
+    def __init__(self, index: ShardIndex, sample_rate: int, channels: int) -> None:
+        self._sample_rate, self._channels = sample_rate, channels
+        self._places = [(shard.name, place) for shard in index.shards for place in range(shard.samples)]
+        self.names = [f"{name.rpartition('/')[2]}/{place}" for name, place in self._places]
+        self.listing = _digest([(shard.name, shard.hash) for shard in index.shards])
+        self._next, self._reader = -1, iter(())  # type: tuple[int, Iterator[ShardSample]]
+
+    def recording(self, number: int) -> Recording:
+        sample = self._sample(number)
+        if sample.problem:
+            raise ValueError(sample.problem)
+        sidecar, source = sample.sidecar, f"sha256:{hashlib.sha256(sample.data).hexdigest()}"
+        return Recording(
+            id=self.names[number],
+            captions=sidecar.captions,
+            seconds=sidecar.seconds_total,
+            kind="user",
+            label="user",
+            midi=None,
+            split=split_of(source),
+            source=source,
+            licence=sidecar.licence,
+            blocks=lambda: sample.blocks(self._sample_rate, self._channels),
+            fields=sidecar.fields,
+        )
+
+    def _sample(self, number: int) -> ShardSample:
+        """Sequential reading keeps a shard open; any other place is reached from the start of its shard."""
+        shard, place = self._places[number]
+        if number != self._next or place == 0:
+            self._reader = islice(read_shard(shard), place, None)
+        self._next = number + 1
+        sample = next(self._reader, None)
+        if sample is None:
+            raise ValueError(f"{shard}: has fewer samples than its index says; index it again")
+        return sample
+
+
+def _digest(rows: object) -> str:
+    return f"sha256:{hashlib.sha256(json.dumps(rows).encode()).hexdigest()}"
+
+
+def whole(recording: Recording) -> Audio:
+    """All blocks of a recording in one array."""
+    return np.concatenate(list(recording.blocks()))

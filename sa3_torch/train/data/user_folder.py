@@ -1,0 +1,118 @@
+"""A user's folder of recordings -> the clip cache that training reads (clips.py).
+
+Audio is resampled to 44.1 kHz stereo block by block, so that a recording may last hours. Files and sidecars are those
+of recordings.py. Nothing is skipped silently: the report names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sa3_mlx.common.files.audio import read_blocks
+
+from .clip_cache import SAMPLE_RATE, ClipSet, Draft, write_clips
+from .recordings import find_audio, inspect, read_sidecar, refuse_failures
+
+VALIDATION_SHARE = 0.1
+
+
+@dataclass
+class ImportReport:
+    """What happened to each file; the lists hold "path: reason" or the path alone."""
+
+    files: int = 0
+    imported: int = 0
+    seconds: float = 0.0
+    unreadable: list[str] = field(default_factory=list)
+    silent: list[str] = field(default_factory=list)
+    duplicates: list[str] = field(default_factory=list)
+    without_caption: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"{self.imported} of {self.files} files imported, {self.seconds / 60:.1f} min"]
+        for title, paths in (
+            ("unreadable, skipped", self.unreadable),
+            ("silent, skipped", self.silent),
+            ("the same audio as another file, skipped", self.duplicates),
+            ("without caption", self.without_caption),
+        ):
+            if paths:
+                lines.append(f"{len(paths)} {title}:")
+                lines += [f"  {path}" for path in paths]
+        return "\n".join(lines)
+
+
+def split_of(digest: str) -> str:
+    """The split of a file by its hash "sha256:...": one in ten is held out."""
+    first = int(digest.removeprefix("sha256:")[:2], 16)
+    return "validation" if first < 256 * VALIDATION_SHARE else "train"
+
+
+def import_folder(folder: Path, out: Path, *, captions_required: bool) -> tuple[ClipSet, ImportReport]:
+    """Import ``folder`` into the cache folder ``out``.
+
+    ``captions_required``: files without a caption are skipped (for models with text); otherwise they are imported
+    without one (for the autoencoder). Unreadable files, and files with a sidecar that is not valid, are counted, named
+    and skipped. Raises ValueError with the list when more than 1 % of the files are unreadable or, where required,
+    without a caption, or when nothing is left; then ``out`` holds no complete cache. The split is by the hash of the
+    file.
+    """
+    files = find_audio(folder)
+    report = ImportReport(files=len(files))
+    about = {"recipe": "sa3_torch.train.user_folder", "files": len(files), "captions_required": captions_required}
+    try:
+        clips = write_clips(out, _drafts(folder, files, captions_required, report), channels=2, about=about)
+        _refuse_losses(report, captions_required)
+    except ValueError:
+        for name in ("index.json", "audio.npy", "ATTRIBUTION.tsv"):
+            (out / name).unlink(missing_ok=True)
+        _refuse_losses(report, captions_required)
+        raise
+    return clips, report
+
+
+def _refuse_losses(report: ImportReport, captions_required: bool) -> None:
+    refuse_failures(report.unreadable, report.files, "unreadable")
+    if captions_required:
+        what = "without a caption (a .txt or .json file of the same name)"
+        refuse_failures(report.without_caption, report.files, what)
+
+
+def _drafts(folder: Path, files: list[Path], captions_required: bool, report: ImportReport) -> Iterator[Draft]:
+    seen: set[str] = set()
+    for path in files:
+        name = path.relative_to(folder).as_posix()
+        try:
+            facts, sidecar = inspect(path), read_sidecar(path)
+        except (ValueError, OSError) as error:
+            report.unreadable.append(f"{name}: {error}")
+            continue
+        if facts.digest in seen:
+            report.duplicates.append(name)
+            continue
+        seen.add(facts.digest)
+        if facts.silent:
+            report.silent.append(name)
+            continue
+        if not sidecar.captions:
+            report.without_caption.append(name)
+            if captions_required:
+                continue
+        report.imported += 1
+        report.seconds += facts.seconds
+        yield Draft(
+            id=name,
+            captions=sidecar.captions,
+            kind="user",
+            label="user",
+            instrument=None,
+            midi=None,
+            split=split_of(facts.digest),
+            audio=read_blocks(path, SAMPLE_RATE, 2),
+            seconds=sidecar.seconds_total,
+            licence=sidecar.licence,
+            source=facts.digest,
+            fields=sidecar.fields,
+        )

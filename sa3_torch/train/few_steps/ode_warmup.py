@@ -1,0 +1,212 @@
+"""Stage 2, ODE warm-up: one step from any state lands where the frozen base's sampler ends (training spec, section 5).
+
+One step: the base samples a batch with guidance; its states X_k at times t_k, its result z_T and the whole condition
+are kept for ``refresh_rate`` steps. Every item picks a k; z = X_k - t_k v(X_k, t_k); squared error to z_T.
+
+From pure noise alone the states are those of guided trajectories. Ping-pong sampling asks for others, estimates with
+new noise, which guidance has not shaped yet; a share of the trajectories therefore begins with data and noise.
+
+What is kept is a function of the step at which it was drawn, so a resumed run computes it again and goes on alike.
+
+Shapes: B batch, T latent frames, C latent channels, K steps of the teacher. t = 0 is data, t = 1 noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sa3_mlx.common.generation.request import Guidance
+from sa3_mlx.common.generation.schedule import sigmas
+from sa3_mlx.common.model.config import Config, ConfigError
+from sa3_torch.guidance import GuidedVelocity, unconditional
+from sa3_torch.samplers import SAMPLERS
+from sa3_torch.train.autoencoder.losses import flow_loss
+from sa3_torch.train.data.batches import LatentBatch
+from sa3_torch.train.flow.diffusion import VALIDATION_BATCHES, ClipsConfig, Draw, diffusion_of
+from sa3_torch.train.run.optimizers import Group, OptimizerConfig
+from sa3_torch.train.run.parallel import Part
+from sa3_torch.train.run.settings import check
+from sa3_torch.train.run.stage import TrainConfig, purpose_generator, step_generator
+
+from .arc_losses import mix
+from .denoisers import Bundle, Denoiser
+from .noise_levels import sampling_log_snr
+from .shared import FewStepStage
+
+_PICK = 301  # purpose of the random generator
+VALIDATION_ITEMS = 8  # of a batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig(Config):
+    """How the base model samples what is learnt: DPM-Solver++, in the official code with plain guidance."""
+
+    steps: int
+    guidance: float
+    apg: float  # of the guidance: 0 plain, 1 only the part orthogonal to the conditional prediction
+    refresh_rate: int  # steps for which its samples are kept
+    renoised_share: float  # of its trajectories that begin with data and noise instead of pure noise
+    first_share: float  # of the student's items that take the first state of a trajectory; the others take any
+
+    def __post_init__(self) -> None:
+        check(self, 1, math.inf, "steps", "refresh_rate")
+        check(self, 0, 1, "renoised_share", "first_share", "apg")
+        check(self, 1, 100, "guidance")
+        if self.guidance == 1 and self.apg:
+            raise ConfigError(f"teacher.apg is {self.apg:g}, which has no effect at guidance 1; set it to 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmupConfig(Config):
+    """Settings of ``sa3 train warmup``."""
+
+    train: TrainConfig
+    optimizer: OptimizerConfig
+    clips: ClipsConfig
+    teacher: TeacherConfig
+    context_weight: float  # of the error on kept frames
+    weight_power: float  # q: errors count t^-q; 2 makes them those of the velocity
+
+    def __post_init__(self) -> None:
+        check(self, 0, math.inf, "context_weight")
+        check(self, 0, 2, "weight_power")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectory:
+    """A run of the teacher with all that it was told."""
+
+    states: Tensor  # (K, B, T, C)
+    times: Tensor  # (K, B)
+    result: Tensor  # (B, T, C)
+    bundle: Bundle
+
+    def at(self, picks: Tensor) -> tuple[Tensor, Tensor]:
+        """State (B, T, C) and time (B,) of every item at its own step ``picks`` (B,)."""
+        rows = torch.arange(len(picks), device=picks.device)
+        return self.states[picks, rows], self.times[picks, rows]
+
+
+class WarmupStage(FewStepStage):
+    """Student: conditioner and DiT of the checkpoint folder ``base``. Teacher: a frozen copy of them."""
+
+    name = "warmup"
+
+    def __init__(
+        self, base: Path, config: WarmupConfig, latents: Sequence[Path], autoencoder: Path | None = None
+    ) -> None:
+        super().__init__(base, config.train, config.clips, latents, autoencoder)
+        self.config = config
+        self.teacher = Denoiser.frozen_copy(self.model)
+        self.groups = {"student": Group(network=self.model, optimizer=config.optimizer)}
+        self._kept: dict[tuple[int, Part, str, int], Trajectory] = {}  # of the steps since the last refresh
+
+    def period(self) -> int:
+        return self.config.teacher.refresh_rate
+
+    def losses(self, step: int) -> dict[str, Tensor]:
+        """Everything is drawn for the global batch; the part of it is computed."""
+        config, count = self.config, self.config.train.batch
+        random = purpose_generator(config.train.seed, _PICK, step)
+        picks = torch.randint(config.teacher.steps, (count,), generator=random)
+        picks[torch.rand(count, generator=random) < config.teacher.first_share] = 0
+        kept = self.trajectory(step - step % config.teacher.refresh_rate)
+        x, t = kept.at(picks[self.part.slice(count)].to(self.device))
+        with self.autocast():
+            estimate = self.denoiser(x, t, kept.bundle)
+        scale = t[:, None, None] ** (-config.weight_power / 2)
+        bundle = kept.bundle
+        loss = flow_loss(scale * estimate, scale * kept.result, bundle.generated, bundle.kept, config.context_weight)
+        self.notes["measured/relative_error"] = relative_error(estimate.detach(), kept)
+        return {"one_step": loss}
+
+    def trajectory(self, start: int) -> Trajectory:
+        """The teacher's run on this part of the batch of step ``start``; computed once, held until the next."""
+        weights = id(self.teacher.conditioner.padding_embedding)  # others in a plan
+        key = (start, self.part, self.precision, weights)
+        if key not in self._kept:
+            if any(other[0] != start for other in self._kept):
+                self._kept.clear()
+            random, batch = step_generator(self.config.train.seed, start), self.batches.batch(start)
+            draw = self.draw(batch, random)
+            noise = torch.randn(batch.latents.shape, generator=random)
+            renoised = torch.rand(len(noise), generator=random) < self.config.teacher.renoised_share
+            levels = torch.where(renoised, sampling_log_snr(len(noise), random), 1.0)
+            rows = self.part.slice(len(noise))
+            self._kept[key] = self._run(batch[rows], draw[rows], noise[rows], levels[rows])
+        return self._kept[key]
+
+    @torch.no_grad()
+    def _run(self, batch: LatentBatch, draw: Draw, noise: Tensor, levels: Tensor) -> Trajectory:
+        """The teacher's sampler from data with ``noise`` (B, T, C) of ``levels`` (B,), on what the base's own schedule
+        has below them."""
+        config, bundle = self.config.teacher, self.bundle(batch, draw)
+        lengths = draw.valid.sum(1).tolist()
+        shift = diffusion_of(self.start_config).shift
+        schedule = sigmas(shift, config.steps, levels.tolist(), lengths, monotone=True)
+        x = mix(batch.latents, noise, levels).to(self.device)
+        states = [x]
+        with self.autocast():
+            cond, dit = self.teacher.conditioning(bundle), self.teacher.dit
+            velocity = GuidedVelocity(
+                dit=dit,
+                cond=dit.prepare(cond),
+                null=None if config.guidance == 1 else dit.prepare(unconditional(cond)),
+                guidance=Guidance(scale=config.guidance, apg=config.apg),
+            )
+            for state in SAMPLERS["dpmpp"](velocity, x, schedule, _no_noise):
+                states.append(state.x.float())
+        times = torch.from_numpy(np.ascontiguousarray(schedule[:, :-1].T)).to(self.device)  # (K, B)
+        return Trajectory(states=torch.stack(states[:-1]), times=times, result=states[-1], bundle=bundle)
+
+    def validate(self) -> dict[str, float]:
+        """One-step errors on held-out prompts, nothing kept: at t = 1 relative to the variance, and everywhere relative
+        to those that the base itself makes in one step without guidance."""
+        count = self.config.teacher.steps
+        shown = sorted({0, count // 4, count // 2, 3 * count // 4, count - 1})
+        errors = torch.zeros(2, len(shown))  # of student and base
+        times: list[float] = []
+        relative = torch.zeros(2)
+        for index in range(VALIDATION_BATCHES):
+            batch = self.validation.batch(index)[:VALIDATION_ITEMS]
+            noise = torch.randn(batch.latents.shape, generator=step_generator(self.config.train.seed + 1, index))
+            run = self._run(batch, Draw(batch.valid, torch.zeros_like(batch.valid)), noise, torch.ones(len(noise)))
+            times = run.times[shown, 0].tolist()
+            for row, denoiser in enumerate((self.denoiser, self.teacher)):
+                for column, k in enumerate(shown):
+                    with self.autocast():
+                        estimate = denoiser(*run.at(torch.full((len(noise),), k, device=self.device)), run.bundle)
+                    errors[row, column] += float(_error(estimate, run))
+                    if k == 0:
+                        relative[row] += float(relative_error(estimate, run)) / VALIDATION_BATCHES
+        ratios = errors[0] / errors[1]
+        return {
+            "one_step": float(relative[0]),
+            "one_step_base": float(relative[1]),
+            "one_step_ratio": float(ratios[0]),
+            "ratio": float(errors[0].sum() / errors[1].sum()),
+            **{f"ratio_t{t:.3f}": float(ratio) for t, ratio in zip(times, ratios, strict=True)},
+        }
+
+
+def _no_noise(step: int) -> Tensor:
+    raise ValueError(f"the teacher's sampler asked for noise in step {step}")
+
+
+def _error(estimate: Tensor, run: Trajectory) -> Tensor:
+    """Mean squared error over generated frames."""
+    return flow_loss(estimate, run.result, run.bundle.generated, run.bundle.kept, 0.0)
+
+
+def relative_error(estimate: Tensor, run: Trajectory) -> Tensor:
+    """The same divided by the variance of the teacher's results over these frames, mean over channels."""
+    share = run.bundle.generated[..., None] / run.bundle.generated.sum().clamp_min(1)  # (B, T, 1), sum 1
+    mean = (share * run.result).sum((0, 1))
+    return _error(estimate, run) / (share * (run.result - mean).square()).sum((0, 1)).mean().clamp_min(1e-8)

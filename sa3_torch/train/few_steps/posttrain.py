@@ -1,0 +1,361 @@
+"""Stage 3, adversarial post-training (ARC): a few-step generator without guidance (training spec, section 7).
+
+Steps alternate. Generator G: x_t = (1 - t) z + t eps, fake = x_t - t v_G; discriminator D: real and fake with the same
+noise of level t_D. G is to make D score the fake above the real, D the real above the fake (relativistic, softplus),
+and above the real under another prompt (contrastive), with finite-difference R1 and R2 and centred scores. A latent
+CLAP ties the fake to its prompt. Nothing is dropped out, in the turns of neither.
+
+Shapes: B batch, T latent frames, C latent channels, N positions of scores. t = 0 is data, t = 1 noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sa3_mlx.common.files.safetensors import file_hash
+from sa3_mlx.common.generation.schedule import sigmas
+from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
+from sa3_mlx.common.model.config import Config, ConfigError
+from sa3_mlx.common.model.presets import LOGSNR
+from sa3_torch.train.data.batches import LatentBatch
+from sa3_torch.train.flow.diffusion import VALIDATION_BATCHES, ClipsConfig, Draw, diffusion_of, open_model
+from sa3_torch.train.run.optimizers import Group, OptimizerConfig
+from sa3_torch.train.run.settings import check
+from sa3_torch.train.run.stage import TrainConfig, item_noise, step_generator
+
+from .alarms import ADVERSARIAL, Health
+from .arc_losses import (
+    feature_distance,
+    finite_difference,
+    geodesic,
+    masked_mean,
+    mean_of_usable,
+    mix,
+    other_prompts,
+    relativistic,
+)
+from .denoisers import Bundle
+from .heads import HeadConfig
+from .latent_discriminator import LatentDiscriminator, Verdict
+from .noise_levels import NoiseLevelConfig, draw_levels
+from .shared import FewStepStage, few_step_demo
+
+GENERATOR, DISCRIMINATOR = "generator", "discriminator"
+_INPUT, _SHARED, _REAL, _FAKE, _CLAP, _OWN = range(311, 317)  # purposes of the noise
+VALIDATION_ITEMS = 8  # of a batch
+
+
+class LatentClap(Protocol):
+    """What this stage needs of a latent CLAP; gradients reach the latents."""
+
+    def embed_audio(self, latents: Tensor, valid: Tensor, t: Tensor) -> Tensor:
+        """(B, T, C) with noise of level t (B,), valid (B, T) -> unit vectors (B, E)."""
+
+    def embed_text(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """ids, mask (B, S) -> unit vectors (B, E)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsConfig(Config):
+    """Weights of the terms; but for the adversarial ones a term of weight 0 is not computed."""
+
+    generator: float
+    clap: float  # needs a latent CLAP
+    feature_matching: float
+    discriminator: float
+    contrastive: float
+    gradient_penalty: float
+    centring: float
+
+    def __post_init__(self) -> None:
+        check(self, 0, math.inf, *self.to_dict())
+
+
+@dataclass(frozen=True, kw_only=True)
+class PosttrainConfig(Config):
+    """Settings of ``sa3 train posttrain``."""
+
+    train: TrainConfig
+    generator: OptimizerConfig
+    discriminator: OptimizerConfig
+    clips: ClipsConfig
+    taps: tuple[int, ...]  # blocks of the base, from 0, that the discriminator's head reads
+    head: HeadConfig
+    weights: WeightsConfig
+    generator_noise: NoiseLevelConfig
+    discriminator_noise: NoiseLevelConfig
+    shift_min_frames: int  # of noise levels that are shifted
+    shift_max_frames: int
+    penalty_step: float  # of the finite differences
+    contrastive_scale: float  # beta
+    clap_max_noise: float  # latents that the CLAP sees have a noise level of up to this, uniformly
+    own_sample_share: float  # of the generator's inputs that are made of its own samples, not of data
+    own_sample_steps: int  # of the sampling grid on which its own samples are made, down to the level of the input
+    discriminator_steps: int  # for every one of the generator
+
+    def __post_init__(self) -> None:
+        check(self, 1, math.inf, "discriminator_steps", "own_sample_steps", "shift_min_frames")
+        check(self, self.shift_min_frames + 1, math.inf, "shift_max_frames")
+        check(self, 1e-6, 1, "penalty_step")
+        check(self, 1e-6, math.inf, "contrastive_scale")
+        check(self, 0, 1, "clap_max_noise", "own_sample_share")
+        if self.generator_noise.family == "denoised":
+            raise ConfigError("generator_noise.family is 'denoised': without noise there is nothing to generate")
+        if self.weights.contrastive and self.train.batch < 2:
+            raise ConfigError(
+                "batch is 1: the contrastive term takes prompts of other items; set weights.contrastive=0"
+            )
+        if self.train.ema_every != self.discriminator_steps + 1:
+            raise ConfigError(
+                f"ema_every is {self.train.ema_every}: with discriminator_steps {self.discriminator_steps} the "
+                f"generator moves every {self.discriminator_steps + 1} steps; set it to that"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """Everything of a step, of this part of the batch."""
+
+    step: int
+    rows: slice  # of the global batch
+    batch: LatentBatch
+    bundle: Bundle
+    z: Tensor  # (B, T, C)
+    t: Tensor  # (B,) of the generator's input
+    t_judged: Tensor  # (B,) of the discriminator's
+    t_clap: Tensor  # (B,) of the CLAP's
+    own: Tensor  # (B,) bool, whose input is made of an own sample
+    others: Tensor  # (batch,) whose prompt an item gets in the contrastive term
+    usable: Tensor  # (batch,) bool, that it is another one
+
+
+class PosttrainStage(FewStepStage):
+    """G: conditioner and DiT of the checkpoint folder ``start``, of stage 2. D: made of those of ``base``, of stage 1.
+
+    Raises ValueError when they do not belong together, or the CLAP term has a weight and ``clap`` is missing.
+    """
+
+    name = "posttrain"
+
+    def __init__(
+        self,
+        start: Path,
+        base: Path,
+        config: PosttrainConfig,
+        latents: Sequence[Path],
+        clap: LatentClap | None,
+        autoencoder: Path | None = None,
+    ) -> None:
+        super().__init__(start, config.train, config.clips, latents, autoencoder)
+        if (clap is not None) != (config.weights.clap > 0):
+            raise ConfigError(
+                f"weights.clap is {config.weights.clap:g} {'without' if clap is None else 'with'} a latent CLAP: "
+                "give one with --clap, or set weights.clap=0"
+            )
+        self.config, self.clap = config, clap
+        self.base_digest = file_hash(base / WEIGHTS_FILE)
+        self.judge = self._discriminator(base).to(self.device)
+        self.groups = {
+            GENERATOR: Group(network=self.model, optimizer=config.generator),
+            DISCRIMINATOR: Group(network=self.judge, optimizer=config.discriminator),
+        }
+        self.health = Health(ADVERSARIAL)
+
+    def _discriminator(self, base: Path) -> LatentDiscriminator:
+        model, config, same = open_model(base)
+        ours, theirs = self.text_encoder.state_dict(), model.get_submodule("text_encoder").state_dict()
+        if (
+            same.config != self.model_config.same
+            or diffusion_of(config).text_encoder != self.diffusion.text_encoder
+            or any(not torch.equal(ours[name].cpu(), theirs[name]) for name in ours)
+        ):
+            raise ValueError(f"{base}: text encoder or autoencoder are not those of the model to train; give its base")
+        return LatentDiscriminator(model, self.config.taps, self.config.head, self.config.train.seed)
+
+    def parents(self) -> dict[str, str]:
+        return {**super().parents(), "base": self.base_digest}
+
+    def turn(self, step: int) -> str:
+        return DISCRIMINATOR if step % (self.config.discriminator_steps + 1) else GENERATOR
+
+    def alarms(self, values: dict[str, float]) -> list[str]:
+        return self.health.alarms(values)
+
+    def losses(self, step: int) -> dict[str, Tensor]:
+        """Everything is drawn for the global batch; the part of it is computed."""
+        scene = self._scene(step)
+        if self.turn(step) == GENERATOR:
+            return self._generator_losses(scene, self._generate(scene))
+        with torch.no_grad():
+            fake = self._generate(scene)
+        return self._discriminator_losses(scene, fake)
+
+    def _scene(self, step: int) -> Scene:
+        config = self.config
+        random, batch = step_generator(config.train.seed, step), self.batches.batch(step)
+        count, shift = len(batch.items), (config.shift_min_frames, config.shift_max_frames)
+        draw, lengths = self.draw(batch, random), batch.valid.sum(1)
+        t = draw_levels(config.generator_noise, lengths, shift, random)
+        t_judged = draw_levels(config.discriminator_noise, lengths, shift, random)
+        t_clap = config.clap_max_noise * torch.rand(count, generator=random)
+        own = torch.rand(count, generator=random) < config.own_sample_share
+        others, usable = other_prompts([item.captions[0] for item in batch.items], random)
+        usable &= (batch.ids != batch.ids[others]).any(1)  # equal to the text encoder, however they are written
+        rows = self.part.slice(count)
+        t, t_judged, t_clap, own = (x[rows].to(self.device) for x in (t, t_judged, t_clap, own))
+        return Scene(
+            step=step,
+            rows=rows,
+            batch=batch,
+            bundle=self.bundle(batch[rows], draw[rows]),
+            z=batch.latents[rows].to(self.device),
+            t=t,
+            t_judged=t_judged,
+            t_clap=t_clap,
+            own=own,
+            others=others,
+            usable=usable,
+        )
+
+    def _noise(self, scene: Scene, purpose: int) -> Tensor:
+        """(B, T, C) for one use in this step."""
+        shape = tuple(scene.z.shape[1:])
+        return item_noise(scene.rows, shape, self.config.train.seed, purpose, scene.step).to(self.device)
+
+    def _generate(self, scene: Scene) -> Tensor:
+        """G's estimate (B, T, C) of the data, from data with noise, or from its own samples with noise."""
+        start, noise = scene.z, self._noise(scene, _INPUT)
+        with self.autocast():
+            if self.config.own_sample_share:
+                start = torch.where(scene.own[:, None, None], self._own_samples(scene), start)
+            fake: Tensor = self.denoiser(mix(start, noise, scene.t), scene.t, scene.bundle)
+        return fake
+
+    @torch.no_grad()
+    def _own_samples(self, scene: Scene) -> Tensor:
+        """(B, T, C): what G estimates of pure noise on the way to the level of its input, by ping-pong sampling that
+        stops there. With one step the estimate of pure noise itself (``forward_sample_prob`` of the official code);
+        with those that users take, errors that add up over the steps are seen in training."""
+        config, shape = self.config, tuple(scene.z.shape[1:])
+        levels = sigmas(LOGSNR, config.own_sample_steps, 1.0, [1])[0, :-1]
+        noise = item_noise(scene.rows, (len(levels), *shape), config.train.seed, _OWN, scene.step).to(self.device)
+        sample = torch.zeros_like(scene.z)
+        for level, step_noise in zip(levels.tolist(), noise.unbind(1), strict=True):
+            t = torch.full_like(scene.t, level)
+            estimate = self.denoiser(mix(sample, step_noise, t), t, scene.bundle)
+            sample = torch.where((t > scene.t)[:, None, None], estimate, sample)
+        return sample
+
+    def _generator_losses(self, scene: Scene, fake: Tensor) -> dict[str, Tensor]:
+        weights = self.config.weights
+        noise, t = self._noise(scene, _SHARED), scene.t_judged
+        with torch.no_grad(), self.autocast():
+            prepared = self.judge.prepare(scene.bundle)
+            real_verdict = self.judge(mix(scene.z, noise, t), t, prepared)
+        with self.autocast():
+            verdict = self.judge(mix(fake, noise, t), t, prepared)
+        self._note(real_verdict, verdict)
+        adversarial = relativistic(verdict.scores, real_verdict.scores, verdict.mask).mean()
+        terms = {"adversarial": self.weighted("adversarial", weights.generator, adversarial)}
+        if weights.feature_matching:
+            distance = feature_distance(real_verdict.features, verdict.features, scene.bundle.valid)
+            terms["feature_matching"] = self.weighted("feature_matching", weights.feature_matching, distance)
+        if self.clap is not None:
+            terms["clap"] = self.weighted("clap", weights.clap, self._clap_distance(self.clap, scene, fake))
+        return terms
+
+    def _clap_distance(self, clap: LatentClap, scene: Scene, fake: Tensor) -> Tensor:
+        batch = scene.batch[scene.rows]
+        sound = clap.embed_audio(
+            mix(fake, self._noise(scene, _CLAP), scene.t_clap), batch.valid.to(self.device), scene.t_clap
+        )
+        text = clap.embed_text(batch.ids.to(self.device), batch.mask.to(self.device))
+        return geodesic(sound, text).mean()
+
+    def _discriminator_losses(self, scene: Scene, fake: Tensor) -> dict[str, Tensor]:
+        config, weights, t = self.config, self.config.weights, scene.t_judged
+        noise = self._noise(scene, _SHARED)
+        inputs = {_REAL: mix(scene.z, noise, t), _FAKE: mix(fake, noise, t)}
+        with self.autocast():
+            prepared = self.judge.prepare(scene.bundle)
+            real, fake_verdict = (self.judge(x, t, prepared) for x in inputs.values())
+        self._note(real, fake_verdict)
+        told_apart = relativistic(real.scores, fake_verdict.scores, real.mask).mean()
+        terms = {"discriminator": self.weighted("discriminator", weights.discriminator, told_apart)}
+        if weights.contrastive:
+            contrastive = self._contrastive(scene, inputs[_REAL], real)
+            terms["contrastive"] = self.weighted("contrastive", weights.contrastive, contrastive)
+        if weights.gradient_penalty:
+            penalties = []
+            for purpose, verdict in ((_REAL, real), (_FAKE, fake_verdict)):
+                moved = inputs[purpose] + config.penalty_step * self._noise(scene, purpose)
+                with self.autocast():
+                    scores = self.judge(moved, t, prepared).scores
+                penalties.append(finite_difference(verdict.scores, scores, verdict.mask).mean())
+            self.notes |= {"measured/r1": penalties[0].detach(), "measured/r2": penalties[1].detach()}
+            penalty = torch.stack(penalties).mean()
+            terms["gradient_penalty"] = self.weighted("gradient_penalty", weights.gradient_penalty, penalty)
+        if weights.centring:
+            centre = masked_mean((real.scores + fake_verdict.scores).square(), real.mask).mean()
+            terms["centring"] = self.weighted("centring", weights.centring, centre)
+        return terms
+
+    def _contrastive(self, scene: Scene, real: Tensor, verdict: Verdict) -> Tensor:
+        """The same sounds under prompts of others: those scores are to be lower."""
+        batch, others = scene.batch, scene.others[scene.rows]
+        ids, mask = batch.ids[others].to(self.device), batch.mask[others].to(self.device)
+        with torch.no_grad(), self.autocast():
+            hidden = self.text_encoder(ids, mask)
+        with self.autocast():
+            prepared = self.judge.prepare(replace(scene.bundle, hidden=hidden, mask=mask))
+            rolled = self.judge(real, scene.t_judged, prepared)
+        beta = self.config.contrastive_scale
+        losses = relativistic(beta * verdict.scores, beta * rolled.scores, verdict.mask)
+        usable = scene.usable[scene.rows].to(self.device)
+        return mean_of_usable(losses, usable, int(scene.usable.sum()), self.part.world)
+
+    def _note(self, real: Verdict, fake: Verdict) -> None:
+        """How the scores lie."""
+        with torch.no_grad():
+            scores, valid = torch.cat([real.scores, fake.scores]), torch.cat([real.mask, fake.mask])
+            mean = (scores * valid).sum() / valid.sum()
+            self.notes |= {
+                "measured/gap": masked_mean(real.scores - fake.scores, real.mask).mean(),
+                "measured/centre": masked_mean(real.scores + fake.scores, real.mask).mean() / 2,
+                "measured/score_std": ((scores - mean).square() * valid).sum().div(valid.sum()).sqrt(),
+            }
+
+    def validate(self) -> dict[str, float]:
+        """On held-out sounds: the gap of the scores to one-step samples, and, of samples in 8 steps, the standard
+        deviation relative to that of the data and the cosine to the prompts by the CLAP."""
+        found: dict[str, list[float]] = {}
+        for index in range(VALIDATION_BATCHES):
+            batch = self.validation.batch(index)[:VALIDATION_ITEMS]
+            bundle = self.bundle(batch, Draw(batch.valid, torch.zeros_like(batch.valid)))
+            z, t = batch.latents.to(self.device), torch.full((len(batch.items),), 0.5, device=self.device)
+            noise = item_noise(slice(0, len(z)), tuple(z.shape[1:]), self.config.train.seed + 1, _INPUT, index)
+            noise = noise.to(self.device)
+            with self.autocast():
+                prepared = self.judge.prepare(bundle)
+                fake = self.denoiser(noise, torch.ones_like(t), bundle)
+                real, judged = (self.judge(mix(x, noise, t), t, prepared) for x in (z, fake))
+            samples = self.sample(batch, few_step_demo(8)).float()
+            valid = bundle.valid[:, : samples.shape[1]]
+            row = {
+                "gap": masked_mean(real.scores - judged.scores, real.mask).mean(),
+                "spread": samples[valid].std(0).mean() / z[bundle.valid].std(0).mean(),
+            }
+            if self.clap is not None:
+                text = self.clap.embed_text(batch.ids.to(self.device), batch.mask.to(self.device))
+                row["clap"] = (self.clap.embed_audio(samples, valid, torch.zeros_like(t)) * text).sum(1).mean()
+                row["clap_of_data"] = (self.clap.embed_audio(z, bundle.valid, torch.zeros_like(t)) * text).sum(1).mean()
+            for name, value in row.items():
+                found.setdefault(name, []).append(float(value))
+        return {name: sum(values) / len(values) for name, values in found.items()}

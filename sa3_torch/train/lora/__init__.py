@@ -1,0 +1,1 @@
+"""Adapters by flow matching."""

@@ -1,0 +1,1 @@
+"""Parts and first weights that networks of several stages share."""

@@ -1,0 +1,1 @@
+"""The engine: it runs a stage and knows none."""

@@ -1,0 +1,190 @@
+"""Optimisers of trained groups, their schedules, and the average of the weights (training spec, 0.4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from sa3_mlx.common.model.config import Config, ConfigError
+
+from .muon import MuonAdamW, muon_matrices
+from .parallel import own_share, total
+from .settings import check
+
+SAMPLED = 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class MuonConfig(Config):
+    """Muon for the matrices of a group (muon.py); its rate follows the schedule of the group, in proportion."""
+
+    learning_rate: float
+    momentum: float
+
+    def __post_init__(self) -> None:
+        check(self, 1e-12, math.inf, "learning_rate")
+        check(self, 0, 1 - 1e-12, "momentum")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig(Config):
+    """AdamW of one group of parameters, with ``muon`` of all but its matrices. Warm-up counts the group's own updates,
+    the cosine the steps of the run."""
+
+    learning_rate: float
+    schedule: Literal["cosine", "inverse"]
+    final_learning_rate: float  # the cosine's end, the inverse schedule's floor
+    inverse_gamma: float  # of "inverse": updates until the rate has fallen by sqrt(2); 0 for "cosine"
+    warmup_steps: int  # linear for "cosine"; for "inverse" the time constant n of 1 - (1 - 1/n)^(k+1)
+    beta1: float
+    beta2: float
+    weight_decay: float
+    clip_norm: float
+    muon: MuonConfig | None = None
+
+    def __post_init__(self) -> None:
+        check(self, 0, math.inf, "warmup_steps", "weight_decay", "inverse_gamma")
+        check(self, 1e-12, math.inf, "learning_rate", "final_learning_rate", "clip_norm")
+        check(self, 0, 1 - 1e-12, "beta1", "beta2")
+        if (self.schedule == "inverse") != (self.inverse_gamma > 0):
+            raise ConfigError(
+                f"inverse_gamma is {self.inverse_gamma:g} with schedule {self.schedule!r}: "
+                "'inverse' needs one above 0, 'cosine' needs 0"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Parameters that are trained together: those of ``network`` that require a gradient."""
+
+    network: nn.Module
+    optimizer: OptimizerConfig
+
+
+Trained = Mapping[str, Sequence[Tensor]]  # group -> the parameters that its optimiser changes
+
+
+def take_turn(trained: Trained, turn: str | None) -> None:
+    """Freeze the parameters of all groups but this one; of none for None."""
+    for name, parameters in trained.items():
+        for parameter in parameters:
+            parameter.requires_grad_(turn in (name, None))
+
+
+def learning_rate_at(config: OptimizerConfig, *, step: int, steps: int, update: int) -> float:
+    """Rate of a group in ``step`` of ``steps``, which is its own ``update``-th, counted from 0.
+
+    cosine: linear warm-up, then from learning_rate to final_learning_rate. inverse:
+    (1 - w^(k+1)) max(floor, base (1 + k / gamma)^-0.5) with w = 1 - 1 / warmup_steps (training spec 0.4).
+    """
+    if config.schedule == "inverse":
+        warm = 1 - (1 - 1 / max(1, config.warmup_steps)) ** (update + 1)
+        falling = config.learning_rate * (1 + update / config.inverse_gamma) ** -0.5
+        return warm * max(config.final_learning_rate, falling)
+    warm = min(1.0, (update + 1) / max(1, config.warmup_steps))
+    cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
+    return warm * (config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * cosine)
+
+
+def make_optimizer(group: Group) -> torch.optim.Optimizer:
+    """Its state exists from the start, at zero, so that a checkpoint can be read into it in place.
+
+    Raises ConfigError where Muon finds no matrix to train.
+    """
+    config, betas = group.optimizer, (group.optimizer.beta1, group.optimizer.beta2)
+    matrices = {} if config.muon is None else muon_matrices(group.network)
+    ours = {parameter for parameter, _ in matrices.values()}
+    others = [p for p in group.network.parameters() if p.requires_grad and p not in ours]
+    optimizer: torch.optim.Optimizer
+    if config.muon is None:
+        optimizer = torch.optim.AdamW(others, lr=config.learning_rate, betas=betas, weight_decay=config.weight_decay)
+    else:
+        if not matrices or not others:
+            what = "matrix between hidden states" if not matrices else "other parameter"
+            raise ConfigError(f"optimizer.muon is set, but this network has no {what}; leave the table out")
+        optimizer = MuonAdamW(
+            matrices.values(),
+            others,
+            learning_rate=config.learning_rate,
+            betas=betas,
+            momentum=config.muon.momentum,
+            rate_ratio=config.muon.learning_rate / config.learning_rate,
+            weight_decay=config.weight_decay,
+        )
+    for parameter in others:
+        zeros = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        optimizer.state[parameter] = {"step": torch.tensor(0.0), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
+    return optimizer
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """``rate`` for AdamW, in proportion for Muon."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("rate_ratio", 1.0)
+
+
+def optimizer_tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state itself, not a copy, by parameter name: "encoder.mapping.weight/exp_avg"."""
+    return {
+        f"{name}/{key}": value
+        for name, parameter in network.named_parameters()
+        if parameter in optimizer.state
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+class Ema:
+    """Power EMA: its k-th update has beta_k = min(decay, 1 - (1 + k)^-3/4); buffers are copied (training spec 0.4).
+
+    It is updated in every ``every``-th step; for the first ``after`` steps it is a copy of the weights (1.3, step 5).
+    """
+
+    def __init__(self, model: nn.Module, *, decay: float, after: int, every: int) -> None:
+        self.decay, self.after, self.every = decay, after, every
+        self.state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        self.averaged = [name for name, _ in model.named_parameters()]
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        if step % self.every:
+            return
+        beta = 0.0 if step < self.after else min(self.decay, 1 - (1 + (step - self.after) // self.every) ** -0.75)
+        state = model.state_dict()
+        averages = [self.state[name] for name in self.averaged]
+        torch._foreach_lerp_(averages, [state[name] for name in self.averaged], 1 - beta)
+        for name in self.state.keys() - set(self.averaged):
+            self.state[name].copy_(state[name])
+
+    @torch.no_grad()
+    def swap(self, model: nn.Module) -> None:
+        """Exchange the averaged weights and those of the model, both in place."""
+        for name, live in model.state_dict().items():
+            kept = live.detach().clone()
+            live.copy_(self.state[name])
+            self.state[name].copy_(kept)
+
+
+class UpdateRatio:
+    """|change| / |weights| of an optimiser's update, over the first SAMPLED values of every parameter of a process."""
+
+    @torch.no_grad()
+    def __init__(self, parameters: list[Tensor]) -> None:
+        self.parameters = parameters
+        self.before = [self._sample(parameter).clone() for parameter in parameters]
+
+    @staticmethod
+    def _sample(parameter: Tensor) -> Tensor:
+        return own_share(parameter).flatten()[:SAMPLED].float()
+
+    @torch.no_grad()
+    def after(self) -> float:
+        """The same on all processes."""
+        pairs = [(self._sample(p) - b, b) for p, b in zip(self.parameters, self.before, strict=True)]
+        squares = [torch.stack([change.square().sum(), before.square().sum()]) for change, before in pairs]
+        change, weights = total(torch.stack(squares).sum(0)).tolist()
+        return math.sqrt(change / max(weights, 1e-30))

@@ -1,0 +1,258 @@
+"""Several processes, started by torchrun: devices, slices of the global batch, DDP and FSDP2 (training spec, 10).
+
+Every process draws the same global batch from (seed, step) and computes its slice, so that P processes equal one up to
+the order of sums. Statistics that no gradient synchronises are all-reduced here, explicitly.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from sa3_mlx.common.model.config import ConfigError
+from sa3_torch.attention import CrossAttention
+from sa3_torch.dit import DiTBlock
+from sa3_torch.layers import MLP
+from sa3_torch.same import SAMEBlock
+from sa3_torch.t5gemma import TextLayer
+from sa3_torch.train.networks.blocks import ModulatedBlock
+
+PATIENCE = timedelta(hours=1)  # processes wait for the first one while it validates and exports
+# What FSDP2 gathers at a time, and the methods beside ``forward`` that read its weights.
+# A listed method must not be called by another one of the module, nor by its forward: the inner call would end it.
+UNITS: dict[type[nn.Module], tuple[str, ...]] = {
+    SAMEBlock: ("heads", "at"),
+    DiTBlock: (),
+    CrossAttention: ("prepare",),
+    MLP: (),
+    TextLayer: (),
+    ModulatedBlock: (),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Which of ``world`` equal slices of the global batch: that of a process, or one of its micro-batches."""
+
+    rank: int = 0
+    world: int = 1
+
+    def slice(self, batch: int) -> slice:
+        """The rows of a global batch that are in this part. Raises ConfigError when they cannot be equally many."""
+        if batch % self.world:
+            raise ConfigError(
+                f"batch is {batch}: {self.world} parts (processes times train.accumulate) need a multiple of it"
+            )
+        size = batch // self.world
+        return slice(self.rank * size, (self.rank + 1) * size)
+
+    def micro_batches(self, count: int) -> list[Part]:
+        """This part cut into ``count``; one process with two micro-batches reads what two processes read."""
+        return [Part(rank=self.rank * count + i, world=self.world * count) for i in range(count)]
+
+
+def start() -> None:
+    """Join the other processes when torchrun started this one; nccl with a GPU, else gloo."""
+    if "WORLD_SIZE" not in os.environ or dist.is_initialized():
+        return
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if gpu else "gloo", timeout=PATIENCE)
+
+
+def finish() -> None:
+    """Leave the other processes, after a run without an error."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def own_part() -> Part:
+    return Part(rank=dist.get_rank(), world=dist.get_world_size()) if dist.is_initialized() else Part()
+
+
+def is_first() -> bool:
+    """Whether this process writes logs and files."""
+    return own_part().rank == 0
+
+
+def wait() -> None:
+    """Until all processes are here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def own_device() -> torch.device:
+    """The GPU of this process when there is one, else the CPU."""
+    if not torch.cuda.is_available() or (dist.is_initialized() and dist.get_backend() == "gloo"):
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def total(values: Tensor) -> Tensor:
+    """Sum over processes, without a gradient."""
+    values = values.detach().clone()
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+def mean(values: Tensor) -> Tensor:
+    """Mean over processes, without a gradient."""
+    return total(values) / own_part().world
+
+
+def moments(x: Tensor) -> Tensor:
+    """Count, sum and sum of squares of all elements: (3,) float64. Those of the parts of a batch add up."""
+    x = x.detach().double()
+    return torch.stack([torch.tensor(x.numel(), dtype=x.dtype, device=x.device), x.sum(), x.square().sum()])
+
+
+def std_of(moments: Tensor) -> Tensor:
+    """Standard deviation over all processes from the ``moments`` of each: scalar float32, the same everywhere."""
+    count, first, second = total(moments)
+    return ((second - first.square() / count) / (count - 1)).clamp_min(0).sqrt().float()
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:  # noqa: ARG004 (the signature of torch)
+        everyones = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(everyones, rows.contiguous())
+        return torch.cat(everyones)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # noqa: ARG004
+        return total(gradients[0])[own_part().slice(len(gradients[0]))]
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """The rows of all processes in the order of their ranks: (B, ...) -> (world B, ...), with a gradient.
+
+    It is that of the sum of the losses of all processes.
+    """
+    return _Gather.apply(rows) if dist.is_initialized() else rows
+
+
+def follow(average: Tensor, value: Tensor, decay: float) -> None:
+    """average <- decay average + (1 - decay) value, in place, unless the value is not finite.
+
+    ``value`` must be the same on all processes (``std_of``, ``mean``).
+    """
+    moved = decay * average + (1 - decay) * value.detach()
+    average.copy_(torch.where(torch.isfinite(moved), moved, average))
+
+
+class Turn(nn.Module):
+    """Owns the networks of a turn and runs ``work`` inside its forward, where the hooks of DDP and FSDP2 are in place.
+
+    So ``work`` may call the raw networks, and parts of them, as it likes.
+    """
+
+    def __init__(self, networks: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleDict(networks)
+
+    def forward(self, work: Callable[[], Any]) -> Any:
+        return work()
+
+
+def wrap_ddp(networks: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """A wrapper per group: in the turn of one, the others are raw, frozen modules."""
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # a new name since torch 2.13
+        return {
+            name: DistributedDataParallel(Turn({name: network}), broadcast_buffers=False)
+            for name, network in networks.items()
+        }
+
+
+def wrap_fsdp(networks: dict[str, nn.Module], device: torch.device, *, bf16: bool) -> dict[str, nn.Module]:
+    """Shards the networks in place, by ``UNITS``, then the rest; one wrapper for all turns.
+
+    ``bf16``: units travel in bf16, their gradients in fp32; what lies outside of units stays fp32.
+    """
+    if not hasattr(FSDPModule, "reset_iter_state"):
+        raise ConfigError(f"parallel is 'fsdp' with torch {torch.__version__}: it needs 2.13; choose 'ddp' or update")
+    # Nothing changes the views in place that blocks return.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    turn, mesh = Turn(networks), init_device_mesh(device.type, (own_part().world,))
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+    for module in reversed(list(turn.modules())):  # inner ones first
+        methods = UNITS.get(type(module))
+        if methods is not None:
+            fully_shard(module, mesh=mesh, mp_policy=policy)
+            for method in methods:
+                register_fsdp_forward_method(module, method)
+    fully_shard(turn, mesh=mesh)
+    turn(lambda: None)  # the whole is known as such before any of its parts runs
+    cast(FSDPModule, turn).reshard()
+    return dict.fromkeys(networks, turn)
+
+
+@contextmanager
+def last_micro_batch(turn: nn.Module, last: bool) -> Iterator[None]:
+    """Gradients are exchanged in the last micro-batch alone."""
+    if isinstance(turn, FSDPModule):
+        turn.set_requires_gradient_sync(last)
+        yield
+    elif isinstance(turn, DistributedDataParallel) and not last:
+        with turn.no_sync():
+            yield
+    else:
+        yield
+
+
+@contextmanager
+def whole_weights(turn: nn.Module) -> Iterator[None]:
+    """Every sharded parameter in full on each process, so that one alone can run forward passes."""
+    units = [module for module in turn.modules() if isinstance(module, FSDPModule)]
+    for unit in units:
+        unit.set_reshard_after_forward(False, recurse=False)
+        unit.unshard()
+    yield
+    for unit in units:
+        unit.set_reshard_after_forward(unit is not turn, recurse=False)
+        unit.reshard()
+    if isinstance(turn, FSDPModule):
+        turn.reset_iter_state()  # else the order of gathering would differ where one process alone ran them
+
+
+def gather(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of sharded tensors in full, on the CPU of the first process; the others get an empty dictionary."""
+    kept: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        full = whole(tensor)
+        if is_first():
+            kept[name] = full.detach().to("cpu", copy=True)
+    return kept
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor in full, on every process; any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def own_share(tensor: Tensor) -> Tensor:
+    """What this process holds of a sharded tensor; any other as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def clip(parameters: list[Tensor], limit: float) -> Tensor:
+    """Scales gradients down to a norm of at most ``limit``; returns the norm before, the same on all processes."""
+    return whole(nn.utils.clip_grad_norm_(parameters, limit))

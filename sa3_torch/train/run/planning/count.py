@@ -1,0 +1,203 @@
+"""Memory and arithmetic of a step, counted from the step itself.
+
+The stage's own losses run forward and backward on tensors that have shapes but no values (fake tensors): nothing is
+allocated or computed, so a network for a large GPU is counted on a laptop. The graph is that of a CPU, where attention
+is fused, as it is on a GPU.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from sa3_torch.train.run.optimizers import Trained, take_turn
+from sa3_torch.train.run.parallel import Part
+from sa3_torch.train.run.stage import Stage
+
+Shape = tuple[int, ...]
+ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepCount:
+    """Of one micro-batch of one process, forward and backward."""
+
+    flops: int  # of matrix products, convolutions and attention
+    peak_bytes: int  # of what the step makes, gradients included
+    gradient_bytes: int  # what is left of it
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of all tensors that were made since it was entered and are still alive, and their maximum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        known = {_storage(tensor)._cdata for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and _storage(tensor)._cdata not in known:
+                self._add(_storage(tensor))
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        if storage._cdata in self._seen:
+            return
+        size = storage.nbytes()
+        self._seen.add(storage._cdata)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._gone, storage._cdata, size)
+
+    def _gone(self, number: int, size: int) -> None:
+        self._seen.discard(number)
+        self.live -= size
+
+
+def _storage(tensor: Tensor) -> torch.UntypedStorage:
+    return tensor.untyped_storage()
+
+
+def networks_of(stage: Stage) -> dict[str, nn.Module]:
+    """All that a stage holds, by the name of its attribute: trained ones under the names of their groups, first."""
+    found = {name: group.network for name, group in stage.groups.items()}
+    inside = {number for network in found.values() for number in _tensors(network)}
+    for name, network in _modules(stage, 2):
+        own = _tensors(network)
+        if not own <= inside:  # so neither a part of another one nor its compiled form
+            found[name] = network
+            inside |= own
+    return found
+
+
+def _tensors(network: nn.Module) -> set[int]:
+    return {id(tensor) for tensor in (*network.parameters(), *network.buffers())}
+
+
+def _modules(holder: object, depth: int) -> Iterator[tuple[str, nn.Module]]:
+    """Modules among the attributes of an object, in its dictionaries, and in objects of this package that it holds."""
+    for name, value in vars(holder).items():
+        for key, one in value.items() if isinstance(value, dict) else [(name, value)]:
+            if isinstance(one, nn.Module):
+                yield str(key), one
+            elif depth > 1 and type(one).__module__.startswith("sa3_torch") and hasattr(one, "__dict__"):
+                yield from _modules(one, depth - 1)
+
+
+def make_fake(networks: dict[str, nn.Module]) -> None:
+    """Take the values out of all parameters and buffers, for good."""
+    mode, made = FakeTensorMode(allow_non_fake_inputs=True), dict[int, tuple[Tensor, Tensor]]()
+
+    def fake(tensor: Tensor) -> Tensor:
+        """One for each, which is kept, so that no other gets its number."""
+        if id(tensor) not in made:
+            value: Tensor = mode.from_tensor(tensor.detach(), static_shapes=True)
+            if isinstance(tensor, nn.Parameter):
+                value = nn.Parameter(value, requires_grad=tensor.requires_grad)
+            made[id(tensor)] = tensor, value
+        return made[id(tensor)][1]
+
+    for network in networks.values():
+        for module in network.modules():
+            for table in (module._parameters, module._buffers):
+                for name, tensor in table.items():
+                    if tensor is not None:
+                        table[name] = fake(tensor)  # type: ignore[assignment]
+
+
+def trained_of(stage: Stage) -> Trained:
+    """Before the first turn, which freezes the other groups."""
+    return {
+        name: [parameter for parameter in group.network.parameters() if parameter.requires_grad]
+        for name, group in stage.groups.items()
+    }
+
+
+def count_step(stage: Stage, trained: Trained, step: int, parts: list[Part]) -> StepCount:
+    """The first of the micro-batches ``parts`` of a process in ``step``; with fake networks nothing is computed.
+
+    It runs twice, as the counter of FLOPs keeps tensors alive. FLOPs are the mean over a period of the stage.
+    """
+    turn = stage.turn(step)
+    take_turn(trained, turn)
+    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Using `torch.compile")  # the hooks of the counter, twice
+        with LiveBytes() as memory:
+            run_part(stage, step, parts)
+        gradients = sum(parameter.grad.nbytes for parameter in trained[turn] if parameter.grad is not None)
+        if not stage.period():
+            flops = _count_flops(stage, step, parts)
+        else:  # the next period, of which nothing is kept yet, then one of its later steps
+            first, later = (_count_flops(stage, step + stage.period(), parts) for _ in range(2))
+            flops = later + (first - later) // stage.period()
+    for parameter in trained[turn]:
+        parameter.grad = None
+    return StepCount(flops=flops, peak_bytes=memory.peak, gradient_bytes=gradients)
+
+
+def _count_flops(stage: Stage, step: int, parts: list[Part]) -> int:
+    counter = FlopCounterMode(display=False, custom_mapping={ATTENTION: _attention, ATTENTION_BACKWARD: _backward})
+    with counter:
+        run_part(stage, step, parts)
+    return counter.get_total_flops()
+
+
+def run_part(stage: Stage, step: int, parts: list[Part]) -> Tensor:
+    """The loss of the first of these micro-batches; adds to the gradients."""
+    if len(parts) > 1:
+        with torch.no_grad():
+            stage.prepare(step, parts)
+    stage.part, stage.notes = parts[0], {}
+    loss = torch.stack(list(stage.losses(step).values())).sum()
+    loss.backward()
+    stage.notes = {}
+    return loss.detach()
+
+
+def _attention(
+    query: Shape,
+    key: Shape,
+    value: Shape,
+    _dropout: float = 0.0,
+    _causal: bool = False,
+    *,
+    attn_mask: Shape | None = None,  # noqa: ARG001
+    scale: float | None = None,  # noqa: ARG001
+    out_shape: object = None,  # noqa: ARG001
+) -> int:
+    """Scores and weighted sums."""
+    batch, heads, queries, width = query
+    return 2 * batch * heads * queries * key[2] * (width + value[3])
+
+
+def _backward(
+    _gradient: Shape,
+    query: Shape,
+    key: Shape,
+    value: Shape,
+    _out: Shape,
+    _sums: Shape,
+    _dropout: float,
+    _causal: bool,
+    *,
+    attn_mask: Shape | None = None,  # noqa: ARG001
+    scale: float | None = None,  # noqa: ARG001
+    out_shape: object = None,  # noqa: ARG001
+) -> int:
+    """Scores again, and four products for the gradients."""
+    batch, heads, queries, width = query
+    return 2 * batch * heads * queries * key[2] * (3 * width + 2 * value[3])

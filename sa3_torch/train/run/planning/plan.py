@@ -1,0 +1,289 @@
+"""What a training takes, known before it begins: parameters, memory of a process, data, speed (``--dry-run``).
+
+Memory is arithmetic: weights, gradients, the optimiser's state and the average are counted in bytes of the stage's own
+tensors, activations from its own step (count.py), and what several processes add by the rules of DDP and FSDP2. Python,
+libraries, data in memory and validation are not in it. Measured on a CPU, demo stages: peak resident memory of steps
+within 0.5 % where the allocator returns what is freed (MALLOC_MMAP_THRESHOLD_=65536); the heap of glibc as it comes
+keeps 7 to 14 % more, with checkpointed blocks up to 2.5 times. Speed is modelled from the step's arithmetic and a
+chip's nominal rate, or timed on this machine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+import torch
+from torch import nn
+
+from sa3_mlx.common.generation.memory import MARGIN, size_text
+from sa3_torch.train.run.optimizers import Trained, make_optimizer, take_turn
+from sa3_torch.train.run.parallel import UNITS, Part
+from sa3_torch.train.run.recompute import checkpoint_blocks
+from sa3_torch.train.run.stage import Split, Stage, TrainConfig
+
+from .count import StepCount, count_step, make_fake, networks_of, run_part, trained_of
+from .device import Device
+from .timing import time_precisions
+
+UTILISATION = 0.4  # of the nominal rate; what good training programs reach on large networks
+WINDOW = 64  # steps that are looked at for how often each group takes its turn
+LATE = 0.75  # of the run: by then every term is switched on
+TIMED_STEPS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes of one process at the worst moment of a step."""
+
+    weights: int  # of networks that are trained
+    gradients: int
+    optimizer: int
+    average: int
+    frozen: int  # other networks
+    exchange: int  # buffers of DDP, gathered units of FSDP2
+    activations: int
+
+    @property
+    def peak(self) -> int:
+        return sum(vars(self).values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """``parameters``: name of the network -> trained and frozen ones."""
+
+    stage: str
+    train: TrainConfig
+    processes: int
+    parameters: dict[str, tuple[int, int]]
+    memory: Memory
+    device: Device
+    data: tuple[Split, ...]
+    flops: float  # of a step of one process
+    precision: str
+    timed: float | None  # seconds of a step
+
+    @property
+    def seconds(self) -> float:
+        """Of a step."""
+        if self.timed is not None:
+            return self.timed
+        return self.flops / self.device.rates[self.precision] / (UTILISATION if self.device.nominal else 1)
+
+    @property
+    def room(self) -> int:
+        """Bytes for a process: every one has a GPU of its own, or its share of the machine."""
+        return int(self.device.memory / (1 if self.device.gpu else self.processes))
+
+    def check(self) -> None:
+        """Raises ValueError where memory does not suffice."""
+        if self.memory.peak * MARGIN > self.room:
+            raise ValueError(
+                f"memory: a process of {self.stage} needs {size_text(self.memory.peak)}, with {MARGIN - 1:.0%} to "
+                f"spare more than the {size_text(self.room)} that {self.device.name} has for it; try "
+                "train.checkpoint_blocks=true, a larger train.accumulate, more processes or train.parallel=fsdp"
+            )
+
+    def __str__(self) -> str:
+        train, memory = self.train, self.memory
+        trained, frozen = (sum(counts[i] for counts in self.parameters.values()) for i in (0, 1))
+        lines = [f"{self.stage}: {_count(trained)} parameters trained, {_count(frozen)} frozen"]
+        for name, (own, others) in self.parameters.items():
+            lines.append(f"  {name:24} {_count(own):>9} trained {_count(others):>9} frozen")
+        micro = train.batch // self.processes // train.accumulate
+        how = f", {train.parallel}" if self.processes > 1 else ""
+        lines.append(
+            f"batch {train.batch}: {self.processes} process(es) x {train.accumulate} micro-batch(es) of {micro}, "
+            f"{self.precision}{how}"
+        )
+        lines.append("memory of a process, without Python, libraries and data")
+        lines += [f"  {name:24} {size_text(value):>9}" for name, value in vars(memory).items() if value]
+        lines.append(f"  {'in all':24} {size_text(memory.peak):>9} of {size_text(self.room)}")
+        lines.append("data" if self.data else "data: this stage does not say")
+        lines += [
+            f"  {split.name:24} {split.items:9,} items, {'' if split.seconds is None else _time(split.seconds)}".rstrip(
+                ", "
+            )
+            for split in self.data
+        ]
+        return "\n".join([*lines, *self._speed(), "nothing was started or written"])
+
+    def _speed(self) -> list[str]:
+        total = _time(self.seconds * self.train.steps)
+        if self.timed is not None:
+            how = f"timed with {self.device.name}, one process"
+        elif self.device.nominal:
+            rate = self.device.rates[self.precision] / 1e12
+            how = (
+                f"modelled: {UTILISATION:.0%} of the nominal {rate:.0f} TFLOPS of {self.device.name}, without exchange"
+            )
+        else:
+            rate = self.device.rates[self.precision] / 1e9
+            how = f"modelled: at most, at the {rate:.0f} GFLOPS of a plain product measured on {self.device.name}"
+        return [
+            f"speed: {self.flops / 1e12:.3g} TFLOP a step, {1 / self.seconds:.3g} steps/s, {total} for "
+            f"{self.train.steps:,} steps",
+            f"  ({how})",
+        ]
+
+
+def make_plan(stage: Stage, train: TrainConfig, *, processes: int, device: Device, timed: bool) -> Plan:
+    """The plan of a new stage, which is of no use afterwards: its weights lose their values.
+
+    Raises ConfigError where the batch cannot be cut into equal parts.
+    """
+    parts = Part(world=processes).micro_batches(train.accumulate)
+    parts[0].slice(train.batch)
+    if train.checkpoint_blocks:
+        for group in stage.groups.values():
+            checkpoint_blocks(group.network)
+    stage.precision = "fp32" if train.precision == "auto" else train.precision
+    turns = _turns(stage, train.steps)
+    seconds = _time_steps(stage, train, turns, parts) if timed else None
+    networks = networks_of(stage)
+    make_fake(networks)
+    trained = trained_of(stage)
+    memory = _constant_memory(stage, trained, networks)
+    first = count_step(stage, trained, 0, parts)
+    counts = {turn: count_step(stage, trained, step, parts) for turn, step in turns}
+    take_turn(trained, None)
+    shares = Counter(stage.turn(step) for step in _window(train.steps))
+    memory = _with_step(memory, [first, *counts.values()], train, device)
+    if processes > 1:
+        memory = _spread(memory, stage, train, processes)
+    changed = {id(parameter) for parameters in trained.values() for parameter in parameters}
+    counted: set[int] = set()  # adapters are parts of two networks
+    return Plan(
+        stage=stage.name,
+        train=train,
+        processes=processes,
+        memory=memory,
+        device=device,
+        data=stage.data(),
+        parameters={name: _parameters(network, changed, counted) for name, network in networks.items()},
+        flops=train.accumulate * sum(counts[turn].flops * n for turn, n in shares.items()) / shares.total(),
+        precision=stage.precision,
+        timed=seconds,
+    )
+
+
+def _window(steps: int) -> range:
+    late = int(LATE * steps)
+    return range(late, min(steps, late + WINDOW))
+
+
+def _turns(stage: Stage, steps: int) -> list[tuple[str, int]]:
+    """Every group's turn late in the run."""
+    found: dict[str, int] = {}
+    for step in _window(steps):
+        found.setdefault(stage.turn(step), step)
+    return list(found.items())
+
+
+def _parameters(network: nn.Module, changed: set[int], counted: set[int]) -> tuple[int, int]:
+    counts = [0, 0]
+    for parameter in network.parameters():
+        if id(parameter) not in counted:
+            counts[id(parameter) not in changed] += parameter.numel()
+            counted.add(id(parameter))
+    return counts[0], counts[1]
+
+
+def _bytes(network: nn.Module) -> int:
+    tensors = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def _constant_memory(stage: Stage, trained: Trained, networks: Mapping[str, nn.Module]) -> Memory:
+    """What is there whatever the batch."""
+    states = [make_optimizer(group).state for group in stage.groups.values()]
+    return Memory(
+        weights=sum(_bytes(networks[name]) for name in trained),
+        gradients=0,
+        activations=0,
+        exchange=0,
+        optimizer=sum(value.nbytes for state in states for values in state.values() for value in values.values()),
+        average=sum(tensor.nbytes for tensor in stage.model.state_dict().values()),
+        frozen=sum(_bytes(network) for name, network in networks.items() if name not in trained),
+    )
+
+
+def _with_step(memory: Memory, counts: list[StepCount], train: TrainConfig, device: Device) -> Memory:
+    """The worst of the backward passes and of the optimiser's updates.
+
+    In a later micro-batch the gradients of the earlier ones are there already. On a GPU the update makes one more copy
+    of what it changes.
+    """
+    again = train.accumulate > 1
+    worst = max(counts, key=lambda count: count.peak_bytes + again * count.gradient_bytes)
+    activations = worst.peak_bytes - (0 if again else worst.gradient_bytes)
+    if device.gpu:
+        activations = max(activations, worst.gradient_bytes)
+    return replace(memory, gradients=worst.gradient_bytes, activations=activations)
+
+
+def _spread(memory: Memory, stage: Stage, train: TrainConfig, processes: int) -> Memory:
+    """DDP adds a copy of all gradients; FSDP2 cuts everything that is trained, and gathers a unit and the next."""
+    networks = [group.network for group in stage.groups.values()]
+    parameters = sum(p.nbytes for network in networks for p in network.parameters() if p.requires_grad)
+    if train.parallel == "ddp":
+        return replace(memory, exchange=parameters)
+    units = [_own_bytes(module) for network in networks for module in network.modules() if type(module) in UNITS]
+    largest, rest = max(units, default=0), memory.weights - sum(units)  # the rest stays gathered to the end of the step
+    width = 0.5 if train.precision == "bf16" else 1.0
+    return replace(
+        memory,
+        weights=memory.weights // processes,
+        gradients=memory.gradients // processes,
+        optimizer=memory.optimizer // processes,
+        average=memory.average // processes,
+        exchange=int(width * 2 * largest) + largest + 2 * rest,
+    )
+
+
+def _own_bytes(unit: nn.Module) -> int:
+    """Of parameters that no unit inside of it gathers."""
+    own = sum(parameter.nbytes for parameter in unit.parameters(recurse=False))
+    return own + sum(_own_bytes(child) for child in unit.children() if type(child) not in UNITS)
+
+
+def _time_steps(stage: Stage, train: TrainConfig, turns: list[tuple[str, int]], parts: list[Part]) -> float:
+    """Mean seconds of a step of this process, with the optimiser's update, as often as each group has its turn."""
+    stage.part = parts[0]
+    if train.precision == "auto":
+        found = time_precisions(stage)
+        stage.precision = min(found, key=found.__getitem__)
+    trained, optimizers = trained_of(stage), {name: make_optimizer(group) for name, group in stage.groups.items()}
+    shares, seconds = Counter(stage.turn(step) for step in _window(train.steps)), 0.0
+    for turn, step in turns:
+        take_turn(trained, turn)
+        _, *each = [_time_step(stage, optimizers[turn], step, parts) for _ in range(TIMED_STEPS + 1)]  # one warms up
+        mean = sum(each) / TIMED_STEPS
+        if stage.period():
+            mean += (_time_step(stage, optimizers[turn], step + stage.period(), parts) - mean) / stage.period()
+        seconds += mean * shares[turn] / shares.total()
+    take_turn(trained, None)
+    return seconds
+
+
+def _time_step(stage: Stage, optimizer: torch.optim.Optimizer, step: int, parts: list[Part]) -> float:
+    begun = time.perf_counter()
+    for _ in parts:
+        loss = run_part(stage, step, parts)
+    optimizer.step()
+    float(loss)  # waits for a GPU
+    optimizer.zero_grad(set_to_none=True)
+    return time.perf_counter() - begun
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e6:.2f} M" if parameters >= 1e5 else f"{parameters:,}"
+
+
+def _time(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    return str(timedelta(seconds=round(seconds)))

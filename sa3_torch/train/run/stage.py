@@ -1,0 +1,165 @@
+"""What a training stage is: the settings that all have, and what the loop asks of each.
+
+A stage is a function of (weights, step): its batches and its noise come from counter-based generators keyed by the
+step, so a run that was stopped and resumed equals one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from sa3_mlx.common.model.config import Config, ConfigError
+from sa3_torch.train.data.clip_cache import generator
+
+from . import parallel
+from .optimizers import Group
+from .parallel import Part
+from .settings import check
+
+Compiled = Callable[..., Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Config):
+    """What every stage needs. ``every`` and ``after`` count steps of all groups."""
+
+    seed: int
+    steps: int
+    batch: int  # items of a step, of all processes and micro-batches together
+    accumulate: int  # micro-batches of a process in a step
+    precision: Literal["bf16", "fp32", "auto"]  # of matrix products; auto times both
+    compile: bool  # torch.compile of network and loss; needs a C++ compiler on a CPU
+    checkpoint_blocks: bool = False  # less memory, more time; see recompute.py
+    parallel: Literal["ddp", "fsdp"]  # where torchrun starts several processes
+    ema_decay: float
+    ema_after: int
+    ema_every: int
+    save_every: int
+    milestone_every: int  # checkpoints that are kept for good; 0 for none
+    validate_every: int
+
+    def __post_init__(self) -> None:
+        check(self, 0, math.inf, "seed", "ema_after", "milestone_every")
+        check(self, 1, math.inf, "steps", "batch", "accumulate", "ema_every", "save_every", "validate_every")
+        check(self, 0, 1 - 1e-12, "ema_decay")
+        if self.precision == "auto" and self.parallel == "fsdp":
+            raise ConfigError("precision is 'auto' with parallel 'fsdp': choose 'bf16' or 'fp32', or parallel 'ddp'")
+        if self.compile and self.checkpoint_blocks:
+            raise ConfigError(
+                "compile and checkpoint_blocks are both on: choose one, compiled code recomputes by itself"
+            )
+        if self.milestone_every % self.save_every:
+            raise ConfigError(
+                f"milestone_every is {self.milestone_every}: allowed are multiples of save_every ({self.save_every})"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Data that a stage reads, for its plan."""
+
+    name: str
+    items: int
+    seconds: float | None  # None where it is not known before they are read
+
+
+class Stage(ABC):
+    """One training stage: what is trained, on which losses. The loop sets ``precision`` and ``part``."""
+
+    name: str
+    model: nn.Module  # its state is averaged and exported
+    groups: dict[str, Group]  # what is trained; their networks share no parameter
+
+    def __init__(self) -> None:
+        self.device = parallel.own_device()  # for networks and batches
+        self.precision = "fp32"
+        self.part = Part()  # the slice of the global batch that ``losses`` reads
+        self.notes: dict[str, Tensor] = {}  # logged beside the terms, not minimised
+
+    def turn(self, step: int) -> str:  # noqa: ARG002 (stages with several groups override it)
+        """Name of the group that is trained in a step; the parameters of the others are frozen meanwhile."""
+        return next(iter(self.groups))
+
+    def frozen(self, step: int) -> list[Tensor]:  # noqa: ARG002 (few stages freeze part of a group)
+        """Parameters of the turn's group that a step does not change, weight decay included; their gradients are 0."""
+        return []
+
+    @abstractmethod
+    def losses(self, step: int) -> dict[str, Tensor]:
+        """Weighted terms of a step on ``part``, means over its items; their sum is minimised. Names have no slash.
+
+        Every parameter of the turn's group has a part in it, with a gradient of zero if need be, and which networks run
+        depends on the step, not on the items: several processes wait for each other at both.
+        """
+
+    def prepare(self, step: int, parts: list[Part]) -> None:  # noqa: B027 (most stages have nothing to prepare)
+        """Only before a step of several micro-batches, without gradients: what the losses need of all of them."""
+
+    def period(self) -> int:
+        """For its plan: for so many steps serves what the first of them computes beside its losses; 0: nothing does."""
+        return 0
+
+    def data(self) -> tuple[Split, ...]:
+        """What is read in the run, for its plan; empty where a stage does not say."""
+        return ()
+
+    @abstractmethod
+    def validate(self) -> dict[str, float]:
+        """Measures on held-out data, with the weights now in ``model``.
+
+        Under FSDP2 in bf16 this and ``demo`` run under autocast: their results need a ``float()``.
+        """
+
+    @abstractmethod
+    def demo(self, folder: Path, step: int) -> None:
+        """Write sounds or pictures of the weights now in ``model``."""
+
+    @abstractmethod
+    def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        """Write ``weights``, the averaged state of ``model`` on the CPU, as a checkpoint folder. ``model`` holds them
+        too."""
+
+    def alarms(self, values: dict[str, float]) -> list[str]:  # noqa: ARG002 (most stages have none)
+        """Plain sentences about a row of the log that a user should read now."""
+        return []
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def weighted(self, name: str, weight: float, value: Tensor) -> Tensor:
+        """A term; its raw value is logged as "name/raw"."""
+        self.notes[f"{name}/raw"] = value.detach()
+        return weight * value
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """Random numbers of one step, independent of all others."""
+    return torch.Generator().manual_seed((seed << 40) ^ (step * 2_654_435_761 + 97))
+
+
+def purpose_generator(seed: int, purpose: int, step: int) -> torch.Generator:
+    """As ``step_generator``, another one for every ``purpose``."""
+    return torch.Generator().manual_seed(int(generator(seed, purpose, step).integers(2**63)))
+
+
+def item_noise(rows: slice, shape: tuple[int, ...], seed: int, purpose: int, step: int) -> Tensor:
+    """Standard normals (B, *shape) of the items ``rows`` of a global batch: each has its own generator, so that no
+    process draws those of others."""
+    drawn = []
+    for item in range(rows.start, rows.stop):
+        random = torch.Generator().manual_seed(int(generator(seed, purpose, step, item).integers(2**63)))
+        drawn.append(torch.randn(shape, generator=random))
+    return torch.stack(drawn)
+
+
+def maybe_compile(function: Compiled, enabled: bool) -> Compiled:
+    """torch.compile where the configuration asks for it."""
+    return torch.compile(function) if enabled else function

@@ -1,0 +1,78 @@
+"""The states that sampling visits: every evaluation of the DiT on a run, with what it was given and what it said.
+
+Shapes: B batch, T latent frames, C latent channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sa3_mlx.common.generation.clips import encode_sources, local_input, start_latents
+from sa3_mlx.common.generation.events import SeededNoise, batch_of
+from sa3_mlx.common.generation.noise import INITIAL, step
+from sa3_mlx.common.generation.request import Request, plan
+
+from .dit import Conditioning, DiT, Prepared
+from .guidance import guide
+from .pipeline import Pipeline
+from .samplers import SAMPLERS
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """One evaluation. With guidance a step has two, of which the second is the unconditional or negative one."""
+
+    index: int  # of the step
+    x: Tensor  # (B, T, C)
+    t: np.ndarray  # (B,)
+    cond: Conditioning
+    velocity: Tensor  # (B, T, C)
+    end: Tensor | None  # (B, T, C) latents that the run came to; None with guidance, where both halves lead there
+
+
+@torch.no_grad()
+def visit(pipeline: Pipeline, request: Request) -> Iterator[State]:
+    """Sample a request to its end, without decoding it, and yield every evaluation of the DiT.
+
+    Raises ValueError for guidance in an interval alone, which would leave half of the evaluations unused.
+    """
+    if request.guidance.interval != (0.0, 1.0):
+        raise ValueError(
+            f"guidance interval is {request.guidance.interval}: states are visited with guidance throughout"
+        )
+    config = pipeline.config
+    planned = plan(request, config)
+    noise, channels = SeededNoise([item.seed for item in request.items]), config.same.latent_channels
+    cond, null = pipeline.encode_texts(request, planned)
+    init, inpaint = encode_sources(request, planned, config, pipeline.encode)
+    device, dtype = cond.seconds.device, cond.seconds.dtype
+    local = torch.from_numpy(local_input(planned, inpaint, channels)).to(device, dtype)
+    conds = [replace(given, local=local) for given in (cond, null) if given is not None]
+    dit = cast(DiT, pipeline.load_part("dit"))
+    pairs: list[tuple[Conditioning, Prepared]] = [(given, dit.prepare(given)) for given in conds]
+    seen: list[tuple[Conditioning, Tensor, np.ndarray, Tensor]] = []
+
+    def velocity(x: Tensor, t: np.ndarray) -> Tensor:
+        times = torch.from_numpy(t).to(device)
+        outs = [dit(x.to(dtype), times, prepared).float() for _, prepared in pairs]
+        seen.extend((given, x, t, out) for given, out in zip(conds, outs, strict=True))
+        return outs[0] if len(outs) == 1 else guide(x, times, outs[0], outs[1], request.guidance, cond.valid)
+
+    def draw(number: int) -> Tensor:
+        return torch.from_numpy(batch_of(noise, step(number), planned.keep_frames.shape, channels)).to(device)
+
+    start = start_latents(planned, batch_of(noise, INITIAL, planned.keep_frames.shape, channels), init)
+    steps = SAMPLERS[request.sampler](velocity, torch.from_numpy(start).to(device), planned.sigmas, draw)
+    visited: list[tuple[int, Conditioning, Tensor, np.ndarray, Tensor]] = []
+    for last in steps:
+        visited.extend((last.index, *evaluation) for evaluation in seen)
+        seen.clear()
+    end = last.x if null is None else None
+    for index, given, x, t, out in visited:
+        yield State(index=index, x=x, t=t, cond=given, velocity=out, end=end)

@@ -1,0 +1,108 @@
+"""Who may import whom: each twin works where the other framework is missing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BLOCK = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}} (blocked)", name=name)
+sys.meta_path.insert(0, Blocked())
+sys.path.insert(0, {root!r})
+"""
+MODEL_FILES = (
+    "layers",
+    "attention",
+    "t5gemma",
+    "conditioner",
+    "dit",
+    "same",
+    "guidance",
+    "samplers",
+    "weights",
+    "pipeline",
+    "states",
+    "lora",
+)
+
+
+def _import_without(blocked: tuple[str, ...], modules: list[str]) -> None:
+    lines = [BLOCK.format(blocked=set(blocked), root=str(ROOT)), *(f"import {module}" for module in modules)]
+    lines.append(f"assert not {set(blocked)!r} & set(sys.modules)")
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def _modules(package: str) -> list[str]:
+    folder = ROOT / package.replace(".", "/")
+    return [f"{package}.{path.stem}" for path in sorted(folder.glob("*.py")) if path.stem != "__init__"]
+
+
+def test_the_torch_twin_imports_without_mlx() -> None:
+    pytest.importorskip("torch")
+    _import_without(("mlx",), ["sa3_mlx", *(f"sa3_torch.{name}" for name in MODEL_FILES)])
+
+
+def test_the_mlx_twin_imports_without_torch() -> None:
+    pytest.importorskip("mlx.core")
+    _import_without(("torch",), ["sa3_mlx", *(f"sa3_mlx.{name}" for name in MODEL_FILES)])
+
+
+def test_shared_facts_import_without_both() -> None:
+    _import_without(("mlx", "torch"), ["sa3_mlx", "sa3_mlx.common", *_modules("sa3_mlx.common")])
+
+
+def test_the_converter_imports_without_both() -> None:
+    _import_without(("mlx", "torch"), ["convert", *_modules("convert")])
+
+
+def test_data_commands_are_listed_without_both() -> None:
+    """Rendering, importing, checking and packing sounds needs neither framework."""
+    modules = ("data_cli", "lint", "recordings", "clips", "sources", "sounds", "user_folder", "augment", "shards")
+    _import_without(("mlx", "torch"), ["sa3_mlx.cli.train.data", *(f"sa3_torch.train.{name}" for name in modules)])
+
+
+def test_training_commands_are_listed_without_both() -> None:
+    listing = "from sa3_mlx.cli.app import run; assert run(['train', '--help']) == 0"
+    code = "\n".join([BLOCK.format(blocked={"mlx", "torch"}, root=str(ROOT)), listing])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "pretrain" in done.stdout
+
+
+def test_the_package_itself_loads_nothing() -> None:
+    """Importing sa3_mlx is light: no numpy even; unknown names are refused with the names there are."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import sa3_mlx; assert 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    import sa3_mlx
+
+    assert sa3_mlx.ModelConfig.__name__ == "ModelConfig"
+    with pytest.raises(AttributeError, match="Pipeline"):
+        _ = sa3_mlx.Pipelin
+
+
+def test_openblas_is_loaded_before_mlx() -> None:
+    """Every file of the MLX twin, imported first and alone, gives mlx its BLAS; the other way round is reported."""
+    pytest.importorskip("mlx.core")
+    for name in MODEL_FILES:
+        code = (
+            f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+            f"from sa3_mlx.{name} import blas; import sa3_mlx.runtime as b; s = b.status()\n"
+            "assert 'before' not in s.message, s"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True)
+    if sys.platform == "linux":
+        late = (
+            f"import sys, mlx.core; sys.path.insert(0, {str(ROOT)!r}); import sa3_mlx.runtime as b; print(b.status())"
+        )
+        done = subprocess.run([sys.executable, "-c", late], capture_output=True, text=True, check=True)
+        assert "fast=False" in done.stdout
+        assert "before sa3_mlx" in done.stdout

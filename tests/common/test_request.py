@@ -1,0 +1,226 @@
+"""A request is refused in one clear line before any work, or becomes a plan in frames and samples."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from sa3_mlx.common.generation.regions import Region
+from sa3_mlx.common.generation.request import (
+    Guidance,
+    InitAudio,
+    Inpaint,
+    Item,
+    Request,
+    defaults,
+    extend,
+    plan,
+    validate,
+)
+from sa3_mlx.common.model.presets import PRESETS
+from tests.support.tiny import TINY
+
+CONFIG = TINY["tiny-s"]  # 8000 Hz, 512 samples per latent
+ITEM = Item(prompt="w3", seconds=2.0, seed=7)
+
+
+def _audio(samples: int = 16_000) -> NDArray[np.float32]:
+    return np.random.default_rng(samples).normal(0, 0.1, (samples, 2)).astype(np.float32)
+
+
+REQUEST = Request(items=(ITEM,), steps=8, sampler="pingpong")
+INPAINT = Inpaint(audio=_audio(), regions=((0.5, 1.0),))
+INIT = InitAudio(audio=_audio(), noise_level=0.6)
+
+
+def test_spec_imports_without_mlx_and_torch():
+    code = (
+        "import sys, pkgutil, importlib\n"
+        "sys.modules.update(dict.fromkeys(['mlx', 'mlx.core', 'torch'], None))\n"
+        "import sa3_mlx.common as spec\n"
+        "for module in pkgutil.iter_modules(spec.__path__): importlib.import_module('sa3_mlx.common.' + module.name)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[2])
+
+
+def test_plan_of_a_plain_clip():
+    ours = plan(REQUEST, CONFIG)
+    assert ours.frames == 126 and ours.head_room_seconds == 6.0
+    assert ours.lengths.output_samples == (16_000,) and ours.lengths.effective == (32,)
+    assert ours.padding_mask.shape == (1, 126) and ours.padding_mask.sum() == 125
+    assert ours.sigmas.shape == (1, 9) and ours.sigmas[0, 0] == 1
+    assert ours.init is None and ours.inpaint is None and ours.regions == ((),)
+    assert not ours.keep_frames.any()
+
+
+def test_items_of_a_batch_keep_what_they_have_alone():
+    items = (ITEM, dataclasses.replace(ITEM, seconds=5.5), dataclasses.replace(ITEM, seconds=0.1))
+    together = plan(dataclasses.replace(REQUEST, items=items), CONFIG)
+    for row, item in enumerate(items):
+        alone = plan(dataclasses.replace(REQUEST, items=(item,)), CONFIG)
+        assert together.lengths.valid[row] == min(alone.lengths.valid[0], together.frames)
+        assert together.lengths.output_samples[row] == alone.lengths.output_samples[0]
+        np.testing.assert_array_equal(together.sigmas[row], alone.sigmas[0])
+
+
+@pytest.mark.parametrize("name", ["tiny-s", "tiny-l"])
+def test_plan_matches_whole_official_runs(golden: Path, name: str):
+    tensors = load_file(golden / name / "e2e.safetensors")
+    items = (ITEM, dataclasses.replace(ITEM, seconds=5.5))
+    ours = plan(dataclasses.replace(REQUEST, items=items, steps=3), TINY[name])
+    np.testing.assert_array_equal(ours.padding_mask, tensors["t2a_batch2.padding_mask"].astype(bool))
+    np.testing.assert_allclose(ours.sigmas, tensors["t2a_batch2.sigmas"], rtol=0, atol=1e-6)
+    both = dataclasses.replace(
+        REQUEST,
+        items=(dataclasses.replace(ITEM, seconds=3.0),),
+        steps=2,
+        init=InitAudio(audio=_audio(24_000), noise_level=0.8),
+        inpaint=Inpaint(audio=_audio(24_000), regions=((1.0, 2.0),)),
+    )
+    ours = plan(both, TINY[name])
+    np.testing.assert_array_equal(ours.keep_frames, tensors["inpaint_plus_init.in_local_add_cond"][:, 0])
+    np.testing.assert_allclose(ours.sigmas, tensors["inpaint_plus_init.sigmas"], rtol=0, atol=1e-6)
+
+
+def test_sources_are_shared_or_given_per_item():
+    items = (ITEM, dataclasses.replace(ITEM, seed=8))
+    shared = plan(dataclasses.replace(REQUEST, items=items, inpaint=INPAINT, init=INIT), CONFIG)
+    assert shared.inpaint == (INPAINT, INPAINT) and shared.init == (INIT, INIT)
+    np.testing.assert_array_equal(shared.keep_frames[0], shared.keep_frames[1])
+    assert shared.regions == ((Region(4000, 8000),),) * 2
+    other = Inpaint(audio=_audio(), regions=((0.0, 0.5), (1.5, 2.0)))
+    louder = InitAudio(audio=_audio(), noise_level=0.9)
+    own = plan(dataclasses.replace(REQUEST, items=items, inpaint=(INPAINT, other), init=(INIT, louder)), CONFIG)
+    assert own.regions[1] == (Region(0, 4000), Region(12_000, 16_000))
+    np.testing.assert_array_equal(own.keep_frames[0], shared.keep_frames[0])
+    np.testing.assert_allclose(own.sigmas[:, 0], [0.6, 0.9])
+
+
+def test_monotone_descends_where_the_default_rises():
+    official = plan(dataclasses.replace(REQUEST, init=INIT), CONFIG).sigmas[0]
+    ours = plan(dataclasses.replace(REQUEST, init=INIT, monotone=True), CONFIG).sigmas[0]
+    assert official.max() > 0.9 and ours.max() == np.float32(0.6) and (np.diff(ours) < 0).all()
+
+
+@pytest.mark.parametrize("samples", [1, 511, 512, 7003, 15_999])
+def test_extend_keeps_every_sample_of_the_source(samples: int):
+    inpaint = extend(_audio(samples), 3.0, CONFIG)
+    request = dataclasses.replace(REQUEST, items=(dataclasses.replace(ITEM, seconds=3.0),), inpaint=inpaint)
+    assert plan(request, CONFIG).regions == ((Region(samples, 24_000),),)
+
+
+def test_head_room_can_be_set_to_nothing():
+    ours = plan(dataclasses.replace(REQUEST, head_room_seconds=0), CONFIG)
+    assert ours.frames == 32 and ours.lengths.valid == (32,)
+
+
+def test_defaults_follow_the_objective():
+    assert defaults(PRESETS["small-music"]).sampler == "pingpong" and defaults(PRESETS["small-music"]).steps == 8
+    assert defaults(PRESETS["medium-base"]).sampler == "euler" and defaults(PRESETS["medium-base"]).guidance_scale == 7
+
+
+def test_the_longest_clip_is_allowed():
+    for preset, seconds in (("small-music", 120.0), ("medium", 380.0), ("demo", PRESETS["demo"].max_seconds)):
+        item = dataclasses.replace(ITEM, seconds=seconds)
+        assert plan(dataclasses.replace(REQUEST, items=(item,)), PRESETS[preset]).frames
+
+
+def _with_item(**changes: object) -> Request:
+    return dataclasses.replace(REQUEST, items=(dataclasses.replace(ITEM, **changes),))  # type: ignore[arg-type]
+
+
+def _with(**changes: object) -> Request:
+    return dataclasses.replace(REQUEST, **changes)  # type: ignore[arg-type]
+
+
+def _guided(**changes: object) -> Request:
+    return _with(guidance=dataclasses.replace(Guidance(), **changes))  # type: ignore[arg-type]
+
+
+def _inpainted(*regions: tuple[float, float], samples: int = 16_000) -> Request:
+    return _with(inpaint=Inpaint(audio=_audio(samples), regions=regions))
+
+
+NAN, INF = float("nan"), float("inf")
+BAD = {
+    "no items": (_with(items=()), "items is empty"),
+    "items as a list": (_with(items=[ITEM]), "items is empty: a request needs a tuple"),
+    "prompt none": (_with_item(prompt=None), "prompt is NoneType: expected text"),
+    "negative without guidance": (_with_item(negative_prompt="w1"), "no effect at guidance scale 1"),
+    "negative of a wrong type": (_with_item(negative_prompt=3), "negative prompt is int"),
+    "seconds zero": (_with_item(seconds=0.0), "seconds is 0: tiny-s makes above 0 to 65.53 s"),
+    "seconds negative": (_with_item(seconds=-1.0), "seconds is -1"),
+    "seconds too long": (_with_item(seconds=65.6), "seconds is 65.6"),
+    "seconds nan": (_with_item(seconds=NAN), "seconds is nan: expected a finite number"),
+    "seconds infinite": (_with_item(seconds=INF), "seconds is inf: expected a finite number"),
+    "seconds as text": (_with_item(seconds="2"), "seconds is '2': expected a finite number"),
+    "seconds under a sample": (_with_item(seconds=1e-5), "less than one sample at 8000 Hz"),
+    "seed negative": (_with_item(seed=-1), "seed is -1: allowed are the integers 0 to"),
+    "seed too large": (_with_item(seed=2**63), "seed is 9223372036854775808"),
+    "seed float": (_with_item(seed=1.5), "seed is 1.5"),
+    "steps zero": (_with(steps=0), "steps is 0: allowed are the integers 1 to 1000"),
+    "steps too many": (_with(steps=1001), "steps is 1001"),
+    "steps float": (_with(steps=8.0), "steps is 8.0"),
+    "sampler unknown": (_with(sampler="ddim"), "sampler is 'ddim': allowed are euler, pingpong, dpmpp, rk4"),
+    "head room negative": (_with(head_room_seconds=-1), "head room is -1 s: allowed are 0 to 60 s"),
+    "head room nan": (_with(head_room_seconds=NAN), "head room is nan"),
+    "crossfade negative": (_with(crossfade_ms=-5.0), "crossfade is -5 ms: allowed are 0 to 1000 ms"),
+    "monotone without init": (_with(monotone=True), "monotone schedule is for init audio"),
+    "scale negative": (_guided(scale=-1.0), "guidance scale is -1"),
+    "scale nan": (_guided(scale=NAN), "guidance scale is nan"),
+    "apg above one": (_guided(apg=1.5), "guidance apg is 1.5: allowed are 0 to 1"),
+    "rescale above one": (_guided(rescale=2.0), "guidance rescale is 2"),
+    "threshold negative": (_guided(norm_threshold=-1.0), "guidance norm threshold is -1"),
+    "interval reversed": (_guided(interval=(0.8, 0.2)), "guidance interval is 0.8..0.2"),
+    "interval of three": (_guided(interval=(0.1, 0.2, 0.3)), "guidance interval is (0.1, 0.2, 0.3)"),
+    "noise level zero": (_with(init=dataclasses.replace(INIT, noise_level=0.0)), "init noise level is 0"),
+    "noise level above one": (_with(init=dataclasses.replace(INIT, noise_level=1.1)), "init noise level is 1.1"),
+    "init mono": (_with(init=dataclasses.replace(INIT, audio=_audio()[:, :1])), "init audio: expected shape"),
+    "init empty": (_with(init=dataclasses.replace(INIT, audio=_audio()[:0])), "at least 1 sample, got (0, 2)"),
+    "init nan": (_with(init=dataclasses.replace(INIT, audio=_audio() * np.float32(NAN))), "sample 0 is not a finite"),
+    "init of a wrong type": (_with(init=INPAINT), "init is Inpaint: expected InitAudio"),
+    "two inits for one item": (_with(init=(INIT, INIT)), "init has 2 entries for 1 items"),
+    "no region": (_inpainted(), "inpaint: no region to generate"),
+    "region reversed": (_inpainted((1.0, 0.5)), "region 1:0.5: is empty"),
+    "region before the clip": (_inpainted((-1.0, 0.5)), "starts before the clip"),
+    "region outside the clip": (_inpainted((1.5, 2.5)), "inpaint region 1.500:2.500: ends outside the clip of 2 s"),
+    "regions overlap": (_inpainted((0.1, 1.0), (0.9, 1.5)), "overlaps"),
+    "region without a frame": (_inpainted((0.001, 0.02)), "no latent frame begins in it; use at least 0.064 s"),
+    "region nan": (_inpainted((0.5, NAN)), "must be finite"),
+    "tail not generated": (_inpainted((0.5, 1.0), samples=12_000), "the audio ends at 1.500 s and the clip at 2 s"),
+    "chunk too small": (_with(chunk_frames=4), "chunk_frames is 4: to decode exactly"),
+    "chunk odd": (_with(chunk_frames=33), "a multiple of 2"),
+    "chunk float": (_with(chunk_frames=64.0), "chunk_frames is 64.0"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_requests_are_one_clear_line(case: str):
+    request, message = BAD[case]
+    with pytest.raises(ValueError) as caught:
+        validate(request, CONFIG)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_item_at_fault_is_named():
+    with pytest.raises(ValueError, match="item 1: seconds is -2"):
+        validate(_with(items=(ITEM, dataclasses.replace(ITEM, seconds=-2.0))), CONFIG)
+    other = dataclasses.replace(INPAINT, regions=((1.0, 3.0),))
+    with pytest.raises(ValueError, match=r"inpaint 1 region 1\.000:3\.000"):
+        validate(_with(items=(ITEM, ITEM), inpaint=(INPAINT, other)), CONFIG)
+
+
+def test_an_autoencoder_cannot_generate_and_a_clip_cannot_be_extended_backwards():
+    with pytest.raises(ValueError, match="same-l is an autoencoder alone"):
+        validate(REQUEST, PRESETS["same-l"])
+    with pytest.raises(ValueError, match=r"extend to 2 s: the audio has 2\.000 s already"):
+        extend(_audio(), 2.0, CONFIG)
+    with pytest.raises(ValueError, match="seconds is nan"):
+        extend(_audio(), NAN, CONFIG)

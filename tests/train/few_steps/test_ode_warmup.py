@@ -1,0 +1,265 @@
+"""ODE warm-up: what the teacher's runs are, what is kept of them, and what a student learns (training spec, 5)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the training twin needs torch")
+pytest.importorskip("scipy", reason="the training extra is not installed")
+
+from sa3_mlx.common.generation.request import defaults
+from sa3_mlx.common.model.config import ConfigError, ModelConfig
+from sa3_torch.dit import Prepared
+from sa3_torch.train.data.pre_encode import load_autoencoder
+from sa3_torch.train.few_steps.ode_warmup import WarmupStage
+from sa3_torch.train.few_steps.shared import few_step_config
+from sa3_torch.train.flow import diffusion
+from sa3_torch.train.flow.diffusion import PARENTS_FILE
+from sa3_torch.train.run.optimizers import Group, make_optimizer
+from sa3_torch.train.run.parallel import Part
+from sa3_torch.train.run.planning.count import count_step, make_fake, networks_of, trained_of
+from tests.support.stages import MODEL, warmup_stage
+from tests.support.tiny_checkpoint import write_checkpoint
+
+DATA_STD = 0.6
+
+
+class GaussianDiT:
+    """The velocity of the flow of N(0, 0.6^2) data, E[eps | x] - E[z | x], in place of a DiT."""
+
+    def prepare(self, cond) -> Prepared:
+        return Prepared(contexts=(None,), local=(None,), seconds=torch.zeros(len(cond.seconds), 1), valid=None)
+
+    def modulation(self, t, _seconds):
+        return t[:, None]
+
+    def velocity(self, x, modulation, _prepared):
+        t = modulation[:, None]
+        variance = (1 - t) ** 2 * DATA_STD**2 + t**2
+        return x * (t - (1 - t) * DATA_STD**2) / variance
+
+
+def analytic(x, t):
+    """Where the flow of Gaussian data takes x: its quantile stays the same."""
+    t = t[:, None, None]
+    return x * DATA_STD / ((1 - t) ** 2 * DATA_STD**2 + t**2).sqrt()
+
+
+def gaussian_stage(workspace: Path) -> WarmupStage:
+    stage = warmup_stage(workspace, "teacher.steps=100", "teacher.guidance=1.0", "clips.mask_shares=[0.0, 1.0, 0.0]")
+    stage.teacher.dit = torch.nn.Identity()
+    stage.teacher.dit.streamed = False
+    stage.teacher.dit.prepare, stage.teacher.dit.modulation = GaussianDiT().prepare, GaussianDiT().modulation
+    stage.teacher.dit.velocity = GaussianDiT().velocity
+    return stage
+
+
+def test_with_a_gaussian_teacher_the_analytic_map_has_the_least_loss(workspace: Path) -> None:
+    """Measured: 3e-4, as the sampler takes 100 steps; 4e-3 with a map that is 10 % off."""
+    stage = gaussian_stage(workspace)
+
+    def loss_of(map_) -> float:
+        stage.denoiser = lambda x, t, _: map_(x, t)  # type: ignore[assignment]
+        return float(sum(stage.losses(step)["one_step"] for step in range(4))) / 4
+
+    exact = loss_of(analytic)
+    assert exact < 1e-3
+    for factor in (0.9, 1.1):
+        assert loss_of(lambda x, t, factor=factor: factor * analytic(x, t)) > 3 * exact
+
+
+def test_states_begin_with_noise_and_end_before_the_result(workspace: Path) -> None:
+    stage = warmup_stage(workspace, "teacher.renoised_share=0.0")
+    run = stage.trajectory(0)
+    count, frames, channels = run.result.shape
+    assert run.states.shape == (3, count, frames, channels) and run.times.shape == (3, count)
+    assert torch.equal(run.times[0], torch.ones(count)) and bool((run.times[1:] < run.times[:-1]).all())
+    assert abs(float(run.states[0].std()) - 1) < 0.05
+    picks = torch.tensor([2, 0, 1, 2])
+    x, t = run.at(picks)
+    assert all(torch.equal(x[i], run.states[k, i]) and t[i] == run.times[k, i] for i, k in enumerate(picks.tolist()))
+
+
+def test_some_trajectories_begin_with_data_and_noise(workspace: Path) -> None:
+    """Below t = 1 the first state is (1 - t) z + t eps with the noise that a trajectory from t = 1 begins with."""
+    pure = warmup_stage(workspace, "train.batch=64", "teacher.renoised_share=0.0").trajectory(0)
+    stage = warmup_stage(workspace, "train.batch=64", "teacher.renoised_share=0.5")
+    run, z = stage.trajectory(0), stage.batches.batch(0).latents
+    t, noise = run.times[0], pure.states[0]
+    assert 16 < int((t < 1).sum()) < 48 and 0.1 < float(t.min()) < 0.5
+    torch.testing.assert_close(run.states[0], (1 - t)[:, None, None] * z + t[:, None, None] * noise)
+    assert bool((run.times[1:] < run.times[:-1]).all())
+    assert torch.equal(run.states[:, t == 1], pure.states[:, t == 1])
+
+
+def test_the_teacher_s_guidance_can_leave_out_the_part_along_the_prediction(workspace: Path) -> None:
+    """One step of the sampler is linear in the estimate: what guidance adds with apg 1 is orthogonal to what apg 0 has
+    beyond it."""
+
+    def first_step(*changes: str) -> torch.Tensor:
+        settings = (f"teacher.{change}" for change in ("renoised_share=0.0", *changes))
+        return warmup_stage(workspace, *settings, "train.precision=fp32").trajectory(0).states[1].flatten(1)
+
+    without = first_step("guidance=1", "apg=0.0")
+    plain, orthogonal = (first_step("guidance=2", f"apg={apg}") for apg in (0.0, 1.0))
+    added, left_out = orthogonal - without, plain - orthogonal
+    assert bool((added.norm(dim=1) > 1e-4).all()) and bool((left_out.norm(dim=1) > 1e-4).all())
+    assert float(torch.cosine_similarity(added, left_out).abs().max()) < 0.02
+
+
+def test_apg_without_guidance_is_refused(workspace: Path) -> None:
+    with pytest.raises(ConfigError, match=r"teacher\.apg is 0\.5, which has no effect at guidance 1; set it to 0"):
+        warmup_stage(workspace, "teacher.guidance=1", "teacher.apg=0.5")
+
+
+def test_a_share_of_items_takes_the_first_state(workspace: Path) -> None:
+    stage = warmup_stage(workspace, "train.batch=64", "teacher.renoised_share=0.0", "teacher.first_share=0.6")
+    seen = []
+    stage.denoiser = lambda x, t, _: seen.append(t) or x  # type: ignore[assignment]
+    stage.losses(0)
+    assert abs(float((seen[0] == 1).float().mean()) - (0.6 + 0.4 / 3)) < 0.2
+    assert len(seen[0].unique()) > 1
+
+
+def test_stored_trajectories_are_used_with_their_own_captions_and_masks(workspace: Path) -> None:
+    """Pitfall 8: between two refreshes no other batch is even read."""
+    stage, other = warmup_stage(workspace), warmup_stage(workspace)
+    stage.losses(0)
+    stage.batches.batch = None  # type: ignore[method-assign, assignment]
+    stage.draw = None  # type: ignore[method-assign, assignment]
+    assert torch.equal(stage.losses(1)["one_step"], other.losses(1)["one_step"])
+    assert not torch.equal(other.losses(1)["one_step"], other.losses(0)["one_step"])  # other picks
+
+
+def test_a_refresh_keeps_nothing_of_the_last_trajectory(workspace: Path) -> None:
+    stage = warmup_stage(workspace)
+    for part in Part().micro_batches(2):
+        stage.part = part
+        stage.losses(1)
+    assert len(stage._kept) == 2
+    stage.losses(2)
+    assert [key[0] for key in stage._kept] == [2]
+
+
+def test_every_item_picks_its_own_step(workspace: Path) -> None:
+    stage = warmup_stage(workspace, "train.batch=12", "teacher.steps=4")
+    seen = []
+    stage.denoiser = lambda x, t, _: seen.append(t) or x  # type: ignore[assignment]
+    stage.losses(0)
+    assert len(seen[0].unique()) > 1
+
+
+def test_weight_power_two_makes_errors_those_of_the_velocity(workspace: Path) -> None:
+    changes = ("clips.mask_shares=[0.0, 1.0, 0.0]",)
+    stage = warmup_stage(workspace, "weight_power=2.0", *changes)
+    run = stage.trajectory(0)
+    kept = {}
+
+    def denoise(x, t, _):
+        kept["velocity"] = (run.result - x) / -t[:, None, None] + 0.5
+        return x - t[:, None, None] * kept["velocity"]
+
+    stage.denoiser = denoise  # type: ignore[assignment]
+    assert float(stage.losses(0)["one_step"]) == pytest.approx(0.25, rel=1e-4)
+
+
+def learn(stage: WarmupStage, steps: int) -> None:
+    """Steps on the batch of step 0."""
+    optimizer = make_optimizer(Group(network=stage.model, optimizer=stage.config.optimizer))
+    for _ in range(steps):
+        optimizer.zero_grad()
+        stage.losses(0)["one_step"].backward()
+        optimizer.step()
+
+
+def test_the_teacher_and_the_text_encoder_stay_as_they_are(workspace: Path) -> None:
+    stage = warmup_stage(workspace)
+    fixed = {"teacher": stage.teacher, "text": stage.text_encoder}
+    before = {key: {name: value.clone() for name, value in fixed[key].state_dict().items()} for key in fixed}
+    learn(stage, 2)
+    assert not any(module.training for module in stage.teacher.modules())
+    for key, module in fixed.items():
+        assert all(torch.equal(value, before[key][name]) for name, value in module.state_dict().items())
+    assert not torch.equal(stage.dit.project_out.weight, stage.teacher.dit.project_out.weight)
+    assert not torch.equal(stage.conditioner.seconds_embed.weight, stage.teacher.conditioner.seconds_embed.weight)
+
+
+def test_a_student_learns_one_stored_batch(workspace: Path) -> None:
+    """Relative error at its picks after 200 steps; measured: 0.02, from 1.2."""
+    stage = warmup_stage(workspace, "optimizer.learning_rate=3e-3")
+    learn(stage, 200)
+    stage.losses(0)
+    assert float(stage.notes["measured/relative_error"]) < 0.05
+
+
+def test_validation_begins_at_the_error_of_the_base(workspace: Path) -> None:
+    with torch.no_grad():
+        measures = warmup_stage(workspace).validate()
+    assert measures["one_step_ratio"] == measures["ratio"] == measures["ratio_t1.000"] == 1
+    assert measures["one_step"] == pytest.approx(measures["one_step_base"]) and measures["one_step"] > 0
+
+
+def test_export_is_a_denoiser_with_its_parents(workspace: Path, tmp_path: Path) -> None:
+    stage = warmup_stage(workspace)
+    stage.export(tmp_path, stage.model.state_dict())
+    config = ModelConfig.load(tmp_path)
+    assert config == few_step_config(MODEL)
+    assert (defaults(config).sampler, defaults(config).steps, defaults(config).guidance_scale) == ("pingpong", 8, 1.0)
+    parents = json.loads((tmp_path / PARENTS_FILE).read_text())
+    assert parents == {"autoencoder": load_autoencoder(workspace / "run" / "model")[1], "start": stage.start_digest}
+
+
+def test_demos_take_one_four_and_eight_steps(workspace: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sounds = {}
+    monkeypatch.setattr(diffusion, "save_sound", lambda path, audio, *_, **__: sounds.update({path.name: audio}))
+    warmup_stage(workspace).demo(tmp_path, 7)
+    assert sorted(sounds) == ["000007-1.wav", "000007-4.wav", "000007-8.wav"]
+    one, four, eight = sounds.values()
+    assert one.shape == four.shape == eight.shape and (one != four).any()
+
+
+def test_latents_of_another_autoencoder_are_refused(workspace: Path, tmp_path: Path) -> None:
+    config = warmup_stage(workspace).config
+    with pytest.raises(ValueError, match="was encoded by autoencoder"):
+        WarmupStage(workspace / "random", config, [workspace / "latents"])
+    with pytest.raises(ValueError, match="not the autoencoder in"):
+        WarmupStage(workspace / "random", config, [workspace / "latents"], workspace / "run" / "model")
+    (tmp_path / "base").mkdir()
+    for file in ("config.json", "model.safetensors", "tokenizer.json"):
+        (tmp_path / "base" / file).write_bytes((workspace / "base" / file).read_bytes())
+    with pytest.raises(ValueError, match="was encoded by autoencoder"):
+        WarmupStage(tmp_path / "base", config, [workspace / "latents"])
+    WarmupStage(tmp_path / "base", config, [workspace / "latents"], workspace / "run" / "model")
+    alone = write_checkpoint(tmp_path / "alone", dataclasses.replace(MODEL, diffusion=None))
+    with pytest.raises(ValueError, match="has no diffusion model to train"):
+        WarmupStage(alone, config, [workspace / "latents"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("teacher.steps=0", "steps is 0"),
+        ("teacher.refresh_rate=0", "refresh_rate is 0"),
+        ("teacher.guidance=0.5", "guidance is 0.5: allowed is 1 to 100"),
+        ("weight_power=3.0", "weight_power is 3.0"),
+        ("context_weight=-1.0", "context_weight is -1.0"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(change: str, message: str, workspace: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        warmup_stage(workspace, change)
+
+
+def test_counted_arithmetic_of_the_teacher_is_spread_over_the_steps_that_it_serves(workspace: Path) -> None:
+    def flops(rate: int) -> int:
+        stage = warmup_stage(workspace, f"teacher.refresh_rate={rate}")
+        make_fake(networks_of(stage))
+        return count_step(stage, trained_of(stage), 8, [Part()]).flops
+
+    every, second = flops(1), flops(2)
+    teacher = 2 * (every - second)
+    assert teacher > 0 and flops(4) == pytest.approx(every - 0.75 * teacher, rel=1e-3)

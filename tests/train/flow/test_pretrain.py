@@ -1,0 +1,231 @@
+"""What pre-training draws, shows, starts from and refuses (training spec 4.1, 4.2, 4.5, 4.8, 4.9)."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="the training twin needs torch")
+pytest.importorskip("scipy", reason="the training extra is not installed")
+
+from sa3_mlx.common.model.config import ConfigError
+from sa3_mlx.common.model.presets import PRESETS
+from sa3_torch.train.data.batches import LatentBatch, draw_parts
+from sa3_torch.train.data.latents import LatentItem
+from sa3_torch.train.flow.pretrain import PretrainConfig, PretrainStage
+from sa3_torch.train.run.parallel import Part
+from sa3_torch.train.run.settings import load_settings, preset_names
+from sa3_torch.weights import load_model
+from tests.support.stages import MODEL, muon_stage, pretrain_stage
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("name", preset_names("pretrain"))
+def test_presets_name_a_model_and_fit_it(name: str) -> None:
+    config = load_settings(PretrainConfig, "pretrain", name, ())
+    model = PRESETS["demo" if name == "demo" else {"small": "small-music-base"}.get(name, f"{name}-base")]
+    assert model.diffusion is not None and config.times.shift_max_frames <= 4096
+    assert config.train.batch % (config.train.accumulate * (1 if name == "demo" else 8)) == 0
+    assert len(config.clips.mask_shares) == 4
+
+
+def test_dropout_takes_prompt_and_seconds_token_and_leaves_the_duration(workspace: Path) -> None:
+    stage = pretrain_stage(workspace)
+    batch = stage.batches.batch(0)
+    draw = stage.draw(batch, generator())
+    drop = torch.tensor([True, False, True, False])
+    with torch.no_grad():
+        plain, dropped = stage.conditioning(batch, draw), stage.conditioning(batch, draw, drop)
+    assert dropped.context.shape[1] == stage.diffusion.text_encoder.max_length + 1
+    assert not dropped.context[drop].any() and torch.equal(dropped.context[~drop], plain.context[~drop])
+    assert torch.equal(dropped.seconds, plain.seconds) and torch.equal(dropped.local, plain.local)
+    share = torch.cat([stage._draw_step(step).drop for step in range(250)]).float().mean()
+    assert float(share) == pytest.approx(0.1, abs=0.03)
+
+
+def test_nothing_kept_is_zeros_for_the_local_input(workspace: Path) -> None:
+    stage = pretrain_stage(workspace, "clips.mask_shares=[0.0, 1.0, 0.0, 0.0]")
+    batch = stage.batches.batch(0)
+    assert not stage.conditioning(batch, stage.draw(batch, generator())).local.any()
+
+
+def test_padding_changes_no_gradient(workspace: Path) -> None:
+    """Neither through attention nor through the loss."""
+    stage = pretrain_stage(workspace)
+    batch = stage.batches.batch(0)
+    draw, t = stage.draw(batch, generator()), torch.full((4,), 0.6)
+    noise = torch.randn(batch.latents.shape, generator=generator())
+    assert not draw.valid.all()
+    losses = []
+    for padding in (0.0, 30.0):
+        z = torch.where(draw.valid[..., None], batch.latents, padding)
+        changed = LatentBatch(z, batch.valid, batch.ids, batch.mask, batch.seconds, batch.items)
+        losses.append(float(stage.velocity_error(changed, draw, t, noise, None, 1.0).detach()))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+@pytest.mark.parametrize(("length", "expected"), [("duration", 0.75951), ("valid", 0.62246), ("batch", 0.62246)])
+def test_times_are_shifted_by_the_asked_length(workspace: Path, length: str, expected: float) -> None:
+    """Items that are parts of long pieces: the full duration counts, the valid frames or those of the batch."""
+    stage = pretrain_stage(
+        workspace, f"times.length={length}", "times.shift_min_frames=48", "times.shift_max_frames=96"
+    )
+    batch = stage.batches.batch(0)
+    long = dataclasses.replace(batch, seconds=torch.full((4,), 10.0))
+    plain = dataclasses.replace(
+        stage.config.times, shift=dataclasses.replace(stage.config.times.shift, type="none", start=0.0, end=0.0)
+    )
+    t, shifted = (times.draw(long, MODEL, generator()) for times in (plain, stage.config.times))
+    odds = shifted * (1 - t) / (t * (1 - shifted))
+    torch.testing.assert_close(odds, torch.full((4,), expected / (1 - expected)), rtol=1e-3, atol=0)
+
+
+def test_a_share_of_the_items_is_at_pure_noise(workspace: Path) -> None:
+    stage = pretrain_stage(workspace, "times.one_shot=0.5", "train.batch=16")
+    t = torch.cat([stage._draw_step(step).t for step in range(20)])
+    assert float((t == 1).float().mean()) == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize("coupling", ["exact", "sinkhorn"])
+def test_coupling_reorders_the_noise_of_the_whole_batch_before_it_is_cut(workspace: Path, coupling: str) -> None:
+    stages = [pretrain_stage(workspace, "train.batch=16", f"coupling={kind}") for kind in ("off", coupling)]
+    off, on = (stage._draw_step(3) for stage in stages)
+    rows = {tuple(row) for row in off.noise[:, 0].tolist()}
+    assert rows == {tuple(row) for row in on.noise[:, 0].tolist()} and not torch.equal(off.noise, on.noise)
+    assert torch.equal(off.t, on.t) and torch.equal(off.draw.keep, on.draw.keep)
+    before, after = on.costs
+    assert after < before and off.costs == ()
+    stages[1].part = Part(rank=1, world=2)
+    stages[1].losses(3)
+    assert float(stages[1].notes["coupling/after"]) == pytest.approx(after)
+
+
+def test_coupling_of_small_batches_is_refused(workspace: Path) -> None:
+    for batch, coupling, message in ((8, "exact", "less than 16"), (1024, "exact", "up to 512; choose 'sinkhorn'")):
+        with pytest.raises(ConfigError, match=message):
+            pretrain_stage(workspace, f"train.batch={batch}", f"coupling={coupling}")
+    for change, message in (
+        ("times.sampler='cosine'", "times.sampler is 'cosine': allowed are truncated_logit_normal"),
+        ("times.shift_max_frames=8", "shift_max_frames is 8"),
+        ("times.shift.rate=1.0", "'full' needs 0 in training"),
+        ("clips.mask_shares=[1.0, 1.0]", "mask_shares"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            pretrain_stage(workspace, change)
+
+
+def test_notes_of_parts_add_up_to_those_of_the_batch(workspace: Path) -> None:
+    """Errors by time are means over the whole batch, whoever computed them."""
+    stage = pretrain_stage(workspace, "train.batch=16", "clips.mask_shares=[0.25, 0.25, 0.25, 0.25]")
+    parts = [Part(), *(Part(rank=rank, world=2) for rank in range(2))]
+    notes = []
+    for stage.part in parts:
+        stage.notes = {}
+        loss = stage.losses(1)["flow"].detach()
+        notes.append({**stage.notes, "flow": loss})
+    whole, first, second = notes
+    assert whole.keys() == first.keys() == second.keys()
+    for name in whole:
+        if not name.endswith("/std"):
+            assert float(first[name] + second[name]) / 2 == pytest.approx(float(whole[name]), rel=1e-5), name
+    drawn = stage._draw_step(1)
+    shares = torch.stack([whole[f"times/t{k / 10}"] for k in range(10)])
+    assert float(shares.sum()) == pytest.approx(1)
+    assert sum(float(whole[f"masks/{kind}"]) for kind in ("segments", "full", "causal", "spans")) == pytest.approx(1)
+    used = {f"flow/t{int(t * 10) / 10}" for t in drawn.t.tolist() if t < 1}
+    assert used == {name for name in whole if name.startswith("flow/t")}
+    errors = [float(whole[f"flow/t{k / 10}"]) * 16 * float(shares[k]) for k in range(10) if f"flow/t{k / 10}" in whole]
+    assert sum(errors) / 16 == pytest.approx(float(whole["flow/generated"]), rel=1e-5)
+
+
+def test_validation_compares_with_other_captions_none_and_the_best_linear_velocity(workspace: Path) -> None:
+    stage = pretrain_stage(workspace)
+    with torch.no_grad():
+        measures, again = stage.validate(), stage.validate()
+    assert measures == again  # fixed noise
+    assert {"flow", "shuffled_ratio", "dropped_ratio", "wiener_ratio", "flow_t0.1", "flow_t0.9"} <= measures.keys()
+    assert measures["wiener_ratio"] > 1  # of an untrained model
+    assert measures["shuffled_ratio"] == pytest.approx(1) and measures["dropped_ratio"] == pytest.approx(1)
+
+
+def test_text_encoder_of_a_checkpoint_stays_as_it_is(workspace: Path) -> None:
+    stage = muon_stage(workspace)
+    theirs = load_model(workspace / "random", torch.device("cpu")).get_submodule("text_encoder").state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in stage.text_encoder.state_dict().items())
+    sum(stage.losses(0).values()).backward()
+    assert all(p.grad is None and not p.requires_grad for p in stage.text_encoder.parameters())
+    assert not stage.dit.project_out.weight.any()  # a new model but for the text encoder
+
+
+def started(workspace: Path, start: Path | None, *changes: str, model=MODEL) -> PretrainStage:
+    base = pretrain_stage(workspace)
+    config = load_settings(PretrainConfig, "pretrain", "demo", ("train.batch=4", "clips.buckets=1", *changes))
+    return PretrainStage(model, config, base.latents, workspace / "tokenizer.json", base.same, start)
+
+
+def test_all_weights_of_a_checkpoint_can_be_taken(workspace: Path) -> None:
+    stage = started(workspace, workspace / "random")
+    theirs = load_model(workspace / "random", torch.device("cpu")).state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in stage.model.state_dict().items())
+
+
+def test_starts_that_do_not_fit_are_refused(workspace: Path) -> None:
+    with pytest.raises(ValueError, match="give the checkpoint with the text encoder by --start"):
+        started(workspace, None, "train_text=false")
+    assert MODEL.diffusion is not None
+    deeper = dataclasses.replace(MODEL.diffusion.dit, depth=2)
+    text = dataclasses.replace(MODEL.diffusion.text_encoder, width=64)
+    for changes, start, message in (
+        ({"dit": deeper}, "all", "other sizes than test"),
+        ({"text_encoder": text}, "text", "is not that of test"),
+    ):
+        model = dataclasses.replace(MODEL, diffusion=dataclasses.replace(MODEL.diffusion, **changes))
+        with pytest.raises(ValueError, match=message):
+            started(workspace, workspace / "random", f"start={start}", model=model)
+
+
+def test_parts_of_captions_are_shuffled_and_dropped_never_all() -> None:
+    parts = ["calm", "piano", "90 BPM", "A minor"]
+    drawn = [draw_parts(parts, np.random.default_rng(seed)).split(", ") for seed in range(2000)]
+    assert all(0 < len(found) == len(set(found)) and set(found) <= set(parts) for found in drawn)
+    for part in parts:
+        assert np.mean([part in found for found in drawn]) == pytest.approx((0.5 + 1 / 64), abs=0.04)
+    both = [found.index("calm") < found.index("piano") for found in drawn if {"calm", "piano"} <= set(found)]
+    assert np.mean(both) == pytest.approx(0.5, abs=0.07)
+
+
+def test_captions_made_of_fields_are_made_anew(workspace: Path) -> None:
+    batches = pretrain_stage(workspace).batches
+    item = batches.batch(0).items[0]
+    fields = {"title": "piano", "instrument": "note", "key": "A3"}
+
+    def texts(made: LatentItem) -> set[bytes]:
+        rng = np.random.default_rng(0)
+        return {batches._draw_text(made, rng)[0].tobytes() for _ in range(60)}
+
+    batches._text["piano, note, A3"] = batches._text[item.captions[0]]
+    assert len(texts(dataclasses.replace(item, captions=("piano, note, A3",), fields=fields))) > 6
+    assert len(texts(dataclasses.replace(item, fields=fields))) == 1  # a prompt of its own
+
+
+def test_one_batch_is_learnt_by_heart(workspace: Path) -> None:
+    """To a tenth of the error of zeros within 200 steps. Measured: after 31."""
+    stage = pretrain_stage(workspace, "clips.silence_seconds=0.0")
+    optimizer = torch.optim.AdamW(stage.model.parameters(), lr=5e-3, betas=(0.9, 0.95))
+    drawn = stage._draw_step(0)
+    target = (drawn.noise - drawn.batch.latents)[drawn.draw.generated]
+    baseline = float(target.square().mean())
+    for _ in range(200):
+        loss = stage.losses(0)["flow"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if float(loss.detach()) < 0.1 * baseline:
+            return
+    pytest.fail(f"{float(loss.detach())} of {baseline}")

@@ -1,0 +1,239 @@
+"""Plans of trainings: what is counted without computing is what a real step takes; impossible settings are refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the training twin needs torch")
+pytest.importorskip("scipy", reason="the training extra is not installed")
+
+from sa3_mlx.common.model.config import ConfigError
+from sa3_torch.train.run.parallel import Part
+from sa3_torch.train.run.planning.count import LiveBytes, count_step, make_fake, networks_of, trained_of
+from sa3_torch.train.run.planning.device import Device
+from sa3_torch.train.run.planning.plan import Plan, make_plan
+from tests.support import stages
+from tests.support.command import refused_line, sa3, snapshot
+from tests.support.stages import STAGES
+
+DEVICE = Device(name="a test", gpu=False, memory=1e12, rates={"fp32": 1e12, "bf16": 1e13}, nominal=True)
+
+
+def planned(name: str, workspace: Path, *changes: str, processes: int = 1) -> Plan:
+    stage = STAGES[name](workspace, *changes)
+    train = stage.config.train  # type: ignore[attr-defined]
+    return make_plan(stage, train, processes=processes, device=DEVICE, timed=False)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_step_without_values_takes_what_a_real_one_takes(name: str, workspace: Path) -> None:
+    """Measured: bytes to 0.3 %, of the warm-up, whose first steps also keep trajectories, to 2.5 %; FLOPs exactly. The
+    last step has every term."""
+    stage = STAGES[name](workspace)
+    trained, step = trained_of(stage), stage.config.train.steps - 1  # type: ignore[attr-defined]
+    real = count_step(stage, trained, step, [Part()])
+    make_fake(networks_of(stage))
+    found = count_step(stage, trained_of(stage), step, [Part()])
+    assert found.flops == real.flops > 0
+    assert found.gradient_bytes == real.gradient_bytes
+    assert found.peak_bytes == pytest.approx(real.peak_bytes, rel=0.04 if name == "warmup" else 0.01)
+
+
+def test_bytes_are_those_of_living_tensors() -> None:
+    with LiveBytes() as memory:
+        a = torch.zeros(1000)
+        assert memory.live == 4000
+        b = a.view(10, 100).T  # no storage of its own
+        assert memory.live == 4000
+        c = a + 1
+        del a, b
+        assert memory.live == 4000 and memory.peak == 8000
+        c += 1
+    assert memory.peak == 8000
+
+
+def test_arithmetic_of_products_and_attention_is_counted() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from sa3_torch.train.run.planning.count import ATTENTION, _attention
+
+    q, k = torch.zeros(2, 3, 5, 64), torch.zeros(2, 3, 7, 64)
+    with FlopCounterMode(display=False, custom_mapping={ATTENTION: _attention}) as flops:
+        torch.nn.functional.scaled_dot_product_attention(q, k, k)
+    assert flops.get_total_flops() == 4 * 2 * 3 * 5 * 7 * 64
+
+
+@pytest.mark.parametrize(("name", "frozen"), [("pretrain", {"same"}), ("distill", {"teacher"}), ("quantize", {"dit"})])
+def test_networks_of_a_stage(name: str, frozen: set[str], workspace: Path) -> None:
+    stage = STAGES[name](workspace)
+    plan = make_plan(stage, stage.config.train, processes=1, device=DEVICE, timed=False)  # type: ignore[attr-defined]
+    assert frozen <= {name for name, (own, others) in plan.parameters.items() if others and not own}
+    for group in stage.groups:
+        assert plan.parameters[group][0] > 0
+    assert plan.memory.frozen > 0
+
+
+def test_a_compiled_network_is_counted_once(workspace: Path, recwarn: pytest.WarningsRecorder) -> None:
+    plain = planned("autoencoder", workspace)
+    compiled = STAGES["autoencoder"](workspace, "train.compile=true")
+    plan = make_plan(compiled, compiled.config.train, processes=1, device=DEVICE, timed=False)
+    assert (plan.parameters, plan.memory, plan.flops) == (plain.parameters, plain.memory, plain.flops)
+    assert not [warning for warning in recwarn if "hooks" in str(warning.message)]
+
+
+def test_memory_adds_up(workspace: Path) -> None:
+    stage = STAGES["autoencoder"](workspace)
+    numbers = [parameter.numel() for parameter in stage.model.parameters()]
+    plan = planned("autoencoder", workspace)
+    assert plan.parameters == {"generator": (sum(numbers), 0)}
+    buffers = sum(buffer.nbytes for buffer in stage.model.buffers())
+    memory = plan.memory
+    assert memory.weights == memory.average == 4 * sum(numbers) + buffers
+    assert memory.gradients == 4 * sum(numbers)
+    assert memory.optimizer == 8 * sum(numbers) + 4 * len(numbers)  # and a counter for each
+    assert memory.frozen == memory.exchange == 0
+    assert memory.peak == sum(vars(memory).values())
+
+
+def test_processes_and_micro_batches_make_activations_smaller(workspace: Path) -> None:
+    one, two = planned("pretrain", workspace), planned("pretrain", workspace, processes=2)
+    cut = planned("pretrain", workspace, "train.accumulate=2")
+    assert planned("autoencoder", workspace, "train.accumulate=2").memory.peak > 0  # what it prepares is there
+    assert two.memory.activations < 0.7 * one.memory.activations
+    assert two.memory.exchange == one.memory.gradients and two.memory.weights == one.memory.weights
+    assert two.flops == pytest.approx(one.flops / 2, rel=0.1)  # a micro-batch may be cut from another bucket
+    assert cut.flops == pytest.approx(one.flops, rel=0.01)
+    sharded = planned("pretrain", workspace, "train.parallel='fsdp'", processes=4)
+    assert sharded.memory.optimizer == one.memory.optimizer // 4
+    assert sharded.memory.weights == one.memory.weights // 4
+    assert sharded.memory.exchange > 0
+
+
+@pytest.fixture
+def deep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With four blocks in the DiT."""
+    diffusion = stages.MODEL.diffusion
+    assert diffusion is not None
+    diffusion = replace(diffusion, dit=replace(diffusion.dit, depth=4))
+    monkeypatch.setattr(stages, "MODEL", replace(stages.MODEL, diffusion=diffusion))
+
+
+@pytest.mark.usefixtures("deep")
+@pytest.mark.parametrize("name", ["autoencoder", "pretrain"])
+def test_checkpointed_blocks_give_the_same_gradients_with_less_memory(name: str, workspace: Path) -> None:
+    from sa3_torch.train.run.recompute import checkpoint_blocks
+
+    gradients, counts = [], []
+    for on in (False, True):
+        stage = STAGES[name](workspace)
+        names = list(stage.model.state_dict())
+        if on:
+            checkpoint_blocks(stage.model)
+        assert list(stage.model.state_dict()) == names
+        trained = trained_of(stage)
+        counts.append(count_step(stage, trained, 0, [Part()]))
+        torch.stack(list(stage.losses(0).values())).sum().backward()
+        gradients.append([parameter.grad for parameter in stage.model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert counts[1].peak_bytes < 0.95 * counts[0].peak_bytes
+    assert counts[1].flops > counts[0].flops
+
+
+@pytest.mark.usefixtures("deep")
+def test_checkpointed_blocks_are_a_setting(workspace: Path) -> None:
+    plain, less = planned("pretrain", workspace), planned("pretrain", workspace, "train.checkpoint_blocks=true")
+    assert less.memory.activations < plain.memory.activations
+    with pytest.raises(ConfigError, match="compile and checkpoint_blocks are both on"):
+        planned("pretrain", workspace, "train.checkpoint_blocks=true", "train.compile=true")
+
+
+def test_what_cannot_be_is_refused(workspace: Path) -> None:
+    plan = planned("pretrain", workspace)
+    plan.check()
+    small = replace(plan, device=replace(DEVICE, memory=1e6))
+    with pytest.raises(
+        ValueError, match=r"memory: a process of pretrain needs .* more than the 1.0 MB that a test has"
+    ):
+        small.check()
+    with pytest.raises(ConfigError, match="batch is 4: 3 parts"):
+        planned("pretrain", workspace, processes=3)
+
+
+def test_speed_is_modelled_or_timed(workspace: Path) -> None:
+    plan = planned("pretrain", workspace)
+    assert plan.seconds == pytest.approx(plan.flops / 0.4e12)
+    assert "modelled: 40% of the nominal 1 TFLOPS of a test" in str(plan)
+    stage = STAGES["game"](workspace)
+    timed = make_plan(stage, stage.config.train, processes=1, device=DEVICE, timed=True)  # type: ignore[attr-defined]
+    assert timed.timed is not None and timed.timed > 0 and "timed with a test, one process" in str(timed)
+
+
+def test_devices() -> None:
+    assert Device.find("H200").memory == 141e9
+    with pytest.raises(ValueError, match="--device H300: allowed are H100, H200"):
+        Device.find("H300")
+
+
+def arguments(workspace: Path, *more: str) -> list[str]:
+    folders = ("--latents", str(workspace / "latents"), "--autoencoder", str(workspace / "run" / "model"))
+    return ["pretrain", *folders, "--device", "H200", "--set", "train.compile=false", *more]
+
+
+@pytest.fixture
+def command(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, pytest.MonkeyPatch]:
+    """The tiny model under the name of the demo, in an empty folder."""
+    from sa3_torch.train import cli
+
+    monkeypatch.setattr(cli, "PRESETS", {**cli.PRESETS, "demo": stages.MODEL})
+    monkeypatch.chdir(tmp_path)
+    return workspace, monkeypatch
+
+
+def test_the_command_writes_nothing(
+    command: tuple[Path, pytest.MonkeyPatch], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    workspace, _ = command
+    before = snapshot(workspace, tmp_path)
+    after = sa3(capfd, "train", *arguments(workspace, "--dry-run", "--processes", "2", "--out", str(tmp_path / "run")))
+    assert after.code == 0, after
+    for words in ("pretrain: ", "trained", "memory of a process", "activations", "train ", "items", "steps/s"):
+        assert words in after.out
+    assert "2 process(es) x 1 micro-batch(es)" in after.out and "nothing was started or written" in after.out
+    group = sa3(capfd, "train", "--dry-run", *arguments(workspace))
+    assert group.code == 0 and "1 process(es)" in group.out
+    assert snapshot(workspace, tmp_path) == before
+
+
+def test_the_command_refuses(
+    command: tuple[Path, pytest.MonkeyPatch], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    workspace, monkeypatch = command
+
+    def line(*args: str) -> str:
+        return refused_line(capfd, tmp_path, "train", *args)
+
+    assert "batch is 5: 2 parts" in line(
+        *arguments(workspace, "--dry-run", "--processes", "2", "--set", "train.batch=5")
+    )
+    assert "give the folder of the run" in line("pretrain", *arguments(workspace)[1:5])
+    assert "are for --dry-run alone" in line(*arguments(workspace, "--out", "x"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "without torchrun" in line(*arguments(workspace, "--dry-run"))
+    monkeypatch.delenv("WORLD_SIZE")
+    latents = tmp_path / "other"
+    latents.mkdir()
+    for path in (workspace / "latents").iterdir():
+        (latents / path.name).write_bytes(path.read_bytes())
+    index = json.loads((latents / "index.json").read_text())
+    (latents / "index.json").write_text(json.dumps({**index, "autoencoder": "sha256:0"}))
+    other = ["--latents", str(latents)]
+    assert "was encoded by autoencoder sha256:0" in line(*arguments(workspace, "--dry-run", *other))
+    (latents / "index.json").write_text(json.dumps(index))
+    for path in latents.glob("shard-*.json"):
+        path.write_text(path.read_text().replace('"validation"', '"train"'))
+    alone = [other[1] if word == str(workspace / "latents") else word for word in arguments(workspace, "--dry-run")]
+    assert "no item of split validation" in line(*alone)

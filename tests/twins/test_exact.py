@@ -1,0 +1,237 @@
+"""Every optimisation against the plain form that it replaces: the same numbers, in both twins.
+
+Tolerances are for sums in another order; what only leaves work out is bit-equal.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sa3_mlx.common.generation.request import Guidance
+from sa3_mlx.common.text.tokenizer import collapse_padding
+from tests.support.twins import Twin, relative
+
+CLOSE = 5e-6  # measured 1e-7 .. 1.1e-6
+SLOTS = 12  # text tokens of the tiny models
+COUNTS = (3, 0, 7)  # real tokens of a batch
+FULL = (3, SLOTS, 7)  # with a prompt that leaves no slot empty
+CONTEXT, LATENT, WIDTH = 48, 16, 128
+compiler = pytest.mark.skipif(
+    sys.platform == "linux" and shutil.which("g++") is None, reason="MLX and PyTorch compile with g++ on Linux"
+)
+
+
+@pytest.fixture(params=["tiny-s", "tiny-l"])
+def folder(random_models: dict[str, Path], request: pytest.FixtureRequest) -> Path:
+    """Plain attention and chunks, differential attention and a sliding window."""
+    return random_models[request.param]
+
+
+def _normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng([seed, *shape]).standard_normal(shape, np.float32)
+
+
+def _mask(counts: tuple[int, ...]) -> np.ndarray:
+    return np.arange(SLOTS)[None] < np.array(counts)[:, None]
+
+
+def _conditioning(twin: Twin, counts: tuple[int, ...], *, collapsed: bool, local: np.ndarray | None = None) -> Any:
+    """Random text states with one vector at padded slots, and a duration token."""
+    mask, batch = _mask(counts), len(counts)
+    text, padding = _normal(batch, SLOTS, CONTEXT), _normal(CONTEXT, seed=1)
+    text = np.where(mask[..., None], text, padding)
+    duration = _normal(batch, CONTEXT, seed=2)
+    slots, repeats = collapse_padding(mask) if collapsed else (SLOTS, None)
+    context = np.concatenate([text[:, :slots], duration[:, None]], axis=1)
+    return twin.module("dit").Conditioning(
+        context=twin.array(context),
+        repeats=None if repeats is None else twin.array(repeats),
+        seconds=twin.array(duration),
+        valid=None,
+        local=twin.array(np.zeros((batch, 1, 1 + LATENT), np.float32) if local is None else local),
+    )
+
+
+def _mlx_on_gpu() -> bool:
+    import mlx.core as mx
+
+    return bool(mx.default_device().type == mx.DeviceType.gpu)
+
+
+def _velocity(twin: Twin, dit: Any, cond: Any, frames: int = 9) -> np.ndarray:
+    batch = len(cond.seconds)
+    t = np.linspace(0.3, 0.9, batch, dtype=np.float32)
+    return twin.numpy(dit(twin.array(_normal(batch, frames, LATENT)), twin.times(t), dit.prepare(cond)))
+
+
+def test_padding_is_counted() -> None:
+    slots, repeats = collapse_padding(_mask(COUNTS))
+    assert slots == 8
+    np.testing.assert_array_equal(
+        repeats, [[1, 1, 1, 9, 0, 0, 0, 0, 1], [12, 0, 0, 0, 0, 0, 0, 0, 1], [1, 1, 1, 1, 1, 1, 1, 5, 1]]
+    )
+    np.testing.assert_array_equal(collapse_padding(_mask((SLOTS,)))[1], np.ones((1, SLOTS + 1)))
+    assert collapse_padding(_mask((0, 0)))[0] == 1
+
+
+@pytest.mark.parametrize("counts", [COUNTS, FULL, (5,), (0,), (SLOTS,)])
+def test_padding_as_one_key_equals_all_of_it(twin: Twin, folder: Path, counts: tuple[int, ...]) -> None:
+    """n equal keys are one key with ln n; fillers of a batch, empty prompts and prompts without padding too."""
+    dit = twin.load(folder, "dit")
+    plain = _velocity(twin, dit, _conditioning(twin, counts, collapsed=False))
+    collapsed = _velocity(twin, dit, _conditioning(twin, counts, collapsed=True))
+    assert relative(collapsed, plain) < CLOSE
+    uncounted = replace(_conditioning(twin, counts, collapsed=True), repeats=None)
+    assert max(counts) >= SLOTS - 1 or relative(_velocity(twin, dit, uncounted), plain) > 1e-4
+
+
+@pytest.mark.parametrize("negative", [False, True])
+@pytest.mark.parametrize("kept", [False, True])
+def test_guidance_in_one_batch_equals_two_calls(twin: Twin, folder: Path, negative: bool, kept: bool) -> None:
+    """The null half without cross-attention, or with a negative prompt; with and without kept audio."""
+    dit, guidance = twin.load(folder, "dit"), twin.module("guidance")
+    local = _normal(2, 9, 1 + LATENT, seed=5) if kept else None
+    cond = _conditioning(twin, (3, 5), collapsed=True, local=local)
+    null = guidance.unconditional(cond)
+    if negative:
+        null = replace(cond, context=twin.array(_normal(2, 7, CONTEXT, seed=6)))
+    settings, t = Guidance(scale=4.0, apg=0.5), np.float32([0.7, 0.4])
+    velocity = guidance.GuidedVelocity(
+        dit=dit, cond=dit.prepare(cond), null=dit.prepare(replace(null, local=None)), guidance=settings
+    )
+    x = twin.array(_normal(2, 9, LATENT))
+    plain = [dit(x, twin.times(t), dit.prepare(given)) for given in (cond, null)]
+    wanted = guidance.guide(x, twin.times(t), *plain, settings, None)
+    assert relative(twin.numpy(velocity(x, t)), twin.numpy(wanted)) < CLOSE
+
+
+def test_times_known_before_equal_times_met(twin: Twin, folder: Path) -> None:
+    """Modulations of a schedule made as one batch; a time that is not among them is made when it is met."""
+    dit, module = twin.load(folder, "dit"), twin.module("guidance")
+    cond = dit.prepare(_conditioning(twin, COUNTS, collapsed=True))
+    times = np.random.default_rng(3).random((4, 3), np.float32)
+    make = partial(module.GuidedVelocity, dit=dit, cond=cond, null=None, guidance=Guidance())
+    x = twin.array(_normal(3, 9, LATENT))
+    for t in (*times, np.float32([0.1, 0.2, 0.3])):
+        known, met = (twin.numpy(velocity(x, t)) for velocity in (make(times=times), make(times=None)))
+        assert relative(known, met) < CLOSE
+
+
+def test_the_last_block_without_memory_tokens_equals_the_whole_one(twin: Twin, folder: Path) -> None:
+    dit, attention = twin.load(folder, "dit"), twin.module("attention")
+    cond = dit.prepare(_conditioning(twin, COUNTS, collapsed=True))
+    x, modulation = twin.array(_normal(3, 8 + 9, WIDTH)), twin.array(_normal(3, 6 * WIDTH))
+    sequence = twin.module("dit").Sequence(memory=8, table=twin.rope(0, 17), attend=attention.attend)
+    whole, last = (
+        twin.numpy(dit.layers[1](x, modulation, cond.contexts[1], cond.local[1], sequence, last))
+        for last in (False, True)
+    )
+    assert relative(last, whole[:, 8:]) < CLOSE
+
+
+def test_an_encoder_that_ends_with_latent_tokens_equals_the_whole_one(twin: Twin, folder: Path) -> None:
+    """Even clips, and the repeated ends of shifted chunks."""
+    same, module = twin.load(folder, "same"), twin.module("same")
+    x = twin.array(_normal(2, 6 * 17, WIDTH))
+    run = partial(module.run_blocks, same.encoder.layers, x, same.config, None)
+    whole, latents = (twin.numpy(run(latents_only=only)) for only in (False, True))
+    assert latents.shape == (2, 6, WIDTH)
+    assert relative(latents, whole.reshape(2, 6, 17, WIDTH)[:, :, -1]) < CLOSE
+
+
+@pytest.mark.parametrize("frames", [5, 6])
+def test_new_tokens_projected_once_equal_each_projected(twin: Twin, folder: Path, frames: int) -> None:
+    """Noise of zero takes the plain way, where every new token is its own."""
+    same = twin.load(folder, "same")
+    z = _normal(2, frames, LATENT)
+    once = twin.numpy(same.decode(twin.array(z)))
+    each = twin.numpy(same.decode(twin.array(z), None, twin.array(np.zeros((2, frames, 16, WIDTH), np.float32))))
+    assert relative(once, each) < CLOSE
+
+
+def test_text_of_real_tokens_equals_text_with_padding(twin: Twin, folder: Path) -> None:
+    encoder = twin.load(folder, "text_encoder")
+    mask = _mask(COUNTS)
+    ids = np.random.default_rng(4).integers(1, 100, mask.shape, dtype=np.int32) * mask
+    slots, _ = collapse_padding(mask)
+    whole, short = (
+        twin.numpy(encoder(twin.array(ids[:, :n].copy()), twin.array(mask[:, :n].copy()))) for n in (SLOTS, slots)
+    )
+    assert relative(short[mask[:, :slots]], whole[mask]) < CLOSE
+
+
+@compiler
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_compiled_pointwise_groups_equal_plain_ones(dtype: str) -> None:
+    mx = pytest.importorskip("mlx.core")
+    layers = pytest.importorskip("sa3_mlx.layers")
+    x, y, z = (mx.array(_normal(3, 7, seed=seed)).astype(getattr(mx, dtype)) for seed in (1, 2, 3))
+    groups = {
+        layers.silu: (x,),
+        layers.gate_silu: (x, y),
+        layers.gate_sine: (x, y),
+        layers.modulate: (x, y, z),
+        layers.add_gated: (x, y, z),
+        layers.scale_tanh: (x, y[0, :1], y[0], z[0]),
+    }
+    plain = [np.array(group(*arrays)) for group, arrays in groups.items()]
+    layers.compiling(True)
+    try:
+        compiled = [np.array(group(*arrays)) for group, arrays in groups.items()]
+    finally:
+        layers.compiling(_mlx_on_gpu())
+    for found, wanted in zip(compiled, plain, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-6 if dtype == "float32" else 4e-3)
+
+
+def test_formulas_by_the_exponential_equal_their_names() -> None:
+    """SiLU and tanh in fp32, where the exponential is 0 or infinite too."""
+    mx = pytest.importorskip("mlx.core")
+    layers = pytest.importorskip("sa3_mlx.layers")
+    x = np.float32([-200, -30, -3, -0.5, -1e-3, 0, 1e-3, 0.5, 3, 30, 200])
+    one, zero = mx.array([1.0]), mx.array([0.0])
+    exact = x.astype(np.float64)
+    np.testing.assert_allclose(np.array(layers.scale_tanh(mx.array(x), one, one, zero)), np.tanh(exact), atol=2e-7)
+    wanted = exact / (1 + np.exp(-exact))
+    np.testing.assert_allclose(np.array(layers.silu(mx.array(x))), wanted, rtol=3e-6, atol=1e-30)
+
+
+def test_quantized_rows_are_rows_of_the_quantized_product() -> None:
+    mx = pytest.importorskip("mlx.core")
+    nn = pytest.importorskip("mlx.nn")
+    layers = pytest.importorskip("sa3_mlx.layers")
+    layer = nn.Linear(64, 96, bias=False)
+    x = mx.array(_normal(2, 5, 64))
+    for kind in (layer, nn.QuantizedLinear.from_linear(layer, group_size=32, bits=4)):
+        found = np.array(layers.linear_rows(kind, x, 32, 96))
+        np.testing.assert_allclose(found, np.array(kind(x))[..., 32:96], rtol=1e-5, atol=1e-5)
+
+
+@compiler
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_compiled_steps_equal_plain_ones(twin: Twin, folder: Path, scale: float) -> None:
+    """Two times through one graph, with guidance too; what the graph holds is not computed again."""
+    dit, layers, guidance = twin.load(folder, "dit"), twin.module("layers"), twin.module("guidance")
+    cond = _conditioning(twin, COUNTS, collapsed=True)
+    null = guidance.unconditional(cond)
+    outputs = []
+    try:
+        for on in (False, True):
+            layers.compiling(on)
+            velocity = guidance.GuidedVelocity(
+                dit=dit, cond=dit.prepare(cond), null=dit.prepare(null), guidance=Guidance(scale=scale)
+            )
+            x = twin.array(_normal(len(COUNTS), 9, LATENT))
+            outputs.append([twin.numpy(velocity(x, np.full(len(COUNTS), t, np.float32))) for t in (0.9, 0.4)])
+    finally:
+        layers.compiling(twin.name == "mlx" and _mlx_on_gpu())
+    for found, wanted in zip(*outputs, strict=True):
+        assert relative(found, wanted) < CLOSE
