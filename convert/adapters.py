@@ -29,7 +29,8 @@ from sa3_mlx.common.adapters.format import (
     read_finite,
 )
 from sa3_mlx.common.files.safetensors import TensorFile, array_entry, write_tensors
-from sa3_mlx.common.model.config import ConfigError, ModelConfig
+from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.schema import ConfigError
 
 from .keys import pairs
 

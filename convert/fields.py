@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sa3_mlx.common.model.config import ConfigError
+from sa3_mlx.common.schema import ConfigError
 
 _REQUIRED: Any = object()
 

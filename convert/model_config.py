@@ -16,13 +16,13 @@ from sa3_mlx.common.model.config import (
     HEAD_SIZE,
     SECONDS_MAX,
     TIMESTEP_FEATURES,
-    ConfigError,
     DiffusionConfig,
     DiTConfig,
     ModelConfig,
     SAMEConfig,
     ShiftConfig,
 )
+from sa3_mlx.common.schema import ConfigError
 
 from .fields import Fields
 from .text_config import parse_text_config

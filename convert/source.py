@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sa3_mlx.common.model.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE
-from sa3_mlx.common.model.config import FORMAT, ConfigError
+from sa3_mlx.common.model.config import FORMAT
 from sa3_mlx.common.model.presets import PRESETS, REPOSITORIES
+from sa3_mlx.common.schema import ConfigError
 
 from .hub import download
 from .model_config import TextLocation, text_location

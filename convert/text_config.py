@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sa3_mlx.common.model.config import ConfigError, TextEncoderConfig
+from sa3_mlx.common.model.config import TextEncoderConfig
+from sa3_mlx.common.schema import ConfigError
 
 from .fields import Fields
 

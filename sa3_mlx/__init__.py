@@ -12,14 +12,15 @@ _LAZY = {  # public name -> module that defines it
     "Pipeline": ".pipeline",
     "Request": ".common.generation.request",
     "Item": ".common.generation.request",
-    "Guidance": ".common.generation.request",
+    "Guidance": ".common.model.sampling",
+    "Sampling": ".common.model.sampling",
     "InitAudio": ".common.generation.request",
     "Inpaint": ".common.generation.request",
     "ModelConfig": ".common.model.config",
     "PRESETS": ".common.model.presets",
 }
 
-__all__ = ["PRESETS", "Guidance", "InitAudio", "Inpaint", "Item", "ModelConfig", "Pipeline", "Request"]
+__all__ = ["PRESETS", "Guidance", "InitAudio", "Inpaint", "Item", "ModelConfig", "Pipeline", "Request", "Sampling"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from sa3_mlx.common.model.config import HEAD_SIZE
 from sa3_mlx.runtime import mx, nn
 
-from .common.model.config import HEAD_SIZE
 from .layers import Rope, linear_rows, rotate
 
 Attend = Callable[[mx.array, mx.array, mx.array], mx.array]

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from sa3_mlx.common.model.config import TIMESTEP_FEATURES
+from sa3_mlx.common.model.features import seconds_features
 from sa3_mlx.runtime import mx, nn
-
-from .common.model.config import TIMESTEP_FEATURES
-from .common.model.features import seconds_features
 
 
 class Conditioner(nn.Module):

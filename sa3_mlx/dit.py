@@ -12,11 +12,11 @@ from functools import partial
 
 import numpy as np
 
+from sa3_mlx.common.model.config import FF_MULT_DIT, TIMESTEP_FEATURES, DiTConfig
+from sa3_mlx.common.model.features import fourier_features
 from sa3_mlx.runtime import mx, nn
 
 from .attention import Attend, CrossAttention, SelfAttention, attend
-from .common.model.config import FF_MULT_DIT, TIMESTEP_FEATURES, DiTConfig
-from .common.model.features import fourier_features
 from .layers import MLP, FeedForward, RMSNorm, Rope, add_gated, modulate, rope
 
 head_rms_norm = partial(RMSNorm, eps=1e-6)  # [B11]

@@ -11,9 +11,9 @@ from functools import cached_property
 
 import numpy as np
 
+from sa3_mlx.common.model.sampling import Guidance
 from sa3_mlx.runtime import mx
 
-from .common.generation.request import Guidance
 from .dit import Conditioning, DiT, Prepared, join
 from .layers import compiled
 

@@ -11,9 +11,8 @@ from typing import Literal
 
 import numpy as np
 
+from sa3_mlx.common.model.features import rope_table
 from sa3_mlx.runtime import mx, nn
-
-from .common.model.features import rope_table
 
 Function = Callable[..., mx.array]
 _compiling = mx.default_device().type == mx.DeviceType.gpu

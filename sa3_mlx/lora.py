@@ -15,9 +15,9 @@ from typing import Any, cast
 
 import numpy as np
 
+from sa3_mlx.common.adapters.format import Adapter, Applied
 from sa3_mlx.runtime import mx, nn
 
-from .common.adapters.format import Adapter, Applied
 from .dit import DiT
 from .weights import BLOCKS
 

@@ -14,12 +14,10 @@ from typing import Literal, Self, cast
 import numpy as np
 from mlx.utils import tree_flatten
 
-from sa3_mlx.runtime import mx, nn
-
-from .common.adapters.format import Applied, prepare_adapters
-from .common.files.audio import Audio, check_audio
-from .common.files.safetensors import file_hash
-from .common.generation.clips import (
+from sa3_mlx.common.adapters.format import Applied, prepare_adapters
+from sa3_mlx.common.files.audio import Audio, check_audio
+from sa3_mlx.common.files.safetensors import file_hash
+from sa3_mlx.common.generation.clips import (
     Clip,
     Texts,
     check_latents,
@@ -32,7 +30,7 @@ from .common.generation.clips import (
     open_tokenizer,
     start_latents,
 )
-from .common.generation.events import (
+from sa3_mlx.common.generation.events import (
     AudioChunk,
     Conditioned,
     Event,
@@ -46,16 +44,18 @@ from .common.generation.events import (
     Stopwatch,
     batch_of,
 )
-from .common.generation.noise import INITIAL, step
-from .common.generation.request import Plan, Request, Residency
-from .common.generation.request import plan as make_plan
-from .common.model.checkpoint import WEIGHTS_FILE, Part, parts_of
-from .common.model.chunks import Chunk, chunk_plan, default_chunk_frames
-from .common.model.config import ModelConfig
-from .common.model.lengths import samples_to_frames
-from .common.model.precision import Precision, choose_precision
-from .common.quant.format import check_folder
-from .common.text.tokenizer import Tokenizer, collapse_padding
+from sa3_mlx.common.generation.noise import INITIAL, step
+from sa3_mlx.common.generation.request import Plan, Request, Residency
+from sa3_mlx.common.generation.request import plan as make_plan
+from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE, Part, parts_of
+from sa3_mlx.common.model.chunks import Chunk, chunk_plan, default_chunk_frames
+from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.model.lengths import samples_to_frames
+from sa3_mlx.common.model.precision import Precision, choose_precision
+from sa3_mlx.common.quant.format import check_folder
+from sa3_mlx.common.text.tokenizer import Tokenizer, collapse_padding
+from sa3_mlx.runtime import mx, nn
+
 from .conditioner import Conditioner
 from .dit import Conditioning, DiT
 from .guidance import GuidedVelocity, negative, unconditional
@@ -246,7 +246,7 @@ class Pipeline:
                 self._read_part("dit")
                 if residency == "run":
                     self.prefetch_decoder()
-            latents = yield from self._sample(request, plan, cond, null, start, noise, watch)
+            latents = yield from self._sample(plan, cond, null, start, noise, watch)
             self._release(residency, "dit")
             yield Sampled(latents=latents)
             clips = [Clip(row, request, plan, self.config) for row in range(len(request.items))]
@@ -279,7 +279,7 @@ class Pipeline:
             valid=None if plan.padding_mask.all() else mx.array(plan.padding_mask),
         )
         mx.eval(cond.context, cond.seconds)
-        if request.guidance.scale == 1:
+        if plan.sampling.guidance.scale == 1:
             return cond, None
         if not texts.has_negative.any():
             return cond, unconditional(cond)
@@ -292,7 +292,6 @@ class Pipeline:
 
     def _sample(
         self,
-        request: Request,
         plan: Plan,
         cond: Conditioning,
         null: Conditioning | None,
@@ -308,7 +307,7 @@ class Pipeline:
                 dit=dit,
                 cond=dit.prepare(cond),
                 null=None if null is None else dit.prepare(null),
-                guidance=request.guidance,
+                guidance=plan.sampling.guidance,
                 times=np.ascontiguousarray(plan.sigmas[:, :-1].T),
             )
 
@@ -320,15 +319,15 @@ class Pipeline:
         def draw(index: int) -> mx.array:
             return mx.array(batch_of(noise, step(index), plan.keep_frames.shape, start.shape[-1]))
 
-        steps = SAMPLERS[request.sampler](velocity, mx.array(start), plan.sigmas, draw)
+        steps = SAMPLERS[plan.sampling.sampler](velocity, mx.array(start), plan.sigmas, draw)
         with watch("sample"):
             done = next(steps)
-        for index in range(request.steps):
+        for index in range(plan.sampling.steps):
             with watch("sample"):
                 mx.async_eval(done.x, done.denoised)
                 computing, done = done, next(steps, done)  # the next graph is built meanwhile
                 mx.eval(computing.x, computing.denoised)
-            yield Stepped(index=index, steps=request.steps, denoised=computing.denoised)
+            yield Stepped(index=index, steps=plan.sampling.steps, denoised=computing.denoised)
         return np.array(done.x)
 
     def _decode_clip(

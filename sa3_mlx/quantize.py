@@ -16,14 +16,12 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from sa3_mlx.runtime import mx, nn
-
-from .common.quant.affine import Float, Packed, Storage, dequantize, round_to
-from .common.quant.calibration import SENSITIVITY_STATES, Prompt, continued, requests
-from .common.quant.format import Grid
-from .common.quant.gptq import gptq, passes
-from .common.quant.recipes import GROUP, MIXED_BITS, Recipe, choose_bits, layers_of_recipe
-from .common.quant.writer import (
+from sa3_mlx.common.quant.affine import Float, Packed, Storage, dequantize, round_to
+from sa3_mlx.common.quant.calibration import SENSITIVITY_STATES, Prompt, continued, requests
+from sa3_mlx.common.quant.format import Grid
+from sa3_mlx.common.quant.gptq import gptq, passes
+from sa3_mlx.common.quant.recipes import GROUP, MIXED_BITS, Recipe, choose_bits, layers_of_recipe
+from sa3_mlx.common.quant.writer import (
     Quantizer,
     QuantizeReport,
     VelocityReport,
@@ -32,6 +30,8 @@ from .common.quant.writer import (
     nearest,
     write_quantized,
 )
+from sa3_mlx.runtime import mx, nn
+
 from .dit import Conditioning, Context, DiT, DiTBlock, Prepared
 from .dit import Sequence as Tokens
 from .pipeline import Pipeline

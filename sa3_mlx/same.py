@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from functools import partial
 
+from sa3_mlx.common.model.config import FF_MULT_SAME, SAMEConfig
 from sa3_mlx.runtime import mx, nn
 
 from .attention import Attend, Heads, SelfAttention, attend, attend_window, window_mask
-from .common.model.config import FF_MULT_SAME, SAMEConfig
 from .layers import DynamicTanh, FeedForward, Rope, rope
 
 LATENT_NOISE = 1e-3  # of running_std, on the latents, when decoder noise is asked for [B47]

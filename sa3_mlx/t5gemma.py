@@ -10,10 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from sa3_mlx.common.files.safetensors import TensorFile
+from sa3_mlx.common.model.config import TextEncoderConfig
 from sa3_mlx.runtime import mx, nn
-
-from .common.files.safetensors import TensorFile
-from .common.model.config import TextEncoderConfig
 
 SOFT_CAP = 50.0
 ROPE_BASE = 10_000.0

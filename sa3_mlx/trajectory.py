@@ -11,12 +11,12 @@ from typing import cast
 
 import numpy as np
 
+from sa3_mlx.common.generation.clips import encode_sources, local_input, start_latents
+from sa3_mlx.common.generation.events import SeededNoise, batch_of
+from sa3_mlx.common.generation.noise import INITIAL, step
+from sa3_mlx.common.generation.request import Request, plan
 from sa3_mlx.runtime import mx
 
-from .common.generation.clips import encode_sources, local_input, start_latents
-from .common.generation.events import SeededNoise, batch_of
-from .common.generation.noise import INITIAL, step
-from .common.generation.request import Request, plan
 from .dit import Conditioning, DiT, Prepared
 from .guidance import guide
 from .pipeline import Pipeline
@@ -40,12 +40,11 @@ def visit(pipeline: Pipeline, request: Request) -> Iterator[State]:
 
     Raises ValueError for guidance in an interval alone, which would leave half of the evaluations unused.
     """
-    if request.guidance.interval != (0.0, 1.0):
-        raise ValueError(
-            f"guidance interval is {request.guidance.interval}: states are visited with guidance throughout"
-        )
     config = pipeline.config
     planned = plan(request, config)
+    guidance = planned.sampling.guidance
+    if guidance.interval != (0.0, 1.0):
+        raise ValueError(f"guidance interval is {guidance.interval}: states are visited with guidance throughout")
     noise, channels = SeededNoise([item.seed for item in request.items]), config.same.latent_channels
     cond, null = pipeline.encode_texts(request, planned)
     init, inpaint = encode_sources(request, planned, config, pipeline.encode)
@@ -59,13 +58,13 @@ def visit(pipeline: Pipeline, request: Request) -> Iterator[State]:
         outs = [dit(x.astype(local.dtype), t, prepared).astype(mx.float32) for _, prepared in pairs]
         mx.eval(outs)
         seen.extend((given, x, t, out) for given, out in zip(conds, outs, strict=True))
-        return outs[0] if len(outs) == 1 else guide(x, t, outs[0], outs[1], request.guidance, cond.valid)
+        return outs[0] if len(outs) == 1 else guide(x, t, outs[0], outs[1], guidance, cond.valid)
 
     def draw(number: int) -> mx.array:
         return mx.array(batch_of(noise, step(number), planned.keep_frames.shape, channels))
 
     start = start_latents(planned, batch_of(noise, INITIAL, planned.keep_frames.shape, channels), init)
-    steps = SAMPLERS[request.sampler](velocity, mx.array(start), planned.sigmas, draw)
+    steps = SAMPLERS[planned.sampling.sampler](velocity, mx.array(start), planned.sigmas, draw)
     visited: list[tuple[int, Conditioning, mx.array, np.ndarray, mx.array]] = []
     for last in steps:
         mx.eval(last.x)

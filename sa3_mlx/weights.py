@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
+from sa3_mlx.common.files.safetensors import TensorFile
+from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE, Part
+from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.quant.format import Grid, check_file
 from sa3_mlx.runtime import mx, nn
 
-from .common.files.safetensors import TensorFile
-from .common.model.checkpoint import WEIGHTS_FILE, Part
-from .common.model.config import ModelConfig
-from .common.quant.format import Grid, check_file
 from .conditioner import Conditioner
 from .dit import DiT, DiTBlock
 from .same import SAME

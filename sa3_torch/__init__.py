@@ -13,14 +13,15 @@ _LAZY = {  # public name -> module that defines it
     "Pipeline": "sa3_torch.pipeline",
     "Request": "sa3_mlx.common.generation.request",
     "Item": "sa3_mlx.common.generation.request",
-    "Guidance": "sa3_mlx.common.generation.request",
+    "Guidance": "sa3_mlx.common.model.sampling",
+    "Sampling": "sa3_mlx.common.model.sampling",
     "InitAudio": "sa3_mlx.common.generation.request",
     "Inpaint": "sa3_mlx.common.generation.request",
     "ModelConfig": "sa3_mlx.common.model.config",
     "PRESETS": "sa3_mlx.common.model.presets",
 }
 
-__all__ = ["PRESETS", "Guidance", "InitAudio", "Inpaint", "Item", "ModelConfig", "Pipeline", "Request"]
+__all__ = ["PRESETS", "Guidance", "InitAudio", "Inpaint", "Item", "ModelConfig", "Pipeline", "Request", "Sampling"]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sa3_mlx.common.generation.request import Guidance
+from sa3_mlx.common.model.sampling import Guidance
 
 from .dit import Conditioning, DiT, Prepared, join
 from .layers import compiled

@@ -276,7 +276,7 @@ class Pipeline:
                 self._read_part("dit")
                 if residency == "run":
                     self.prefetch_decoder()
-            latents = yield from self._sample(request, plan, cond, null, start, noise, watch)
+            latents = yield from self._sample(plan, cond, null, start, noise, watch)
             self._release(residency, "dit")
             yield Sampled(latents=latents)
             clips = [Clip(row, request, plan, self.config) for row in range(len(request.items))]
@@ -308,7 +308,7 @@ class Pipeline:
             local=None,
             valid=None if plan.padding_mask.all() else self._array(plan.padding_mask),
         )
-        if request.guidance.scale == 1:
+        if plan.sampling.guidance.scale == 1:
             return cond, None
         if not texts.has_negative.any():
             return cond, unconditional(cond)
@@ -320,7 +320,6 @@ class Pipeline:
 
     def _sample(
         self,
-        request: Request,
         plan: Plan,
         cond: Conditioning,
         null: Conditioning | None,
@@ -336,7 +335,7 @@ class Pipeline:
                 dit=dit,
                 cond=dit.prepare(cond),
                 null=None if null is None else dit.prepare(null),
-                guidance=request.guidance,
+                guidance=plan.sampling.guidance,
                 times=np.ascontiguousarray(plan.sigmas[:, :-1].T),
             )
 
@@ -349,12 +348,12 @@ class Pipeline:
             return self._array(batch_of(noise, step(index), plan.keep_frames.shape, start.shape[-1]))
 
         x = self._array(start)
-        steps = SAMPLERS[request.sampler](velocity, x, plan.sigmas, draw)
-        for index in range(request.steps):
+        steps = SAMPLERS[plan.sampling.sampler](velocity, x, plan.sigmas, draw)
+        for index in range(plan.sampling.steps):
             with watch("sample"):
                 done = next(steps)
                 x = done.x
-            yield Stepped(index=index, steps=request.steps, denoised=done.denoised)
+            yield Stepped(index=index, steps=plan.sampling.steps, denoised=done.denoised)
         return x.cpu().numpy()
 
     def _decode_clip(

@@ -42,12 +42,11 @@ def visit(pipeline: Pipeline, request: Request) -> Iterator[State]:
 
     Raises ValueError for guidance in an interval alone, which would leave half of the evaluations unused.
     """
-    if request.guidance.interval != (0.0, 1.0):
-        raise ValueError(
-            f"guidance interval is {request.guidance.interval}: states are visited with guidance throughout"
-        )
     config = pipeline.config
     planned = plan(request, config)
+    guidance = planned.sampling.guidance
+    if guidance.interval != (0.0, 1.0):
+        raise ValueError(f"guidance interval is {guidance.interval}: states are visited with guidance throughout")
     noise, channels = SeededNoise([item.seed for item in request.items]), config.same.latent_channels
     cond, null = pipeline.encode_texts(request, planned)
     init, inpaint = encode_sources(request, planned, config, pipeline.encode)
@@ -62,13 +61,13 @@ def visit(pipeline: Pipeline, request: Request) -> Iterator[State]:
         times = torch.from_numpy(t).to(device)
         outs = [dit(x.to(dtype), times, prepared).float() for _, prepared in pairs]
         seen.extend((given, x, t, out) for given, out in zip(conds, outs, strict=True))
-        return outs[0] if len(outs) == 1 else guide(x, times, outs[0], outs[1], request.guidance, cond.valid)
+        return outs[0] if len(outs) == 1 else guide(x, times, outs[0], outs[1], guidance, cond.valid)
 
     def draw(number: int) -> Tensor:
         return torch.from_numpy(batch_of(noise, step(number), planned.keep_frames.shape, channels)).to(device)
 
     start = start_latents(planned, batch_of(noise, INITIAL, planned.keep_frames.shape, channels), init)
-    steps = SAMPLERS[request.sampler](velocity, torch.from_numpy(start).to(device), planned.sigmas, draw)
+    steps = SAMPLERS[planned.sampling.sampler](velocity, torch.from_numpy(start).to(device), planned.sigmas, draw)
     visited: list[tuple[int, Conditioning, Tensor, np.ndarray, Tensor]] = []
     for last in steps:
         visited.extend((last.index, *evaluation) for evaluation in seen)

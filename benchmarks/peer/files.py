@@ -19,6 +19,7 @@ from sa3_mlx.common.generation.request import Item, Request, Residency
 from sa3_mlx.common.model.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE
 from sa3_mlx.common.model.config import FORMAT, ModelConfig
 from sa3_mlx.common.model.precision import Precision
+from sa3_mlx.common.model.sampling import Sampling
 from sa3_mlx.common.quant.recipes import RECIPES, layers_of
 from sa3_mlx.common.quant.writer import nearest, write_quantized
 from sa3_mlx.pipeline import Pipeline
@@ -180,8 +181,7 @@ def generating(checkout: Checkout, config: ModelConfig, files: Files, frames: in
     dtype = "float32" if run.packed else files.dtype
     request = Request(
         items=(Item(prompt=PROMPT, seconds=seconds, seed=SEED),),
-        steps=run.steps,
-        sampler="pingpong",
+        sampling=Sampling(sampler="pingpong", steps=run.steps),
         chunk_frames=run.chunk_frames,
         head_room_seconds=max(0.0, frames * 4096 / 44_100 - seconds - 0.01),
     )

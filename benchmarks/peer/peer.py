@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from sa3_mlx.common.generation.request import Guidance
 from sa3_mlx.common.generation.schedule import sigmas as make_sigmas
 from sa3_mlx.common.model.chunks import chunk_plan, default_chunk_frames
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.features import fourier_features
 from sa3_mlx.common.model.presets import PRESETS
+from sa3_mlx.common.model.sampling import Guidance
 from sa3_mlx.common.text.tokenizer import collapse_padding
 from sa3_mlx.dit import Conditioning, DiT
 from sa3_mlx.guidance import GuidedVelocity, guide, unconditional

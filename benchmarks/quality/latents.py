@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from sa3_mlx.common.model.config import ConfigError
+from sa3_mlx.common.schema import ConfigError
 from sa3_torch.train.autoencoder.config import AutoencoderConfig
 from sa3_torch.train.autoencoder.probe import Probe
 from sa3_torch.train.autoencoder.semantics import Regressors

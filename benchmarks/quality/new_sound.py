@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from sa3_mlx.cli.adapters import open_adapters, parse_lora
 from sa3_mlx.cli.home import find_model
 from sa3_mlx.cli.models.measure import snr_db
 from sa3_mlx.common.adapters.format import Applied
-from sa3_mlx.common.generation.request import Guidance, Item, Request
-from sa3_mlx.common.model.config import ConfigError
+from sa3_mlx.common.generation.request import Item, Request
+from sa3_mlx.common.model.sampling import Sampling
 from sa3_mlx.common.quant.calibration import Prompt as Line
 from sa3_mlx.common.quant.calibration import read_prompts
+from sa3_mlx.common.schema import ConfigError
 from sa3_mlx.pipeline import Pipeline
 from sa3_torch.evaluate.judge.judge import Judge
 from sa3_torch.evaluate.judge.training import train_judge
@@ -27,7 +28,7 @@ from sa3_torch.evaluate.real import audio_of
 from sa3_torch.pipeline import Pipeline as TorchPipeline
 from sa3_torch.train.data.clip_cache import ClipSet
 
-from .quality import GUIDANCE, MODEL, SAMPLER, STEPS, Sampling, sampling, show
+from .quality import GUIDANCE, MODEL, SAMPLER, STEPS, chosen_sampling, show
 
 NEW = "user"  # label of all clips that `sa3 data import` makes
 SAME_STEPS = 8  # of the comparison of the ways to compute it
@@ -43,8 +44,7 @@ class Run:
 
     def heard(self, pipeline: Pipeline, prompts: list[Prompt], judge: Judge) -> dict[str, Any]:
         """``Judge.evaluate`` of all prompts and seeds."""
-        own = self.sampling
-        made = sounds(pipeline, prompts, seeds=self.seeds, steps=own.steps, sampler=own.sampler, guidance=own.guidance)
+        made = sounds(pipeline, prompts, sampling=self.sampling, seeds=self.seeds)
         return judge.evaluate(list(made))
 
 
@@ -89,8 +89,7 @@ def measure(
 def same_audio(folder: Path, adapters: tuple[Applied, ...], run: Run, prompts: list[Prompt]) -> dict[str, float]:
     """Least SNR, dB, of the ways to compute it against the first one, unmerged in MLX, over the prompts."""
     items = tuple(Item(prompt=prompt.caption, seconds=prompt.seconds, seed=1) for prompt in prompts)
-    own = replace(run.sampling, steps=SAME_STEPS)
-    request = Request(items=items, steps=own.steps, sampler=own.sampler, guidance=Guidance(scale=own.guidance))
+    request = Request(items=items, sampling=replace(run.sampling, steps=SAME_STEPS))
     reference = Pipeline.load(folder, adapters=adapters).generate(request).audio
     found = {}
     for name, load, merged in (
@@ -153,13 +152,13 @@ def new_sound(
             f"{', '.join(empty) or new}: nothing to measure with; expected prompts in every file and "
             "held-out clips of the new sound; import more of them"
         )
-    chosen = sampling(Pipeline.load(found.folder), steps, sampler, guidance)
-    run = Run(sampling=chosen, seeds=seeds, data_seed=data_seed)
+    sampling = chosen_sampling(Pipeline.load(found.folder), steps, sampler, guidance)
+    run = Run(sampling=sampling, seeds=seeds, data_seed=data_seed)
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "judge.npz"
         train_judge([ClipSet(old), own], weights, seed=0)
         result = measure(found.folder, adapters, run, prompts, Judge(weights), own)
     result |= same_audio(found.folder, adapters, run, next(iter(prompts.values())))
     show(result)
-    about = {"model": found.label, "seeds": seeds, **asdict(chosen)}
+    about = {"model": found.label, "seeds": seeds, "sampling": sampling.to_dict()}
     click.echo(json.dumps({**about, **result}))

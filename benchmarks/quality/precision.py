@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sa3_mlx.common.files.safetensors import TensorFile
-from sa3_mlx.common.generation.request import Guidance, Item, Request
+from sa3_mlx.common.generation.request import Item, Request
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE, expected_tensors
+from sa3_mlx.common.model.sampling import Sampling
 from sa3_mlx.common.quant.calibration import requests, usual_prompts
 from sa3_mlx.common.quant.format import Quantization
 from sa3_torch.dit import Conditioning, DiT
@@ -43,12 +44,10 @@ Audio = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
-    """Of the runs that make sounds."""
+class SoundsPlan:
+    """Which sounds are made, and how."""
 
-    steps: int
-    sampler: str
-    guidance: float
+    sampling: Sampling
     seeds: int
     data_seed: int
 
@@ -87,9 +86,9 @@ class Made:
 class Bench:
     """The fp32 model's states and sounds, made once; ``row`` compares another precision with them."""
 
-    def __init__(self, folder: Path, setting: Setting, data: Path | None) -> None:
-        self.folder, self.setting, self.judge = folder, setting, Judge()
-        self.prompts = held_out_prompts(setting.data_seed)
+    def __init__(self, folder: Path, plan: SoundsPlan, data: Path | None) -> None:
+        self.folder, self.plan, self.judge = folder, plan, Judge()
+        self.prompts = held_out_prompts(plan.data_seed)
         self.reference = Pipeline.load(folder)
         config = self.reference.config
         runs = requests(usual_prompts(self.reference.tokenizer), config, held_out=True)
@@ -133,21 +132,12 @@ class Bench:
         )
 
     def _make(self, pipeline: Pipeline, first_seed: int) -> Made:
-        s = self.setting
-        pairs = list(
-            sounds(
-                pipeline,
-                self.prompts,
-                seeds=s.seeds,
-                steps=s.steps,
-                sampler=s.sampler,
-                guidance=s.guidance,
-                first_seed=first_seed,
-            )
-        )
+        plan = self.plan
+        made = sounds(pipeline, self.prompts, sampling=plan.sampling, seeds=plan.seeds, first_seed=first_seed)
+        pairs = list(made)
         verdicts = [self.judge.check(audio, prompt) for audio, prompt in pairs]
-        right = np.array([all_right(found) for found in verdicts], float).reshape(-1, s.seeds)
-        right_class = np.array([found["class"] for found in verdicts], float).reshape(-1, s.seeds)
+        right = np.array([all_right(found) for found in verdicts], float).reshape(-1, plan.seeds)
+        right_class = np.array([found["class"] for found in verdicts], float).reshape(-1, plan.seeds)
         embedding = np.stack([self.judge.embedding(audio) for audio, _ in pairs]).astype(np.float64)
         audio = tuple(audio for audio, _ in pairs)
         return Made(audio=audio, right=right, right_class=right_class, embedding=embedding)
@@ -227,7 +217,7 @@ def peak_memory(folder: Path, dtype: str, bits: float | None) -> int | None:
     mx.clear_cache()
     before = mx.get_active_memory()
     mx.reset_peak_memory()
-    pipeline.generate(Request(items=(item,), steps=1, sampler="euler", guidance=Guidance()))
+    pipeline.generate(Request(items=(item,), sampling=Sampling(sampler="euler", steps=1)))
     return int(mx.get_peak_memory() - before)
 
 

@@ -21,8 +21,8 @@ from sa3_mlx.common.quant.calibration import usual_prompts
 from sa3_mlx.common.quant.recipes import RECIPES
 from sa3_mlx.quantize import Options, quantize_model
 
-from .precision import Bench, Row, Setting, table, to_json
-from .quality import GUIDANCE, SAMPLER, STEPS, sampling
+from .precision import Bench, Row, SoundsPlan, table, to_json
+from .quality import GUIDANCE, SAMPLER, STEPS, chosen_sampling
 
 FLOATS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 ROWS = (
@@ -74,11 +74,9 @@ def precision(
         raise click.UsageError(f"no row {unknown[0]!r}; rows: {', '.join((*FLOATS, *RECIPES))}")
     from sa3_torch.pipeline import Pipeline
 
-    chosen = sampling(Pipeline.load(folder), steps, sampler, guidance)
-    setting = Setting(
-        steps=chosen.steps, sampler=chosen.sampler, guidance=chosen.guidance, seeds=seeds, data_seed=data_seed
-    )
-    bench = Bench(folder, setting, data)
+    sampling = chosen_sampling(Pipeline.load(folder), steps, sampler, guidance)
+    plan = SoundsPlan(sampling=sampling, seeds=seeds, data_seed=data_seed)
+    bench = Bench(folder, plan, data)
     day = datetime.now(UTC).date().isoformat()
     about: dict[str, Any] = {
         "format": "sa3-precision/1",
@@ -87,7 +85,7 @@ def precision(
         "model": config.name,
         "weights": fingerprint(folder, config),
         "prompts": len(bench.prompts),
-        "setting": asdict(setting),
+        "setting": asdict(plan),
     }
     results.mkdir(parents=True, exist_ok=True)
     path = results / f"precision-{config.name}-{day}.json"

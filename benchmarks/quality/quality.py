@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
 import click
 
 from sa3_mlx.cli.home import find_model
-from sa3_mlx.common.generation.request import defaults
-from sa3_mlx.common.model.config import ConfigError
+from sa3_mlx.common.model.sampling import Guidance, Sampling
+from sa3_mlx.common.schema import ConfigError
 from sa3_torch.evaluate.adherence import measure as measure_adherence
 from sa3_torch.evaluate.prompts import Generates
 from sa3_torch.train.data.clip_cache import ClipSet
@@ -44,22 +43,11 @@ SAMPLER = click.option("--sampler", default=None, help="Default: the model's.")
 GUIDANCE = click.option("--guidance", type=float, default=None, help="Default: the model's.")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
+def chosen_sampling(pipeline: Generates, steps: int | None, sampler: str | None, guidance: float | None) -> Sampling:
     """Settings of a run, with the model's own where none was given."""
-
-    steps: int
-    sampler: str
-    guidance: float
-
-
-def sampling(pipeline: Generates, steps: int | None, sampler: str | None, guidance: float | None) -> Sampling:
-    usual = defaults(pipeline.config)
-    return Sampling(
-        steps=steps or usual.steps,
-        sampler=sampler or usual.sampler,
-        guidance=usual.guidance_scale if guidance is None else guidance,
-    )
+    usual = pipeline.config.usual_sampling
+    scaled = usual.guidance if guidance is None else Guidance(scale=guidance)
+    return Sampling(sampler=sampler or usual.sampler, steps=steps or usual.steps, guidance=scaled)
 
 
 def _latents(pipeline: Pipeline) -> str:
@@ -93,10 +81,8 @@ def adherence(
 ) -> None:
     """Share of held-out prompts of the demo sounds that a judge hears as asked."""
     pipeline = open_pipeline(model, backend)
-    chosen = sampling(pipeline, steps, sampler, guidance)
-    result = measure_adherence(
-        pipeline, data_seed=data_seed, seeds=seeds, steps=chosen.steps, sampler=chosen.sampler, guidance=chosen.guidance
-    )
+    sampling = chosen_sampling(pipeline, steps, sampler, guidance)
+    result = measure_adherence(pipeline, data_seed=data_seed, seeds=seeds, sampling=sampling)
     show(result)
     click.echo(json.dumps({"model": pipeline.config.name, "backend": backend, **result}))
 
@@ -140,9 +126,11 @@ def reconstruction(model: str, backend: str, data: Path, decoder: str | None) ->
 def variation(model: str, backend: str, steps: int | None, sampler: str | None, guidance: float | None) -> None:
     """Audio-to-audio with the official and with the monotone schedule [B23]."""
     pipeline = open_pipeline(model, backend)
-    chosen = sampling(pipeline, steps, sampler, guidance)
-    rows = measure_variation(pipeline, steps=chosen.steps, sampler=chosen.sampler, guidance=chosen.guidance)
+    sampling = chosen_sampling(pipeline, steps, sampler, guidance)
+    rows = measure_variation(pipeline, sampling)
     click.echo("  ".join(f"{name:>17}" for name in rows[0]))
     for row in rows:
         click.echo("  ".join(f"{v:17.2f}" if isinstance(v, float) else f"{v:>17}" for v in row.values()))
-    click.echo(json.dumps({"model": pipeline.config.name, "backend": backend, **asdict(chosen), "rows": rows}))
+    click.echo(
+        json.dumps({"model": pipeline.config.name, "backend": backend, "sampling": sampling.to_dict(), "rows": rows})
+    )

@@ -24,14 +24,14 @@ from sa3_mlx.cli.home import find_model
 from sa3_mlx.common.generation.clips import local_input
 from sa3_mlx.common.generation.events import SeededNoise, batch_of
 from sa3_mlx.common.generation.noise import INITIAL, step
-from sa3_mlx.common.generation.request import Item, plan
+from sa3_mlx.common.generation.request import Item, Request, plan
 from sa3_mlx.common.generation.schedule import sigmas
-from sa3_mlx.common.model.config import ConfigError
 from sa3_mlx.common.model.presets import LOGSNR
+from sa3_mlx.common.model.sampling import Sampling
+from sa3_mlx.common.schema import ConfigError
 from sa3_torch.evaluate.judge.judge import Judge, features
 from sa3_torch.evaluate.real import captioned
 from sa3_torch.evaluate.run import SEEDS_APART
-from sa3_torch.evaluate.setting import Setting
 from sa3_torch.guidance import GuidedVelocity
 from sa3_torch.pipeline import Pipeline
 from sa3_torch.samplers import SAMPLERS
@@ -39,13 +39,13 @@ from sa3_torch.train.data.clip_cache import Clip, ClipSet, write_json
 
 
 @torch.no_grad()
-def estimates(pipeline: Pipeline, setting: Setting, items: Sequence[Item], steps: int) -> Iterator[list[Tensor]]:
+def estimates(pipeline: Pipeline, setting: Sampling, items: Sequence[Item], steps: int) -> Iterator[list[Tensor]]:
     """What ``setting`` makes, without the autoencoder in between, of noise and then of its own result with noise of
     every lower level of ping-pong's schedule: ``steps`` times the valid latents (T, C) of every item.
 
     Raises ConfigError for a sampler that adds noise itself.
     """
-    request = setting.request(items)
+    request = Request(items=tuple(items), sampling=setting)
     planned, noise = plan(request, pipeline.config), SeededNoise([item.seed for item in items])
     diffusion, channels = pipeline.config.diffusion, pipeline.config.same.latent_channels
     assert diffusion is not None  # ``plan`` asked for it
@@ -55,7 +55,7 @@ def estimates(pipeline: Pipeline, setting: Setting, items: Sequence[Item], steps
     local = torch.from_numpy(local_input(planned, None, channels)).to(device, dtype)
     cond = replace(cond, local=local)
     velocity = GuidedVelocity(
-        dit=dit, cond=dit.prepare(cond), null=None if null is None else dit.prepare(null), guidance=request.guidance
+        dit=dit, cond=dit.prepare(cond), null=None if null is None else dit.prepare(null), guidance=setting.guidance
     )
 
     def at(x: Tensor, t: np.ndarray) -> Tensor:
@@ -81,7 +81,7 @@ def estimates(pipeline: Pipeline, setting: Setting, items: Sequence[Item], steps
 
 def measure(
     pipeline: Pipeline,
-    setting: Setting,
+    setting: Sampling,
     clips: Sequence[Clip],
     judge: Judge,
     *,
@@ -109,11 +109,11 @@ def measure(
     return {"heard": heard.mean(0).tolist(), "confidence": confidence.mean(0).tolist()}
 
 
-def _entry(text: str) -> tuple[str, Setting]:
+def _entry(text: str) -> tuple[str, Sampling]:
     name, _, setting = text.rpartition("@")
     if not name:
         raise click.UsageError(f"{text!r}: expected MODEL@SAMPLER:STEPS:GUIDANCE[:APG] such as demo@dpmpp:15:3:0")
-    return name, Setting.parse(setting)
+    return name, Sampling.parse(setting)
 
 
 @click.command()

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from sa3_mlx.common.generation.request import Guidance, InitAudio, Item, Request
+from sa3_mlx.common.generation.request import InitAudio, Item, Request
+from sa3_mlx.common.model.sampling import Sampling
 from sa3_torch.evaluate.judge.judge import Judge
 from sa3_torch.evaluate.judge.pitch import judge_note
 from sa3_torch.evaluate.prompts import Generates
@@ -21,7 +22,7 @@ PITCHES = (52, 57, 62, 67)
 SECONDS = 1.5
 
 
-def measure(pipeline: Generates, *, steps: int, sampler: str, guidance: float) -> list[dict[str, Any]]:
+def measure(pipeline: Generates, sampling: Sampling) -> list[dict[str, Any]]:
     """One row per noise level and schedule: mean log-mel distance to the source (log10 units), share of variations that
     keep the pitch, share heard as the source's instrument and as the asked one."""
     judge, names = Judge(), list(INSTRUMENTS)
@@ -32,9 +33,7 @@ def measure(pipeline: Generates, *, steps: int, sampler: str, guidance: float) -
             Item(prompt=note_captions(pair[:2][which], pair[2])[0], seconds=SECONDS, seed=100 * which + i)
             for i, pair in enumerate(pairs)
         )
-        return Request(
-            items=items, steps=steps, sampler=sampler, guidance=Guidance(scale=guidance), init=init, monotone=monotone
-        )
+        return Request(items=items, sampling=sampling, init=init, monotone=monotone)
 
     sources = pipeline.generate(request(0, None, False)).audio
     rows = []

@@ -13,12 +13,12 @@ from sa3_mlx.cli.fingerprint import fingerprint
 from sa3_mlx.cli.home import find_model, home, installed
 from sa3_mlx.cli.models.listing import table as columns
 from sa3_mlx.common.files.safetensors import TensorFile
-from sa3_mlx.common.generation.request import SAMPLER_NAMES
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.lengths import longest
 from sa3_mlx.common.model.precision import DTYPES, TEXT_DTYPES
 from sa3_mlx.common.model.presets import PRESETS
+from sa3_mlx.common.model.sampling import SAMPLER_NAMES
 from sa3_mlx.common.quant.format import Quantization
 
 from .latency import RESULTS, Counts, Model, measure, save, table

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import get_args
 
 import click
@@ -11,7 +11,7 @@ import click
 from sa3_mlx.cli.models.listing import table
 from sa3_mlx.common.files.safetensors import TensorFile
 from sa3_mlx.common.generation.memory import predict, stored_weight_bytes
-from sa3_mlx.common.generation.request import Guidance, Item, Request, Residency, defaults
+from sa3_mlx.common.generation.request import Item, Request, Residency
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
 from sa3_mlx.common.model.precision import DTYPES
 from sa3_mlx.pipeline import Pipeline
@@ -39,15 +39,10 @@ def memory(name: str, lengths: tuple[float, ...], dtype: str) -> None:
     precision = pipeline.precision
     with TensorFile.open(model.folder / WEIGHTS_FILE) as file:
         weights = stored_weight_bytes(file, precision)
-    usual, tokens = defaults(config), pipeline.tokenizer.count(PROMPT)
+    sampling, tokens = replace(config.usual_sampling, steps=2), pipeline.tokenizer.count(PROMPT)
     rows, entries = [("audio", "weights for the", "phase", "measured", "predicted", "ratio")], []
     for seconds in lengths:
-        request = Request(
-            items=(Item(prompt=PROMPT, seconds=seconds, seed=0),),
-            steps=2,
-            sampler=usual.sampler,
-            guidance=Guidance(scale=usual.guidance_scale),
-        )
+        request = Request(items=(Item(prompt=PROMPT, seconds=seconds, seed=0),), sampling=sampling)
         for residency in get_args(Residency):
             found = measured(pipeline, request, residency=residency)
             plan = predict(request, config, precision, residency=residency, tokens=tokens, weights=weights)

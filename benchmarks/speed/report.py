@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from sa3_mlx.common.chips import Chip
-from sa3_mlx.common.generation.request import defaults
 from sa3_mlx.common.model.presets import PRESETS
 
 from .latency import FORMAT, key
@@ -109,7 +108,7 @@ def published_rows(model: str) -> list[Row]:
 def modelled_rows(model: str, lengths: Sequence[float]) -> list[Row]:
     """Floors, as far as the model can make clips of these lengths."""
     config, rows = PRESETS[model], []
-    steps = defaults(config).steps
+    steps = config.usual_sampling.steps
     for chip in Chip.load_all():
         if chip.name in MODELLED:
             cells = {

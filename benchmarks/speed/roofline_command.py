@@ -8,7 +8,6 @@ import click
 
 from sa3_mlx.cli.models.listing import table
 from sa3_mlx.common.chips import Chip
-from sa3_mlx.common.generation.request import defaults
 from sa3_mlx.common.model.presets import PRESETS
 
 from .latency_command import parse_lengths
@@ -32,7 +31,7 @@ def roofline(model: str, lengths: tuple[float, ...], tokens: int, steps: int | N
     chip can. The last line is JSON.
     """
     config = PRESETS[model]
-    count = steps or defaults(config).steps
+    count = steps or config.usual_sampling.steps
     rows, floors = [("audio", "stage", "TFLOP", "GB")], []
     for seconds in lengths:
         for stage in stages(config, seconds, tokens=tokens, steps=count):

@@ -87,9 +87,9 @@ def work(work: Work) -> dict[str, Any]:
         "load": opened - BORN,
         "wall": done - work.spawned,
         "timings": [asdict(timing) for timing in timings],
-        "steps": request.steps,
-        "sampler": request.sampler,
-        "guidance": request.guidance.scale,
+        "steps": request.sampling.steps,
+        "sampler": request.sampling.sampler,
+        "guidance": request.sampling.guidance.scale,
         "frames": len(generation.latents[0]),
         "peak_memory_bytes": memory.peak(),
         "memory_counter": memory.name,
@@ -157,15 +157,13 @@ def _nothing() -> None:
 
 
 def _request(work: Work, config: Any) -> Any:
-    from sa3_mlx.common.generation.request import Guidance, Item, Request, defaults
+    from sa3_mlx.common.generation.request import Item, Request
+    from sa3_mlx.common.model.sampling import Guidance, Sampling
 
-    usual = defaults(config)
-    return Request(
-        items=(Item(prompt=work.prompt, seconds=work.seconds, seed=0),),
-        steps=work.steps or usual.steps,
-        sampler=work.sampler or usual.sampler,
-        guidance=Guidance(scale=usual.guidance_scale if work.guidance is None else work.guidance),
-    )
+    usual = config.usual_sampling
+    guidance = usual.guidance if work.guidance is None else Guidance(scale=work.guidance)
+    sampling = Sampling(sampler=work.sampler or usual.sampler, steps=work.steps or usual.steps, guidance=guidance)
+    return Request(items=(Item(prompt=work.prompt, seconds=work.seconds, seed=0),), sampling=sampling)
 
 
 def _generate(pipeline: Any, request: Any, finish: Callable[[Any], None], begin: float) -> tuple[Timing, Any]:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from sa3_mlx.common.adapters.format import Applied
 from sa3_mlx.common.files.safetensors import file_hash
-from sa3_mlx.common.model.config import Config, ConfigError, ModelConfig
+from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.schema import Config, ConfigError
 
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)"
 _LORA = re.compile(rf"(.+?)(?::([-+]?{_NUMBER})(?::({_NUMBER})-({_NUMBER}))?)?")

@@ -14,8 +14,8 @@ from click.core import ParameterSource
 
 from sa3_mlx.common.files.wav import Subtype
 from sa3_mlx.common.generation.memory import parse_size
-from sa3_mlx.common.generation.request import SAMPLER_NAMES
 from sa3_mlx.common.model.precision import DTYPES, TEXT_DTYPES
+from sa3_mlx.common.model.sampling import SAMPLER_NAMES
 
 from .adapters import LoraFile, parse_lora
 

@@ -17,16 +17,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sa3_mlx.cli.output.files import Made, Outlets
+from sa3_mlx.cli.output.player import find_player, find_stream_player, play
+from sa3_mlx.cli.output.progress import Progress
+from sa3_mlx.cli.output.provenance import Command, Provenance
+from sa3_mlx.cli.output.report import report_next
+from sa3_mlx.cli.output.sink import STDOUT, PlayerSink, check_pipe
 from sa3_mlx.common.files.audio import Audio, check_output, check_target
 from sa3_mlx.common.files.safetensors import TensorFile
 from sa3_mlx.common.files.wav import Subtype
 from sa3_mlx.common.generation.memory import MemoryPlan, fit, predict, stored_weight_bytes, weight_bytes
 from sa3_mlx.common.generation.noise import SEED_MAX, check_seed, random_seed
-from sa3_mlx.common.generation.request import Guidance, InitAudio, Inpaint, Item, Request, defaults, validate
+from sa3_mlx.common.generation.request import InitAudio, Inpaint, Item, Request, validate
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
 from sa3_mlx.common.model.chunks import stream_chunk_frames
 from sa3_mlx.common.model.lengths import seconds_to_samples
 from sa3_mlx.common.model.precision import Precision, allowed_precisions
+from sa3_mlx.common.model.sampling import Guidance, Sampling
 from sa3_mlx.common.text.tokenizer import Tokenizer
 from sa3_mlx.common.version import version
 
@@ -34,12 +41,6 @@ from .adapters import AdapterRecord, describe, open_adapters, record
 from .backend import Backend
 from .home import Model
 from .options import ModelOptions, OutputOptions, SamplingOptions
-from .output.files import Made, Outlets
-from .output.player import find_player, find_stream_player, play
-from .output.progress import Progress
-from .output.provenance import Command, Provenance
-from .output.report import report_next
-from .output.sink import STDOUT, PlayerSink, check_pipe
 
 if TYPE_CHECKING:
     from sa3_mlx.common.generation.events import AudioChunk, Generation
@@ -103,21 +104,23 @@ def batch_seeds(sampling: SamplingOptions, prompts: int) -> tuple[int, ...]:
 
 def make_request(job: Job, number: int) -> Request:
     """The request of one prompt."""
-    usual, chosen = defaults(job.model.config), job.sampling
+    usual, chosen = job.model.config.usual_sampling, job.sampling
     source = job.source
     return Request(
         items=tuple(
             Item(prompt=job.prompts[number], negative_prompt=chosen.negative, seconds=job.seconds, seed=seed)
             for seed in job.seeds_of(number)
         ),
-        steps=usual.steps if chosen.steps is None else chosen.steps,
-        sampler=chosen.sampler or usual.sampler,
-        guidance=Guidance(
-            scale=usual.guidance_scale if chosen.guidance is None else chosen.guidance,
-            apg=chosen.apg,
-            rescale=chosen.rescale,
-            interval=chosen.interval,
-            norm_threshold=chosen.norm_threshold,
+        sampling=Sampling(
+            sampler=chosen.sampler or usual.sampler,
+            steps=usual.steps if chosen.steps is None else chosen.steps,
+            guidance=Guidance(
+                scale=usual.guidance.scale if chosen.guidance is None else chosen.guidance,
+                apg=chosen.apg,
+                rescale=chosen.rescale,
+                interval=chosen.interval,
+                norm_threshold=chosen.norm_threshold,
+            ),
         ),
         init=InitAudio(audio=source.audio, noise_level=job.noise_level) if source and job.noise_level else None,
         inpaint=Inpaint(audio=source.audio, regions=job.regions) if source and job.regions else None,
@@ -284,7 +287,7 @@ def _made(
     digest: str,
     records: tuple[AdapterRecord, ...],
 ) -> Made:
-    entry = request.items[item]
+    entry, sampling = request.items[item], request.sampling or job.model.config.usual_sampling
     provenance = Provenance(
         sa3=version(),
         command=job.command,
@@ -292,9 +295,9 @@ def _made(
         negative_prompt=entry.negative_prompt,
         seconds=entry.seconds,
         seed=entry.seed,
-        steps=request.steps,
-        sampler=request.sampler,
-        guidance=request.guidance,
+        steps=sampling.steps,
+        sampler=sampling.sampler,
+        guidance=sampling.guidance,
         model=job.model.tag,
         config=job.model.config.name,
         model_hash=digest,

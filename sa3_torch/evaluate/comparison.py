@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from sa3_mlx.common.generation.request import Item
+from sa3_mlx.common.model.sampling import Sampling
+from sa3_torch.evaluate.measures.one_step import many_steps, one_step_error, one_steps
 
-from .measures.one_step import many_steps, one_step_error, one_steps
 from .run import Evaluator, Pipeline, batches, jobs
-from .setting import Setting
 
 Measures = dict[str, float | None]
 
@@ -23,11 +23,11 @@ class Entry:
 
     name: str
     pipeline: Pipeline
-    setting: Setting
+    sampling: Sampling
 
     @property
     def label(self) -> str:
-        return f"{self.name} {self.setting}"
+        return f"{self.name} {self.sampling}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class Row:
     def to_dict(self) -> dict[str, Any]:
         return {
             "model": self.entry.name,
-            "setting": str(self.entry.setting),
+            "setting": str(self.entry.sampling),
             "mean": self.mean,
             "spread": self.spread,
             "seeds": list(self.measures),
@@ -70,7 +70,7 @@ class Row:
 
 def compare(evaluator: Evaluator, entry: Entry, seeds: int, advance: Callable[[int], None] = lambda _: None) -> Row:
     """Run an entry with the seeds 0, 1, ..."""
-    found = [evaluator.run(entry.pipeline, entry.setting, seed, advance) for seed in range(seeds)]
+    found = [evaluator.run(entry.pipeline, entry.sampling, seed, advance) for seed in range(seeds)]
     return Row(entry=entry, measures=tuple(m for m, _ in found), details=tuple(d for _, d in found))
 
 
@@ -86,7 +86,7 @@ def compare_one_step(
     errors: dict[str, list[float]] = {entry.name: [] for entry in entries}
     for seed in range(seeds):
         parts = _items(evaluator, seed)
-        wanted = many_steps(teacher.pipeline, parts, teacher.setting)
+        wanted = many_steps(teacher.pipeline, parts, teacher.sampling)
         advance(len(wanted))
         for name, pipeline in {entry.name: entry.pipeline for entry in entries}.items():
             errors[name].append(one_step_error(one_steps(pipeline, parts), wanted))

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sa3_mlx.common.generation.events import Generation
-from sa3_mlx.common.generation.request import Guidance, Item, Request
+from sa3_mlx.common.generation.request import Item, Request
 from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.model.sampling import Sampling
 from sa3_torch.train.demo_set.sounds import (
     DRUM_CAPTIONS,
     chord_captions,
@@ -92,10 +93,8 @@ def sounds(
     pipeline: Generates,
     prompts: list[Prompt],
     *,
+    sampling: Sampling,
     seeds: int,
-    steps: int,
-    sampler: str,
-    guidance: float,
     first_seed: int = 0,
 ) -> Iterator[tuple[NDArray[np.float32], Prompt]]:
     """Generate every prompt with ``seeds`` seeds, all seeds of a prompt in one batch."""
@@ -104,6 +103,6 @@ def sounds(
             Item(prompt=prompt.caption, seconds=prompt.seconds, seed=first_seed + 1000 * number + seed)
             for seed in range(seeds)
         )
-        request = Request(items=items, steps=steps, sampler=sampler, guidance=Guidance(scale=guidance))
+        request = Request(items=items, sampling=sampling)
         for audio in pipeline.generate(request).audio:
             yield audio, prompt

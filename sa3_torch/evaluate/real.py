@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sa3_mlx.common.model.config import ModelConfig
+from sa3_torch.evaluate.judge.judge import shares
+from sa3_torch.evaluate.measures.frechet import ENOUGH, frechet, real_floor
+from sa3_torch.evaluate.measures.latent_clap import LatentClap, clap_adherence
+from sa3_torch.evaluate.measures.listening import Ear, Heard
 from sa3_torch.train.data.clip_cache import SAMPLE_RATE, Clip, ClipSet, generator
-
-from .judge.judge import shares
-from .measures.frechet import ENOUGH, frechet, real_floor
-from .measures.latent_clap import LatentClap, clap_adherence
-from .measures.listening import Ear, Heard
 
 Audio = NDArray[np.float32]
 Advance = Callable[[int], None]

@@ -12,11 +12,11 @@ import matplotlib
 import numpy as np
 
 from sa3_mlx.common.version import version
+from sa3_torch.evaluate.measures.flow import FlowLosses
+from sa3_torch.evaluate.measures.frechet import ENOUGH
 from sa3_torch.train.data.clip_cache import write_json
 
 from .comparison import Row
-from .measures.flow import FlowLosses
-from .measures.frechet import ENOUGH
 from .real import Real
 from .run import Options
 
@@ -82,7 +82,7 @@ def table(data: dict[str, Any]) -> str:
     real = [_real_line(data["real"], names, kind) for kind in ("real", "autoencoder")]
     lines = [
         ["", *(COLUMNS[name][0] for name in names)],
-        *([f"{row['model']} {row['setting']}", *(_cell(row, name) for name in names)] for row in rows),
+        *([f"{row['model']} {row['sampling']}", *(_cell(row, name) for name in names)] for row in rows),
         *real,
     ]
     text = _aligned(lines)
@@ -161,7 +161,7 @@ def _class_lines(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
         for row in rows:
             means, sign = class_means(row, name), "" if name == "shift" else "+"
             cells = (f"{means[label]:{sign}.1f}" if label in means else "-" for label in labels)
-            lines.append([f"{title}: {row['model']} {row['setting']}", *cells])
+            lines.append([f"{title}: {row['model']} {row['sampling']}", *cells])
     return lines
 
 
@@ -201,7 +201,7 @@ def save_report(folder: Path, data: dict[str, Any]) -> None:
 
 def draw(path: Path, data: dict[str, Any]) -> None:
     """Bars with the spread over seeds for the main measures, and the loss over time beside its baselines."""
-    rows, labels = data["rows"], [f"{row['model']}\n{row['setting']}" for row in data["rows"]]
+    rows, labels = data["rows"], [f"{row['model']}\n{row['sampling']}" for row in data["rows"]]
     shown = ("frechet_judge", "frechet_judge_rebuilt", "frechet_clap", "all", "clap_own", "diversity", "copies", "seam")
     names = [name for name in shown if any(row["mean"].get(name) is not None for row in rows)]
     classes = _classes(rows)
@@ -246,7 +246,7 @@ def _draw_classes(panel: Any, rows: Sequence[dict[str, Any]], classes: Sequence[
             [means.get(label, 0.0) for label in classes],
             width=width,
             color=f"C{i}",
-            label=f"{row['model']} {row['setting']}",
+            label=f"{row['model']} {row['sampling']}",
         )
     panel.set_xticks(range(len(classes)), classes, fontsize=7, rotation=30)
     panel.set_title("class means: squared distance to rebuilt clips")

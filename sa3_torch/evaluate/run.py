@@ -1,4 +1,4 @@
-"""One model with one setting and one seed: sounds of prompts of real clips and every measure on them."""
+"""One model with one sampling and one seed: sounds of prompts of real clips and every measure on them."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from numpy.typing import NDArray
 from sa3_mlx.common.generation.events import Event, Generation
 from sa3_mlx.common.generation.request import Item, Request
 from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.model.sampling import Sampling
+from sa3_torch.evaluate.judge.judge import shares
+from sa3_torch.evaluate.measures.by_class import by_class
+from sa3_torch.evaluate.measures.diversity import diversity
+from sa3_torch.evaluate.measures.frechet import frechet, frechet_with_interval
+from sa3_torch.evaluate.measures.inpainting import SHORTEST_SAMPLES, measure_inpainting
+from sa3_torch.evaluate.measures.latent_clap import LatentClap, clap_adherence
+from sa3_torch.evaluate.measures.listening import JUDGE, Ear, Heard
+from sa3_torch.evaluate.measures.memorisation import memorisation
 from sa3_torch.train.data.clip_cache import Clip, ClipSet, generator
 
-from .judge.judge import shares
-from .measures.by_class import by_class
-from .measures.diversity import diversity
-from .measures.frechet import frechet, frechet_with_interval
-from .measures.inpainting import SHORTEST_SAMPLES, measure_inpainting
-from .measures.latent_clap import LatentClap, clap_adherence
-from .measures.listening import JUDGE, Ear, Heard
-from .measures.memorisation import memorisation
 from .real import Prompts, Real, audio_of, check_rate
-from .setting import Setting
 
 Audio = NDArray[np.float32]
 SEEDS_APART = 1_000_000  # between repetitions
@@ -105,7 +105,7 @@ class Evaluator:
         return self.options.clips + len(self._inpainted())
 
     def run(
-        self, pipeline: Pipeline, setting: Setting, seed: int, advance: Callable[[int], None] = lambda _: None
+        self, pipeline: Pipeline, sampling: Sampling, seed: int, advance: Callable[[int], None] = lambda _: None
     ) -> tuple[dict[str, float | None], dict[str, Any]]:
         """Measures by name, and their details; ``advance`` hears how many clips are done, ``count`` in all.
 
@@ -114,7 +114,7 @@ class Evaluator:
         check_rate(pipeline.config)
         chosen, kept = jobs(self.real.asked.clips, self.options.clips, seed), _Kept()
         order = [i for rows in batches(chosen, self.options.batch) for i in rows]
-        heard = self.ear.listen(self._sounds(pipeline, setting, chosen, kept), advance)
+        heard = self.ear.listen(self._sounds(pipeline, sampling, chosen, kept), advance)
         seeds = [chosen[i].item.seed for i in order]
         measures: dict[str, float | None] = {"sample_seconds_per_clip": kept.seconds / len(chosen)}
         details: dict[str, Any] = {"seed": seed}
@@ -127,7 +127,7 @@ class Evaluator:
         if inpainted := self._inpainted():
             pairs = [(audio_of(self.clips, clip, pipeline.config.audio_channels), clip) for clip in inpainted]
             inpainting = measure_inpainting(
-                pipeline, pairs, setting, seed=SEEDS_APART * seed, batch=self.options.batch, advance=advance
+                pipeline, pairs, sampling, seed=SEEDS_APART * seed, batch=self.options.batch, advance=advance
             )
             measures |= {"kept_error": inpainting.kept_error, "seam": inpainting.seam}
             details["inpainting"] = asdict(inpainting)
@@ -139,10 +139,10 @@ class Evaluator:
         return long[:: -(-len(long) // self.options.inpaint)] if long and self.options.inpaint else []
 
     def _sounds(
-        self, pipeline: Pipeline, setting: Setting, chosen: list[Job], kept: _Kept
+        self, pipeline: Pipeline, sampling: Sampling, chosen: list[Job], kept: _Kept
     ) -> Iterator[tuple[Audio, Clip]]:
         for rows in batches(chosen, self.options.batch):
-            made = pipeline.generate(setting.request([chosen[i].item for i in rows]))
+            made = pipeline.generate(Request(items=tuple([chosen[i].item for i in rows]), sampling=sampling))
             kept.seconds += made.timings["text"] + made.timings["sample"]
             for row, i in enumerate(rows):
                 if self.clap is not None:

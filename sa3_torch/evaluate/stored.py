@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sa3_mlx.common.model.config import ModelConfig
+from sa3_torch.evaluate.measures.flow import LatentClip
 from sa3_torch.train.data.clip_cache import ClipSet, read_index
 from sa3_torch.train.data.latents import LATENT_FORMAT, LatentItem, LatentSet
 
-from .measures.flow import LatentClip
 from .real import audio_of
 
 Array = NDArray[np.float32]

@@ -14,32 +14,33 @@ from sa3_mlx.common.adapters.format import ADAPTER_FILE, ADAPTER_TYPES
 from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.generation.clips import open_tokenizer
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
-from sa3_mlx.common.model.config import Config, ModelConfig
+from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.presets import PRESETS
 from sa3_mlx.common.quant.calibration import read_prompts, usual_prompts
+from sa3_mlx.common.schema import Config
+from sa3_torch.train.autoencoder.config import AutoencoderConfig
+from sa3_torch.train.autoencoder.distill import DistillConfig, DistillStage
+from sa3_torch.train.autoencoder.stage import AutoencoderStage
+from sa3_torch.train.autoencoder.start import Start
+from sa3_torch.train.clap.network import LatentClap
+from sa3_torch.train.clap.stage import ClapConfig, ClapStage
+from sa3_torch.train.data.audio_data import open_audio
+from sa3_torch.train.data.latents import LatentSet
+from sa3_torch.train.data.pre_encode import load_autoencoder
+from sa3_torch.train.demo_set.vocabulary import save_tokenizer
+from sa3_torch.train.few_steps.ode_warmup import WarmupConfig, WarmupStage
+from sa3_torch.train.few_steps.posttrain import PosttrainConfig, PosttrainStage
+from sa3_torch.train.few_steps.shared import autoencoder_of
+from sa3_torch.train.flow.pretrain import PretrainConfig, PretrainStage
+from sa3_torch.train.lora.stage import LoraConfig, LoraStage
+from sa3_torch.train.quantize.stage import QuantizeConfig, QuantizeStage
+from sa3_torch.train.run.command import FOLDER, MODEL, RunOptions, run_options
+from sa3_torch.train.run.loop import Trainer
+from sa3_torch.train.run.planning.plan import Device, make_plan
+from sa3_torch.train.run.settings import load_settings, to_json
+from sa3_torch.train.run.stage import Stage, TrainConfig
 
-from .autoencoder.config import AutoencoderConfig
-from .autoencoder.distill import DistillConfig, DistillStage
-from .autoencoder.stage import AutoencoderStage
-from .autoencoder.start import Start
-from .clap.network import LatentClap
-from .clap.stage import ClapConfig, ClapStage
-from .data.audio_data import open_audio
-from .data.latents import LatentSet
-from .data.pre_encode import load_autoencoder
-from .demo_set.vocabulary import save_tokenizer
-from .few_steps.ode_warmup import WarmupConfig, WarmupStage
-from .few_steps.posttrain import PosttrainConfig, PosttrainStage
-from .few_steps.shared import autoencoder_of
-from .flow.pretrain import PretrainConfig, PretrainStage
-from .lora.stage import LoraConfig, LoraStage
-from .quantize.stage import QuantizeConfig, QuantizeStage
 from .run import parallel
-from .run.command import FOLDER, MODEL, RunOptions, run_options
-from .run.loop import Trainer
-from .run.planning.plan import Device, make_plan
-from .run.settings import load_settings, to_json
-from .run.stage import Stage, TrainConfig
 
 FindModel = Callable[[str], Path]  # an installed model's name, or a path -> its folder
 AUDIO = "Clip cache made by `sa3 data render` or `sa3 data import`, or shards: a folder, an index, a URL, {0..9}.tar."

@@ -10,10 +10,9 @@ import click
 from tqdm import tqdm
 
 from sa3_mlx.common.model.config import ModelConfig
-
-from .data.user_folder import import_folder
-from .demo_set.sounds import DEFAULT_FONT, render_demo_set
-from .run.command import FOLDER, MODEL
+from sa3_torch.train.data.user_folder import import_folder
+from sa3_torch.train.demo_set.sounds import DEFAULT_FONT, render_demo_set
+from sa3_torch.train.run.command import FOLDER, MODEL
 
 MEGABYTE = 1 << 20
 
@@ -59,7 +58,7 @@ def import_recordings(folder: Path, out: Path, captions_required: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
 def lint(folder: Path, picture: Path | None, min_seconds: float, captions_required: bool, as_json: bool) -> None:
     """Check a folder of recordings. Exit code 1 when something is wrong."""
-    from .data.lint import draw_report, lint_folder
+    from sa3_torch.train.data.lint import draw_report, lint_folder
 
     report = lint_folder(
         folder,
@@ -81,7 +80,7 @@ def lint(folder: Path, picture: Path | None, min_seconds: float, captions_requir
 @click.option("--captions-required/--captions-optional", default=True, show_default=True)
 def shards(folder: Path, out: Path, shard_megabytes: int, captions_required: bool) -> None:
     """Pack a folder of recordings into WebDataset shards with an index."""
-    from .data.shards import write_shards
+    from sa3_torch.train.data.shards import write_shards
 
     index = write_shards(folder, out, shard_bytes=shard_megabytes * MEGABYTE, captions_required=captions_required)
     click.echo(f"{out}: {index.samples} recordings in {len(index.shards)} shards")
@@ -92,7 +91,7 @@ def shards(folder: Path, out: Path, shard_megabytes: int, captions_required: boo
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
 def index(pattern: str, out: Path) -> None:
     """Index shards that others made: a path or URL such as "s3://bucket/name-{000000..000009}.tar"."""
-    from .data.shards import index_shards
+    from sa3_torch.train.data.shards import index_shards
 
     found = index_shards(pattern, out)
     click.echo(f"{out}: {found.samples} recordings in {len(found.shards)} shards")
@@ -107,8 +106,8 @@ def index(pattern: str, out: Path) -> None:
 def gate(latents: Path, data: Path, autoencoder: Path, items: int, as_json: bool) -> None:
     """Check that pre-encoded latents decode as well as fresh ones. Exit code 1 when they do not."""
     _need_torch()
-    from .autoencoder.gate import check_latents
-    from .data.sources import open_source
+    from sa3_torch.train.autoencoder.gate import check_latents
+    from sa3_torch.train.data.sources import open_source
 
     config = ModelConfig.load(autoencoder)
     source = open_source(data, config.sample_rate, config.audio_channels)
@@ -125,9 +124,9 @@ def gate(latents: Path, data: Path, autoencoder: Path, items: int, as_json: bool
 def export_latents(latents: Path, out: Path, autoencoder: Path) -> None:
     """Write latents in the public layout: NNN.npy with NNN.json, and silence.npy."""
     _need_torch()
-    from .data.latents import LatentSet
-    from .data.pre_encode import load_autoencoder
-    from .data.public_latents import export_public
+    from sa3_torch.train.data.latents import LatentSet
+    from sa3_torch.train.data.pre_encode import load_autoencoder
+    from sa3_torch.train.data.public_latents import export_public
 
     opened = LatentSet(latents, autoencoder=load_autoencoder(autoencoder)[1])
     count = export_public(opened, out, ModelConfig.load(autoencoder).sample_rate)
@@ -141,8 +140,8 @@ def export_latents(latents: Path, out: Path, autoencoder: Path) -> None:
 def import_latents(folder: Path, out: Path, autoencoder: Path) -> None:
     """Read latents in the public layout; only you know whether they are this autoencoder's: try `sa3 data gate`."""
     _need_torch()
-    from .data.pre_encode import load_autoencoder
-    from .data.public_latents import import_public
+    from sa3_torch.train.data.pre_encode import load_autoencoder
+    from sa3_torch.train.data.public_latents import import_public
 
     latents = import_public(folder, out, autoencoder=load_autoencoder(autoencoder)[1])
     click.echo(f"{out}: {len(latents.items)} items")
@@ -186,8 +185,8 @@ def pre_encode(
 ) -> None:
     """Encode all captioned sounds to latents, once; the same command goes on where it was stopped."""
     _need_torch()
-    from .data.pre_encode import EncodeConfig, PreEncoder
-    from .data.sources import open_source
+    from sa3_torch.train.data.pre_encode import EncodeConfig, PreEncoder
+    from sa3_torch.train.data.sources import open_source
 
     config = EncodeConfig(copies=copies, seed=seed, shard_frames=shard_frames, chunk_frames=chunk_frames)
     model = ModelConfig.load(folder)

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from benchmarks.quality.quality import reconstruction
 from benchmarks.quality.reconstruction import measure
-from sa3_mlx.common.model.config import ConfigError
+from sa3_mlx.common.schema import ConfigError
 from sa3_torch.evaluate.judge.pitch import still_voiced
 from sa3_torch.train.data.clip_cache import ClipSet
 from tests.support.command import AUTOENCODER

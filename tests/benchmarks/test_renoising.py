@@ -13,10 +13,10 @@ torch = pytest.importorskip("torch", reason="the measurement needs PyTorch")
 from click.testing import CliRunner
 
 from benchmarks.quality.renoising import estimates, renoising
-from sa3_mlx.common.generation.request import Item
-from sa3_mlx.common.model.config import ConfigError
+from sa3_mlx.common.generation.request import Item, Request
+from sa3_mlx.common.model.sampling import Sampling
+from sa3_mlx.common.schema import ConfigError
 from sa3_torch.evaluate.measures.one_step import sample
-from sa3_torch.evaluate.setting import Setting
 from sa3_torch.pipeline import Pipeline
 from sa3_torch.train.data.clip_cache import ClipSet
 
@@ -25,20 +25,22 @@ ITEMS = [Item(prompt="a bell", seconds=1.0, seed=3), Item(prompt="rain on a roof
 
 def test_one_step_estimates_are_ping_pong(random_models: dict[str, Path]) -> None:
     pipeline = Pipeline.load(random_models["tiny-s"], device="cpu")
-    *_, last = estimates(pipeline, Setting.parse("euler:1:1"), ITEMS, 4)
-    for found, wanted in zip(last, sample(pipeline, Setting.parse("pingpong:4:1").request(ITEMS)), strict=True):
+    *_, last = estimates(pipeline, Sampling.parse("euler:1:1"), ITEMS, 4)
+    for found, wanted in zip(last, sample(pipeline, Sampling.parse("pingpong:4:1").request(ITEMS)), strict=True):
         np.testing.assert_allclose(found, wanted, atol=1e-4, rtol=1e-3)
 
 
 def test_a_whole_sampler_begins_with_its_own_result(random_models: dict[str, Path]) -> None:
     """Then noise of the next level is added to that, and what comes is another result."""
-    pipeline, setting = Pipeline.load(random_models["tiny-s"], device="cpu"), Setting.parse("dpmpp:3:2:0")
+    pipeline, setting = Pipeline.load(random_models["tiny-s"], device="cpu"), Sampling.parse("dpmpp:3:2:0")
     first, second = estimates(pipeline, setting, ITEMS, 2)
-    for found, wanted, later in zip(first, sample(pipeline, setting.request(ITEMS)), second, strict=True):
+    for found, wanted, later in zip(
+        first, sample(pipeline, Request(items=tuple(ITEMS), sampling=setting)), second, strict=True
+    ):
         np.testing.assert_allclose(found, wanted, atol=1e-4, rtol=1e-3)
         assert float((later - found).abs().max()) > 1e-2
     with pytest.raises(ConfigError, match="pingpong:2:1 adds noise itself, in step 0; choose euler:1:1"):
-        next(estimates(pipeline, Setting.parse("pingpong:2:1"), ITEMS, 2))
+        next(estimates(pipeline, Sampling.parse("pingpong:2:1"), ITEMS, 2))
 
 
 def test_the_command(workspace: Path, tmp_path: Path) -> None:

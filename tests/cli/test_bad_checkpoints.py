@@ -17,8 +17,9 @@ from sa3_mlx.cli.app import run
 from sa3_mlx.cli.output.provenance import read_provenance
 from sa3_mlx.common.files.audio import read_tags, write_audio
 from sa3_mlx.common.files.safetensors import TensorFile, array_entry, write_tensors
-from sa3_mlx.common.generation.request import Guidance, InitAudio, Inpaint, Item, Request, extend, plan
+from sa3_mlx.common.generation.request import InitAudio, Inpaint, Item, Request, extend, plan
 from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.model.sampling import Guidance, Sampling
 from tests.support.command import RATE, SMALL, make_home, refused_line, sa3, tone, truncate, work_in_copy, write_tone
 from tests.support.tiny_checkpoint import write_checkpoint
 
@@ -220,7 +221,7 @@ def test_tags_and_files_that_are_nested_without_end_are_refused(refused: Callabl
 # --- the API ----------------------------------------------------------------------------------------------------------
 
 ITEM = Item(prompt="rain", seconds=1.0, seed=1)
-GOOD = Request(items=(ITEM,), steps=2, sampler="euler")
+GOOD = Request(items=(ITEM,), sampling=Sampling(sampler="euler", steps=2))
 CLIP = tone(1.0)
 API: dict[str, tuple[Callable[[], Request], str]] = {
     "no items": (lambda: replace(GOOD, items=()), "items is empty"),

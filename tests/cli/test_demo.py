@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from sa3_mlx.assets import DEMO
-from sa3_mlx.common.generation.request import Guidance, Item, Request
+from sa3_mlx.common.generation.request import Item, Request
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.presets import PRESETS
+from sa3_mlx.common.model.sampling import Guidance, Sampling
 from sa3_mlx.common.quant.format import check_folder
 from sa3_mlx.common.text.tokenizer import Tokenizer
 from tests.support.command import sa3, write_tone
@@ -26,7 +27,7 @@ PROMPTS = {"flute note A4": 69, "organ note C4": 60, "violin note G3": 55}  # pr
 def request(steps: int) -> Request:
     items = [Item(prompt=prompt, seconds=1.0, seed=number) for number, prompt in enumerate(PROMPTS)]
     items.append(Item(prompt="white noise", seconds=1.0, seed=9))
-    return Request(items=tuple(items), steps=steps, sampler="euler", guidance=Guidance(scale=3.0))
+    return Request(items=tuple(items), sampling=Sampling(sampler="euler", steps=steps, guidance=Guidance(scale=3.0)))
 
 
 def pipeline(name: str):  # type: ignore[no-untyped-def]

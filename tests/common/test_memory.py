@@ -20,11 +20,12 @@ from sa3_mlx.common.generation.memory import (
     stored_weight_bytes,
     weight_bytes,
 )
-from sa3_mlx.common.generation.request import Guidance, InitAudio, Item, Request, Residency
+from sa3_mlx.common.generation.request import InitAudio, Item, Request, Residency
 from sa3_mlx.common.model.chunks import check_chunk_frames
 from sa3_mlx.common.model.config import DiffusionConfig, DiTConfig, ModelConfig, SAMEConfig, TextEncoderConfig
 from sa3_mlx.common.model.precision import Precision, allowed_precisions
 from sa3_mlx.common.model.presets import LOGSNR, PRESETS, SAME_L, SAME_S
+from sa3_mlx.common.model.sampling import Guidance, Sampling
 from tests.support.command import make_home, refused_line, sa3, use_home, write_tone
 from tests.support.tiny_checkpoint import write_checkpoint
 
@@ -70,9 +71,7 @@ def _request(seconds: float = 3.0, *, batch: int = 1, scale: float = 1.0, init: 
     audio = np.random.default_rng(0).uniform(-0.1, 0.1, (int(44_100 * seconds), 2)).astype(np.float32)
     return Request(
         items=tuple(Item(prompt="soft rain", seconds=seconds, seed=seed) for seed in range(batch)),
-        steps=2,
-        sampler="pingpong",
-        guidance=Guidance(scale=scale),
+        sampling=Sampling(sampler="pingpong", steps=2, guidance=Guidance(scale=scale)),
         init=InitAudio(audio=audio, noise_level=0.5) if init else None,
         chunk_frames=chunks.get("decode"),
         encode_chunk_frames=chunks.get("encode"),

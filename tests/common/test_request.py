@@ -13,18 +13,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from sa3_mlx.common.generation.regions import Region
-from sa3_mlx.common.generation.request import (
-    Guidance,
-    InitAudio,
-    Inpaint,
-    Item,
-    Request,
-    defaults,
-    extend,
-    plan,
-    validate,
-)
+from sa3_mlx.common.generation.request import InitAudio, Inpaint, Item, Request, extend, plan, validate
 from sa3_mlx.common.model.presets import PRESETS
+from sa3_mlx.common.model.sampling import Guidance, Sampling
 from tests.support.tiny import TINY
 
 CONFIG = TINY["tiny-s"]  # 8000 Hz, 512 samples per latent
@@ -35,7 +26,7 @@ def _audio(samples: int = 16_000) -> NDArray[np.float32]:
     return np.random.default_rng(samples).normal(0, 0.1, (samples, 2)).astype(np.float32)
 
 
-REQUEST = Request(items=(ITEM,), steps=8, sampler="pingpong")
+REQUEST = Request(items=(ITEM,), sampling=Sampling(sampler="pingpong", steps=8))
 INPAINT = Inpaint(audio=_audio(), regions=((0.5, 1.0),))
 INIT = InitAudio(audio=_audio(), noise_level=0.6)
 
@@ -122,8 +113,11 @@ def test_head_room_can_be_set_to_nothing():
 
 
 def test_defaults_follow_the_objective():
-    assert defaults(PRESETS["small-music"]).sampler == "pingpong" and defaults(PRESETS["small-music"]).steps == 8
-    assert defaults(PRESETS["medium-base"]).sampler == "euler" and defaults(PRESETS["medium-base"]).guidance_scale == 7
+    assert PRESETS["small-music"].usual_sampling == Sampling(sampler="pingpong", steps=8)
+    guided = Sampling(sampler="euler", steps=50, guidance=Guidance(scale=7.0))
+    assert PRESETS["medium-base"].usual_sampling == guided
+    own = Sampling(sampler="dpmpp", steps=3)
+    assert dataclasses.replace(PRESETS["medium-base"], sampling=own).usual_sampling == own
 
 
 def test_the_longest_clip_is_allowed():

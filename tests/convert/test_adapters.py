@@ -26,8 +26,9 @@ from sa3_mlx.common.adapters.format import (
     write_adapter,
 )
 from sa3_mlx.common.files.safetensors import TensorFile, array_entry, write_tensors
-from sa3_mlx.common.model.config import ConfigError, ModelConfig
+from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.presets import PRESETS
+from sa3_mlx.common.schema import ConfigError
 from tests.support.adapters import adapter_config, random_adapter
 
 

@@ -9,8 +9,8 @@ from sa3_convert.export_config import official_model_config
 from sa3_convert.model_config import parse_model_config
 from sa3_convert.text_config import official_text_config
 
-from sa3_mlx.common.model.config import ConfigError
 from sa3_mlx.common.model.presets import PRESETS
+from sa3_mlx.common.schema import ConfigError
 from tests.support.official_checkpoint import TINY, TINY_AUTOENCODER
 
 

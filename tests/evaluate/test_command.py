@@ -18,6 +18,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("scipy", reason="the training extra is not installed")
 
 from sa3_mlx.common.generation.request import Item
+from sa3_mlx.common.model.sampling import Sampling
 from sa3_torch.evaluate.comparison import Entry, compare, compare_one_step
 from sa3_torch.evaluate.judge.judge import Judge
 from sa3_torch.evaluate.measures.flow import LatentClip, TorchFlow, Velocity, flow_losses, other_captions
@@ -28,7 +29,6 @@ from sa3_torch.evaluate.measures.one_step import ONE_STEP, many_steps, one_step_
 from sa3_torch.evaluate.real import hear_real, real_count
 from sa3_torch.evaluate.report import draw, notes, report, table
 from sa3_torch.evaluate.run import Evaluator, Options, batches, jobs
-from sa3_torch.evaluate.setting import Setting
 from sa3_torch.evaluate.stored import split_latents
 from sa3_torch.pipeline import Pipeline
 from sa3_torch.train.data.clip_cache import ClipSet
@@ -48,16 +48,16 @@ def latents(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Latent
 
 
 def test_settings_are_written_in_one_way() -> None:
-    setting = Setting.parse("pingpong:8:1")
+    setting = Sampling.parse("pingpong:8:1")
     assert (setting.sampler, setting.steps, setting.guidance, str(setting)) == ("pingpong", 8, 1.0, "pingpong:8:1")
-    assert str(Setting.parse("euler:50:3.5")) == "euler:50:3.5"
-    plain = Setting.parse("dpmpp:15:3:0")
+    assert str(Sampling.parse("euler:50:3.5")) == "euler:50:3.5"
+    plain = Sampling.parse("dpmpp:15:3:0")
     assert str(plain) == "dpmpp:15:3:0" and plain.request([Item(prompt="a", seconds=1, seed=0)]).guidance.apg == 0
     for text in ("euler", "euler:x:1", "euler:1:1:x", "euler:1:1:1:1"):
         with pytest.raises(ValueError, match="expected SAMPLER:STEPS:GUIDANCE"):
-            Setting.parse(text)
+            Sampling.parse(text)
     with pytest.raises(ValueError, match="sampler is 'eular': allowed are euler"):
-        Setting.parse("eular:8:1")
+        Sampling.parse("eular:8:1")
 
 
 def test_prompts_are_as_frequent_as_in_the_real_clips(workspace: Path) -> None:
@@ -112,7 +112,7 @@ def test_the_loss_of_the_linear_model_is_the_linear_baseline() -> None:
 def test_the_velocity_is_that_of_sampling(workspace: Path) -> None:
     """At the states of a run (measured: equal to 1e-6)."""
     pipeline = Pipeline.load(workspace / "random", device="cpu")
-    request = Setting.parse("euler:2:2").request([Item(prompt="low bell", seconds=0.4, seed=3)])
+    request = Sampling.parse("euler:2:2").request([Item(prompt="low bell", seconds=0.4, seed=3)])
     conditional, _, _, empty = visit(pipeline, request)
     flow = TorchFlow(pipeline)
     for state, dropped in ((conditional, False), (empty, True)):
@@ -128,7 +128,7 @@ def test_one_step_of_the_teacher_itself_has_no_error(workspace: Path) -> None:
     one = one_steps(pipeline, parts)
     assert len({len(z) for z in one}) == 2
     assert one_step_error(one, many_steps(pipeline, parts, ONE_STEP)) == 0
-    assert one_step_error(one, many_steps(pipeline, parts, Setting.parse("euler:4:1"))) > 1e-3
+    assert one_step_error(one, many_steps(pipeline, parts, Sampling.parse("euler:4:1"))) > 1e-3
 
 
 def test_inpainting_of_a_random_model_is_worse_than_its_own_autoencoder(workspace: Path) -> None:
@@ -137,10 +137,10 @@ def test_inpainting_of_a_random_model_is_worse_than_its_own_autoencoder(workspac
     clip = ClipSet(workspace / "clips").clips[0]
     sound = np.random.default_rng(0).standard_normal((40_000, 2)).astype(np.float32) * 0.1
     pairs, done = [(sound, clip), (sound[:1000], clip), (sound[:30_000], clip)], []
-    found = measure_inpainting(pipeline, pairs, Setting.parse("euler:1:1"), seed=0, batch=1, advance=done.append)
+    found = measure_inpainting(pipeline, pairs, Sampling.parse("euler:1:1"), seed=0, batch=1, advance=done.append)
     assert found.clips == 2 and done == [1, 1] and found.kept_error > 0.1 and found.seam > 0
     with pytest.raises(ValueError, match="at least 27000 samples"):
-        measure_inpainting(pipeline, pairs[1:2], Setting.parse("euler:1:1"), seed=0, batch=1)
+        measure_inpainting(pipeline, pairs[1:2], Sampling.parse("euler:1:1"), seed=0, batch=1)
 
 
 def test_every_measure_of_a_run(workspace: Path) -> None:
@@ -151,7 +151,7 @@ def test_every_measure_of_a_run(workspace: Path) -> None:
     assert real.about["clips"] == 4 and real.about["judge_real"]["notes_pitch"] == 1 and not real.about["enough"]
     options, counted = Options(prompts="held-out", clips=6, batch=4, inpaint=0), []
     evaluator = Evaluator(ear, real, clips, options)
-    setting = Setting.parse("euler:1:1")
+    setting = Sampling.parse("euler:1:1")
     measures, details = evaluator.run(pipeline, setting, 0, counted.append)
     again, _ = evaluator.run(pipeline, setting, 0)
     assert sum(counted) == 6 == evaluator.count()
@@ -187,7 +187,7 @@ def test_prompts_of_training_clips(workspace: Path) -> None:
     assert len(real.asked.clips) == 5 and all(clip.split == "train" for clip in real.asked.clips)
     assert real.training is None
     evaluator = Evaluator(ear, real, clips, Options(prompts="training", clips=5, batch=4, inpaint=0))
-    entry = Entry(name="random", pipeline=pipeline, setting=Setting.parse("euler:1:1"))
+    entry = Entry(name="random", pipeline=pipeline, setting=Sampling.parse("euler:1:1"))
     row = compare(evaluator, entry, 3)
     assert "copies" not in row.mean and row.mean["frechet_judge"] is not None and row.mean["diversity"] is not None
     found = report([row], real, evaluator.options, 3, {}, {}, None)

@@ -20,8 +20,9 @@ from sa3_mlx.common.files.audio import Audio, fit_channels, resample
 from sa3_mlx.common.generation.clips import encode_sources, local_input
 from sa3_mlx.common.generation.events import Conditioned, Event, Finished, Generation, Stepped
 from sa3_mlx.common.generation.noise import DECODER_LATENT, DECODER_TOKENS, INITIAL, Purpose, step
-from sa3_mlx.common.generation.request import Guidance, InitAudio, Inpaint, Item, Plan, Request, plan
+from sa3_mlx.common.generation.request import InitAudio, Inpaint, Item, Plan, Request, plan
 from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.model.sampling import Guidance, Sampling
 from tests.support.twins import TINY, Cases, Twin, load_cases, relative
 
 STEP = {"tiny-s": 3e-5, "tiny-l": 3e-4}  # measured 5.6e-6 and 5.4e-5 with given audio, 2.9e-6 without, both twins
@@ -116,9 +117,11 @@ def _request(cases: Cases, case: str, entry: dict[str, Any]) -> Request:
             Item(prompt=prompt, seconds=length, seed=0, negative_prompt=kwargs.get("negative_prompt"))
             for prompt, length in zip(prompts, seconds, strict=True)
         ),
-        steps=kwargs["steps"],
-        sampler=kwargs.get("sampler_type", "pingpong" if entry["objective"] == "rf_denoiser" else "euler"),
-        guidance=Guidance(scale=kwargs.get("cfg_scale", 1.0), apg=kwargs.get("apg_scale", 1.0)),
+        sampling=Sampling(
+            sampler=kwargs.get("sampler_type", "pingpong" if entry["objective"] == "rf_denoiser" else "euler"),
+            steps=kwargs["steps"],
+            guidance=Guidance(scale=kwargs.get("cfg_scale", 1.0), apg=kwargs.get("apg_scale", 1.0)),
+        ),
         init=init,
         inpaint=inpaint,
         crossfade_ms=None,

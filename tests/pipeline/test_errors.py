@@ -10,11 +10,16 @@ import pytest
 
 from sa3_mlx.common.files.safetensors import TensorFile, array_entry, write_tensors
 from sa3_mlx.common.generation.request import Inpaint, Item, Request
+from sa3_mlx.common.model.sampling import Sampling
 from tests.support.tiny import TINY
 from tests.support.tiny_checkpoint import write_checkpoint
 from tests.support.twins import Twin
 
-BASE = Request(items=(Item(prompt="kick", seconds=0.5, seed=1),), steps=1, sampler="euler", head_room_seconds=0.0)
+BASE = Request(
+    items=(Item(prompt="kick", seconds=0.5, seed=1),),
+    sampling=Sampling(sampler="euler", steps=1),
+    head_room_seconds=0.0,
+)
 
 
 def test_an_autoencoder_alone_encodes_but_does_not_generate(twin: Twin, random_models: dict[str, Path]) -> None:

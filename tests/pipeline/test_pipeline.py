@@ -25,8 +25,9 @@ from sa3_mlx.common.generation.events import (
     batch_of,
 )
 from sa3_mlx.common.generation.noise import INITIAL
-from sa3_mlx.common.generation.request import SAMPLER_NAMES, Guidance, InitAudio, Inpaint, Item, Request, extend, plan
+from sa3_mlx.common.generation.request import InitAudio, Inpaint, Item, Request, extend, plan
 from sa3_mlx.common.model.chunks import Chunk
+from sa3_mlx.common.model.sampling import SAMPLER_NAMES, Guidance, Sampling
 from tests.support.tiny import TINY
 from tests.support.twins import Twin, relative
 
@@ -54,7 +55,7 @@ def _item(prompt: str = "low kick", seconds: float = 0.9, seed: int = 1, negativ
     return Item(prompt=prompt, seconds=seconds, seed=seed, negative_prompt=negative)
 
 
-BASE = Request(items=(_item(),), steps=2, sampler="pingpong", head_room_seconds=0.4)
+BASE = Request(items=(_item(),), sampling=Sampling(sampler="pingpong", steps=2), head_room_seconds=0.4)
 
 
 def _stream(pipeline: Any, request: Request) -> tuple[list[Event], Generation]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sa3_mlx.common.model.sampling import Sampling
 from tests.support.command import sa3
 from tests.support.tiny import TINY
 from tests.support.tiny_checkpoint import write_checkpoint
@@ -108,7 +109,7 @@ def test_the_codec_has_a_recipe_of_its_own(folder: Path, tmp_path: Path) -> None
 
 def test_states_are_those_of_a_run(pipeline: Pipeline) -> None:
     items = (Item(prompt="kick", seconds=0.5, seed=3),)
-    request = Request(items=items, steps=4, sampler="euler")
+    request = Request(items=items, sampling=Sampling(sampler="euler", steps=4))
     states = list(visit(pipeline, request))
     assert [state.index for state in states] == [0, 1, 2, 3]
     last = states[-1]
@@ -117,10 +118,10 @@ def test_states_are_those_of_a_run(pipeline: Pipeline) -> None:
 
 
 def test_guided_runs_have_two_states_per_step(pipeline: Pipeline) -> None:
-    from sa3_mlx.common.generation.request import Guidance
+    from sa3_mlx.common.model.sampling import Guidance
 
     items = (Item(prompt="kick", seconds=0.5, seed=3),)
-    request = Request(items=items, steps=3, sampler="euler", guidance=Guidance(scale=4.0))
+    request = Request(items=items, sampling=Sampling(sampler="euler", steps=3, guidance=Guidance(scale=4.0)))
     states = list(visit(pipeline, request))
     assert [state.index for state in states] == [0, 0, 1, 1, 2, 2]
     assert float(mx.abs(states[0].velocity - states[1].velocity).max()) > 0

@@ -221,7 +221,7 @@ def warmup_stage(workspace: Path, *changes: str) -> WarmupStage:
         "train.batch=4",
         "clips.buckets=1",
         "optimizer.warmup_steps=1",
-        "teacher.steps=3",
+        "teacher.sampling.steps=3",
         "teacher.refresh_rate=2",
         "teacher.renoised_share=0.5",
         "teacher.first_share=0.25",

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch", reason="the training twin needs torch")
 pytest.importorskip("scipy", reason="the training extra is not installed")
 
 from sa3_mlx.common.files.safetensors import tensors_hash
-from sa3_mlx.common.model.config import ConfigError
+from sa3_mlx.common.schema import ConfigError
 from sa3_torch.train.clap.contrastive import alignment, info_nce, retrieval, uniformity
 from sa3_torch.train.clap.network import MAX_SCALE, LatentClap
 from sa3_torch.train.clap.stage import ClapStage, add_noise, draw_times, equal_captions

@@ -21,7 +21,8 @@ from sa3_mlx.common.adapters.format import (
     check_adapter,
     read_adapter,
 )
-from sa3_mlx.common.model.config import ConfigError, ModelConfig
+from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.schema import ConfigError
 from sa3_torch.lora import TrainedAdapter
 from sa3_torch.train.lora.stage import LoraStage
 from sa3_torch.train.run.settings import load_settings

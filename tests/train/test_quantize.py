@@ -16,11 +16,11 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("scipy", reason="the training extra is not installed")
 
 from sa3_mlx.common.files.safetensors import TensorFile
-from sa3_mlx.common.model.config import ConfigError
 from sa3_mlx.common.quant.affine import dequantize
 from sa3_mlx.common.quant.calibration import Prompt
 from sa3_mlx.common.quant.format import Quantization, check_file, read_packed
 from sa3_mlx.common.quant.recipes import layers_of
+from sa3_mlx.common.schema import ConfigError
 from sa3_torch.fake_quant import fake_quant
 from sa3_torch.pipeline import Pipeline
 from sa3_torch.train.quantize.calibrate import gptq_starts, hessians, layer_at, velocity_at

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sa3_mlx.common.generation.request import Guidance
+from sa3_mlx.common.model.sampling import Guidance
 from sa3_mlx.common.text.tokenizer import collapse_padding
 from tests.support.twins import Twin, relative
 

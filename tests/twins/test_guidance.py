@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sa3_mlx.common.generation.request import Guidance
+from sa3_mlx.common.model.sampling import Guidance
 from tests.support.twins import TINY, Cases, Twin, load_cases, relative
 
 REFERENCE = 1e-5  # measured 1.8e-6 (neg_mask of tiny-s), both twins

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from sa3_mlx.common.adapters.format import ADAPTER_TYPES, Adapter, AdapterType, Applied, prepare_adapters
-from sa3_mlx.common.generation.request import Guidance, Item, Request, Residency
+from sa3_mlx.common.generation.request import Item, Request, Residency
 from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.model.sampling import Guidance, Sampling
 from sa3_mlx.common.quant.format import Grid
 from sa3_mlx.common.quant.recipes import layers_of
 from sa3_mlx.common.quant.writer import nearest, write_quantized
@@ -23,7 +24,9 @@ LAYER = "dit.layers.0.ff.proj_in"
 RANDOM = np.random.default_rng(3)
 WEIGHT = (0.1 * RANDOM.standard_normal((40, 24))).astype(np.float32)
 ITEMS = (Item(prompt="low kick", seconds=0.4, seed=1), Item(prompt="bell", seconds=0.7, seed=2))
-REQUEST = Request(items=ITEMS, steps=3, sampler="pingpong", head_room_seconds=0.0, guidance=Guidance(scale=2.0))
+REQUEST = Request(
+    items=ITEMS, sampling=Sampling(sampler="pingpong", steps=3, guidance=Guidance(scale=2.0)), head_room_seconds=0.0
+)
 
 
 def one_layer(kind: AdapterType, seed: int = 0, trained: float = 1.0) -> Adapter:

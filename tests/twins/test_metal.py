@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from sa3_mlx.common.generation.request import Item, Request
+from sa3_mlx.common.model.sampling import Sampling
 from tests.support.tiny import TINY
 from tests.support.tiny_checkpoint import write_checkpoint
 from tests.support.twins import Twin, load_cases, relative
@@ -24,7 +25,9 @@ pytestmark = pytest.mark.metal
 NETWORK = 1e-3  # relative L2 in fp32
 OPERATION = 2e-3  # TF32 is allowed on some chips
 CLIP = 1e-2
-REQUEST = Request(items=(Item(prompt="soft rain", seconds=0.8, seed=3),), steps=4, sampler="pingpong")
+REQUEST = Request(
+    items=(Item(prompt="soft rain", seconds=0.8, seed=3),), sampling=Sampling(sampler="pingpong", steps=4)
+)
 MLX = Twin("mlx")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sa3_mlx.common.generation.request import Guidance
+from sa3_mlx.common.model.sampling import Guidance
 from tests.support.twins import TINY, Cases, Twin, load_cases, relative
 
 CALL = 1.5e-5  # measured 3.0e-6 (guided), 1.1e-6 else, both twins
@@ -166,7 +166,7 @@ def test_pingpong_draws_no_noise_in_its_last_step(twin: Twin) -> None:
 
 
 def test_registries_of_both_twins_and_the_request_agree() -> None:
-    from sa3_mlx.common.generation.request import SAMPLER_NAMES
+    from sa3_mlx.common.model.sampling import SAMPLER_NAMES
 
     pytest.importorskip("torch")
     pytest.importorskip("mlx.core")

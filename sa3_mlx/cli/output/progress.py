@@ -49,7 +49,7 @@ class Progress:
 
         def watch(event: Event) -> None:
             if isinstance(event, Conditioned):
-                next_bar("steps", request.steps, "steps")
+                next_bar("steps", event.sigmas.shape[1] - 1, "steps")
             elif isinstance(event, Stepped):
                 current.update(1)
                 if event.index + 1 == event.steps:

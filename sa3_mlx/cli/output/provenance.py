@@ -12,8 +12,8 @@ from sa3_mlx.cli.adapters import AdapterRecord
 from sa3_mlx.cli.backend import Backend
 from sa3_mlx.common.files.audio import read_tags
 from sa3_mlx.common.files.wav import Subtype
-from sa3_mlx.common.generation.request import Guidance
-from sa3_mlx.common.model.config import Config, ConfigError
+from sa3_mlx.common.model.sampling import Guidance
+from sa3_mlx.common.schema import Config, ConfigError
 
 Command = Literal["generate", "vary", "inpaint", "extend"]
 

@@ -44,15 +44,15 @@ class _Models:
 
     def entries(self, text: str, settings: tuple[str, ...]) -> list[Entry]:
         """MODEL with every setting, or with its own; MODEL@SETTING with that one."""
+        from sa3_mlx.common.model.sampling import Sampling
         from sa3_torch.evaluate.comparison import Entry
-        from sa3_torch.evaluate.setting import Setting
 
         name, _, own = text.partition("@")
         pipeline = self.pipeline(name)
         chosen = [own] if own else list(settings)
-        found = [Setting.parse(setting) for setting in chosen] or [Setting.usual(pipeline.config)]
+        found = [Sampling.parse(setting) for setting in chosen] or [pipeline.config.usual_sampling]
         label = Path(name).parent.name if Path(name).name == "model" else Path(name).name
-        return [Entry(name=label, pipeline=pipeline, setting=setting) for setting in found]
+        return [Entry(name=label, pipeline=pipeline, sampling=sampling) for sampling in found]
 
 
 @click.command()

@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 
 from sa3_mlx.common.files.safetensors import TensorFile, all_finite, array_entry, write_tensors
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE, Shapes, expected_tensors
-from sa3_mlx.common.model.config import Config, ConfigError, ModelConfig
+from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.quant.format import Quantization
+from sa3_mlx.common.schema import Config, ConfigError
 
 ADAPTER_FORMAT = "sa3-adapter/1"
 ADAPTER_FILE = "adapter.safetensors"

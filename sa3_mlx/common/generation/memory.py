@@ -243,13 +243,14 @@ def _slots(tokens: int | None, config: DiffusionConfig) -> int:
 
 def _activations(phase: PhaseName, request: Request, config: ModelConfig, precision: Precision, slots: int) -> int:
     diffusion, width = _diffusion(config), precision.bytes
+    sampling = request.sampling or config.usual_sampling
     head_room = diffusion.head_room_seconds if request.head_room_seconds is None else request.head_room_seconds
     lengths = clip_lengths([item.seconds for item in request.items], config, head_room)
     negatives = {item.negative_prompt for item in request.items} - {None}
     if phase == "text":
         return text_activations(len({item.prompt for item in request.items} | negatives), slots, diffusion)
     if phase == "sample":
-        rows = len(request.items) * (1 if request.guidance.scale == 1 else 2)
+        rows = len(request.items) * (1 if sampling.guidance.scale == 1 else 2)
         contexts = len(request.items) * (2 if negatives else 1)
         return dit_activations(rows, lengths.frames, diffusion, width) + prepared_bytes(
             contexts, slots, diffusion, width

@@ -17,15 +17,14 @@ from numpy.typing import NDArray
 
 from sa3_mlx.common.files.audio import Audio, check_audio
 from sa3_mlx.common.model.chunks import Direction, check_chunk_frames
-from sa3_mlx.common.model.config import Config, DiffusionConfig, ModelConfig
+from sa3_mlx.common.model.config import DiffusionConfig, ModelConfig
 from sa3_mlx.common.model.lengths import Lengths, clip_lengths, longest, samples_to_seconds, seconds_to_samples
+from sa3_mlx.common.model.sampling import Sampling
 
 from .noise import check_seed
 from .regions import Region, first_uncovered, generated_frames, keep_frames, to_regions
 from .schedule import sigmas
 
-SAMPLER_NAMES = ("euler", "pingpong", "dpmpp", "rk4")
-STEPS_MAX = 1000
 HEAD_ROOM_MAX = 60.0
 CROSSFADE_MAX_MS = 1000.0
 DEFAULT_CROSSFADE_MS = 20.0
@@ -44,17 +43,6 @@ class Item:
     seconds: float
     seed: int
     negative_prompt: str | None = None  # steers away from it; needs a guidance scale other than 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Guidance(Config):
-    """Classifier-free guidance [B18-B21]; the defaults are the official ones and mean no guidance at scale 1."""
-
-    scale: float = 1.0
-    apg: float = 1.0  # 0 plain guidance, 1 only the part orthogonal to the conditional prediction
-    rescale: float = 0.0
-    interval: tuple[float, float] = (0.0, 1.0)  # times t in which guidance is on
-    norm_threshold: float = 0.0  # 0 off
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +69,7 @@ class Request:
     """A batch of clips. ``init`` and ``inpaint`` are shared by all items, or a tuple with one for each item."""
 
     items: tuple[Item, ...]
-    steps: int
-    sampler: str
-    guidance: Guidance = Guidance()
+    sampling: Sampling | None = None  # None: the usual one of the model
     init: InitAudio | tuple[InitAudio, ...] | None = None
     inpaint: Inpaint | tuple[Inpaint, ...] | None = None
     monotone: bool = False  # schedule that only descends from the init noise level, instead of [B23]
@@ -95,18 +81,12 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Defaults:
-    steps: int
-    sampler: str
-    guidance_scale: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A request in frames and samples; but for ``frames`` and ``head_room_seconds`` one entry per item."""
+    """A request in frames and samples: one entry per item where nothing else is said."""
 
-    frames: int  # T
-    head_room_seconds: float
+    frames: int  # T of all
+    sampling: Sampling  # of all
+    head_room_seconds: float  # of all
     lengths: Lengths
     padding_mask: NDArray[np.bool_]  # (B, T) true at valid frames
     sigmas: NDArray[np.float32]  # (B, steps + 1)
@@ -114,13 +94,6 @@ class Plan:
     inpaint: tuple[Inpaint, ...] | None
     regions: tuple[tuple[Region, ...], ...]  # samples; empty without inpainting
     keep_frames: NDArray[np.float32]  # (B, T) 1 keep, 0 generate; all 0 without inpainting [B7]
-
-
-def defaults(config: ModelConfig) -> Defaults:
-    """Steps, sampler and guidance scale that suit the model's objective [B26]."""
-    if _diffusion(config).objective == "rf_denoiser":
-        return Defaults(steps=8, sampler="pingpong", guidance_scale=1.0)
-    return Defaults(steps=50, sampler="euler", guidance_scale=7.0)
 
 
 def extend(audio: Audio, seconds: float, config: ModelConfig) -> Inpaint:
@@ -137,13 +110,13 @@ def extend(audio: Audio, seconds: float, config: ModelConfig) -> Inpaint:
 
 def validate(request: Request, config: ModelConfig) -> None:
     """Raises ValueError, one line that says what was given and what is allowed, unless the request can be done."""
-    _diffusion(config)
+    sampling = request.sampling or config.usual_sampling
+    sampling.check()
     if not isinstance(request.items, tuple) or not request.items:
         raise ValueError("items is empty: a request needs a tuple of at least one Item")
     for number, item in enumerate(request.items):
-        _check_item(item, f"item {number}: " if len(request.items) > 1 else "", request, config)
+        _check_item(item, f"item {number}: " if len(request.items) > 1 else "", sampling, config)
     _check_sampling(request)
-    _check_guidance(request.guidance)
     for number, init in enumerate(_per_item(request.init, InitAudio, "init", request) or ()):
         name = _name("init", number, request.init)
         check_audio(init.audio, f"{name} audio", config.audio_channels)
@@ -161,7 +134,7 @@ def validate(request: Request, config: ModelConfig) -> None:
 def plan(request: Request, config: ModelConfig) -> Plan:
     """Validate and work out everything that is known before the model runs."""
     validate(request, config)
-    diffusion = _diffusion(config)
+    diffusion, sampling = _diffusion(config), request.sampling or config.usual_sampling
     head_room = diffusion.head_room_seconds if request.head_room_seconds is None else request.head_room_seconds
     lengths = clip_lengths([item.seconds for item in request.items], config, head_room)
     init = _per_item(request.init, InitAudio, "init", request)
@@ -175,10 +148,11 @@ def plan(request: Request, config: ModelConfig) -> Plan:
     levels = [item.noise_level for item in init] if init else 1.0
     return Plan(
         frames=lengths.frames,
+        sampling=sampling,
         head_room_seconds=head_room,
         lengths=lengths,
         padding_mask=np.arange(lengths.frames)[None] < np.array(lengths.valid)[:, None],
-        sigmas=sigmas(diffusion.shift, request.steps, levels, lengths.effective, monotone=request.monotone),
+        sigmas=sigmas(diffusion.shift, sampling.steps, levels, lengths.effective, monotone=request.monotone),
         init=init,
         inpaint=inpaint,
         regions=regions or tuple(() for _ in request.items),
@@ -192,11 +166,11 @@ def _diffusion(config: ModelConfig) -> DiffusionConfig:
     return config.diffusion
 
 
-def _check_item(item: Item, where: str, request: Request, config: ModelConfig) -> None:
+def _check_item(item: Item, where: str, sampling: Sampling, config: ModelConfig) -> None:
     _check_text(item.prompt, f"{where}prompt")
     if item.negative_prompt is not None:
         _check_text(item.negative_prompt, f"{where}negative prompt")
-        if request.guidance.scale == 1:
+        if sampling.guidance.scale == 1:
             raise ValueError(f"{where}a negative prompt has no effect at guidance scale 1; use a scale such as 4")
     seconds = _finite(item.seconds, f"{where}seconds")
     if not 0 < seconds <= config.max_seconds:
@@ -210,32 +184,12 @@ def _check_item(item: Item, where: str, request: Request, config: ModelConfig) -
 
 
 def _check_sampling(request: Request) -> None:
-    _check_int(request.steps, "steps", 1, STEPS_MAX)
-    if request.sampler not in SAMPLER_NAMES:
-        raise ValueError(f"sampler is {request.sampler!r}: allowed are {', '.join(SAMPLER_NAMES)}")
     if request.head_room_seconds is not None:
         _check_range(request.head_room_seconds, "head room", 0, HEAD_ROOM_MAX, " s")
     if request.crossfade_ms is not None:
         _check_range(request.crossfade_ms, "crossfade", 0, CROSSFADE_MAX_MS, " ms")
     if request.monotone and request.init is None:
         raise ValueError("the monotone schedule is for init audio: without it the schedule always descends")
-
-
-def _check_guidance(guidance: Guidance) -> None:
-    _check_range(guidance.scale, "guidance scale", 0, 100)
-    _check_range(guidance.apg, "guidance apg", 0, 1)
-    _check_range(guidance.rescale, "guidance rescale", 0, 1)
-    _check_range(guidance.norm_threshold, "guidance norm threshold", 0, 1e9)
-    if len(guidance.interval) != 2:
-        raise ValueError(f"guidance interval is {guidance.interval}: expected (start, end)")
-    start, end = guidance.interval
-    if not 0 <= _finite(start, "guidance interval") <= _finite(end, "guidance interval") <= 1:
-        raise ValueError(f"guidance interval is {start:g}..{end:g}: expected 0 <= start <= end <= 1")
-    if guidance.scale == 1 and guidance != Guidance():
-        raise ValueError(
-            "guidance apg, rescale, interval and norm threshold have no effect at guidance scale 1; use a "
-            "scale such as 4, or leave them out"
-        )
 
 
 def _check_inpaint(inpaint: Inpaint, item: Item, name: str, config: ModelConfig) -> None:

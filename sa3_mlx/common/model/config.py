@@ -5,14 +5,14 @@ Source: architecture spec, sections 1 and 3. ``config.json`` of a checkpoint fol
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
-import types
-import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal
+
+from sa3_mlx.common.schema import Config, ConfigError, require
+
+from .sampling import Guidance, Sampling
 
 FORMAT = "sa3/1"
 HEAD_SIZE = 64  # of every attention in the DiT and in SAME
@@ -21,70 +21,6 @@ FF_MULT_DIT = 4
 FF_MULT_SAME = 3
 TIMESTEP_FEATURES = 256  # [B5], [B8]
 SECONDS_MAX = 384.0  # the duration embedding saturates here [B5]
-
-
-class ConfigError(ValueError):
-    """A configuration that no model can have; the message names the field, the value and what is allowed."""
-
-
-def _check(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """Base of all configurations: strict ``from_dict`` and ``to_dict``.
-
-    ``from_dict`` raises ConfigError for an unknown key, a missing key and a value of the wrong type, naming it. A
-    table with default None, which switches something on, may be missing.
-    """
-
-    @classmethod
-    def from_dict(cls, data: object, *, where: str = "config") -> Self:
-        if not isinstance(data, dict):
-            raise ConfigError(f"{where}: expected an object, got {type(data).__name__}")
-        hints = typing.get_type_hints(cls)
-        fields = dataclasses.fields(cls)
-        names = [field.name for field in fields]
-        unknown = sorted(set(data) - set(names))
-        optional = {field.name for field in fields if field.default is None and _is_table(hints[field.name])}
-        missing = sorted(set(names) - optional - set(data))
-        _check(not unknown, f"{where}: unknown field(s) {', '.join(map(str, unknown))}; allowed: {', '.join(names)}")
-        _check(not missing, f"{where}: missing field(s) {', '.join(missing)}")
-        return cls(**{name: _parse(hints[name], data[name], f"{where}.{name}") for name in names if name in data})
-
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-
-def _is_table(hint: Any) -> bool:
-    """Whether a field of type ``Config | None`` is described."""
-    return any(isinstance(inner, type) and issubclass(inner, Config) for inner in typing.get_args(hint))
-
-
-def _parse(hint: Any, value: object, where: str) -> Any:
-    origin = typing.get_origin(hint)
-    if origin in (types.UnionType, typing.Union):
-        if value is None:
-            return None
-        return _parse(next(a for a in typing.get_args(hint) if a is not type(None)), value, where)
-    if origin is Literal:
-        allowed = typing.get_args(hint)
-        _check(value in allowed, f"{where}: got {value!r}, allowed: {', '.join(map(repr, allowed))}")
-        return value
-    if origin is tuple:  # tuple[item, ...]
-        _check(isinstance(value, list | tuple), f"{where}: expected a list, got {value!r}")
-        item = typing.get_args(hint)[0]
-        return tuple(_parse(item, v, f"{where}[{i}]") for i, v in enumerate(typing.cast(list[object], value)))
-    if isinstance(hint, type) and issubclass(hint, Config):
-        return hint.from_dict(value, where=where)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    _check(type(value) is hint, f"{where}: expected {getattr(hint, '__name__', hint)}, got {value!r}")
-    if isinstance(value, float):
-        _check(math.isfinite(value), f"{where}: must be finite, got {value!r}")
-    return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +36,7 @@ class TextEncoderConfig(Config):
 
     def __post_init__(self) -> None:
         _positive(self, "vocab_size", "width", "intermediate", "depth", "heads", "max_length")
-        _check(
+        require(
             self.width % self.heads == 0 and (self.width // self.heads) % 2 == 0,
             f"text_encoder: width {self.width} must be heads ({self.heads}) times an even head size",
         )
@@ -117,7 +53,7 @@ class DiTConfig(Config):
 
     def __post_init__(self) -> None:
         _positive(self, "width", "depth", "memory_tokens")
-        _check(self.width % HEAD_SIZE == 0, f"dit.width: must be a multiple of {HEAD_SIZE}, got {self.width}")
+        require(self.width % HEAD_SIZE == 0, f"dit.width: must be a multiple of {HEAD_SIZE}, got {self.width}")
 
     @property
     def heads(self) -> int:
@@ -146,17 +82,17 @@ class SAMEConfig(Config):
 
     def __post_init__(self) -> None:
         _positive(self, "patch_size", "stride", "latent_channels", "width", "encoder_depth", "decoder_depth", "span")
-        _check(self.width % HEAD_SIZE == 0, f"same.width: must be a multiple of {HEAD_SIZE}, got {self.width}")
-        _check(
+        require(self.width % HEAD_SIZE == 0, f"same.width: must be a multiple of {HEAD_SIZE}, got {self.width}")
+        require(
             0 <= self.sine_gate_layers <= self.decoder_depth,
             f"same.sine_gate_layers: allowed 0..{self.decoder_depth}, got {self.sine_gate_layers}",
         )
-        _check(self.token_noise >= 0, f"same.token_noise: must be >= 0, got {self.token_noise}")
-        _check(
+        require(self.token_noise >= 0, f"same.token_noise: must be >= 0, got {self.token_noise}")
+        require(
             self.attention == "chunked" or self.span == 1,
             f"same.span: a sliding window of 1 latent to each side is the only one supported, got {self.span}",
         )
-        _check(
+        require(
             self.attention == "sliding" or self.span * (self.stride + 1) % 2 == 0,
             f"same.span: {self.span} latents of {self.stride + 1} tokens cannot be halved for the shifted chunks",
         )
@@ -211,7 +147,7 @@ class DiffusionConfig(Config):
 
     def __post_init__(self) -> None:
         _positive(self, "max_frames")
-        _check(
+        require(
             0 <= self.head_room_seconds <= 60,
             f"diffusion.head_room_seconds: allowed 0..60, got {self.head_room_seconds}",
         )
@@ -226,9 +162,24 @@ class ModelConfig(Config):
     audio_channels: int
     same: SAMEConfig
     diffusion: DiffusionConfig | None
+    sampling: Sampling | None = None  # the usual one; None: the official one of the objective [B26]
 
     def __post_init__(self) -> None:
         _positive(self, "sample_rate", "audio_channels")
+
+    @property
+    def usual_sampling(self) -> Sampling:
+        """The sampling that suits the model: its own, else the official one of its objective [B26].
+
+        Raises ConfigError for an autoencoder alone.
+        """
+        if self.sampling is not None:
+            return self.sampling
+        if self.diffusion is None:
+            raise ConfigError(f"{self.name} is an autoencoder alone and cannot generate; choose a model with a DiT")
+        if self.diffusion.objective == "rf_denoiser":
+            return Sampling(sampler="pingpong", steps=8)
+        return Sampling(sampler="euler", steps=50, guidance=Guidance(scale=7.0))
 
     @property
     def frames_per_second(self) -> float:
@@ -242,7 +193,10 @@ class ModelConfig(Config):
         return self.diffusion.max_frames * self.same.samples_per_latent / self.sample_rate
 
     def to_json(self) -> str:
-        return json.dumps({"format": FORMAT, **self.to_dict()}, indent=2) + "\n"
+        data = self.to_dict()
+        if self.sampling is None:
+            del data["sampling"]
+        return json.dumps({"format": FORMAT, **data}, indent=2) + "\n"
 
     @classmethod
     def load(cls, folder: str | Path) -> ModelConfig:
@@ -255,7 +209,7 @@ class ModelConfig(Config):
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: not valid JSON ({error})") from error
         found = data.pop("format", None) if isinstance(data, dict) else None
-        _check(
+        require(
             found == FORMAT, f"{path}: format is {found!r}, this version reads {FORMAT!r}; convert the checkpoint again"
         )
         return cls.from_dict(data, where=str(path))
@@ -264,4 +218,4 @@ class ModelConfig(Config):
 def _positive(config: Config, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        _check(value > 0, f"{type(config).__name__}.{name}: must be positive, got {value}")
+        require(value > 0, f"{type(config).__name__}.{name}: must be positive, got {value}")

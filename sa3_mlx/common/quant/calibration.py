@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sa3_mlx.common.generation.request import Guidance, Inpaint, Item, Request, defaults
+from sa3_mlx.common.generation.request import Inpaint, Item, Request
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.text.tokenizer import Tokenizer
 
@@ -116,19 +116,15 @@ def requests(prompts: Sequence[Prompt], config: ModelConfig, *, held_out: bool) 
         for number, prompt in enumerate(prompts)
         if (number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1) == held_out
     ]
-    usual, longest = defaults(config), config.max_seconds / 2
+    usual, longest = config.usual_sampling, config.max_seconds / 2
+    sampling = replace(usual, steps=min(usual.steps, STEPS_MAX))
     groups: dict[float, list[Item]] = {}
     for number, prompt in chosen:
         seconds = min(prompt.seconds, longest)
         item = Item(prompt=prompt.text, seconds=seconds, seed=FIRST_SEED + number)
         groups.setdefault(seconds, []).append(item)
     return [
-        Request(
-            items=tuple(items[start : start + BATCH]),
-            steps=min(usual.steps, STEPS_MAX),
-            sampler=usual.sampler,
-            guidance=Guidance(scale=usual.guidance_scale),
-        )
+        Request(items=tuple(items[start : start + BATCH]), sampling=sampling)
         for items in groups.values()
         for start in range(0, len(items), BATCH)
     ]

@@ -15,7 +15,8 @@ from typing import cast
 
 from sa3_mlx.common.files.safetensors import TensorFile
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE, Shapes, check_tensors, expected_tensors
-from sa3_mlx.common.model.config import Config, ConfigError, ModelConfig
+from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.schema import Config, ConfigError
 
 from .affine import Packed, Storage, check_grid
 

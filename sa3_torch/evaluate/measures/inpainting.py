@@ -17,7 +17,7 @@ from sa3_mlx.common.generation.events import Generation
 from sa3_mlx.common.generation.request import Inpaint, Item, Request, plan
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.lengths import samples_to_seconds
-from sa3_torch.evaluate.setting import Setting
+from sa3_mlx.common.model.sampling import Sampling
 from sa3_torch.train.autoencoder.metrics import WINDOW, log_mel
 from sa3_torch.train.data.clip_cache import Clip
 
@@ -85,7 +85,7 @@ def kept_error(
 def measure_inpainting(
     pipeline: Inpaints,
     clips: Sequence[tuple[Audio, Clip]],
-    setting: Setting,
+    sampling: Sampling,
     *,
     seed: int,
     batch: int,
@@ -100,7 +100,7 @@ def measure_inpainting(
     made, source, keep, sounds, edges = [], [], [], [], []
     for start in range(0, len(long), batch):
         chosen = long[start : start + batch]
-        request = _request(chosen, setting, rate, seed + start)
+        request = _request(chosen, sampling, rate, seed + start)
         planned, found = plan(request, pipeline.config), pipeline.generate(request)
         for row, (audio, _) in enumerate(chosen):
             z = pipeline.encode(audio)
@@ -119,7 +119,7 @@ def measure_inpainting(
     )
 
 
-def _request(chosen: Sequence[tuple[Audio, Clip]], setting: Setting, rate: int, seed: int) -> Request:
+def _request(chosen: Sequence[tuple[Audio, Clip]], sampling: Sampling, rate: int, seed: int) -> Request:
     lengths = [samples_to_seconds(len(audio), rate) for audio, _ in chosen]
     items = [
         Item(prompt=clip.caption, seconds=seconds, seed=seed + row)
@@ -129,4 +129,4 @@ def _request(chosen: Sequence[tuple[Audio, Clip]], setting: Setting, rate: int, 
         Inpaint(audio=audio, regions=((REGION[0] * seconds, REGION[1] * seconds),))
         for (audio, _), seconds in zip(chosen, lengths, strict=True)
     )
-    return replace(setting.request(items), inpaint=inpaint, crossfade_ms=None)
+    return replace(Request(items=tuple(items), sampling=sampling), inpaint=inpaint, crossfade_ms=None)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sa3_mlx.common.generation.events import Conditioned, Event, Sampled
 from sa3_mlx.common.generation.request import Item, Request
 from sa3_mlx.common.model.config import ModelConfig
-from sa3_torch.evaluate.setting import Setting
+from sa3_mlx.common.model.sampling import Sampling
 
 Array = NDArray[np.float32]
 
@@ -24,7 +24,7 @@ class Streams(Protocol):
     def stream(self, request: Request) -> Iterator[Event]: ...
 
 
-ONE_STEP = Setting(sampler="euler", steps=1, guidance=1.0)
+ONE_STEP = Sampling(sampler="euler", steps=1)
 
 
 def sample(pipeline: Streams, request: Request) -> list[Array]:
@@ -49,9 +49,9 @@ def one_step_error(made: Sequence[Array], wanted: Sequence[Array]) -> float:
 
 def one_steps(pipeline: Streams, batches: Sequence[Sequence[Item]]) -> list[Array]:
     """What one Euler step without guidance makes of the noise of every item."""
-    return [z for items in batches for z in sample(pipeline, ONE_STEP.request(items))]
+    return [z for items in batches for z in sample(pipeline, Request(items=tuple(items), sampling=ONE_STEP))]
 
 
-def many_steps(pipeline: Streams, batches: Sequence[Sequence[Item]], setting: Setting) -> list[Array]:
-    """What ``setting`` makes of the same noise."""
-    return [z for items in batches for z in sample(pipeline, setting.request(items))]
+def many_steps(pipeline: Streams, batches: Sequence[Sequence[Item]], sampling: Sampling) -> list[Array]:
+    """What ``sampling`` makes of the same noise."""
+    return [z for items in batches for z in sample(pipeline, Request(items=tuple(items), sampling=sampling))]

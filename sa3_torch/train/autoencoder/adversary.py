@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sa3_mlx.common.model.config import Config
+from sa3_mlx.common.schema import Config
 from sa3_torch.train.run.parallel import Part, mean
 from sa3_torch.train.run.settings import check
 from sa3_torch.train.run.stage import purpose_generator

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sa3_mlx.common.model.config import Config, ConfigError
+from sa3_mlx.common.schema import Config, ConfigError
 from sa3_torch.same import SAME, patch, unpatch
 from sa3_torch.train.run.parallel import Part, follow
 from sa3_torch.train.run.settings import check

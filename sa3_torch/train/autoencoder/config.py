@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from sa3_mlx.common.model.config import Config, ConfigError
+from sa3_mlx.common.schema import Config, ConfigError
 from sa3_torch.train.data.augment import AugmentConfig
 from sa3_torch.train.data.batches import SharesConfig
 from sa3_torch.train.data.shard_crops import ShardsConfig

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from sa3_mlx.common.model.config import ConfigError, ModelConfig
+from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.schema import ConfigError
 from sa3_torch.train.data.clip_cache import ClipSet
 from sa3_torch.train.data.pre_encode import load_autoencoder
 from sa3_torch.train.data.shards import ShardIndex

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sa3_torch.train.autoencoder.semantics.regressors import pitch_class
 from sa3_torch.train.data.augment import pan_mono
 from sa3_torch.train.data.clip_cache import Audio, Clip, ClipSet, generator
 
 from .metrics import effective_rank, kurtosis, r_squared
 from .semantics import Regressors
-from .semantics.regressors import pitch_class
 
 PENALTY = 1e-3  # of the mean variance of a channel
 _PAN, _CONTROL = 301, 302  # purposes of the random generators

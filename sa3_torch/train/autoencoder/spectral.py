@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sa3_mlx.common.model.config import Config, ConfigError
+from sa3_mlx.common.schema import Config, ConfigError
 
 from .filters import k_weighting_fir
 

@@ -13,8 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sa3_mlx.common.model.config import ConfigError, ModelConfig
+from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.schema import ConfigError
 from sa3_torch.same import SAME
+from sa3_torch.train.autoencoder.semantics.held_out import BATCH, measure_semantics
 from sa3_torch.train.data.augment import NO_AUGMENTATION
 from sa3_torch.train.data.batches import AudioBatch, AudioCrops, Crops
 from sa3_torch.train.data.clip_cache import ClipSet
@@ -33,7 +35,6 @@ from .demo import save_demo
 from .losses import soft_norm_loss, waveform_loss
 from .reconstruct import Reconstructor, measure_reconstructions
 from .semantics import Semantics
-from .semantics.held_out import BATCH, measure_semantics
 from .spectral import Average, spectral_distance, spectral_input, spectral_terms
 from .start import Start
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sa3_mlx.common.model.config import HEAD_SIZE, ConfigError, ModelConfig, SAMEConfig
+from sa3_mlx.common.model.config import HEAD_SIZE, ModelConfig, SAMEConfig
+from sa3_mlx.common.schema import ConfigError
 from sa3_torch.same import SAME
 from sa3_torch.train.data.pre_encode import load_autoencoder
 from sa3_torch.train.networks.init import position_query

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from sa3_mlx.common.files.safetensors import TensorFile, array_entry, tensors_hash, write_tensors
 from sa3_mlx.common.model.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, check_tensors
-from sa3_mlx.common.model.config import HEAD_SIZE, TIMESTEP_FEATURES, Config, ConfigError, TextEncoderConfig
+from sa3_mlx.common.model.config import HEAD_SIZE, TIMESTEP_FEATURES, TextEncoderConfig
+from sa3_mlx.common.schema import Config, ConfigError
 from sa3_mlx.common.text.tokenizer import Tokenizer
 from sa3_torch.attention import attend
 from sa3_torch.dit import BLOCK_EPS, timestep_features

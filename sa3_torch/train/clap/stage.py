@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from sa3_mlx.common.files.safetensors import TensorFile, tensors_hash
 from sa3_mlx.common.generation.clips import open_tokenizer
 from sa3_mlx.common.model.checkpoint import TOKENIZER_FILE, WEIGHTS_FILE
-from sa3_mlx.common.model.config import Config, ConfigError, ModelConfig
+from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.schema import Config, ConfigError
 from sa3_torch.t5gemma import T5GemmaEncoder
 from sa3_torch.train.data.batches import LatentBatch, LatentBatches, SharesConfig
 from sa3_torch.train.data.clip_cache import generator

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sa3_mlx.common.model.config import Config, ConfigError
+from sa3_mlx.common.schema import Config, ConfigError
 
 from .clip_cache import SAMPLE_RATE
 

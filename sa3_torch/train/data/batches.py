@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sa3_mlx.common.model.config import Config
+from sa3_mlx.common.schema import Config
 
 from .augment import PER_ITEMS, AugmentConfig, Crop, augment, chirp, draw_gain, is_silent
 from .clip_cache import Clip, ClipSet, generator

@@ -22,7 +22,8 @@ from tqdm import tqdm
 from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
 from sa3_mlx.common.model.chunks import check_chunk_frames, default_chunk_frames, halo, pad_frames
-from sa3_mlx.common.model.config import Config, ConfigError, ModelConfig
+from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.schema import Config, ConfigError
 from sa3_mlx.common.version import version
 from sa3_torch.same import SAME
 from sa3_torch.weights import load_part

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sa3_mlx.common.model.config import Config
+from sa3_mlx.common.schema import Config
 from sa3_torch.train.run.settings import check
 
 from .augment import PER_ITEMS, AugmentConfig, Crop, augment, chirp, draw_gain

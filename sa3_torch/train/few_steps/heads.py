@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sa3_mlx.common.model.config import Config, ConfigError
+from sa3_mlx.common.schema import Config, ConfigError
 from sa3_torch.train.run.settings import check
 
 Map = tuple[Tensor, Tensor]  # values (B, W, N), mask (B, N) bool

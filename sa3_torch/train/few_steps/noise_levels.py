@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from sa3_mlx.common.generation.schedule import sigmas
-from sa3_mlx.common.model.config import Config, ConfigError
 from sa3_mlx.common.model.presets import LOGSNR
+from sa3_mlx.common.schema import Config, ConfigError
 from sa3_torch.train.flow.choices import TIME_SAMPLERS, TimeSampler, shift_times
 from sa3_torch.train.run.settings import check
 

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sa3_mlx.common.generation.request import Guidance
 from sa3_mlx.common.generation.schedule import sigmas
-from sa3_mlx.common.model.config import Config, ConfigError
+from sa3_mlx.common.model.sampling import Sampling
+from sa3_mlx.common.schema import Config, ConfigError
 from sa3_torch.guidance import GuidedVelocity, unconditional
 from sa3_torch.samplers import SAMPLERS
 from sa3_torch.train.autoencoder.losses import flow_loss
@@ -48,19 +48,16 @@ VALIDATION_ITEMS = 8  # of a batch
 class TeacherConfig(Config):
     """How the base model samples what is learnt: DPM-Solver++, in the official code with plain guidance."""
 
-    steps: int
-    guidance: float
-    apg: float  # of the guidance: 0 plain, 1 only the part orthogonal to the conditional prediction
+    sampling: Sampling  # its sampler adds no noise
     refresh_rate: int  # steps for which its samples are kept
     renoised_share: float  # of its trajectories that begin with data and noise instead of pure noise
     first_share: float  # of the student's items that take the first state of a trajectory; the others take any
 
     def __post_init__(self) -> None:
-        check(self, 1, math.inf, "steps", "refresh_rate")
-        check(self, 0, 1, "renoised_share", "first_share", "apg")
-        check(self, 1, 100, "guidance")
-        if self.guidance == 1 and self.apg:
-            raise ConfigError(f"teacher.apg is {self.apg:g}, which has no effect at guidance 1; set it to 0")
+        check(self, 1, math.inf, "refresh_rate")
+        check(self, 0, 1, "renoised_share", "first_share")
+        if self.sampling.sampler == "pingpong":
+            raise ConfigError("teacher.sampling.sampler is 'pingpong', which adds noise itself: choose dpmpp or euler")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +112,7 @@ class WarmupStage(FewStepStage):
         """Everything is drawn for the global batch; the part of it is computed."""
         config, count = self.config, self.config.train.batch
         random = purpose_generator(config.train.seed, _PICK, step)
-        picks = torch.randint(config.teacher.steps, (count,), generator=random)
+        picks = torch.randint(config.teacher.sampling.steps, (count,), generator=random)
         picks[torch.rand(count, generator=random) < config.teacher.first_share] = 0
         kept = self.trajectory(step - step % config.teacher.refresh_rate)
         x, t = kept.at(picks[self.part.slice(count)].to(self.device))
@@ -150,7 +147,7 @@ class WarmupStage(FewStepStage):
         config, bundle = self.config.teacher, self.bundle(batch, draw)
         lengths = draw.valid.sum(1).tolist()
         shift = diffusion_of(self.start_config).shift
-        schedule = sigmas(shift, config.steps, levels.tolist(), lengths, monotone=True)
+        schedule = sigmas(shift, config.sampling.steps, levels.tolist(), lengths, monotone=True)
         x = mix(batch.latents, noise, levels).to(self.device)
         states = [x]
         with self.autocast():
@@ -158,10 +155,10 @@ class WarmupStage(FewStepStage):
             velocity = GuidedVelocity(
                 dit=dit,
                 cond=dit.prepare(cond),
-                null=None if config.guidance == 1 else dit.prepare(unconditional(cond)),
-                guidance=Guidance(scale=config.guidance, apg=config.apg),
+                null=None if config.sampling.guidance.scale == 1 else dit.prepare(unconditional(cond)),
+                guidance=config.sampling.guidance,
             )
-            for state in SAMPLERS["dpmpp"](velocity, x, schedule, _no_noise):
+            for state in SAMPLERS[config.sampling.sampler](velocity, x, schedule, _no_noise):
                 states.append(state.x.float())
         times = torch.from_numpy(np.ascontiguousarray(schedule[:, :-1].T)).to(self.device)  # (K, B)
         return Trajectory(states=torch.stack(states[:-1]), times=times, result=states[-1], bundle=bundle)
@@ -169,7 +166,7 @@ class WarmupStage(FewStepStage):
     def validate(self) -> dict[str, float]:
         """One-step errors on held-out prompts, nothing kept: at t = 1 relative to the variance, and everywhere relative
         to those that the base itself makes in one step without guidance."""
-        count = self.config.teacher.steps
+        count = self.config.teacher.sampling.steps
         shown = sorted({0, count // 4, count // 2, 3 * count // 4, count - 1})
         errors = torch.zeros(2, len(shown))  # of student and base
         times: list[float] = []

@@ -22,8 +22,8 @@ from torch import Tensor
 from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.generation.schedule import sigmas
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
-from sa3_mlx.common.model.config import Config, ConfigError
 from sa3_mlx.common.model.presets import LOGSNR
+from sa3_mlx.common.schema import Config, ConfigError
 from sa3_torch.train.data.batches import LatentBatch
 from sa3_torch.train.flow.diffusion import VALIDATION_BATCHES, ClipsConfig, Draw, diffusion_of, open_model
 from sa3_torch.train.run.optimizers import Group, OptimizerConfig

@@ -17,6 +17,7 @@ from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.model.checkpoint import TOKENIZER_FILE, WEIGHTS_FILE
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.presets import LOGSNR
+from sa3_mlx.common.model.sampling import Sampling
 from sa3_torch.same import SAME
 from sa3_torch.train.data.batches import LatentBatch
 from sa3_torch.train.data.latents import LatentSet
@@ -25,7 +26,6 @@ from sa3_torch.train.flow.diffusion import (
     AUTOENCODER,
     PARENTS_FILE,
     ClipsConfig,
-    DemoConfig,
     DiffusionStage,
     Draw,
     diffusion_of,
@@ -83,8 +83,8 @@ class FewStepStage(DiffusionStage):
         return {**super().parents(), "start": self.start_digest}
 
 
-def few_step_demo(steps: int) -> DemoConfig:
-    return DemoConfig(sampler="pingpong", steps=steps, guidance=1.0)
+def few_step_demo(steps: int) -> Sampling:
+    return Sampling(sampler="pingpong", steps=steps)
 
 
 def few_step_config(config: ModelConfig) -> ModelConfig:

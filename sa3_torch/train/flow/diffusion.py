@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from sa3_mlx.common.generation.noise import INITIAL, Purpose, batch_noise
 from sa3_mlx.common.generation.noise import step as noise_of_step
-from sa3_mlx.common.generation.request import Guidance
 from sa3_mlx.common.generation.schedule import sigmas
-from sa3_mlx.common.model.config import Config, ConfigError, DiffusionConfig, ModelConfig
+from sa3_mlx.common.model.config import DiffusionConfig, ModelConfig
+from sa3_mlx.common.model.sampling import Sampling
+from sa3_mlx.common.schema import Config, ConfigError
 from sa3_mlx.common.text.tokenizer import Tokenizer
 from sa3_torch.conditioner import Conditioner
 from sa3_torch.dit import Conditioning, DiT
@@ -62,20 +63,6 @@ class ClipsConfig(Config):
             raise ConfigError(f"mask_shares is {self.mask_shares}: expected shares of {', '.join(MASK_KINDS)}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class DemoConfig(Config):
-    """How the sounds of a run are made, as a user would sample the trained model."""
-
-    sampler: str
-    steps: int
-    guidance: float
-
-    def __post_init__(self) -> None:
-        check(self, 1, math.inf, "steps")
-        if self.sampler not in SAMPLERS:
-            raise ConfigError(f"demo.sampler is {self.sampler!r}: allowed are {', '.join(SAMPLERS)}")
-
-
 @dataclass(frozen=True)
 class Draw:
     """What is drawn for a batch: ``valid`` (B, T), silence behind the clips included, and ``keep`` (B, T), the frames
@@ -106,7 +93,7 @@ class DiffusionStage(Stage):
         model_config: ModelConfig,
         train: TrainConfig,
         clips: ClipsConfig,
-        demo: DemoConfig,
+        demo: Sampling,
         latents: LatentSet,
         tokenizer_file: Path,
         same: SAME,
@@ -250,11 +237,11 @@ class DiffusionStage(Stage):
         """Some held-out prompts in turn."""
         self.write_demo(folder, f"{step:06d}", self.demo_config)
 
-    def write_demo(self, folder: Path, name: str, settings: DemoConfig) -> None:
+    def write_demo(self, folder: Path, name: str, sampling: Sampling) -> None:
         """``name``.wav with its spectrogram, and the prompts in ``name``.txt."""
         batch = self.validation.batch(10**6)[: min(DEMO_PROMPTS, self.train_config.batch)]
         with torch.no_grad():
-            audio = self.same.decode(self.sample(batch, settings))  # (6, L, channels)
+            audio = self.same.decode(self.sample(batch, sampling))  # (6, L, channels)
         lengths = [int(item.seconds * self.model_config.sample_rate) for item in batch.items]
         captions = [item.captions[0] for item in batch.items]
         save_sound(
@@ -265,7 +252,7 @@ class DiffusionStage(Stage):
         )
         (folder / f"{name}.txt").write_text("\n".join(captions) + "\n", encoding="utf-8")
 
-    def sample(self, batch: LatentBatch, settings: DemoConfig) -> Tensor:
+    def sample(self, batch: LatentBatch, sampling: Sampling) -> Tensor:
         """Latents (B, T, C) for the prompts and durations of a batch, from fixed seeds."""
         channels = self.model_config.same.latent_channels
         seeds, frames = range(len(batch.items)), int(batch.valid.sum(1).max())
@@ -275,15 +262,15 @@ class DiffusionStage(Stage):
         velocity = GuidedVelocity(
             dit=self.dit,
             cond=self.dit.prepare(cond),
-            null=None if settings.guidance == 1 else self.dit.prepare(unconditional(cond)),
-            guidance=Guidance(scale=settings.guidance),
+            null=None if sampling.guidance.scale == 1 else self.dit.prepare(unconditional(cond)),
+            guidance=sampling.guidance,
         )
 
         def noise(purpose: Purpose) -> Tensor:
             return torch.from_numpy(batch_noise(seeds, purpose, frames, channels)).to(self.device)
 
-        schedule = sigmas(self.diffusion.shift, settings.steps, 1.0, [frames] * len(seeds))
-        steps = SAMPLERS[settings.sampler](velocity, noise(INITIAL), schedule, lambda k: noise(noise_of_step(k)))
+        schedule = sigmas(self.diffusion.shift, sampling.steps, 1.0, [frames] * len(seeds))
+        steps = SAMPLERS[sampling.sampler](velocity, noise(INITIAL), schedule, lambda k: noise(noise_of_step(k)))
         *_, last = steps
         return last.x
 

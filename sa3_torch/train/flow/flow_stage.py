@@ -14,7 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sa3_mlx.common.model.config import Config, ConfigError, ModelConfig
+from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.model.sampling import Sampling
+from sa3_mlx.common.schema import Config, ConfigError
 from sa3_torch.same import SAME
 from sa3_torch.train.autoencoder.losses import Normalize
 from sa3_torch.train.data.batches import LatentBatch
@@ -25,7 +27,7 @@ from sa3_torch.train.run.stage import TrainConfig, step_generator
 
 from .choices import MASK_KINDS
 from .coupling import LEAST_BATCH, MOST_EXACT, Coupling, assign, transport_cost
-from .diffusion import ClipsConfig, DemoConfig, DiffusionStage, Draw
+from .diffusion import ClipsConfig, DiffusionStage, Draw
 from .times import TimesConfig
 
 BUCKETS = 10  # of t, in the log
@@ -38,7 +40,7 @@ class FlowConfig(Config):
     train: TrainConfig
     optimizer: OptimizerConfig
     clips: ClipsConfig
-    demo: DemoConfig
+    demo: Sampling  # of the sounds of a run
     times: TimesConfig
     coupling: Coupling  # of noise and latents, over the global batch
     normalize: Normalize  # errors by the variance of the target

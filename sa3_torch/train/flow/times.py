@@ -12,8 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sa3_mlx.common.model.config import Config, ConfigError, ModelConfig, ShiftConfig
+from sa3_mlx.common.model.config import ModelConfig, ShiftConfig
 from sa3_mlx.common.model.lengths import effective_frames
+from sa3_mlx.common.schema import Config, ConfigError
 from sa3_torch.train.data.batches import LatentBatch
 from sa3_torch.train.run.settings import check
 

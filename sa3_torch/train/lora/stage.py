@@ -24,7 +24,8 @@ from sa3_mlx.common.adapters.format import (
 )
 from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.model.checkpoint import TOKENIZER_FILE, WEIGHTS_FILE
-from sa3_mlx.common.model.config import ConfigError
+from sa3_mlx.common.model.sampling import Sampling
+from sa3_mlx.common.schema import ConfigError
 from sa3_torch.conditioner import Conditioner
 from sa3_torch.dit import DiT
 from sa3_torch.lora import TrainedAdapter, add_adapter
@@ -32,7 +33,7 @@ from sa3_torch.t5gemma import T5GemmaEncoder
 from sa3_torch.train.data.batches import LatentBatch, LatentBatches
 from sa3_torch.train.data.latents import LatentSet
 from sa3_torch.train.few_steps.shared import autoencoder_of
-from sa3_torch.train.flow.diffusion import DemoConfig, diffusion_of, open_model
+from sa3_torch.train.flow.diffusion import diffusion_of, open_model
 from sa3_torch.train.flow.flow_stage import FlowConfig, FlowStage
 from sa3_torch.train.run.optimizers import Group
 from sa3_torch.train.run.recompute import checkpoint_blocks
@@ -152,9 +153,9 @@ class LoraStage(FlowStage):
                 adapter.on = True
         return {**super().validate(), **self._base_errors}
 
-    def sample(self, batch: LatentBatch, settings: DemoConfig) -> Tensor:
+    def sample(self, batch: LatentBatch, sampling: Sampling) -> Tensor:
         with self.autocast():
-            return super().sample(batch, settings).float()
+            return super().sample(batch, sampling).float()
 
     def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
         """``adapter.safetensors``, in fp32 and with the frozen bases of the -xs types."""

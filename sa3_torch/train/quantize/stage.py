@@ -23,13 +23,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from sa3_mlx.common.generation.request import defaults
-from sa3_mlx.common.model.config import Config, ConfigError
 from sa3_mlx.common.quant.affine import Float, Packed, Storage
 from sa3_mlx.common.quant.calibration import Prompt, continued, requests
 from sa3_mlx.common.quant.format import Grid
 from sa3_mlx.common.quant.recipes import find_recipe, layers_of
 from sa3_mlx.common.quant.writer import Quantizer, VelocityReport, check_source, nearest, write_quantized
+from sa3_mlx.common.schema import Config, ConfigError
 from sa3_torch.dit import Conditioning, DiT
 from sa3_torch.fake_quant import add_fake_quant, fake_quant, latent_weight
 from sa3_torch.pipeline import Pipeline
@@ -170,7 +169,7 @@ class QuantizeStage(Stage):
     @torch.no_grad()
     def _moved(self, state: State) -> State:
         """The state that the student would come to instead, by its own error over one step; the teacher says more."""
-        step = 1 / defaults(self.model_config).steps
+        step = 1 / self.model_config.usual_sampling.steps
         moved = replace(state, x=state.x + step * (velocity_at(self.student, state) - state.velocity))
         return replace(moved, velocity=velocity_at(self.teacher, moved))
 

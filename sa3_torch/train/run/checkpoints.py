@@ -17,7 +17,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from sa3_mlx.common.model.config import ConfigError
+from sa3_mlx.common.schema import ConfigError
 
 from . import parallel
 

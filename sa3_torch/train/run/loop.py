@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from sa3_mlx.common.version import revision
+from sa3_torch.train.run.planning.timing import time_precisions
 
 from . import parallel
 from .checkpoints import Checkpoints, Tensors, keep_settings
 from .logs import RunLog
 from .optimizers import Ema, UpdateRatio, learning_rate_at, make_optimizer, optimizer_tensors, set_rate, take_turn
 from .parallel import Part
-from .planning.timing import time_precisions
 from .plot import plot_run
 from .recompute import checkpoint_blocks
 from .stage import Stage, TrainConfig

@@ -22,7 +22,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from sa3_mlx.common.model.config import ConfigError
+from sa3_mlx.common.schema import ConfigError
 from sa3_torch.attention import CrossAttention
 from sa3_torch.dit import DiTBlock
 from sa3_torch.layers import MLP

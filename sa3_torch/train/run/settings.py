@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import TypeVar
 
-from sa3_mlx.common.model.config import Config, ConfigError
+from sa3_mlx.common.schema import Config, ConfigError
 
 PRESETS = Path(__file__).parents[1] / "presets"
 Settings = TypeVar("Settings", bound=Config)

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sa3_mlx.common.model.config import Config, ConfigError
+from sa3_mlx.common.schema import Config, ConfigError
 from sa3_torch.train.data.clip_cache import generator
 
 from . import parallel

@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the training twin needs torch")
 pytest.importorskip("scipy", reason="the training extra is not installed")
 
-from sa3_mlx.common.model.config import ConfigError
+from sa3_mlx.common.schema import ConfigError
 from sa3_torch.train.autoencoder.config import AutoencoderConfig
 from sa3_torch.train.autoencoder.stage import AutoencoderStage
 from sa3_torch.train.run.loop import Trainer

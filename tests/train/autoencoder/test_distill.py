@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the training twin needs torch")
 pytest.importorskip("scipy", reason="the training extra is not installed")
 
-from sa3_mlx.common.model.config import ConfigError
+from sa3_mlx.common.schema import ConfigError
 from sa3_torch.train.autoencoder.distill import DistillConfig, DistillStage
 from sa3_torch.train.data.clip_cache import ClipSet
 from sa3_torch.train.run.settings import load_settings, preset_names

@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the training twin needs torch")
 
-from sa3_mlx.common.model.config import ConfigError
+from sa3_mlx.common.schema import ConfigError
 from sa3_torch.train.autoencoder.filters import k_weighting_fir, k_weighting_gain
 from sa3_torch.train.autoencoder.spectral import (
     SpectralConfig,

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch", reason="the training twin needs torch")
 pytest.importorskip("webdataset", reason="the training extra is not installed")
 
 from sa3_mlx.cli.app import run
-from sa3_mlx.common.model.config import ConfigError
+from sa3_mlx.common.schema import ConfigError
 from sa3_torch.train.autoencoder.config import AutoencoderConfig
 from sa3_torch.train.autoencoder.stage import AutoencoderStage
 from sa3_torch.train.data.audio_data import AudioData, open_audio

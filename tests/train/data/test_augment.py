@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from sa3_mlx.common.model.config import ConfigError
+from sa3_mlx.common.schema import ConfigError
 from sa3_torch.train.data.augment import (
     NO_AUGMENTATION,
     AugmentConfig,

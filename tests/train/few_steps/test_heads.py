@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the training twin needs torch")
 pytest.importorskip("scipy", reason="the training extra is not installed")
 
-from sa3_mlx.common.model.config import ConfigError
+from sa3_mlx.common.schema import ConfigError
 from sa3_torch.train.few_steps.heads import Head, HeadConfig, MaskedGroupNorm
 
 WIDTH_IN = 12

@@ -11,8 +11,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="the training twin needs torch")
 pytest.importorskip("scipy", reason="the training extra is not installed")
 
-from sa3_mlx.common.generation.request import defaults
-from sa3_mlx.common.model.config import ConfigError, ModelConfig
+from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.model.sampling import Sampling
+from sa3_mlx.common.schema import ConfigError
 from sa3_torch.dit import Prepared
 from sa3_torch.train.data.pre_encode import load_autoencoder
 from sa3_torch.train.few_steps.ode_warmup import WarmupStage
@@ -50,7 +51,9 @@ def analytic(x, t):
 
 
 def gaussian_stage(workspace: Path) -> WarmupStage:
-    stage = warmup_stage(workspace, "teacher.steps=100", "teacher.guidance=1.0", "clips.mask_shares=[0.0, 1.0, 0.0]")
+    stage = warmup_stage(
+        workspace, "teacher.sampling.steps=100", "teacher.sampling.guidance=1.0", "clips.mask_shares=[0.0, 1.0, 0.0]"
+    )
     stage.teacher.dit = torch.nn.Identity()
     stage.teacher.dit.streamed = False
     stage.teacher.dit.prepare, stage.teacher.dit.modulation = GaussianDiT().prepare, GaussianDiT().modulation
@@ -113,7 +116,7 @@ def test_the_teacher_s_guidance_can_leave_out_the_part_along_the_prediction(work
 
 def test_apg_without_guidance_is_refused(workspace: Path) -> None:
     with pytest.raises(ConfigError, match=r"teacher\.apg is 0\.5, which has no effect at guidance 1; set it to 0"):
-        warmup_stage(workspace, "teacher.guidance=1", "teacher.apg=0.5")
+        warmup_stage(workspace, "teacher.sampling.guidance={scale=1, apg=0.5}")
 
 
 def test_a_share_of_items_takes_the_first_state(workspace: Path) -> None:
@@ -146,7 +149,7 @@ def test_a_refresh_keeps_nothing_of_the_last_trajectory(workspace: Path) -> None
 
 
 def test_every_item_picks_its_own_step(workspace: Path) -> None:
-    stage = warmup_stage(workspace, "train.batch=12", "teacher.steps=4")
+    stage = warmup_stage(workspace, "train.batch=12", "teacher.sampling.steps=4")
     seen = []
     stage.denoiser = lambda x, t, _: seen.append(t) or x  # type: ignore[assignment]
     stage.losses(0)
@@ -208,7 +211,7 @@ def test_export_is_a_denoiser_with_its_parents(workspace: Path, tmp_path: Path) 
     stage.export(tmp_path, stage.model.state_dict())
     config = ModelConfig.load(tmp_path)
     assert config == few_step_config(MODEL)
-    assert (defaults(config).sampler, defaults(config).steps, defaults(config).guidance_scale) == ("pingpong", 8, 1.0)
+    assert config.usual_sampling == Sampling(sampler="pingpong", steps=8)
     parents = json.loads((tmp_path / PARENTS_FILE).read_text())
     assert parents == {"autoencoder": load_autoencoder(workspace / "run" / "model")[1], "start": stage.start_digest}
 
@@ -242,9 +245,10 @@ def test_latents_of_another_autoencoder_are_refused(workspace: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("teacher.steps=0", "steps is 0"),
+        ("teacher.sampling.steps=0", "steps is 0"),
         ("teacher.refresh_rate=0", "refresh_rate is 0"),
-        ("teacher.guidance=0.5", "guidance is 0.5: allowed is 1 to 100"),
+        ("teacher.sampling.guidance=-1.0", "guidance scale is -1: allowed are 0 to 100"),
+        ("teacher.sampling.sampler='pingpong'", "adds noise itself"),
         ("weight_power=3.0", "weight_power is 3.0"),
         ("context_weight=-1.0", "context_weight is -1.0"),
     ],

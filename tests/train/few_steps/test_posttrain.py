@@ -15,8 +15,8 @@ torch = pytest.importorskip("torch", reason="the training twin needs torch")
 pytest.importorskip("scipy", reason="the training extra is not installed")
 
 from sa3_mlx.common.generation.schedule import sigmas
-from sa3_mlx.common.model.config import ConfigError
 from sa3_mlx.common.model.presets import LOGSNR
+from sa3_mlx.common.schema import ConfigError
 from sa3_torch.samplers import pingpong
 from sa3_torch.train.few_steps.alarms import ADVERSARIAL, ROWS, Health
 from sa3_torch.train.few_steps.arc_losses import masked_mean

@@ -11,8 +11,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="the training twin needs torch")
 pytest.importorskip("scipy", reason="the training extra is not installed")
 
-from sa3_mlx.common.model.config import ConfigError
 from sa3_mlx.common.model.presets import PRESETS
+from sa3_mlx.common.schema import ConfigError
 from sa3_torch.train.data.batches import LatentBatch, draw_parts
 from sa3_torch.train.data.latents import LatentItem
 from sa3_torch.train.flow.pretrain import PretrainConfig, PretrainStage

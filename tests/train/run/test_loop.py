@@ -14,7 +14,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the training twin needs torch")
 pytest.importorskip("scipy", reason="the training extra is not installed")
 
-from sa3_mlx.common.model.config import ConfigError
+from sa3_mlx.common.schema import ConfigError
 from sa3_mlx.common.version import revision, version
 from sa3_torch.train.run.optimizers import Ema, OptimizerConfig, UpdateRatio, learning_rate_at
 from sa3_torch.train.run.parallel import Part, clip, follow, moments, std_of

@@ -13,7 +13,7 @@ pytest.importorskip("scipy", reason="the training extra is not installed")
 
 from torch import nn
 
-from sa3_mlx.common.model.config import ConfigError
+from sa3_mlx.common.schema import ConfigError
 from sa3_torch.dit import DiT
 from sa3_torch.train.flow.diffusion import diffusion_of, new_model
 from sa3_torch.train.run.muon import muon_matrices, orthogonal

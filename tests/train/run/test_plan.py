@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the training twin needs torch")
 pytest.importorskip("scipy", reason="the training extra is not installed")
 
-from sa3_mlx.common.model.config import ConfigError
+from sa3_mlx.common.schema import ConfigError
 from sa3_torch.train.run.parallel import Part
 from sa3_torch.train.run.planning.count import LiveBytes, count_step, make_fake, networks_of, trained_of
 from sa3_torch.train.run.planning.device import Device

@@ -12,7 +12,9 @@ torch = pytest.importorskip("torch", reason="the training twin needs torch")
 pytest.importorskip("scipy", reason="the training extra is not installed")
 
 
-from sa3_mlx.common.model.config import ConfigError, ModelConfig
+from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.model.sampling import Sampling
+from sa3_mlx.common.schema import ConfigError
 from sa3_torch.train.autoencoder.config import AutoencoderConfig
 from sa3_torch.train.data.clip_cache import ClipSet
 from sa3_torch.train.data.latents import LatentSet
@@ -41,7 +43,9 @@ def test_trained_model_loads_strictly_and_makes_finite_audio(workspace: Path, tm
     folder = tmp_path / "run" / "model"
     assert ModelConfig.load(folder) == MODEL
     load_model(folder, torch.device("cpu"))
-    request = Request(items=(Item(prompt="piano note A3", seconds=0.5, seed=1),), steps=2, sampler="euler")
+    request = Request(
+        items=(Item(prompt="piano note A3", seconds=0.5, seed=1),), sampling=Sampling(sampler="euler", steps=2)
+    )
     audio = Pipeline.load(folder).generate(request).audio[0]
     assert audio.shape == (22_050, 2) and np.isfinite(audio).all()
     assert (tmp_path / "run" / "loss.png").stat().st_size > 10_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -15,7 +16,7 @@ from sa3_mlx.cli.models.listing import table
 from sa3_mlx.cli.models.measure import snr_db
 from sa3_mlx.cli.options import debug_option, given
 from sa3_mlx.common.generation.events import Conditioned, Finished, Stepped
-from sa3_mlx.common.generation.request import Guidance, Item, Request, defaults
+from sa3_mlx.common.generation.request import Item, Request
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.lengths import seconds_to_samples
 
@@ -110,17 +111,12 @@ def _twins(model: Model, prompt: str, seed: int, seconds: float | None) -> Itera
     """The same request on both backends in fp32: schedule, every step's estimate, latents, audio."""
     config = model.config
     length = min(4.0, default_seconds(config)) if seconds is None else seconds
-    usual = defaults(config)
-    request = Request(
-        items=(Item(prompt=prompt, seconds=length, seed=seed),),
-        steps=_STEPS,
-        sampler=usual.sampler,
-        guidance=Guidance(scale=usual.guidance_scale),
-    )
+    sampling = replace(config.usual_sampling, steps=_STEPS)
+    request = Request(items=(Item(prompt=prompt, seconds=length, seed=seed),), sampling=sampling)
     _check_twins(model)
     click.echo(
         f"{model.label}: mlx against torch, {prompt!r}, seed {seed}, {length:g} s, {_STEPS} steps of "
-        f"{usual.sampler}, guidance {usual.guidance_scale:g}, fp32"
+        f"{sampling.sampler}, guidance {sampling.guidance.scale:g}, fp32"
     )
     yield from _compared(*(_record(model.folder, name, request) for name in backend.BACKENDS))
 

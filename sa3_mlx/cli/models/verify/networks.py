@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from sa3_mlx.common.generation.request import Guidance
 from sa3_mlx.common.generation.schedule import sigmas
 from sa3_mlx.common.model.chunks import Chunk, official_plan
 from sa3_mlx.common.model.config import ModelConfig, SAMEConfig, ShiftConfig
 from sa3_mlx.common.model.presets import LOGSNR
+from sa3_mlx.common.model.sampling import Guidance
 
 from .golden import Golden, Row, absolute_row, relative_row
 from .twin import Twin

@@ -18,8 +18,9 @@ from sa3_mlx.common.files.audio import Audio, fit_channels, resample
 from sa3_mlx.common.generation.clips import encode_sources, local_input
 from sa3_mlx.common.generation.events import Stepped
 from sa3_mlx.common.generation.noise import INITIAL, Purpose, step
-from sa3_mlx.common.generation.request import Guidance, InitAudio, Inpaint, Item, Request, plan
+from sa3_mlx.common.generation.request import InitAudio, Inpaint, Item, Request, plan
 from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.model.sampling import Guidance, Sampling
 
 from .golden import Golden, Row, absolute_row, relative_row
 from .networks import ABSOLUTE, NETWORK, same_limit
@@ -61,7 +62,7 @@ def runs(golden: Golden, twin: Twin, folder: Path, config: ModelConfig) -> Itera
 
 def _decoded(golden: Golden, pipeline: Any, case: str, request: Request, config: ModelConfig) -> Iterator[Row]:
     """The last estimate is what the reference decoded; its audio is clamped to full scale."""
-    name = f"step{request.steps - 1}_denoised"
+    name = f"step{plan(request, config).sampling.steps - 1}_denoised"
     if not golden.has("e2e", case, name) or "latents" in case or "stochastic" in case:
         yield Row(area="e2e", case=f"{case} decode", skipped="no audio without decoder noise to compare")
         return
@@ -118,9 +119,11 @@ def request_of(golden: Golden, case: str, entry: dict[str, Any], config: ModelCo
             Item(prompt=prompt, seconds=length, seed=0, negative_prompt=kwargs.get("negative_prompt"))
             for prompt, length in zip(prompts, seconds, strict=True)
         ),
-        steps=kwargs["steps"],
-        sampler=kwargs.get("sampler_type", "pingpong" if entry["objective"] == "rf_denoiser" else "euler"),
-        guidance=Guidance(scale=kwargs.get("cfg_scale", 1.0), apg=kwargs.get("apg_scale", 1.0)),
+        sampling=Sampling(
+            sampler=kwargs.get("sampler_type", "pingpong" if entry["objective"] == "rf_denoiser" else "euler"),
+            steps=kwargs["steps"],
+            guidance=Guidance(scale=kwargs.get("cfg_scale", 1.0), apg=kwargs.get("apg_scale", 1.0)),
+        ),
         init=init,
         inpaint=inpaint,
         crossfade_ms=None,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from sa3_mlx.common.model.config import ROTARY_SIZE, Config, ConfigError
+from sa3_mlx.common.model.config import ROTARY_SIZE
+from sa3_mlx.common.schema import Config, ConfigError
 from sa3_torch.train.run.settings import check
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sa3_mlx.common.model.config import Config
+from sa3_mlx.common.schema import Config
 from sa3_torch.train.autoencoder.filters import bark_bands
 from sa3_torch.train.autoencoder.spectral import tight_stft, tight_window
 from sa3_torch.train.autoencoder.transforms import full_precision

@@ -11,7 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sa3_mlx.common.model.config import HEAD_SIZE, TIMESTEP_FEATURES, Config, ConfigError
+from sa3_mlx.common.model.config import HEAD_SIZE, TIMESTEP_FEATURES
+from sa3_mlx.common.schema import Config, ConfigError
 from sa3_torch.attention import attend
 from sa3_torch.dit import BLOCK_EPS, timestep_features
 from sa3_torch.layers import MLP, RMSNorm, rope

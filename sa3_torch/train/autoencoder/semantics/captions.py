@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from sa3_mlx.common.generation.clips import open_tokenizer
-from sa3_mlx.common.model.config import ConfigError, ModelConfig
+from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.schema import ConfigError
 from sa3_torch.train.demo_set.vocabulary import PAD, build_tokenizer
 from sa3_torch.weights import load_part
 

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from sa3_mlx.common.model.config import FF_MULT_DIT, HEAD_SIZE, Config, ConfigError
+from sa3_mlx.common.model.config import FF_MULT_DIT, HEAD_SIZE
+from sa3_mlx.common.schema import Config, ConfigError
 from sa3_torch.attention import SelfAttention, attend
 from sa3_torch.dit import BLOCK_EPS, head_rms_norm
 from sa3_torch.layers import FeedForward, RMSNorm, rope

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sa3_mlx.common.model.config import Config, ConfigError
+from sa3_mlx.common.schema import Config, ConfigError
 from sa3_torch.train.autoencoder.filters import chroma_filters
 from sa3_torch.train.autoencoder.metrics import mel_filters
 from sa3_torch.train.autoencoder.spectral import magnitude

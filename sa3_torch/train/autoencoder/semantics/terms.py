@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sa3_mlx.common.model.config import Config, ConfigError, ModelConfig
+from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.schema import Config, ConfigError
 from sa3_torch.train.flow.choices import truncated_logit_normal
 from sa3_torch.train.networks.init import seeded
 from sa3_torch.train.run.parallel import Part, gather_rows, own_part
