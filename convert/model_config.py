@@ -1,4 +1,4 @@
-"""The official ``model_config.json`` <-> ModelConfig (architecture spec, section 3).
+"""The official ``model_config.json`` <-> ModelConfig [A3].
 
 Each field is either taken, or checked to have the one value that our code implements, or listed here as left out on
 purpose (training and memory only). Anything else is refused. An absent field means the default of the official

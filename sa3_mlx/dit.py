@@ -1,4 +1,4 @@
-"""The diffusion transformer (architecture spec, section 6).
+"""The diffusion transformer [A6].
 
 Shapes: B batch, T latent frames, M memory tokens, N = M + T, S context tokens, D width, C latent channels, H heads,
 K head size. What depends only on the prompt, the duration and the kept audio is computed once by ``prepare``; a step is

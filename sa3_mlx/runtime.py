@@ -1,12 +1,12 @@
 """Imports mlx, after settling what makes its matrix products fast and exact: ``from sa3_mlx.runtime import mx, nn``.
 
 On Linux the ``mlx[cpu]`` wheel carries the reference BLAS. OpenBLAS, loaded earlier with global symbols, takes its
-place: 32 to 67 times faster fp32 products, one and two threads (performance spec, section 5.1). A torch that is
+place: 32 to 67 times faster fp32 products, one and two threads [P5.1]. A torch that is
 imported later in the same process computes its products with OpenBLAS too; the torch twin alone never comes here.
 ``status()`` says what happened.
 
 On an M5, MLX computes fp32 products with the precision of TF32 unless MLX_ENABLE_TF32 is 0: errors of 8e-4 where the
-autoencoder expects 3e-7 (performance spec, section 5.4). Here it is 0 unless the user has set it: 1 is faster there.
+autoencoder expects 3e-7 [P5.4]. Here it is 0 unless the user has set it: 1 is faster there.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""SAME autoencoder: audio <-> latents (architecture spec, section 11).
+"""SAME autoencoder: audio <-> latents [A11].
 
 Shapes: B batch, L audio samples, P patches, s patches per latent, T latent frames, C latent channels, D width,
 N = T (s + 1) tokens: every latent is a group of s patch tokens and one latent token.

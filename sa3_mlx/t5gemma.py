@@ -1,4 +1,4 @@
-"""T5Gemma text encoder, encoder half (architecture spec, section 4).
+"""T5Gemma text encoder, encoder half [A4].
 
 Shapes: B batch, S tokens, D width, H heads, K head size.
 """

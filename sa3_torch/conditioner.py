@@ -1,4 +1,4 @@
-"""Text states and duration to the inputs of the diffusion transformer (architecture spec, section 5).
+"""Text states and duration to the inputs of the diffusion transformer [A5].
 
 Shapes: B batch, S text tokens, D context width.
 """

@@ -1,4 +1,4 @@
-"""Classifier-free guidance with adaptive projection (architecture spec, section 7).
+"""Classifier-free guidance with adaptive projection [A7].
 
 Shapes: B batch, T latent frames, C latent channels.
 """

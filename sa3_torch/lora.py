@@ -1,4 +1,4 @@
-"""Adapters on the linear maps of a model: trained, unmerged beside any base, or merged (training spec, section 8).
+"""Adapters on the linear maps of a model: trained, unmerged beside any base, or merged [T8].
 
 Every type is ``rows * (W + B A) * cols``; see ``sa3_mlx.common.adapters.format``. Stacked adapters change, one
 after the other, the weight that the ones before them made.

@@ -1,4 +1,4 @@
-"""Samplers as generators (architecture spec, section 9). Adding one: a generator here and in the twin, a SAMPLERS line.
+"""Samplers as generators [A9]. Adding one: a generator here and in the twin, a SAMPLERS line.
 
 Shapes: B batch, T latent frames, C latent channels. Each takes ``velocity(x, t)``, the start x (B, T, C), the schedule
 (B, steps + 1) fp32 on the host, and ``noise(k)``, the standard normals of step k (only pingpong asks for them). Each

@@ -38,7 +38,7 @@ from .weights import Weights, for_dit, for_same, random_weights
 
 MODELS = {"small": "small-music", "medium": "medium"}
 STEPS = 8
-REAL_TOKENS = 24  # of a prompt, as in the performance spec
+REAL_TOKENS = 24  # of a prompt
 GUIDED = Guidance(scale=7.0, apg=1.0)
 
 

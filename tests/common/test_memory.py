@@ -141,7 +141,7 @@ def test_packed_weights_count_as_they_are(tmp_path: Path):
 
 
 def test_real_sizes_are_those_known():
-    """fp16 DiT 0.92 and 2.91 GB, SAME-L decoder 1.7 GB (performance spec, section 6)."""
+    """fp16 DiT 0.92 and 2.91 GB, SAME-L decoder 1.7 GB [P6]."""
     half = Precision(dtype="float16", text_dtype="bfloat16")
     small, medium = (weight_bytes(PRESETS[name], half) for name in ("small-music", "medium"))
     assert small["dit"] == pytest.approx(0.92e9, rel=0.01) and medium["dit"] == pytest.approx(2.91e9, rel=0.01)

@@ -58,7 +58,7 @@ def random_adapter(folder: Path, config: AdapterConfig, *, seed: int = 0, traine
 
 
 def oracle(weight: np.ndarray, config: AdapterConfig, tensors: dict[str, np.ndarray], strength: float) -> np.ndarray:
-    """The table of the training spec, section 8, in float64."""
+    """The table of [T8], in float64."""
     if strength == 0:
         return weight
     own = {kind: values.astype(np.float64) for kind, values in tensors.items()}

@@ -1,4 +1,4 @@
-"""Latent CLAP: its losses, its measures, what it does with padding and noise, its folder (training spec, section 6)."""
+"""Latent CLAP: its losses, its measures, what it does with padding and noise, its folder [T6]."""
 
 from __future__ import annotations
 

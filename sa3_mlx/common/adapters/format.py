@@ -1,4 +1,4 @@
-"""Adapters: small trained changes of the linear maps of the DiT and the conditioner (training spec, section 8).
+"""Adapters: small trained changes of the linear maps of the DiT and the conditioner [T8].
 
 Every type makes of a weight W the weight ``rows * (W + s g B A) * cols`` with s the strength, g = alpha / rank, and row
 and column factors that bring the norms of the sum to trained magnitudes (types without a norm have none). In the -xs

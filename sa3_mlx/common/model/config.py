@@ -1,6 +1,6 @@
 """Strict, frozen configurations: every size of every model is data in these dataclasses.
 
-Source: architecture spec, sections 1 and 3. ``config.json`` of a checkpoint folder is ``ModelConfig.to_dict()``.
+Source: [A1] and [A3]. ``config.json`` of a checkpoint folder is ``ModelConfig.to_dict()``.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class TextEncoderConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class DiTConfig(Config):
-    """Diffusion transformer (architecture spec, section 6). Heads are ``width // 64``."""
+    """Diffusion transformer [A6]. Heads are ``width // 64``."""
 
     width: int
     depth: int
@@ -62,7 +62,7 @@ class DiTConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class SAMEConfig(Config):
-    """SAME autoencoder (architecture spec, section 11).
+    """SAME autoencoder [A11].
 
     ``attention`` "chunked" is SAME-S: full attention inside chunks of ``span`` latents, later layers shifted by half
     a chunk [B41]. "sliding" is SAME-L: a band that reaches ``span`` latents to each side [B42].

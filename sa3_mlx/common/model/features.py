@@ -2,7 +2,7 @@
 
 The angles of the Fourier features reach 62832 rad, so the last bit of a frequency decides: the constants below are the
 exact float32 values of the official code, and cos and sin are taken accurately on the host, once, for both twins
-(architecture spec, section 5, 'Precision trap').
+([A5], 'Precision trap').
 
 Shapes: N values, B batch.
 """

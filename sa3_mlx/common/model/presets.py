@@ -1,4 +1,4 @@
-"""Every known model on one screen (architecture spec, section 1). Adding a size means adding one entry here."""
+"""Every known model on one screen [A1]. Adding a size means adding one entry here."""
 
 from __future__ import annotations
 

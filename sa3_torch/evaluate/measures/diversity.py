@@ -1,4 +1,4 @@
-"""Do sounds of one prompt differ as real ones do? (training spec, section 12.3)"""
+"""Do sounds of one prompt differ as real ones do? [T12.3]"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flow-matching loss by timestep on held-out latents, beside the zero and the Wiener baseline (training spec, 12.4).
+"""Flow-matching loss by timestep on held-out latents, beside the zero and the Wiener baseline [T12.4].
 
 Noise is independent of the data, nothing is kept as context, every clip counts the same.
 Shapes: B batch, T latent frames, C latent channels.

@@ -14,7 +14,7 @@ from sa3_torch.train.data.clip_cache import generator
 
 Float = NDArray[np.float64]
 
-ENOUGH = 384  # clips of either set (training spec, section 12.2)
+ENOUGH = 384  # clips of either set [T12.2]
 RESAMPLES = 200
 _BOOTSTRAP, _HALVES = 61, 62  # purposes of the random generators
 

@@ -1,4 +1,4 @@
-"""How near one step comes to what many steps make of the same noise (training spec, section 5)."""
+"""How near one step comes to what many steps make of the same noise [T5]."""
 
 from __future__ import annotations
 

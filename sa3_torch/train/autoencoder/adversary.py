@@ -1,4 +1,4 @@
-"""Discriminators beside a decoder: whose turn a step is, and the terms of both sides (training spec, 1.3 and 1.5).
+"""Discriminators beside a decoder: whose turn a step is, and the terms of both sides [T1.3] and [T1.5].
 
 Shapes: B items of a part, N audio samples.
 """

@@ -1,4 +1,4 @@
-"""The autoencoder while it is trained: noise on latents, running_std, and other ways to train (training spec, 1.3).
+"""The autoencoder while it is trained: noise on latents, running_std, and other ways to train [T1.3].
 
 Shapes: B items of a part, N audio samples, T latent frames, C latent channels.
 """
@@ -26,7 +26,7 @@ _MASK = 221  # purpose of the random generator
 
 @dataclass(frozen=True, kw_only=True)
 class VariantsConfig(Config):
-    """Other ways to train (training spec, 1.3, step 6)."""
+    """Other ways to train ([T1.3], step 6)."""
 
     train_encoder: float  # share of the run in which the encoder is trained; from then on the decoder alone
     latent_mask: float  # share of the numbers of the latents that the decoder gets as zeros

@@ -1,4 +1,4 @@
-"""What a run of stage 0 shows: sounds, and a picture of what its networks make of them (training spec, 1.7).
+"""What a run of stage 0 shows: sounds, and a picture of what its networks make of them [T1.7].
 
 Shapes: B batch, N audio samples, T latent frames, C latent channels, F one-sided bins, K windows.
 """

@@ -1,4 +1,4 @@
-"""A small autoencoder that reads and writes the latents of a large one (training spec, section 2).
+"""A small autoencoder that reads and writes the latents of a large one [T2].
 
 z_T, z_S latents of teacher and student; y_TS is the teacher's decoding of the student's latents, and so on. The teacher
 is frozen, not the graph through it: y_TS carries a gradient to the student's encoder, y_ST to its decoder.

@@ -40,7 +40,7 @@ def k_weighting_gain(frequencies: NDArray[np.floating]) -> Float64Array:
 
 @cache
 def k_weighting_fir(sample_rate: int) -> Float32Array:
-    """(257,) taps, symmetric, gain 1 at 1 kHz (training spec 1.4.1; the design method there is unknown).
+    """(257,) taps, symmetric, gain 1 at 1 kHz ([T1.4.1]; the design method there is unknown).
 
     Linear phase from the finely sampled analogue magnitude, cut by a Hann window: within 1.5 dB from 55 Hz up at
     44.1 kHz. So short a filter cannot make the cut at 38 Hz: below, the gain stays at 0.66. Sampling the magnitude at
@@ -60,7 +60,7 @@ def chroma_filters(bins: int, size: int, sample_rate: int, octave: float, width:
 
     Octaves are counted from 27.5 Hz; ``width`` is the standard deviation of the Gaussian over octaves. Every FFT bin
     spreads a Gaussian over pitch classes as wide as its distance to the next FFT bin. The bank is rotated by three
-    times bins // 12, as upstream does: with 128 bins C is bin 2 and A bin 98 (training spec 1.4.4).
+    times bins // 12, as upstream does: with 128 bins C is bin 2 and A bin 98 [T1.4.4].
     """
     frequencies = np.arange(1, size // 2 + 1) * sample_rate / size
     octaves = np.log2(frequencies / REFERENCE_HZ)

@@ -1,7 +1,7 @@
-"""The gate before diffusion training: pre-encoded latents decode as well as on-line ones (training spec, section 3).
+"""The gate before diffusion training: pre-encoded latents decode as well as on-line ones [T3].
 
 It finds latents of another scale or autoencoder, wrong lengths and shifted rows: "the model makes noise" is nearly
-always one of these (training spec, 1.8).
+always one of these [T1.8].
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Short losses as pure functions in fp32 (training spec, sections 1.4 and 4.2); the spectral ones are in spectral.py.
+"""Short losses as pure functions in fp32 [T1.4] and [T4.2]; the spectral ones are in spectral.py.
 
 Shapes: B batch, L audio samples, T latent frames, C latent channels.
 """
@@ -25,7 +25,7 @@ def waveform_loss(prediction: Tensor, reference: Tensor) -> Tensor:
 
 
 def soft_norm_loss(z: Tensor) -> Tensor:
-    """Divergence of the moments of (B, T, C) latents from a standard normal (training spec 1.4.2).
+    """Divergence of the moments of (B, T, C) latents from a standard normal [T1.4.2].
 
     var + 1e-4 in place of a clamp, so that constant latents still get a gradient (13.1).
     """
@@ -40,7 +40,7 @@ def soft_norm_loss(z: Tensor) -> Tensor:
 def flow_errors(
     prediction: Tensor, target: Tensor, generate: Tensor, keep: Tensor, normalize: Normalize = "none"
 ) -> tuple[Tensor, Tensor]:
-    """Mean squared error of each item over generated and over kept frames: (B,) twice (training spec 4.2, step 7).
+    """Mean squared error of each item over generated and over kept frames: (B,) twice ([T4.2], step 7).
 
     prediction, target (B, T, C); generate, keep (B, T) bool. An item without such frames has 0. ``normalize`` divides
     by the variance of the target: of each frame over channels, of each item over frames and channels, or of each
@@ -66,7 +66,7 @@ def _variance(x: Tensor, counted: Tensor, per: Normalize) -> Tensor:
 
 
 def flow_loss(prediction: Tensor, target: Tensor, generate: Tensor, keep: Tensor, context_weight: float) -> Tensor:
-    """Squared error per item over generated frames, plus the weighted error over kept ones (training spec 4.2).
+    """Squared error per item over generated frames, plus the weighted error over kept ones [T4.2].
 
     prediction, target (B, T, C); generate, keep (B, T) bool. Items without such frames count as 0.
     """

@@ -2,7 +2,7 @@
 
 Ridge regression in closed form, fitted on training clips and scored on held-out ones, beside a control that sees random
 numbers in place of latents. So latents of a run without semantic heads can be compared with those of one that has them.
-The targets are those of the regressors (training spec, 1.4.4 and 1.10).
+The targets are those of the regressors [T1.4.4] and [T1.10].
 
 Shapes: L audio samples, T latent frames, C latent channels.
 """

@@ -1,4 +1,4 @@
-"""The phase-aware multi-resolution spectral loss, in real arithmetic and fp32 (training spec, section 1.4.1).
+"""The phase-aware multi-resolution spectral loss, in real arithmetic and fp32 [T1.4.1].
 
 Shapes: B batch, L audio samples, N window size, F one-sided bins, K windows. Spectra are (B, K, F, 2), real and
 imaginary parts. Complex autograd would cost several times as much.
@@ -67,7 +67,7 @@ class SpectralConfig(Config):
 
 @cache
 def tight_window(size: int, hop: int) -> np.ndarray:
-    """Power-sine window whose squares, overlapped at ``hop``, sum to 1: (N,) float32 (training spec 1.4.1)."""
+    """Power-sine window whose squares, overlapped at ``hop``, sum to 1: (N,) float32 [T1.4.1]."""
     overlap = size // hop
     power = overlap - 1
     amplitude = 1.0 / math.sqrt(overlap * math.comb(2 * power, power) / 4**power)

@@ -1,4 +1,4 @@
-"""Stage 0: SAME on spectral and waveform losses, adversarial and semantic terms (training spec, 1).
+"""Stage 0: SAME on spectral and waveform losses, adversarial and semantic terms [T1].
 
 One generator step: crops -> encoder -> u; r <- EMA of std(u); z = u / r; decoder(r z + 0.05 r n) -> audio; losses in
 fp32. In a discriminator's turn the autoencoder runs without gradients and leaves r alone. See coder.py.

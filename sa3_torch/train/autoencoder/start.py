@@ -1,4 +1,4 @@
-"""Weights of a trained autoencoder as the start of another one, also at another stride (training spec, 13.1)."""
+"""Weights of a trained autoencoder as the start of another one, also at another stride [T13.1]."""
 
 from __future__ import annotations
 

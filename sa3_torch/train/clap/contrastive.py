@@ -1,4 +1,4 @@
-"""Contrastive losses and retrieval measures of sounds and texts, in fp32 (training spec, section 6).
+"""Contrastive losses and retrieval measures of sounds and texts, in fp32 [T6].
 
 Shapes: B pairs, E size of the vectors; Q queries, N candidates. All vectors are of unit length.
 """

@@ -1,4 +1,4 @@
-"""Latent CLAP: how well a text describes latents, at any noise level (training spec, section 6).
+"""Latent CLAP: how well a text describes latents, at any noise level [T6].
 
     clap = LatentClap.load(folder, autoencoder=model_folder)
     a = clap.embed_audio(latents, valid, t)          # gradients reach the latents

@@ -1,4 +1,4 @@
-"""Latent CLAP: sounds and texts that belong together become close vectors (training spec, section 6).
+"""Latent CLAP: sounds and texts that belong together become close vectors [T6].
 
 One step: pre-encoded latents with captions; half of them clean, the others with noise of a level from a scrambled
 Sobol sequence; InfoNCE over the whole batch, whatever processes and micro-batches it is spread over. Clips with equal

@@ -1,4 +1,4 @@
-"""Augmentations of audio crops, as pure functions of (audio, explicit generator); numpy only (training spec, 1.2).
+"""Augmentations of audio crops, as pure functions of (audio, explicit generator); numpy only [T1.2].
 
 Shapes: N samples; a crop is (N, 2) float32.
 """

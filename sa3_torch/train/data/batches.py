@@ -74,7 +74,7 @@ def draw_caption(captions: Sequence[str], rng: np.random.Generator) -> str:
 
 
 def draw_parts(parts: Sequence[str], rng: np.random.Generator) -> str:
-    """The parts of a caption in random order, each with probability 1/2, at least one (training spec, 4.1)."""
+    """The parts of a caption in random order, each with probability 1/2, at least one [T4.1]."""
     kept = np.flatnonzero(rng.random(len(parts)) < 0.5)
     if not len(kept):
         kept = rng.integers(len(parts), size=1)

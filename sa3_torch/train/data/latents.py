@@ -1,4 +1,4 @@
-"""Latents on disk: shards with their index, written piece by piece, read by memory map (training spec, section 3).
+"""Latents on disk: shards with their index, written piece by piece, read by memory map [T3].
 
 A folder holds ``shard-00000.safetensors`` ..., each one tensor "latents" (rows, C) float32 in which the items lie one
 after the other; beside each a ``.json`` with its items; ``silence.safetensors`` with the latent of silence (C,); and,

@@ -1,4 +1,4 @@
-"""Pre-encoding: every captioned recording to latents, once (training spec, section 3).
+"""Pre-encoding: every captioned recording to latents, once [T3].
 
 Recordings are read, encoded and written piece by piece, so that memory does not grow with their length. What is done
 stands in complete shards: the same command goes on behind the last one, and the result is the same to the bit.

@@ -1,4 +1,4 @@
-"""The public layout of pre-encoded latents, for exchange with other programs (training spec, section 3).
+"""The public layout of pre-encoded latents, for exchange with other programs [T3].
 
 A folder of ``NNN.npy``, float32 (C, T), with ``NNN.json``: prompt, seconds_start, seconds_total, padding_mask (0/1 per
 frame), sample_rate; and one ``silence.npy`` (1, C, T).

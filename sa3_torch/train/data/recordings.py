@@ -1,4 +1,4 @@
-"""A folder of recordings: its audio files, their captions, what each file holds. numpy only (training spec, 11d).
+"""A folder of recordings: its audio files, their captions, what each file holds. numpy only [T11d].
 
 ``clip.wav``, ``.flac``, ``.ogg`` or ``.mp3``, at any depth, may have a sidecar of the same name: ``clip.json`` or,
 where there is none, ``clip.txt`` with one caption a line, the lines being alternatives. Nothing there is executed.

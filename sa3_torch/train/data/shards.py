@@ -1,4 +1,4 @@
-"""WebDataset shards of recordings: tar files written, indexed and streamed through the webdataset library (spec, 11e).
+"""WebDataset shards of recordings: tar files written, indexed and streamed through the webdataset library [T11e].
 
 A folder holds ``audio-000000.tar`` ..., samples ``KEY.flac`` (or .wav, .ogg, .mp3: the file as it was) + ``KEY.json``,
 and ``index.json`` with names, counts and hashes. The index makes every place of the stream known: sample i is a

@@ -20,7 +20,7 @@ class Healthy:
 
 _WINS = "the discriminator wins; lower its learning rate"
 _LOSES = "the discriminator hardly tells real from fake; raise its learning rate or its steps"
-ADVERSARIAL = {  # training spec, 7.4
+ADVERSARIAL = {  # [T7.4]
     "measured/gap": Healthy(0.3, 2.0, _LOSES, _WINS),
     "discriminator/raw": Healthy(0.4, 0.65, _WINS, _LOSES),
     "contrastive/raw": Healthy(0.0, 0.5, "", "the discriminator hardly reads prompts; raise weights.contrastive"),

@@ -1,4 +1,4 @@
-"""Losses of adversarial post-training as pure functions in fp32 (training spec, 7.2).
+"""Losses of adversarial post-training as pure functions in fp32 [T7.2].
 
 Shapes: B batch, T latent frames, C latent channels, N positions of scores, E size of CLAP vectors. Maps of scores are
 (B, N) with a mask (B, N).

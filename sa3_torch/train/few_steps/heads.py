@@ -1,4 +1,4 @@
-"""Heads of the latent discriminator: hidden states to a map of scores (training spec, 7.1).
+"""Heads of the latent discriminator: hidden states to a map of scores [T7.1].
 
 What stands at frames that are not valid changes no score: it is zeroed before every convolution, and group norm takes
 its statistics over valid positions alone. All convolutions pad so that n frames give ceil(n / stride) positions; the

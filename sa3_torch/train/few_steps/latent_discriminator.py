@@ -1,5 +1,5 @@
 """The discriminator of adversarial post-training: the first blocks of the base DiT, told the prompt by their own
-conditioner, and a head on their hidden states (training spec, 7.1).
+conditioner, and a head on their hidden states [T7.1].
 
 Shapes: B batch, T latent frames, C latent channels, D width, N positions of scores.
 """

@@ -1,4 +1,4 @@
-"""Distributions of noise levels of adversarial post-training (training spec, 7.2): those of flow matching and more.
+"""Distributions of noise levels of adversarial post-training [T7.2]: those of flow matching and more.
 
 t = 0 is data, t = 1 noise. Each function draws (count,) float32 times.
 """

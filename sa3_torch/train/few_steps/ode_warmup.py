@@ -1,4 +1,4 @@
-"""Stage 2, ODE warm-up: one step from any state lands where the frozen base's sampler ends (training spec, section 5).
+"""Stage 2, ODE warm-up: one step from any state lands where the frozen base's sampler ends [T5].
 
 One step: the base samples a batch with guidance; its states X_k at times t_k, its result z_T and the whole condition
 are kept for ``refresh_rate`` steps. Every item picks a k; z = X_k - t_k v(X_k, t_k); squared error to z_T.

@@ -1,4 +1,4 @@
-"""Stage 3, adversarial post-training (ARC): a few-step generator without guidance (training spec, section 7).
+"""Stage 3, adversarial post-training (ARC): a few-step generator without guidance [T7].
 
 Steps alternate. Generator G: x_t = (1 - t) z + t eps, fake = x_t - t v_G; discriminator D: real and fake with the same
 noise of level t_D. G is to make D score the fake above the real, D the real above the fake (relativistic, softplus),

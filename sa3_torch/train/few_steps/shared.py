@@ -1,7 +1,7 @@
 """What ODE warm-up and adversarial post-training share: they turn a trained model into one that samples in few steps.
 
 The text encoder and the autoencoder stay as they are. What is exported says that it is a denoiser: users get the
-ping-pong sampler, 8 steps without guidance (training spec, 7.3).
+ping-pong sampler, 8 steps without guidance [T7.3].
 """
 
 from __future__ import annotations

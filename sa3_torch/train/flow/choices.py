@@ -1,4 +1,4 @@
-"""Random choices of flow matching as pure functions: times, shift, silence, masks (training spec, 4.2 to 4.6).
+"""Random choices of flow matching as pure functions: times, shift, silence, masks [T4.2] to [T4.6].
 
 Shapes: B batch, T latent frames. t = 0 is data, t = 1 noise.
 """

@@ -1,4 +1,4 @@
-"""Minibatch optimal transport: which noise of a batch goes with which latents (training spec, section 4.5).
+"""Minibatch optimal transport: which noise of a batch goes with which latents [T4.5].
 
 Shapes: B batch, T latent frames, C latent channels.
 """

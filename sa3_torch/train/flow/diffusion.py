@@ -1,6 +1,6 @@
 """What the stages that train a diffusion model on pre-encoded latents share: their data, condition, measures, demos.
 
-Shapes: B batch, T latent frames, C latent channels. t = 0 is data, t = 1 noise (training spec, 0.2).
+Shapes: B batch, T latent frames, C latent channels. t = 0 is data, t = 1 noise [T0.2].
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class DiffusionStage(Stage):
         )
 
     def draw(self, batch: LatentBatch, random: torch.Generator) -> Draw:
-        """Silence extension and inpainting masks of a global batch (training spec, 4.2 steps 3 and 4)."""
+        """Silence extension and inpainting masks of a global batch ([T4.2] steps 3 and 4)."""
         mean_frames = self.clips_config.silence_seconds * self.model_config.frames_per_second
         valid = extend_valid(batch.valid, mean_frames, random)
         kinds = mask_kinds(len(valid), self.clips_config.mask_shares, random)
@@ -176,7 +176,7 @@ class DiffusionStage(Stage):
     def velocity_error(
         self, batch: LatentBatch, draw: Draw, t: Tensor, noise: Tensor, drop: Tensor | None, context_weight: float
     ) -> Tensor:
-        """Flow-matching loss at times t (B,) (training spec, 4.2 steps 5 to 7): mean over generated frames, plus
+        """Flow-matching loss at times t (B,) ([T4.2] steps 5 to 7): mean over generated frames, plus
         ``context_weight`` times that over kept ones."""
         generated, kept = self.velocity_errors(batch, draw, t, noise, drop, "none")
         return generated.mean() + context_weight * kept.mean()

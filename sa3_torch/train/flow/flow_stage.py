@@ -1,4 +1,4 @@
-"""Flow matching on pre-encoded latents: the step that pre-training and adapters share (training spec, section 4).
+"""Flow matching on pre-encoded latents: the step that pre-training and adapters share [T4].
 
 One step: t (truncated logit-normal, shifted by length), eps (coupled to the latents by optimal transport or not);
 x_t = (1 - t) z + t eps; target v = eps - z; clips are extended by silence, some frames are kept as context, the prompt
@@ -143,7 +143,7 @@ class FlowStage(DiffusionStage):
         return noise[order], (float(cost.diagonal().mean()), float(cost.cpu().gather(1, order[:, None]).mean()))
 
     def _note(self, drawn: Drawn, rows: slice, generated: Tensor, kept: Tensor) -> None:
-        """What the log shows of a step (training spec, 4.8), as means over the global batch; ``generated`` and ``kept``
+        """What the log shows of a step [T4.8], as means over the global batch; ``generated`` and ``kept``
         (b,) are the errors of the rows. Times, masks and costs are known of all rows."""
         draw, world = drawn.draw, self.part.world
         targets, contexts = draw.generated.any(1), (draw.valid & draw.keep).any(1)  # (B,)

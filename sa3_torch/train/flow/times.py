@@ -1,4 +1,4 @@
-"""At which times a diffusion model is trained: the settings of training spec 4.2 step 1, 4.3 and 4.4.
+"""At which times a diffusion model is trained: the settings of [T4.2] step 1, 4.3 and 4.4.
 
 Shapes: B batch. t = 0 is data, t = 1 noise.
 """

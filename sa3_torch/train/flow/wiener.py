@@ -1,4 +1,4 @@
-"""The best linear velocity of flow matching: what a trained model has to beat (training spec, section 12.4).
+"""The best linear velocity of flow matching: what a trained model has to beat [T12.4].
 
 For z ~ N(mean, Sigma) and independent noise, x_t = (1 - t) z + t eps, v = eps - z, the best linear estimate of v is
 ``A_t (x_t - (1 - t) mean) - mean`` with ``A_t = (t I - (1 - t) Sigma) ((1 - t)^2 Sigma + t^2 I)^-1``. Its error is

@@ -1,4 +1,4 @@
-"""Adapters by flow matching on a frozen model: the LoRA family (training spec, section 8); the step is flow_stage.py's.
+"""Adapters by flow matching on a frozen model: the LoRA family [T8]; the step is flow_stage.py's.
 
 Every chosen layer reads as its adapted weight, in fp32; all that is trained, averaged and saved are the adapters.
 """

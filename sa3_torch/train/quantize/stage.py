@@ -3,7 +3,7 @@
 Teacher: the checkpoint itself. Student: the same DiT whose layers read as quantized values, with a straight-through
 gradient; it starts from the weights that the recipe makes, by rounding or by GPTQ. Neither sounds nor captions are
 needed: states come from the teacher's own runs over calibration prompts, some of them moved by one step of the
-student's error. Everything but the quantized matrices stays as it is (training spec, section 9).
+student's error. Everything but the quantized matrices stays as it is [T9].
 
     loss = mean |v_student - v_teacher|^2 + end_weight mean |x - t v_student - end of the teacher's run|^2
 

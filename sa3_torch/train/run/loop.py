@@ -175,7 +175,7 @@ class Trainer:
             )
 
     def _choose_precision(self, log: RunLog) -> None:
-        """Where it is "auto" and this run has not chosen: the one in which steps are faster (training spec 0.3)."""
+        """Where it is "auto" and this run has not chosen: the one in which steps are faster [T0.3]."""
         if self.precision is None:
             self.stage.part = self.parts[0]
             seconds = time_precisions(self.stage)

@@ -1,4 +1,4 @@
-"""Muon for the matrices of a network, AdamW for the rest (training spec, section 4.7).
+"""Muon for the matrices of a network, AdamW for the rest [T4.7].
 
 A step along the momentum of a matrix, made orthogonal: all directions move equally far. Embeddings, biases, norms,
 first and last projections are no maps between hidden states and stay with AdamW. Matrices that hold several maps

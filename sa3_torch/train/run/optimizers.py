@@ -1,4 +1,4 @@
-"""Optimisers of trained groups, their schedules, and the average of the weights (training spec, 0.4)."""
+"""Optimisers of trained groups, their schedules, and the average of the weights [T0.4]."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def learning_rate_at(config: OptimizerConfig, *, step: int, steps: int, update: 
     """Rate of a group in ``step`` of ``steps``, which is its own ``update``-th, counted from 0.
 
     cosine: linear warm-up, then from learning_rate to final_learning_rate. inverse:
-    (1 - w^(k+1)) max(floor, base (1 + k / gamma)^-0.5) with w = 1 - 1 / warmup_steps (training spec 0.4).
+    (1 - w^(k+1)) max(floor, base (1 + k / gamma)^-0.5) with w = 1 - 1 / warmup_steps [T0.4].
     """
     if config.schedule == "inverse":
         warm = 1 - (1 - 1 / max(1, config.warmup_steps)) ** (update + 1)
@@ -139,7 +139,7 @@ def optimizer_tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> d
 
 
 class Ema:
-    """Power EMA: its k-th update has beta_k = min(decay, 1 - (1 + k)^-3/4); buffers are copied (training spec 0.4).
+    """Power EMA: its k-th update has beta_k = min(decay, 1 - (1 + k)^-3/4); buffers are copied [T0.4].
 
     It is updated in every ``every``-th step; for the first ``after`` steps it is a copy of the weights (1.3, step 5).
     """

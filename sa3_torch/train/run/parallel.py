@@ -1,4 +1,4 @@
-"""Several processes, started by torchrun: devices, slices of the global batch, DDP and FSDP2 (training spec, 10).
+"""Several processes, started by torchrun: devices, slices of the global batch, DDP and FSDP2 [T10].
 
 Every process draws the same global batch from (seed, step) and computes its slice, so that P processes equal one up to
 the order of sums. Statistics that no gradient synchronises are all-reduced here, explicitly.

@@ -1,6 +1,6 @@
 """Activation checkpointing: blocks keep their inputs alone and compute the rest again in the backward pass.
 
-Gradients are the same, bit for bit, for a third more arithmetic (training spec, section 10).
+Gradients are the same, bit for bit, for a third more arithmetic [T10].
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ def test_each_term_learns_one_batch(term: str, workspace: Path) -> None:
 
 @pytest.mark.parametrize("terms", ["spectral", pytest.param("all", marks=pytest.mark.slow)])
 def test_the_spectral_loss_of_one_batch_falls_by_three_fifths(terms: str, workspace: Path) -> None:
-    """In 200 steps, alone and with every other term (training spec, 1.9.6). Measured: 72 % and 74 %."""
+    """In 200 steps, alone and with every other term [T1.9.6]. Measured: 72 % and 74 %."""
     stage = complete_stage(workspace)
     parameters = list(stage.groups["generator"].network.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=3e-3, betas=(0.8, 0.99))

@@ -1,4 +1,4 @@
-"""Discriminators, their losses and the noise on their input (training spec, 1.5 and 1.9)."""
+"""Discriminators, their losses and the noise on their input [T1.5] and [T1.9]."""
 
 from __future__ import annotations
 

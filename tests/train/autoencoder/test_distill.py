@@ -1,4 +1,4 @@
-"""Distillation of an autoencoder: where gradients go, what stays frozen, what it learns (training spec, section 2)."""
+"""Distillation of an autoencoder: where gradients go, what stays frozen, what it learns [T2]."""
 
 from __future__ import annotations
 

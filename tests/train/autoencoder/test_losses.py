@@ -1,4 +1,4 @@
-"""Losses of the autoencoder and of flow matching: identities and hand-computed values (training spec 1.9, 4.9)."""
+"""Losses of the autoencoder and of flow matching: identities and hand-computed values [T1.9], [T4.9]."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Alignment network, regressors and critic on latents (training spec, 1.4.3 to 1.4.5 and 1.9)."""
+"""Alignment network, regressors and critic on latents [T1.4.3] to [T1.4.5] and [T1.9]."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The spectral loss: identities and hand-computed values (training spec, 1.4.1 and 1.9)."""
+"""The spectral loss: identities and hand-computed values [T1.4.1] and [T1.9]."""
 
 from __future__ import annotations
 

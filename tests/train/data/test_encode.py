@@ -64,7 +64,7 @@ def _encoder(folder: Path, autoencoder: Path, out: Path, config: EncodeConfig = 
 
 @pytest.mark.parametrize(("samples", "frames"), [(1, 1), (SIZE - 1, 1), (SIZE, 1), (SIZE + 1, 2)])
 def test_a_frame_that_holds_any_audio_is_valid(tmp_path: Path, autoencoder: Path, samples: int, frames: int) -> None:
-    """Upstream resizes the mask with nearest neighbours and loses the last partial frame (training spec, 16.6)."""
+    """Upstream resizes the mask with nearest neighbours and loses the last partial frame [T16.6]."""
     (tmp_path / "in").mkdir()
     soundfile.write(tmp_path / "in" / "a.wav", np.full((samples, 2), 9000, np.int16), RATE)
     (tmp_path / "in" / "a.txt").write_text("a\n")

@@ -1,4 +1,4 @@
-"""Losses of adversarial post-training (training spec, 7.2 and 7.6)."""
+"""Losses of adversarial post-training [T7.2] and [T7.6]."""
 
 from __future__ import annotations
 

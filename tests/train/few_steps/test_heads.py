@@ -1,4 +1,4 @@
-"""Heads of the latent discriminator: shapes, masks, and that padding changes nothing (training spec, 7.1 and 7.5)."""
+"""Heads of the latent discriminator: shapes, masks, and that padding changes nothing [T7.1] and [T7.5]."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Noise levels of adversarial post-training (training spec, 7.2)."""
+"""Noise levels of adversarial post-training [T7.2]."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def draw(family: str, *, shifted: bool = False, one_shot: float = 0.0, length: i
     [
         ("uniform", 0.25, 0.5),
         ("logit_normal", 0.1360, 0.5),  # normal CDF of logit(0.25)
-        ("truncated_logit_normal", 0.1155, 0.4429),  # training spec, 4.3
+        ("truncated_logit_normal", 0.1155, 0.4429),  # [T4.3]
         ("sampling_log_snr", (2 - 1.0986) / 8, 2 / 8),  # log-SNR above ln 3, above 0
     ],
 )

@@ -1,4 +1,4 @@
-"""ODE warm-up: what the teacher's runs are, what is kept of them, and what a student learns (training spec, 5)."""
+"""ODE warm-up: what the teacher's runs are, what is kept of them, and what a student learns [T5]."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Minibatch optimal transport between latents and noise (training spec 4.5, 4.9)."""
+"""Minibatch optimal transport between latents and noise [T4.5], [T4.9]."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random choices of flow matching and its loss (training spec 4.3, 4.4, 4.6, 4.9)."""
+"""Random choices of flow matching and its loss [T4.3], [T4.4], [T4.6], [T4.9]."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What pre-training draws, shows, starts from and refuses (training spec 4.1, 4.2, 4.5, 4.8, 4.9)."""
+"""What pre-training draws, shows, starts from and refuses [T4.1], [T4.2], [T4.5], [T4.8], [T4.9]."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Muon and AdamW in one optimiser (training spec 4.7)."""
+"""Muon and AdamW in one optimiser [T4.7]."""
 
 from __future__ import annotations
 

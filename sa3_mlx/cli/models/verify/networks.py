@@ -1,4 +1,4 @@
-"""Single calls of every network, and the samplers, against reference outputs ([Bn]: the architecture spec)."""
+"""Single calls of every network, and the samplers, against reference outputs ([Bn]: docs/architecture.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Discriminators of the autoencoder: ``build(config, ...)`` and their losses (training spec, section 1.5)."""
+"""Discriminators of the autoencoder: ``build(config, ...)`` and their losses [T1.5]."""
 
 from __future__ import annotations
 

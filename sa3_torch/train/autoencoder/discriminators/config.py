@@ -1,4 +1,4 @@
-"""Settings of both families of discriminators (training spec, section 1.5)."""
+"""Settings of both families of discriminators [T1.5]."""
 
 from __future__ import annotations
 

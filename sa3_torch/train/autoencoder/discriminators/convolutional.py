@@ -1,4 +1,4 @@
-"""Convolutional discriminators on spectrograms, sub-bands and chroma (training spec, section 1.5).
+"""Convolutional discriminators on spectrograms, sub-bands and chroma [T1.5].
 
 Shapes: B batch, N audio samples, F one-sided bins, K windows.
 """

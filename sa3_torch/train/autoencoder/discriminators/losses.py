@@ -1,4 +1,4 @@
-"""Relativistic adversarial losses and feature matching, in fp32 (training spec, section 1.5).
+"""Relativistic adversarial losses and feature matching, in fp32 [T1.5].
 
 B batch. A ``Judgement`` is (logits (B, ...), features [(B, ...), ...]) of one discriminator; lists hold one for each.
 """

@@ -1,4 +1,4 @@
-"""Noise on the input of discriminators: below what the ear hears, and white while they win (training spec 1.5).
+"""Noise on the input of discriminators: below what the ear hears, and white while they win [T1.5].
 
 Shapes: B batch, N audio samples, F one-sided bins, K windows.
 """

@@ -1,7 +1,7 @@
 """Transformer-resampling discriminators: fixed transform, one resampling block, a logit per group of steps.
 
 Shapes: B batch, N audio samples, T steps of the transform, s steps per logit, G groups of s steps and one logit token,
-D width, H heads, K head size (training spec, section 1.5).
+D width, H heads, K head size [T1.5].
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A small unconditional diffusion transformer beside the autoencoder: latents it predicts well are easy to model.
 
-Shapes: B batch, T latent frames, C latent channels, D width (training spec, section 1.4.3).
+Shapes: B batch, T latent frames, C latent channels, D width [T1.4.3].
 """
 
 from __future__ import annotations

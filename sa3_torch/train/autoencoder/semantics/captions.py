@@ -1,6 +1,6 @@
 """Captions as states for the critic: of a frozen text encoder, or of word embeddings that are trained with it.
 
-Shapes: B captions, S text tokens, Dt text width (training spec, section 1.1).
+Shapes: B captions, S text tokens, Dt text width [T1.1].
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A critic of whether sound, text and latents belong together, trained against mismatched ones.
 
 Shapes: B batch, N audio samples, A audio tokens, S text tokens, T latent frames, C latent channels, D width, K shifts,
-R rows, that is triples of (sound, text, latents) (training spec, section 1.4.5).
+R rows, that is triples of (sound, text, latents) [T1.4.5].
 """
 
 from __future__ import annotations

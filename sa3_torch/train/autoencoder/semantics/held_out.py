@@ -1,4 +1,4 @@
-"""How well the networks beside an autoencoder do on held-out crops (training spec, 1.10).
+"""How well the networks beside an autoencoder do on held-out crops [T1.10].
 
 Shapes: B crops, N audio samples, T latent frames, C latent channels.
 """

@@ -1,4 +1,4 @@
-"""Linear heads that read pitch classes and the level difference of the channels from latents (training spec 1.4.4).
+"""Linear heads that read pitch classes and the level difference of the channels from latents [T1.4.4].
 
 Shapes: B batch, N audio samples, T latent frames, C latent channels, F one-sided bins, K windows.
 """

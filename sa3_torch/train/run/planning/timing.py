@@ -1,4 +1,4 @@
-"""How long a step takes in each precision; small networks are faster in fp32 on many CPUs (training spec 0.3)."""
+"""How long a step takes in each precision; small networks are faster in fp32 on many CPUs [T0.3]."""
 
 from __future__ import annotations
 
