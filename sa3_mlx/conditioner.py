@@ -15,8 +15,9 @@ from sa3_mlx.runtime import mx, nn
 class Conditioner(nn.Module):
     """Learned padding and the duration token [B4, B5, B6]."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, seconds_max: float) -> None:
         super().__init__()
+        self.seconds_max = seconds_max
         self.padding_embedding = mx.zeros(width)
         self.seconds_embed = nn.Linear(TIMESTEP_FEATURES, width)
 
@@ -25,8 +26,9 @@ class Conditioner(nn.Module):
         return mx.where(mask[..., None], hidden.astype(self.padding_embedding.dtype), self.padding_embedding)
 
     def embed_seconds(self, seconds: np.ndarray) -> mx.array:
-        """(B,) seconds, saturating at 0 and 384 -> (B, D) [B5]."""
-        return self.seconds_embed(mx.array(seconds_features(seconds), dtype=self.seconds_embed.weight.dtype))
+        """Return the duration vectors (B, D) of (B,) seconds, which saturate at 0 and ``seconds_max`` [B5]."""
+        features = seconds_features(seconds, self.seconds_max)
+        return self.seconds_embed(mx.array(features, dtype=self.seconds_embed.weight.dtype))
 
     def __call__(self, hidden: mx.array, mask: mx.array, seconds: np.ndarray) -> tuple[mx.array, mx.array]:
         """-> context (B, S + 1, D), the duration token last, and the global vector (B, D) [B6]."""

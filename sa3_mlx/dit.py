@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from sa3_mlx.common.model.config import FF_MULT_DIT, TIMESTEP_FEATURES, DiTConfig
+from sa3_mlx.common.model.config import TIMESTEP_FEATURES, DiTConfig
 from sa3_mlx.common.model.features import fourier_features
 from sa3_mlx.runtime import mx, nn
 
@@ -108,7 +108,7 @@ class DiTBlock(nn.Module):
         self.cross_attn_norm = RMSNorm(width, BLOCK_EPS)
         self.cross_attn = CrossAttention(width, differential=config.differential, head_norm=head_rms_norm)
         self.ff_norm = RMSNorm(width, BLOCK_EPS)
-        self.ff = FeedForward(width, FF_MULT_DIT, "silu")
+        self.ff = FeedForward(width, config.ff_mult, "silu")
         self.local_embed = MLP(latent_channels + 1, width, width, bias=True)
 
     def __call__(

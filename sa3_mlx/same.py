@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from sa3_mlx.common.model.config import FF_MULT_SAME, SAMEConfig
+from sa3_mlx.common.model.config import SAMEConfig
 from sa3_mlx.runtime import mx, nn
 
 from .attention import Attend, Heads, SelfAttention, attend, attend_window, window_mask
@@ -32,12 +32,12 @@ def unpatch(patches: mx.array, channels: int) -> mx.array:
 class SAMEBlock(nn.Module):
     """x + attn(dyt(x)), then x + ff(dyt(x)) [B43]."""
 
-    def __init__(self, width: int, *, sine_gate: bool) -> None:
+    def __init__(self, config: SAMEConfig, *, sine_gate: bool) -> None:
         super().__init__()
-        self.pre_norm = DynamicTanh(width)
-        self.self_attn = SelfAttention(width, differential=True, head_norm=DynamicTanh)
-        self.ff_norm = DynamicTanh(width)
-        self.ff = FeedForward(width, FF_MULT_SAME, "sine" if sine_gate else "silu")
+        self.pre_norm = DynamicTanh(config.width)
+        self.self_attn = SelfAttention(config.width, differential=True, head_norm=DynamicTanh)
+        self.ff_norm = DynamicTanh(config.width)
+        self.ff = FeedForward(config.width, config.ff_mult, "sine" if sine_gate else "silu")
 
     def heads(self, x: mx.array) -> Heads:
         """What attention makes of every token by itself: (B, N, D) -> see ``SelfAttention.heads``."""
@@ -134,7 +134,7 @@ class Encoder(nn.Module):
         self.config = config
         self.mapping = nn.Linear(audio_channels * config.patch_size, config.width)
         self.new_token = mx.zeros(config.width)
-        self.layers = [SAMEBlock(config.width, sine_gate=False) for _ in range(config.encoder_depth)]
+        self.layers = [SAMEBlock(config, sine_gate=False) for _ in range(config.encoder_depth)]
         self.project_out = nn.Linear(config.width, config.latent_channels)
 
     def __call__(self, patches: mx.array) -> mx.array:
@@ -154,7 +154,7 @@ class Decoder(nn.Module):
         self.project_in = nn.Linear(config.latent_channels, config.width)
         self.new_token = mx.zeros(config.width)
         self.layers = [
-            SAMEBlock(config.width, sine_gate=config.decoder_depth - i <= config.sine_gate_layers)
+            SAMEBlock(config, sine_gate=config.decoder_depth - i <= config.sine_gate_layers)
             for i in range(config.decoder_depth)
         ]
         self.mapping = nn.Linear(config.decoder_kernel * config.width, audio_channels * config.patch_size)

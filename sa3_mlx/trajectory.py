@@ -14,7 +14,8 @@ import numpy as np
 from sa3_mlx.common.generation.clips import encode_sources, local_input, start_latents
 from sa3_mlx.common.generation.events import SeededNoise, batch_of
 from sa3_mlx.common.generation.noise import INITIAL, step
-from sa3_mlx.common.generation.request import Request, plan
+from sa3_mlx.common.generation.plan import plan
+from sa3_mlx.common.generation.request import Request
 from sa3_mlx.runtime import mx
 
 from .dit import Conditioning, DiT, Prepared

@@ -31,7 +31,7 @@ def build_part(config: ModelConfig, part: Part) -> nn.Module:
     if part == "text_encoder":
         return T5GemmaEncoder(text)
     if part == "conditioner":
-        return Conditioner(text.width)
+        return Conditioner(text.width, config.diffusion.seconds_max)
     return DiT(config.diffusion.dit, config.same.latent_channels, text.width)
 
 

@@ -16,8 +16,9 @@ from sa3_mlx.common.model.features import seconds_features
 class Conditioner(nn.Module):
     """Learned padding and the duration token [B4, B5, B6]."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, seconds_max: float) -> None:
         super().__init__()
+        self.seconds_max = seconds_max
         self.padding_embedding = nn.Parameter(torch.zeros(width))
         self.seconds_embed = nn.Linear(TIMESTEP_FEATURES, width)
 
@@ -26,8 +27,8 @@ class Conditioner(nn.Module):
         return torch.where(mask[..., None], hidden.to(self.padding_embedding.dtype), self.padding_embedding)
 
     def embed_seconds(self, seconds: np.ndarray) -> Tensor:
-        """(B,) seconds, saturating at 0 and 384 -> (B, D) [B5]."""
-        features = torch.from_numpy(seconds_features(seconds))
+        """Return the duration vectors (B, D) of (B,) seconds, which saturate at 0 and ``seconds_max`` [B5]."""
+        features = torch.from_numpy(seconds_features(seconds, self.seconds_max))
         return self.seconds_embed(features.to(self.seconds_embed.weight))
 
     def forward(self, hidden: Tensor, mask: Tensor, seconds: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sa3_mlx.common.model.config import FF_MULT_DIT, TIMESTEP_FEATURES, DiTConfig
+from sa3_mlx.common.model.config import TIMESTEP_FEATURES, DiTConfig
 from sa3_mlx.common.model.features import FREQUENCIES
 
 from .attention import Attend, CrossAttention, SelfAttention, attend
@@ -108,7 +108,7 @@ class DiTBlock(nn.Module):
         self.cross_attn_norm = RMSNorm(width, BLOCK_EPS)
         self.cross_attn = CrossAttention(width, differential=config.differential, head_norm=head_rms_norm)
         self.ff_norm = RMSNorm(width, BLOCK_EPS)
-        self.ff = FeedForward(width, FF_MULT_DIT, "silu")
+        self.ff = FeedForward(width, config.ff_mult, "silu")
         self.local_embed = MLP(latent_channels + 1, width, width, bias=True)
 
     def forward(

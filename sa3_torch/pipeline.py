@@ -47,8 +47,9 @@ from sa3_mlx.common.generation.events import (
     batch_of,
 )
 from sa3_mlx.common.generation.noise import INITIAL, step
-from sa3_mlx.common.generation.request import Plan, Request, Residency
-from sa3_mlx.common.generation.request import plan as make_plan
+from sa3_mlx.common.generation.plan import Plan
+from sa3_mlx.common.generation.plan import plan as make_plan
+from sa3_mlx.common.generation.request import Request, Residency
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE, Part, parts_of
 from sa3_mlx.common.model.chunks import Chunk, chunk_plan, default_chunk_frames
 from sa3_mlx.common.model.config import ModelConfig

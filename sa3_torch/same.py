@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sa3_mlx.common.model.config import FF_MULT_SAME, SAMEConfig
+from sa3_mlx.common.model.config import SAMEConfig
 
 from .attention import Attend, Heads, SelfAttention, attend, attend_window, window_mask
 from .layers import DynamicTanh, FeedForward, Rope, rope
@@ -34,12 +34,12 @@ def unpatch(patches: Tensor, channels: int) -> Tensor:
 class SAMEBlock(nn.Module):
     """x + attn(dyt(x)), then x + ff(dyt(x)) [B43]."""
 
-    def __init__(self, width: int, *, sine_gate: bool) -> None:
+    def __init__(self, config: SAMEConfig, *, sine_gate: bool) -> None:
         super().__init__()
-        self.pre_norm = DynamicTanh(width)
-        self.self_attn = SelfAttention(width, differential=True, head_norm=DynamicTanh)
-        self.ff_norm = DynamicTanh(width)
-        self.ff = FeedForward(width, FF_MULT_SAME, "sine" if sine_gate else "silu")
+        self.pre_norm = DynamicTanh(config.width)
+        self.self_attn = SelfAttention(config.width, differential=True, head_norm=DynamicTanh)
+        self.ff_norm = DynamicTanh(config.width)
+        self.ff = FeedForward(config.width, config.ff_mult, "sine" if sine_gate else "silu")
 
     def heads(self, x: Tensor) -> Heads:
         """What attention makes of every token by itself: (B, N, D) -> see ``SelfAttention.heads``."""
@@ -137,7 +137,7 @@ class Encoder(nn.Module):
         self.config = config
         self.mapping = nn.Linear(audio_channels * config.patch_size, config.width)
         self.new_token = nn.Parameter(torch.zeros(config.width))
-        self.layers = nn.ModuleList(SAMEBlock(config.width, sine_gate=False) for _ in range(config.encoder_depth))
+        self.layers = nn.ModuleList(SAMEBlock(config, sine_gate=False) for _ in range(config.encoder_depth))
         self.project_out = nn.Linear(config.width, config.latent_channels)
 
     def forward(self, patches: Tensor) -> Tensor:
@@ -155,7 +155,7 @@ class Decoder(nn.Module):
         self.project_in = nn.Linear(config.latent_channels, config.width)
         self.new_token = nn.Parameter(torch.zeros(config.width))
         self.layers = nn.ModuleList(
-            SAMEBlock(config.width, sine_gate=config.decoder_depth - i <= config.sine_gate_layers)
+            SAMEBlock(config, sine_gate=config.decoder_depth - i <= config.sine_gate_layers)
             for i in range(config.decoder_depth)
         )
         self.mapping = nn.Linear(config.decoder_kernel * config.width, audio_channels * config.patch_size)

@@ -24,7 +24,8 @@ from sa3_mlx.cli.home import find_model
 from sa3_mlx.common.generation.clips import local_input
 from sa3_mlx.common.generation.events import SeededNoise, batch_of
 from sa3_mlx.common.generation.noise import INITIAL, step
-from sa3_mlx.common.generation.request import Item, Request, plan
+from sa3_mlx.common.generation.plan import plan
+from sa3_mlx.common.generation.request import Item, Request
 from sa3_mlx.common.generation.schedule import sigmas
 from sa3_mlx.common.model.presets import LOGSNR
 from sa3_mlx.common.model.sampling import Sampling

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from sa3_mlx.common.chips import Chip
 from sa3_mlx.common.model.chunks import chunk_plan, default_chunk_frames, halo, pad_frames
 from sa3_mlx.common.model.config import (
-    FF_MULT_DIT,
-    FF_MULT_SAME,
     TIMESTEP_FEATURES,
     DiffusionConfig,
+    DiTConfig,
     ModelConfig,
     SAMEConfig,
     TextEncoderConfig,
@@ -106,16 +105,16 @@ def velocity(frames: int, context: int, config: DiffusionConfig, channels: int) 
     tokens, width = frames + dit.memory_tokens, dit.width
     ends = linear(frames, channels, channels).times(2) + linear(frames, channels, width)
     ends += linear(frames, width, channels)
-    inner = _dit_block(tokens, tokens, context, width, differential=dit.differential).times(dit.depth - 1)
-    return ends + inner + _dit_block(frames, tokens, context, width, differential=dit.differential)
+    inner = _dit_block(tokens, tokens, context, dit).times(dit.depth - 1)
+    return ends + inner + _dit_block(frames, tokens, context, dit)
 
 
-def _dit_block(queries: int, tokens: int, context: int, width: int, *, differential: bool) -> Count:
+def _dit_block(queries: int, tokens: int, context: int, config: DiTConfig) -> Count:
     """``queries``: tokens that leave the block, all of them or in the last block the frames alone."""
-    maps = 2 if differential else 1
+    width, maps = config.width, 2 if config.differential else 1
     count = _self_attention(queries, tokens, tokens, width, maps)
     count += linear(queries, width, maps * width) + attention(queries, context, context, width, maps)
-    return count + linear(queries, width, width) + feed_forward(queries, width, FF_MULT_DIT)
+    return count + linear(queries, width, width) + feed_forward(queries, width, config.ff_mult)
 
 
 def _self_attention(queries: int, tokens: int, keys_per_query: int, width: int, maps: int) -> Count:
@@ -164,7 +163,7 @@ def _same_block(queries: int, tokens: int, config: SAMEConfig) -> Count:
     group = config.stride + 1
     window = config.span * group if config.attention == "chunked" else 3 * group
     count = _self_attention(queries, tokens, window, config.width, 2)
-    return count + feed_forward(queries, config.width, FF_MULT_SAME)
+    return count + feed_forward(queries, config.width, config.ff_mult)
 
 
 def _less(count: Count, other: Count) -> Count:

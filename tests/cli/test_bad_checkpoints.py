@@ -17,7 +17,8 @@ from sa3_mlx.cli.app import run
 from sa3_mlx.cli.output.provenance import read_provenance
 from sa3_mlx.common.files.audio import read_tags, write_audio
 from sa3_mlx.common.files.safetensors import TensorFile, array_entry, write_tensors
-from sa3_mlx.common.generation.request import InitAudio, Inpaint, Item, Request, extend, plan
+from sa3_mlx.common.generation.plan import plan
+from sa3_mlx.common.generation.request import InitAudio, Inpaint, Item, Request, extend
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.sampling import Guidance, Sampling
 from tests.support.command import RATE, SMALL, make_home, refused_line, sa3, tone, truncate, work_in_copy, write_tone

@@ -40,7 +40,7 @@ def test_cosines_come_first_and_zero_maps_to_ones_and_zeros():
 
 
 def test_seconds_saturate_at_both_ends():
-    features = seconds_features([-3.0, 0.0, 384.0, 500.0])
+    features = seconds_features([-3.0, 0.0, 384.0, 500.0], 384.0)
     np.testing.assert_array_equal(features[0], features[1])
     np.testing.assert_array_equal(features[2], features[3])
     assert not np.array_equal(features[0], features[2])
@@ -70,7 +70,7 @@ def test_duration_embedding_matches_the_official_code(golden: Path, name: str):
     tensors = load_file(golden / name / "cond.safetensors")
     weights = load_file(golden / name / "weights.safetensors")
     prefix = "conditioner.conditioners.seconds_total.embedder.embedding.1."
-    features = seconds_features(tensors["seconds_total.seconds"])  # (9, 256)
+    features = seconds_features(tensors["seconds_total.seconds"], 384.0)  # (9, 256)
     ours = features @ weights[prefix + "weight"].T + weights[prefix + "bias"]
     np.testing.assert_allclose(ours[:, None], tensors["seconds_total.out"], rtol=0, atol=1e-6)
 

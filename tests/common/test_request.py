@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,12 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from sa3_mlx.common.generation.plan import plan
 from sa3_mlx.common.generation.regions import Region
-from sa3_mlx.common.generation.request import InitAudio, Inpaint, Item, Request, extend, plan, validate
+from sa3_mlx.common.generation.request import InitAudio, Inpaint, Item, Request, extend, validate
 from sa3_mlx.common.model.presets import PRESETS
 from sa3_mlx.common.model.sampling import Guidance, Sampling
+from sa3_mlx.common.schema import ConfigError
 from tests.support.tiny import TINY
 
 CONFIG = TINY["tiny-s"]  # 8000 Hz, 512 samples per latent
@@ -26,7 +29,8 @@ def _audio(samples: int = 16_000) -> NDArray[np.float32]:
     return np.random.default_rng(samples).normal(0, 0.1, (samples, 2)).astype(np.float32)
 
 
-REQUEST = Request(items=(ITEM,), sampling=Sampling(sampler="pingpong", steps=8))
+SAMPLING = Sampling(sampler="pingpong", steps=8)
+REQUEST = Request(items=(ITEM,), sampling=SAMPLING)
 INPAINT = Inpaint(audio=_audio(), regions=((0.5, 1.0),))
 INIT = InitAudio(audio=_audio(), noise_level=0.6)
 
@@ -65,13 +69,13 @@ def test_items_of_a_batch_keep_what_they_have_alone():
 def test_plan_matches_whole_official_runs(golden: Path, name: str):
     tensors = load_file(golden / name / "e2e.safetensors")
     items = (ITEM, dataclasses.replace(ITEM, seconds=5.5))
-    ours = plan(dataclasses.replace(REQUEST, items=items, steps=3), TINY[name])
+    ours = plan(dataclasses.replace(REQUEST, items=items, sampling=Sampling(sampler="pingpong", steps=3)), TINY[name])
     np.testing.assert_array_equal(ours.padding_mask, tensors["t2a_batch2.padding_mask"].astype(bool))
     np.testing.assert_allclose(ours.sigmas, tensors["t2a_batch2.sigmas"], rtol=0, atol=1e-6)
     both = dataclasses.replace(
         REQUEST,
         items=(dataclasses.replace(ITEM, seconds=3.0),),
-        steps=2,
+        sampling=Sampling(sampler="pingpong", steps=2),
         init=InitAudio(audio=_audio(24_000), noise_level=0.8),
         inpaint=Inpaint(audio=_audio(24_000), regions=((1.0, 2.0),)),
     )
@@ -134,8 +138,12 @@ def _with(**changes: object) -> Request:
     return dataclasses.replace(REQUEST, **changes)  # type: ignore[arg-type]
 
 
+def _sampled(**changes: object) -> Request:
+    return _with(sampling=dataclasses.replace(SAMPLING, **changes))  # type: ignore[arg-type]
+
+
 def _guided(**changes: object) -> Request:
-    return _with(guidance=dataclasses.replace(Guidance(), **changes))  # type: ignore[arg-type]
+    return _sampled(guidance=dataclasses.replace(Guidance(), **changes))  # type: ignore[arg-type]
 
 
 def _inpainted(*regions: tuple[float, float], samples: int = 16_000) -> Request:
@@ -159,10 +167,10 @@ BAD = {
     "seed negative": (_with_item(seed=-1), "seed is -1: allowed are the integers 0 to"),
     "seed too large": (_with_item(seed=2**63), "seed is 9223372036854775808"),
     "seed float": (_with_item(seed=1.5), "seed is 1.5"),
-    "steps zero": (_with(steps=0), "steps is 0: allowed are the integers 1 to 1000"),
-    "steps too many": (_with(steps=1001), "steps is 1001"),
-    "steps float": (_with(steps=8.0), "steps is 8.0"),
-    "sampler unknown": (_with(sampler="ddim"), "sampler is 'ddim': allowed are euler, pingpong, dpmpp, rk4"),
+    "steps zero": (_sampled(steps=0), "steps is 0: allowed are the integers 1 to 1000"),
+    "steps too many": (_sampled(steps=1001), "steps is 1001"),
+    "steps float": (_sampled(steps=8.0), "steps is 8.0"),
+    "sampler unknown": (_sampled(sampler="ddim"), "sampler is 'ddim': allowed are euler, pingpong, dpmpp, rk4"),
     "head room negative": (_with(head_room_seconds=-1), "head room is -1 s: allowed are 0 to 60 s"),
     "head room nan": (_with(head_room_seconds=NAN), "head room is nan"),
     "crossfade negative": (_with(crossfade_ms=-5.0), "crossfade is -5 ms: allowed are 0 to 1000 ms"),
@@ -218,3 +226,74 @@ def test_an_autoencoder_cannot_generate_and_a_clip_cannot_be_extended_backwards(
         extend(_audio(), 2.0, CONFIG)
     with pytest.raises(ValueError, match="seconds is nan"):
         extend(_audio(), NAN, CONFIG)
+
+
+TWO = (ITEM, Item(prompt="w4 \u00e9", seconds=1, seed=2**63 - 1, negative_prompt="w1"))
+STORED = {
+    "plain": Request(items=(ITEM,)),
+    "sampled": _with(items=TWO, sampling=Sampling(sampler="euler", steps=3, guidance=Guidance(scale=3, apg=0.5))),
+    "init": _with(init=INIT, monotone=True, head_room_seconds=0.5, chunk_frames=64),
+    "inpaint": _with(inpaint=dataclasses.replace(INPAINT, audio=INIT.audio), crossfade_ms=None, decode_noise=True),
+    "both": _with(init=INIT, inpaint=dataclasses.replace(INPAINT, audio=INIT.audio), encode_chunk_frames=32),
+    "one each": _with(items=TWO, init=(INIT, dataclasses.replace(INIT, noise_level=1))),
+}
+
+
+@pytest.mark.parametrize("case", STORED)
+def test_a_request_survives_json_without_its_audio(case: str):
+    request = STORED[case]
+    data = json.loads(request.to_json())
+    assert data == request.to_dict() and "audio" not in request.to_json()
+    assert Request.from_json(request.to_json(), audio=INIT.audio) == request
+    assert Request.from_dict({"items": data["items"], **data}, audio=INIT.audio) == request
+
+
+def test_each_item_may_get_audio_of_its_own():
+    audios = (INIT.audio, _audio(900))
+    request = _with(items=TWO, init=tuple(dataclasses.replace(INIT, audio=audio) for audio in audios))
+    assert Request.from_dict(request.to_dict(), audio=audios) == request
+    shared = _with(items=TWO, init=INIT).to_dict()
+    assert Request.from_dict(shared, audio=audios) == request
+
+
+def test_fields_with_defaults_may_be_missing():
+    assert Request.from_dict({"items": [{"prompt": "w3", "seconds": 2, "seed": 7}]}) == Request(items=(ITEM,))
+
+
+BAD_DATA = {
+    "not an object": ([], "request: expected an object, got list"),
+    "unknown": ({"items": [], "prompt": ""}, "request: unknown field(s) prompt"),
+    "no items": ({}, "request: missing field(s) items"),
+    "item without a seed": ({"items": [{"prompt": "w3", "seconds": 2.0}]}, "request.items[0]: missing field(s) seed"),
+    "seed as text": ({"items": [{"prompt": "", "seconds": 2, "seed": "7"}]}, "request.items[0].seed: expected int"),
+    "steps": ({"items": [], "sampling": {"sampler": "euler", "steps": 0}}, "request.sampling: steps is 0"),
+    "sampling of a number": ({"items": [], "sampling": 3}, "request.sampling: expected an object"),
+    "init of a number": ({"items": [], "init": 0.5}, "request.init: expected an object"),
+    "init unknown": ({"items": [], "init": {"noise_level": 0.5, "start": 1}}, "request.init: unknown field(s) start"),
+    "inits unknown": ({"items": [], "init": [{"level": 1}]}, "request.init[0]: unknown field(s) level"),
+    "audio in the data": (
+        {"items": [], "init": {"noise_level": 1, "audio": []}},
+        "request.init: unknown field(s) audio",
+    ),
+    "a region of one": ({"items": [], "inpaint": {"regions": [[1]]}}, "request.inpaint.regions[0]: expected 2 values"),
+    "a region of text": ({"items": [], "inpaint": {"regions": [[0, "1"]]}}, "request.inpaint.regions[0][1]: expected"),
+    "crossfade": ({"items": [], "crossfade_ms": NAN}, "request.crossfade_ms: must be finite"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_bad_data_is_one_line_that_names_the_field(case: str):
+    data, message = BAD_DATA[case]
+    with pytest.raises(ConfigError) as caught:
+        Request.from_dict(data, audio=INIT.audio)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_stored_sources_need_their_audio():
+    stored = _with(items=TWO, init=(INIT, INIT)).to_dict()
+    with pytest.raises(ConfigError, match=r"request\.init: its audio is missing"):
+        Request.from_dict(stored)
+    with pytest.raises(ConfigError, match=r"request\.init: has 2 entries, 3 audios are given"):
+        Request.from_dict(stored, audio=[INIT.audio] * 3)
+    with pytest.raises(ConfigError, match="request: not valid JSON"):
+        Request.from_json("{")

@@ -20,7 +20,8 @@ from sa3_mlx.common.files.audio import Audio, fit_channels, resample
 from sa3_mlx.common.generation.clips import encode_sources, local_input
 from sa3_mlx.common.generation.events import Conditioned, Event, Finished, Generation, Stepped
 from sa3_mlx.common.generation.noise import DECODER_LATENT, DECODER_TOKENS, INITIAL, Purpose, step
-from sa3_mlx.common.generation.request import InitAudio, Inpaint, Item, Plan, Request, plan
+from sa3_mlx.common.generation.plan import Plan, plan
+from sa3_mlx.common.generation.request import InitAudio, Inpaint, Item, Request
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.sampling import Guidance, Sampling
 from tests.support.twins import TINY, Cases, Twin, load_cases, relative

@@ -25,7 +25,8 @@ from sa3_mlx.common.generation.events import (
     batch_of,
 )
 from sa3_mlx.common.generation.noise import INITIAL
-from sa3_mlx.common.generation.request import InitAudio, Inpaint, Item, Request, extend, plan
+from sa3_mlx.common.generation.plan import plan
+from sa3_mlx.common.generation.request import InitAudio, Inpaint, Item, Request, extend
 from sa3_mlx.common.model.chunks import Chunk
 from sa3_mlx.common.model.sampling import SAMPLER_NAMES, Guidance, Sampling
 from tests.support.tiny import TINY

@@ -22,8 +22,9 @@ from sa3_mlx.common.text.tokenizer import Tokenizer
 
 from .events import AudioChunk, Generation, Latents, NoiseSource
 from .noise import DECODER_LATENT, DECODER_TOKENS
+from .plan import Plan
 from .regions import PasteBack, Seam
-from .request import Plan, Request
+from .request import Request
 
 Encode = Callable[[Audio], Latents]
 

@@ -118,7 +118,8 @@ def _streamed_bytes(weights: Mapping[str, int]) -> int:
 
 def weight_bytes(config: ModelConfig, precision: Precision) -> dict[str, int]:
     """Bytes in memory of every part of a checkpoint without quantized layers, and of each block of its DiT."""
-    widths = _widths(precision) | {f"dit.layers.{k}": precision.bytes for k in range(_diffusion(config).dit.depth)}
+    blocks = [f"dit.layers.{number}" for number in range(config.require_diffusion().dit.depth)]
+    widths = _widths(precision) | dict.fromkeys(blocks, precision.bytes)
     return {part: part_bytes(config, part, width) for part, width in widths.items()}
 
 
@@ -152,7 +153,7 @@ def predict(
     ``tokens``: of the longest text; None stands for as many as the model hears. ``weights``: bytes by part, where they
     are not those of the configuration.
     """
-    diffusion, weights = _diffusion(config), weights or weight_bytes(config, precision)
+    diffusion, weights = config.require_diffusion(), weights or weight_bytes(config, precision)
     needs: dict[PhaseName, tuple[str, ...]] = {"text": ("text_encoder", "conditioner")}
     if request.init is not None or request.inpaint is not None:
         needs["encode"] = ("same.encoder",)
@@ -242,7 +243,7 @@ def _slots(tokens: int | None, config: DiffusionConfig) -> int:
 
 
 def _activations(phase: PhaseName, request: Request, config: ModelConfig, precision: Precision, slots: int) -> int:
-    diffusion, width = _diffusion(config), precision.bytes
+    diffusion, width = config.require_diffusion(), precision.bytes
     sampling = request.sampling or config.usual_sampling
     head_room = diffusion.head_room_seconds if request.head_room_seconds is None else request.head_room_seconds
     lengths = clip_lengths([item.seconds for item in request.items], config, head_room)
@@ -283,12 +284,6 @@ def _largest_chunk(
     while size > smallest and same_activations(size, config, direction) > room:
         size -= same.frame_multiple
     return size
-
-
-def _diffusion(config: ModelConfig) -> DiffusionConfig:
-    if config.diffusion is None:
-        raise ValueError(f"{config.name} is an autoencoder alone and cannot generate; choose a model with a DiT")
-    return config.diffusion
 
 
 def _refusal(plan: MemoryPlan, request: Request, config: ModelConfig, limit: int) -> str:

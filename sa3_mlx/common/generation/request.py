@@ -1,29 +1,30 @@
-"""What a user can ask for, checked before any work, and the plan that both backends carry out.
+"""Describe what a user asks for, check it before any work, and read and write it as JSON.
 
-``validate`` refuses what cannot be done, in one line each; ``plan`` turns a request into lengths, masks, schedule and
-regions. Neither looks at weights.
+``validate`` refuses what cannot be done, in one line each, without looking at weights; ``plan`` in plan.py works
+out the rest.
 
-Shapes: B batch, T latent frames, L samples; audio is float32 (L, channels) at the model's sample rate.
+Shapes: L samples; audio is float32 (L, channels) at the model's sample rate.
 """
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sa3_mlx.common.files.audio import Audio, check_audio
 from sa3_mlx.common.model.chunks import Direction, check_chunk_frames
-from sa3_mlx.common.model.config import DiffusionConfig, ModelConfig
-from sa3_mlx.common.model.lengths import Lengths, clip_lengths, longest, samples_to_seconds, seconds_to_samples
+from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.model.lengths import longest, samples_to_seconds, seconds_to_samples
 from sa3_mlx.common.model.sampling import Sampling
+from sa3_mlx.common.schema import Config, ConfigError, require
 
 from .noise import check_seed
-from .regions import Region, first_uncovered, generated_frames, keep_frames, to_regions
-from .schedule import sigmas
+from .regions import first_uncovered, generated_frames, to_regions
 
 HEAD_ROOM_MAX = 60.0
 CROSSFADE_MAX_MS = 1000.0
@@ -36,8 +37,8 @@ Residency = Literal["run", "phase", "step"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Item:
-    """One clip of a batch."""
+class Item(Config):
+    """Describe one clip of a batch."""
 
     prompt: str
     seconds: float
@@ -46,18 +47,18 @@ class Item:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InitAudio:
+class InitAudio(Config):
     """Start from this audio instead of from noise alone; ``noise_level`` 1 forgets it, near 0 keeps it [B30]."""
 
-    audio: Audio
+    audio: Audio  # not stored
     noise_level: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inpaint:
+class Inpaint(Config):
     """Generate the regions (start, end), in seconds, of this audio and keep the rest [B34]."""
 
-    audio: Audio
+    audio: Audio  # not stored
     regions: tuple[tuple[float, float], ...]
 
 
@@ -65,8 +66,8 @@ Source = TypeVar("Source", InitAudio, Inpaint)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """A batch of clips. ``init`` and ``inpaint`` are shared by all items, or a tuple with one for each item."""
+class Request(Config):
+    """Ask for a batch of clips. ``init`` and ``inpaint`` are shared by all items, or a tuple with one for each item."""
 
     items: tuple[Item, ...]
     sampling: Sampling | None = None  # None: the usual one of the model
@@ -79,25 +80,54 @@ class Request:
     chunk_frames: int | None = None  # latent frames per decoded chunk; None: the backend's choice
     encode_chunk_frames: int | None = None  # latent frames per encoded chunk; None: the backend's choice
 
+    @classmethod
+    def from_dict(cls, data: object, *, where: str = "request", audio: Audio | Sequence[Audio] | None = None) -> Self:
+        """Read what ``to_dict`` gives, which has no audio; a field that has a default may be missing.
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """A request in frames and samples: one entry per item where nothing else is said."""
+        ``audio`` (L, channels), or one for each item, goes into ``init`` and ``inpaint`` where the data has them.
+        Raises ConfigError, one line that names the field. What a model allows is for ``validate`` to say.
+        """
+        if isinstance(data, dict):
+            given = {name: data[name] for name in ("init", "inpaint") if data.get(name) is not None}
+            data = data | {name: _with_audio(entry, audio, f"{where}.{name}") for name, entry in given.items()}
+        return super().from_dict(data, where=where)
 
-    frames: int  # T of all
-    sampling: Sampling  # of all
-    head_room_seconds: float  # of all
-    lengths: Lengths
-    padding_mask: NDArray[np.bool_]  # (B, T) true at valid frames
-    sigmas: NDArray[np.float32]  # (B, steps + 1)
-    init: tuple[InitAudio, ...] | None
-    inpaint: tuple[Inpaint, ...] | None
-    regions: tuple[tuple[Region, ...], ...]  # samples; empty without inpainting
-    keep_frames: NDArray[np.float32]  # (B, T) 1 keep, 0 generate; all 0 without inpainting [B7]
+    @classmethod
+    def from_json(cls, text: str, *, audio: Audio | Sequence[Audio] | None = None) -> Self:
+        """Read the text of ``to_json``. Raises ConfigError, one line."""
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"request: not valid JSON ({error})") from error
+        return cls.from_dict(data, audio=audio)
+
+    def to_json(self) -> str:
+        """Return the request as JSON, without audio."""
+        return json.dumps(self.to_dict(), ensure_ascii=False)
+
+
+def _with_audio(stored: object, audio: Audio | Sequence[Audio] | None, where: str) -> object:
+    """Put the audio into what is stored of a source, or into that of each item."""
+    if audio is None:
+        raise ConfigError(f"{where}: its audio is missing, which is not stored with a request")
+    count = len(stored) if isinstance(stored, list) else None if isinstance(audio, np.ndarray) else len(audio)
+    if count is None:
+        return _joined(stored, audio, where)
+    entries: list[Any] = stored if isinstance(stored, list) else [stored] * count
+    audios = [audio] * count if isinstance(audio, np.ndarray) else audio
+    require(len(audios) == count, f"{where}: has {count} entries, {len(audios)} audios are given")
+    return [_joined(*pair, f"{where}[{number}]") for number, pair in enumerate(zip(entries, audios, strict=True))]
+
+
+def _joined(entry: object, audio: object, where: str) -> object:
+    if not isinstance(entry, dict):
+        return entry  # which is refused with the words for its type
+    require("audio" not in entry, f"{where}: unknown field(s) audio, which is not stored with a request")
+    return {**entry, "audio": audio}
 
 
 def extend(audio: Audio, seconds: float, config: ModelConfig) -> Inpaint:
-    """Continuation: an ``Inpaint`` that keeps all of ``audio`` (L, channels) and generates from its end to ``seconds``.
+    """Return the ``Inpaint`` that keeps all of ``audio`` (L, channels) and generates from its end to ``seconds``.
 
     Raises ValueError when the clip would not get longer.
     """
@@ -109,7 +139,8 @@ def extend(audio: Audio, seconds: float, config: ModelConfig) -> Inpaint:
 
 
 def validate(request: Request, config: ModelConfig) -> None:
-    """Raises ValueError, one line that says what was given and what is allowed, unless the request can be done."""
+    """Raise ValueError, one line that says what was given and what is allowed, unless the request can be done."""
+    config.require_diffusion()
     sampling = request.sampling or config.usual_sampling
     sampling.check()
     if not isinstance(request.items, tuple) or not request.items:
@@ -117,53 +148,18 @@ def validate(request: Request, config: ModelConfig) -> None:
     for number, item in enumerate(request.items):
         _check_item(item, f"item {number}: " if len(request.items) > 1 else "", sampling, config)
     _check_sampling(request)
-    for number, init in enumerate(_per_item(request.init, InitAudio, "init", request) or ()):
+    for number, init in enumerate(per_item(request.init, InitAudio, "init", request) or ()):
         name = _name("init", number, request.init)
         check_audio(init.audio, f"{name} audio", config.audio_channels)
         if not 0 < _finite(init.noise_level, f"{name} noise level") <= 1:
             raise ValueError(f"{name} noise level is {init.noise_level:g}: allowed is above 0 and up to 1")
-    for number, inpaint in enumerate(_per_item(request.inpaint, Inpaint, "inpaint", request) or ()):
+    for number, inpaint in enumerate(per_item(request.inpaint, Inpaint, "inpaint", request) or ()):
         _check_inpaint(inpaint, request.items[number], _name("inpaint", number, request.inpaint), config)
     sizes: dict[Direction, int | None] = {"decode": request.chunk_frames, "encode": request.encode_chunk_frames}
     for direction, size in sizes.items():
         if size is not None:
             _check_int(size, "chunk_frames", 1, 2**20)
             check_chunk_frames(size, config.same, direction)
-
-
-def plan(request: Request, config: ModelConfig) -> Plan:
-    """Validate and work out everything that is known before the model runs."""
-    validate(request, config)
-    diffusion, sampling = _diffusion(config), request.sampling or config.usual_sampling
-    head_room = diffusion.head_room_seconds if request.head_room_seconds is None else request.head_room_seconds
-    lengths = clip_lengths([item.seconds for item in request.items], config, head_room)
-    init = _per_item(request.init, InitAudio, "init", request)
-    inpaint = _per_item(request.inpaint, Inpaint, "inpaint", request)
-    regions = tuple(to_regions(item.regions, config.sample_rate) for item in inpaint or ())
-    keep = np.zeros((len(request.items), lengths.frames), dtype=np.float32)
-    for row, item_regions in enumerate(regions):
-        keep[row] = keep_frames(
-            item_regions, lengths.output_samples[row], lengths.frames, config.same.samples_per_latent
-        )
-    levels = [item.noise_level for item in init] if init else 1.0
-    return Plan(
-        frames=lengths.frames,
-        sampling=sampling,
-        head_room_seconds=head_room,
-        lengths=lengths,
-        padding_mask=np.arange(lengths.frames)[None] < np.array(lengths.valid)[:, None],
-        sigmas=sigmas(diffusion.shift, sampling.steps, levels, lengths.effective, monotone=request.monotone),
-        init=init,
-        inpaint=inpaint,
-        regions=regions or tuple(() for _ in request.items),
-        keep_frames=keep,
-    )
-
-
-def _diffusion(config: ModelConfig) -> DiffusionConfig:
-    if config.diffusion is None:
-        raise ValueError(f"{config.name} is an autoencoder alone and cannot generate; choose a model with a DiT")
-    return config.diffusion
 
 
 def _check_item(item: Item, where: str, sampling: Sampling, config: ModelConfig) -> None:
@@ -213,10 +209,13 @@ def _check_inpaint(inpaint: Inpaint, item: Item, name: str, config: ModelConfig)
         )
 
 
-def _per_item(
+def per_item(
     value: Source | tuple[Source, ...] | None, kind: type[Source], name: str, request: Request
 ) -> tuple[Source, ...] | None:
-    """A shared value repeated for every item, or the tuple itself."""
+    """Return one value for every item: the tuple itself, or a shared value repeated.
+
+    Raises ValueError for a tuple of another length and for values of another type.
+    """
     if value is None:
         return None
     values = value if isinstance(value, tuple) else (value,) * len(request.items)

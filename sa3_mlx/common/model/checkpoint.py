@@ -10,11 +10,10 @@ from collections.abc import Collection, Mapping
 from typing import Literal, get_args
 
 from .config import (
-    FF_MULT_DIT,
-    FF_MULT_SAME,
     HEAD_SIZE,
     TIMESTEP_FEATURES,
     DiffusionConfig,
+    DiTConfig,
     ModelConfig,
     SAMEConfig,
     TextEncoderConfig,
@@ -127,11 +126,12 @@ def _dit(config: DiffusionConfig, channels: int) -> Shapes:
     shapes |= _linear("dit.project_in", width, channels, bias=False)
     shapes |= _linear("dit.project_out", channels, width, bias=False)
     for layer in range(config.dit.depth):
-        shapes |= _dit_layer(f"dit.layers.{layer}", width, channels, differential=config.dit.differential)
+        shapes |= _dit_layer(f"dit.layers.{layer}", config.dit, channels)
     return shapes
 
 
-def _dit_layer(prefix: str, width: int, channels: int, *, differential: bool) -> Shapes:
+def _dit_layer(prefix: str, config: DiTConfig, channels: int) -> Shapes:
+    width = config.width
     shapes: Shapes = {f"{prefix}.scale_shift_gate": (6 * width,)}
     for name in ("pre_norm", "cross_attn_norm", "ff_norm"):
         shapes[f"{prefix}.{name}.gamma"] = (width,)
@@ -139,11 +139,11 @@ def _dit_layer(prefix: str, width: int, channels: int, *, differential: bool) ->
         shapes[f"{prefix}.{attention}.q_norm.gamma"] = (HEAD_SIZE,)
         shapes[f"{prefix}.{attention}.k_norm.gamma"] = (HEAD_SIZE,)
         shapes |= _linear(f"{prefix}.{attention}.to_out", width, width, bias=False)
-    rows = (5, 2, 3) if differential else (3, 1, 2)  # fused projections, in widths [B13]
+    rows = (5, 2, 3) if config.differential else (3, 1, 2)  # fused projections, in widths [B13]
     shapes |= _linear(f"{prefix}.self_attn.to_qkv", rows[0] * width, width, bias=False)
     shapes |= _linear(f"{prefix}.cross_attn.to_q", rows[1] * width, width, bias=False)
     shapes |= _linear(f"{prefix}.cross_attn.to_kv", rows[2] * width, width, bias=False)
-    shapes |= _feed_forward(f"{prefix}.ff", width, FF_MULT_DIT * width)
+    shapes |= _feed_forward(f"{prefix}.ff", width, config.ff_mult * width)
     return shapes | _mlp(f"{prefix}.local_embed", channels + 1, width, width, bias=True)
 
 
@@ -163,15 +163,16 @@ def _same(config: SAMEConfig, audio_channels: int) -> Shapes:
     shapes |= _linear("same.decoder.mapping", patch, config.decoder_kernel * width, bias=True)
     for half, depth in (("encoder", config.encoder_depth), ("decoder", config.decoder_depth)):
         for layer in range(depth):
-            shapes |= _same_layer(f"same.{half}.layers.{layer}", width)
+            shapes |= _same_layer(f"same.{half}.layers.{layer}", config)
     return shapes
 
 
-def _same_layer(prefix: str, width: int) -> Shapes:
+def _same_layer(prefix: str, config: SAMEConfig) -> Shapes:
+    width = config.width
     norms = {"pre_norm": width, "ff_norm": width, "self_attn.q_norm": HEAD_SIZE, "self_attn.k_norm": HEAD_SIZE}
     shapes: Shapes = {}
     for name, size in norms.items():
         shapes |= {f"{prefix}.{name}.alpha": (1,), f"{prefix}.{name}.gamma": (size,), f"{prefix}.{name}.beta": (size,)}
     shapes |= _linear(f"{prefix}.self_attn.to_qkv", 5 * width, width, bias=False)
     shapes |= _linear(f"{prefix}.self_attn.to_out", width, width, bias=False)
-    return shapes | _feed_forward(f"{prefix}.ff", width, FF_MULT_SAME * width)
+    return shapes | _feed_forward(f"{prefix}.ff", width, config.ff_mult * width)

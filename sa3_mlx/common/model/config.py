@@ -17,10 +17,7 @@ from .sampling import Guidance, Sampling
 FORMAT = "sa3/1"
 HEAD_SIZE = 64  # of every attention in the DiT and in SAME
 ROTARY_SIZE = 32  # rotated dimensions of a head of 64 [B12]
-FF_MULT_DIT = 4
-FF_MULT_SAME = 3
 TIMESTEP_FEATURES = 256  # [B5], [B8]
-SECONDS_MAX = 384.0  # the duration embedding saturates here [B5]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +47,10 @@ class DiTConfig(Config):
     depth: int
     memory_tokens: int
     differential: bool
+    ff_mult: int = 4  # inner width of the feed-forward over width
 
     def __post_init__(self) -> None:
-        _positive(self, "width", "depth", "memory_tokens")
+        _positive(self, "width", "depth", "memory_tokens", "ff_mult")
         require(self.width % HEAD_SIZE == 0, f"dit.width: must be a multiple of {HEAD_SIZE}, got {self.width}")
 
     @property
@@ -79,9 +77,11 @@ class SAMEConfig(Config):
     decoder_kernel: Literal[1, 3]
     sine_gate_layers: int  # last layers of the decoder whose feed-forward gate is a sine [B44]
     token_noise: float  # standard deviation of the optional decoder noise on new tokens [B47]
+    ff_mult: int = 3  # inner width of the feed-forward over width
 
     def __post_init__(self) -> None:
         _positive(self, "patch_size", "stride", "latent_channels", "width", "encoder_depth", "decoder_depth", "span")
+        _positive(self, "ff_mult")
         require(self.width % HEAD_SIZE == 0, f"same.width: must be a multiple of {HEAD_SIZE}, got {self.width}")
         require(
             0 <= self.sine_gate_layers <= self.decoder_depth,
@@ -144,9 +144,10 @@ class DiffusionConfig(Config):
     shift: ShiftConfig
     text_encoder: TextEncoderConfig
     dit: DiTConfig
+    seconds_max: float = 384.0  # the duration embedding saturates here [B5]
 
     def __post_init__(self) -> None:
-        _positive(self, "max_frames")
+        _positive(self, "max_frames", "seconds_max")
         require(
             0 <= self.head_room_seconds <= 60,
             f"diffusion.head_room_seconds: allowed 0..60, got {self.head_room_seconds}",
@@ -175,11 +176,15 @@ class ModelConfig(Config):
         """
         if self.sampling is not None:
             return self.sampling
-        if self.diffusion is None:
-            raise ConfigError(f"{self.name} is an autoencoder alone and cannot generate; choose a model with a DiT")
-        if self.diffusion.objective == "rf_denoiser":
+        if self.require_diffusion().objective == "rf_denoiser":
             return Sampling(sampler="pingpong", steps=8)
         return Sampling(sampler="euler", steps=50, guidance=Guidance(scale=7.0))
+
+    def require_diffusion(self) -> DiffusionConfig:
+        """Return ``diffusion``. Raises ConfigError for an autoencoder without one."""
+        if self.diffusion is None:
+            raise ConfigError(f"{self.name} is an autoencoder alone and cannot generate; choose a model with a DiT")
+        return self.diffusion
 
     @property
     def frames_per_second(self) -> float:
@@ -193,10 +198,8 @@ class ModelConfig(Config):
         return self.diffusion.max_frames * self.same.samples_per_latent / self.sample_rate
 
     def to_json(self) -> str:
-        data = self.to_dict()
-        if self.sampling is None:
-            del data["sampling"]
-        return json.dumps({"format": FORMAT, **data}, indent=2) + "\n"
+        """Return the text of ``config.json``, without the fields that have the value of the released models."""
+        return json.dumps({"format": FORMAT, **self.to_dict(defaults=False)}, indent=2) + "\n"
 
     @classmethod
     def load(cls, folder: str | Path) -> ModelConfig:

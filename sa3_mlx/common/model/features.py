@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .config import ROTARY_SIZE, SECONDS_MAX, TIMESTEP_FEATURES
+from .config import ROTARY_SIZE, TIMESTEP_FEATURES
 
 Float32Array = NDArray[np.float32]
 
@@ -58,10 +58,10 @@ def fourier_features(values: ArrayLike) -> Float32Array:
     return np.concatenate([np.cos(exact), np.sin(exact)], axis=-1).astype(np.float32)
 
 
-def seconds_features(seconds: ArrayLike) -> Float32Array:
-    """Durations (B,) in seconds -> (B, 256) float32: clamped to 0..384 and divided by 384 in float32 [B5]."""
-    clamped = np.clip(np.asarray(seconds, dtype=np.float32), np.float32(0), np.float32(SECONDS_MAX))
-    return fourier_features(clamped / np.float32(SECONDS_MAX))
+def seconds_features(seconds: ArrayLike, seconds_max: float) -> Float32Array:
+    """Return (B, 256) float32 of durations (B,), clamped to 0..seconds_max and divided by it [B5]."""
+    top = np.float32(seconds_max)
+    return fourier_features(np.clip(np.asarray(seconds, dtype=np.float32), np.float32(0), top) / top)
 
 
 def rope_table(positions: ArrayLike) -> tuple[Float32Array, Float32Array]:

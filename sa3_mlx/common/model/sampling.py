@@ -1,9 +1,10 @@
-"""How a diffusion model is sampled: sampler, steps and guidance. The only such type; requests, models, demos of a
-training, teachers, evaluation and benchmarks hold it."""
+"""Say how a diffusion model is sampled: sampler, steps and guidance, in the only type for it.
+
+Requests, models, demos of a training, teachers, evaluation and benchmarks hold it.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Self
@@ -16,7 +17,7 @@ STEPS_MAX = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Guidance(Config):
-    """Classifier-free guidance [B18-B21]; the defaults are the official ones and mean no guidance at scale 1."""
+    """Set classifier-free guidance [B18-B21]; the defaults are the official ones: no guidance, at scale 1."""
 
     scale: float = 1.0
     apg: float = 1.0  # 0 plain guidance, 1 only the part orthogonal to the conditional prediction
@@ -29,12 +30,10 @@ class Guidance(Config):
         """Read a table, of which fields may be missing, or a number, which is the scale."""
         if isinstance(data, int | float) and not isinstance(data, bool):
             data = {"scale": data}
-        if isinstance(data, dict):
-            data = {**dataclasses.asdict(cls()), **data}
         return super().from_dict(data, where=where)
 
     def check(self) -> None:
-        """Raises ConfigError for a value that guidance cannot have, and for settings that have no effect."""
+        """Raise ConfigError for a value that guidance cannot have, and for settings that have no effect."""
         _check_range(self.scale, "guidance scale", 0, 100)
         _check_range(self.apg, "guidance apg", 0, 1)
         _check_range(self.rescale, "guidance rescale", 0, 1)
@@ -55,7 +54,7 @@ class Guidance(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling(Config):
-    """``steps`` of ``sampler``, with ``guidance``."""
+    """Take ``steps`` of ``sampler``, with ``guidance``."""
 
     sampler: str  # one of SAMPLER_NAMES
     steps: int  # 1 to STEPS_MAX
@@ -64,8 +63,6 @@ class Sampling(Config):
     @classmethod
     def from_dict(cls, data: object, *, where: str = "sampling") -> Self:
         """Read a table, checked; without guidance it is the official one that does nothing."""
-        if isinstance(data, dict):
-            data = {"guidance": {}, **data}
         found = super().from_dict(data, where=where)
         try:
             found.check()
@@ -95,7 +92,7 @@ class Sampling(Config):
         return text if self.guidance.apg == Guidance.apg else f"{text}:{self.guidance.apg:g}"
 
     def check(self) -> None:
-        """Raises ConfigError for an unknown sampler, a number of steps out of range and impossible guidance."""
+        """Raise ConfigError for an unknown sampler, a number of steps out of range and impossible guidance."""
         if type(self.steps) is not int or not 1 <= self.steps <= STEPS_MAX:
             raise ConfigError(f"steps is {self.steps!r}: allowed are the integers 1 to {STEPS_MAX}")
         if self.sampler not in SAMPLER_NAMES:

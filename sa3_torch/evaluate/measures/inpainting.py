@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sa3_mlx.common.generation.events import Generation
-from sa3_mlx.common.generation.request import Inpaint, Item, Request, plan
+from sa3_mlx.common.generation.plan import plan
+from sa3_mlx.common.generation.request import Inpaint, Item, Request
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.lengths import samples_to_seconds
 from sa3_mlx.common.model.sampling import Sampling

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sa3_mlx.common.model.config import FF_MULT_DIT
+from sa3_mlx.common.model.config import DiTConfig
 from sa3_torch.attention import Attend, SelfAttention
 from sa3_torch.dit import BLOCK_EPS, head_rms_norm
 from sa3_torch.layers import FeedForward, RMSNorm, Rope, modulate
@@ -23,7 +23,7 @@ class ModulatedBlock(nn.Module):
         self.pre_norm = RMSNorm(width, BLOCK_EPS)
         self.self_attn = SelfAttention(width, differential=False, head_norm=head_rms_norm)
         self.ff_norm = RMSNorm(width, BLOCK_EPS)
-        self.ff = FeedForward(width, FF_MULT_DIT, "silu")
+        self.ff = FeedForward(width, DiTConfig.ff_mult, "silu")
         for last in (self.self_attn.to_out, self.ff.proj_out):
             nn.init.zeros_(last.weight)
 

@@ -18,7 +18,8 @@ from sa3_mlx.common.files.audio import Audio, fit_channels, resample
 from sa3_mlx.common.generation.clips import encode_sources, local_input
 from sa3_mlx.common.generation.events import Stepped
 from sa3_mlx.common.generation.noise import INITIAL, Purpose, step
-from sa3_mlx.common.generation.request import InitAudio, Inpaint, Item, Request, plan
+from sa3_mlx.common.generation.plan import plan
+from sa3_mlx.common.generation.request import InitAudio, Inpaint, Item, Request
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.sampling import Guidance, Sampling
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from sa3_mlx.common.model.config import FF_MULT_DIT, HEAD_SIZE
+from sa3_mlx.common.model.config import HEAD_SIZE, DiTConfig
 from sa3_mlx.common.schema import Config, ConfigError
 from sa3_torch.attention import SelfAttention, attend
 from sa3_torch.dit import BLOCK_EPS, head_rms_norm
@@ -73,7 +73,7 @@ class Block(nn.Module):
         self.pre_norm = RMSNorm(width, BLOCK_EPS)
         self.self_attn = SelfAttention(width, differential=False, head_norm=head_rms_norm)
         self.ff_norm = RMSNorm(width, BLOCK_EPS)
-        self.ff = FeedForward(width, FF_MULT_DIT, "silu")
+        self.ff = FeedForward(width, DiTConfig.ff_mult, "silu")
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x (R, N, D), mask (R, 1, 1, N) bool, False = no key -> (R, N, D)"""
