@@ -12,14 +12,14 @@ import click
 import numpy as np
 import soundfile
 
-from sa3_torch.train.data.clip_cache import SAMPLE_RATE, Audio, generator
+from sa3_torch.train.data.clip_cache import SAMPLE_RATE, Audio
 from sa3_torch.train.demo_set.sounds import note_name
+from sa3_torch.train.run.random import Purpose, generator
 
 RATIO = 1.4
 PITCHES = range(48, 72)  # the octaves that the demo's words name
 HELD_OUT = (50, 55, 60, 65, 70)
 SECONDS = 1.5
-_BELL = 401  # purpose of the random generators
 
 
 def caption(midi: int) -> str:
@@ -48,7 +48,7 @@ def bells(out: Path, strikes: int, seed: int) -> None:
     for midi in taught:
         for number in range(strikes):
             name = f"bell-{midi}-{number}"
-            soundfile.write(out / f"{name}.wav", bell(midi, generator(seed, _BELL, midi, number)), SAMPLE_RATE)
+            soundfile.write(out / f"{name}.wav", bell(midi, generator(seed, Purpose.BELL, midi, number)), SAMPLE_RATE)
             (out / f"{name}.txt").write_text(caption(midi) + "\n", encoding="utf-8")
     for name, pitches in (("taught", taught[::3]), ("unseen", HELD_OUT)):
         lines = "".join(f"{SECONDS:g} {caption(midi)}\n" for midi in pitches)

@@ -14,12 +14,12 @@ from sa3_torch.evaluate.judge.judge import shares
 from sa3_torch.evaluate.measures.frechet import ENOUGH, frechet, real_floor
 from sa3_torch.evaluate.measures.latent_clap import LatentClap, clap_adherence
 from sa3_torch.evaluate.measures.listening import Ear, Heard
-from sa3_torch.train.data.clip_cache import SAMPLE_RATE, Clip, ClipSet, generator
+from sa3_torch.train.data.clip_cache import SAMPLE_RATE, Clip, ClipSet
+from sa3_torch.train.run.random import Purpose, generator
 
 Audio = NDArray[np.float32]
 Advance = Callable[[int], None]
 Prompts = Literal["held-out", "training"]
-_CHOICE = 67  # purpose of the random generator
 
 
 class Codes(Protocol):
@@ -67,7 +67,7 @@ def asked_clips(clips: ClipSet, config: ModelConfig, prompts: Prompts, count: in
     if prompts == "held-out":
         return captioned(clips, config, "validation")
     found = captioned(clips, config, "train")
-    return [found[i] for i in generator(0, _CHOICE).permutation(len(found))[:count]]
+    return [found[i] for i in generator(0, Purpose.REAL_CLIPS).permutation(len(found))[:count]]
 
 
 def audio_of(clips: ClipSet, clip: Clip, channels: int) -> Audio:

@@ -22,13 +22,13 @@ from sa3_torch.evaluate.measures.inpainting import SHORTEST_SAMPLES, measure_inp
 from sa3_torch.evaluate.measures.latent_clap import LatentClap, clap_adherence
 from sa3_torch.evaluate.measures.listening import JUDGE, Ear, Heard
 from sa3_torch.evaluate.measures.memorisation import memorisation
-from sa3_torch.train.data.clip_cache import Clip, ClipSet, generator
+from sa3_torch.train.data.clip_cache import Clip, ClipSet
+from sa3_torch.train.run.random import Purpose, generator
 
 from .real import Prompts, Real, audio_of, check_rate
 
 Audio = NDArray[np.float32]
 SEEDS_APART = 1_000_000  # between repetitions
-_ORDER = 66  # purpose of the random generator
 
 
 class Pipeline(Protocol):
@@ -78,7 +78,7 @@ class _Kept:
 
 def jobs(clips: Sequence[Clip], count: int, seed: int) -> list[Job]:
     """Prompts as frequent as among ``clips``, which are gone through again and again in a random order."""
-    rng = generator(seed, _ORDER)
+    rng = generator(seed, Purpose.CLIP_ORDER)
     found: list[Clip] = []
     while len(found) < count:
         found += [clips[i] for i in rng.permutation(len(clips))]

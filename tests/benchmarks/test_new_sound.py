@@ -22,9 +22,10 @@ from sa3_torch.evaluate.judge import training as judge_training
 from sa3_torch.evaluate.judge.judge import Judge
 from sa3_torch.evaluate.judge.training import train_judge
 from sa3_torch.evaluate.prompts import held_out_prompts
-from sa3_torch.train.data.clip_cache import ClipSet, Draft, generator, write_clips
+from sa3_torch.train.data.clip_cache import ClipSet, Draft, write_clips
 from sa3_torch.train.data.user_folder import import_folder
 from sa3_torch.train.demo_set.synth import noise_clip
+from sa3_torch.train.run.random import generator
 from tests.support.adapters import adapter_config, random_adapter
 from tests.support.command import SMALL
 from tests.support.tiny_checkpoint import write_checkpoint

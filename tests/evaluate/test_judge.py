@@ -11,8 +11,8 @@ pytest.importorskip("torch")
 from sa3_torch.evaluate.judge.judge import WEIGHTS, Judge, feature_count, features
 from sa3_torch.evaluate.judge.pitch import cents_off, chord_of, judge_note, pitch_of
 from sa3_torch.train.autoencoder.metrics import effective_rank, log_mel_l1, si_sdr, spectral_convergence
-from sa3_torch.train.data.clip_cache import generator
 from sa3_torch.train.demo_set.synth import DRUMS, NOISES, noise_clip
+from sa3_torch.train.run.random import generator
 
 RATE = 44_100
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,12 @@ TINY = ModelConfig(
         text_encoder=TextEncoderConfig(vocab_size=20, width=24, intermediate=40, depth=2, heads=2, max_length=10),
         dit=DiTConfig(width=128, depth=2, memory_tokens=3, differential=True),
     ),
+)
+TINY_VARIED = replace(  # sizes that no released model has
+    TINY,
+    name="tiny-varied",
+    same=replace(TINY.same, ff_mult=2),
+    diffusion=replace(TINY.diffusion, dit=replace(TINY.diffusion.dit, ff_mult=3), seconds_max=47.5),
 )
 TINY_AUTOENCODER = ModelConfig(name="tiny-ae", sample_rate=8000, audio_channels=2, same=TINY.same, diffusion=None)
 

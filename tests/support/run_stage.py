@@ -24,7 +24,7 @@ def crash_stage(workspace: Path, *changes: str) -> GameStage:
     inner = stage.losses
 
     def losses(step: int) -> dict[str, Tensor]:
-        if step == 2 and parallel.own_part().rank == 1:
+        if step == 2 and parallel.own_slice().rank == 1:
             raise OSError("disk on fire")
         return inner(step)
 
@@ -61,7 +61,7 @@ def main() -> None:
         folder, name, *changes = job.split(":")
         stage = {**STAGES, "crash": crash_stage, "slow": slow_stage}[name](workspace, *changes)
         trainer_of(stage, out / folder).run()
-        torch.save(buffers(stage), out / folder / f"rank{parallel.own_part().rank}.pt")
+        torch.save(buffers(stage), out / folder / f"rank{parallel.own_slice().rank}.pt")
     parallel.finish()
 
 

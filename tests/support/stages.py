@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.presets import PRESETS
-from sa3_mlx.common.quant.calibration import Prompt
+from sa3_mlx.common.quant.calibration import CalibrationPrompt
 from sa3_torch.train.autoencoder.config import AutoencoderConfig
 from sa3_torch.train.autoencoder.distill import DistillConfig, DistillStage
 from sa3_torch.train.autoencoder.stage import AutoencoderStage
@@ -35,8 +35,9 @@ from sa3_torch.train.quantize.stage import QuantizeConfig, QuantizeStage
 from sa3_torch.train.run.loop import Trainer
 from sa3_torch.train.run.optimizers import Group, OptimizerConfig
 from sa3_torch.train.run.parallel import follow, mean
+from sa3_torch.train.run.random import step_generator
 from sa3_torch.train.run.settings import Config, load_settings, to_json
-from sa3_torch.train.run.stage import Stage, TrainConfig, step_generator
+from sa3_torch.train.run.stage import Stage, TrainConfig
 from tests.support.tiny_checkpoint import write_checkpoint
 
 DEMO = PRESETS["demo"]
@@ -255,7 +256,7 @@ def posttrain_stage(workspace: Path, *changes: str) -> PosttrainStage:
 
 def quantize_stage(workspace: Path, *changes: str) -> QuantizeStage:
     """Grids freeze in the middle of the run."""
-    prompts = tuple(Prompt(0.2, text) for text in ("kick", "snare", "bell low", "rain"))
+    prompts = tuple(CalibrationPrompt(0.2, text) for text in ("kick", "snare", "bell low", "rain"))
     settings = (
         *SHORT,
         "train.batch=2",
@@ -300,7 +301,7 @@ class GameStage(Stage):
     def losses(self, step: int) -> dict[str, Tensor]:
         batch = self.config.train.batch
         noise, real = torch.randn(2, batch, 4, generator=step_generator(self.config.train.seed, step)).to(self.device)
-        rows = self.part.slice(batch)
+        rows = self.batch_slice.rows(batch)
         noise, real = noise[rows], 1 + real[rows, :3]
         if self.turn(step) == "generator":
             fake = self.model(noise)

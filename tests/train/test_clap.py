@@ -17,7 +17,7 @@ from sa3_mlx.common.schema import ConfigError
 from sa3_torch.train.clap.contrastive import alignment, info_nce, retrieval, uniformity
 from sa3_torch.train.clap.network import MAX_SCALE, LatentClap
 from sa3_torch.train.clap.stage import ClapStage, add_noise, draw_times, equal_captions
-from sa3_torch.train.run.parallel import Part
+from sa3_torch.train.run.parallel import BatchSlice
 from sa3_torch.weights import load_model, save_checkpoint
 from tests.support.stages import MODEL, clap_stage, train
 
@@ -128,8 +128,8 @@ def test_captions_are_equal_by_the_canonical_one(stage: ClapStage) -> None:
 def test_noise_and_times_of_a_part_are_those_of_the_whole(stage: ClapStage) -> None:
     with torch.no_grad():
         batch = stage.batches.batch(3)
-        whole = stage._embed(batch, 3, Part())
-        parts = [stage._embed(batch, 3, part) for part in Part().micro_batches(4)]
+        whole = stage._embed(batch, 3, BatchSlice())
+        parts = [stage._embed(batch, 3, part) for part in BatchSlice().micro_batches(4)]
     for i in range(2):
         torch.testing.assert_close(torch.cat([part[i] for part in parts]), whole[i])
 

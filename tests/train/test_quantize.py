@@ -17,7 +17,7 @@ pytest.importorskip("scipy", reason="the training extra is not installed")
 
 from sa3_mlx.common.files.safetensors import TensorFile
 from sa3_mlx.common.quant.affine import dequantize
-from sa3_mlx.common.quant.calibration import Prompt
+from sa3_mlx.common.quant.calibration import CalibrationPrompt
 from sa3_mlx.common.quant.format import Quantization, check_file, read_packed
 from sa3_mlx.common.quant.recipes import layers_of
 from sa3_mlx.common.schema import ConfigError
@@ -32,7 +32,7 @@ assert TINY["tiny-l"].diffusion is not None
 CONFIG = dataclasses.replace(
     TINY["tiny-l"], diffusion=dataclasses.replace(TINY["tiny-l"].diffusion, head_room_seconds=0.0)
 )
-PROMPTS = tuple(Prompt(0.5, text) for text in ("kick", "bell low", "rain soft", "drone"))
+PROMPTS = tuple(CalibrationPrompt(0.5, text) for text in ("kick", "bell low", "rain soft", "drone"))
 SETTINGS = (
     "recipe=3bit",
     "rounds=1",

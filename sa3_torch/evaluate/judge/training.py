@@ -14,14 +14,14 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from sa3_torch.train.data.clip_cache import Clip, ClipSet, generator
+from sa3_torch.train.data.clip_cache import Clip, ClipSet
+from sa3_torch.train.run.random import Purpose, generator
 
 from .judge import SAMPLE_RATE, WEIGHTS, Judge, features
 
 HIDDEN = 40
 VERSIONS = 4  # damaged versions of each clip
 STEPS, BATCH, RATE, DECAY = 3000, 128, 2e-3, 2e-3
-_DAMAGE, _TRAIN = 1, 2  # purposes of the random generators
 
 
 def class_name(clip: Clip) -> str:
@@ -53,7 +53,7 @@ def table(clips: ClipSet, split: str, seed: int, classes: list[str]) -> tuple[ND
         audio = clips.read(clip)
         versions = [audio[:, 0]]
         if split == "train":
-            versions += [damage(audio, generator(seed, _DAMAGE, index, v)) for v in range(VERSIONS)]
+            versions += [damage(audio, generator(seed, Purpose.JUDGE_DAMAGE, index, v)) for v in range(VERSIONS)]
         rows += [features(version) for version in versions]
         answers += [classes.index(class_name(clip))] * len(versions)
     return np.stack(rows), np.array(answers)
@@ -61,7 +61,7 @@ def table(clips: ClipSet, split: str, seed: int, classes: list[str]) -> tuple[ND
 
 def train(x: NDArray[np.float32], y: NDArray[np.int64], classes: int, seed: int) -> list[NDArray[np.float32]]:
     """AdamW on the cross entropy of x (rows, F), classes drawn equally often -> [w1, b1, w2, b2]."""
-    rng = generator(seed, _TRAIN)
+    rng = generator(seed, Purpose.JUDGE_TRAINING)
     sizes = (x.shape[1], HIDDEN, classes)
     weights = [
         rng.standard_normal(sizes[:2]) * np.sqrt(2 / sizes[0]),

@@ -19,8 +19,8 @@ from sa3_torch.dit import Conditioning, DiT
 from sa3_torch.guidance import unconditional
 from sa3_torch.pipeline import Pipeline
 from sa3_torch.t5gemma import T5GemmaEncoder
-from sa3_torch.train.data.clip_cache import generator
 from sa3_torch.train.flow.wiener import WienerBaseline
+from sa3_torch.train.run.random import Purpose, generator
 
 from .latent_clap import padded
 
@@ -28,7 +28,6 @@ Array = NDArray[np.float32]
 Velocity = Callable[[Array, float], Array]  # states (B, T, C) and their time -> (B, T, C)
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
-_NOISE, _SHUFFLE = 64, 65  # purposes of the random generators
 
 
 class FlowModel(Protocol):
@@ -136,7 +135,9 @@ def flow_losses(
     for start in range(0, len(order), batch):
         rows = order[start : start + batch]
         z, valid = padded([clips[i].latents for i in rows])
-        noise = np.stack([generator(seed, _NOISE, i).standard_normal(z.shape[1:], np.float32) for i in rows])
+        noise = np.stack(
+            [generator(seed, Purpose.FLOW_NOISE, i).standard_normal(z.shape[1:], np.float32) for i in rows]
+        )
         captions, seconds = [clips[i].caption for i in rows], [clips[i].seconds for i in rows]
         velocities = {
             "loss": model.condition(captions, seconds, valid, dropped=False),
@@ -167,7 +168,7 @@ def flow_losses(
 
 def other_captions(clips: Sequence[LatentClip], seed: int) -> list[str]:
     """For every clip a caption of one that has another, drawn as often as it occurs; its own if there is no other."""
-    captions, rng = [clip.caption for clip in clips], generator(seed, _SHUFFLE)
+    captions, rng = [clip.caption for clip in clips], generator(seed, Purpose.OTHER_CAPTIONS)
     found = []
     for caption in captions:
         others = [other for other in captions if other != caption] or [caption]

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sa3_torch.train.data.clip_cache import generator
+from sa3_torch.train.run.random import Purpose, generator
 
 Float = NDArray[np.float64]
 
 ENOUGH = 384  # clips of either set [T12.2]
 RESAMPLES = 200
-_BOOTSTRAP, _HALVES = 61, 62  # purposes of the random generators
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +51,7 @@ def frechet_with_interval(
 ) -> Frechet:
     """The distance and its 95 % interval: both sets are resampled, and the resampled distances, which lie too high
     because clips repeat in them, are moved so that their median is the distance."""
-    value, rng = frechet(a, b), generator(seed, _BOOTSTRAP)
+    value, rng = frechet(a, b), generator(seed, Purpose.BOOTSTRAP)
     drawn = np.array(
         [frechet(a[rng.integers(0, len(a), len(a))], b[rng.integers(0, len(b), len(b))]) for _ in range(resamples)]
     )
@@ -62,6 +61,6 @@ def frechet_with_interval(
 
 def real_floor(real: NDArray[np.floating], *, repeats: int = 10, seed: int = 0) -> float:
     """Distance of one half of the real clips (n, D) to the other, mean over random halves."""
-    rng, half = generator(seed, _HALVES), len(real) // 2
+    rng, half = generator(seed, Purpose.HALVES), len(real) // 2
     orders = [rng.permutation(len(real)) for _ in range(repeats)]
     return float(np.mean([frechet(real[order[:half]], real[order[half:]]) for order in orders]))

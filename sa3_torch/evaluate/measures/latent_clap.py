@@ -11,9 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sa3_torch.train.data.clip_cache import generator
+from sa3_torch.train.run.random import Purpose, generator
 
-_OTHERS = 63  # purpose of the random generator
 _BATCH = 64
 
 
@@ -51,7 +50,7 @@ def clap_adherence(
     )  # (sounds, E)
     cosine = audio @ text.T
     own = np.array([names.index(prompt) for prompt in prompts])
-    rows, rng = np.arange(len(own)), generator(seed, _OTHERS)
+    rows, rng = np.arange(len(own)), generator(seed, Purpose.OTHER_TEXTS)
     other = None
     if len(names) > 1:
         other = float(cosine[rows, (own + rng.integers(1, len(names), len(own))) % len(names)].mean())

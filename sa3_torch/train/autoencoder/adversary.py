@@ -1,6 +1,6 @@
 """Discriminators beside a decoder: whose turn a step is, and the terms of both sides [T1.3] and [T1.5].
 
-Shapes: B items of a part, N audio samples.
+Shapes: B items of a slice, N audio samples.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from sa3_mlx.common.schema import Config
-from sa3_torch.train.run.parallel import Part, mean
+from sa3_torch.train.run.parallel import BatchSlice, mean
+from sa3_torch.train.run.random import Purpose, purpose_generator
 from sa3_torch.train.run.settings import check
-from sa3_torch.train.run.stage import purpose_generator
 
 from .discriminators import (
     DiscriminatorsConfig,
@@ -27,8 +27,6 @@ from .discriminators import (
     feature_matching_loss,
     generator_loss,
 )
-
-_REAL, _FAKE = 211, 212  # purposes of the random generators
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +72,11 @@ class Adversary(nn.Module):
         """Whether a step trains the discriminators: the odd ones."""
         return step % 2 == 1 and (self.config.mode == "adv" or self.heeded(step))
 
-    def terms(self, real: Tensor, fake: Tensor, *, step: int, part: Part) -> dict[str, Tensor]:
+    def terms(self, real: Tensor, fake: Tensor, *, step: int, batch_slice: BatchSlice) -> dict[str, Tensor]:
         """Raw terms of the generator: (B, N, channels) each."""
         with torch.no_grad():
-            judged = self._judge(real, _REAL, step, part)
-        other = self._judge(fake, _FAKE, step, part)
+            judged = self._judge(real, Purpose.JUDGED_REAL, step, batch_slice)
+        other = self._judge(fake, Purpose.JUDGED_FAKE, step, batch_slice)
         return {
             "adversarial": generator_loss(judged, other),
             "feature_matching": feature_matching_loss(judged, other),
@@ -88,20 +86,23 @@ class Adversary(nn.Module):
         """The raw adversarial term of the generator without noise on the inputs, for any number of items."""
         return generator_loss(self.discriminators(real), self.discriminators(fake))
 
-    def loss(self, real: Tensor, fake: Tensor, *, step: int, part: Part) -> Tensor:
+    def loss(self, real: Tensor, fake: Tensor, *, step: int, batch_slice: BatchSlice) -> Tensor:
         """That of the discriminators: (B, N, channels) each -> scalar."""
-        return discriminator_loss(self._judge(real, _REAL, step, part), self._judge(fake.detach(), _FAKE, step, part))
+        return discriminator_loss(
+            self._judge(real, Purpose.JUDGED_REAL, step, batch_slice),
+            self._judge(fake.detach(), Purpose.JUDGED_FAKE, step, batch_slice),
+        )
 
-    def follow(self, loss: Tensor, *, part: Part, micro_batches: int) -> None:
-        """After every loss of the discriminators; what is kept moves once per step, when all its parts are known."""
-        self._found = [*(self._found if part.rank % micro_batches else []), loss.detach()]
+    def follow(self, loss: Tensor, *, batch_slice: BatchSlice, micro_batches: int) -> None:
+        """After every loss of the discriminators; what is kept moves once per step, when all its slices are known."""
+        self._found = [*(self._found if batch_slice.rank % micro_batches else []), loss.detach()]
         if len(self._found) == micro_batches:
             self.noise.follow(mean(torch.stack(self._found).mean()))
 
-    def _judge(self, audio: Tensor, purpose: int, step: int, part: Part) -> list[Judgement]:
+    def _judge(self, audio: Tensor, purpose: Purpose, step: int, batch_slice: BatchSlice) -> list[Judgement]:
         if self.config.noise.masked or self.config.noise.instance:
             random = purpose_generator(self.seed, purpose, step)
-            noise = self.noise.draw((self.items, *audio.shape[1:]), random)[part.slice(self.items)]
+            noise = self.noise.draw((self.items, *audio.shape[1:]), random)[batch_slice.rows(self.items)]
             audio = self.noise(audio, noise.to(audio.device))
         judged: list[Judgement] = self.discriminators(audio)
         return judged

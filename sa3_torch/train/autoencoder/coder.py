@@ -1,6 +1,6 @@
 """The autoencoder while it is trained: noise on latents, running_std, and other ways to train [T1.3].
 
-Shapes: B items of a part, N audio samples, T latent frames, C latent channels.
+Shapes: B items of a slice, N audio samples, T latent frames, C latent channels.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from sa3_mlx.common.schema import Config, ConfigError
 from sa3_torch.same import SAME, patch, unpatch
-from sa3_torch.train.run.parallel import Part, follow
+from sa3_torch.train.run.parallel import BatchSlice, follow
+from sa3_torch.train.run.random import Purpose, purpose_generator, step_generator
 from sa3_torch.train.run.settings import check
-from sa3_torch.train.run.stage import TrainConfig, maybe_compile, purpose_generator, step_generator
+from sa3_torch.train.run.stage import TrainConfig, maybe_compile
 
 STD_DECAY = 0.999
 NOISE = 0.05  # on the latents while training, relative to running_std
-_MASK = 221  # purpose of the random generator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,20 +89,20 @@ class Coder:
             u = u * bottleneck.scale + bottleneck.bias
         return _Zeros.apply(u, *frozen) if frozen and torch.is_grad_enabled() else u
 
-    def decoded(self, z: Tensor, step: int, part: Part) -> Tensor:
+    def decoded(self, z: Tensor, step: int, batch_slice: BatchSlice) -> Tensor:
         """(B, T, C) -> (B, N, 2), with the training noise of the global batch."""
         r = self.model.bottleneck.running_std.clone()
         noise = torch.randn(self.items, *z.shape[1:], generator=step_generator(self.train.seed, step))
-        noisy = r * (z + NOISE * noise[part.slice(self.items)].to(z.device))
+        noisy = r * (z + NOISE * noise[batch_slice.rows(self.items)].to(z.device))
         return unpatch(self._decode(noisy), self.model.audio_channels).float()
 
-    def masked(self, z: Tensor, step: int, part: Part) -> Tensor:
+    def masked(self, z: Tensor, step: int, batch_slice: BatchSlice) -> Tensor:
         """Some numbers become zeros, against reliance on single ones: (B, T, C) -> (B, T, C). Nothing is rescaled."""
         if not self.variants.latent_mask:
             return z
-        random = purpose_generator(self.train.seed, _MASK, step)
+        random = purpose_generator(self.train.seed, Purpose.LATENT_MASK, step)
         kept = torch.rand(self.items, *z.shape[1:], generator=random) >= self.variants.latent_mask
-        return z * kept[part.slice(self.items)].to(z.device)
+        return z * kept[batch_slice.rows(self.items)].to(z.device)
 
     @torch.no_grad()
     def follow_std(self, std: Tensor, step: int) -> None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from sa3_mlx.common.schema import Config, ConfigError
 from sa3_torch.train.data.augment import AugmentConfig
-from sa3_torch.train.data.batches import SharesConfig
-from sa3_torch.train.data.shard_crops import ShardsConfig
+from sa3_torch.train.data.crops import ShardsConfig
+from sa3_torch.train.data.drawing import SharesConfig
 from sa3_torch.train.run.optimizers import OptimizerConfig
 from sa3_torch.train.run.settings import check
 from sa3_torch.train.run.stage import TrainConfig

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sa3_torch.train.data.augment import chirp
-from sa3_torch.train.data.clip_cache import Audio, generator
+from sa3_torch.train.data.clip_cache import Audio
 from sa3_torch.train.run.logs import save_sound
+from sa3_torch.train.run.random import Purpose, generator
 
 from .adversary import Adversary
 from .reconstruct import Reconstructor
@@ -28,7 +29,6 @@ import matplotlib.pyplot as plt
 DEMO_CLIPS = 6
 SIZE, HOP = 512, 128  # of the spectra to which discriminators are sensitive
 CHIRP_SEED = 7  # from 240 Hz up to 10.8 kHz
-_CHIRP = 108  # purpose of the random generator
 
 
 def save_demo(
@@ -41,7 +41,9 @@ def save_demo(
     """
     held_out = through.clips.select("validation")
     chosen = held_out[:: max(1, len(held_out) // DEMO_CLIPS)][:DEMO_CLIPS]
-    sounds = [through.audio(clip) for clip in chosen] + [chirp(generator(CHIRP_SEED, _CHIRP), through.samples // 2)]
+    sounds = [through.audio(clip) for clip in chosen] + [
+        chirp(generator(CHIRP_SEED, Purpose.DEMO_CHIRP), through.samples // 2)
+    ]
     outputs = [through.again(sound) for sound in sounds]
     pieces = [piece for pair in zip(sounds, outputs, strict=True) for piece in pair]
     title = f"step {step}: original, reconstruction of {len(chosen)} clips and a chirp"

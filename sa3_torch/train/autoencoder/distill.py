@@ -83,7 +83,7 @@ class DistillStage(AutoencoderStage):
                 z_teacher = self.teacher.encode(audio).float()
                 theirs = self._teach(z_teacher)
             by_teacher = self._teach(z)
-            of_teacher = self.coder.decoded(z_teacher, step, self.part)
+            of_teacher = self.coder.decoded(z_teacher, step, self.batch_slice)
         self._z_teacher = z_teacher
         return [
             Comparison(name="spectral", weight=weight, share=1.0, reference=audio, prediction=output),

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from sa3_torch.train.autoencoder.semantics.regressors import pitch_class
 from sa3_torch.train.data.augment import pan_mono
-from sa3_torch.train.data.clip_cache import Audio, Clip, ClipSet, generator
+from sa3_torch.train.data.clip_cache import Audio, Clip, ClipSet
+from sa3_torch.train.run.random import Purpose, generator
 
 from .metrics import effective_rank, kurtosis, r_squared
 from .semantics import Regressors
 
 PENALTY = 1e-3  # of the mean variance of a channel
-_PAN, _CONTROL = 301, 302  # purposes of the random generators
 Array = NDArray[np.float64]
 Encode = Callable[[Audio], NDArray[np.float32]]  # (L, 2) -> (T, C)
 
@@ -99,7 +99,7 @@ class Probe:
     def _read(self, clip: Clip, seed: int) -> Read:
         audio = self.clips.read(clip)
         if audio.shape[1] == 1:
-            position = self.pan * float(generator(seed, _PAN, clip.offset).uniform(-1, 1))
+            position = self.pan * float(generator(seed, Purpose.PROBE_PAN, clip.offset).uniform(-1, 1))
             audio = pan_mono(np.repeat(audio, 2, axis=1), position)
         audio = np.pad(audio, ((0, max(0, self.regressors.config.size - len(audio))), (0, 0)))
         latents = self.encode(audio)
@@ -127,7 +127,7 @@ class Probe:
         return {**shares, "pitch_class": self._pitch_class(held_out, outputs)}
 
     def _control(self, fitted: Sequence[Read], held_out: Sequence[Read], seed: int) -> dict[str, float | None]:
-        random = generator(seed, _CONTROL)
+        random = generator(seed, Purpose.PROBE_CONTROL)
 
         def blind(read: Read) -> Read:
             noise = random.standard_normal(read.latents.shape).astype(np.float32)

@@ -18,13 +18,12 @@ from sa3_mlx.common.schema import ConfigError
 from sa3_torch.same import SAME
 from sa3_torch.train.autoencoder.semantics.held_out import BATCH, measure_semantics
 from sa3_torch.train.data.augment import NO_AUGMENTATION
-from sa3_torch.train.data.batches import AudioBatch, AudioCrops, Crops
 from sa3_torch.train.data.clip_cache import ClipSet
-from sa3_torch.train.data.shard_crops import ShardCrops
+from sa3_torch.train.data.crops import AudioBatch, AudioCrops, Crops, ShardCrops
 from sa3_torch.train.data.shards import ShardIndex
 from sa3_torch.train.networks.init import init_autoencoder
 from sa3_torch.train.run.optimizers import Group
-from sa3_torch.train.run.parallel import Part, mean, moments, std_of
+from sa3_torch.train.run.parallel import BatchSlice, mean, moments, std_of
 from sa3_torch.train.run.stage import Split, Stage, maybe_compile
 from sa3_torch.weights import save_checkpoint
 
@@ -75,7 +74,7 @@ class AutoencoderStage(Stage):
         self.coder.settled = self._initialise(start)
         self.semantics, self.adversary = self._extras()
         self.groups = self._groups()
-        self._heard: list[Tensor] = []  # by window size: items that are not silent, mean over parts; see ``prepare``
+        self._heard: list[Tensor] = []  # by window size: items that are not silent, mean over slices; see ``prepare``
         self.attached = False  # whether the semantic networks have reached the latents
         self._distance = maybe_compile(spectral_distance, train.compile)
 
@@ -165,7 +164,7 @@ class AutoencoderStage(Stage):
             return self._losses(step)
 
     def _losses(self, step: int) -> dict[str, Tensor]:
-        batch = self._batch(step, self.part)
+        batch = self._batch(step, self.batch_slice)
         audio = batch.audio.to(self.device)
         if self.turn(step) == "discriminator":
             return self._discriminator_losses(audio, step)
@@ -174,7 +173,7 @@ class AutoencoderStage(Stage):
             if self.config.train.accumulate == 1:
                 self._follow_std(std_of(moments(u)), step)
             z = u / self.model.bottleneck.running_std.clone()
-            output = self.coder.decoded(self.coder.masked(z, step, self.part), step, self.part)
+            output = self.coder.decoded(self.coder.masked(z, step, self.batch_slice), step, self.batch_slice)
         self._note_latents(z)
         comparisons = self._comparisons(z, output, audio, step)
         return {
@@ -220,7 +219,7 @@ class AutoencoderStage(Stage):
             return {}
         self.attached = step >= self.semantics.config.detached_steps
         with self.autocast():
-            raw = self.semantics.losses(z, audio, captions, step=step, part=self.part)
+            raw = self.semantics.losses(z, audio, captions, step=step, batch_slice=self.batch_slice)
         weights = self.semantics.weights()
         self.notes |= {f"measured/{name}": value for name, value in raw.items() if name not in weights}
         return {name: self.weighted(name, weight, raw[name]) for name, weight in weights.items()}
@@ -231,7 +230,9 @@ class AutoencoderStage(Stage):
         sums: dict[str, Tensor] = {}
         for compared in comparisons:
             with self.autocast():
-                raw = self.adversary.terms(compared.reference, compared.prediction, step=step, part=self.part)
+                raw = self.adversary.terms(
+                    compared.reference, compared.prediction, step=step, batch_slice=self.batch_slice
+                )
             for name, value in raw.items():
                 sums[name] = sums.get(name, 0) + compared.share * value
         return {name: self.weighted(name, self.adversary.weights[name], value) for name, value in sums.items()}
@@ -241,29 +242,30 @@ class AutoencoderStage(Stage):
         with self.autocast():
             with torch.no_grad():
                 z = self.coder.raw_latents(audio, step) / self.model.bottleneck.running_std
-                output = self.coder.decoded(self.coder.masked(z, step, self.part), step, self.part)
+                output = self.coder.decoded(self.coder.masked(z, step, self.batch_slice), step, self.batch_slice)
                 comparisons = self._comparisons(z, output, audio, step)
             losses = [
-                compared.share * self.adversary.loss(compared.reference, compared.prediction, step=step, part=self.part)
+                compared.share
+                * self.adversary.loss(compared.reference, compared.prediction, step=step, batch_slice=self.batch_slice)
                 for compared in comparisons
             ]
         loss = torch.stack(losses).sum()
         share = sum(compared.share for compared in comparisons)
-        self.adversary.follow(loss / share, part=self.part, micro_batches=self.config.train.accumulate)
+        self.adversary.follow(loss / share, batch_slice=self.batch_slice, micro_batches=self.config.train.accumulate)
         self.notes["measured/discriminator_mean"] = self.adversary.noise.loss_mean.detach()
         return {"discriminator": loss}
 
-    def prepare(self, step: int, parts: list[Part]) -> None:
+    def prepare(self, step: int, slices: list[BatchSlice]) -> None:
         """Of the whole batch, before its first micro-batch is divided by them: running_std, and heard items by size."""
         if self.turn(step) == "discriminator":
             return
         with self.coder.stride(step):
-            self._prepare(step, parts)
+            self._prepare(step, slices)
 
-    def _prepare(self, step: int, parts: list[Part]) -> None:
+    def _prepare(self, step: int, slices: list[BatchSlice]) -> None:
         found, heard = [], []
-        for part in parts:
-            audio = self._batch(step, part).audio.to(self.device)
+        for each in slices:
+            audio = self._batch(step, each).audio.to(self.device)
             with self.autocast():
                 found.append(moments(self.coder.raw_latents(audio, step)))
             counts: list[Tensor] = []
@@ -282,14 +284,14 @@ class AutoencoderStage(Stage):
         return spectral_input(audio, self.config.spectral, self.model_config.sample_rate, step)
 
     def _average(self) -> Average:
-        """Takes the number of heard items of a part, for one size after the other, to its mean over all parts."""
+        """Takes the number of heard items of a slice, for one size after the other, to its mean over all slices."""
         if self.config.train.accumulate == 1:
             return mean
         known = iter(self._heard)
         return lambda _count: next(known)
 
-    def _batch(self, step: int, part: Part) -> AudioBatch:
-        return self.crops.batch(step, part.slice(self.crops.items))
+    def _batch(self, step: int, batch_slice: BatchSlice) -> AudioBatch:
+        return self.crops.batch(step, batch_slice.rows(self.crops.items))
 
     def _follow_std(self, std: Tensor, step: int) -> None:
         """``std`` of u of all processes."""

@@ -24,16 +24,17 @@ from sa3_mlx.common.model.checkpoint import TOKENIZER_FILE, WEIGHTS_FILE
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.schema import Config, ConfigError
 from sa3_torch.t5gemma import T5GemmaEncoder
-from sa3_torch.train.data.batches import LatentBatch, LatentBatches, SharesConfig
-from sa3_torch.train.data.clip_cache import generator
+from sa3_torch.train.data.batches import LatentBatch, LatentBatches
+from sa3_torch.train.data.drawing import SharesConfig
 from sa3_torch.train.data.latents import LatentItem, LatentSet
 from sa3_torch.train.networks.init import seeded
 from sa3_torch.train.run import parallel
 from sa3_torch.train.run.optimizers import Group, OptimizerConfig
-from sa3_torch.train.run.parallel import Part
+from sa3_torch.train.run.parallel import BatchSlice
 from sa3_torch.train.run.plot import plot_matrix
+from sa3_torch.train.run.random import Purpose, generator, purpose_generator
 from sa3_torch.train.run.settings import check
-from sa3_torch.train.run.stage import Split, Stage, TrainConfig, purpose_generator
+from sa3_torch.train.run.stage import Split, Stage, TrainConfig
 from sa3_torch.weights import EMBEDDING, load_part
 
 from .contrastive import alignment, info_nce, retrieval, uniformity
@@ -41,7 +42,6 @@ from .network import LatentClap, LatentClapConfig, TowerConfig
 
 VALIDATION_TIMES = (0.0, 0.25, 0.5)
 VALIDATION_ROUNDS = 4  # with another clip of every caption and other noise
-_TIMES, _NOISE, _CAPTIONS = 121, 122, 123  # purposes of the random generators
 Vectors = tuple[Tensor, Tensor]  # of sounds and of texts, (B, E) each
 
 
@@ -116,7 +116,7 @@ class ClapStage(Stage):
             raise ValueError(f"{self.latents}: retrieval needs 2 held-out captions or more, got {len(clips)}")
         names, most = sorted(clips), self.config.validation_captions
         if len(names) > most:
-            random = generator(self.config.train.seed, _CAPTIONS)
+            random = generator(self.config.train.seed, Purpose.CLAP_CAPTIONS)
             names = [names[i] for i in sorted(random.choice(len(names), most, replace=False))]
         return [[clips[name][turn % len(clips[name])] for name in names] for turn in range(VALIDATION_ROUNDS)]
 
@@ -130,7 +130,7 @@ class ClapStage(Stage):
     def losses(self, step: int) -> dict[str, Tensor]:
         """Of the whole batch, which this process knows; its own rows carry the gradient."""
         config, batch = self.config, self.batches.batch(step)
-        audio, text = self._of_whole_batch(self._embed(batch, step, self.part))
+        audio, text = self._of_whole_batch(self._embed(batch, step, self.batch_slice))
         positives = equal_captions(batch).to(self.device)
         scale, apart = self.model.scale, ~positives
         self.notes["measured/scale"] = scale.detach().mean()
@@ -143,17 +143,17 @@ class ClapStage(Stage):
         }
         return {name: self.weighted(name, weight, value) for name, (weight, value) in terms.items()}
 
-    def prepare(self, step: int, parts: list[Part]) -> None:
+    def prepare(self, step: int, slices: list[BatchSlice]) -> None:
         """Vectors of the whole batch: each micro-batch has its gradient against all others."""
         batch = self.batches.batch(step)
-        audio, text = zip(*(self._embed(batch, step, part) for part in parts), strict=True)
+        audio, text = zip(*(self._embed(batch, step, each) for each in slices), strict=True)
         self._kept = parallel.gather_rows(torch.cat(audio)), parallel.gather_rows(torch.cat(text))
 
-    def _embed(self, batch: LatentBatch, step: int, part: Part) -> Vectors:
-        """Vectors of a part, with the times and the noise of the global batch."""
-        seed, rows = self.config.train.seed, part.slice(len(batch.items))
-        t = draw_times(len(batch.items), self.config.noisy_share, purpose_generator(seed, _TIMES, step))
-        noise = torch.randn(batch.latents.shape, generator=purpose_generator(seed, _NOISE, step))
+    def _embed(self, batch: LatentBatch, step: int, batch_slice: BatchSlice) -> Vectors:
+        """Vectors of a slice, with the times and the noise of the global batch."""
+        seed, rows = self.config.train.seed, batch_slice.rows(len(batch.items))
+        t = draw_times(len(batch.items), self.config.noisy_share, purpose_generator(seed, Purpose.CLAP_TIMES, step))
+        noise = torch.randn(batch.latents.shape, generator=purpose_generator(seed, Purpose.CLAP_NOISE, step))
         z, eps, valid, ids, mask, t = (
             x[rows].to(self.device) for x in (batch.latents, noise, batch.valid, batch.ids, batch.mask, t)
         )
@@ -161,13 +161,13 @@ class ClapStage(Stage):
             return self.model.embed_audio(add_noise(z, eps, t), valid, t), self.model.embed_text(ids, mask)
 
     def _of_whole_batch(self, own: Vectors) -> Vectors:
-        """Rows of this part -> those of all, with a gradient that is the sum over what each part says of them."""
+        """Rows of this slice -> those of all, with a gradient that is the sum over what each slice says of them."""
         if self.config.train.accumulate == 1:
             return parallel.gather_rows(own[0]), parallel.gather_rows(own[1])
-        count = self.part.world
+        count = self.batch_slice.world
         # Nothing was prepared where a step is only timed or counted.
         kept = self._kept or (own[0].detach().repeat(count, 1), own[1].detach().repeat(count, 1))
-        rows = self.part.slice(len(kept[0]))
+        rows = self.batch_slice.rows(len(kept[0]))
 
         def put(whole: Tensor, part: Tensor) -> Tensor:
             part = part + (count - 1) * (part - part.detach())  # the mean over parts follows
@@ -196,7 +196,7 @@ class ClapStage(Stage):
         """Vectors of the clips of a round, with noise of level ``time``, and of their canonical captions."""
         items, seed = self.rounds[turn], self.config.train.seed + 1
         z, valid = pad_latents(self.latents, items, self.config.max_frames)
-        noise = torch.randn(z.shape, generator=purpose_generator(seed, _NOISE, turn))
+        noise = torch.randn(z.shape, generator=purpose_generator(seed, Purpose.CLAP_NOISE, turn))
         t = torch.full((len(items),), time)
         x, found = add_noise(z, noise, t), []
         for start in range(0, len(items), self.config.train.batch):

@@ -65,11 +65,6 @@ class Draft:
     fields: dict[str, Any] = field(default_factory=dict)
 
 
-def generator(seed: int, *key: int) -> np.random.Generator:
-    """Counter-based random generator of (seed, key...): the same numbers in any order of use, after any resume."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *key])))
-
-
 def write_clips(folder: Path, drafts: Iterable[Draft], *, channels: int, about: dict[str, Any]) -> ClipSet:
     """Write a cache folder (created; an existing cache is replaced) and open it. ``about`` says how it was made."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -26,9 +26,10 @@ from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.schema import Config, ConfigError
 from sa3_mlx.common.version import version
 from sa3_torch.same import SAME
+from sa3_torch.train.run.random import Purpose, generator
 from sa3_torch.weights import load_part
 
-from .clip_cache import Audio, generator, write_json
+from .clip_cache import Audio, write_json
 from .latents import LATENT_FORMAT, LatentItem, LatentSet, ShardFile, shard_path, write_silence
 from .recordings import ATTRIBUTION, SILENT, Credit, refuse_failures, write_attribution
 from .sources import Recording, Source
@@ -36,7 +37,6 @@ from .sources import Recording, Source
 PLAN_FORMAT = "sa3-pre-encode/1"
 SILENCE_FRAMES = 32
 WHOLE_SECONDS = 30  # shorter recordings are encoded in one piece
-_SHIFT = 103  # purpose of the random generator
 
 
 def load_autoencoder(folder: Path, device: str = "cpu") -> tuple[SAME, str]:
@@ -222,7 +222,7 @@ class PreEncoder:
         the model meets every phase of a sound against the latent grid.
         """
         copies = self.config.copies if recording.split == "train" else 1
-        shifts = generator(self.config.seed, _SHIFT, number).integers(
+        shifts = generator(self.config.seed, Purpose.ENCODER_SHIFT, number).integers(
             1, self.same.config.samples_per_latent, self.config.copies
         )
         items: list[LatentItem] = []

@@ -20,8 +20,9 @@ import numpy as np
 import soundfile
 
 from sa3_mlx.common.files.audio import check_finite, fit_channels, open_blocks, resample
+from sa3_torch.train.run.random import Purpose, generator
 
-from .clip_cache import SAMPLE_RATE, Audio, generator, write_json
+from .clip_cache import SAMPLE_RATE, Audio, write_json
 from .recordings import (
     ATTRIBUTION,
     SUFFIXES,
@@ -37,7 +38,6 @@ from .recordings import (
 
 SHARD_FORMAT = "sa3-shards/1"
 _CONTEXT = 1024  # samples of a file read around a piece that is resampled
-_ORDER, _WINDOW = 105, 106  # purposes of the random generators
 
 
 def _library() -> Any:
@@ -284,7 +284,7 @@ class ShardStream:
             stop = min(start + self.window, self.samples)
             self._samples = [self._next(epoch, at) for at in range(start, stop)]
             self._loaded = (epoch, window)
-        order = generator(self.seed, _WINDOW, self.stream, epoch, window).permutation(len(self._samples))
+        order = generator(self.seed, Purpose.SHARD_WINDOW, self.stream, epoch, window).permutation(len(self._samples))
         return self._samples[order[within]]
 
     def _next(self, epoch: int, place: int) -> ShardSample:
@@ -296,7 +296,7 @@ class ShardStream:
 
     def _read_from(self, epoch: int, place: int) -> Iterator[ShardSample]:
         """The samples of an epoch in the order of their shards, from ``place`` on."""
-        for number in generator(self.seed, _ORDER, self.stream, epoch).permutation(len(self._shards)):
+        for number in generator(self.seed, Purpose.SHARD_ORDER, self.stream, epoch).permutation(len(self._shards)):
             shard = self._shards[number]
             if place >= shard.samples:
                 place -= shard.samples

@@ -21,8 +21,9 @@ from pathlib import Path
 import click
 import numpy as np
 
-from sa3_torch.train.data.clip_cache import SAMPLE_RATE, Audio, ClipSet, Draft, generator, trim, write_clips
+from sa3_torch.train.data.clip_cache import SAMPLE_RATE, Audio, ClipSet, Draft, trim, write_clips
 from sa3_torch.train.data.recordings import hash_file
+from sa3_torch.train.run.random import Purpose, generator
 
 from .synth import DRUMS, NOISES, noise_clip
 
@@ -69,7 +70,6 @@ NOTES_PER_PITCH, SYNTHESISED_PER_DRUM, CLIPS_PER_NOISE = 4, 40, 40
 HELD_OUT_PITCHES, HELD_OUT_CHORDS = 2, 2  # of 24, per instrument
 SLOT_SECONDS, LEAD_SECONDS = 6.0, 0.1
 # Purposes of the random generators.
-_HOLD_OUT, _NOTE, _CHORD, _DRUM, _SYNTH, _NOISE, _GAIN = range(7)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,13 +145,13 @@ def _finish(audio: Audio, seed: int, name: str) -> Audio:
     """Trim, and set the peak to a random level between -9 and -3 dBFS."""
     audio = audio / np.abs(audio).max()
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
-    level = 10 ** (generator(seed, _GAIN, key).uniform(-9, -3) / 20)
+    level = 10 ** (generator(seed, Purpose.GAIN, key).uniform(-9, -3) / 20)
     trimmed = trim((audio * level).astype(np.float32), maximum_seconds=MAXIMUM_SECONDS, minimum_seconds=MINIMUM_SECONDS)
     return trimmed.astype(np.float32)
 
 
 def _held_out(seed: int, purpose: int, index: int, count: int, choices: int) -> set[int]:
-    return set(generator(seed, _HOLD_OUT, purpose, index).choice(choices, size=count, replace=False).tolist())
+    return set(generator(seed, Purpose.HOLD_OUT, purpose, index).choice(choices, size=count, replace=False).tolist())
 
 
 def held_out_notes(seed: int) -> list[tuple[str, int]]:
@@ -159,7 +159,7 @@ def held_out_notes(seed: int) -> list[tuple[str, int]]:
     return [
         (instrument, PITCHES[0] + offset)
         for index, instrument in enumerate(INSTRUMENTS)
-        for offset in sorted(_held_out(seed, _NOTE, index, HELD_OUT_PITCHES, len(PITCHES)))
+        for offset in sorted(_held_out(seed, Purpose.NOTE, index, HELD_OUT_PITCHES, len(PITCHES)))
     ]
 
 
@@ -169,19 +169,19 @@ def held_out_chords(seed: int) -> list[tuple[str, int, str]]:
     return [
         (instrument, *kinds[choice])
         for index, instrument in enumerate(CHORD_INSTRUMENTS)
-        for choice in sorted(_held_out(seed, _CHORD, index, HELD_OUT_CHORDS, len(kinds)))
+        for choice in sorted(_held_out(seed, Purpose.CHORD, index, HELD_OUT_CHORDS, len(kinds)))
     ]
 
 
 def notes(seed: int, font: Path) -> Iterator[Draft]:
     for index, (instrument, program) in enumerate(INSTRUMENTS.items()):
-        rng = generator(seed, _NOTE, index)
+        rng = generator(seed, Purpose.NOTE, index)
         pitches = [midi for midi in PITCHES for _ in range(NOTES_PER_PITCH)]
         events = [
             Event(program=program, keys=(m,), velocity=int(rng.integers(60, 121)), seconds=rng.uniform(0.4, 2.5))
             for m in pitches
         ]
-        held = _held_out(seed, _NOTE, index, HELD_OUT_PITCHES, len(PITCHES))
+        held = _held_out(seed, Purpose.NOTE, index, HELD_OUT_PITCHES, len(PITCHES))
         for i, (midi, slot) in enumerate(zip(pitches, render_midi(events, font), strict=True)):
             name = f"note-{instrument}-{note_name(midi)}-{i % NOTES_PER_PITCH}"
             yield Draft(
@@ -198,7 +198,7 @@ def notes(seed: int, font: Path) -> Iterator[Draft]:
 
 def chords(seed: int, font: Path) -> Iterator[Draft]:
     for index, instrument in enumerate(CHORD_INSTRUMENTS):
-        rng = generator(seed, _CHORD, index)
+        rng = generator(seed, Purpose.CHORD, index)
         kinds = [(root, quality) for root in range(48, 60) for quality in TRIADS]
         takes = [(kind, take) for kind in range(len(kinds)) for take in range(2)]
         events = [
@@ -210,7 +210,7 @@ def chords(seed: int, font: Path) -> Iterator[Draft]:
             )
             for k, _ in takes
         ]
-        held = _held_out(seed, _CHORD, index, HELD_OUT_CHORDS, len(kinds))
+        held = _held_out(seed, Purpose.CHORD, index, HELD_OUT_CHORDS, len(kinds))
         for (k, take), slot in zip(takes, render_midi(events, font), strict=True):
             root, quality = kinds[k]
             name = f"chord-{instrument}-{NAMES[root % 12]}-{quality}-{take}"
@@ -242,7 +242,7 @@ def _drum(seed: int, label: str, name: str, split: str, audio: Audio) -> Draft:
 
 def kit_drums(seed: int, font: Path) -> Iterator[Draft]:
     """Hits of the sound font's kits; a sound that two kits share is kept once, so that the split cannot leak."""
-    rng = generator(seed, _DRUM)
+    rng = generator(seed, Purpose.DRUM)
     hits = [(label, kit, key) for label, keys in DRUM_KEYS.items() for kit in KITS for key in keys]
     events = [
         Event(program=kit, keys=(key,), velocity=velocity, seconds=1.0, drums=True)
@@ -268,7 +268,7 @@ def synthesised(seed: int) -> Iterator[Draft]:
     """Drums and noises that need numpy alone; every tenth variation is held out."""
     for index, (label, recipe) in enumerate(DRUMS.items()):
         for i in range(SYNTHESISED_PER_DRUM):
-            audio = recipe(generator(seed, _SYNTH, index, i))
+            audio = recipe(generator(seed, Purpose.SYNTH, index, i))
             yield _drum(seed, label, f"drum-{label}-synth-{i}", "validation" if i % 10 == 5 else "train", audio)
     for index, colour in enumerate(NOISES):
         for i in range(CLIPS_PER_NOISE):
@@ -281,7 +281,7 @@ def synthesised(seed: int) -> Iterator[Draft]:
                 instrument=None,
                 midi=None,
                 split="validation" if i % 10 == 5 else "train",
-                audio=_finish(noise_clip(generator(seed, _NOISE, index, i), colour), seed, name),
+                audio=_finish(noise_clip(generator(seed, Purpose.COLOURED_NOISE, index, i), colour), seed, name),
             )
 
 

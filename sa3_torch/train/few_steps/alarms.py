@@ -9,7 +9,7 @@ ROWS = 20  # over which a value is averaged before it is judged
 
 
 @dataclass(frozen=True)
-class Healthy:
+class HealthyRange:
     """The range of a value of the log, and what leaving it at either end means."""
 
     low: float
@@ -21,17 +21,17 @@ class Healthy:
 _WINS = "the discriminator wins; lower its learning rate"
 _LOSES = "the discriminator hardly tells real from fake; raise its learning rate or its steps"
 ADVERSARIAL = {  # [T7.4]
-    "measured/gap": Healthy(0.3, 2.0, _LOSES, _WINS),
-    "discriminator/raw": Healthy(0.4, 0.65, _WINS, _LOSES),
-    "contrastive/raw": Healthy(0.0, 0.5, "", "the discriminator hardly reads prompts; raise weights.contrastive"),
+    "measured/gap": HealthyRange(0.3, 2.0, _LOSES, _WINS),
+    "discriminator/raw": HealthyRange(0.4, 0.65, _WINS, _LOSES),
+    "contrastive/raw": HealthyRange(0.0, 0.5, "", "the discriminator hardly reads prompts; raise weights.contrastive"),
 }
 
 
 @dataclass
-class Health:
+class BalanceAlarms:
     """Says once for each value that it is out of its range; ``table``: name in the log -> range."""
 
-    table: dict[str, Healthy]
+    table: dict[str, HealthyRange]
     _seen: dict[str, deque[float]] = field(default_factory=dict)
     _said: set[str] = field(default_factory=set)
 

@@ -27,20 +27,20 @@ from sa3_mlx.common.model.sampling import Sampling
 from sa3_mlx.common.schema import Config, ConfigError
 from sa3_torch.guidance import GuidedVelocity, unconditional
 from sa3_torch.samplers import SAMPLERS
-from sa3_torch.train.autoencoder.losses import flow_loss
 from sa3_torch.train.data.batches import LatentBatch
 from sa3_torch.train.flow.diffusion import VALIDATION_BATCHES, ClipsConfig, Draw, diffusion_of
+from sa3_torch.train.flow.losses import flow_loss
 from sa3_torch.train.run.optimizers import Group, OptimizerConfig
-from sa3_torch.train.run.parallel import Part
+from sa3_torch.train.run.parallel import BatchSlice
+from sa3_torch.train.run.random import Purpose, purpose_generator, step_generator
 from sa3_torch.train.run.settings import check
-from sa3_torch.train.run.stage import TrainConfig, purpose_generator, step_generator
+from sa3_torch.train.run.stage import TrainConfig
 
 from .arc_losses import mix
 from .denoisers import Bundle, Denoiser
 from .noise_levels import sampling_log_snr
 from .shared import FewStepStage
 
-_PICK = 301  # purpose of the random generator
 VALIDATION_ITEMS = 8  # of a batch
 
 
@@ -103,19 +103,19 @@ class WarmupStage(FewStepStage):
         self.config = config
         self.teacher = Denoiser.frozen_copy(self.model)
         self.groups = {"student": Group(network=self.model, optimizer=config.optimizer)}
-        self._kept: dict[tuple[int, Part, str, int], Trajectory] = {}  # of the steps since the last refresh
+        self._kept: dict[tuple[int, BatchSlice, str, int], Trajectory] = {}  # of the steps since the last refresh
 
     def period(self) -> int:
         return self.config.teacher.refresh_rate
 
     def losses(self, step: int) -> dict[str, Tensor]:
-        """Everything is drawn for the global batch; the part of it is computed."""
+        """Everything is drawn for the global batch; the slice of it is computed."""
         config, count = self.config, self.config.train.batch
-        random = purpose_generator(config.train.seed, _PICK, step)
+        random = purpose_generator(config.train.seed, Purpose.TEACHER_STATES, step)
         picks = torch.randint(config.teacher.sampling.steps, (count,), generator=random)
         picks[torch.rand(count, generator=random) < config.teacher.first_share] = 0
         kept = self.trajectory(step - step % config.teacher.refresh_rate)
-        x, t = kept.at(picks[self.part.slice(count)].to(self.device))
+        x, t = kept.at(picks[self.batch_slice.rows(count)].to(self.device))
         with self.autocast():
             estimate = self.denoiser(x, t, kept.bundle)
         scale = t[:, None, None] ** (-config.weight_power / 2)
@@ -125,9 +125,9 @@ class WarmupStage(FewStepStage):
         return {"one_step": loss}
 
     def trajectory(self, start: int) -> Trajectory:
-        """The teacher's run on this part of the batch of step ``start``; computed once, held until the next."""
+        """The teacher's run on this slice of the batch of step ``start``; computed once, held until the next."""
         weights = id(self.teacher.conditioner.padding_embedding)  # others in a plan
-        key = (start, self.part, self.precision, weights)
+        key = (start, self.batch_slice, self.precision, weights)
         if key not in self._kept:
             if any(other[0] != start for other in self._kept):
                 self._kept.clear()
@@ -136,7 +136,7 @@ class WarmupStage(FewStepStage):
             noise = torch.randn(batch.latents.shape, generator=random)
             renoised = torch.rand(len(noise), generator=random) < self.config.teacher.renoised_share
             levels = torch.where(renoised, sampling_log_snr(len(noise), random), 1.0)
-            rows = self.part.slice(len(noise))
+            rows = self.batch_slice.rows(len(noise))
             self._kept[key] = self._run(batch[rows], draw[rows], noise[rows], levels[rows])
         return self._kept[key]
 

@@ -27,10 +27,11 @@ from sa3_mlx.common.schema import Config, ConfigError
 from sa3_torch.train.data.batches import LatentBatch
 from sa3_torch.train.flow.diffusion import VALIDATION_BATCHES, ClipsConfig, Draw, diffusion_of, open_model
 from sa3_torch.train.run.optimizers import Group, OptimizerConfig
+from sa3_torch.train.run.random import Purpose, item_noise, step_generator
 from sa3_torch.train.run.settings import check
-from sa3_torch.train.run.stage import TrainConfig, item_noise, step_generator
+from sa3_torch.train.run.stage import TrainConfig
 
-from .alarms import ADVERSARIAL, Health
+from .alarms import ADVERSARIAL, BalanceAlarms
 from .arc_losses import (
     feature_distance,
     finite_difference,
@@ -48,7 +49,6 @@ from .noise_levels import NoiseLevelConfig, draw_levels
 from .shared import FewStepStage, few_step_demo
 
 GENERATOR, DISCRIMINATOR = "generator", "discriminator"
-_INPUT, _SHARED, _REAL, _FAKE, _CLAP, _OWN = range(311, 317)  # purposes of the noise
 VALIDATION_ITEMS = 8  # of a batch
 
 
@@ -121,7 +121,7 @@ class PosttrainConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """Everything of a step, of this part of the batch."""
+    """Everything of a step, of this slice of the batch."""
 
     step: int
     rows: slice  # of the global batch
@@ -166,7 +166,7 @@ class PosttrainStage(FewStepStage):
             GENERATOR: Group(network=self.model, optimizer=config.generator),
             DISCRIMINATOR: Group(network=self.judge, optimizer=config.discriminator),
         }
-        self.health = Health(ADVERSARIAL)
+        self.health = BalanceAlarms(ADVERSARIAL)
 
     def _discriminator(self, base: Path) -> LatentDiscriminator:
         model, config, same = open_model(base)
@@ -189,7 +189,7 @@ class PosttrainStage(FewStepStage):
         return self.health.alarms(values)
 
     def losses(self, step: int) -> dict[str, Tensor]:
-        """Everything is drawn for the global batch; the part of it is computed."""
+        """Everything is drawn for the global batch; the slice of it is computed."""
         scene = self._scene(step)
         if self.turn(step) == GENERATOR:
             return self._generator_losses(scene, self._generate(scene))
@@ -208,7 +208,7 @@ class PosttrainStage(FewStepStage):
         own = torch.rand(count, generator=random) < config.own_sample_share
         others, usable = other_prompts([item.captions[0] for item in batch.items], random)
         usable &= (batch.ids != batch.ids[others]).any(1)  # equal to the text encoder, however they are written
-        rows = self.part.slice(count)
+        rows = self.batch_slice.rows(count)
         t, t_judged, t_clap, own = (x[rows].to(self.device) for x in (t, t_judged, t_clap, own))
         return Scene(
             step=step,
@@ -224,14 +224,14 @@ class PosttrainStage(FewStepStage):
             usable=usable,
         )
 
-    def _noise(self, scene: Scene, purpose: int) -> Tensor:
+    def _noise(self, scene: Scene, purpose: Purpose) -> Tensor:
         """(B, T, C) for one use in this step."""
         shape = tuple(scene.z.shape[1:])
         return item_noise(scene.rows, shape, self.config.train.seed, purpose, scene.step).to(self.device)
 
     def _generate(self, scene: Scene) -> Tensor:
         """G's estimate (B, T, C) of the data, from data with noise, or from its own samples with noise."""
-        start, noise = scene.z, self._noise(scene, _INPUT)
+        start, noise = scene.z, self._noise(scene, Purpose.GENERATOR_INPUT)
         with self.autocast():
             if self.config.own_sample_share:
                 start = torch.where(scene.own[:, None, None], self._own_samples(scene), start)
@@ -245,7 +245,9 @@ class PosttrainStage(FewStepStage):
         with those that users take, errors that add up over the steps are seen in training."""
         config, shape = self.config, tuple(scene.z.shape[1:])
         levels = sigmas(LOGSNR, config.own_sample_steps, 1.0, [1])[0, :-1]
-        noise = item_noise(scene.rows, (len(levels), *shape), config.train.seed, _OWN, scene.step).to(self.device)
+        noise = item_noise(scene.rows, (len(levels), *shape), config.train.seed, Purpose.OWN_SAMPLES, scene.step).to(
+            self.device
+        )
         sample = torch.zeros_like(scene.z)
         for level, step_noise in zip(levels.tolist(), noise.unbind(1), strict=True):
             t = torch.full_like(scene.t, level)
@@ -255,7 +257,7 @@ class PosttrainStage(FewStepStage):
 
     def _generator_losses(self, scene: Scene, fake: Tensor) -> dict[str, Tensor]:
         weights = self.config.weights
-        noise, t = self._noise(scene, _SHARED), scene.t_judged
+        noise, t = self._noise(scene, Purpose.SHARED_NOISE), scene.t_judged
         with torch.no_grad(), self.autocast():
             prepared = self.judge.prepare(scene.bundle)
             real_verdict = self.judge(mix(scene.z, noise, t), t, prepared)
@@ -274,15 +276,15 @@ class PosttrainStage(FewStepStage):
     def _clap_distance(self, clap: LatentClap, scene: Scene, fake: Tensor) -> Tensor:
         batch = scene.batch[scene.rows]
         sound = clap.embed_audio(
-            mix(fake, self._noise(scene, _CLAP), scene.t_clap), batch.valid.to(self.device), scene.t_clap
+            mix(fake, self._noise(scene, Purpose.CLAP_INPUT), scene.t_clap), batch.valid.to(self.device), scene.t_clap
         )
         text = clap.embed_text(batch.ids.to(self.device), batch.mask.to(self.device))
         return geodesic(sound, text).mean()
 
     def _discriminator_losses(self, scene: Scene, fake: Tensor) -> dict[str, Tensor]:
         config, weights, t = self.config, self.config.weights, scene.t_judged
-        noise = self._noise(scene, _SHARED)
-        inputs = {_REAL: mix(scene.z, noise, t), _FAKE: mix(fake, noise, t)}
+        noise = self._noise(scene, Purpose.SHARED_NOISE)
+        inputs = {Purpose.REAL_PENALTY: mix(scene.z, noise, t), Purpose.FAKE_PENALTY: mix(fake, noise, t)}
         with self.autocast():
             prepared = self.judge.prepare(scene.bundle)
             real, fake_verdict = (self.judge(x, t, prepared) for x in inputs.values())
@@ -290,11 +292,11 @@ class PosttrainStage(FewStepStage):
         told_apart = relativistic(real.scores, fake_verdict.scores, real.mask).mean()
         terms = {"discriminator": self.weighted("discriminator", weights.discriminator, told_apart)}
         if weights.contrastive:
-            contrastive = self._contrastive(scene, inputs[_REAL], real)
+            contrastive = self._contrastive(scene, inputs[Purpose.REAL_PENALTY], real)
             terms["contrastive"] = self.weighted("contrastive", weights.contrastive, contrastive)
         if weights.gradient_penalty:
             penalties = []
-            for purpose, verdict in ((_REAL, real), (_FAKE, fake_verdict)):
+            for purpose, verdict in ((Purpose.REAL_PENALTY, real), (Purpose.FAKE_PENALTY, fake_verdict)):
                 moved = inputs[purpose] + config.penalty_step * self._noise(scene, purpose)
                 with self.autocast():
                     scores = self.judge(moved, t, prepared).scores
@@ -319,7 +321,7 @@ class PosttrainStage(FewStepStage):
         beta = self.config.contrastive_scale
         losses = relativistic(beta * verdict.scores, beta * rolled.scores, verdict.mask)
         usable = scene.usable[scene.rows].to(self.device)
-        return mean_of_usable(losses, usable, int(scene.usable.sum()), self.part.world)
+        return mean_of_usable(losses, usable, int(scene.usable.sum()), self.batch_slice.world)
 
     def _note(self, real: Verdict, fake: Verdict) -> None:
         """How the scores lie."""
@@ -340,7 +342,9 @@ class PosttrainStage(FewStepStage):
             batch = self.validation.batch(index)[:VALIDATION_ITEMS]
             bundle = self.bundle(batch, Draw(batch.valid, torch.zeros_like(batch.valid)))
             z, t = batch.latents.to(self.device), torch.full((len(batch.items),), 0.5, device=self.device)
-            noise = item_noise(slice(0, len(z)), tuple(z.shape[1:]), self.config.train.seed + 1, _INPUT, index)
+            noise = item_noise(
+                slice(0, len(z)), tuple(z.shape[1:]), self.config.train.seed + 1, Purpose.GENERATOR_INPUT, index
+            )
             noise = noise.to(self.device)
             with self.autocast():
                 prepared = self.judge.prepare(bundle)

@@ -28,16 +28,18 @@ from sa3_torch.guidance import GuidedVelocity, unconditional
 from sa3_torch.same import SAME
 from sa3_torch.samplers import SAMPLERS
 from sa3_torch.t5gemma import T5GemmaEncoder
-from sa3_torch.train.autoencoder.losses import Normalize, flow_errors
-from sa3_torch.train.data.batches import LatentBatch, LatentBatches, SharesConfig
+from sa3_torch.train.data.batches import LatentBatch, LatentBatches
 from sa3_torch.train.data.clip_cache import write_json
+from sa3_torch.train.data.drawing import SharesConfig
 from sa3_torch.train.data.latents import LatentSet
 from sa3_torch.train.run.logs import save_sound
+from sa3_torch.train.run.random import step_generator
 from sa3_torch.train.run.settings import check
-from sa3_torch.train.run.stage import Split, Stage, TrainConfig, step_generator
+from sa3_torch.train.run.stage import Split, Stage, TrainConfig
 from sa3_torch.weights import StableAudio, load_model, save_checkpoint
 
 from .choices import MASK_KINDS, extend_valid, inpaint_masks, mask_kinds
+from .losses import Normalize, flow_errors
 from .wiener import FRAMES_MOST, WienerBaseline
 
 VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)

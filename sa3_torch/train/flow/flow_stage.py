@@ -18,16 +18,17 @@ from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.sampling import Sampling
 from sa3_mlx.common.schema import Config, ConfigError
 from sa3_torch.same import SAME
-from sa3_torch.train.autoencoder.losses import Normalize
 from sa3_torch.train.data.batches import LatentBatch
 from sa3_torch.train.data.latents import LatentSet
 from sa3_torch.train.run.optimizers import OptimizerConfig
+from sa3_torch.train.run.random import step_generator
 from sa3_torch.train.run.settings import check
-from sa3_torch.train.run.stage import TrainConfig, step_generator
+from sa3_torch.train.run.stage import TrainConfig
 
 from .choices import MASK_KINDS
 from .coupling import LEAST_BATCH, MOST_EXACT, Coupling, assign, transport_cost
 from .diffusion import ClipsConfig, DiffusionStage, Draw
+from .losses import Normalize
 from .times import TimesConfig
 
 BUCKETS = 10  # of t, in the log
@@ -106,9 +107,9 @@ class FlowStage(DiffusionStage):
         self._drawn: Drawn | None = None
 
     def losses(self, step: int) -> dict[str, Tensor]:
-        """Everything is drawn for the global batch; the part of it is computed."""
+        """Everything is drawn for the global batch; the slice of it is computed."""
         drawn = self._draw_step(step)
-        rows = self.part.slice(len(drawn.t))
+        rows = self.batch_slice.rows(len(drawn.t))
         generated, kept = self.velocity_errors(
             drawn.batch[rows],
             drawn.draw[rows],
@@ -145,7 +146,7 @@ class FlowStage(DiffusionStage):
     def _note(self, drawn: Drawn, rows: slice, generated: Tensor, kept: Tensor) -> None:
         """What the log shows of a step [T4.8], as means over the global batch; ``generated`` and ``kept``
         (b,) are the errors of the rows. Times, masks and costs are known of all rows."""
-        draw, world = drawn.draw, self.part.world
+        draw, world = drawn.draw, self.batch_slice.world
         targets, contexts = draw.generated.any(1), (draw.valid & draw.keep).any(1)  # (B,)
         bucket = (drawn.t * BUCKETS).long().clamp_max(BUCKETS - 1)
         groups = {"flow/generated": targets}

@@ -36,10 +36,8 @@ from sa3_torch.train.few_steps.shared import autoencoder_of
 from sa3_torch.train.flow.diffusion import diffusion_of, open_model
 from sa3_torch.train.flow.flow_stage import FlowConfig, FlowStage
 from sa3_torch.train.run.optimizers import Group
+from sa3_torch.train.run.random import Purpose, purpose_generator
 from sa3_torch.train.run.recompute import checkpoint_blocks
-from sa3_torch.train.run.stage import purpose_generator
-
-_START = 171  # purpose of a random generator: the adapters' first values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +91,7 @@ class LoraStage(FlowStage):
         self.config: LoraConfig = config
         self.base_hash = file_hash(folder / WEIGHTS_FILE)
         self.base.eval().requires_grad_(False)
-        random = purpose_generator(config.train.seed, _START, 0)
+        random = purpose_generator(config.train.seed, Purpose.ADAPTER_START, 0)
         layers = tuple(selected_layers(config.adapter, model_config))
         adapters = [
             add_adapter(cast(nn.Linear, self.base.get_submodule(path)), config.adapter, random) for path in layers

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from sa3_mlx.common.quant.affine import Float, Packed, Storage
-from sa3_mlx.common.quant.calibration import Prompt, continued, requests
+from sa3_mlx.common.quant.calibration import CalibrationPrompt, continued, requests
 from sa3_mlx.common.quant.format import Grid
 from sa3_mlx.common.quant.recipes import find_recipe, layers_of
 from sa3_mlx.common.quant.writer import Quantizer, VelocityReport, check_source, nearest, write_quantized
@@ -35,8 +35,9 @@ from sa3_torch.pipeline import Pipeline
 from sa3_torch.train.run import parallel
 from sa3_torch.train.run.logs import save_sound
 from sa3_torch.train.run.optimizers import Group, OptimizerConfig
+from sa3_torch.train.run.random import step_generator
 from sa3_torch.train.run.settings import check
-from sa3_torch.train.run.stage import Split, Stage, TrainConfig, step_generator
+from sa3_torch.train.run.stage import Split, Stage, TrainConfig
 from sa3_torch.trajectory import State, visit
 
 from .calibrate import gptq_starts, layer_at, sensitive_grids, velocity_at, velocity_error
@@ -65,7 +66,7 @@ class QuantizeConfig(Config):
 class QuantizeStage(Stage):
     name = "quantize"
 
-    def __init__(self, folder: Path, config: QuantizeConfig, prompts: tuple[Prompt, ...]) -> None:
+    def __init__(self, folder: Path, config: QuantizeConfig, prompts: tuple[CalibrationPrompt, ...]) -> None:
         super().__init__()
         self.folder, self.config = folder, config
         self.recipe = find_recipe(config.recipe)
@@ -92,7 +93,7 @@ class QuantizeStage(Stage):
             self._start_from_gptq()
         self.frozen_from = round((1 - config.frozen_share) * config.train.steps)
 
-    def _visited(self, prompts: tuple[Prompt, ...], number: int, *, held_out: bool) -> Iterator[State]:
+    def _visited(self, prompts: tuple[CalibrationPrompt, ...], number: int, *, held_out: bool) -> Iterator[State]:
         """The first clips twice, then with their first half kept."""
         first, *_ = runs = requests(prompts, self.model_config, held_out=held_out)
         for request in runs:
@@ -148,7 +149,7 @@ class QuantizeStage(Stage):
 
     def losses(self, step: int) -> dict[str, Tensor]:
         random, batch = step_generator(self.config.train.seed, step), self.config.train.batch
-        rows = self.part.slice(batch)
+        rows = self.batch_slice.rows(batch)
         chosen = torch.randint(len(self.states), (batch,), generator=random)[rows]
         moved = float(torch.rand((), generator=random)) < self.config.student_share  # all of them: processes in step
         if step == self.frozen_from and self.dit_recipe.method == "nearest":

@@ -100,15 +100,15 @@ class Checkpoints:
 
 def _checksums(folder: Path) -> dict[str, int]:
     """CRC-32 of the files of tensors by name; each process reads some of them."""
-    part, sums = parallel.own_part(), {}
+    own, sums = parallel.own_slice(), {}
     files = sorted(path for path in folder.iterdir() if path.suffix != ".json")
-    for path in files[part.rank :: part.world]:
+    for path in files[own.rank :: own.world]:
         checksum = 0
         with path.open("rb") as file:
             while block := file.read(1 << 24):
                 checksum = zlib.crc32(block, checksum)
         sums[path.name] = checksum
-    everyones: list[dict[str, int]] = [sums] * part.world
+    everyones: list[dict[str, int]] = [sums] * own.world
     if dist.is_initialized():
         dist.all_gather_object(everyones, sums)
     return {name: checksum for found in everyones for name, checksum in found.items()}

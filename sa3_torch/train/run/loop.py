@@ -23,7 +23,7 @@ from . import parallel
 from .checkpoints import Checkpoints, Tensors, keep_settings
 from .logs import RunLog
 from .optimizers import Ema, UpdateRatio, learning_rate_at, make_optimizer, optimizer_tensors, set_rate, take_turn
-from .parallel import Part
+from .parallel import BatchSlice
 from .plot import plot_run
 from .recompute import checkpoint_blocks
 from .stage import Stage, TrainConfig
@@ -38,9 +38,9 @@ class Trainer:
 
     def __init__(self, stage: Stage, config: TrainConfig, folder: Path, settings_json: str) -> None:
         self.stage, self.config, self.folder = stage, config, folder
-        self.part = parallel.own_part()
-        self.parts = self.part.micro_batches(config.accumulate)
-        self.parts[0].slice(config.batch)  # raises where the batch cannot be cut so
+        self.batch_slice = parallel.own_slice()
+        self.slices = self.batch_slice.micro_batches(config.accumulate)
+        self.slices[0].rows(config.batch)  # raises where the batch cannot be cut so
         folder.mkdir(parents=True, exist_ok=True)
         self.checkpoints = Checkpoints(folder, config.milestone_every)
         keep_settings(folder, settings_json, resumed=bool(self.checkpoints.steps()))
@@ -137,17 +137,17 @@ class Trainer:
 
     def _gradients(self, name: str) -> dict[str, float]:
         """Gradients of a turn; its terms and notes, averaged over micro-batches and processes."""
-        stage, turn, count = self.stage, self.turns[name], len(self.parts)
+        stage, turn, count = self.stage, self.turns[name], len(self.slices)
         take_turn(self.trained, name)
         for network in self.networks.values():
             network.train()
         if count > 1:
             with torch.no_grad():
-                turn(lambda: stage.prepare(self.step, self.parts))
+                turn(lambda: stage.prepare(self.step, self.slices))
         sums: dict[str, Tensor] = {}
-        for part in self.parts:
-            stage.part, stage.notes = part, {}
-            with parallel.last_micro_batch(turn, part is self.parts[-1]):
+        for each in self.slices:
+            stage.batch_slice, stage.notes = each, {}
+            with parallel.last_micro_batch(turn, each is self.slices[-1]):
                 terms = turn(lambda: stage.losses(self.step))
                 (torch.stack(list(terms.values())).sum() / count).backward()
             for key, value in {**terms, **stage.notes}.items():
@@ -177,7 +177,7 @@ class Trainer:
     def _choose_precision(self, log: RunLog) -> None:
         """Where it is "auto" and this run has not chosen: the one in which steps are faster [T0.3]."""
         if self.precision is None:
-            self.stage.part = self.parts[0]
+            self.stage.batch_slice = self.slices[0]
             seconds = time_precisions(self.stage)
             self.precision = min(seconds, key=seconds.__getitem__)
             log.write({"step": 0, **{f"precision/{name}_step_seconds": value for name, value in seconds.items()}})
@@ -206,7 +206,7 @@ class Trainer:
     def _averaged(self) -> Iterator[None]:
         """The averaged weights are in the model, in evaluation mode and whole on every process."""
         stage = self.stage
-        stage.part = Part()
+        stage.batch_slice = BatchSlice()
         self.ema.swap(stage.model)
         for network in self.networks.values():
             network.eval()

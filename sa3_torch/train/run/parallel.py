@@ -44,14 +44,14 @@ UNITS: dict[type[nn.Module], tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class BatchSlice:
     """Which of ``world`` equal slices of the global batch: that of a process, or one of its micro-batches."""
 
     rank: int = 0
     world: int = 1
 
-    def slice(self, batch: int) -> slice:
-        """The rows of a global batch that are in this part. Raises ConfigError when they cannot be equally many."""
+    def rows(self, batch: int) -> slice:
+        """The rows of a global batch that are in this slice. Raises ConfigError when they cannot be equally many."""
         if batch % self.world:
             raise ConfigError(
                 f"batch is {batch}: {self.world} parts (processes times train.accumulate) need a multiple of it"
@@ -59,9 +59,9 @@ class Part:
         size = batch // self.world
         return slice(self.rank * size, (self.rank + 1) * size)
 
-    def micro_batches(self, count: int) -> list[Part]:
-        """This part cut into ``count``; one process with two micro-batches reads what two processes read."""
-        return [Part(rank=self.rank * count + i, world=self.world * count) for i in range(count)]
+    def micro_batches(self, count: int) -> list[BatchSlice]:
+        """This slice cut into ``count``; one process with two micro-batches reads what two processes read."""
+        return [BatchSlice(rank=self.rank * count + i, world=self.world * count) for i in range(count)]
 
 
 def start() -> None:
@@ -81,13 +81,13 @@ def finish() -> None:
         dist.destroy_process_group()
 
 
-def own_part() -> Part:
-    return Part(rank=dist.get_rank(), world=dist.get_world_size()) if dist.is_initialized() else Part()
+def own_slice() -> BatchSlice:
+    return BatchSlice(rank=dist.get_rank(), world=dist.get_world_size()) if dist.is_initialized() else BatchSlice()
 
 
 def is_first() -> bool:
     """Whether this process writes logs and files."""
-    return own_part().rank == 0
+    return own_slice().rank == 0
 
 
 def wait() -> None:
@@ -113,7 +113,7 @@ def total(values: Tensor) -> Tensor:
 
 def mean(values: Tensor) -> Tensor:
     """Mean over processes, without a gradient."""
-    return total(values) / own_part().world
+    return total(values) / own_slice().world
 
 
 def moments(x: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # noqa: ARG004
-        return total(gradients[0])[own_part().slice(len(gradients[0]))]
+        return total(gradients[0])[own_slice().rows(len(gradients[0]))]
 
 
 def gather_rows(rows: Tensor) -> Tensor:
@@ -189,7 +189,7 @@ def wrap_fsdp(networks: dict[str, nn.Module], device: torch.device, *, bf16: boo
         raise ConfigError(f"parallel is 'fsdp' with torch {torch.__version__}: it needs 2.13; choose 'ddp' or update")
     # Nothing changes the views in place that blocks return.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    turn, mesh = Turn(networks), init_device_mesh(device.type, (own_part().world,))
+    turn, mesh = Turn(networks), init_device_mesh(device.type, (own_slice().world,))
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32, cast_forward_inputs=False
     )

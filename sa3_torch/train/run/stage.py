@@ -17,11 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from sa3_mlx.common.schema import Config, ConfigError
-from sa3_torch.train.data.clip_cache import generator
 
 from . import parallel
 from .optimizers import Group
-from .parallel import Part
+from .parallel import BatchSlice
 from .settings import check
 
 Compiled = Callable[..., Tensor]
@@ -72,7 +71,7 @@ class Split:
 
 
 class Stage(ABC):
-    """One training stage: what is trained, on which losses. The loop sets ``precision`` and ``part``."""
+    """One training stage: what is trained, on which losses. The loop sets ``precision`` and ``batch_slice``."""
 
     name: str
     model: nn.Module  # its state is averaged and exported
@@ -81,7 +80,7 @@ class Stage(ABC):
     def __init__(self) -> None:
         self.device = parallel.own_device()  # for networks and batches
         self.precision = "fp32"
-        self.part = Part()  # the slice of the global batch that ``losses`` reads
+        self.batch_slice = BatchSlice()  # the slice of the global batch that ``losses`` reads
         self.notes: dict[str, Tensor] = {}  # logged beside the terms, not minimised
 
     def turn(self, step: int) -> str:  # noqa: ARG002 (stages with several groups override it)
@@ -94,13 +93,13 @@ class Stage(ABC):
 
     @abstractmethod
     def losses(self, step: int) -> dict[str, Tensor]:
-        """Weighted terms of a step on ``part``, means over its items; their sum is minimised. Names have no slash.
+        """Weighted terms of a step on ``batch_slice``, means over its items, whose sum is minimised; no slash in names.
 
         Every parameter of the turn's group has a part in it, with a gradient of zero if need be, and which networks run
         depends on the step, not on the items: several processes wait for each other at both.
         """
 
-    def prepare(self, step: int, parts: list[Part]) -> None:  # noqa: B027 (most stages have nothing to prepare)
+    def prepare(self, step: int, slices: list[BatchSlice]) -> None:  # noqa: B027 (most stages have nothing to prepare)
         """Only before a step of several micro-batches, without gradients: what the losses need of all of them."""
 
     def period(self) -> int:
@@ -138,26 +137,6 @@ class Stage(ABC):
         """A term; its raw value is logged as "name/raw"."""
         self.notes[f"{name}/raw"] = value.detach()
         return weight * value
-
-
-def step_generator(seed: int, step: int) -> torch.Generator:
-    """Random numbers of one step, independent of all others."""
-    return torch.Generator().manual_seed((seed << 40) ^ (step * 2_654_435_761 + 97))
-
-
-def purpose_generator(seed: int, purpose: int, step: int) -> torch.Generator:
-    """As ``step_generator``, another one for every ``purpose``."""
-    return torch.Generator().manual_seed(int(generator(seed, purpose, step).integers(2**63)))
-
-
-def item_noise(rows: slice, shape: tuple[int, ...], seed: int, purpose: int, step: int) -> Tensor:
-    """Standard normals (B, *shape) of the items ``rows`` of a global batch: each has its own generator, so that no
-    process draws those of others."""
-    drawn = []
-    for item in range(rows.start, rows.stop):
-        random = torch.Generator().manual_seed(int(generator(seed, purpose, step, item).integers(2**63)))
-        drawn.append(torch.randn(shape, generator=random))
-    return torch.stack(drawn)
 
 
 def maybe_compile(function: Compiled, enabled: bool) -> Compiled:

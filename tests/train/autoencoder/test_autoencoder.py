@@ -231,12 +231,12 @@ def test_captions_can_be_read_by_a_frozen_text_encoder(workspace: Path, tmp_path
 def test_equal_captions_are_no_negatives(workspace: Path) -> None:
     """Items whose captions are all alike have no negatives of the kind that exchanges the text alone."""
     stage = complete_stage(workspace)
-    batch, seen = stage._batch(2, stage.part), []
+    batch, seen = stage._batch(2, stage.batch_slice), []
     inner = stage.semantics.critic.loss
     stage.semantics.critic.loss = lambda *args, **options: (seen.append(args[4]), inner(*args, **options))[1]
     z = torch.randn(4, 8, 16, generator=torch.Generator().manual_seed(0))
     for captions in (("kick",) * 4, ("kick", "snare", "kick", "")):
-        terms = stage.semantics.losses(z, batch.audio, captions, step=2, part=stage.part)
+        terms = stage.semantics.losses(z, batch.audio, captions, step=2, batch_slice=stage.batch_slice)
         assert torch.isfinite(terms["critic"])
     assert len(set(seen[0].tolist())) == 1
     assert len(set(seen[1].tolist())) == 3 and seen[1][0] == seen[1][2]

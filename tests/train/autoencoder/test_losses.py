@@ -8,7 +8,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the training twin needs torch")
 
-from sa3_torch.train.autoencoder.losses import flow_loss, soft_norm_loss, waveform_loss, weighted
+from sa3_torch.train.autoencoder.losses import soft_norm_loss, waveform_loss, weighted
+from sa3_torch.train.flow.losses import flow_loss
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:

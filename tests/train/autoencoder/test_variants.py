@@ -120,7 +120,7 @@ def test_a_start_of_other_sizes_is_refused(workspace: Path) -> None:
 def test_some_batches_have_another_stride(workspace: Path) -> None:
     stage, frames = variants_stage(workspace, "variants.train_encoder=1.0"), []
     inner = stage.coder.decoded
-    stage.coder.decoded = lambda z, step, part: (frames.append(z.shape[1]), inner(z, step, part))[1]  # type: ignore
+    stage.coder.decoded = lambda z, step, own: (frames.append(z.shape[1]), inner(z, step, own))[1]  # type: ignore
     for step in range(4):
         assert all(torch.isfinite(value) for value in stage.losses(step).values())
         assert stage.model.config.stride == stage.model.encoder.config.stride == stage.model.decoder.config.stride == 4
@@ -130,9 +130,9 @@ def test_some_batches_have_another_stride(workspace: Path) -> None:
 def test_masked_latents_are_zeros_of_the_share_that_is_asked(workspace: Path) -> None:
     coder = variants_stage(workspace, "variants.latent_mask=0.3").coder
     z = torch.ones(4, 50, 16)
-    masked = coder.masked(z, 3, variants_stage(workspace).part)
+    masked = coder.masked(z, 3, variants_stage(workspace).batch_slice)
     assert set(masked.unique().tolist()) == {0.0, 1.0} and 0.25 < float((masked == 0).float().mean()) < 0.35
-    assert not torch.equal(masked, coder.masked(z, 4, variants_stage(workspace).part))
+    assert not torch.equal(masked, coder.masked(z, 4, variants_stage(workspace).batch_slice))
 
 
 def test_settings_that_cannot_be_are_named(workspace: Path) -> None:

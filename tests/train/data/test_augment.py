@@ -21,8 +21,10 @@ from sa3_torch.train.data.augment import (
     pan_mono,
     zero_tail,
 )
-from sa3_torch.train.data.batches import AudioCrops, draw_caption
-from sa3_torch.train.data.clip_cache import ClipSet, Draft, generator, write_clips
+from sa3_torch.train.data.clip_cache import ClipSet, Draft, write_clips
+from sa3_torch.train.data.crops import AudioCrops
+from sa3_torch.train.data.drawing import draw_caption
+from sa3_torch.train.run.random import generator
 
 SAMPLES = 4096
 ALL = AugmentConfig(chirps_per_16=2, silence=0.2, tail=0.5, tail_patches=4, pan=1.0)

@@ -15,8 +15,10 @@ import torch
 from sa3_mlx.common.text.tokenizer import Tokenizer
 from sa3_torch.train.data import user_folder
 from sa3_torch.train.data.augment import NO_AUGMENTATION
-from sa3_torch.train.data.batches import AudioCrops, LatentBatches, draw_weights
+from sa3_torch.train.data.batches import LatentBatches
 from sa3_torch.train.data.clip_cache import SAMPLE_RATE, Clip, ClipSet, Draft, write_clips
+from sa3_torch.train.data.crops import AudioCrops
+from sa3_torch.train.data.drawing import draw_weights
 from sa3_torch.train.data.latents import LatentItem, LatentSet, write_latents
 from sa3_torch.train.demo_set.vocabulary import save_tokenizer
 

@@ -21,7 +21,7 @@ from sa3_torch.train.few_steps.shared import few_step_config
 from sa3_torch.train.flow import diffusion
 from sa3_torch.train.flow.diffusion import PARENTS_FILE
 from sa3_torch.train.run.optimizers import Group, make_optimizer
-from sa3_torch.train.run.parallel import Part
+from sa3_torch.train.run.parallel import BatchSlice
 from sa3_torch.train.run.planning.count import count_step, make_fake, networks_of, trained_of
 from tests.support.stages import MODEL, warmup_stage
 from tests.support.tiny_checkpoint import write_checkpoint
@@ -140,8 +140,7 @@ def test_stored_trajectories_are_used_with_their_own_captions_and_masks(workspac
 
 def test_a_refresh_keeps_nothing_of_the_last_trajectory(workspace: Path) -> None:
     stage = warmup_stage(workspace)
-    for part in Part().micro_batches(2):
-        stage.part = part
+    for stage.batch_slice in BatchSlice().micro_batches(2):
         stage.losses(1)
     assert len(stage._kept) == 2
     stage.losses(2)
@@ -262,7 +261,7 @@ def test_counted_arithmetic_of_the_teacher_is_spread_over_the_steps_that_it_serv
     def flops(rate: int) -> int:
         stage = warmup_stage(workspace, f"teacher.refresh_rate={rate}")
         make_fake(networks_of(stage))
-        return count_step(stage, trained_of(stage), 8, [Part()]).flops
+        return count_step(stage, trained_of(stage), 8, [BatchSlice()]).flops
 
     every, second = flops(1), flops(2)
     teacher = 2 * (every - second)

@@ -18,7 +18,7 @@ from sa3_mlx.common.generation.schedule import sigmas
 from sa3_mlx.common.model.presets import LOGSNR
 from sa3_mlx.common.schema import ConfigError
 from sa3_torch.samplers import pingpong
-from sa3_torch.train.few_steps.alarms import ADVERSARIAL, ROWS, Health
+from sa3_torch.train.few_steps.alarms import ADVERSARIAL, ROWS, BalanceAlarms
 from sa3_torch.train.few_steps.arc_losses import masked_mean
 from sa3_torch.train.few_steps.denoisers import Bundle
 from sa3_torch.train.few_steps.heads import HeadConfig
@@ -277,7 +277,7 @@ def test_ping_pong_with_an_oracle_keeps_the_moments_of_the_data(steps: int) -> N
 
 
 def test_alarms_are_said_once_and_plainly() -> None:
-    health = Health(ADVERSARIAL)
+    health = BalanceAlarms(ADVERSARIAL)
     rows = [health.alarms({"measured/gap": 3.0, "discriminator/raw": 0.5, "other": 9.0}) for _ in range(3 * ROWS)]
     said = [line for row in rows for line in row]
     assert rows[: ROWS - 1] == [[]] * (ROWS - 1)
@@ -308,7 +308,7 @@ def test_models_that_do_not_belong_together_are_refused(workspace: Path, tmp_pat
 
 
 def test_item_noise_is_that_of_the_item_in_every_part() -> None:
-    from sa3_torch.train.run.stage import item_noise
+    from sa3_torch.train.run.random import item_noise
 
     whole = item_noise(slice(0, 4), (3, 2), 1, 2, 3)
     assert torch.equal(whole[2:], item_noise(slice(2, 4), (3, 2), 1, 2, 3))

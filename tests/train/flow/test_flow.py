@@ -15,7 +15,6 @@ from sa3_mlx.common.generation.schedule import sigmas
 from sa3_mlx.common.model.config import ShiftConfig
 from sa3_mlx.common.model.presets import LOGSNR
 from sa3_torch.samplers import SAMPLERS
-from sa3_torch.train.autoencoder.losses import flow_errors, flow_loss
 from sa3_torch.train.flow.choices import (
     LENGTH_SHIFT,
     MASK_KINDS,
@@ -26,6 +25,7 @@ from sa3_torch.train.flow.choices import (
     shift_times,
     uniform,
 )
+from sa3_torch.train.flow.losses import flow_errors, flow_loss
 
 DRAWS = 20_000
 FLUX = ShiftConfig(type="flux", start=1.5, end=4.0, rate=0.0)

@@ -13,10 +13,11 @@ pytest.importorskip("scipy", reason="the training extra is not installed")
 
 from sa3_mlx.common.model.presets import PRESETS
 from sa3_mlx.common.schema import ConfigError
-from sa3_torch.train.data.batches import LatentBatch, draw_parts
+from sa3_torch.train.data.batches import LatentBatch
+from sa3_torch.train.data.drawing import draw_parts
 from sa3_torch.train.data.latents import LatentItem
 from sa3_torch.train.flow.pretrain import PretrainConfig, PretrainStage
-from sa3_torch.train.run.parallel import Part
+from sa3_torch.train.run.parallel import BatchSlice
 from sa3_torch.train.run.settings import load_settings, preset_names
 from sa3_torch.weights import load_model
 from tests.support.stages import MODEL, muon_stage, pretrain_stage
@@ -101,7 +102,7 @@ def test_coupling_reorders_the_noise_of_the_whole_batch_before_it_is_cut(workspa
     assert torch.equal(off.t, on.t) and torch.equal(off.draw.keep, on.draw.keep)
     before, after = on.costs
     assert after < before and off.costs == ()
-    stages[1].part = Part(rank=1, world=2)
+    stages[1].batch_slice = BatchSlice(rank=1, world=2)
     stages[1].losses(3)
     assert float(stages[1].notes["coupling/after"]) == pytest.approx(after)
 
@@ -123,9 +124,9 @@ def test_coupling_of_small_batches_is_refused(workspace: Path) -> None:
 def test_notes_of_parts_add_up_to_those_of_the_batch(workspace: Path) -> None:
     """Errors by time are means over the whole batch, whoever computed them."""
     stage = pretrain_stage(workspace, "train.batch=16", "clips.mask_shares=[0.25, 0.25, 0.25, 0.25]")
-    parts = [Part(), *(Part(rank=rank, world=2) for rank in range(2))]
+    slices = [BatchSlice(), *(BatchSlice(rank=rank, world=2) for rank in range(2))]
     notes = []
-    for stage.part in parts:
+    for stage.batch_slice in slices:
         stage.notes = {}
         loss = stage.losses(1)["flow"].detach()
         notes.append({**stage.notes, "flow": loss})

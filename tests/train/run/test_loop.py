@@ -17,7 +17,7 @@ pytest.importorskip("scipy", reason="the training extra is not installed")
 from sa3_mlx.common.schema import ConfigError
 from sa3_mlx.common.version import revision, version
 from sa3_torch.train.run.optimizers import Ema, OptimizerConfig, UpdateRatio, learning_rate_at
-from sa3_torch.train.run.parallel import Part, clip, follow, moments, std_of
+from sa3_torch.train.run.parallel import BatchSlice, clip, follow, moments, std_of
 from sa3_torch.train.run.planning.timing import time_precisions
 from tests.support.stages import GameStage, autoencoder_stage, game_stage, train, trainer_of
 
@@ -43,15 +43,15 @@ def game(tmp_path: Path, *changes: str) -> GameStage:
 
 
 def test_parts_cut_the_batch_and_refuse_uneven_ones() -> None:
-    assert [list(range(12))[Part(rank=r, world=3).slice(12)] for r in range(3)] == [
+    assert [list(range(12))[BatchSlice(rank=r, world=3).rows(12)] for r in range(3)] == [
         [0, 1, 2, 3],
         [4, 5, 6, 7],
         [8, 9, 10, 11],
     ]
-    halves = [part.slice(12) for rank in range(2) for part in Part(rank=rank, world=2).micro_batches(3)]
+    halves = [part.rows(12) for rank in range(2) for part in BatchSlice(rank=rank, world=2).micro_batches(3)]
     assert [list(range(12))[part] for part in halves] == [[i, i + 1] for i in range(0, 12, 2)]
     with pytest.raises(ConfigError, match="batch is 10: 4 parts "):
-        Part(rank=0, world=4).slice(10)
+        BatchSlice(rank=0, world=4).rows(10)
 
 
 def test_uneven_batch_is_refused_at_the_start(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch", reason="the training twin needs torch")
 pytest.importorskip("scipy", reason="the training extra is not installed")
 
 from sa3_mlx.common.schema import ConfigError
-from sa3_torch.train.run.parallel import Part
+from sa3_torch.train.run.parallel import BatchSlice
 from sa3_torch.train.run.planning.count import LiveBytes, count_step, make_fake, networks_of, trained_of
 from sa3_torch.train.run.planning.device import Device
 from sa3_torch.train.run.planning.plan import Plan, make_plan
@@ -35,9 +35,9 @@ def test_a_step_without_values_takes_what_a_real_one_takes(name: str, workspace:
     last step has every term."""
     stage = STAGES[name](workspace)
     trained, step = trained_of(stage), stage.config.train.steps - 1  # type: ignore[attr-defined]
-    real = count_step(stage, trained, step, [Part()])
+    real = count_step(stage, trained, step, [BatchSlice()])
     make_fake(networks_of(stage))
-    found = count_step(stage, trained_of(stage), step, [Part()])
+    found = count_step(stage, trained_of(stage), step, [BatchSlice()])
     assert found.flops == real.flops > 0
     assert found.gradient_bytes == real.gradient_bytes
     assert found.peak_bytes == pytest.approx(real.peak_bytes, rel=0.04 if name == "warmup" else 0.01)
@@ -135,7 +135,7 @@ def test_checkpointed_blocks_give_the_same_gradients_with_less_memory(name: str,
             checkpoint_blocks(stage.model)
         assert list(stage.model.state_dict()) == names
         trained = trained_of(stage)
-        counts.append(count_step(stage, trained, 0, [Part()]))
+        counts.append(count_step(stage, trained, 0, [BatchSlice()]))
         torch.stack(list(stage.losses(0).values())).sum().backward()
         gradients.append([parameter.grad for parameter in stage.model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))

@@ -12,15 +12,14 @@ import torch
 from torch import Tensor
 
 from sa3_torch.train.autoencoder.metrics import r_squared
-from sa3_torch.train.data.batches import AudioBatch, Crops
+from sa3_torch.train.data.crops import AudioBatch, Crops
 from sa3_torch.train.flow.choices import truncated_logit_normal
-from sa3_torch.train.run.stage import purpose_generator
+from sa3_torch.train.run.random import Purpose, purpose_generator
 
 from .regressors import Regressors, pitch_class
 from .terms import Semantics
 
 BATCH, CROPS = 16, 96  # of a comparison by the critic, and in all
-_HELD_OUT = 203  # purpose of the random generators
 
 Encode = Callable[[Tensor], Tensor]  # (B, N, channels) -> (B, T, C)
 
@@ -56,7 +55,7 @@ def measure_semantics(
 def _alignment(semantics: Semantics, latents: list[Tensor]) -> dict[str, float]:
     error = zero = 0.0
     for step, z in enumerate(latents):
-        random = purpose_generator(semantics.seed, _HELD_OUT, step)
+        random = purpose_generator(semantics.seed, Purpose.SEMANTICS_HELD_OUT, step)
         t, noise = truncated_logit_normal(len(z), random), torch.randn(z.shape, generator=random)
         terms = semantics.alignment.loss(z, t.to(z.device), noise.to(z.device), detach=True)
         error, zero = error + float(terms["alignment"]), zero + float(terms["alignment_zero"])

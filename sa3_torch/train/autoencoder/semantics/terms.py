@@ -1,6 +1,6 @@
 """The networks that shape latents, as terms of a stage: settings, random numbers, warm-up, all processes together.
 
-Shapes: B items of a part, N audio samples, T latent frames, C latent channels.
+Shapes: B items of a slice, N audio samples, T latent frames, C latent channels.
 """
 
 from __future__ import annotations
@@ -16,16 +16,14 @@ from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.schema import Config, ConfigError
 from sa3_torch.train.flow.choices import truncated_logit_normal
 from sa3_torch.train.networks.init import seeded
-from sa3_torch.train.run.parallel import Part, gather_rows, own_part
+from sa3_torch.train.run.parallel import BatchSlice, gather_rows, own_slice
+from sa3_torch.train.run.random import Purpose, purpose_generator
 from sa3_torch.train.run.settings import check
-from sa3_torch.train.run.stage import purpose_generator
 
 from .alignment import Alignment, AlignmentConfig
 from .captions import FrozenStates, WordStates
 from .critic import Critic, CriticConfig
 from .regressors import Regressors, RegressorsConfig
-
-_ALIGNMENT, _CRITIC = 201, 202  # purposes of the random generators
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,13 +92,13 @@ class Semantics(nn.Module):
             self.alignment.follow(std)
 
     def losses(
-        self, z: Tensor, audio: Tensor, captions: tuple[str, ...], *, step: int, part: Part
+        self, z: Tensor, audio: Tensor, captions: tuple[str, ...], *, step: int, batch_slice: BatchSlice
     ) -> dict[str, Tensor]:
-        """Raw terms and measures of the items of ``part``: z (B, T, C), audio (B, N, channels), their captions."""
+        """Raw terms and measures of the items of a slice: z (B, T, C), audio (B, N, channels), their captions."""
         config, detach = self.config, step < self.config.detached_steps
         found: dict[str, Tensor] = {}
         if config.alignment_weight:
-            random, rows = purpose_generator(self.seed, _ALIGNMENT, step), part.slice(self.items)
+            random, rows = purpose_generator(self.seed, Purpose.ALIGNMENT, step), batch_slice.rows(self.items)
             t = truncated_logit_normal(self.items, random)[rows]
             noise = torch.randn(self.items, *z.shape[1:], generator=random)[rows]
             found |= self.alignment.loss(z, t.to(z.device), noise.to(z.device), detach=detach)
@@ -116,9 +114,9 @@ class Semantics(nn.Module):
         """The critic compares the items of all processes."""
         ids, mask = (gather_rows(x.to(z.device)) for x in self.words.encode(captions))
         z, audio = gather_rows(z), gather_rows(audio)
-        random = purpose_generator(self.seed, _CRITIC, step)
+        random = purpose_generator(self.seed, Purpose.CRITIC, step)
         corruptions = self.critic.draw(len(z), audio.shape[1], z.shape[1], random).to(z.device)
         same = torch.unique(ids, dim=0, return_inverse=True)[1]  # (items,), equal for equal captions
         return self.critic.loss(
-            audio, self.words(ids, mask), mask, z, same, corruptions, rows=own_part().slice(len(z)), detach=detach
+            audio, self.words(ids, mask), mask, z, same, corruptions, rows=own_slice().rows(len(z)), detach=detach
         )

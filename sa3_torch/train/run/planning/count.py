@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from sa3_torch.train.run.optimizers import Trained, take_turn
-from sa3_torch.train.run.parallel import Part
+from sa3_torch.train.run.parallel import BatchSlice
 from sa3_torch.train.run.stage import Stage
 
 Shape = tuple[int, ...]
@@ -127,8 +127,8 @@ def trained_of(stage: Stage) -> Trained:
     }
 
 
-def count_step(stage: Stage, trained: Trained, step: int, parts: list[Part]) -> StepCount:
-    """The first of the micro-batches ``parts`` of a process in ``step``; with fake networks nothing is computed.
+def count_step(stage: Stage, trained: Trained, step: int, slices: list[BatchSlice]) -> StepCount:
+    """The first of the micro-batches ``slices`` of a process in ``step``; with fake networks nothing is computed.
 
     It runs twice, as the counter of FLOPs keeps tensors alive. FLOPs are the mean over a period of the stage.
     """
@@ -137,31 +137,31 @@ def count_step(stage: Stage, trained: Trained, step: int, parts: list[Part]) -> 
     with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Using `torch.compile")  # the hooks of the counter, twice
         with LiveBytes() as memory:
-            run_part(stage, step, parts)
+            run_slice(stage, step, slices)
         gradients = sum(parameter.grad.nbytes for parameter in trained[turn] if parameter.grad is not None)
         if not stage.period():
-            flops = _count_flops(stage, step, parts)
+            flops = _count_flops(stage, step, slices)
         else:  # the next period, of which nothing is kept yet, then one of its later steps
-            first, later = (_count_flops(stage, step + stage.period(), parts) for _ in range(2))
+            first, later = (_count_flops(stage, step + stage.period(), slices) for _ in range(2))
             flops = later + (first - later) // stage.period()
     for parameter in trained[turn]:
         parameter.grad = None
     return StepCount(flops=flops, peak_bytes=memory.peak, gradient_bytes=gradients)
 
 
-def _count_flops(stage: Stage, step: int, parts: list[Part]) -> int:
+def _count_flops(stage: Stage, step: int, slices: list[BatchSlice]) -> int:
     counter = FlopCounterMode(display=False, custom_mapping={ATTENTION: _attention, ATTENTION_BACKWARD: _backward})
     with counter:
-        run_part(stage, step, parts)
+        run_slice(stage, step, slices)
     return counter.get_total_flops()
 
 
-def run_part(stage: Stage, step: int, parts: list[Part]) -> Tensor:
+def run_slice(stage: Stage, step: int, slices: list[BatchSlice]) -> Tensor:
     """The loss of the first of these micro-batches; adds to the gradients."""
-    if len(parts) > 1:
+    if len(slices) > 1:
         with torch.no_grad():
-            stage.prepare(step, parts)
-    stage.part, stage.notes = parts[0], {}
+            stage.prepare(step, slices)
+    stage.batch_slice, stage.notes = slices[0], {}
     loss = torch.stack(list(stage.losses(step).values())).sum()
     loss.backward()
     stage.notes = {}

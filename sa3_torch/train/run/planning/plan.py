@@ -21,11 +21,11 @@ from torch import nn
 
 from sa3_mlx.common.generation.memory import MARGIN, size_text
 from sa3_torch.train.run.optimizers import Trained, make_optimizer, take_turn
-from sa3_torch.train.run.parallel import UNITS, Part
+from sa3_torch.train.run.parallel import UNITS, BatchSlice
 from sa3_torch.train.run.recompute import checkpoint_blocks
 from sa3_torch.train.run.stage import Split, Stage, TrainConfig
 
-from .count import StepCount, count_step, make_fake, networks_of, run_part, trained_of
+from .count import StepCount, count_step, make_fake, networks_of, run_slice, trained_of
 from .device import Device
 from .timing import time_precisions
 
@@ -136,20 +136,20 @@ def make_plan(stage: Stage, train: TrainConfig, *, processes: int, device: Devic
 
     Raises ConfigError where the batch cannot be cut into equal parts.
     """
-    parts = Part(world=processes).micro_batches(train.accumulate)
-    parts[0].slice(train.batch)
+    slices = BatchSlice(world=processes).micro_batches(train.accumulate)
+    slices[0].rows(train.batch)
     if train.checkpoint_blocks:
         for group in stage.groups.values():
             checkpoint_blocks(group.network)
     stage.precision = "fp32" if train.precision == "auto" else train.precision
     turns = _turns(stage, train.steps)
-    seconds = _time_steps(stage, train, turns, parts) if timed else None
+    seconds = _time_steps(stage, train, turns, slices) if timed else None
     networks = networks_of(stage)
     make_fake(networks)
     trained = trained_of(stage)
     memory = _constant_memory(stage, trained, networks)
-    first = count_step(stage, trained, 0, parts)
-    counts = {turn: count_step(stage, trained, step, parts) for turn, step in turns}
+    first = count_step(stage, trained, 0, slices)
+    counts = {turn: count_step(stage, trained, step, slices) for turn, step in turns}
     take_turn(trained, None)
     shares = Counter(stage.turn(step) for step in _window(train.steps))
     memory = _with_step(memory, [first, *counts.values()], train, device)
@@ -251,9 +251,9 @@ def _own_bytes(unit: nn.Module) -> int:
     return own + sum(_own_bytes(child) for child in unit.children() if type(child) not in UNITS)
 
 
-def _time_steps(stage: Stage, train: TrainConfig, turns: list[tuple[str, int]], parts: list[Part]) -> float:
+def _time_steps(stage: Stage, train: TrainConfig, turns: list[tuple[str, int]], slices: list[BatchSlice]) -> float:
     """Mean seconds of a step of this process, with the optimiser's update, as often as each group has its turn."""
-    stage.part = parts[0]
+    stage.batch_slice = slices[0]
     if train.precision == "auto":
         found = time_precisions(stage)
         stage.precision = min(found, key=found.__getitem__)
@@ -261,19 +261,19 @@ def _time_steps(stage: Stage, train: TrainConfig, turns: list[tuple[str, int]], 
     shares, seconds = Counter(stage.turn(step) for step in _window(train.steps)), 0.0
     for turn, step in turns:
         take_turn(trained, turn)
-        _, *each = [_time_step(stage, optimizers[turn], step, parts) for _ in range(TIMED_STEPS + 1)]  # one warms up
+        _, *each = [_time_step(stage, optimizers[turn], step, slices) for _ in range(TIMED_STEPS + 1)]  # one warms up
         mean = sum(each) / TIMED_STEPS
         if stage.period():
-            mean += (_time_step(stage, optimizers[turn], step + stage.period(), parts) - mean) / stage.period()
+            mean += (_time_step(stage, optimizers[turn], step + stage.period(), slices) - mean) / stage.period()
         seconds += mean * shares[turn] / shares.total()
     take_turn(trained, None)
     return seconds
 
 
-def _time_step(stage: Stage, optimizer: torch.optim.Optimizer, step: int, parts: list[Part]) -> float:
+def _time_step(stage: Stage, optimizer: torch.optim.Optimizer, step: int, slices: list[BatchSlice]) -> float:
     begun = time.perf_counter()
-    for _ in parts:
-        loss = run_part(stage, step, parts)
+    for _ in slices:
+        loss = run_slice(stage, step, slices)
     optimizer.step()
     float(loss)  # waits for a GPU
     optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,211 @@
+"""What an autoencoder is trained on: endless random crops of a clip cache, or of WebDataset shards.
+
+Batches are functions of (seed, step): a resumed run sees exactly those that an uninterrupted one sees.
+
+Shapes: B items, N audio samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sa3_mlx.common.schema import Config
+from sa3_torch.train.run.random import Purpose, generator
+from sa3_torch.train.run.settings import check
+
+from .augment import PER_ITEMS, AugmentConfig, Crop, augment, chirp, draw_gain, is_silent
+from .clip_cache import Clip, ClipSet
+from .drawing import draw_caption, draw_weights
+from .recordings import refuse_failures
+from .shards import ShardIndex, ShardSample, ShardStream
+
+_TRIES = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioBatch:
+    """``audio`` (B, N, 2) float32 on the CPU; a caption ("": none, as of a chirp) and the id of the clip per item."""
+
+    audio: Tensor
+    captions: tuple[str, ...]
+    ids: tuple[str, ...]
+
+
+class Crops(Protocol):
+    """Endless batches for an autoencoder: ``AudioCrops`` of a cache, or ``ShardCrops`` of shards."""
+
+    items: int  # of a batch, chirps included
+
+    def batch(self, step: int, rows: slice | None = None) -> AudioBatch: ...
+
+
+class AudioCrops:
+    """Endless crops of a clip cache for training an autoencoder.
+
+    Crops are those of ``draw_crop``. Gain falls from 0 to ``quietest_db`` (mostly near 0), polarity is random, mono
+    becomes two equal channels. Then come the augmentations; their generators are their own, so that they change no
+    crop. Behind every 16 crops stand its chirps: ``items`` is the size of a batch with them.
+    """
+
+    def __init__(
+        self,
+        clips: ClipSet,
+        *,
+        split: str,
+        samples: int,
+        batch: int,
+        seed: int,
+        quietest_db: float,
+        shares: Mapping[str, float] | None,
+        augment: AugmentConfig,
+    ) -> None:
+        if samples < 1 or batch < 1 or quietest_db > 0:
+            raise ValueError(
+                f"samples and batch must be positive, quietest_db <= 0; got {samples}, {batch}, {quietest_db}"
+            )
+        if augment.chirps_per_16 and batch % PER_ITEMS:
+            raise ValueError(f"batch is {batch}: chirps_per_16 needs a multiple of {PER_ITEMS}; set one of the two")
+        self.set, self.samples, self.batch_size, self.seed, self.quietest_db = clips, samples, batch, seed, quietest_db
+        self.augment = augment
+        self.items = batch + batch // PER_ITEMS * augment.chirps_per_16
+        self.clips = clips.select(split)
+        if not self.clips:
+            raise ValueError(f"no clip of split {split}: choose other clips")
+        self._cumulative = np.cumsum(draw_weights([clip.kind for clip in self.clips], shares))
+
+    def batch(self, step: int, rows: slice | None = None) -> AudioBatch:
+        """The items of a step, or those of ``rows`` among them: what one process of several trains on.
+
+        Which crops are drawn does not depend on ``rows``; only the kept ones are worked on.
+        """
+        rng = generator(self.seed, Purpose.CROPS, step)
+        wanted = range(self.items)[rows or slice(None)]
+        group = PER_ITEMS + self.augment.chirps_per_16
+        chosen: list[tuple[Crop, str, str]] = []
+        for item in range(self.items):
+            own = generator(self.seed, Purpose.AUGMENTATION, step, item)
+            if item % group >= PER_ITEMS:
+                if item in wanted:
+                    chosen.append((chirp(own, self.samples), "", f"chirp {step} {item}"))
+                continue
+            clip, crop, gain = self._crop(rng)
+            if item in wanted:
+                caption = draw_caption(clip.captions, own)
+                chosen.append((augment(crop * np.float32(gain), self.augment, own), caption, clip.id))
+        audio, captions, ids = zip(*chosen, strict=True)
+        return AudioBatch(audio=torch.from_numpy(np.stack(audio)), captions=captions, ids=ids)
+
+    def _crop(self, rng: np.random.Generator) -> tuple[Clip, Crop, float]:
+        clip = self.clips[min(int(np.searchsorted(self._cumulative, rng.random())), len(self.clips) - 1)]
+        crop = draw_crop(rng, clip.samples, self.samples, lambda start, stop: self.set.read(clip, start, stop))
+        return clip, crop, draw_gain(rng, self.quietest_db)
+
+
+def draw_crop(rng: np.random.Generator, length: int, samples: int, read: Callable[[int, int], Crop]) -> Crop:
+    """A crop (samples, 2) of a sound of ``length`` samples; ``read(start, stop)`` gives what there is of it.
+
+    It starts anywhere from a quarter of its length before the sound to where a quarter of it lies behind the end; a
+    third start at the onset. Outside is silence; what is silent throughout is drawn again.
+    """
+    margin = samples // 4
+    for attempt in range(_TRIES + 1):
+        start = int(rng.integers(-margin, max(length - samples, 0) + margin + 1))
+        if attempt == _TRIES or rng.random() < 1 / 3:
+            start = 0
+        audio = read(max(start, 0), max(start + samples, 0))
+        lead = min(max(-start, 0), samples)
+        crop = np.pad(audio, ((lead, samples - lead - len(audio)), (0, 0)))
+        if not is_silent(crop):
+            break
+    return np.repeat(crop, 2, axis=1) if crop.shape[1] == 1 else crop
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardsConfig(Config):
+    """How shards are read."""
+
+    streams: int  # parts of a batch with shards of their own; a multiple of the number of processes
+    window: int  # samples that a stream holds in memory and shuffles
+
+    def __post_init__(self) -> None:
+        check(self, 1, 1 << 20, "streams", "window")
+
+
+class ShardCrops:
+    """Endless crops, a function of (seed, step), of any number of processes.
+
+    A batch is made of ``streams`` streams of shards, each of which gives an equal part of its crops; a process that
+    asks for some rows opens the streams of those rows alone. Samples that cannot be read are named in ``failures``, the
+    next one takes their place, and more than 1 % of all samples stop the run.
+    """
+
+    def __init__(
+        self,
+        index: ShardIndex,
+        *,
+        samples: int,
+        batch: int,
+        streams: int,
+        window: int,
+        seed: int,
+        quietest_db: float,
+        augment: AugmentConfig,
+    ) -> None:
+        if samples < 1 or batch < 1 or quietest_db > 0:
+            raise ValueError(
+                f"samples and batch must be positive, quietest_db <= 0; got {samples}, {batch}, {quietest_db}"
+            )
+        if batch % streams or (augment.chirps_per_16 and batch % PER_ITEMS):
+            raise ValueError(f"batch is {batch}: a multiple of {streams} streams is needed, with chirps also of 16")
+        self.index, self.samples, self.batch_size, self.seed = index, samples, batch, seed
+        self.window, self.quietest_db, self.augment = window, quietest_db, augment
+        self.items = batch + batch // PER_ITEMS * augment.chirps_per_16
+        self.failures: dict[str, str] = {}
+        self._count = streams
+        self._streams: dict[int, ShardStream] = {}
+
+    def batch(self, step: int, rows: slice | None = None) -> AudioBatch:
+        """The items of a step, or those of ``rows`` among them."""
+        group = PER_ITEMS + self.augment.chirps_per_16
+        chosen: list[tuple[Crop, str, str]] = []
+        for item in range(self.items)[rows or slice(None)]:
+            own = generator(self.seed, Purpose.AUGMENTATION, step, item)
+            if item % group >= PER_ITEMS:
+                chosen.append((chirp(own, self.samples), "", f"chirp {step} {item}"))
+            else:
+                chosen.append(self._item(step, item // group * PER_ITEMS + item % group, own))
+        audio, captions, ids = zip(*chosen, strict=True)
+        return AudioBatch(audio=torch.from_numpy(np.stack(audio)), captions=captions, ids=ids)
+
+    def _item(self, step: int, row: int, own: np.random.Generator) -> tuple[Crop, str, str]:
+        each = self.batch_size // self._count
+        stream = self._stream(row // each)
+        for number in range(step * each + row % each, step * each + row % each + stream.samples):
+            sample = stream.sample(number)
+            rng = generator(self.seed, Purpose.SHARD_CROPS, step, row)
+            try:
+                crop = draw_crop(rng, sample.facts()[0], self.samples, sample.read)
+            except ValueError as error:
+                self._failed(sample, error)
+                continue
+            gain = draw_gain(rng, self.quietest_db)
+            caption = draw_caption(sample.sidecar.captions, own)
+            return augment(crop * np.float32(gain), self.augment, own), caption, sample.id
+        raise ValueError(f"no sample of stream {row // each} can be read")
+
+    def _stream(self, number: int) -> ShardStream:
+        if number not in self._streams:
+            self._streams[number] = ShardStream(
+                self.index, seed=self.seed, stream=number, streams=self._count, window=self.window
+            )
+        return self._streams[number]
+
+    def _failed(self, sample: ShardSample, error: ValueError) -> None:
+        self.failures[sample.id] = str(error)
+        refuse_failures([f"{name}: {why}" for name, why in self.failures.items()], self.index.samples, "unreadable")

@@ -1,0 +1,57 @@
+"""How often items and captions are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sa3_mlx.common.schema import Config
+
+CANONICAL = 0.6  # how often the first caption is drawn
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharesConfig(Config):
+    """How often each kind of clip is drawn, whatever its number of clips; kinds without clips do not count."""
+
+    note: float
+    chord: float
+    drum: float
+    noise: float
+    sample: float  # one-shots without captions
+    user: float  # imported recordings
+
+
+def draw_weights(kinds: Sequence[str], shares: Mapping[str, float] | None) -> NDArray[np.float64]:
+    """Probability of each item: its kind's share over the items of that kind; ``shares`` None: all items alike.
+
+    Raises ValueError when the items have a kind that ``shares`` does not name; a share without items is ignored.
+    """
+    if not kinds:
+        raise ValueError("no items to draw from")
+    if shares is None:
+        return np.full(len(kinds), 1 / len(kinds))
+    unknown = sorted(set(kinds) - set(shares))
+    if unknown:
+        raise ValueError(f"no share given for kind(s) {', '.join(unknown)}; given: {', '.join(sorted(shares))}")
+    weights = np.array([shares[kind] / kinds.count(kind) for kind in kinds])
+    return np.asarray(weights / weights.sum())
+
+
+def draw_caption(captions: Sequence[str], rng: np.random.Generator) -> str:
+    """The canonical caption 60 % of the time, an alternative otherwise; "" where there is none. Always two draws."""
+    pick, canonical = int(rng.integers(1, max(len(captions), 2))), rng.random() < CANONICAL
+    if not captions:
+        return ""
+    return captions[0] if canonical or len(captions) == 1 else captions[pick]
+
+
+def draw_parts(parts: Sequence[str], rng: np.random.Generator) -> str:
+    """The parts of a caption in random order, each with probability 1/2, at least one [T4.1]."""
+    kept = np.flatnonzero(rng.random(len(parts)) < 0.5)
+    if not len(kept):
+        kept = rng.integers(len(parts), size=1)
+    return ", ".join(parts[i] for i in rng.permutation(kept))
