@@ -1,4 +1,4 @@
-"""Quantization of a checkpoint by a recipe, with what its methods need to know from runs of the model.
+"""Quantize a checkpoint by a recipe, with what its methods need to know from runs of the model.
 
 Shapes: B batch, T latent frames, C latent channels, O outputs, I inputs.
 """
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sa3_mlx.common.quant.affine import Float, Packed, Storage, dequantize, round_to
-from sa3_mlx.common.quant.calibration import SENSITIVITY_STATES, Prompt, continued, requests
+from sa3_mlx.common.quant.calibration import SENSITIVITY_STATES, CalibrationPrompt, continued, requests
 from sa3_mlx.common.quant.format import Grid
 from sa3_mlx.common.quant.gptq import gptq, passes
 from sa3_mlx.common.quant.recipes import GROUP, MIXED_BITS, Recipe, choose_bits, layers_of_recipe
@@ -28,6 +28,7 @@ from sa3_mlx.common.quant.writer import (
     check_source,
     check_target,
     nearest,
+    packed_before,
     write_quantized,
 )
 from sa3_mlx.runtime import mx, nn
@@ -41,18 +42,18 @@ Progress = Callable[[str, int, int], None]  # what is done, done so far, in all
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """Where from, where to and how."""
+class QuantizeOptions:
+    """Say where from, where to and how."""
 
     source: Path
     out: Path
     name: str  # of the recipe
     recipe: Recipe
-    prompts: tuple[Prompt, ...]  # to calibrate on and to judge by
+    prompts: tuple[CalibrationPrompt, ...]  # to calibrate on and to judge by
     force: bool
 
 
-def quantize_model(options: Options, progress: Progress) -> QuantizeReport:
+def quantize_model(options: QuantizeOptions, progress: Progress) -> QuantizeReport:
     """Quantize the checkpoint ``source`` to the folder ``out``.
 
     Raises FileNotFoundError, and ValueError for a source that is quantized, for an ``out`` that is in the way and for a
@@ -87,10 +88,10 @@ def quantize_model(options: Options, progress: Progress) -> QuantizeReport:
 
 
 class _DiTCalibration:
-    """Runs of the full-precision model and what follows from them: sensitivities, Hessians, errors."""
+    """Run the full-precision model and derive what follows from its runs: sensitivities, Hessians, errors."""
 
     def __init__(
-        self, pipeline: Pipeline, options: Options, storages: Mapping[str, Storage], progress: Progress
+        self, pipeline: Pipeline, options: QuantizeOptions, storages: Mapping[str, Storage], progress: Progress
     ) -> None:
         self.pipeline, self.options, self.storages, self.progress = pipeline, options, storages, progress
         recipe = options.recipe.dit
@@ -101,6 +102,7 @@ class _DiTCalibration:
         self.dit = cast(DiT, pipeline.load_part("dit"))
 
     def _visited(self, *, held_out: bool) -> Iterator[State]:
+        """Yield the states of the runs that judge, or of the others; one run of the others keeps half of its clips."""
         runs = requests(self.options.prompts, self.pipeline.config, held_out=held_out)
         for number, request in enumerate(runs):
             self.progress("judging runs" if held_out else "calibration runs", number, len(runs))
@@ -110,7 +112,7 @@ class _DiTCalibration:
         self.progress("judging runs" if held_out else "calibration runs", len(runs), len(runs))
 
     def grids(self, layers: Mapping[str, tuple[int, ...]]) -> dict[str, Grid]:
-        """The grid of the recipe for all, or one for each layer by what it does to the velocity."""
+        """Return the grid of the recipe for all layers, or one for each by what it does to the velocity."""
         if self.recipe.target is None:
             return dict.fromkeys(layers, self.recipe.grid)
         chosen = self.states[:: max(1, len(self.states) // SENSITIVITY_STATES)]
@@ -127,7 +129,7 @@ class _DiTCalibration:
         return choose_bits(damage, {path: math.prod(shape) for path, shape in layers.items()}, self.recipe.target)
 
     def quantizers(self, grids: Mapping[str, Grid]) -> dict[str, Quantizer]:
-        """Per layer. Those of GPTQ are done here, as their Hessians are large."""
+        """Return the quantizer of every layer. Those of GPTQ are done here, as their Hessians are large."""
         if self.recipe.method == "nearest":
             return {path: partial(nearest, grid=grid) for path, grid in grids.items()}
         done: dict[str, Packed] = {}
@@ -138,10 +140,10 @@ class _DiTCalibration:
                 weight = round_to(_weight(self.dit, path), storage)
                 done[path] = gptq(weight, hessian, bits=grid.bits, group=grid.group, storage=storage)
         self.progress("gptq", len(grids), len(grids))
-        return {path: partial(_known, packed=packed) for path, packed in done.items()}
+        return {path: partial(packed_before, packed=packed) for path, packed in done.items()}
 
     def judge(self, grids: Mapping[str, Grid], quantizers: Mapping[str, Quantizer]) -> VelocityReport:
-        """Velocity errors on the runs that were not calibrated on, of this method and of rounding to nearest."""
+        """Measure velocity errors on runs that were not calibrated on, of this method and of rounding to nearest."""
         values = self._values(quantizers)
         steps = sorted({state.index for state in self.held_out})
         with _substituted(self.dit, values):
@@ -158,19 +160,15 @@ class _DiTCalibration:
         )
 
     def _values(self, quantizers: Mapping[str, Quantizer]) -> dict[str, Float]:
-        """The weights that each layer will have."""
+        """Return the weights that each layer will have."""
         return {
             path: dequantize(quantizer(_weight(self.dit, path), self.storages[path]), "F32")
             for path, quantizer in quantizers.items()
         }
 
 
-def _known(weight: Float, storage: Storage, *, packed: Packed) -> Packed:  # noqa: ARG001 (as every quantizer)
-    return packed
-
-
 def evaluate(dit: DiT, states: Iterable[State]) -> Iterator[tuple[State, mx.array]]:
-    """Velocities (B, T, C) that this DiT gives at states of another one."""
+    """Yield the velocities (B, T, C) that this DiT gives at states of another one."""
     last: tuple[Conditioning, Prepared] | None = None
     for state in states:
         if last is None or last[0] is not state.cond:
@@ -179,7 +177,7 @@ def evaluate(dit: DiT, states: Iterable[State]) -> Iterator[tuple[State, mx.arra
 
 
 def _error(dit: DiT, states: Sequence[State]) -> float:
-    """Relative L2 error of the velocities over all states."""
+    """Return the relative L2 error of the velocities over all states."""
     sums = [
         (mx.square(velocity - state.velocity).sum(), mx.square(state.velocity).sum())
         for state, velocity in evaluate(dit, sorted(states, key=lambda state: id(state.cond)))
@@ -189,11 +187,11 @@ def _error(dit: DiT, states: Sequence[State]) -> float:
 
 
 def hessians(dit: DiT, states: Sequence[State], paths: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-    """Sum of x x^T over the inputs x of each layer, in all states: (I, I) by path.
+    """Return the sum of x x^T over the inputs x of each layer, in all states: (I, I) by path.
 
     Raises ValueError for a layer that no state runs through.
     """
-    watches = {path: _Watch(_layer(dit, path)) for path in paths}
+    watches = {path: InputProducts(_layer(dit, path)) for path in paths}
     blocks, last = cast(list[nn.Module], dit.layers), dit.layers[-1]
     try:
         for path, watch in watches.items():
@@ -211,13 +209,12 @@ def hessians(dit: DiT, states: Sequence[State], paths: Sequence[str]) -> dict[st
     return {path: np.array(watch.total).astype(np.float64) for path, watch in watches.items()}
 
 
-class _Watch(nn.Module):
-    """A linear map that sums the outer products of its inputs."""
+class InputProducts(nn.Module):
+    """Sum the outer products of the inputs of a linear map."""
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
-        self.layer = layer
-        self.rows = 0
+        self.layer, self.rows = layer, 0
         self.total = mx.zeros((layer.weight.shape[1], layer.weight.shape[1]))
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -228,7 +225,7 @@ class _Watch(nn.Module):
 
 
 class _WholeBlock(nn.Module):
-    """The last block without its shortcut, which takes rows of a matrix past the layer that owns it."""
+    """Run the last block without its shortcut, which takes rows of a matrix past the layer that owns it."""
 
     def __init__(self, block: DiTBlock) -> None:
         super().__init__()
@@ -249,7 +246,7 @@ class _WholeBlock(nn.Module):
 
 
 def _layer(dit: DiT, path: str) -> nn.Linear:
-    """The layer of a checkpoint path such as "dit.layers.0.ff.proj_in"."""
+    """Return the layer of a checkpoint path such as "dit.layers.0.ff.proj_in"."""
     parent, name = _place(dit, path)
     return parent[name]
 
@@ -273,7 +270,7 @@ def _weight(dit: DiT, path: str) -> Float:
 
 @contextmanager
 def _substituted(dit: DiT, values: Mapping[str, Float]) -> Iterator[None]:
-    """The DiT with other weights in some layers."""
+    """Put other weights into some layers of the DiT."""
     before = {path: _layer(dit, path).weight for path in values}
     try:
         for path, value in values.items():

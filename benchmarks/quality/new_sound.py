@@ -17,7 +17,7 @@ from sa3_mlx.cli.models.measure import snr_db
 from sa3_mlx.common.adapters.format import Applied
 from sa3_mlx.common.generation.request import Item, Request
 from sa3_mlx.common.model.sampling import Sampling
-from sa3_mlx.common.quant.calibration import Prompt as Line
+from sa3_mlx.common.quant.calibration import CalibrationPrompt
 from sa3_mlx.common.quant.calibration import read_prompts
 from sa3_mlx.common.schema import ConfigError
 from sa3_mlx.pipeline import Pipeline
@@ -48,7 +48,7 @@ class Run:
         return judge.evaluate(list(made))
 
 
-def new_prompts(lines: Sequence[Line]) -> list[Prompt]:
+def new_prompts(lines: Sequence[CalibrationPrompt]) -> list[Prompt]:
     return [
         Prompt(caption=line.text, kind=NEW, label=NEW, instrument=None, midi=None, seconds=line.seconds)
         for line in lines

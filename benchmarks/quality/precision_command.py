@@ -19,7 +19,7 @@ from sa3_mlx.cli.home import find_model
 from sa3_mlx.common.generation.clips import open_tokenizer
 from sa3_mlx.common.quant.calibration import usual_prompts
 from sa3_mlx.common.quant.recipes import RECIPES
-from sa3_mlx.quantize import Options, quantize_model
+from sa3_mlx.quantize import QuantizeOptions, quantize_model
 
 from .precision import Bench, Row, SoundsPlan, table, to_json
 from .quality import GUIDANCE, SAMPLER, STEPS, chosen_sampling
@@ -113,7 +113,7 @@ def _quantized(folder: Path, out: Path, name: str) -> Path:
     from sa3_mlx.common.model.config import ModelConfig
 
     prompts = usual_prompts(open_tokenizer(folder, ModelConfig.load(folder)))
-    options = Options(source=folder, out=out, name=name, recipe=RECIPES[name], prompts=prompts, force=False)
+    options = QuantizeOptions(source=folder, out=out, name=name, recipe=RECIPES[name], prompts=prompts, force=False)
     report = quantize_model(options, lambda *_: None)
     click.echo(str(report), err=True)
     return out

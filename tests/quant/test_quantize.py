@@ -22,15 +22,15 @@ from sa3_mlx.common.files.safetensors import TensorFile, array_entry, write_tens
 from sa3_mlx.common.generation.request import Item, Request
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.presets import PRESETS
-from sa3_mlx.common.quant.calibration import DEMO, GENERAL, Prompt, read_prompts, requests, usual_prompts
+from sa3_mlx.common.quant.calibration import DEMO, GENERAL, CalibrationPrompt, read_prompts, requests, usual_prompts
 from sa3_mlx.common.quant.format import check_file
 from sa3_mlx.common.quant.recipes import RECIPES, PartRecipe, Recipe, layers_of
 from sa3_mlx.pipeline import Pipeline
-from sa3_mlx.quantize import Options, evaluate, hessians, quantize_model
+from sa3_mlx.quantize import QuantizeOptions, evaluate, hessians, quantize_model
 from sa3_mlx.trajectory import visit
 
 TEXTS = ("kick", "bell low", "rain soft", "drone", "snare", "hat high", "bell hard", "rain")
-PROMPTS = tuple(Prompt(0.5 if number < 4 else 0.7, text) for number, text in enumerate(TEXTS))
+PROMPTS = tuple(CalibrationPrompt(0.5 if number < 4 else 0.7, text) for number, text in enumerate(TEXTS))
 assert TINY["tiny-s"].diffusion is not None
 CONFIG = dataclasses.replace(
     TINY["tiny-s"], diffusion=dataclasses.replace(TINY["tiny-s"].diffusion, head_room_seconds=0.0)
@@ -48,7 +48,9 @@ def pipeline(folder: Path) -> Pipeline:
 
 
 def run(folder: Path, out: Path, name: str, recipe: Recipe | None = None):
-    options = Options(source=folder, out=out, name=name, recipe=recipe or RECIPES[name], prompts=PROMPTS, force=False)
+    options = QuantizeOptions(
+        source=folder, out=out, name=name, recipe=recipe or RECIPES[name], prompts=PROMPTS, force=False
+    )
     return quantize_model(options, lambda *_: None)
 
 
@@ -153,9 +155,9 @@ def test_prompts_to_judge_by_are_not_calibrated_on() -> None:
     assert texts[0] == set(TEXTS) - texts[1]
     for request in requests(GENERAL, config, held_out=False):
         assert len({item.seconds for item in request.items}) == 1
-        assert request.steps == 8
+        assert request.sampling is not None and request.sampling.steps == 8
     base = PRESETS["medium-base"]
-    assert {request.steps for request in requests(GENERAL, base, held_out=True)} == {16}
+    assert {request.sampling.steps for request in requests(GENERAL, base, held_out=True) if request.sampling} == {16}
 
 
 def test_demo_prompts_are_in_no_held_out_pair_of_the_demo_set() -> None:
@@ -170,7 +172,7 @@ def test_demo_prompts_are_in_no_held_out_pair_of_the_demo_set() -> None:
 def test_prompt_files(tmp_path: Path, pipeline: Pipeline) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text("# mine\n8 rain on tin\n\n1.5 kick\n2 a\n3 b\n")
-    assert read_prompts(path)[:2] == (Prompt(8.0, "rain on tin"), Prompt(1.5, "kick"))
+    assert read_prompts(path)[:2] == (CalibrationPrompt(8.0, "rain on tin"), CalibrationPrompt(1.5, "kick"))
     path.write_text("rain on tin\n" * 5)
     with pytest.raises(ValueError, match="line 1: expected SECONDS TEXT"):
         read_prompts(path)

@@ -14,7 +14,7 @@ from sa3_mlx.cli.home import Model, find_model, first_command, models_folder
 from sa3_mlx.cli.options import CommonOptions, common_options, gather
 from sa3_mlx.cli.output.progress import Progress
 from sa3_mlx.common.generation.clips import open_tokenizer
-from sa3_mlx.common.quant.calibration import Prompt, read_prompts, usual_prompts
+from sa3_mlx.common.quant.calibration import CalibrationPrompt, read_prompts, usual_prompts
 from sa3_mlx.common.quant.recipes import GROUP, RECIPES, PartRecipe, Recipe, find_recipe, layers_of_recipe
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def quantize(
     sa3 quantize demo demo-small --recipe 4bit-gptq
     """
     choose("mlx")
-    from sa3_mlx.quantize import Options, quantize_model
+    from sa3_mlx.quantize import QuantizeOptions, quantize_model
 
     common = gather(ctx, CommonOptions)
     found = find_model(model, generates=False)
@@ -64,12 +64,12 @@ def quantize(
     asked = {"dit": recipe, "text_encoder": text_encoder, "same": codec}
     chosen, name = _combined(recipe, text_encoder, codec)
     _check_parts(found, chosen, asked, progress)
-    prompts: tuple[Prompt, ...] = ()
+    prompts: tuple[CalibrationPrompt, ...] = ()
     if found.config.diffusion is not None:
         prompts = (
             read_prompts(calibration) if calibration else usual_prompts(open_tokenizer(found.folder, found.config))
         )
-    options = Options(
+    options = QuantizeOptions(
         source=found.folder,
         out=out or models_folder() / f"{Path(model).name}-{recipe}",
         name=name,

@@ -1,1 +1,1 @@
-"""Quantization: the packed format, methods, recipes, calibration, the writer."""
+"""Define the packed format, the methods, recipes and calibration of quantization, and the writer of folders."""

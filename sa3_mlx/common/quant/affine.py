@@ -1,4 +1,4 @@
-"""Affine group quantization, bit for bit as the CPU stream of MLX 0.29 and later does it, in numpy.
+"""Compute affine group quantization in numpy, bit for bit as the CPU stream of MLX 0.29 and later does it [Q1].
 
 A row of weights is cut into groups of ``group`` values; each group keeps one scale, one bias and a code of ``bits``
 bits per value, which stands for ``scale * code + bias``. Quantize once, offline: a Metal device rounds otherwise.
@@ -29,7 +29,7 @@ SMALLEST_SCALE = np.float32(1e-7)
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """A quantized matrix as it is stored. Scales and biases are float32 arrays that hold values of ``storage``."""
+    """Hold a quantized matrix as it is stored. Scales and biases are float32 arrays with values of ``storage``."""
 
     bits: int
     group: int
@@ -40,7 +40,7 @@ class Packed:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(O, I) of the matrix."""
+        """Return (O, I), the shape of the matrix."""
         return self.words.shape[0], self.words.shape[1] * 32 // self.bits
 
 
@@ -55,14 +55,14 @@ def check_grid(bits: int, group: int, inputs: int) -> None:
 
 
 def round_to(values: Float, storage: Storage) -> Float:
-    """Rounded to the storage type, to nearest, ties to even; still float32."""
+    """Round to the storage type, to nearest, ties to even; the result is float32 still."""
     if storage == "F16":
         return values.astype(np.float16).astype(np.float32)
     return from_bf16_bits(to_bf16_bits(values)) if storage == "BF16" else values
 
 
 def grid(groups: Float, bits: int) -> tuple[Float, Float]:
-    """Scale and bias of groups (..., group) of values, both (..., 1) and not yet rounded to a storage type.
+    """Return scale and bias of groups (..., group) of values, both (..., 1) and not yet rounded to a storage type.
 
     Zero lies on the grid where it is in range. The scale is negative where the largest value has the larger magnitude.
     """
@@ -79,13 +79,13 @@ def grid(groups: Float, bits: int) -> tuple[Float, Float]:
 
 
 def encode(values: Float, scale: Float, bias: Float, bits: int) -> Codes:
-    """The nearest codes on a grid; half goes to even. Scale and bias broadcast against the values."""
+    """Return the nearest codes on a grid; half goes to even. Scale and bias broadcast against the values."""
     steps = np.rint((values - bias) / scale)
     return np.asarray(np.clip(steps, 0, 2**bits - 1), dtype=np.uint8)
 
 
 def quantize(weight: Float, *, bits: int, group: int, storage: Storage) -> Packed:
-    """(O, I) -> packed codes with scales and biases of the storage type, whose values the weight must already have.
+    """Pack a matrix (O, I) with scales and biases of the storage type, whose values the weight must already have.
 
     Raises ValueError for a grid that does not exist, for rows that groups do not fill, and for values that are not
     finite.
@@ -108,34 +108,36 @@ def quantize(weight: Float, *, bits: int, group: int, storage: Storage) -> Packe
 
 
 def dequantize(packed: Packed, storage: Storage) -> Float:
-    """(O, I) values as a product on packed weights sees them: fp32(scale) * code + fp32(bias), rounded to ``storage``.
+    """Return the values (O, I) that a product on packed weights sees: fp32(scale) * code + fp32(bias) [Q1.2].
 
-    With half-precision scales the product is exact, so that fp32 values are the same with and without fused arithmetic.
+    They are rounded to ``storage``. With half-precision scales the product is exact, so that fp32 values are the same
+    with and without fused arithmetic.
     """
     scales, biases, codes = _spread(packed)
     return round_to(scales * codes + biases, storage)
 
 
 def dequantize_stepwise(packed: Packed) -> Float:
-    """As ``mx.dequantize`` on a CPU: product and sum are each rounded to the type of the scales."""
+    """Return the values of ``mx.dequantize`` on a CPU: product and sum are each rounded to the type of the scales."""
     scales, biases, codes = _spread(packed)
     return round_to(round_to(scales * codes, packed.storage) + biases, packed.storage)
 
 
 def _spread(packed: Packed) -> tuple[Float, Float, Float]:
+    """Return scale, bias and code of every value, (O, I) each."""
     codes = unpack(packed.words, packed.bits).astype(np.float32)
     return np.repeat(packed.scales, packed.group, -1), np.repeat(packed.biases, packed.group, -1), codes
 
 
 def pack(codes: Codes, bits: int) -> Words:
-    """(O, I) -> (O, W): the codes of a row as one little-endian stream of bits, cut into words."""
+    """Pack codes (O, I) into words (O, W): a row is one little-endian stream of bits, cut into words [Q1.3]."""
     stream = np.unpackbits(codes[..., None], axis=-1, count=bits, bitorder="little").reshape(len(codes), -1)
     words = np.packbits(stream, axis=-1, bitorder="little").view("<u4")
     return cast(Words, words.astype(np.uint32))
 
 
 def unpack(words: Words, bits: int) -> Codes:
-    """(O, W) -> (O, I), the inverse of ``pack``."""
+    """Unpack words (O, W) into codes (O, I), the inverse of ``pack``."""
     stream = np.unpackbits(np.ascontiguousarray(words, "<u4").view(np.uint8), axis=-1, bitorder="little")
     codes = np.packbits(stream.reshape(len(words), -1, bits), axis=-1, bitorder="little")
     return codes[..., 0]

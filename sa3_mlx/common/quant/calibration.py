@@ -1,6 +1,6 @@
-"""Prompts to calibrate a quantization on and to judge it by, and the runs made of them.
+"""List the prompts that a quantization is calibrated on and judged by, and make runs of them.
 
-Every fourth prompt serves judging alone. A file of prompts has one a line, with its length before it: "8 rain on tin".
+Every fourth prompt only judges. A file of prompts has one a line, with its length before it: "8 rain on tin".
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ SENSITIVITY_STATES = 12  # about so many are enough to rank layers
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """A text and the length of the clip."""
+class CalibrationPrompt:
+    """Hold a text and the length of its clip in seconds."""
 
     seconds: float
     text: str
 
 
 GENERAL = tuple(
-    Prompt(seconds, text)
+    CalibrationPrompt(seconds, text)
     for seconds, text in (
         (8, "warm lo-fi hip hop beat with vinyl crackle and mellow electric piano, 84 BPM"),
         (8, "solo grand piano, slow and sad, in a large hall"),
@@ -53,7 +53,7 @@ GENERAL = tuple(
     )
 )
 DEMO = tuple(
-    Prompt(seconds, text)
+    CalibrationPrompt(seconds, text)
     for seconds, text in (
         (1.5, "piano note C4"),
         (1.5, "violin note E4"),
@@ -87,15 +87,18 @@ DEMO = tuple(
 )
 
 
-def read_prompts(path: Path) -> tuple[Prompt, ...]:
-    """Lines of "SECONDS TEXT"; empty ones and those that start with # are skipped. Raises ValueError for a bad one."""
+def read_prompts(path: Path) -> tuple[CalibrationPrompt, ...]:
+    """Read lines of "SECONDS TEXT"; empty ones and those that start with # are skipped.
+
+    Raises ValueError for a line that is none, and for fewer than four prompts.
+    """
     found = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         seconds, _, text = line.strip().partition(" ")
         if not seconds or seconds.startswith("#"):
             continue
         try:
-            found.append(Prompt(float(seconds), text.strip()))
+            found.append(CalibrationPrompt(float(seconds), text.strip()))
         except ValueError as error:
             raise ValueError(f"{path}: line {number}: expected SECONDS TEXT, such as '8 rain on tin'") from error
     if len(found) < HELD_OUT_EVERY:
@@ -103,14 +106,14 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
     return tuple(found)
 
 
-def usual_prompts(tokenizer: Tokenizer) -> tuple[Prompt, ...]:
-    """Those of the demo sounds for a model that knows their words alone, else music and effects."""
+def usual_prompts(tokenizer: Tokenizer) -> tuple[CalibrationPrompt, ...]:
+    """Return the prompts of the demo sounds for a model that knows no other words, else music and effects."""
     knows_demo = not any(tokenizer.unknown(prompt.text) for prompt in DEMO)
     return DEMO if tokenizer.closed_vocabulary() and knows_demo else GENERAL
 
 
-def requests(prompts: Sequence[Prompt], config: ModelConfig, *, held_out: bool) -> list[Request]:
-    """Runs with the model's own sampler and guidance, of the prompts that calibrate or of those that judge."""
+def requests(prompts: Sequence[CalibrationPrompt], config: ModelConfig, *, held_out: bool) -> list[Request]:
+    """Return the runs, with the model's usual sampling, of the prompts that judge (``held_out``) or of the others."""
     chosen = [
         (number, prompt)
         for number, prompt in enumerate(prompts)
@@ -131,7 +134,10 @@ def requests(prompts: Sequence[Prompt], config: ModelConfig, *, held_out: bool) 
 
 
 def continued(request: Request, audio: Sequence[NDArray[np.float32]]) -> Request:
-    """The same clips again with the first half of what came out given, for the layers that see kept audio alone."""
+    """Return the request for the same clips with the first half of ``audio``, what came out, kept.
+
+    Some layers work only where audio is kept.
+    """
     kept = tuple(
         Inpaint(audio=sound, regions=((item.seconds / 2, item.seconds),))
         for sound, item in zip(audio, request.items, strict=True)

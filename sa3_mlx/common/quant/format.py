@@ -1,4 +1,4 @@
-"""What a weight file with quantized layers holds, and how it says so.
+"""Define how a weight file stores quantized layers and says which they are.
 
 The metadata of ``model.safetensors`` has an entry "quantization": the recipe, the hash of the file it was made from and
 the grid of every quantized layer. Such a layer has ``<path>.weight`` (uint32 words), ``<path>.scales`` and
@@ -26,20 +26,20 @@ STORAGES = ("F16", "BF16")  # of scales and biases
 
 @dataclass(frozen=True, kw_only=True)
 class Grid(Config):
-    """Bits of a code and values that share a scale and a bias."""
+    """Say how many bits a code has, and how many values share a scale and a bias."""
 
     bits: int
     group: int
 
     @property
     def bits_per_weight(self) -> float:
-        """With a scale and a bias of 16 bits each."""
+        """Return the bits of a weight with its share of a scale and a bias of 16 bits each."""
         return self.bits + 32 / self.group
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedLayer(Config):
-    """One quantized linear map; ``path`` is the name of its matrix without ".weight"."""
+    """Name one quantized linear map; ``path`` is the name of its matrix without ".weight"."""
 
     path: str
     grid: Grid
@@ -47,22 +47,23 @@ class QuantizedLayer(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class Quantization(Config):
-    """The "quantization" entry of a weight file."""
+    """Hold the "quantization" entry of a weight file."""
 
     recipe: str
     source: str  # hash of the weights that were quantized
     layers: tuple[QuantizedLayer, ...]
 
     def grids(self) -> dict[str, Grid]:
-        """Grid of every quantized layer, by path."""
+        """Return the grid of every quantized layer, by path."""
         return {layer.path: layer.grid for layer in self.layers}
 
     def to_metadata(self) -> dict[str, str]:
+        """Return the entry for the metadata of a weight file."""
         return {METADATA_KEY: json.dumps(self.to_dict(), separators=(",", ":"))}
 
     @classmethod
     def read(cls, file: TensorFile) -> Quantization | None:
-        """The entry of a file, or None. Raises ConfigError for one that cannot be read."""
+        """Return the entry of a file, or None. Raises ConfigError for one that cannot be read."""
         if METADATA_KEY not in file.metadata:
             return None
         try:
@@ -73,7 +74,7 @@ class Quantization(Config):
 
 
 def stored_tensors(shapes: Shapes, grids: Mapping[str, Grid]) -> Shapes:
-    """Names and shapes in a file: words, scales and biases in place of the matrices with a grid.
+    """Return names and shapes in a file: words, scales and biases in place of the matrices with a grid.
 
     Raises ValueError for a grid of something that is no matrix of the model, and for one that does not fit its rows.
     """
@@ -89,7 +90,7 @@ def stored_tensors(shapes: Shapes, grids: Mapping[str, Grid]) -> Shapes:
 
 
 def check_file(file: TensorFile, config: ModelConfig, parts: Collection[str] | None = None) -> dict[str, Grid]:
-    """Grids of the quantized layers of a weight file, or of some parts of it, after a strict check.
+    """Check a weight file, or some of its parts, strictly; return the grids of its quantized layers by path.
 
     Raises ValueError that lists every tensor that does not fit the configuration.
     """
@@ -109,13 +110,14 @@ def check_file(file: TensorFile, config: ModelConfig, parts: Collection[str] | N
 
 
 def check_folder(folder: Path, config: ModelConfig) -> None:
-    """Raises ValueError that lists every tensor of ``folder/model.safetensors`` that does not fit the configuration."""
+    """Check ``folder/model.safetensors``. Raises ValueError that lists every tensor that does not fit the
+    configuration."""
     with TensorFile.open(folder / WEIGHTS_FILE) as file:
         check_file(file, config)
 
 
 def read_packed(file: TensorFile, path: str, grid: Grid) -> Packed:
-    """One quantized matrix of a checked file."""
+    """Read one quantized matrix of a checked file."""
     return Packed(
         bits=grid.bits,
         group=grid.group,

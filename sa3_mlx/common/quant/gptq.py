@@ -1,4 +1,4 @@
-"""GPTQ: quantize a matrix column by column and let later columns make up for the error of earlier ones.
+"""Quantize a matrix by GPTQ: column by column, while later columns make up for the error of earlier ones.
 
 Written for every bit width of ``affine``; the result is an ordinary ``Packed`` matrix. Method: Frantar et al. 2022
 (arXiv 2210.17323) with the grid of each group fixed when its first column is reached.
@@ -21,7 +21,8 @@ Double = NDArray[np.float64]
 
 
 def gptq(weight: Float, hessian: Double, *, bits: int, group: int, storage: Storage) -> Packed:
-    """(O, I) weights and (I, I) sum of x x^T over the layer's inputs -> packed weights with a small |x (W - Q)^T|.
+    """Pack weights (O, I) such that |x (W - Q)^T| is small; ``hessian`` (I, I) is the sum of x x^T over the layer's
+    inputs.
 
     Raises ValueError for a grid that does not fit, and for a Hessian of another size or with values not finite.
     """
@@ -29,7 +30,7 @@ def gptq(weight: Float, hessian: Double, *, bits: int, group: int, storage: Stor
 
 
 def compensate(weight: Float, hessian: Double, *, bits: int, group: int, storage: Storage) -> tuple[Packed, Float]:
-    """As ``gptq``, and the (O, I) values that were rounded to its codes: the weights with what made up for errors."""
+    """Return what ``gptq`` does and the values (O, I) that were rounded: the weights with what made up for errors."""
     rows, inputs = weight.shape
     check_grid(bits, group, inputs)
     if hessian.shape != (inputs, inputs) or not np.isfinite(hessian).all():
@@ -56,7 +57,7 @@ def compensate(weight: Float, hessian: Double, *, bits: int, group: int, storage
 
 
 def _spreading(hessian: Double) -> Double:
-    """Upper Cholesky factor of the inverse; inputs that were always zero get a unit diagonal."""
+    """Return the upper Cholesky factor of the inverse; inputs that were always zero get a unit diagonal."""
     damped = np.array(hessian, dtype=np.float64)
     diagonal = np.einsum("ii->i", damped)
     diagonal[diagonal == 0] = 1
@@ -65,7 +66,7 @@ def _spreading(hessian: Double) -> Double:
 
 
 def passes(inputs: Mapping[str, int]) -> Iterator[list[str]]:
-    """Layers, given with their number of inputs, in groups whose fp32 Hessians fit HESSIAN_BYTES."""
+    """Yield layers, given with their number of inputs, in groups whose fp32 Hessians fit HESSIAN_BYTES."""
     group: list[str] = []
     size = 0
     for path, count in inputs.items():

@@ -1,4 +1,4 @@
-"""Recipes of ``sa3 quantize``: which layers of each part get how many bits, by which method.
+"""Define the recipes of ``sa3 quantize``: which layers of each part get how many bits, by which method.
 
 Adding a recipe is adding a line to RECIPES. What stays as it is, whatever the recipe: embedders of prompt, time and
 duration, the modulation, projections in and out of the DiT, norms, memory tokens, the text embedding (rows of it are
@@ -30,10 +30,10 @@ _LAYERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class PartRecipe:
-    """How the layers of one part are quantized.
+    """Say how the layers of one part are quantized.
 
-    ``bits`` of every layer; or with ``target`` as many as its measured sensitivity asks for, such that the mean over
-    all weights of these layers, scales and biases included, stays below ``target``.
+    ``bits`` is for every layer; or with ``target`` each gets as many as its measured sensitivity asks for, such that
+    the mean over all weights of these layers, scales and biases included, stays below ``target``.
     """
 
     method: Literal["nearest", "gptq"]
@@ -42,24 +42,25 @@ class PartRecipe:
 
     @property
     def measures(self) -> bool:
-        """Whether calibration runs are needed."""
+        """Return whether calibration runs are needed."""
         return self.method == "gptq" or self.target is not None
 
     @property
     def grid(self) -> Grid:
+        """Return the grid of every layer where there is no target."""
         return Grid(bits=self.bits, group=GROUP)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """None keeps a part as it is."""
+    """Hold what is done to each part; None keeps a part as it is."""
 
     dit: PartRecipe | None
     text_encoder: PartRecipe | None
     same: PartRecipe | None
 
     def parts(self) -> dict[str, PartRecipe]:
-        """The parts that are quantized."""
+        """Return the parts that are quantized."""
         found = {"dit": self.dit, "text_encoder": self.text_encoder, "same": self.same}
         return {part: recipe for part, recipe in found.items() if recipe is not None}
 
@@ -90,14 +91,14 @@ RECIPES: dict[str, Recipe] = {
 
 
 def find_recipe(name: str) -> Recipe:
-    """Raises ValueError for a name that is not in RECIPES."""
+    """Return the recipe of a name. Raises ValueError for a name that is not in RECIPES."""
     if name not in RECIPES:
         raise ValueError(f"recipe is {name!r}: allowed are {', '.join(RECIPES)}")
     return RECIPES[name]
 
 
 def layers_of(config: ModelConfig, part: str) -> Shapes:
-    """Path and shape (O, I) of the layers of a part that a recipe may quantize.
+    """Return path and shape (O, I) of the layers of a part that a recipe may quantize.
 
     Rows that groups do not fill stay as they are, and so does the last block of the codec's decoder.
     """
@@ -114,22 +115,23 @@ def layers_of(config: ModelConfig, part: str) -> Shapes:
 
 
 def layers_of_recipe(config: ModelConfig, recipe: Recipe) -> dict[str, Shapes]:
-    """``layers_of`` every part that the recipe quantizes; empty where a part has none, or a model no such part."""
+    """Return ``layers_of`` every part that the recipe quantizes; none where a part has none, or a model has no such
+    part."""
     return {part: layers_of(config, part) if part == "same" or config.diffusion else {} for part in recipe.parts()}
 
 
 def layer_class(path: str) -> str:
-    """ "dit.layers.3.ff.proj_in" -> "dit ff.proj_in": layers that do the same thing in every block."""
+    """Name what a layer does in every block: "dit.layers.3.ff.proj_in" -> "dit ff.proj_in"."""
     part, _, rest = path.partition(".")
     return f"{part} {re.sub(r'^.*?layers[.][0-9]+[.]', '', rest)}"
 
 
 def choose_bits(damage: dict[str, dict[int, float]], sizes: dict[str, int], target: float) -> dict[str, Grid]:
-    """Grids with the least total damage found within ``target`` bits per weight, scales and biases included.
+    """Choose grids with the least total damage within ``target`` bits per weight, scales and biases included.
 
-    ``damage[path][bits]`` is what a layer alone does to the output, ``sizes[path]`` its number of weights. Greedy: all
-    start at the fewest bits; the next step goes to the layer whose damage falls most per added bit.
-    Raises ValueError for a target below what the fewest bits need.
+    ``damage[path][bits]`` is what a layer does to the output by itself, ``sizes[path]`` its number of weights. The
+    search is greedy: all start at the fewest bits; the next step goes to the layer whose damage falls most per added
+    bit. Raises ValueError for a target below what the fewest bits need.
     """
     bits = dict.fromkeys(damage, min(MIXED_BITS))
     total = sum(sizes.values())

@@ -1,20 +1,19 @@
-"""Writing of a checkpoint folder with quantized layers, one tensor at a time, and the report that stays beside it."""
+"""Write a checkpoint folder with quantized layers, one tensor at a time, and the report that stays beside it."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sa3_mlx.common.files.atomic import new_folder
 from sa3_mlx.common.files.safetensors import STORAGE, TensorEntry, TensorFile, array_entry, file_hash, write_tensors
 from sa3_mlx.common.model.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, parts_of
 from sa3_mlx.common.model.config import FORMAT, ModelConfig
@@ -31,7 +30,7 @@ Quantizer = Callable[[Float, Storage], Packed]  # weights (O, I) with values of 
 
 @dataclass(frozen=True, kw_only=True)
 class PartReport:
-    """Sizes of one part, in bytes of its tensors."""
+    """Hold the sizes of one part, in bytes of its tensors."""
 
     bytes_before: int
     bytes_after: int
@@ -41,7 +40,7 @@ class PartReport:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassReport:
-    """Layers that do the same thing in every block."""
+    """Describe the layers that do the same thing in every block."""
 
     layers: int
     parameters: int
@@ -51,7 +50,7 @@ class ClassReport:
 
 @dataclass(frozen=True, kw_only=True)
 class VelocityReport:
-    """Relative L2 error of the DiT's velocity on runs that served no calibration, teacher-forced."""
+    """Hold relative L2 errors of the DiT's velocity on runs that served no calibration, teacher-forced."""
 
     prompts: int
     error: float
@@ -61,7 +60,7 @@ class VelocityReport:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeReport:
-    """What a quantization did; also stored as ``quantization.json`` in the new folder."""
+    """Say what a quantization did; also stored as ``quantization.json`` in the new folder."""
 
     model: str
     recipe: str
@@ -101,7 +100,7 @@ _SIZES = ("bytes_before", "bytes_after")
 
 @dataclass
 class _Layer:
-    """One layer on its way into the file: words are asked for first, scales and biases later."""
+    """Quantize one layer on its way into the file: words are asked for first, scales and biases later."""
 
     path: str
     grid: Grid
@@ -134,13 +133,18 @@ class _Layer:
 
 
 def storage_of(dtype: str) -> Storage:
-    """Type of the scales, and of the weights just before they are quantized: BF16 for BF16, else F16."""
+    """Return the type of the scales, and of the weights just before they are quantized: BF16 for BF16, else F16."""
     return "BF16" if dtype == "BF16" else "F16"
 
 
 def nearest(weight: Float, storage: Storage, *, grid: Grid) -> Packed:
-    """Rounding to nearest, which needs no data."""
+    """Round a matrix to nearest, which needs no data."""
     return quantize(round_to(weight, storage), bits=grid.bits, group=grid.group, storage=storage)
+
+
+def packed_before(_weight: Float, _storage: Storage, *, packed: Packed) -> Packed:
+    """Return what a method packed before the file is written."""
+    return packed
 
 
 def check_target(out: Path, *, force: bool) -> None:
@@ -150,7 +154,7 @@ def check_target(out: Path, *, force: bool) -> None:
 
 
 def check_source(source: Path) -> dict[str, Storage]:
-    """Type of the scales that each layer will have, by path.
+    """Return the type of the scales that each layer will have, by path.
 
     Raises FileNotFoundError, and ValueError for tensors that do not fit and for a source that is quantized.
     """
@@ -173,14 +177,14 @@ def write_quantized(
 ) -> QuantizeReport:
     """Copy the checkpoint ``source`` to ``out`` with quantized layers.
 
-    Everything else keeps its bytes, but for matrices beside quantized layers of the DiT and the text encoder, which
-    are stored in half precision where they were in single. Nothing is left at ``out`` when this fails.
-    Raises as ``check_source`` and ``check_target``.
+    Everything else keeps its bytes, but for matrices beside quantized layers of the DiT and the text encoder, which are
+    stored in half precision where they were in single. Nothing is left at ``out`` when this fails. Raises as
+    ``check_source`` and ``check_target`` do.
     """
     config = ModelConfig.load(source)
     check_target(out, force=force)
     check_source(source)
-    with TensorFile.open(source / WEIGHTS_FILE) as file, _new_folder(out) as folder:
+    with TensorFile.open(source / WEIGHTS_FILE) as file, new_folder(out) as folder:
         digest = file_hash(source / WEIGHTS_FILE)
         layers = [_Layer(path, grid, quantizers[path], file) for path, grid in sorted(grids.items())]
         narrow = {path.split(".", 1)[0] for path in grids} - {"same"}
@@ -257,17 +261,3 @@ def _classes(layers: list[_Layer]) -> dict[str, ClassReport]:
         )
         for name, rows in sorted(groups.items())
     }
-
-
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder that takes its name when it is complete."""
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if out.exists():
-            shutil.rmtree(out)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
