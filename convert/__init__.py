@@ -1,4 +1,4 @@
-"""Official checkpoints and adapters to ours and back, with numpy alone."""
+"""Convert official checkpoints and adapters to ours and back; numpy is enough."""
 
 from .adapters import open_adapter, write_official_adapter
 from .official import convert, export_official

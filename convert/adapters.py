@@ -1,4 +1,4 @@
-"""Adapter files of the official tools -> ours and ours -> theirs.
+"""Read adapter files of the official tools as ours, and write ours for them.
 
 Theirs holds ``<module>.parametrizations.weight.<i>.<kind>`` in fp16 with modules named from inside the wrapper of the
 DiT ("model.transformer...") or the conditioner ("conditioners..."), and JSON under "lora_config" in its metadata. Their
@@ -41,7 +41,7 @@ _WRAPPERS = ("model.", "conditioner.")  # of their parts in a full checkpoint
 
 
 def official_modules(config: ModelConfig) -> dict[str, str]:
-    """Layer -> name of the module in their adapter files."""
+    """Return the name of every layer's module in their adapter files, by layer."""
     layers, names = adaptable_layers(config), {}
     for pair in pairs(config, ADAPTED_PARTS):
         layer = pair.ours.removesuffix(".weight")
@@ -52,7 +52,7 @@ def official_modules(config: ModelConfig) -> dict[str, str]:
 
 
 def open_adapter(path: str | Path, config: ModelConfig) -> Adapter:
-    """A file of either layout, for a model of this configuration.
+    """Read a file of either layout, for a model of this configuration.
 
     Raises FileNotFoundError, and ValueError for a file that is no adapter or that does not fit the model.
     """
@@ -74,14 +74,14 @@ def open_adapter(path: str | Path, config: ModelConfig) -> Adapter:
 
 
 def write_official_adapter(path: Path, adapter: Adapter, config: ModelConfig) -> str:
-    """Write a file for the official tools, fp16; returns its hash. Raises ValueError for a model that does not fit."""
+    """Write an fp16 file for the official tools; return its hash. Raises ValueError for a model that does not fit."""
     check_adapter(adapter, config)
     modules = official_modules(config)
     entries = [
         array_entry(f"{modules[layer]}.parametrizations.weight.0.{kind}", values, "F16")
         for layer, tensors in adapter.layers.items()
         for kind, values in tensors.items()
-        if kind not in ("U", "V")  # their loader makes them anew
+        if kind not in ("U", "V")  # their loader computes them
     ]
     own, info = adapter.config, adapter.info
     data: dict[str, Any] = {
@@ -144,7 +144,7 @@ def _lora_config(file: TensorFile) -> dict[str, Any]:
 
 
 def _adapter_type(path: Path, data: dict[str, Any], layers: dict[str, dict[str, Float]]) -> str:
-    """The recorded type; "dora" is that of columns where an old file has magnitudes (1, I), else that of rows."""
+    """Return the recorded type; "dora" means columns where an old file has magnitudes (1, I), else rows."""
     kind = data.get("adapter_type", "lora")
     if kind == "dora":
         old = [tensors["magnitude"] for tensors in layers.values() if "magnitude" in tensors]
@@ -155,14 +155,14 @@ def _adapter_type(path: Path, data: dict[str, Any], layers: dict[str, dict[str, 
 
 
 def _squeezed(name: str, values: Float) -> Float:
-    """Magnitudes of old files have two axes."""
+    """Flatten the magnitudes of old files, which have two axes."""
     return values.reshape(-1) if name.startswith("magnitude") and values.ndim == 2 and 1 in values.shape else values
 
 
 def _config(
     path: Path, data: dict[str, Any], kind: str, layers: dict[str, dict[str, Float]], model: ModelConfig
 ) -> AdapterConfig:
-    """Rank and alpha as recorded, else from the shapes, as their loader does. The layers are named one by one."""
+    """Take rank and alpha as recorded, else from the shapes, as their loader does; name the layers one by one."""
     tensors = next(iter(layers.values()), {})
     core = tensors.get("lora_A", tensors.get("M_xs", np.zeros((0, 0), np.float32)))
     rank = data.get("rank") or len(core)

@@ -1,13 +1,11 @@
-"""ModelConfig -> the official ``model_config.json``: the inverse of ``parse_model_config``."""
+"""Write a ModelConfig as the official ``model_config.json``: the inverse of ``parse_model_config``."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from sa3_mlx.common.model.config import (
-    FF_MULT_DIT,
     HEAD_SIZE,
-    SECONDS_MAX,
     DiffusionConfig,
     ModelConfig,
     SAMEConfig,
@@ -15,7 +13,7 @@ from sa3_mlx.common.model.config import (
 )
 from sa3_mlx.common.model.presets import REPOSITORIES
 
-from .model_config import AUTOENCODER_TYPE, DIFFUSION_TYPE, TEXT_SUBFOLDER
+from .model_config import AUTOENCODER_TYPE, DIFFUSION_TYPE, OFFICIAL_FF_MULT_SAME, TEXT_SUBFOLDER
 
 _SHIFT_FIELDS = {
     "logsnr": ("anchor_logsnr", "logsnr_end", "rate"),
@@ -26,9 +24,10 @@ _SHIFT_FIELDS = {
 
 
 def official_model_config(config: ModelConfig) -> dict[str, Any]:
-    """Every field is written out, except ``sampling_distribution_shift_options`` where it is the default [B22].
+    """Return the parsed file. Fields that the released files leave out are there where they differ from the default:
+    ``sampling_distribution_shift_options`` [B22] and ``ff_mult`` of SAME.
 
-    The head-room is not in it: the official code has it as a constant.
+    The head-room is not in it, as the official code has it as a constant, nor is the usual sampling.
     """
     if config.diffusion is None:
         return _root(config, AUTOENCODER_TYPE, config.same.samples_per_latent, _autoencoder(config))
@@ -98,6 +97,7 @@ def _half(same: SAMEConfig, depth: int) -> dict[str, Any]:
     attention: dict[str, Any] = {"chunk_size": same.span * same.stride, "chunk_midpoint_shift": True}
     if same.attention == "sliding":
         attention = {"sliding_window": [same.span, same.span]}
+    multiple = {} if same.ff_mult == OFFICIAL_FF_MULT_SAME else {"ff_mult": same.ff_mult}
     return {
         "channels": same.width,
         "c_mults": [1],
@@ -108,6 +108,7 @@ def _half(same: SAMEConfig, depth: int) -> dict[str, Any]:
         "dim_heads": HEAD_SIZE,
         "variable_stride": True,
         "dyt": True,
+        **multiple,
         **attention,
     }
 
@@ -117,7 +118,7 @@ def _conditioning(name: str, diffusion: DiffusionConfig) -> dict[str, Any]:
     if name in REPOSITORIES:
         place = {"repo_id": REPOSITORIES[name], "subfolder": TEXT_SUBFOLDER}
     prompt = {"max_length": diffusion.text_encoder.max_length, "padding_mode": "learned", **place}
-    seconds = {"min_val": 0, "max_val": SECONDS_MAX, "fourier_features_type": "expo"}
+    seconds = {"min_val": 0, "max_val": diffusion.seconds_max, "fourier_features_type": "expo"}
     return {
         "configs": [
             {"id": "prompt", "type": "t5gemma", "config": prompt},
@@ -156,7 +157,7 @@ def _diffusion(same: SAMEConfig, diffusion: DiffusionConfig) -> dict[str, Any]:
             "attn_kwargs": attention,
             "norm_type": "rms_norm",
             "norm_kwargs": {"force_fp32": True},
-            "ff_kwargs": {"mult": float(FF_MULT_DIT)},
+            "ff_kwargs": {"mult": float(dit.ff_mult)},
             "num_memory_tokens": dit.memory_tokens,
         },
     }

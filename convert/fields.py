@@ -1,7 +1,8 @@
-"""Reading a foreign JSON object so that no field goes unnoticed."""
+"""Read a foreign JSON object so that no field goes unnoticed."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from sa3_mlx.common.schema import ConfigError
@@ -10,7 +11,7 @@ _REQUIRED: Any = object()
 
 
 class Fields:
-    """A JSON object whose fields are taken one by one; ``done`` refuses whatever was not asked for.
+    """Hand out the fields of a JSON object one by one; ``done`` refuses whatever was not asked for.
 
     Every problem is a ConfigError that names the field by its full path.
     """
@@ -23,12 +24,12 @@ class Fields:
         self._seen: set[str] = set()
 
     def optional(self, name: str, kind: type) -> Any:
-        """The value of a field, None when it is absent or null."""
+        """Return the value of a field, None when it is absent or null."""
         self._seen.add(name)
         return None if self._data.get(name) is None else self.take(name, kind)
 
     def take(self, name: str, kind: type, default: Any = _REQUIRED) -> Any:
-        """The value of a field, of this type (int is accepted for float); ``default`` when it is absent."""
+        """Return the value of a field, of this type (int is accepted for float); ``default`` when it is absent."""
         self._seen.add(name)
         if name not in self._data:
             if default is _REQUIRED:
@@ -42,10 +43,11 @@ class Fields:
         return value
 
     def child(self, name: str) -> Fields:
+        """Return the fields of an object that is a field."""
         return Fields(self.take(name, dict), f"{self.where}.{name}")
 
     def constant(self, name: str, allowed: Any, *, default: Any = _REQUIRED) -> None:
-        """A field that must have this one value; ``default`` is what the official code assumes when it is absent."""
+        """Refuse any value but this one; ``default`` is what the official code assumes when the field is absent."""
         self._seen.add(name)
         value = self._data.get(name, default)
         if value is _REQUIRED:
@@ -54,11 +56,17 @@ class Fields:
             absent = "" if name in self._data else " (absent, which means this)"
             raise ConfigError(f"{self.where}.{name}: got {value!r}{absent}, supported: {allowed!r}")
 
+    def constants(self, table: Iterable[tuple[str, Any, Any]]) -> None:
+        """Do so for every (name, allowed, default)."""
+        for name, allowed, default in table:
+            self.constant(name, allowed, default=default)
+
     def ignore(self, *names: str) -> None:
-        """Fields that are left out on purpose."""
+        """Leave fields out on purpose."""
         self._seen.update(names)
 
     def done(self) -> None:
+        """Refuse the fields that nothing asked for."""
         unknown = sorted(set(self._data) - self._seen)
         if unknown:
             raise ConfigError(f"{self.where}: unknown field(s) {', '.join(unknown)}; no model here knows their meaning")

@@ -1,4 +1,4 @@
-"""Download of released checkpoints through huggingface_hub: its cache, its retries, its token, its environment.
+"""Download released checkpoints through huggingface_hub: its cache, its retries, its token, its environment.
 
 HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE mean what they mean to that library.
 """
@@ -19,11 +19,11 @@ FILES = (
 
 
 class DownloadError(OSError):
-    """A released checkpoint could not be had; the message is one line that says what to do."""
+    """Say in one line why a released checkpoint could not be had and what to do."""
 
 
 def download(repository: str) -> Path:
-    """Folder (in the hub's cache) with the files of a released checkpoint. Raises DownloadError."""
+    """Return the folder, in the hub's cache, with the files of a released checkpoint. Raises DownloadError."""
     from huggingface_hub import get_token, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

@@ -1,4 +1,4 @@
-"""The one table of names: every tensor of our checkpoints and its name in the official ones, in both directions.
+"""Map every tensor of our checkpoints to its name in the official ones, and back: the one table of names.
 
 Layouts (ours <- official):
 
@@ -150,8 +150,8 @@ TABLE: dict[str, tuple[Layout, tuple[str, ...]]] = {
 
 
 @dataclass(frozen=True)
-class Pair:
-    """One of our tensors and the official tensor or tensors (weight norm: g, v) that hold it."""
+class TensorPair:
+    """Pair one of our tensors with the official tensor or tensors (weight norm: g, v) that hold it."""
 
     ours: str
     shape: Shape
@@ -160,12 +160,12 @@ class Pair:
     official_shapes: tuple[Shape, ...]
 
 
-def pairs(config: ModelConfig, parts: Collection[str]) -> list[Pair]:
-    """Every tensor of these parts with its official counterpart, full-file names."""
+def pairs(config: ModelConfig, parts: Collection[str]) -> list[TensorPair]:
+    """List every tensor of these parts with its official counterpart, by full-file names."""
     return [_pair(config, name, shape) for name, shape in expected_tensors(config, parts).items()]
 
 
-def _pair(config: ModelConfig, name: str, shape: Shape) -> Pair:
+def _pair(config: ModelConfig, name: str, shape: Shape) -> TensorPair:
     number = re.search(r"\.layers\.(\d+)\.", name)
     layout, templates = TABLE[re.sub(r"\.layers\.\d+\.", ".layers.{n}.", name)]
     official = tuple(template.replace("{n}", number.group(1)) if number else template for template in templates)
@@ -182,11 +182,12 @@ def _pair(config: ModelConfig, name: str, shape: Shape) -> Pair:
         case "weight_norm":
             kernel = config.same.decoder_kernel if ".decoder." in name else 1
             shapes = ((shape[0], 1, 1), (shape[0], shape[1] // kernel, kernel))
-    return Pair(name, shape, layout, official, shapes)
+    return TensorPair(name, shape, layout, official, shapes)
 
 
 def buffers(config: ModelConfig, parts: Collection[str]) -> dict[str, Shape]:
-    """Tensors of official files that carry no information: RoPE frequencies and an empty noise scale."""
+    """Return name and shape of the tensors of official files that carry no information: RoPE frequencies and an empty
+    noise scale."""
     rotary = (ROTARY_SIZE // 2,)
     found: dict[str, Shape] = {}
     if "dit" in parts:
@@ -203,7 +204,7 @@ def buffers(config: ModelConfig, parts: Collection[str]) -> dict[str, Shape]:
 
 
 def fold_weight_norm(g: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """(out, 1, 1) and (out, in, kernel) -> (out, kernel * in), float64 [B45]. A zero v gives NaN."""
+    """Fold g (out, 1, 1) and v (out, in, kernel) to (out, kernel * in), float64 [B45]. A zero v gives NaN."""
     v = v.astype(np.float64)
     norm = np.sqrt((v * v).sum(axis=(1, 2), keepdims=True))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -213,7 +214,7 @@ def fold_weight_norm(g: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def unfold_weight_norm(weight: np.ndarray, kernel: int) -> tuple[np.ndarray, np.ndarray]:
-    """(out, kernel * in) -> g (out, 1, 1) float64 = ||v|| and v (out, in, kernel) = the kernel itself."""
+    """Turn a kernel (out, kernel * in) into its norms g (out, 1, 1), float64, and v (out, in, kernel), itself."""
     out_size, columns = weight.shape
     v = np.ascontiguousarray(weight.reshape(out_size, kernel, columns // kernel).transpose(0, 2, 1))
     wide = v.astype(np.float64)
@@ -221,4 +222,5 @@ def unfold_weight_norm(weight: np.ndarray, kernel: int) -> tuple[np.ndarray, np.
 
 
 def elements(shape: Shape) -> int:
+    """Count the elements of a tensor."""
     return math.prod(shape)

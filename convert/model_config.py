@@ -1,4 +1,4 @@
-"""The official ``model_config.json`` <-> ModelConfig [A3].
+"""Read the official ``model_config.json`` into a ModelConfig [A3]; ``export_config`` writes it.
 
 Each field is either taken, or checked to have the one value that our code implements, or listed here as left out on
 purpose (training and memory only). Anything else is refused. An absent field means the default of the official
@@ -7,14 +7,13 @@ constructors.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
 from sa3_mlx.common.model.config import (
-    FF_MULT_DIT,
-    FF_MULT_SAME,
     HEAD_SIZE,
-    SECONDS_MAX,
     TIMESTEP_FEATURES,
     DiffusionConfig,
     DiTConfig,
@@ -30,22 +29,77 @@ from .text_config import parse_text_config
 TEXT_SUBFOLDER = "t5gemma-b-b-ul2"
 DIFFUSION_TYPE = "diffusion_cond_inpaint"
 AUTOENCODER_TYPE = "autoencoder"
+OFFICIAL_FF_MULT_SAME = 3  # where the field is absent
 HEAD_ROOM_SECONDS = 6.0  # a constant of the official generate() [B31]
 LENGTHS = {"min_length": 256, "max_length": 4096}  # of the full and flux shifts [B24]
 ANCHOR_LENGTH = 2000  # of the log-SNR shift [B24]
 
+_Constants = tuple[tuple[str, Any, Any], ...]  # field, the one supported value, what the official code assumes
+_HALF: _Constants = (
+    ("dim_heads", HEAD_SIZE, 128),
+    ("differential", True, True),
+    ("variable_stride", True, False),
+    ("dyt", True, True),
+    ("mapping_bias", True, True),
+    ("conformer", False, False),
+    ("layer_scale", False, False),
+    ("causal", False, False),
+    ("feat_scale", False, False),
+    ("cross_attn", False, False),
+)
+_DIT: _Constants = (
+    ("transformer_type", "continuous_transformer", "continuous_transformer"),
+    ("global_cond_type", "adaLN", "prepend"),
+    ("timestep_cond_type", "global", "global"),
+    ("timestep_features_type", "expo", "learned"),
+    ("timestep_features_dim", TIMESTEP_FEATURES, 256),
+    ("timestep_features_logsnr", False, False),
+    ("timestep_embed_dim", None, None),
+    ("norm_type", "rms_norm", "layer_norm"),
+    ("patch_size", 1, 1),
+    ("project_cond_tokens", True, True),
+    ("project_global_cond", True, True),
+    ("input_concat_dim", 0, 0),
+    ("prepend_cond_dim", 0, 0),
+    ("rotary_pos_emb", True, True),
+    ("cross_attn_rotary_pos_emb", False, False),
+    ("causal", False, False),
+    ("conformer", False, False),
+    ("layer_scale", False, False),
+    ("use_sinusoidal_emb", False, False),
+    ("use_abs_pos_emb", False, False),
+    ("sliding_window", None, None),
+    ("final_cross_attn_ix", -1, -1),
+    ("modular_local_cond_configs", None, None),
+)
+_ATTENTION: _Constants = (
+    ("qk_norm", "rms", "none"),
+    ("qk_norm_eps", 1e-6, 1e-6),
+    ("feat_scale", False, False),
+    ("causal", False, False),
+)
+_FEED_FORWARD: _Constants = (
+    ("no_bias", False, False),
+    ("glu", True, True),
+    ("use_conv", False, False),
+    ("sinusoidal", False, False),
+)
+
 
 @dataclass(frozen=True)
 class TextLocation:
-    """Where a configuration says that its text encoder is; None where it does not say."""
+    """Tell where a configuration says that its text encoder is."""
 
-    model_path: str | None  # relative to the folder of model_config.json
-    repo_id: str | None
-    subfolder: str
+    folder: Path  # relative to the folder of model_config.json
+    repo_id: str | None  # repository of the release that holds it
 
 
 def text_location(data: object) -> TextLocation | None:
-    """None for an autoencoder alone."""
+    """Find the text encoder of a parsed model_config.json; return None for an autoencoder alone.
+
+    As in the official code ``subfolder`` lies in ``model_path``, if there is one, else in the folder of the release.
+    Raises ConfigError where no text encoder is described.
+    """
     root = Fields(data, "model_config")
     if root.take("model_type", str) == AUTOENCODER_TYPE:
         return None
@@ -54,17 +108,18 @@ def text_location(data: object) -> TextLocation | None:
         fields = Fields(entry, f"model_config.model.conditioning.configs[{number}]")
         if fields.take("id", str) == "prompt":
             prompt = fields.child("config")
-            return TextLocation(
-                model_path=prompt.optional("model_path", str),
-                repo_id=prompt.optional("repo_id", str),
-                subfolder=prompt.optional("subfolder", str) or TEXT_SUBFOLDER,
-            )
+            model_path, subfolder = prompt.optional("model_path", str), prompt.optional("subfolder", str)
+            if not model_path and not subfolder:
+                subfolder = TEXT_SUBFOLDER
+            return TextLocation(Path(model_path or "", subfolder or ""), prompt.optional("repo_id", str))
     raise ConfigError("model_config.model.conditioning.configs: no conditioner with id 'prompt'")
 
 
 def parse_model_config(data: object, *, name: str, text_config: object | None) -> ModelConfig:
-    """``data``: the parsed model_config.json; ``text_config``: the parsed config.json of its text encoder, None for an
-    autoencoder alone. Raises ConfigError, naming the field."""
+    """Read a parsed model_config.json and the parsed config.json of its text encoder, None for an autoencoder alone.
+
+    Raises ConfigError, one line that names the field, for everything that our networks do not compute.
+    """
     root = Fields(data, "model_config")
     model_type = root.take("model_type", str)
     if model_type not in (DIFFUSION_TYPE, AUTOENCODER_TYPE):
@@ -109,31 +164,19 @@ def _autoencoder(fields: Fields, audio_channels: int) -> SAMEConfig:
     patches.done()
     patched.done()
     latent_channels = fields.take("latent_dim", int)
-    encoder = _half(fields.child("encoder"), "encoder", patch_size * audio_channels, latent_channels)
-    decoder = _half(fields.child("decoder"), "decoder", patch_size * audio_channels, latent_channels)
-    for what in ("stride", "width", "attention", "span"):
-        if encoder[what] != decoder[what]:
-            raise ConfigError(
-                f"{fields.where}: encoder and decoder must have the same {what}, got {encoder[what]}, {decoder[what]}"
-            )
-    fields.constant("downsampling_ratio", patch_size * encoder["stride"])
+    encoder, decoder = (
+        _half(fields.child(half), half, patch_size, audio_channels, latent_channels) for half in ("encoder", "decoder")
+    )
+    for name in ("stride", "width", "attention", "span", "ff_mult"):
+        first, second = getattr(encoder, name), getattr(decoder, name)
+        if first != second:
+            raise ConfigError(f"{fields.where}: encoder and decoder must have the same {name}, got {first}, {second}")
+    fields.constant("downsampling_ratio", decoder.samples_per_latent)
     for name in ("io_channels", "in_channels", "out_channels"):
         fields.constant(name, audio_channels, default=audio_channels)
     _bottleneck(fields.child("bottleneck"), latent_channels)
     fields.done()
-    return SAMEConfig(
-        patch_size=patch_size,
-        stride=encoder["stride"],
-        latent_channels=latent_channels,
-        width=encoder["width"],
-        encoder_depth=encoder["depth"],
-        decoder_depth=decoder["depth"],
-        attention=encoder["attention"],
-        span=encoder["span"],
-        decoder_kernel=decoder["kernel"],
-        sine_gate_layers=decoder["sine_gate_layers"],
-        token_noise=decoder["token_noise"],
-    )
+    return replace(decoder, encoder_depth=encoder.encoder_depth)
 
 
 def _bottleneck(fields: Fields, latent_channels: int) -> None:
@@ -148,56 +191,66 @@ def _bottleneck(fields: Fields, latent_channels: int) -> None:
 
 
 def _one(fields: Fields, name: str, kind: type, default: list[Any] | None = None) -> Any:
-    """A list with one entry per resampling stage; all known models have one stage."""
+    """Take the entry of a list with one entry per resampling stage; all known models have one stage."""
     values = fields.take(name, list) if default is None else fields.take(name, list, default)
     if len(values) != 1 or type(values[0]) is not kind:
         raise ConfigError(f"{fields.where}.{name}: got {values!r}, supported: a list of one {kind.__name__}")
     return values[0]
 
 
-def _half(outer: Fields, half: str, patch_width: int, latent_channels: int) -> dict[str, Any]:
-    """Encoder or decoder of SAME."""
+def _half(outer: Fields, half: str, patch_size: int, audio_channels: int, latent_channels: int) -> SAMEConfig:
+    """Read the encoder or decoder of SAME as an autoencoder whose other half is like it."""
     outer.ignore("type")
     if half == "decoder":
         outer.constant("soft_clip", False, default=False)
-    fields = outer.child("config")
+    fields, patch_width = outer.child("config"), patch_size * audio_channels
     fields.constant("in_channels" if half == "encoder" else "out_channels", patch_width)
     fields.constant("latent_dim", latent_channels)
     width = fields.take("channels", int, 128) * _one(fields, "c_mults", int)
     stride, depth = _one(fields, "strides", int), _one(fields, "transformer_depths", int)
     if width == patch_width:
         raise ConfigError(f"{fields.where}.channels: a width equal to the {patch_width} patch values has no mapping")
-    fields.constant("dim_heads", HEAD_SIZE, default=128)
-    fields.constant("ff_mult", FF_MULT_SAME, default=FF_MULT_SAME)
-    for name, allowed, default in (
-        ("differential", True, True),
-        ("variable_stride", True, False),
-        ("dyt", True, True),
-        ("mapping_bias", True, True),
-        ("conformer", False, False),
-        ("layer_scale", False, False),
-        ("causal", False, False),
-        ("feat_scale", False, False),
-        ("cross_attn", False, False),
-    ):
-        fields.constant(name, allowed, default=default)
+    fields.constants(_HALF)
     fields.ignore("checkpointing", "freeze_backbone")
     attention, span = _attention(fields, stride)
-    result = {"width": width, "stride": stride, "depth": depth, "attention": attention, "span": span}
+    sinusoidal, noise = 0, 0.0
+    kernel: Literal[1, 3] = 1
     if half == "encoder":
         fields.constant("conv_mapping", False, default=False)
         fields.constant("mask_noise", 0.0, default=0.0)
     else:
-        result["kernel"] = 3 if fields.take("conv_mapping", bool, False) else 1
-        result["token_noise"] = fields.take("mask_noise", float, 0.0)
         sinusoidal = _one(fields, "sinusoidal_blocks", int, [0])
-        result["sine_gate_layers"] = min(max(0, sinusoidal - 1), depth)  # one less than the field says [B44]
+        kernel = 3 if fields.take("conv_mapping", bool, False) else 1
+        noise = fields.take("mask_noise", float, 0.0)
+    ff_mult = _multiple(fields, "ff_mult", OFFICIAL_FF_MULT_SAME)
     fields.done()
     outer.done()
-    return result
+    return SAMEConfig(
+        patch_size=patch_size,
+        stride=stride,
+        latent_channels=latent_channels,
+        width=width,
+        encoder_depth=depth,
+        decoder_depth=depth,
+        attention=attention,
+        span=span,
+        decoder_kernel=kernel,
+        sine_gate_layers=min(max(0, sinusoidal - 1), depth),  # one less than the field says [B44]
+        token_noise=noise,
+        ff_mult=ff_mult,
+    )
 
 
-def _attention(fields: Fields, stride: int) -> tuple[str, int]:
+def _multiple(fields: Fields, name: str, default: int) -> int:
+    """Take the inner width of a feed-forward in widths, a whole number."""
+    value: float = fields.take(name, float, float(default))
+    if value < 1 or not value.is_integer():
+        raise ConfigError(f"{fields.where}.{name}: got {value!r}, supported: whole numbers from 1")
+    return int(value)
+
+
+def _attention(fields: Fields, stride: int) -> tuple[Literal["chunked", "sliding"], int]:
+    """Return the kind of attention and its span in latents."""
     window = fields.optional("sliding_window", list)
     if window is not None:
         if len(window) != 2 or window[0] != window[1] or type(window[0]) is not int:
@@ -213,7 +266,7 @@ def _attention(fields: Fields, stride: int) -> tuple[str, int]:
 
 
 def _diffusion(model: Fields, same: SAMEConfig, max_frames: int, text_config: object | None) -> DiffusionConfig:
-    text_width, max_length = _conditioning(model.child("conditioning"))
+    text_width, max_length, seconds_max = _conditioning(model.child("conditioning"))
     fields = model.child("diffusion")
     fields.constant("type", "dit")
     fields.constant("cross_attention_cond_ids", ["prompt", "seconds_total"])
@@ -244,11 +297,12 @@ def _diffusion(model: Fields, same: SAMEConfig, max_frames: int, text_config: ob
         shift=shift,
         text_encoder=text_encoder,
         dit=dit,
+        seconds_max=seconds_max,
     )
 
 
-def _conditioning(fields: Fields) -> tuple[int, int]:
-    """(width, tokens) of the text conditioning."""
+def _conditioning(fields: Fields) -> tuple[int, int, float]:
+    """Return the width of the conditioning, the tokens of a prompt and the seconds where the duration saturates."""
     width = fields.take("cond_dim", int)
     fields.constant("default_keys", {}, default={})
     fields.constant("pre_encoded_keys", [], default=[])
@@ -269,12 +323,14 @@ def _conditioning(fields: Fields) -> tuple[int, int]:
     found["seconds_total"].constant("type", "number")
     seconds = found["seconds_total"].child("config")
     seconds.constant("min_val", 0, default=0)
-    seconds.constant("max_val", SECONDS_MAX, default=1)
+    seconds_max = seconds.take("max_val", float, 1.0)
+    if not 0 < seconds_max < math.inf:
+        raise ConfigError(f"{seconds.where}.max_val: got {seconds_max!r}, supported: finite numbers above 0")
     seconds.constant("fourier_features_type", "expo", default="learned")
     seconds.constant("output_dim", width, default=width)
     for part in (prompt, seconds, *entries, fields):
         part.done()
-    return width, max_length
+    return width, max_length, seconds_max
 
 
 def _dit(fields: Fields, latent_channels: int, text_width: int) -> DiTConfig:
@@ -284,46 +340,17 @@ def _dit(fields: Fields, latent_channels: int, text_width: int) -> DiTConfig:
     fields.constant("cond_token_dim", text_width, default=0)
     fields.constant("global_cond_dim", text_width, default=0)
     fields.constant("local_add_cond_dim", latent_channels + 1, default=0)
-    for name, allowed, default in (
-        ("transformer_type", "continuous_transformer", "continuous_transformer"),
-        ("global_cond_type", "adaLN", "prepend"),
-        ("timestep_cond_type", "global", "global"),
-        ("timestep_features_type", "expo", "learned"),
-        ("timestep_features_dim", TIMESTEP_FEATURES, 256),
-        ("timestep_features_logsnr", False, False),
-        ("timestep_embed_dim", None, None),
-        ("norm_type", "rms_norm", "layer_norm"),
-        ("patch_size", 1, 1),
-        ("project_cond_tokens", True, True),
-        ("project_global_cond", True, True),
-        ("input_concat_dim", 0, 0),
-        ("prepend_cond_dim", 0, 0),
-        ("rotary_pos_emb", True, True),
-        ("cross_attn_rotary_pos_emb", False, False),
-        ("causal", False, False),
-        ("conformer", False, False),
-        ("layer_scale", False, False),
-        ("use_sinusoidal_emb", False, False),
-        ("use_abs_pos_emb", False, False),
-        ("sliding_window", None, None),
-        ("final_cross_attn_ix", -1, -1),
-        ("modular_local_cond_configs", None, None),
-    ):
-        fields.constant(name, allowed, default=default)
+    fields.constants(_DIT)
     fields.ignore("zero_init_branch_outputs", "abs_pos_emb_max_length")
     memory_tokens = fields.take("num_memory_tokens", int, 0)
     attention = fields.child("attn_kwargs")
-    attention.constant("qk_norm", "rms", default="none")
-    attention.constant("qk_norm_eps", 1e-6, default=1e-6)
-    attention.constant("feat_scale", False, default=False)
-    attention.constant("causal", False, default=False)
+    attention.constants(_ATTENTION)
     attention.ignore("zero_init_output")
     differential = attention.take("differential", bool, False)
     attention.done()
     feed_forward = Fields(fields.take("ff_kwargs", dict, {}), f"{fields.where}.ff_kwargs")
-    feed_forward.constant("mult", FF_MULT_DIT, default=FF_MULT_DIT)
-    for name, allowed in (("no_bias", False), ("glu", True), ("use_conv", False), ("sinusoidal", False)):
-        feed_forward.constant(name, allowed, default=allowed)
+    ff_mult = _multiple(feed_forward, "mult", 4)
+    feed_forward.constants(_FEED_FORWARD)
     feed_forward.ignore("zero_init_output", "conv_kernel_size")
     feed_forward.done()
     norm = Fields(fields.take("norm_kwargs", dict, {}), f"{fields.where}.norm_kwargs")
@@ -332,7 +359,7 @@ def _dit(fields: Fields, latent_channels: int, text_width: int) -> DiTConfig:
     norm.ignore("force_fp32")  # ours always does
     norm.done()
     fields.done()
-    return DiTConfig(width=width, depth=depth, memory_tokens=memory_tokens, differential=differential)
+    return DiTConfig(width=width, depth=depth, memory_tokens=memory_tokens, differential=differential, ff_mult=ff_mult)
 
 
 def _shift(diffusion: Fields) -> ShiftConfig:

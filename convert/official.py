@@ -1,18 +1,17 @@
-"""Official checkpoint -> ours and ours -> official, one tensor in memory at a time."""
+"""Convert official checkpoints to ours and ours to official ones, one tensor in memory at a time."""
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from sa3_mlx.common.files.atomic import new_folder, write_json, write_text
 from sa3_mlx.common.files.safetensors import (
     STORAGE,
     TensorEntry,
@@ -40,8 +39,8 @@ from .keys import (
     AUTOENCODER_PREFIX,
     TEXT_PREFIXES,
     TEXT_UNUSED,
-    Pair,
     Shape,
+    TensorPair,
     buffers,
     elements,
     fold_weight_norm,
@@ -50,17 +49,17 @@ from .keys import (
 )
 from .model_config import TEXT_SUBFOLDER, parse_model_config
 from .report import Report
-from .source import MODEL_CONFIG_FILE, Source, find_source, is_ours
+from .source import MODEL_CONFIG_FILE, OfficialSource, find_source, is_ours
 from .text_config import official_text_config
 
-Progress = Callable[[int, int, str], None]  # bytes written, bytes in all, tensor that comes next
+OnTensor = Callable[[int, int, str], None]  # bytes written, bytes in all, tensor that comes next
 Stored = dict[str, tuple[TensorFile, str]]  # full-file name -> where it is stored, under which name
 
 DTYPES = ("F32", "F16", "BF16")
 _BUFFER_TOLERANCE = {"F32": 1e-6, "F16": 1e-3, "BF16": 1e-2}  # relative, of the RoPE frequencies
 
 
-def convert(source: str | Path, out: Path, *, name: str | None, force: bool, progress: Progress | None) -> Report:
+def convert(source: str | Path, out: Path, *, name: str | None, force: bool, progress: OnTensor | None) -> Report:
     """Convert an official checkpoint to a folder of format sa3/1.
 
     ``source``: a folder (model_config.json, weights, text encoder), a .safetensors file with model_config.json beside
@@ -78,9 +77,10 @@ def convert(source: str | Path, out: Path, *, name: str | None, force: bool, pro
         stored, parts = _stored_tensors(found, config, stack)
         dropped = _check_official(stored, config, parts, found)
         entries = [_import_entry(pair, stored) for pair in pairs(config, parts)]
-        with _new_folder(out, sum(entry.nbytes for entry in entries)) as folder:
+        _check_space(out, entries)
+        with new_folder(out.absolute()) as folder:
             digest = write_tensors(folder / WEIGHTS_FILE, _watched(entries, progress), {"format": FORMAT})
-            (folder / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
+            write_text(folder / CONFIG_FILE, config.to_json())
             if found.text is not None:
                 shutil.copyfile(found.text.tokenizer, folder / TOKENIZER_FILE)
             with TensorFile.open(folder / WEIGHTS_FILE) as written:
@@ -90,9 +90,10 @@ def convert(source: str | Path, out: Path, *, name: str | None, force: bool, pro
 
 def export_official(folder: Path, out: Path, *, force: bool) -> Report:
     """Write a checkpoint of ours in the official layout: model_config.json, model.safetensors and, with a text encoder,
-    the sub folder t5gemma-b-b-ul2. Buffers are written anew; weight norm gets v = the kernel and g = its norms.
+    the folder t5gemma-b-b-ul2.
 
-    Every tensor keeps its type. Raises FileNotFoundError, ValueError and OSError with a one-line message.
+    Buffers are computed again; weight norm gets v = the kernel and g = its norms. Every tensor keeps its type. Raises
+    FileNotFoundError, ValueError and OSError with a one-line message.
     """
     start = time.monotonic()
     check_out(out, force=force, replaceable=lambda path: (path / MODEL_CONFIG_FILE).is_file())
@@ -102,28 +103,31 @@ def export_official(folder: Path, out: Path, *, force: bool) -> Report:
             raise ValueError(f"{folder}: is quantized; export the model that it was made from")
         parts = parts_in(file.names()) or parts_of(config)
         check_tensors(expected_tensors(config, parts), file.shapes(), str(file.path))
-        groups: tuple[list[TensorEntry], list[TensorEntry]] = ([], [])
+        main: list[TensorEntry] = []
+        encoder: list[TensorEntry] = []
         for pair in pairs(config, parts):
-            groups[pair.ours.startswith("text_encoder.")].extend(_export_entries(pair, file))
-        groups[0].extend(_buffer_entry(name, shape) for name, shape in buffers(config, parts).items())
-        main = [_renamed(entry, AUTOENCODER_PREFIX, config) for entry in groups[0]]
-        with _new_folder(out, sum(entry.nbytes for group in groups for entry in group)) as new:
+            (encoder if pair.ours.startswith("text_encoder.") else main).extend(_export_entries(pair, file))
+        main.extend(_buffer_entry(name, shape) for name, shape in buffers(config, parts).items())
+        if config.diffusion is None:  # an autoencoder alone has bare names
+            main = [replace(entry, name=entry.name.removeprefix(AUTOENCODER_PREFIX)) for entry in main]
+        _check_space(out, [*main, *encoder])
+        with new_folder(out.absolute()) as new:
             digest = write_tensors(new / WEIGHTS_FILE, main, {"format": "pt"})
-            _write_json(new / MODEL_CONFIG_FILE, official_model_config(config))
-            if config.diffusion is not None and groups[1]:
+            write_json(new / MODEL_CONFIG_FILE, official_model_config(config))
+            if config.diffusion is not None and encoder:
                 text = new / TEXT_SUBFOLDER
                 text.mkdir()
-                write_tensors(text / WEIGHTS_FILE, groups[1], {"format": "pt"})
-                _write_json(text / CONFIG_FILE, official_text_config(config.diffusion.text_encoder))
+                write_tensors(text / WEIGHTS_FILE, encoder, {"format": "pt"})
+                write_json(text / CONFIG_FILE, official_text_config(config.diffusion.text_encoder))
                 shutil.copyfile(folder / TOKENIZER_FILE, text / TOKENIZER_FILE)
-    return _report(config.name, str(folder), out, parts, [*main, *groups[1]], digest, (), start)
+    return _report(config.name, str(folder), out, parts, [*main, *encoder], digest, (), start)
 
 
 # --- reading official files -------------------------------------------------------------------------------------------
 
 
-def _stored_tensors(source: Source, config: ModelConfig, stack: ExitStack) -> tuple[Stored, tuple[str, ...]]:
-    """All tensors under their full-file names, and the parts that are there."""
+def _stored_tensors(source: OfficialSource, config: ModelConfig, stack: ExitStack) -> tuple[Stored, tuple[str, ...]]:
+    """Find all tensors, under their full-file names, and the parts that are there."""
     file = stack.enter_context(TensorFile.open(source.weights))
     if config.diffusion is None:
         nested = any(name.startswith(AUTOENCODER_PREFIX) for name in file.names())
@@ -144,8 +148,13 @@ def _stored_tensors(source: Source, config: ModelConfig, stack: ExitStack) -> tu
     return stored, parts
 
 
-def _check_official(stored: Stored, config: ModelConfig, parts: tuple[str, ...], source: Source) -> tuple[str, ...]:
-    """Every stored tensor must be mapped, dropped on purpose, and of the right shape and type; the dropped ones."""
+def _check_official(
+    stored: Stored, config: ModelConfig, parts: tuple[str, ...], source: OfficialSource
+) -> tuple[str, ...]:
+    """Return the names of tensors that are dropped on purpose.
+
+    Raises ValueError unless every other stored tensor is mapped, and all have the right shape and type.
+    """
     where = str(source.weights) if source.text is None else f"{source.weights} with {source.text.weights}"
     expected: dict[str, Shape] = {}
     for pair in pairs(config, parts):
@@ -173,7 +182,7 @@ def _check_buffer(file: TensorFile, name: str, where: str) -> None:
         raise ValueError(f"{where}: {name} holds other RoPE frequencies than 10000^(-2k/32), the only ones supported")
 
 
-def _import_entry(pair: Pair, stored: Stored) -> TensorEntry:
+def _import_entry(pair: TensorPair, stored: Stored) -> TensorEntry:
     dtype = stored[pair.official[-1]][0].info(stored[pair.official[-1]][1])[0]
 
     def load() -> np.ndarray:
@@ -188,7 +197,7 @@ def _import_entry(pair: Pair, stored: Stored) -> TensorEntry:
 
 
 def _finite(array: np.ndarray, dtype: str, file: TensorFile, name: str) -> np.ndarray:
-    """Raises ValueError that names the tensor when it has a NaN or an infinity."""
+    """Return the array. Raises ValueError that names the tensor when it has a NaN or an infinity."""
     if not all_finite(array, dtype):
         raise ValueError(f"{file.path}: tensor {name} has NaN or infinite values; the file is damaged")
     return array
@@ -201,7 +210,7 @@ def _stored_as(values: np.ndarray, dtype: str) -> np.ndarray:
 # --- writing official files -------------------------------------------------------------------------------------------
 
 
-def _export_entries(pair: Pair, file: TensorFile) -> list[TensorEntry]:
+def _export_entries(pair: TensorPair, file: TensorFile) -> list[TensorEntry]:
     dtype, _ = file.info(pair.ours)
     if pair.layout != "weight_norm":
         shape = pair.official_shapes[0]
@@ -227,20 +236,11 @@ def _buffer_entry(name: str, shape: Shape) -> TensorEntry:
     return array_entry(name, np.array(ROTARY_FREQUENCIES) if elements(shape) else np.zeros(shape, np.float32))
 
 
-def _renamed(entry: TensorEntry, prefix: str, config: ModelConfig) -> TensorEntry:
-    """Bare names in a file of an autoencoder alone."""
-    return entry if config.diffusion is not None else replace(entry, name=entry.name.removeprefix(prefix))
-
-
-def _write_json(path: Path, data: object) -> None:
-    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-
-
-# --- the folder that appears only when complete -----------------------------------------------------------------------
+# --- the new folder ---------------------------------------------------------------------------------------------------
 
 
 def check_out(out: Path, *, force: bool, replaceable: Callable[[Path], bool]) -> None:
-    """Raises ValueError when ``out`` exists and may not be replaced, before any work."""
+    """Raise ValueError when ``out`` exists and may not be replaced, before any work."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not force:
@@ -249,31 +249,17 @@ def check_out(out: Path, *, force: bool, replaceable: Callable[[Path], bool]) ->
         raise ValueError(f"{out}: exists and is not a converted checkpoint, so it is not replaced")
 
 
-@contextmanager
-def _new_folder(out: Path, size: int) -> Iterator[Path]:
-    """A temporary folder beside ``out`` that takes its place at the end, or goes away on any error."""
-    out = out.absolute()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(out.parent).free
+def _check_space(out: Path, entries: list[TensorEntry]) -> None:
+    """Raise OSError when the disk has no room for these tensors."""
+    parent, size = out.absolute().parent, sum(entry.nbytes for entry in entries)
+    parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(parent).free
     if free < size:
-        raise OSError(f"{out.parent}: {size / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free")
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    replaced = out.with_name(f".{out.name}.{os.getpid()}.replaced")
-    try:
-        temporary.mkdir()
-        yield temporary
-        if out.exists():
-            out.rename(replaced)
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if replaced.exists() and not out.exists():
-            replaced.rename(out)
-        shutil.rmtree(replaced, ignore_errors=True)
+        raise OSError(f"{parent}: {size / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free")
 
 
-def _watched(entries: list[TensorEntry], progress: Progress | None) -> list[TensorEntry]:
-    """The same entries; each reports its turn."""
+def _watched(entries: list[TensorEntry], progress: OnTensor | None) -> list[TensorEntry]:
+    """Return the same entries; each reports its turn."""
     if progress is None:
         return entries
     total, done = sum(entry.nbytes for entry in entries), 0
@@ -300,6 +286,7 @@ def _report(
     dropped: tuple[str, ...],
     start: float,
 ) -> Report:
+    """Count what was written since ``start``."""
     dtypes: dict[str, int] = {}
     for entry in entries:
         dtypes[entry.dtype] = dtypes.get(entry.dtype, 0) + elements(entry.shape)

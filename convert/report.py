@@ -1,4 +1,4 @@
-"""What a conversion did."""
+"""Report what a conversion did."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Result of ``convert`` or ``export_official``. ``str(report)`` is the text for people."""
+    """Describe the result of ``convert`` or ``export_official``; ``str(report)`` is the text for people."""
 
     name: str
     source: str
@@ -37,7 +37,7 @@ class Report:
 
 
 def _dropped(names: tuple[str, ...]) -> str:
-    """Names that differ only in layer numbers are shown once, with their count."""
+    """Show names that differ only in layer numbers once, with their count."""
     counts: dict[str, int] = {}
     for name in names:
         pattern = ".".join("*" if component.isdigit() else component for component in name.split("."))

@@ -1,4 +1,4 @@
-"""What a user may point at: a folder, a .safetensors file or the name of a released model."""
+"""Find the official checkpoint that a user points at: a folder, a .safetensors file or a released model's name."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ MODEL_CONFIG_FILE = "model_config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """An official checkpoint on disk."""
+class OfficialSource:
+    """Describe an official checkpoint on disk."""
 
     label: str  # for the report
     weights: Path
@@ -31,14 +31,14 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class TextFolder:
-    """Text encoder and tokenizer on disk."""
+    """Locate a text encoder and its tokenizer on disk."""
 
     weights: Path
     config: Any  # parsed config.json
     tokenizer: Path
 
 
-def find_source(source: str | Path) -> Source:
+def find_source(source: str | Path) -> OfficialSource:
     """Resolve and read everything but the weights. Raises FileNotFoundError, ValueError, and OSError of a download."""
     path = Path(source)
     if path.exists():
@@ -51,7 +51,8 @@ def find_source(source: str | Path) -> Source:
     raise FileNotFoundError(f"{source}: no such folder or file, and no released model has that name ({known})")
 
 
-def _read(folder: Path, weights: Path | None, label: str, known_name: str | None) -> Source:
+def _read(folder: Path, weights: Path | None, label: str, known_name: str | None) -> OfficialSource:
+    """Read a folder; ``weights`` is the file to take, None finds it."""
     if is_ours(folder):
         raise ValueError(f"{label}: already in the sa3 format; use the folder as it is")
     if weights is not None and weights.suffix != ".safetensors":
@@ -61,7 +62,7 @@ def _read(folder: Path, weights: Path | None, label: str, known_name: str | None
         raise FileNotFoundError(f"{folder}: no {MODEL_CONFIG_FILE} there; it must lie beside the weights")
     model_config = read_json(config_path)
     location = text_location(model_config)
-    return Source(
+    return OfficialSource(
         label=label,
         weights=weights or _weights_in(folder),
         model_config=model_config,
@@ -71,7 +72,7 @@ def _read(folder: Path, weights: Path | None, label: str, known_name: str | None
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether the folder is a checkpoint of format sa3."""
+    """Tell whether the folder is a checkpoint of format sa3."""
     path = folder / CONFIG_FILE
     if not path.is_file():
         return False
@@ -83,6 +84,7 @@ def is_ours(folder: Path) -> bool:
 
 
 def read_json(path: Path) -> Any:
+    """Parse a file. Raises ConfigError, naming it, where it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -102,8 +104,8 @@ def _weights_in(folder: Path) -> Path:
 
 
 def _text_folder(folder: Path, location: TextLocation) -> TextFolder:
-    """model_path (relative to the folder) if the configuration has it, else the sub folder."""
-    text = folder / (location.model_path or location.subfolder)
+    """Find the three files of a text encoder. Raises FileNotFoundError and ValueError, which name the file."""
+    text = folder / location.folder
     for name in (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE):
         if not (text / name).is_file():
             what = "tokenizer" if name == TOKENIZER_FILE else "text encoder"
@@ -118,7 +120,7 @@ def _text_folder(folder: Path, location: TextLocation) -> TextFolder:
 
 
 def _name_hint(folder: Path, location: TextLocation | None, model_config: Any) -> str:
-    """'stabilityai/stable-audio-3-small-music' -> 'small-music'; without a repository the folder's name."""
+    """Turn 'stabilityai/stable-audio-3-small-music' into 'small-music'; without a repository take the folder's name."""
     if location is None or location.repo_id is None:
         return folder.resolve().name.lower() or "model"
     name = location.repo_id.rsplit("/", 1)[-1].lower().removeprefix("stable-audio-3-")

@@ -1,4 +1,4 @@
-"""``config.json`` of a T5Gemma text encoder <-> TextEncoderConfig [B2].
+"""Read and write the ``config.json`` of a T5Gemma text encoder [B2].
 
 Unlike model_config.json this file is written by the transformers library, whose releases add fields that do not concern
 the encoder's arithmetic. So every field that does is taken or checked, and the others are left out.
@@ -20,7 +20,7 @@ ACTIVATION = "gelu_pytorch_tanh"
 
 
 def parse_text_config(data: object, *, max_length: int) -> TextEncoderConfig:
-    """``data``: the parsed config.json of the text encoder. Raises ConfigError, naming the field."""
+    """Read the parsed config.json of a text encoder. Raises ConfigError, naming the field."""
     root = Fields(data, "text encoder config")
     root.constant("model_type", "t5gemma", default="t5gemma")
     fields = root.child("encoder")
@@ -53,7 +53,7 @@ def parse_text_config(data: object, *, max_length: int) -> TextEncoderConfig:
 
 
 def _rope(fields: Fields) -> None:
-    """transformers 4 writes rope_theta, transformers 5 rope_parameters: one set, or one per kind of layer."""
+    """Check the rotary base; transformers 5 writes rope_parameters, one set or one per kind of layer."""
     fields.constant("rope_theta", ROPE_BASE, default=ROPE_BASE)
     if fields.optional("rope_scaling", dict) is not None:
         raise ConfigError(f"{fields.where}.rope_scaling: not supported")
@@ -68,7 +68,7 @@ def _rope(fields: Fields) -> None:
 
 
 def official_text_config(config: TextEncoderConfig) -> dict[str, Any]:
-    """The parsed config.json of a T5Gemma with this encoder; its decoder half is described alike but never stored."""
+    """Return the parsed config.json of a T5Gemma with this encoder; its decoder half is described, never stored."""
     half = {
         "attention_bias": False,
         "attention_dropout": 0.0,

@@ -11,10 +11,12 @@ from sa3_convert.text_config import official_text_config
 
 from sa3_mlx.common.model.presets import PRESETS
 from sa3_mlx.common.schema import ConfigError
-from tests.support.official_checkpoint import TINY, TINY_AUTOENCODER
+from tests.support.official_checkpoint import TINY, TINY_AUTOENCODER, TINY_VARIED
 
 
-@pytest.mark.parametrize("config", [*PRESETS.values(), TINY, TINY_AUTOENCODER], ids=lambda config: config.name)
+@pytest.mark.parametrize(
+    "config", [*PRESETS.values(), TINY, TINY_AUTOENCODER, TINY_VARIED], ids=lambda config: config.name
+)
 def test_configuration_survives_the_round_trip(config):
     text = None if config.diffusion is None else official_text_config(config.diffusion.text_encoder)
     official = json.loads(json.dumps(official_model_config(config)))
@@ -51,10 +53,13 @@ def test_absent_fields_mean_the_official_defaults():
         for name in ("dyt", "differential", "conv_mapping", "mask_noise", "sinusoidal_blocks"):
             config.pop(name, None)
     del data["model"]["diffusion"]["config"]["attn_kwargs"]["differential"]
+    del data["model"]["diffusion"]["config"]["ff_kwargs"]
+    del data["model"]["conditioning"]["configs"][1]["config"]["max_val"]
     data["model"]["diffusion"]["sampling_distribution_shift_options"] = {"type": "logsnr"}
     parsed = parse_model_config(data, name="x", text_config=official_text_config(TINY.diffusion.text_encoder))
     assert (parsed.same.decoder_kernel, parsed.same.sine_gate_layers, parsed.same.token_noise) == (1, 0, 0.0)
     assert parsed.diffusion.dit.differential is False
+    assert (parsed.diffusion.dit.ff_mult, parsed.same.ff_mult, parsed.diffusion.seconds_max) == (4, 3, 1.0)
     assert parsed.diffusion.shift.rate == 1.0  # of a log-SNR shift that is given; 0 when no shift is given [B22]
 
 
@@ -67,6 +72,7 @@ def test_b44_sine_gate_is_in_one_layer_less_than_the_field_says(blocks, layers):
 
 AUTOENCODER = ("model", "pretransform", "config")
 DIT = ("model", "diffusion", "config")
+SECONDS = ("model", "conditioning", "configs", 1)
 REFUSED_FIELDS = [
     ((), "model_type", "diffusion_cond", "model_config.model_type"),
     ((), "flavour", 1, "model_config: unknown field.s. flavour"),
@@ -91,6 +97,12 @@ REFUSED_FIELDS = [
     ((*DIT, "attn_kwargs"), "qk_norm", "l2", "qk_norm: got 'l2'"),
     ((*DIT, "norm_kwargs"), "eps", 1e-6, "eps: got 1e-06"),
     ((*DIT, "ff_kwargs"), "glu", False, "glu: got False"),
+    ((*DIT, "ff_kwargs"), "mult", 2.5, "ff_kwargs.mult: got 2.5, supported: whole numbers"),
+    ((*AUTOENCODER, "decoder", "config"), "ff_mult", 0, "decoder.config.ff_mult: got 0"),
+    ((*AUTOENCODER, "decoder", "config"), "ff_mult", 4, "must have the same ff_mult, got 3, 4"),
+    ((*SECONDS, "config"), "min_val", 1, "configs.1..config.min_val: got 1, supported: 0"),
+    ((*SECONDS, "config"), "max_val", 0, "configs.1..config.max_val: got 0.0"),
+    ((*SECONDS, "config"), "max_val", float("inf"), "configs.1..config.max_val: got inf"),
     (("model", "diffusion"), "diffusion_objective", "v", "diffusion_objective: got 'v'"),
     (("model", "diffusion"), "prepend_cond_ids", ["prompt"], "prepend_cond_ids"),
     (("model", "diffusion"), "sampling_distribution_shift_options", {"type": "cosine"}, "type: got 'cosine'"),

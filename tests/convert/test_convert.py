@@ -21,6 +21,7 @@ from tests.support.full_golden import full_checkpoint, recipe
 from tests.support.official_checkpoint import (
     TINY,
     TINY_AUTOENCODER,
+    TINY_VARIED,
     run,
     tensors,
     write_arrays,
@@ -79,12 +80,20 @@ def test_golden_checkpoints_survive_the_round_trip_bit_exactly(golden, case, tmp
                 np.testing.assert_array_equal(before.raw(key), after.raw(key))
 
 
-@pytest.mark.parametrize("config", [TINY, TINY_AUTOENCODER], ids=lambda config: config.name)
+@pytest.mark.parametrize("config", [TINY, TINY_AUTOENCODER, TINY_VARIED], ids=lambda config: config.name)
 def test_synthetic_checkpoints_survive_the_round_trip(config, tmp_path):
     source = write_official(tmp_path / "source", config)
     text = source / "t5gemma-b-b-ul2" / "model.safetensors" if config.diffusion else None
     check_round_trip(source / "model.safetensors", source, text, tmp_path, config.name)
     assert ModelConfig.load(tmp_path / "ours") == config
+
+
+def test_multipliers_of_the_feed_forward_set_the_shapes():
+    ours, official = expected_tensors(TINY_VARIED), {pair.ours: pair for pair in pairs(TINY_VARIED, ("dit", "same"))}
+    for name, width, inner in (("dit.layers.1", 128, 3 * 128), ("same.decoder.layers.2", 64, 2 * 64)):
+        for kind, shape in (("in", (2 * inner, width)), ("out", (width, inner))):
+            layer = f"{name}.ff.proj_{kind}.weight"
+            assert ours[layer] == official[layer].official_shapes[0] == shape
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])
@@ -177,6 +186,27 @@ def test_names_come_from_the_repository_or_the_folder_or_the_caller(tmp_path):
     assert run(source, tmp_path / "d").name == "small-music-base"
 
 
+@pytest.mark.parametrize(
+    ("model_path", "subfolder", "place"),
+    [
+        ("text", "t5", "source/text/t5"),
+        ("../text", "t5", "text/t5"),
+        ("text", None, "source/text"),
+        (None, "t5", "source/t5"),
+        (None, None, "source/t5gemma-b-b-ul2"),
+    ],
+)
+def test_model_path_and_subfolder_of_the_text_encoder_are_joined(tmp_path, model_path, subfolder, place):
+    source = write_official(tmp_path / "source", TINY)
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    (source / "t5gemma-b-b-ul2").rename(tmp_path / place)
+    data = json.loads((source / "model_config.json").read_text())
+    prompt = data["model"]["conditioning"]["configs"][0]["config"]
+    prompt |= {"model_path": model_path, "subfolder": subfolder}
+    write_json(source / "model_config.json", data)
+    assert "text_encoder" in run(source, tmp_path / "ours").parts
+
+
 def test_force_replaces_only_checkpoints(tmp_path):
     source = write_official(tmp_path / "source", TINY_AUTOENCODER)
     out = tmp_path / "out"
@@ -207,7 +237,7 @@ def test_a_perturbed_tensor_changes_the_hash(tmp_path):
 def test_converter_needs_neither_torch_nor_mlx():
     code = (
         "import sys; sys.modules['torch'] = sys.modules['mlx'] = sys.modules['mlx.core'] = None\n"
-        "import convert, sa3_mlx.common.model.checkpoint\n"
+        "import sa3_convert, sa3_mlx.common.model.checkpoint\n"
         "assert 'huggingface_hub' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[2])

@@ -24,7 +24,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CODE = """
 import sys
 from pathlib import Path
-from convert import convert
+from sa3_convert import convert
 try:
     report = convert(sys.argv[1], Path(sys.argv[2]), name=None, force=False, progress=None)
 except (ValueError, OSError) as error:
