@@ -160,7 +160,7 @@ class Decoder(nn.Module):
         self.mapping = nn.Linear(config.decoder_kernel * config.width, audio_channels * config.patch_size)
 
     def __call__(self, z: mx.array, token_noise: mx.array | None = None) -> mx.array:
-        """``token_noise`` (B, T, s, D): standard normals for the new tokens [B47]."""
+        """``token_noise`` (B, T, s, D), T with or without the padding: standard normals for the new tokens [B47]."""
         batch, frames, _ = z.shape
         stride, width = self.config.stride, self.config.width
         missing = -frames % self.config.frame_multiple
@@ -172,7 +172,7 @@ class Decoder(nn.Module):
             heads = self._spread(q), self._spread(k), self._spread(v)
             x = self._spread(mx.concatenate([x, new], axis=1))  # (B, N, D)
         else:
-            noise = mx.pad(token_noise, [(0, 0), (0, missing), (0, 0), (0, 0)])
+            noise = mx.pad(token_noise, [(0, 0), (0, x.shape[1] - token_noise.shape[1]), (0, 0), (0, 0)])
             x = mx.concatenate([x[:, :, None], new[:, None] + self.config.token_noise * noise], axis=2).flatten(1, 2)
         x = run_blocks(self.layers, x, self.config, heads, latents_only=False)
         x = x.reshape(batch, frames + missing, stride + 1, width)[:, :, 1:].flatten(1, 2)  # (B, P, D)

@@ -161,7 +161,7 @@ class Decoder(nn.Module):
         self.mapping = nn.Linear(config.decoder_kernel * config.width, audio_channels * config.patch_size)
 
     def forward(self, z: Tensor, token_noise: Tensor | None = None) -> Tensor:
-        """``token_noise`` (B, T, s, D): standard normals for the new tokens [B47]."""
+        """``token_noise`` (B, T, s, D), T with or without the padding: standard normals for the new tokens [B47]."""
         frames = z.shape[1]
         x = self.project_in(z)
         x = F.pad(x, (0, 0, 0, -frames % self.config.frame_multiple))  # zeros behind the Linear [B39]
@@ -172,7 +172,7 @@ class Decoder(nn.Module):
             heads = self._spread(q), self._spread(k), self._spread(v)
             x = self._spread(torch.cat([x, new], dim=1))  # (B, N, D)
         else:
-            noise = F.pad(token_noise, (0, 0, 0, 0, 0, x.shape[1] - frames))
+            noise = F.pad(token_noise, (0, 0, 0, 0, 0, x.shape[1] - token_noise.shape[1]))
             x = torch.cat([x[:, :, None], new[:, None] + self.config.token_noise * noise], dim=2).flatten(1, 2)
         x = run_blocks(self.layers, x, self.config, heads, latents_only=False)
         x = x.unflatten(1, (-1, self.config.stride + 1))[:, :, 1:].flatten(1, 2)  # (B, P, D)

@@ -205,6 +205,20 @@ def test_odd_clips_take_token_noise_of_their_own_length(twin: Twin, checkpoints:
     assert np.isfinite(audio).all()
 
 
+def test_odd_clips_take_token_noise_of_their_padding_too(twin: Twin, checkpoints: dict[str, Path]) -> None:
+    """[B40, B47]: the official decoder draws for the padded latent as well; zeros there are what its absence means."""
+    same = twin.load(checkpoints["tiny-s"], "same")
+    rng = np.random.default_rng(3)
+    latents, tokens = (rng.standard_normal(shape, np.float32) for shape in ((1, 5, 16), (1, 6, 16, 128)))
+
+    def decoded(noise: np.ndarray) -> np.ndarray:
+        return twin.numpy(same.decode(twin.array(latents), None, twin.array(noise)))
+
+    silent = np.concatenate([tokens[:, :5], np.zeros_like(tokens[:, :1])], axis=1)
+    np.testing.assert_array_equal(decoded(silent), decoded(tokens[:, :5]))
+    assert relative(decoded(tokens), decoded(silent)) > 1e-3  # measured 0.12: these weights are sensitive
+
+
 def test_one_block_in_full_and_in_a_window(twin: Twin, checkpoints: dict[str, Path], model: str, cases: Cases) -> None:
     """[B42, B43]: the first encoder block on 34 tokens, full attention and the band of 17."""
     block, attention = twin.load(checkpoints[model], "same").encoder.layers[0], twin.module("attention")
