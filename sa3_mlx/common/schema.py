@@ -32,11 +32,13 @@ class Config:
 
     @classmethod
     def from_dict(cls, data: object, *, where: str = "config") -> Self:
-        """Read a table; a field that has a default may be missing.
+        """Read a table; a field that has a default may be missing. What is read already is returned as it is.
 
         Raises ConfigError, one line that begins with ``where`` and the field, for an unknown key, a missing key and a
         value of a wrong type.
         """
+        if isinstance(data, cls):
+            return data
         if not isinstance(data, dict):
             raise ConfigError(f"{where}: expected an object, got {type(data).__name__}")
         hints = typing.get_type_hints(cls)
