@@ -12,7 +12,7 @@ from tqdm import tqdm
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_torch.train.data.user_folder import import_folder
 from sa3_torch.train.demo_set.sounds import DEFAULT_FONT, render_demo_set
-from sa3_torch.train.run.command import FOLDER, MODEL
+from sa3_torch.train.run.options import FOLDER, MODEL
 
 MEGABYTE = 1 << 20
 

@@ -26,9 +26,9 @@ from sa3_torch.train.data.latents import LatentSet
 from sa3_torch.train.data.pre_encode import EncodeConfig, PreEncoder, load_autoencoder
 from sa3_torch.train.data.sources import ClipSource
 from sa3_torch.train.demo_set.vocabulary import save_tokenizer
-from sa3_torch.train.few_steps.ode_warmup import WarmupConfig, WarmupStage
+from sa3_torch.train.few_steps.ode_warmup import OdeWarmupConfig, OdeWarmupStage
 from sa3_torch.train.few_steps.posttrain import PosttrainConfig, PosttrainStage
-from sa3_torch.train.flow.diffusion import open_model
+from sa3_torch.train.flow.model import open_model
 from sa3_torch.train.flow.pretrain import PretrainConfig, PretrainStage
 from sa3_torch.train.lora.stage import LoraConfig, LoraStage
 from sa3_torch.train.quantize.stage import QuantizeConfig, QuantizeStage
@@ -215,7 +215,7 @@ def clap_stage(workspace: Path, *changes: str) -> ClapStage:
     return ClapStage(workspace / "base", config, latents)
 
 
-def warmup_stage(workspace: Path, *changes: str) -> WarmupStage:
+def ode_warmup_stage(workspace: Path, *changes: str) -> OdeWarmupStage:
     """The base is a model of random weights around the workspace's autoencoder; refreshed in every second step."""
     settings = (
         *SHORT,
@@ -228,8 +228,8 @@ def warmup_stage(workspace: Path, *changes: str) -> WarmupStage:
         "teacher.first_share=0.25",
         *changes,
     )
-    config = load_settings(WarmupConfig, "warmup", "demo", settings)
-    return WarmupStage(workspace / "base", config, [workspace / "latents"])
+    config = load_settings(OdeWarmupConfig, "ode-warmup", "demo", settings)
+    return OdeWarmupStage(workspace / "base", config, [workspace / "latents"])
 
 
 def posttrain_stage(workspace: Path, *changes: str) -> PosttrainStage:
@@ -350,7 +350,7 @@ STAGES: dict[str, Callable[..., Stage]] = {
     "pretrain": pretrain_stage,
     "muon": muon_stage,
     "clap": clap_stage,
-    "warmup": warmup_stage,
+    "ode-warmup": ode_warmup_stage,
     "posttrain": posttrain_stage,
     "lora": lora_stage,
     "quantize": quantize_stage,

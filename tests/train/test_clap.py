@@ -16,7 +16,8 @@ from sa3_mlx.common.files.safetensors import tensors_hash
 from sa3_mlx.common.schema import ConfigError
 from sa3_torch.train.clap.contrastive import alignment, info_nce, retrieval, uniformity
 from sa3_torch.train.clap.network import MAX_SCALE, LatentClap
-from sa3_torch.train.clap.stage import ClapStage, add_noise, draw_times, equal_captions
+from sa3_torch.train.clap.stage import ClapStage, draw_times, equal_captions
+from sa3_torch.train.flow.path import interpolate
 from sa3_torch.train.run.parallel import BatchSlice
 from sa3_torch.weights import load_model, save_checkpoint
 from tests.support.stages import MODEL, clap_stage, train
@@ -260,5 +261,5 @@ def test_bad_settings_are_refused(change: str, message: str, workspace: Path) ->
 
 def test_clean_latents_do_not_change_and_noise_replaces_them() -> None:
     z, eps = noise(2, 3, 4), noise(2, 3, 4, seed=1)
-    mixed = add_noise(z, eps, torch.tensor([0.0, 1.0]))
+    mixed = interpolate(z, eps, torch.tensor([0.0, 1.0]))
     assert torch.equal(mixed[0], z[0]) and torch.equal(mixed[1], eps[1])

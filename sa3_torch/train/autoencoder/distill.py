@@ -12,17 +12,22 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.model.presets import PRESETS
 from sa3_mlx.common.schema import ConfigError
+from sa3_torch.train.data.audio_data import open_audio
 from sa3_torch.train.data.clip_cache import ClipSet
 from sa3_torch.train.data.pre_encode import load_autoencoder
 from sa3_torch.train.data.shards import ShardIndex
 from sa3_torch.train.networks.init import init_student
+from sa3_torch.train.run.command import RunOptions, stage_command
+from sa3_torch.train.run.options import AUDIO, MODEL
 from sa3_torch.train.run.settings import check
 
 from .stage import AutoencoderConfig, AutoencoderStage, Comparison
@@ -110,3 +115,16 @@ class DistillStage(AutoencoderStage):
             "latent_l1": self.weighted("latent_l1", config.latent_l1_weight, F.l1_loss(z.float(), target)),
             "latent_mse": self.weighted("latent_mse", config.latent_mse_weight, square),
         }
+
+
+@stage_command("distill-autoencoder", preset="tiny")
+@AUDIO
+@click.option("--teacher", type=MODEL, required=True, help="The large autoencoder, or a model with it.")
+@click.option("--model", "size", default="demo", show_default=True, type=click.Choice(sorted(PRESETS)))
+def distill_autoencoder(run: RunOptions, data: str, teacher: Path, size: str) -> None:
+    """Train a small autoencoder for the latents of a large one."""
+    config = run.settings(DistillConfig, "distill-autoencoder")
+    audio = open_audio(data, run.out)
+    stage = DistillStage(PRESETS[size], config, audio.clips, teacher, shards=audio.shards)
+    if run.train(stage, config, {"data": audio.digest, "teacher": stage.digest}):
+        click.echo(f"autoencoder: {run.out / 'model'}; it reads and writes the latents of {teacher}")

@@ -10,19 +10,24 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import click
 import torch
 from torch import Tensor, nn
 
 from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.model.presets import PRESETS
 from sa3_mlx.common.schema import ConfigError
 from sa3_torch.same import SAME
 from sa3_torch.train.autoencoder.semantics.held_out import BATCH, measure_semantics
+from sa3_torch.train.data.audio_data import open_audio
 from sa3_torch.train.data.augment import NO_AUGMENTATION
 from sa3_torch.train.data.clip_cache import ClipSet
 from sa3_torch.train.data.crops import AudioBatch, AudioCrops, Crops, ShardCrops
 from sa3_torch.train.data.shards import ShardIndex
 from sa3_torch.train.networks.init import init_autoencoder
+from sa3_torch.train.run.command import RunOptions, stage_command
 from sa3_torch.train.run.optimizers import Group
+from sa3_torch.train.run.options import AUDIO, MODEL
 from sa3_torch.train.run.parallel import BatchSlice, mean, moments, std_of
 from sa3_torch.train.run.stage import Split, Stage, maybe_compile
 from sa3_torch.weights import save_checkpoint
@@ -360,3 +365,26 @@ class AutoencoderStage(Stage):
             diffusion=None,
         )
         save_checkpoint(folder, config, {f"same.{k}": v for k, v in weights.items()}, "F32")
+
+
+@stage_command("autoencoder")
+@AUDIO
+@click.option("--model", "size", default="demo", show_default=True, type=click.Choice(sorted(PRESETS)))
+@click.option(
+    "--start",
+    "folder",
+    type=MODEL,
+    default=None,
+    help="Checkpoint folder to begin with; its stride may be another one than the model's.",
+)
+@click.option("--stride", type=click.IntRange(1), default=None, help="Patches per latent. Default: the model's.")
+def autoencoder(run: RunOptions, data: str, size: str, folder: Path | None, stride: int | None) -> None:
+    """Train a SAME autoencoder (stage 0)."""
+    config = run.settings(AutoencoderConfig, "autoencoder")
+    start, audio, model = None if folder is None else Start.open(folder), open_audio(data, run.out), PRESETS[size]
+    model = replace(model, same=replace(model.same, stride=stride or model.same.stride))
+    stage = AutoencoderStage(model, config, audio.clips, shards=audio.shards, start=start)
+    belongings = {"data": audio.digest, "start": start.digest if start else "", "stride": stride}
+    if run.train(stage, config, belongings):
+        made = run.out / "model"
+        click.echo(f"autoencoder: {made}; next: sa3 pre-encode --autoencoder {made} --data {data}")

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+import click
 import torch
 from torch import Tensor, nn
 
-from sa3_mlx.common.files.safetensors import TensorFile, tensors_hash
+from sa3_mlx.common.files.safetensors import TensorFile, file_hash, tensors_hash
 from sa3_mlx.common.generation.clips import open_tokenizer
 from sa3_mlx.common.model.checkpoint import TOKENIZER_FILE, WEIGHTS_FILE
 from sa3_mlx.common.model.config import ModelConfig
@@ -27,9 +28,14 @@ from sa3_torch.t5gemma import T5GemmaEncoder
 from sa3_torch.train.data.batches import LatentBatch, LatentBatches
 from sa3_torch.train.data.drawing import SharesConfig
 from sa3_torch.train.data.latents import LatentItem, LatentSet
+from sa3_torch.train.data.pre_encode import load_autoencoder
+from sa3_torch.train.flow.model import autoencoder_of
+from sa3_torch.train.flow.path import interpolate
 from sa3_torch.train.networks.init import seeded
 from sa3_torch.train.run import parallel
+from sa3_torch.train.run.command import RunOptions, stage_command
 from sa3_torch.train.run.optimizers import Group, OptimizerConfig
+from sa3_torch.train.run.options import AUTOENCODER, LATENTS, MODEL
 from sa3_torch.train.run.parallel import BatchSlice
 from sa3_torch.train.run.plot import plot_matrix
 from sa3_torch.train.run.random import Purpose, generator, purpose_generator
@@ -158,7 +164,7 @@ class ClapStage(Stage):
             x[rows].to(self.device) for x in (batch.latents, noise, batch.valid, batch.ids, batch.mask, t)
         )
         with self.autocast():
-            return self.model.embed_audio(add_noise(z, eps, t), valid, t), self.model.embed_text(ids, mask)
+            return self.model.embed_audio(interpolate(z, eps, t), valid, t), self.model.embed_text(ids, mask)
 
     def _of_whole_batch(self, own: Vectors) -> Vectors:
         """Rows of this slice -> those of all, with a gradient that is the sum over what each slice says of them."""
@@ -198,7 +204,7 @@ class ClapStage(Stage):
         z, valid = pad_latents(self.latents, items, self.config.max_frames)
         noise = torch.randn(z.shape, generator=purpose_generator(seed, Purpose.CLAP_NOISE, turn))
         t = torch.full((len(items),), time)
-        x, found = add_noise(z, noise, t), []
+        x, found = interpolate(z, noise, t), []
         for start in range(0, len(items), self.config.train.batch):
             rows = slice(start, start + self.config.train.batch)
             found.append(self.model.embed_audio(*(each[rows].to(self.device) for each in (x, valid, t))))
@@ -226,12 +232,6 @@ def draw_times(count: int, noisy_share: float, random: torch.Generator) -> Tenso
     return t
 
 
-def add_noise(z: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """(1 - t) z + t eps: (B, T, C) each, t (B,)."""
-    time = t[:, None, None]
-    return (1 - time) * z + time * noise
-
-
 def equal_captions(batch: LatentBatch) -> Tensor:
     """Which pairs belong together: (B, B) bool, true where the canonical captions or the drawn texts are equal."""
     names = [item.captions[0] for item in batch.items]
@@ -253,3 +253,16 @@ def _open_text_encoder(folder: Path, config: ModelConfig) -> T5GemmaEncoder:
     with TensorFile.open(folder / WEIGHTS_FILE) as file:
         encoder.embed_tokens = nn.Embedding.from_pretrained(torch.from_numpy(file.read(EMBEDDING)))
     return encoder
+
+
+@stage_command("clap")
+@click.option("--model", type=MODEL, required=True, help="A model on these latents; it gives the text encoder.")
+@LATENTS
+@AUTOENCODER
+def clap(run: RunOptions, model: Path, latents: tuple[Path, ...], autoencoder: Path | None) -> None:
+    """Train a model of how well texts describe latents, noisy ones too (latent CLAP)."""
+    config = run.settings(ClapConfig, "clap")
+    made_with = autoencoder_of(model, load_autoencoder(model)[0], autoencoder)
+    stage = ClapStage(model, config, LatentSet(*latents, autoencoder=made_with))
+    if run.train(stage, config, {"model": file_hash(model / WEIGHTS_FILE)}):
+        click.echo(f"latent CLAP: {run.out / 'model'}")

@@ -14,11 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def mix(z: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """(1 - t) z + t noise: (B, T, C) each, t (B,)."""
-    return (1 - t[:, None, None]) * z + t[:, None, None] * noise
-
-
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean of every item over valid positions: (B, N), (B, N) bool -> (B,). Other values do not matter."""
     return torch.where(mask, values, 0.0).sum(1) / mask.sum(1).clamp_min(1)

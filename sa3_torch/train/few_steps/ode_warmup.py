@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import numpy as np
 import torch
 from torch import Tensor
@@ -25,18 +26,21 @@ from torch import Tensor
 from sa3_mlx.common.generation.schedule import sigmas
 from sa3_mlx.common.model.sampling import Sampling
 from sa3_mlx.common.schema import Config, ConfigError
-from sa3_torch.guidance import GuidedVelocity, unconditional
+from sa3_torch.guidance import GuidedVelocity
 from sa3_torch.samplers import SAMPLERS
 from sa3_torch.train.data.batches import LatentBatch
-from sa3_torch.train.flow.diffusion import VALIDATION_BATCHES, ClipsConfig, Draw, diffusion_of
+from sa3_torch.train.flow.diffusion import VALIDATION_BATCHES, ClipsConfig, Draw
 from sa3_torch.train.flow.losses import flow_loss
+from sa3_torch.train.flow.model import diffusion_of
+from sa3_torch.train.flow.path import interpolate
+from sa3_torch.train.run.command import RunOptions, stage_command
 from sa3_torch.train.run.optimizers import Group, OptimizerConfig
+from sa3_torch.train.run.options import AUTOENCODER, LATENTS, MODEL
 from sa3_torch.train.run.parallel import BatchSlice
 from sa3_torch.train.run.random import Purpose, purpose_generator, step_generator
 from sa3_torch.train.run.settings import check
 from sa3_torch.train.run.stage import TrainConfig
 
-from .arc_losses import mix
 from .denoisers import Bundle, Denoiser
 from .noise_levels import sampling_log_snr
 from .shared import FewStepStage
@@ -61,8 +65,8 @@ class TeacherConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WarmupConfig(Config):
-    """Settings of ``sa3 train warmup``."""
+class OdeWarmupConfig(Config):
+    """Settings of ``sa3 train ode-warmup``."""
 
     train: TrainConfig
     optimizer: OptimizerConfig
@@ -91,13 +95,13 @@ class Trajectory:
         return self.states[picks, rows], self.times[picks, rows]
 
 
-class WarmupStage(FewStepStage):
+class OdeWarmupStage(FewStepStage):
     """Student: conditioner and DiT of the checkpoint folder ``base``. Teacher: a frozen copy of them."""
 
-    name = "warmup"
+    name = "ode-warmup"
 
     def __init__(
-        self, base: Path, config: WarmupConfig, latents: Sequence[Path], autoencoder: Path | None = None
+        self, base: Path, config: OdeWarmupConfig, latents: Sequence[Path], autoencoder: Path | None = None
     ) -> None:
         super().__init__(base, config.train, config.clips, latents, autoencoder)
         self.config = config
@@ -148,14 +152,14 @@ class WarmupStage(FewStepStage):
         lengths = draw.valid.sum(1).tolist()
         shift = diffusion_of(self.start_config).shift
         schedule = sigmas(shift, config.sampling.steps, levels.tolist(), lengths, monotone=True)
-        x = mix(batch.latents, noise, levels).to(self.device)
+        x = interpolate(batch.latents, noise, levels).to(self.device)
         states = [x]
         with self.autocast():
             cond, dit = self.teacher.conditioning(bundle), self.teacher.dit
             velocity = GuidedVelocity(
                 dit=dit,
                 cond=dit.prepare(cond),
-                null=None if config.sampling.guidance.scale == 1 else dit.prepare(unconditional(cond)),
+                null=None if config.sampling.guidance.scale == 1 else dit.prepare(cond.unconditional()),
                 guidance=config.sampling.guidance,
             )
             for state in SAMPLERS[config.sampling.sampler](velocity, x, schedule, _no_noise):
@@ -207,3 +211,16 @@ def relative_error(estimate: Tensor, run: Trajectory) -> Tensor:
     share = run.bundle.generated[..., None] / run.bundle.generated.sum().clamp_min(1)  # (B, T, 1), sum 1
     mean = (share * run.result).sum((0, 1))
     return _error(estimate, run) / (share * (run.result - mean).square()).sum((0, 1)).mean().clamp_min(1e-8)
+
+
+@stage_command("ode-warmup")
+@click.option("--model", type=MODEL, required=True, help="The flow-matching model.")
+@LATENTS
+@AUTOENCODER
+def ode_warmup(run: RunOptions, model: Path, latents: tuple[Path, ...], autoencoder: Path | None) -> None:
+    """Teach a model to reach its guided samples in one step (stage 2)."""
+    config = run.settings(OdeWarmupConfig, "ode-warmup")
+    stage = OdeWarmupStage(model, config, latents, autoencoder)
+    if run.train(stage, config, stage.parents()):
+        made = run.out / "model"
+        click.echo(f"model: {made}; next: sa3 train posttrain --model {made} --base {model}")

@@ -14,8 +14,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
+import click
 import torch
 from torch import Tensor
 
@@ -24,9 +24,15 @@ from sa3_mlx.common.generation.schedule import sigmas
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
 from sa3_mlx.common.model.presets import LOGSNR
 from sa3_mlx.common.schema import Config, ConfigError
+from sa3_torch.train.clap.network import LatentClap
 from sa3_torch.train.data.batches import LatentBatch
-from sa3_torch.train.flow.diffusion import VALIDATION_BATCHES, ClipsConfig, Draw, diffusion_of, open_model
+from sa3_torch.train.flow.diffusion import VALIDATION_BATCHES, ClipsConfig, Draw
+from sa3_torch.train.flow.model import diffusion_of, open_model
+from sa3_torch.train.flow.path import interpolate
+from sa3_torch.train.run import parallel
+from sa3_torch.train.run.command import RunOptions, stage_command
 from sa3_torch.train.run.optimizers import Group, OptimizerConfig
+from sa3_torch.train.run.options import AUTOENCODER, FOLDER, LATENTS, MODEL
 from sa3_torch.train.run.random import Purpose, item_noise, step_generator
 from sa3_torch.train.run.settings import check
 from sa3_torch.train.run.stage import TrainConfig
@@ -38,7 +44,6 @@ from .arc_losses import (
     geodesic,
     masked_mean,
     mean_of_usable,
-    mix,
     other_prompts,
     relativistic,
 )
@@ -50,16 +55,6 @@ from .shared import FewStepStage, few_step_demo
 
 GENERATOR, DISCRIMINATOR = "generator", "discriminator"
 VALIDATION_ITEMS = 8  # of a batch
-
-
-class LatentClap(Protocol):
-    """What this stage needs of a latent CLAP; gradients reach the latents."""
-
-    def embed_audio(self, latents: Tensor, valid: Tensor, t: Tensor) -> Tensor:
-        """(B, T, C) with noise of level t (B,), valid (B, T) -> unit vectors (B, E)."""
-
-    def embed_text(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """ids, mask (B, S) -> unit vectors (B, E)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +230,7 @@ class PosttrainStage(FewStepStage):
         with self.autocast():
             if self.config.own_sample_share:
                 start = torch.where(scene.own[:, None, None], self._own_samples(scene), start)
-            fake: Tensor = self.denoiser(mix(start, noise, scene.t), scene.t, scene.bundle)
+            fake: Tensor = self.denoiser(interpolate(start, noise, scene.t), scene.t, scene.bundle)
         return fake
 
     @torch.no_grad()
@@ -251,7 +246,7 @@ class PosttrainStage(FewStepStage):
         sample = torch.zeros_like(scene.z)
         for level, step_noise in zip(levels.tolist(), noise.unbind(1), strict=True):
             t = torch.full_like(scene.t, level)
-            estimate = self.denoiser(mix(sample, step_noise, t), t, scene.bundle)
+            estimate = self.denoiser(interpolate(sample, step_noise, t), t, scene.bundle)
             sample = torch.where((t > scene.t)[:, None, None], estimate, sample)
         return sample
 
@@ -260,9 +255,9 @@ class PosttrainStage(FewStepStage):
         noise, t = self._noise(scene, Purpose.SHARED_NOISE), scene.t_judged
         with torch.no_grad(), self.autocast():
             prepared = self.judge.prepare(scene.bundle)
-            real_verdict = self.judge(mix(scene.z, noise, t), t, prepared)
+            real_verdict = self.judge(interpolate(scene.z, noise, t), t, prepared)
         with self.autocast():
-            verdict = self.judge(mix(fake, noise, t), t, prepared)
+            verdict = self.judge(interpolate(fake, noise, t), t, prepared)
         self._note(real_verdict, verdict)
         adversarial = relativistic(verdict.scores, real_verdict.scores, verdict.mask).mean()
         terms = {"adversarial": self.weighted("adversarial", weights.generator, adversarial)}
@@ -276,7 +271,9 @@ class PosttrainStage(FewStepStage):
     def _clap_distance(self, clap: LatentClap, scene: Scene, fake: Tensor) -> Tensor:
         batch = scene.batch[scene.rows]
         sound = clap.embed_audio(
-            mix(fake, self._noise(scene, Purpose.CLAP_INPUT), scene.t_clap), batch.valid.to(self.device), scene.t_clap
+            interpolate(fake, self._noise(scene, Purpose.CLAP_INPUT), scene.t_clap),
+            batch.valid.to(self.device),
+            scene.t_clap,
         )
         text = clap.embed_text(batch.ids.to(self.device), batch.mask.to(self.device))
         return geodesic(sound, text).mean()
@@ -284,7 +281,10 @@ class PosttrainStage(FewStepStage):
     def _discriminator_losses(self, scene: Scene, fake: Tensor) -> dict[str, Tensor]:
         config, weights, t = self.config, self.config.weights, scene.t_judged
         noise = self._noise(scene, Purpose.SHARED_NOISE)
-        inputs = {Purpose.REAL_PENALTY: mix(scene.z, noise, t), Purpose.FAKE_PENALTY: mix(fake, noise, t)}
+        inputs = {
+            Purpose.REAL_PENALTY: interpolate(scene.z, noise, t),
+            Purpose.FAKE_PENALTY: interpolate(fake, noise, t),
+        }
         with self.autocast():
             prepared = self.judge.prepare(scene.bundle)
             real, fake_verdict = (self.judge(x, t, prepared) for x in inputs.values())
@@ -349,7 +349,7 @@ class PosttrainStage(FewStepStage):
             with self.autocast():
                 prepared = self.judge.prepare(bundle)
                 fake = self.denoiser(noise, torch.ones_like(t), bundle)
-                real, judged = (self.judge(mix(x, noise, t), t, prepared) for x in (z, fake))
+                real, judged = (self.judge(interpolate(x, noise, t), t, prepared) for x in (z, fake))
             samples = self.sample(batch, few_step_demo(8)).float()
             valid = bundle.valid[:, : samples.shape[1]]
             row = {
@@ -363,3 +363,34 @@ class PosttrainStage(FewStepStage):
             for name, value in row.items():
                 found.setdefault(name, []).append(float(value))
         return {name: sum(values) / len(values) for name, values in found.items()}
+
+
+@stage_command("posttrain")
+@click.option("--model", type=MODEL, required=True, help="The model of `sa3 train ode-warmup`.")
+@click.option("--base", type=MODEL, required=True, help="The flow-matching model.")
+@LATENTS
+@click.option(
+    "--clap",
+    "clap_folder",
+    type=FOLDER,
+    default=None,
+    help="Latent CLAP of `sa3 train clap`; without it set weights.clap=0.",
+)
+@AUTOENCODER
+def posttrain(
+    run: RunOptions,
+    model: Path,
+    base: Path,
+    latents: tuple[Path, ...],
+    clap_folder: Path | None,
+    autoencoder: Path | None,
+) -> None:
+    """Make a model good in few steps, without guidance (stage 3)."""
+    config = run.settings(PosttrainConfig, "posttrain")
+    clap, hashes = None, {}
+    if clap_folder is not None:
+        clap = LatentClap.load(clap_folder, autoencoder=base, device=str(parallel.own_device()))
+        hashes["clap"] = file_hash(clap_folder / WEIGHTS_FILE)
+    stage = PosttrainStage(model, base, config, latents, clap, autoencoder)
+    if run.train(stage, config, {**stage.parents(), **hashes}):
+        click.echo(f'model: {run.out / "model"}; next: sa3 generate "piano note A4" --model {run.out / "model"}')

@@ -6,7 +6,6 @@ ping-pong sampler, 8 steps without guidance [T7.3].
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,19 +17,10 @@ from sa3_mlx.common.model.checkpoint import TOKENIZER_FILE, WEIGHTS_FILE
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.presets import LOGSNR
 from sa3_mlx.common.model.sampling import Sampling
-from sa3_torch.same import SAME
 from sa3_torch.train.data.batches import LatentBatch
 from sa3_torch.train.data.latents import LatentSet
-from sa3_torch.train.data.pre_encode import load_autoencoder
-from sa3_torch.train.flow.diffusion import (
-    AUTOENCODER,
-    PARENTS_FILE,
-    ClipsConfig,
-    DiffusionStage,
-    Draw,
-    diffusion_of,
-    open_model,
-)
+from sa3_torch.train.flow.diffusion import ClipsConfig, DiffusionStage, Draw
+from sa3_torch.train.flow.model import autoencoder_of, diffusion_of, open_model
 from sa3_torch.train.run.stage import TrainConfig
 
 from .denoisers import Bundle, Denoiser
@@ -91,22 +81,3 @@ def few_step_config(config: ModelConfig) -> ModelConfig:
     """That of a model that denoises at once; its schedule is that of the released post-trained models (7.3)."""
     diffusion = replace(diffusion_of(config), objective="rf_denoiser", shift=LOGSNR)
     return replace(config, name=config.name.removesuffix("-base"), diffusion=diffusion)
-
-
-def autoencoder_of(folder: Path, same: SAME, autoencoder: Path | None) -> str:
-    """Hash of the autoencoder that a model was trained with: that of ``autoencoder``, or the one recorded with the
-    model; a checkpoint without a record is its own.
-
-    Raises ValueError when ``autoencoder`` has other weights than ``same``, which is stored in 16 bits.
-    """
-    record = folder / PARENTS_FILE
-    if autoencoder is None:
-        if record.is_file():
-            return str(json.loads(record.read_text(encoding="utf-8"))[AUTOENCODER])
-        return file_hash(folder / WEIGHTS_FILE)
-    given, digest = load_autoencoder(autoencoder)
-    own = same.state_dict()
-    other = given.state_dict()
-    if given.config != same.config or any(not torch.equal(own[k].half(), other[k].half()) for k in own):
-        raise ValueError(f"{autoencoder}: not the autoencoder in {folder}; give the one that this model was trained on")
-    return digest

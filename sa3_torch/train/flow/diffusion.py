@@ -9,7 +9,6 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -18,13 +17,13 @@ from torch import Tensor, nn
 from sa3_mlx.common.generation.noise import INITIAL, Purpose, batch_noise
 from sa3_mlx.common.generation.noise import step as noise_of_step
 from sa3_mlx.common.generation.schedule import sigmas
-from sa3_mlx.common.model.config import DiffusionConfig, ModelConfig
+from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.sampling import Sampling
 from sa3_mlx.common.schema import Config, ConfigError
 from sa3_mlx.common.text.tokenizer import Tokenizer
 from sa3_torch.conditioner import Conditioner
 from sa3_torch.dit import Conditioning, DiT
-from sa3_torch.guidance import GuidedVelocity, unconditional
+from sa3_torch.guidance import GuidedVelocity
 from sa3_torch.same import SAME
 from sa3_torch.samplers import SAMPLERS
 from sa3_torch.t5gemma import T5GemmaEncoder
@@ -36,16 +35,17 @@ from sa3_torch.train.run.logs import save_sound
 from sa3_torch.train.run.random import step_generator
 from sa3_torch.train.run.settings import check
 from sa3_torch.train.run.stage import Split, Stage, TrainConfig
-from sa3_torch.weights import StableAudio, load_model, save_checkpoint
+from sa3_torch.weights import save_checkpoint
 
 from .choices import MASK_KINDS, extend_valid, inpaint_masks, mask_kinds
 from .losses import Normalize, flow_errors
+from .model import AUTOENCODER, PARENTS_FILE, diffusion_of
+from .path import interpolate
 from .wiener import FRAMES_MOST, WienerBaseline
 
 VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 VALIDATION_BATCHES = 2
 DEMO_PROMPTS = 6
-PARENTS_FILE, AUTOENCODER = "parents.json", "autoencoder"  # in the folder of an exported model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,10 +188,9 @@ class DiffusionStage(Stage):
     ) -> tuple[Tensor, Tensor]:
         """Errors of each item over generated and over kept frames, (B,) each; see ``losses.flow_errors``."""
         z, t, noise = (x.to(self.device) for x in (batch.latents, t, noise))
-        time = t[:, None, None]
         with self.autocast():
             prepared = self.dit.prepare(self.conditioning(batch, draw, drop))
-            velocity = self.dit((1 - time) * z + time * noise, t, prepared)
+            velocity = self.dit(interpolate(z, noise, t), t, prepared)
         kept = (draw.valid & draw.keep).to(self.device)
         return flow_errors(velocity, noise - z, draw.generated.to(self.device), kept, normalize)
 
@@ -264,7 +263,7 @@ class DiffusionStage(Stage):
         velocity = GuidedVelocity(
             dit=self.dit,
             cond=self.dit.prepare(cond),
-            null=None if sampling.guidance.scale == 1 else self.dit.prepare(unconditional(cond)),
+            null=None if sampling.guidance.scale == 1 else self.dit.prepare(cond.unconditional()),
             guidance=sampling.guidance,
         )
 
@@ -286,30 +285,3 @@ class DiffusionStage(Stage):
     def parents(self) -> dict[str, str]:
         """Hashes of the frozen models that this one was made with, for the export: role -> "sha256:..."."""
         return {AUTOENCODER: self.latents.autoencoder}
-
-
-def diffusion_of(config: ModelConfig) -> DiffusionConfig:
-    """Raises ValueError for an autoencoder alone."""
-    if config.diffusion is None:
-        raise ValueError(f"{config.name} has no diffusion model to train")
-    return config.diffusion
-
-
-def new_model(config: ModelConfig) -> StableAudio:
-    """Text encoder, conditioner and DiT, weights not set yet."""
-    diffusion_of(config)
-    model = StableAudio(config)
-    del model.same  # frozen, not trained and not averaged
-    return model
-
-
-def open_model(folder: Path) -> tuple[StableAudio, ModelConfig, SAME]:
-    """A checkpoint as the start of a later stage, in fp32 on the CPU: what is trained, and its autoencoder.
-
-    Raises FileNotFoundError for a missing file, ValueError for one that does not fit and for an autoencoder alone.
-    """
-    model = load_model(folder, torch.device("cpu"))
-    diffusion_of(model.config)
-    same = cast(SAME, model.get_submodule("same"))
-    del model.same
-    return model, model.config, same.eval().requires_grad_(False)

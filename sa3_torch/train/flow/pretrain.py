@@ -9,18 +9,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
+import click
 import torch
 
+from sa3_mlx.common.model.checkpoint import TOKENIZER_FILE
 from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.model.presets import PRESETS
 from sa3_torch.same import SAME
 from sa3_torch.t5gemma import T5GemmaEncoder
 from sa3_torch.train.data.latents import LatentSet
+from sa3_torch.train.data.pre_encode import load_autoencoder
+from sa3_torch.train.demo_set.vocabulary import save_tokenizer
 from sa3_torch.train.networks.init import init_conditioner, init_dit, init_text_encoder
+from sa3_torch.train.run import parallel
+from sa3_torch.train.run.command import RunOptions, stage_command
 from sa3_torch.train.run.optimizers import Group
+from sa3_torch.train.run.options import FILE, LATENTS, MODEL
 from sa3_torch.weights import load_part
 
-from .diffusion import diffusion_of, new_model, open_model
 from .flow_stage import FlowConfig, FlowStage
+from .model import diffusion_of, new_model, open_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,3 +83,43 @@ class PretrainStage(FlowStage):
         encoder = cast(T5GemmaEncoder, load_part(folder, config, "text_encoder", torch.device("cpu"), torch.float32))
         table = encoder.embed_tokens(torch.arange(encoder.config.vocab_size)[None])[0]
         self.text_encoder.load_state_dict({**encoder.state_dict(), "embed_tokens.weight": table})
+
+
+@stage_command("pretrain")
+@LATENTS
+@click.option("--autoencoder", type=MODEL, required=True, help="The autoencoder that made the latents.")
+@click.option(
+    "--tokenizer",
+    type=FILE,
+    default=None,
+    help="tokenizer.json; else that of --start, else the closed vocabulary of the demo sounds.",
+)
+@click.option(
+    "--start",
+    type=MODEL,
+    default=None,
+    help="Checkpoint whose weights, or text encoder (setting start), are the beginning.",
+)
+@click.option("--model", "size", default="demo", show_default=True, type=click.Choice(sorted(PRESETS)))
+def pretrain(
+    run: RunOptions,
+    latents: tuple[Path, ...],
+    autoencoder: Path,
+    tokenizer: Path | None,
+    start: Path | None,
+    size: str,
+) -> None:
+    """Train a diffusion model by flow matching (stage 1)."""
+    config = run.settings(PretrainConfig, "pretrain")
+    same, digest = load_autoencoder(autoencoder)
+    run.out.mkdir(parents=True, exist_ok=True)
+    if tokenizer is None and start is not None:
+        tokenizer = start / TOKENIZER_FILE
+    elif tokenizer is None:
+        tokenizer = run.out / TOKENIZER_FILE
+        if parallel.is_first():
+            save_tokenizer(tokenizer)
+        parallel.wait()
+    stage = PretrainStage(PRESETS[size], config, LatentSet(*latents, autoencoder=digest), tokenizer, same, start)
+    if run.train(stage, config, {}):
+        click.echo(f'model: {run.out / "model"}; next: sa3 generate "piano note A4" --model {run.out / "model"}')

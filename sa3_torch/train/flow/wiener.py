@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .path import interpolate
+
 Float = NDArray[np.float64]
 
 SCOPES = ("clip", "frame")
@@ -122,7 +124,7 @@ class WienerBaseline:
         found = []
         for clip, length, eps in zip(z, valid.sum(axis=1).tolist(), noise, strict=True):
             data, eps = clip[:length].astype(np.float64), eps[:length].astype(np.float64)
-            wrong = self.velocity((1 - t) * data + t * eps, t) - (eps - data)
+            wrong = self.velocity(interpolate(data, eps, t), t) - (eps - data)
             found.append(np.square(wrong).mean())
         return np.array(found)
 

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
+import click
 import torch
 from torch import Tensor, nn
 
 from sa3_mlx.common.adapters.format import (
     ADAPTED_PARTS,
     ADAPTER_FILE,
+    ADAPTER_TYPES,
     Adapter,
     AdapterConfig,
     AdapterInfo,
@@ -32,10 +34,11 @@ from sa3_torch.lora import TrainedAdapter, add_adapter
 from sa3_torch.t5gemma import T5GemmaEncoder
 from sa3_torch.train.data.batches import LatentBatch, LatentBatches
 from sa3_torch.train.data.latents import LatentSet
-from sa3_torch.train.few_steps.shared import autoencoder_of
-from sa3_torch.train.flow.diffusion import diffusion_of, open_model
 from sa3_torch.train.flow.flow_stage import FlowConfig, FlowStage
+from sa3_torch.train.flow.model import autoencoder_of, diffusion_of, open_model
+from sa3_torch.train.run.command import RunOptions, stage_command
 from sa3_torch.train.run.optimizers import Group
+from sa3_torch.train.run.options import AUTOENCODER, LATENTS, MODEL
 from sa3_torch.train.run.random import Purpose, purpose_generator
 from sa3_torch.train.run.recompute import checkpoint_blocks
 
@@ -179,3 +182,27 @@ def _check_base(folder: Path, objective: str, config: LoraConfig) -> None:
             f"{folder} is post-trained, and flow matching would unlearn its sampling in few steps: train on its base "
             "model and use the adapter with either; --set posttrained=true trains on it all the same"
         )
+
+
+@stage_command("lora")
+@click.option("--model", type=MODEL, required=True, help="The base model.")
+@LATENTS
+@AUTOENCODER
+@click.option("--type", "kind", type=click.Choice(ADAPTER_TYPES), default=None, help="Default: the settings'.")
+@click.option("--rank", type=click.IntRange(1), default=None, help="Alpha becomes equal. Default: the settings'.")
+def lora(
+    run: RunOptions,
+    model: Path,
+    latents: tuple[Path, ...],
+    autoencoder: Path | None,
+    kind: str | None,
+    rank: int | None,
+) -> None:
+    """Teach a model new sounds by an adapter: LoRA, DoRA, BoRA and their -xs forms."""
+    given = {"type": kind, "rank": rank, "alpha": rank}
+    changes = [f"adapter.{name}={value}" for name, value in given.items() if value is not None]
+    config = run.settings(LoraConfig, "lora", *changes)
+    stage = LoraStage(model, config, latents, autoencoder)
+    if run.train(stage, config, stage.parents()):
+        made = run.out / "model" / ADAPTER_FILE
+        click.echo(f"adapter: {made}; next: sa3 generate PROMPT --model {model} --lora {made}")

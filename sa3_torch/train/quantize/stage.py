@@ -20,11 +20,14 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
+import click
 import torch
 from torch import Tensor, nn
 
+from sa3_mlx.common.generation.clips import open_tokenizer
+from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.quant.affine import Float, Packed, Storage
-from sa3_mlx.common.quant.calibration import CalibrationPrompt, continued, requests
+from sa3_mlx.common.quant.calibration import CalibrationPrompt, continued, read_prompts, requests, usual_prompts
 from sa3_mlx.common.quant.format import Grid
 from sa3_mlx.common.quant.recipes import find_recipe, layers_of
 from sa3_mlx.common.quant.writer import Quantizer, VelocityReport, check_source, nearest, write_quantized
@@ -33,8 +36,10 @@ from sa3_torch.dit import Conditioning, DiT
 from sa3_torch.fake_quant import add_fake_quant, fake_quant, latent_weight
 from sa3_torch.pipeline import Pipeline
 from sa3_torch.train.run import parallel
+from sa3_torch.train.run.command import RunOptions, stage_command
 from sa3_torch.train.run.logs import save_sound
 from sa3_torch.train.run.optimizers import Group, OptimizerConfig
+from sa3_torch.train.run.options import FILE, MODEL
 from sa3_torch.train.run.random import step_generator
 from sa3_torch.train.run.settings import check
 from sa3_torch.train.run.stage import Split, Stage, TrainConfig
@@ -243,3 +248,23 @@ def _over_valid(values: Tensor, cond: Conditioning) -> Tensor:
     if cond.valid is None:
         return values.mean()
     return (values.mean(-1) * cond.valid).sum() / cond.valid.sum()
+
+
+@stage_command("quantize")
+@click.option("--model", type=MODEL, required=True, help="The full-precision model.")
+@click.option("--recipe", default=None, help="Recipe of `sa3 quantize` with equal bits. Default: the settings'.")
+@click.option(
+    "--calibration",
+    type=FILE,
+    default=None,
+    help="File of prompts, one a line: SECONDS TEXT. Every fourth serves validation.",
+)
+def quantize(run: RunOptions, model: Path, recipe: str | None, calibration: Path | None) -> None:
+    """Tune a model for few bits by distillation from itself (quantization-aware tuning)."""
+    config = run.settings(QuantizeConfig, "quantize", *(() if recipe is None else (f"recipe={recipe}",)))
+    prompts = (
+        read_prompts(calibration) if calibration else usual_prompts(open_tokenizer(model, ModelConfig.load(model)))
+    )
+    stage = QuantizeStage(model, config, prompts)
+    if run.train(stage, config, {}):
+        click.echo(f"model: {run.out / 'model'}; next: sa3 generate PROMPT --model {run.out / 'model'}")

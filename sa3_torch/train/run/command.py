@@ -1,40 +1,42 @@
-"""Options that all training commands share: a decorator adds them, ``RunOptions.given`` returns their values."""
+"""The command of a training stage: the options that all have, and a run, or the plan of one."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import click
+import torch
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-FOLDER = click.Path(path_type=Path, file_okay=False)
+from sa3_mlx.common.schema import Config
+
+from . import parallel
+from .loop import Trainer
+from .options import FOLDER
+from .planning.device import Device
+from .planning.plan import make_plan
+from .settings import load_settings
+from .stage import Stage, TrainConfig
+
+Settings = TypeVar("Settings", bound=Config)
 
 
-class _ModelFolder(click.ParamType):
-    """The folder of an installed model or of a path; the program's context knows what is installed."""
+class StageConfig(Protocol):
+    """Describe the settings of a stage: a configuration with a table ``train``."""
 
-    name = "NAME|PATH"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:  # noqa: ARG002
-        assert ctx is not None
-        find: Callable[[str], Path] | None = ctx.find_root().obj  # None where a command runs outside of the program
-        return Path(value) if find is None else find(str(value))
-
-
-MODEL = _ModelFolder()
-DRY_RUN = "sa3.train.dry_run"
-DRY_RUN_HELP = "Print parameters, memory, data and speed, and start and write nothing."
+    @property
+    def train(self) -> TrainConfig: ...
+    def to_dict(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class DryRun:
-    """What a plan is asked for."""
+    """Say what a plan is asked for."""
 
     processes: int
     device: str | None
@@ -43,72 +45,95 @@ class DryRun:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Where a run goes, with which settings. ``dry_run``: only its plan is wanted, ``out`` is gone afterwards."""
+    """Say where a run goes, with which settings. ``dry_run``: only its plan is wanted, ``out`` is gone afterwards."""
 
     out: Path
-    settings: str
+    preset: str
     changes: tuple[str, ...]
-    threads: int | None
     dry_run: DryRun | None
 
-    @classmethod
-    def given(cls) -> Self:
-        """Those of the command that runs now. Raises click.UsageError for options that do not go together."""
-        ctx = click.get_current_context()
-        meta = ctx.meta
-        out, dry_run = meta["sa3.train.out"], None
-        details = DryRun(
-            processes=meta["sa3.train.processes"], device=meta["sa3.train.device"], timed=meta["sa3.train.timed"]
-        )
-        if meta[DRY_RUN]:
+    def settings(self, kind: type[Settings], stage: str, *changes: str) -> Settings:
+        """Read the settings, with the user's changes and these. Raises ConfigError, naming what is wrong."""
+        return load_settings(kind, stage, self.preset, (*self.changes, *changes))
+
+    def train(self, stage: Stage, config: StageConfig, belongings: Mapping[str, str | int | None]) -> bool:
+        """Run the stage; return True in the first process when it is finished. A dry run prints its plan instead.
+
+        ``belongings`` are, beside the settings, what the run must go on with, hashes mostly; None and "" do not count.
+        Raises ValueError where the plan does not fit the memory.
+        """
+        if self.dry_run is not None:
+            device = Device.find(self.dry_run.device)
+            plan = make_plan(
+                stage, config.train, processes=self.dry_run.processes, device=device, timed=self.dry_run.timed
+            )
+            click.echo(str(plan))
+            plan.check()
+            return False
+        kept = {**config.to_dict(), **{name: value for name, value in belongings.items() if value}}
+        trainer = Trainer(stage, config.train, self.out, json.dumps(kept, sort_keys=True))
+        finished, first = trainer.run(), parallel.is_first()
+        parallel.finish()
+        return finished and first
+
+
+class StageCommand(click.Command):
+    """A command whose function gets the options of the run as one parameter ``run``, once torchrun's other processes,
+    if any, have been joined."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        processes, device, timed = (ctx.params.pop(name) for name in ("processes", "device", "timed"))
+        asked = DryRun(processes=processes, device=device, timed=timed)
+        before = ctx.parent is not None and ctx.parent.params.get("dry_run", False)  # it may stand before the name too
+        wanted = ctx.params.pop("dry_run") or before
+        out, threads = ctx.params.pop("out"), ctx.params.pop("threads")
+        if wanted:
             if "WORLD_SIZE" in os.environ:
                 raise click.UsageError("--dry-run plans for several processes by --processes N, without torchrun", ctx)
-            out, dry_run = Path(ctx.with_resource(TemporaryDirectory())), details
-        elif details != DryRun(processes=1, device=None, timed=False):
+            out = Path(ctx.with_resource(TemporaryDirectory()))
+        elif asked != DryRun(processes=1, device=None, timed=False):
             raise click.UsageError("--processes, --device and --time are for --dry-run alone", ctx)
         elif out is None:
             raise click.UsageError("give the folder of the run, --out RUN, or --dry-run", ctx)
-        return cls(
+        ctx.params["run"] = RunOptions(
             out=out,
-            settings=meta["sa3.train.settings"],
-            changes=meta["sa3.train.changes"],
-            threads=meta["sa3.train.threads"],
-            dry_run=dry_run,
+            preset=ctx.params.pop("settings"),
+            changes=ctx.params.pop("changes"),
+            dry_run=asked if wanted else None,
         )
+        if threads is not None:
+            torch.set_num_threads(threads)
+        parallel.start()
+        return super().invoke(ctx)
 
 
-def _keep(ctx: click.Context, param: click.Parameter, value: object) -> object:
-    ctx.meta[f"sa3.train.{param.name}"] = value
-    return value
+def stage_command(name: str, *, preset: str = "demo") -> Callable[[Callable[..., None]], StageCommand]:
+    """Make a function the command of a stage, with the options of a run; ``preset`` is its default of --settings."""
 
-
-def _keep_dry_run(ctx: click.Context, _param: click.Parameter, value: bool) -> bool:
-    """It may stand before the stage's name too."""
-    ctx.meta[DRY_RUN] = value or ctx.meta.get(DRY_RUN, False)
-    return value
-
-
-_option = partial(click.option, callback=_keep, expose_value=False)
-
-
-def run_options(*, settings: str = "demo") -> Callable[[Command], Command]:
-    """--out, --settings with this preset as default, --set, --threads and --dry-run; see ``RunOptions.given``."""
-    options = [
-        _option("--out", type=FOLDER, help="Run folder; an unfinished run in it goes on."),
-        _option("--settings", default=settings, show_default=True, help="Preset name or .toml file."),
-        _option(
-            "--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change one setting, e.g. train.steps=100."
-        ),
-        _option("--threads", type=click.IntRange(1), default=None, help="CPU threads."),
-        click.option("--dry-run", is_flag=True, callback=_keep_dry_run, expose_value=False, help=DRY_RUN_HELP),
-        _option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Of the dry run."),
-        _option("--device", metavar="CHIP", help="Of the dry run, such as H200. Default: this machine's."),
-        _option("--time", "timed", is_flag=True, help="In the dry run, time a few steps on this machine."),
-    ]
-
-    def add(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
+    def make(function: Callable[..., None]) -> StageCommand:
+        command = click.command(name, cls=StageCommand)(function)
+        command.params += _run_options(preset)
         return command
 
-    return add
+    return make
+
+
+def _run_options(preset: str) -> list[click.Parameter]:
+    number = click.IntRange(1)
+    return [
+        click.Option(["--out"], type=FOLDER, help="Run folder; an unfinished run in it goes on."),
+        click.Option(["--settings"], default=preset, show_default=True, help="Preset name or .toml file."),
+        click.Option(
+            ["--set", "changes"],
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Change one setting, e.g. train.steps=100.",
+        ),
+        click.Option(["--threads"], type=number, help="CPU threads."),
+        click.Option(
+            ["--dry-run"], is_flag=True, help="Print parameters, memory, data and speed, and start and write nothing."
+        ),
+        click.Option(["--processes"], type=number, default=1, show_default=True, help="Of the dry run."),
+        click.Option(["--device"], metavar="CHIP", help="Of the dry run, such as H200. Default: this machine's."),
+        click.Option(["--time", "timed"], is_flag=True, help="In the dry run, time a few steps on this machine."),
+    ]

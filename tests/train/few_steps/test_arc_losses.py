@@ -16,10 +16,10 @@ from sa3_torch.train.few_steps.arc_losses import (
     geodesic,
     masked_mean,
     mean_of_usable,
-    mix,
     other_prompts,
     relativistic,
 )
+from sa3_torch.train.flow.path import interpolate
 
 
 def test_masked_mean_by_hand() -> None:
@@ -92,8 +92,8 @@ def test_geodesic_distance() -> None:
     assert bool(near.grad.isfinite().all()) and bool((near.grad != 0).any())
 
 
-def test_mix_and_feature_distance_by_hand() -> None:
+def test_interpolation_and_feature_distance_by_hand() -> None:
     z, noise = torch.full((2, 3, 1), 4.0), torch.zeros(2, 3, 1)
-    assert mix(z, noise, torch.tensor([0.25, 1.0]))[:, 0, 0].tolist() == [3.0, 0.0]
+    assert interpolate(z, noise, torch.tensor([0.25, 1.0]))[:, 0, 0].tolist() == [3.0, 0.0]
     a, b = torch.zeros(1, 2, 2), torch.tensor([[[1.0, 3.0], [9.0, 9.0]]])
     assert float(feature_distance([a, a], [b, a], torch.tensor([[True, False]]))) == 1.0

@@ -16,14 +16,14 @@ from sa3_mlx.common.model.sampling import Sampling
 from sa3_mlx.common.schema import ConfigError
 from sa3_torch.dit import Prepared
 from sa3_torch.train.data.pre_encode import load_autoencoder
-from sa3_torch.train.few_steps.ode_warmup import WarmupStage
+from sa3_torch.train.few_steps.ode_warmup import OdeWarmupStage
 from sa3_torch.train.few_steps.shared import few_step_config
 from sa3_torch.train.flow import diffusion
-from sa3_torch.train.flow.diffusion import PARENTS_FILE
+from sa3_torch.train.flow.model import PARENTS_FILE
 from sa3_torch.train.run.optimizers import Group, make_optimizer
 from sa3_torch.train.run.parallel import BatchSlice
 from sa3_torch.train.run.planning.count import count_step, make_fake, networks_of, trained_of
-from tests.support.stages import MODEL, warmup_stage
+from tests.support.stages import MODEL, ode_warmup_stage
 from tests.support.tiny_checkpoint import write_checkpoint
 
 DATA_STD = 0.6
@@ -50,8 +50,8 @@ def analytic(x, t):
     return x * DATA_STD / ((1 - t) ** 2 * DATA_STD**2 + t**2).sqrt()
 
 
-def gaussian_stage(workspace: Path) -> WarmupStage:
-    stage = warmup_stage(
+def gaussian_stage(workspace: Path) -> OdeWarmupStage:
+    stage = ode_warmup_stage(
         workspace, "teacher.sampling.steps=100", "teacher.sampling.guidance=1.0", "clips.mask_shares=[0.0, 1.0, 0.0]"
     )
     stage.teacher.dit = torch.nn.Identity()
@@ -76,7 +76,7 @@ def test_with_a_gaussian_teacher_the_analytic_map_has_the_least_loss(workspace: 
 
 
 def test_states_begin_with_noise_and_end_before_the_result(workspace: Path) -> None:
-    stage = warmup_stage(workspace, "teacher.renoised_share=0.0")
+    stage = ode_warmup_stage(workspace, "teacher.renoised_share=0.0")
     run = stage.trajectory(0)
     count, frames, channels = run.result.shape
     assert run.states.shape == (3, count, frames, channels) and run.times.shape == (3, count)
@@ -89,8 +89,8 @@ def test_states_begin_with_noise_and_end_before_the_result(workspace: Path) -> N
 
 def test_some_trajectories_begin_with_data_and_noise(workspace: Path) -> None:
     """Below t = 1 the first state is (1 - t) z + t eps with the noise that a trajectory from t = 1 begins with."""
-    pure = warmup_stage(workspace, "train.batch=64", "teacher.renoised_share=0.0").trajectory(0)
-    stage = warmup_stage(workspace, "train.batch=64", "teacher.renoised_share=0.5")
+    pure = ode_warmup_stage(workspace, "train.batch=64", "teacher.renoised_share=0.0").trajectory(0)
+    stage = ode_warmup_stage(workspace, "train.batch=64", "teacher.renoised_share=0.5")
     run, z = stage.trajectory(0), stage.batches.batch(0).latents
     t, noise = run.times[0], pure.states[0]
     assert 16 < int((t < 1).sum()) < 48 and 0.1 < float(t.min()) < 0.5
@@ -105,7 +105,7 @@ def test_the_teacher_s_guidance_can_leave_out_the_part_along_the_prediction(work
 
     def first_step(*changes: str) -> torch.Tensor:
         settings = (f"teacher.{change}" for change in ("renoised_share=0.0", *changes))
-        return warmup_stage(workspace, *settings, "train.precision=fp32").trajectory(0).states[1].flatten(1)
+        return ode_warmup_stage(workspace, *settings, "train.precision=fp32").trajectory(0).states[1].flatten(1)
 
     without = first_step("guidance=1", "apg=0.0")
     plain, orthogonal = (first_step("guidance=2", f"apg={apg}") for apg in (0.0, 1.0))
@@ -116,11 +116,11 @@ def test_the_teacher_s_guidance_can_leave_out_the_part_along_the_prediction(work
 
 def test_apg_without_guidance_is_refused(workspace: Path) -> None:
     with pytest.raises(ConfigError, match=r"teacher\.apg is 0\.5, which has no effect at guidance 1; set it to 0"):
-        warmup_stage(workspace, "teacher.sampling.guidance={scale=1, apg=0.5}")
+        ode_warmup_stage(workspace, "teacher.sampling.guidance={scale=1, apg=0.5}")
 
 
 def test_a_share_of_items_takes_the_first_state(workspace: Path) -> None:
-    stage = warmup_stage(workspace, "train.batch=64", "teacher.renoised_share=0.0", "teacher.first_share=0.6")
+    stage = ode_warmup_stage(workspace, "train.batch=64", "teacher.renoised_share=0.0", "teacher.first_share=0.6")
     seen = []
     stage.denoiser = lambda x, t, _: seen.append(t) or x  # type: ignore[assignment]
     stage.losses(0)
@@ -130,7 +130,7 @@ def test_a_share_of_items_takes_the_first_state(workspace: Path) -> None:
 
 def test_stored_trajectories_are_used_with_their_own_captions_and_masks(workspace: Path) -> None:
     """Pitfall 8: between two refreshes no other batch is even read."""
-    stage, other = warmup_stage(workspace), warmup_stage(workspace)
+    stage, other = ode_warmup_stage(workspace), ode_warmup_stage(workspace)
     stage.losses(0)
     stage.batches.batch = None  # type: ignore[method-assign, assignment]
     stage.draw = None  # type: ignore[method-assign, assignment]
@@ -139,7 +139,7 @@ def test_stored_trajectories_are_used_with_their_own_captions_and_masks(workspac
 
 
 def test_a_refresh_keeps_nothing_of_the_last_trajectory(workspace: Path) -> None:
-    stage = warmup_stage(workspace)
+    stage = ode_warmup_stage(workspace)
     for stage.batch_slice in BatchSlice().micro_batches(2):
         stage.losses(1)
     assert len(stage._kept) == 2
@@ -148,7 +148,7 @@ def test_a_refresh_keeps_nothing_of_the_last_trajectory(workspace: Path) -> None
 
 
 def test_every_item_picks_its_own_step(workspace: Path) -> None:
-    stage = warmup_stage(workspace, "train.batch=12", "teacher.sampling.steps=4")
+    stage = ode_warmup_stage(workspace, "train.batch=12", "teacher.sampling.steps=4")
     seen = []
     stage.denoiser = lambda x, t, _: seen.append(t) or x  # type: ignore[assignment]
     stage.losses(0)
@@ -157,7 +157,7 @@ def test_every_item_picks_its_own_step(workspace: Path) -> None:
 
 def test_weight_power_two_makes_errors_those_of_the_velocity(workspace: Path) -> None:
     changes = ("clips.mask_shares=[0.0, 1.0, 0.0]",)
-    stage = warmup_stage(workspace, "weight_power=2.0", *changes)
+    stage = ode_warmup_stage(workspace, "weight_power=2.0", *changes)
     run = stage.trajectory(0)
     kept = {}
 
@@ -169,7 +169,7 @@ def test_weight_power_two_makes_errors_those_of_the_velocity(workspace: Path) ->
     assert float(stage.losses(0)["one_step"]) == pytest.approx(0.25, rel=1e-4)
 
 
-def learn(stage: WarmupStage, steps: int) -> None:
+def learn(stage: OdeWarmupStage, steps: int) -> None:
     """Steps on the batch of step 0."""
     optimizer = make_optimizer(Group(network=stage.model, optimizer=stage.config.optimizer))
     for _ in range(steps):
@@ -179,7 +179,7 @@ def learn(stage: WarmupStage, steps: int) -> None:
 
 
 def test_the_teacher_and_the_text_encoder_stay_as_they_are(workspace: Path) -> None:
-    stage = warmup_stage(workspace)
+    stage = ode_warmup_stage(workspace)
     fixed = {"teacher": stage.teacher, "text": stage.text_encoder}
     before = {key: {name: value.clone() for name, value in fixed[key].state_dict().items()} for key in fixed}
     learn(stage, 2)
@@ -192,7 +192,7 @@ def test_the_teacher_and_the_text_encoder_stay_as_they_are(workspace: Path) -> N
 
 def test_a_student_learns_one_stored_batch(workspace: Path) -> None:
     """Relative error at its picks after 200 steps; measured: 0.02, from 1.2."""
-    stage = warmup_stage(workspace, "optimizer.learning_rate=3e-3")
+    stage = ode_warmup_stage(workspace, "optimizer.learning_rate=3e-3")
     learn(stage, 200)
     stage.losses(0)
     assert float(stage.notes["measured/relative_error"]) < 0.05
@@ -200,13 +200,13 @@ def test_a_student_learns_one_stored_batch(workspace: Path) -> None:
 
 def test_validation_begins_at_the_error_of_the_base(workspace: Path) -> None:
     with torch.no_grad():
-        measures = warmup_stage(workspace).validate()
+        measures = ode_warmup_stage(workspace).validate()
     assert measures["one_step_ratio"] == measures["ratio"] == measures["ratio_t1.000"] == 1
     assert measures["one_step"] == pytest.approx(measures["one_step_base"]) and measures["one_step"] > 0
 
 
 def test_export_is_a_denoiser_with_its_parents(workspace: Path, tmp_path: Path) -> None:
-    stage = warmup_stage(workspace)
+    stage = ode_warmup_stage(workspace)
     stage.export(tmp_path, stage.model.state_dict())
     config = ModelConfig.load(tmp_path)
     assert config == few_step_config(MODEL)
@@ -218,27 +218,27 @@ def test_export_is_a_denoiser_with_its_parents(workspace: Path, tmp_path: Path) 
 def test_demos_take_one_four_and_eight_steps(workspace: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     sounds = {}
     monkeypatch.setattr(diffusion, "save_sound", lambda path, audio, *_, **__: sounds.update({path.name: audio}))
-    warmup_stage(workspace).demo(tmp_path, 7)
+    ode_warmup_stage(workspace).demo(tmp_path, 7)
     assert sorted(sounds) == ["000007-1.wav", "000007-4.wav", "000007-8.wav"]
     one, four, eight = sounds.values()
     assert one.shape == four.shape == eight.shape and (one != four).any()
 
 
 def test_latents_of_another_autoencoder_are_refused(workspace: Path, tmp_path: Path) -> None:
-    config = warmup_stage(workspace).config
+    config = ode_warmup_stage(workspace).config
     with pytest.raises(ValueError, match="was encoded by autoencoder"):
-        WarmupStage(workspace / "random", config, [workspace / "latents"])
+        OdeWarmupStage(workspace / "random", config, [workspace / "latents"])
     with pytest.raises(ValueError, match="not the autoencoder in"):
-        WarmupStage(workspace / "random", config, [workspace / "latents"], workspace / "run" / "model")
+        OdeWarmupStage(workspace / "random", config, [workspace / "latents"], workspace / "run" / "model")
     (tmp_path / "base").mkdir()
     for file in ("config.json", "model.safetensors", "tokenizer.json"):
         (tmp_path / "base" / file).write_bytes((workspace / "base" / file).read_bytes())
     with pytest.raises(ValueError, match="was encoded by autoencoder"):
-        WarmupStage(tmp_path / "base", config, [workspace / "latents"])
-    WarmupStage(tmp_path / "base", config, [workspace / "latents"], workspace / "run" / "model")
+        OdeWarmupStage(tmp_path / "base", config, [workspace / "latents"])
+    OdeWarmupStage(tmp_path / "base", config, [workspace / "latents"], workspace / "run" / "model")
     alone = write_checkpoint(tmp_path / "alone", dataclasses.replace(MODEL, diffusion=None))
     with pytest.raises(ValueError, match="has no diffusion model to train"):
-        WarmupStage(alone, config, [workspace / "latents"])
+        OdeWarmupStage(alone, config, [workspace / "latents"])
 
 
 @pytest.mark.parametrize(
@@ -254,12 +254,12 @@ def test_latents_of_another_autoencoder_are_refused(workspace: Path, tmp_path: P
 )
 def test_settings_that_mean_nothing_are_refused(change: str, message: str, workspace: Path) -> None:
     with pytest.raises(ConfigError, match=message):
-        warmup_stage(workspace, change)
+        ode_warmup_stage(workspace, change)
 
 
 def test_counted_arithmetic_of_the_teacher_is_spread_over_the_steps_that_it_serves(workspace: Path) -> None:
     def flops(rate: int) -> int:
-        stage = warmup_stage(workspace, f"teacher.refresh_rate={rate}")
+        stage = ode_warmup_stage(workspace, f"teacher.refresh_rate={rate}")
         make_fake(networks_of(stage))
         return count_step(stage, trained_of(stage), 8, [BatchSlice()]).flops
 

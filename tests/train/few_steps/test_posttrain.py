@@ -24,7 +24,8 @@ from sa3_torch.train.few_steps.denoisers import Bundle
 from sa3_torch.train.few_steps.heads import HeadConfig
 from sa3_torch.train.few_steps.latent_discriminator import LatentDiscriminator
 from sa3_torch.train.few_steps.posttrain import PosttrainStage
-from sa3_torch.train.flow.diffusion import Draw, open_model
+from sa3_torch.train.flow.diffusion import Draw
+from sa3_torch.train.flow.model import open_model
 from tests.support.stages import MODEL, posttrain_stage, trainer_of
 from tests.support.tiny_checkpoint import write_checkpoint
 

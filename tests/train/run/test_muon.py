@@ -15,7 +15,7 @@ from torch import nn
 
 from sa3_mlx.common.schema import ConfigError
 from sa3_torch.dit import DiT
-from sa3_torch.train.flow.diffusion import diffusion_of, new_model
+from sa3_torch.train.flow.model import diffusion_of, new_model
 from sa3_torch.train.run.muon import muon_matrices, orthogonal
 from sa3_torch.train.run.optimizers import (
     Group,

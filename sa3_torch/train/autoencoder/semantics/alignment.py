@@ -16,6 +16,7 @@ from sa3_mlx.common.schema import Config, ConfigError
 from sa3_torch.attention import attend
 from sa3_torch.dit import BLOCK_EPS, timestep_features
 from sa3_torch.layers import MLP, RMSNorm, rope
+from sa3_torch.train.flow.path import interpolate
 from sa3_torch.train.networks.blocks import ModulatedBlock
 from sa3_torch.train.run.parallel import follow
 from sa3_torch.train.run.settings import check
@@ -74,7 +75,7 @@ class Alignment(nn.Module):
         and the target. An attached target rewards latents of low rank: watch "alignment_zero" and the effective rank.
         """
         z = z.detach().float() if detach else z.float()
-        eps, time = self.latent_std * noise, t[:, None, None]
+        eps = self.latent_std * noise
         target = eps - z
-        velocity = self((1 - time) * z + time * eps, t).float()
+        velocity = self(interpolate(z, eps, t), t).float()
         return {"alignment": (velocity - target).square().mean(), "alignment_zero": target.detach().square().mean()}

@@ -1,0 +1,47 @@
+"""Types and options of commands that several share; importable without PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
+
+
+class _ModelFolder(click.ParamType):
+    """Turn the name of an installed model, or a path, into a folder; the program itself knows what is installed."""
+
+    name = "NAME|PATH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:  # noqa: ARG002
+        assert ctx is not None
+        find: Callable[[str], Path] | None = ctx.find_root().obj  # None where a command runs outside of the program
+        return Path(value) if find is None else find(str(value))
+
+
+MODEL = _ModelFolder()
+AUDIO = click.option(
+    "--data",
+    metavar="FOLDER|URL",
+    required=True,
+    help=(
+        "Clip cache made by `sa3 data render` or `sa3 data import`, or shards: a folder, an index, a URL, {0..9}.tar."
+    ),
+)
+LATENTS = click.option(
+    "--latents",
+    type=FOLDER,
+    multiple=True,
+    required=True,
+    help="Folder made by `sa3 pre-encode`; repeatable, then mixed by the kinds in the table of shares.",
+)
+AUTOENCODER = click.option(
+    "--autoencoder",
+    type=MODEL,
+    default=None,
+    help="The autoencoder that made the latents, where the model does not record it.",
+)
