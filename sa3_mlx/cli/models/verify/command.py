@@ -1,30 +1,22 @@
-"""``sa3 verify``: a converted model against reference outputs, or the two backends against each other."""
+"""Check a converted model against reference outputs, or the two backends against each other: ``sa3 verify``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import click
-import numpy as np
 
 from sa3_mlx.cli import backend, fingerprint
-from sa3_mlx.cli.audio.generate import default_seconds
 from sa3_mlx.cli.home import Model, find_model
 from sa3_mlx.cli.models.listing import table
-from sa3_mlx.cli.models.measure import snr_db
 from sa3_mlx.cli.options import debug_option, given
-from sa3_mlx.common.generation.events import Conditioned, Finished, Stepped
-from sa3_mlx.common.generation.request import Item, Request
 from sa3_mlx.common.model.config import ModelConfig
-from sa3_mlx.common.model.lengths import seconds_to_samples
 
-from .golden import AREAS, Golden, Row
+from .backends import compare_autoencoders, compare_backends
+from .golden import AREAS, CaseResult, Golden
 from .twin import Twin
 
-TWIN_SNR_DB = 40.0
-_STEPS = 8
 _PROMPT = "a drum loop and a warm piano"
 
 
@@ -59,8 +51,9 @@ def verify(
     found = find_model(model, generates=False)
     _refuse_unused(ctx, golden, found)
     if golden is None:
-        compare = _twins if found.config.diffusion is not None else _autoencoder_twins
-        return _print(list(compare(found, prompt, seed, seconds)), failures=failures)
+        if found.config.diffusion is None:
+            return _print(list(compare_autoencoders(found, seed, seconds)), failures=failures)
+        return _print(list(compare_backends(found, prompt, seed, seconds)), failures=failures)
     with Golden.open(golden) as reference:
         reference.check_weights(found.folder, found.config)
         fingerprint.fingerprint(found.folder, found.config)
@@ -70,7 +63,7 @@ def verify(
 
 
 def _refuse_unused(ctx: click.Context, golden: Path | None, model: Model) -> None:
-    """Raises click.UsageError for an option of the other way to verify."""
+    """Raise click.UsageError for an option of the other way to verify."""
     names = {"wanted": "--backend", "areas": "--area"}
     reason = "compares outputs with GOLDEN_FOLDER; without one both backends run whole"
     if golden is not None:
@@ -83,8 +76,11 @@ def _refuse_unused(ctx: click.Context, golden: Path | None, model: Model) -> Non
             raise click.UsageError(f"{option} {reason}", ctx)
 
 
-def _areas(golden: Golden, twin: Twin, folder: Path, config: ModelConfig, areas: tuple[str, ...]) -> Iterator[Row]:
-    from . import networks as networks
+def _areas(
+    golden: Golden, twin: Twin, folder: Path, config: ModelConfig, areas: tuple[str, ...]
+) -> Iterator[CaseResult]:
+    """Compare the cases of these areas, in the order of ``AREAS``."""
+    from . import networks
     from .runs import runs
 
     checks = {
@@ -102,83 +98,27 @@ def _areas(golden: Golden, twin: Twin, folder: Path, config: ModelConfig, areas:
         if area == "schedule":
             yield from networks.schedule(golden)
         elif config.diffusion is None and area != "same":
-            yield Row(area=area, case="all", skipped=f"{config.name} is an autoencoder alone")
+            yield CaseResult(area=area, case="all", skipped=f"{config.name} is an autoencoder alone")
         else:
             yield from checks[area](golden, twin, folder, config)
 
 
-def _twins(model: Model, prompt: str, seed: int, seconds: float | None) -> Iterator[Row]:
-    """The same request on both backends in fp32: schedule, every step's estimate, latents, audio."""
-    config = model.config
-    length = min(4.0, default_seconds(config)) if seconds is None else seconds
-    sampling = replace(config.usual_sampling, steps=_STEPS)
-    request = Request(items=(Item(prompt=prompt, seconds=length, seed=seed),), sampling=sampling)
-    _check_twins(model)
-    click.echo(
-        f"{model.label}: mlx against torch, {prompt!r}, seed {seed}, {length:g} s, {_STEPS} steps of "
-        f"{sampling.sampler}, guidance {sampling.guidance.scale:g}, fp32"
-    )
-    yield from _compared(*(_record(model.folder, name, request) for name in backend.BACKENDS))
-
-
-def _autoencoder_twins(model: Model, _prompt: str, seed: int, seconds: float | None) -> Iterator[Row]:
-    """The same noise on both backends in fp32: its latents, and what they decode to."""
-    config, length = model.config, 4.0 if seconds is None else seconds
-    _check_twins(model)
-    click.echo(f"{model.label}: mlx against torch, noise of seed {seed}, {length:g} s, fp32")
-    shape = (seconds_to_samples(length, config.sample_rate), config.audio_channels)
-    audio = 0.1 * np.random.default_rng(seed).standard_normal(shape, np.float32)
-    found: list[dict[str, np.ndarray]] = []
-    for name in backend.BACKENDS:
-        pipeline = backend.load(model.folder, name, "float32", "float32")
-        latents = pipeline.encode(audio)
-        found.append({"latents": latents, "audio": pipeline.decode(found[0]["latents"] if found else latents)})
-    yield from _compared(*found)
-
-
-def _check_twins(model: Model) -> None:
-    for name in backend.BACKENDS:
-        backend.choose(name)
-    fingerprint.fingerprint(model.folder, model.config)
-
-
-def _compared(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> Iterator[Row]:
-    for case, values in first.items():
-        yield Row(area="twins", case=case, error=-snr_db(values, second[case]), limit=-TWIN_SNR_DB, unit="dB")
-
-
-def _record(folder: Path, name: backend.Backend, request: Request) -> dict[str, np.ndarray]:
-    twin, found = Twin(name), dict[str, np.ndarray]()
-    pipeline = backend.load(folder, name, "float32", "float32")
-    valid = 0
-    for event in pipeline.stream(request):
-        if isinstance(event, Conditioned):
-            found["schedule"], valid = event.sigmas, event.valid[0]
-        elif isinstance(event, Stepped):
-            found[f"step {event.index + 1}"] = twin.numpy(event.denoised)[0, :valid]
-        elif isinstance(event, Finished):
-            found["latents"] = event.generation.latents[0]
-            found["audio"] = event.generation.audio[0]
-    return found
-
-
-def _print(rows: list[Row], *, failures: bool) -> int:
-    shown = [row for row in rows if not failures or not row.passed]
+def _print(results: list[CaseResult], *, failures: bool) -> int:
+    """Print a table, or the failures in it; return the exit code."""
     lines = [("area", "case", "error", "accepted", "result")]
-    for row in shown:
-        if row.skipped:
-            lines.append((row.area, row.case, "", "", f"skipped: {row.skipped}"))
-        elif row.unit == "dB":
-            lines.append((row.area, row.case, f"SNR {-row.error:.1f} dB", f">= {-row.limit:.0f} dB", _verdict(row)))
+    for found in results:
+        verdict = "ok" if found.passed else "FAILED"
+        if failures and found.passed:
+            continue
+        if found.skipped:
+            lines.append((found.area, found.case, "", "", f"skipped: {found.skipped}"))
+        elif found.unit == "dB":
+            lines.append((found.area, found.case, f"SNR {-found.error:.1f} dB", f">= {-found.limit:.0f} dB", verdict))
         else:
-            lines.append((row.area, row.case, f"{row.error:.1e} {row.unit}", f"{row.limit:.0e}", _verdict(row)))
-    if shown:
+            lines.append((found.area, found.case, f"{found.error:.1e} {found.unit}", f"{found.limit:.0e}", verdict))
+    if len(lines) > 1:
         click.echo(table(lines))
-    failed = sum(not row.passed for row in rows)
-    skipped = sum(bool(row.skipped) for row in rows)
-    click.echo(f"{len(rows) - failed - skipped} passed, {failed} failed, {skipped} skipped")
-    return 1 if failed or len(rows) == skipped else 0
-
-
-def _verdict(row: Row) -> str:
-    return "ok" if row.passed else "FAILED"
+    failed = sum(not found.passed for found in results)
+    skipped = sum(bool(found.skipped) for found in results)
+    click.echo(f"{len(results) - failed - skipped} passed, {failed} failed, {skipped} skipped")
+    return 1 if failed or len(results) == skipped else 0

@@ -1,6 +1,6 @@
-"""A folder of reference outputs of the official code, as ``verify`` reads it.
+"""Read a folder of reference outputs of the official code, and say how far a case is from them.
 
-Official tensors are channels-first; ``last`` swaps the last two axes. Every case becomes a Row.
+Official tensors are channels-first; ``last`` swaps the last two axes.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ AREAS = ("schedule", "text", "cond", "dit", "guidance", "same", "samplers", "e2e
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """``error`` in ``unit`` against ``limit``; ``skipped`` says why a case was not compared."""
+class CaseResult:
+    """Hold the ``error`` of a case in ``unit`` against ``limit``; ``skipped`` says why it was not compared."""
 
     area: str
     case: str
@@ -36,12 +36,13 @@ class Row:
 
     @property
     def passed(self) -> bool:
+        """Tell whether nothing is wrong, as far as it was compared."""
         return bool(self.skipped) or self.error <= self.limit
 
 
 @dataclass
 class Golden:
-    """Cases by "area:name" and their tensors, read when they are needed."""
+    """Give cases by "area:name" and their tensors, read when they are needed."""
 
     folder: Path
     cases: Mapping[str, dict[str, Any]]
@@ -50,7 +51,7 @@ class Golden:
 
     @classmethod
     def open(cls, folder: Path) -> Golden:
-        """Raises FileNotFoundError or ValueError for a folder that is not one of reference outputs."""
+        """Open a folder. Raises FileNotFoundError or ValueError for one that does not hold reference outputs."""
         manifest = folder / "manifest.json"
         if not manifest.is_file():
             raise FileNotFoundError(f"{folder}: no manifest.json there; expected a folder of reference outputs")
@@ -70,15 +71,17 @@ class Golden:
         self._stack.close()
 
     def names(self, area: str) -> Iterator[str]:
+        """Yield the names of the cases of an area."""
         for name in self.cases:
             if name.startswith(f"{area}:"):
                 yield name.split(":", 1)[1]
 
     def has(self, area: str, case: str, tensor: str) -> bool:
+        """Tell whether a case has a tensor."""
         return f"{case}.{tensor}" in self._file(area).shapes()
 
     def get(self, area: str, case: str, tensor: str) -> np.ndarray:
-        """Raises ValueError for a tensor that a case of the manifest should have and its file has not."""
+        """Read a tensor. Raises ValueError for one that a case of the manifest should have and its file has not."""
         if not self.has(area, case, tensor):
             raise ValueError(
                 f"{self.folder / area}.safetensors: has no tensor '{case}.{tensor}', which case '{area}:{case}' of the "
@@ -87,6 +90,7 @@ class Golden:
         return self._file(area).read(f"{case}.{tensor}")
 
     def last(self, area: str, case: str, tensor: str) -> np.ndarray:
+        """Read a tensor (B, C, T) as (B, T, C)."""
         return np.ascontiguousarray(np.swapaxes(self.get(area, case, tensor), 1, 2))
 
     def _file(self, area: str) -> TensorFile:
@@ -95,7 +99,7 @@ class Golden:
         return self._files[area]
 
     def check_weights(self, folder: Path, config: ModelConfig) -> None:
-        """Raises ValueError unless the model was converted from the weights that these outputs were made with."""
+        """Raise ValueError unless the model was converted from the weights that these outputs were made with."""
         parts = ("conditioner", "dit", "same")
         with (
             TensorFile.open(self.folder / "weights.safetensors") as official,
@@ -114,10 +118,12 @@ class Golden:
                     )
 
 
-def relative_row(area: str, case: str, found: np.ndarray, wanted: np.ndarray, limit: float) -> Row:
-    return Row(area=area, case=case, error=relative_l2(wanted, found), limit=limit)
+def relative_error(area: str, case: str, found: np.ndarray, wanted: np.ndarray, limit: float) -> CaseResult:
+    """Compare by relative L2, which is inf where the shapes differ."""
+    return CaseResult(area=area, case=case, error=relative_l2(wanted, found), limit=limit)
 
 
-def absolute_row(area: str, case: str, found: np.ndarray, wanted: np.ndarray, limit: float) -> Row:
+def absolute_error(area: str, case: str, found: np.ndarray, wanted: np.ndarray, limit: float) -> CaseResult:
+    """Compare by the largest absolute difference, which is inf where the shapes differ."""
     error = float(np.abs(found.astype(np.float64) - wanted).max()) if found.shape == wanted.shape else float("inf")
-    return Row(area=area, case=case, error=error, limit=limit, unit="absolute")
+    return CaseResult(area=area, case=case, error=error, limit=limit, unit="absolute")

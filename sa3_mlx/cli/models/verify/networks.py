@@ -1,4 +1,4 @@
-"""Single calls of every network, and the samplers, against reference outputs ([Bn]: docs/architecture.md)."""
+"""Compare single calls of every network, and the samplers, with reference outputs ([Bn]: docs/architecture.md)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from sa3_mlx.common.model.config import ModelConfig, SAMEConfig, ShiftConfig
 from sa3_mlx.common.model.presets import LOGSNR
 from sa3_mlx.common.model.sampling import Guidance
 
-from .golden import Golden, Row, absolute_row, relative_row
+from .golden import CaseResult, Golden, absolute_error, relative_error
+from .official_run import guidance_of
 from .twin import Twin
 
 NETWORK = 1e-4
@@ -39,52 +40,56 @@ _BATCH_LENGTHS = (100, 323, 3000)
 
 
 def same_limit(config: SAMEConfig, frames: int) -> float:
-    """Relative L2: 1e-4 for chunked attention; a sliding window amplifies rounding."""
+    """Return the accepted relative L2: 1e-4 for chunked attention; a sliding window amplifies rounding."""
     if config.attention == "chunked":
         return NETWORK
     return 5e-4 if frames <= _LONG else 2e-3
 
 
-def schedule(golden: Golden) -> Iterator[Row]:
+def schedule(golden: Golden) -> Iterator[CaseResult]:
+    """Compare the noise levels of the schedules [B22-B25]."""
     for case in golden.names("schedule"):
         entry = golden.cases[f"schedule:{case}"]
         if case.endswith("COLLISION"):
-            yield Row(area="schedule", case=case, skipped="official quirk: warped element by element [B25]")
+            yield CaseResult(area="schedule", case=case, skipped="official quirk: warped element by element [B25]")
         elif entry["shift"] not in _SHIFTS:
-            yield Row(area="schedule", case=case, skipped=f"shift {entry['shift']} has no configuration")
+            yield CaseResult(area="schedule", case=case, skipped=f"shift {entry['shift']} has no configuration")
         else:
             lengths = _BATCH_LENGTHS if "batch" in case else (entry.get("L", 500),)
             wanted = golden.get("schedule", case, "sigmas")
             found = sigmas(_SHIFTS[entry["shift"]], entry["steps"], entry["sigma_max"], lengths)
-            yield absolute_row("schedule", case, found.reshape(wanted.shape), wanted, ABSOLUTE)
+            yield absolute_error("schedule", case, found.reshape(wanted.shape), wanted, ABSOLUTE)
 
 
-def text(golden: Golden, twin: Twin, folder: Path, config: ModelConfig) -> Iterator[Row]:
+def text(golden: Golden, twin: Twin, folder: Path, config: ModelConfig) -> Iterator[CaseResult]:
+    """Compare the text encoder [B2]."""
     encoder = twin.load(folder, config, "text_encoder")
     for case in golden.names("text"):
         ids, mask = golden.get("text", case, "input_ids"), golden.get("text", case, "attention_mask").astype(bool)
         found = twin.numpy(encoder(twin.array(ids.astype(np.int32)), twin.array(mask)))
-        yield relative_row("text", case, found, golden.get("text", case, "last_hidden_state"), NETWORK)
+        yield relative_error("text", case, found, golden.get("text", case, "last_hidden_state"), NETWORK)
 
 
-def cond(golden: Golden, twin: Twin, folder: Path, config: ModelConfig) -> Iterator[Row]:
+def cond(golden: Golden, twin: Twin, folder: Path, config: ModelConfig) -> Iterator[CaseResult]:
+    """Compare learned padding, the duration and the order of the context [B4-B6]."""
     conditioner, get = twin.load(folder, config, "conditioner"), partial(golden.get, "cond")
     mask = twin.array(get("prompt", "mask").astype(bool))
     found = twin.numpy(conditioner.embed_prompt(twin.array(get("prompt", "hidden")), mask))
-    yield absolute_row("cond", "prompt", found, get("prompt", "out"), ABSOLUTE)
+    yield absolute_error("cond", "prompt", found, get("prompt", "out"), ABSOLUTE)
     found = twin.numpy(conditioner.embed_seconds(get("seconds_total", "seconds")))
-    yield absolute_row("cond", "seconds_total", found, get("seconds_total", "out")[:, 0], ABSOLUTE)
+    yield absolute_error("cond", "seconds_total", found, get("seconds_total", "out")[:, 0], ABSOLUTE)
     found = np.concatenate([get("inputs", "prompt"), get("inputs", "seconds")], axis=1)
-    yield absolute_row("cond", "inputs", found, get("inputs", "cross_attn_cond"), ABSOLUTE)
+    yield absolute_error("cond", "inputs", found, get("inputs", "cross_attn_cond"), ABSOLUTE)
 
 
-def dit(golden: Golden, twin: Twin, folder: Path, config: ModelConfig) -> Iterator[Row]:
+def dit(golden: Golden, twin: Twin, folder: Path, config: ModelConfig) -> Iterator[CaseResult]:
+    """Compare velocities of the diffusion transformer [B8-B16], of padded clips the valid frames."""
     network, module = twin.load(folder, config, "dit"), twin.module("dit")
     for case in golden.names("dit"):
         t = golden.get("dit", case, "t")
         if case.startswith("timestep_"):
             found = twin.numpy(module.timestep_features(twin.times(t)))
-            yield absolute_row("dit", case, found, golden.get("dit", case, "features"), ABSOLUTE)
+            yield absolute_error("dit", case, found, golden.get("dit", case, "features"), ABSOLUTE)
             continue
         local = golden.last("dit", case, "local") if golden.has("dit", case, "local") else None
         valid = golden.get("dit", case, "padding_mask").astype(bool) if case == "pad" else None
@@ -97,10 +102,11 @@ def dit(golden: Golden, twin: Twin, folder: Path, config: ModelConfig) -> Iterat
         found = twin.numpy(network(twin.array(golden.last("dit", case, "x")), twin.times(t), network.prepare(given)))
         wanted = golden.last("dit", case, "out" if valid is None else "out_true_mask")
         keep = np.ones(found.shape[:2], bool) if valid is None else valid
-        yield relative_row("dit", case, found[keep], wanted[keep], NETWORK)
+        yield relative_error("dit", case, found[keep], wanted[keep], NETWORK)
 
 
-def guidance(golden: Golden, twin: Twin, folder: Path, config: ModelConfig) -> Iterator[Row]:
+def guidance(golden: Golden, twin: Twin, folder: Path, config: ModelConfig) -> Iterator[CaseResult]:
+    """Compare guided velocities [B18-B21]."""
     network, module = twin.load(folder, config, "dit"), twin.module("guidance")
     get, last = partial(golden.get, "guidance"), partial(golden.last, "guidance")
     padding = get("inputs", "padding_mask").astype(bool)
@@ -112,7 +118,7 @@ def guidance(golden: Golden, twin: Twin, folder: Path, config: ModelConfig) -> I
             valid = twin.array(padding) if case == "apg_mask" else None
             parts = module.project(twin.array(last(case, "v0")), twin.array(last(case, "v1")), valid)
             for part, name in zip(parts, ("parallel", "orthogonal"), strict=True):
-                yield relative_row("guidance", f"{case} {name}", twin.numpy(part), last(case, name), NETWORK)
+                yield relative_error("guidance", f"{case} {name}", twin.numpy(part), last(case, name), NETWORK)
             continue
         padded = "padding_mask" in entry
         given = twin.module("dit").Conditioning(
@@ -121,25 +127,18 @@ def guidance(golden: Golden, twin: Twin, folder: Path, config: ModelConfig) -> I
             local=twin.array(last("inputs", "local")),
             valid=twin.array(padding) if padded else None,
         )
-        settings = Guidance(
-            scale=entry["cfg_scale"],
-            apg=entry.get("apg_scale", 1.0),
-            rescale=entry.get("scale_phi", 0.0),
-            interval=tuple(entry.get("cfg_interval", (0.0, 1.0))),
-            norm_threshold=entry.get("cfg_norm_threshold", 0.0),
-        )
-        null = _negative(golden, twin, given, case) if case.startswith("neg") else module.unconditional(given)
+        null = _negative(golden, twin, given, case) if case.startswith("neg") else given.unconditional()
         velocity = module.GuidedVelocity(
-            dit=network, cond=network.prepare(given), null=network.prepare(null), guidance=settings
+            dit=network, cond=network.prepare(given), null=network.prepare(null), guidance=guidance_of(entry)
         )
         found = twin.numpy(velocity(twin.array(last("inputs", "x")), get("inputs", "t")))
         keep = padding if padded else np.ones(found.shape[:2], bool)
         wanted = last(case, "out_true_mask" if padded else "out")
-        yield relative_row("guidance", case, found[keep], wanted[keep], NETWORK)
+        yield relative_error("guidance", case, found[keep], wanted[keep], NETWORK)
 
 
 def _negative(golden: Golden, twin: Twin, given: Any, case: str) -> Any:
-    """The negative prompt with its own duration token [B19]."""
+    """Return the negative prompt with its own duration token [B19]."""
     tokens = golden.get("guidance", "inputs", "neg")
     mask = np.ones(tokens.shape[:2], bool)
     if case == "neg_mask":
@@ -148,7 +147,8 @@ def _negative(golden: Golden, twin: Twin, given: Any, case: str) -> Any:
     return twin.module("guidance").negative(own, twin.array(tokens[:, :-1]), twin.array(mask[:, :-1]))
 
 
-def same(golden: Golden, twin: Twin, folder: Path, config: ModelConfig) -> Iterator[Row]:
+def same(golden: Golden, twin: Twin, folder: Path, config: ModelConfig) -> Iterator[CaseResult]:
+    """Compare encodings and decodings, whole and in chunks [B38-B48], of odd lengths the frames that were asked for."""
     network, ratio, last = (
         twin.load(folder, config, "same"),
         config.same.samples_per_latent,
@@ -171,9 +171,10 @@ def same(golden: Golden, twin: Twin, folder: Path, config: ModelConfig) -> Itera
             wanted = last(case, "audio")[:, : found.shape[1]]
         elif case == "dec_stochastic":
             latents, tokens = last(case, "latents"), golden.get("same", case, "noise1")
-            tokens = tokens.reshape(*latents.shape[:2], *tokens.shape[1:])
+            tokens = tokens.reshape(len(latents), -1, *tokens.shape[1:])  # the padding of an odd length too [B47]
             noise = (twin.array(last(case, "noise0")), twin.array(tokens))
-            found, wanted = twin.numpy(network.decode(twin.array(latents), *noise)), last(case, "audio")
+            found = twin.numpy(network.decode(twin.array(latents), *noise))
+            wanted = last(case, "audio")[:, : found.shape[1]]
         elif case.startswith("chunk_dec_"):
             latents = last(case, "latents")
             plan = official_plan(latents.shape[1], entry["chunk_size"], entry["overlap"])
@@ -184,14 +185,14 @@ def same(golden: Golden, twin: Twin, folder: Path, config: ModelConfig) -> Itera
             found, wanted = _in_chunks(plan, ratio, 1, encode, last(case, "audio")), last(case, "latents")
         else:
             reason = "official slots do not line up [B48]" if case == "chunk_enc_ragged" else "not a single call"
-            yield Row(area="same", case=case, skipped=reason)
+            yield CaseResult(area="same", case=case, skipped=reason)
             continue
         frames = max(found.shape[1], wanted.shape[1]) // (1 if "enc" in case else ratio)
-        yield relative_row("same", case, found, wanted, same_limit(config.same, frames))
+        yield relative_error("same", case, found, wanted, same_limit(config.same, frames))
 
 
 def _in_chunks(plan: list[Chunk], rows: int, kept: int, run: Any, values: np.ndarray) -> np.ndarray:
-    """Every chunk alone, kept parts joined; ``rows`` of input and ``kept`` of output per frame."""
+    """Run every chunk by itself and join the kept parts; ``rows`` of input and ``kept`` of output per frame."""
     parts = []
     for chunk in plan:
         out = run(values[:, chunk.start * rows : chunk.stop * rows])
@@ -199,13 +200,13 @@ def _in_chunks(plan: list[Chunk], rows: int, kept: int, run: Any, values: np.nda
     return np.concatenate(parts, axis=1)
 
 
-def samplers(golden: Golden, twin: Twin, folder: Path, config: ModelConfig) -> Iterator[Row]:
-    """A free run from the stored start with the stored noise."""
+def samplers(golden: Golden, twin: Twin, folder: Path, config: ModelConfig) -> Iterator[CaseResult]:
+    """Compare free runs of the samplers [B26-B29] from the stored start with the stored noise."""
     network, module = twin.load(folder, config, "dit"), twin.module("guidance")
     last = partial(golden.last, "samplers")
     for case in golden.names("samplers"):
         if case.startswith("rk4_2d"):
-            yield Row(area="samplers", case=case, skipped="official quirk: returns the initial noise [B29]")
+            yield CaseResult(area="samplers", case=case, skipped="official quirk: returns the initial noise [B29]")
             continue
         x0, times = last(case, "x0"), golden.get("samplers", case, "sigmas")
         given = twin.module("dit").Conditioning(
@@ -217,7 +218,7 @@ def samplers(golden: Golden, twin: Twin, folder: Path, config: ModelConfig) -> I
         velocity = module.GuidedVelocity(
             dit=network,
             cond=network.prepare(given),
-            null=network.prepare(module.unconditional(given)),
+            null=network.prepare(given.unconditional()),
             guidance=Guidance(scale=golden.cases[f"samplers:{case}"]["cfg"]),
         )
         rows = np.array(np.broadcast_to(times, (len(x0), times.shape[-1])))
@@ -227,4 +228,4 @@ def samplers(golden: Golden, twin: Twin, folder: Path, config: ModelConfig) -> I
 
         run = twin.module("samplers").SAMPLERS[case.split("_")[0]]
         *_, final = run(velocity, twin.array(x0), rows, noise)
-        yield relative_row("samplers", case, twin.numpy(final.x), last(case, "out"), NETWORK)
+        yield relative_error("samplers", case, twin.numpy(final.x), last(case, "out"), NETWORK)
