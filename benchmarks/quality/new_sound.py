@@ -17,13 +17,12 @@ from sa3_mlx.cli.models.measure import snr_db
 from sa3_mlx.common.adapters.format import Applied
 from sa3_mlx.common.generation.request import Item, Request
 from sa3_mlx.common.model.sampling import Sampling
-from sa3_mlx.common.quant.calibration import CalibrationPrompt
-from sa3_mlx.common.quant.calibration import read_prompts
+from sa3_mlx.common.quant.calibration import CalibrationPrompt, read_prompts
 from sa3_mlx.common.schema import ConfigError
 from sa3_mlx.pipeline import Pipeline
 from sa3_torch.evaluate.judge.judge import Judge
-from sa3_torch.evaluate.judge.training import train_judge
-from sa3_torch.evaluate.prompts import Prompt, held_out_prompts, sounds
+from sa3_torch.evaluate.judge.training import train_classifier
+from sa3_torch.evaluate.prompts import JudgedPrompt, held_out_prompts, sounds
 from sa3_torch.evaluate.real import audio_of
 from sa3_torch.pipeline import Pipeline as TorchPipeline
 from sa3_torch.train.data.clip_cache import ClipSet
@@ -42,15 +41,15 @@ class Run:
     seeds: int
     data_seed: int
 
-    def heard(self, pipeline: Pipeline, prompts: list[Prompt], judge: Judge) -> dict[str, Any]:
+    def heard(self, pipeline: Pipeline, prompts: list[JudgedPrompt], judge: Judge) -> dict[str, Any]:
         """``Judge.evaluate`` of all prompts and seeds."""
         made = sounds(pipeline, prompts, sampling=self.sampling, seeds=self.seeds)
         return judge.evaluate(list(made))
 
 
-def new_prompts(lines: Sequence[CalibrationPrompt]) -> list[Prompt]:
+def new_prompts(lines: Sequence[CalibrationPrompt]) -> list[JudgedPrompt]:
     return [
-        Prompt(caption=line.text, kind=NEW, label=NEW, instrument=None, midi=None, seconds=line.seconds)
+        JudgedPrompt(caption=line.text, kind=NEW, label=NEW, instrument=None, midi=None, seconds=line.seconds)
         for line in lines
     ]
 
@@ -59,7 +58,7 @@ def measure(
     folder: Path,
     adapters: tuple[Applied, ...],
     run: Run,
-    prompts: dict[str, list[Prompt]],
+    prompts: dict[str, list[JudgedPrompt]],
     judge: Judge,
     clips: ClipSet,
 ) -> dict[str, Any]:
@@ -86,7 +85,7 @@ def measure(
     }
 
 
-def same_audio(folder: Path, adapters: tuple[Applied, ...], run: Run, prompts: list[Prompt]) -> dict[str, float]:
+def same_audio(folder: Path, adapters: tuple[Applied, ...], run: Run, prompts: list[JudgedPrompt]) -> dict[str, float]:
     """Least SNR, dB, of the ways to compute it against the first one, unmerged in MLX, over the prompts."""
     items = tuple(Item(prompt=prompt.caption, seconds=prompt.seconds, seed=1) for prompt in prompts)
     request = Request(items=items, sampling=replace(run.sampling, steps=SAME_STEPS))
@@ -156,7 +155,7 @@ def new_sound(
     run = Run(sampling=sampling, seeds=seeds, data_seed=data_seed)
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "judge.npz"
-        train_judge([ClipSet(old), own], weights, seed=0)
+        train_classifier([ClipSet(old), own], weights, seed=0)
         result = measure(found.folder, adapters, run, prompts, Judge(weights), own)
     result |= same_audio(found.folder, adapters, run, next(iter(prompts.values())))
     show(result)

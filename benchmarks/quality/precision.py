@@ -138,13 +138,13 @@ class Bench:
         verdicts = [self.judge.check(audio, prompt) for audio, prompt in pairs]
         right = np.array([all_right(found) for found in verdicts], float).reshape(-1, plan.seeds)
         right_class = np.array([found["class"] for found in verdicts], float).reshape(-1, plan.seeds)
-        embedding = np.stack([self.judge.embedding(audio) for audio, _ in pairs]).astype(np.float64)
+        embedding = np.stack([self.judge.classifier.embedding(audio) for audio, _ in pairs]).astype(np.float64)
         audio = tuple(audio for audio, _ in pairs)
         return Made(audio=audio, right=right, right_class=right_class, embedding=embedding)
 
     def _real(self, clips: ClipSet) -> NDArray[np.float64]:
         chosen = [clip for clip in clips.select("validation") if clip.captions]
-        return np.stack([self.judge.embedding(clips.read(clip)) for clip in chosen]).astype(np.float64)
+        return np.stack([self.judge.classifier.embedding(clips.read(clip)) for clip in chosen]).astype(np.float64)
 
 
 def velocity_errors(states: Sequence[State], dit: DiT, dtype: torch.dtype) -> dict[str, float]:

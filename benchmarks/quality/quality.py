@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import click
 
 from sa3_mlx.cli.home import find_model
+from sa3_mlx.common.generation.pipeline import BasePipeline
 from sa3_mlx.common.model.sampling import Guidance, Sampling
 from sa3_mlx.common.schema import ConfigError
 from sa3_torch.evaluate.adherence import measure as measure_adherence
-from sa3_torch.evaluate.prompts import Generates
 from sa3_torch.train.data.clip_cache import ClipSet
 
-from .reconstruction import Codes
 from .reconstruction import measure as measure_reconstruction
 from .variation import measure as measure_variation
 
 
-class Pipeline(Generates, Codes, Protocol):
-    """Either twin's Pipeline."""
-
-
-def open_pipeline(model: str, backend: str, *, generates: bool = True) -> Pipeline:
-    """The pipeline of the chosen twin, of an installed model or a folder."""
+def open_pipeline(model: str, backend: str, *, generates: bool = True) -> BasePipeline[Any]:
+    """Open the pipeline of the chosen twin, of an installed model or a folder."""
     folder = find_model(model, generates=generates).folder
     if backend == "torch":
         from sa3_torch.pipeline import Pipeline as TorchPipeline
@@ -43,14 +38,16 @@ SAMPLER = click.option("--sampler", default=None, help="Default: the model's.")
 GUIDANCE = click.option("--guidance", type=float, default=None, help="Default: the model's.")
 
 
-def chosen_sampling(pipeline: Generates, steps: int | None, sampler: str | None, guidance: float | None) -> Sampling:
+def chosen_sampling(
+    pipeline: BasePipeline[Any], steps: int | None, sampler: str | None, guidance: float | None
+) -> Sampling:
     """Settings of a run, with the model's own where none was given."""
     usual = pipeline.config.usual_sampling
     scaled = usual.guidance if guidance is None else Guidance(scale=guidance)
     return Sampling(sampler=sampler or usual.sampler, steps=steps or usual.steps, guidance=scaled)
 
 
-def _latents(pipeline: Pipeline) -> str:
+def _latents(pipeline: BasePipeline[Any]) -> str:
     same = pipeline.config.same
     return f"{same.latent_channels} channels per {same.samples_per_latent} samples"
 

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from sa3_mlx.common.generation.pipeline import BasePipeline
 from sa3_torch.evaluate.judge.judge import Judge
 from sa3_torch.evaluate.judge.pitch import still_voiced
 from sa3_torch.train.autoencoder.metrics import effective_rank, log_mel_l1, si_sdr, spectral_convergence
 from sa3_torch.train.data.clip_cache import ClipSet
 
 
-class Codes(Protocol):
-    """Either twin's Pipeline."""
-
-    def encode(self, audio: NDArray[np.float32]) -> NDArray[np.float32]: ...
-    def decode(self, latents: NDArray[np.float32]) -> NDArray[np.float32]: ...
-
-
-def measure(pipeline: Codes, clips: ClipSet, decoder: Codes | None = None) -> dict[str, Any]:
+def measure(pipeline: BasePipeline[Any], clips: ClipSet, decoder: BasePipeline[Any] | None = None) -> dict[str, Any]:
     """Over all captioned validation clips; SI-SDR and spectral convergence are medians over notes and chords, the share
     of voiced frames that still are is a mean over notes.
 

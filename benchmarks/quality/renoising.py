@@ -30,7 +30,8 @@ from sa3_mlx.common.generation.schedule import sigmas
 from sa3_mlx.common.model.presets import LOGSNR
 from sa3_mlx.common.model.sampling import Sampling
 from sa3_mlx.common.schema import ConfigError
-from sa3_torch.evaluate.judge.judge import Judge, features
+from sa3_torch.evaluate.judge.classifier import features
+from sa3_torch.evaluate.judge.judge import Judge
 from sa3_torch.evaluate.real import captioned
 from sa3_torch.evaluate.run import SEEDS_APART
 from sa3_torch.guidance import GuidedVelocity
@@ -103,7 +104,7 @@ def measure(
                 features(pipeline.decode(z.cpu().numpy())[: clip.samples])
                 for z, clip in zip(latents, clips, strict=True)
             ]
-            labels = [judge.classify_features(sound).label for sound in sounds]
+            labels = [judge.classifier.classify_features(sound).label for sound in sounds]
             heard[seed, index] = np.mean([label == clip.label for label, clip in zip(labels, clips, strict=True)])
             confidence[seed, index] = np.mean([sound[-3] for sound in sounds])
             advance()

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from sa3_mlx.common.generation.pipeline import BasePipeline
 from sa3_mlx.common.generation.request import InitAudio, Item, Request
 from sa3_mlx.common.model.sampling import Sampling
 from sa3_torch.evaluate.judge.judge import Judge
 from sa3_torch.evaluate.judge.pitch import judge_note
-from sa3_torch.evaluate.prompts import Generates
 from sa3_torch.train.autoencoder.metrics import log_mel_l1
 from sa3_torch.train.demo_set.sounds import INSTRUMENTS, note_captions
 
@@ -22,7 +22,7 @@ PITCHES = (52, 57, 62, 67)
 SECONDS = 1.5
 
 
-def measure(pipeline: Generates, sampling: Sampling) -> list[dict[str, Any]]:
+def measure(pipeline: BasePipeline[Any], sampling: Sampling) -> list[dict[str, Any]]:
     """One row per noise level and schedule: mean log-mel distance to the source (log10 units), share of variations that
     keep the pitch, share heard as the source's instrument and as the asked one."""
     judge, names = Judge(), list(INSTRUMENTS)
@@ -41,7 +41,7 @@ def measure(pipeline: Generates, sampling: Sampling) -> list[dict[str, Any]]:
         init = tuple(InitAudio(audio=audio, noise_level=level) for audio in sources)
         for monotone in (False, True):
             made = pipeline.generate(request(1, init, monotone)).audio
-            heard = [judge.classify(audio).instrument for audio in made]
+            heard = [judge.classifier.classify(audio).instrument for audio in made]
             rows.append(
                 {
                     "noise_level": level,

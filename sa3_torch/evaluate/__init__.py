@@ -1,4 +1,5 @@
-"""Evaluation of generative models: a library of measures, and what ``sa3 evaluate`` does with them.
+"""Evaluate generative models: a library of measures, and what ``sa3 evaluate`` does with them.
 
-Measures are functions of arrays. Sounds come from a pipeline of either twin; only the flow-matching loss needs PyTorch.
+Measures are functions of arrays. Sounds come from a pipeline of either twin; only the flow-matching loss and the latent
+CLAP need PyTorch.
 """

@@ -1,4 +1,4 @@
-"""Several models and settings side by side, each with several seeds."""
+"""Compare several models and samplings, each with several seeds."""
 
 from __future__ import annotations
 
@@ -8,31 +8,36 @@ from typing import Any
 
 import numpy as np
 
+from sa3_mlx.common.generation.pipeline import BasePipeline
 from sa3_mlx.common.generation.request import Item
 from sa3_mlx.common.model.sampling import Sampling
 from sa3_torch.evaluate.measures.one_step import many_steps, one_step_error, one_steps
 
-from .run import Evaluator, Pipeline, batches, jobs
+from .run import Evaluator, batches, clip_items
 
 Measures = dict[str, float | None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A model as it is called in tables, and how it is sampled."""
+    """Name a model as it is called in tables, and say how it is sampled."""
 
     name: str
-    pipeline: Pipeline
+    pipeline: BasePipeline[Any]
     sampling: Sampling
 
     @property
     def label(self) -> str:
+        """Return model and sampling as one text."""
         return f"{self.name} {self.sampling}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """Measures of an entry: one dictionary a seed; ``mean`` and ``spread`` (standard deviation) over the seeds."""
+class ComparisonRow:
+    """Hold the measures of an entry, one dictionary a seed.
+
+    ``mean`` and ``spread`` (standard deviation) are over the seeds; None where no seed, or less than two, have a value.
+    """
 
     entry: Entry
     measures: tuple[Measures, ...]
@@ -40,10 +45,12 @@ class Row:
 
     @property
     def mean(self) -> Measures:
+        """Return the mean of every measure."""
         return {name: None if (values := self._of(name)) is None else float(np.mean(values)) for name in self.names}
 
     @property
     def spread(self) -> Measures:
+        """Return the standard deviation of every measure."""
         return {
             name: None if (values := self._of(name)) is None or len(values) < 2 else float(np.std(values, ddof=1))
             for name in self.names
@@ -51,6 +58,7 @@ class Row:
 
     @property
     def names(self) -> list[str]:
+        """Return the names of the measures."""
         return list(self.measures[0])
 
     def _of(self, name: str) -> list[float] | None:
@@ -58,6 +66,7 @@ class Row:
         return values or None
 
     def to_dict(self) -> dict[str, Any]:
+        """Return JSON values. The key "setting" holds the sampling as one writes it, such as "euler:50:3"."""
         return {
             "model": self.entry.name,
             "setting": str(self.entry.sampling),
@@ -68,10 +77,12 @@ class Row:
         }
 
 
-def compare(evaluator: Evaluator, entry: Entry, seeds: int, advance: Callable[[int], None] = lambda _: None) -> Row:
-    """Run an entry with the seeds 0, 1, ..."""
+def compare(
+    evaluator: Evaluator, entry: Entry, seeds: int, advance: Callable[[int], None] = lambda _: None
+) -> ComparisonRow:
+    """Run an entry with the seeds 0, 1, ...; ``advance`` is called with the number of clips that are done."""
     found = [evaluator.run(entry.pipeline, entry.sampling, seed, advance) for seed in range(seeds)]
-    return Row(entry=entry, measures=tuple(m for m, _ in found), details=tuple(d for _, d in found))
+    return ComparisonRow(entry=entry, measures=tuple(m for m, _ in found), details=tuple(d for _, d in found))
 
 
 def compare_one_step(
@@ -81,8 +92,10 @@ def compare_one_step(
     seeds: int,
     advance: Callable[[int], None] = lambda _: None,
 ) -> dict[str, list[float]]:
-    """One-step error of every model against the teacher's result, by name, one value a seed. ``advance`` hears of every
-    clip, the teacher's included."""
+    """Return the one-step error of every model against the teacher's result, by name, one value a seed.
+
+    ``advance`` is called with the number of clips that are done, the teacher's included.
+    """
     errors: dict[str, list[float]] = {entry.name: [] for entry in entries}
     for seed in range(seeds):
         parts = _items(evaluator, seed)
@@ -95,5 +108,5 @@ def compare_one_step(
 
 
 def _items(evaluator: Evaluator, seed: int) -> list[list[Item]]:
-    chosen = jobs(evaluator.real.asked.clips, evaluator.options.clips, seed)
+    chosen = clip_items(evaluator.real.asked.clips, evaluator.options.clips, seed)
     return [[chosen[i].item for i in rows] for rows in batches(chosen, evaluator.options.batch)]

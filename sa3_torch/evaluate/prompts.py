@@ -1,17 +1,16 @@
-"""Held-out prompts of the demo sounds, and the sounds that a model makes of them."""
+"""List held-out prompts of the demo sounds, and make sounds of them with a model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sa3_mlx.common.generation.events import Generation
+from sa3_mlx.common.generation.pipeline import BasePipeline
 from sa3_mlx.common.generation.request import Item, Request
-from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.sampling import Sampling
 from sa3_torch.train.demo_set.sounds import (
     DRUM_CAPTIONS,
@@ -33,17 +32,9 @@ DRUM_SECONDS = {  # medians of the kits' real hits: a crash that is cut after a 
 }
 
 
-class Generates(Protocol):
-    """Either twin's Pipeline."""
-
-    config: ModelConfig
-
-    def generate(self, request: Request) -> Generation: ...
-
-
 @dataclass(frozen=True, kw_only=True)
-class Prompt:
-    """One prompt with what a judge must hear."""
+class JudgedPrompt:
+    """Hold one prompt with what a judge must find in its sound."""
 
     caption: str
     kind: str
@@ -53,13 +44,13 @@ class Prompt:
     seconds: float
 
 
-def held_out_prompts(seed: int) -> list[Prompt]:
-    """Notes and chords that the data of this seed holds out, and one prompt per drum and noise class.
+def held_out_prompts(seed: int) -> list[JudgedPrompt]:
+    """Return the notes and chords that the data of this seed holds out, and one prompt per drum and noise class.
 
     Drum and noise prompts occur in training (their clips do not); notes and chords occur in no training clip.
     """
     prompts = [
-        Prompt(
+        JudgedPrompt(
             caption=note_captions(name, midi)[0],
             kind="note",
             label="note",
@@ -70,7 +61,7 @@ def held_out_prompts(seed: int) -> list[Prompt]:
         for name, midi in held_out_notes(seed)
     ]
     prompts += [
-        Prompt(
+        JudgedPrompt(
             caption=chord_captions(name, midi, quality)[0],
             kind="chord",
             label="chord",
@@ -83,21 +74,22 @@ def held_out_prompts(seed: int) -> list[Prompt]:
     untuned = [("drum", label, texts[0], DRUM_SECONDS[label]) for label, texts in DRUM_CAPTIONS.items()]
     untuned += [("noise", label, f"{label} noise", SECONDS["noise"]) for label in NOISES]
     prompts += [
-        Prompt(caption=caption, kind=kind, label=label, instrument=None, midi=None, seconds=seconds)
+        JudgedPrompt(caption=caption, kind=kind, label=label, instrument=None, midi=None, seconds=seconds)
         for kind, label, caption, seconds in untuned
     ]
     return prompts
 
 
 def sounds(
-    pipeline: Generates,
-    prompts: list[Prompt],
+    pipeline: BasePipeline[Any],
+    prompts: list[JudgedPrompt],
     *,
     sampling: Sampling,
     seeds: int,
     first_seed: int = 0,
-) -> Iterator[tuple[NDArray[np.float32], Prompt]]:
-    """Generate every prompt with ``seeds`` seeds, all seeds of a prompt in one batch."""
+) -> Iterator[tuple[NDArray[np.float32], JudgedPrompt]]:
+    """Generate every prompt with ``seeds`` seeds, all seeds of a prompt in one batch; yield audio (L, channels) and
+    prompt."""
     for number, prompt in enumerate(prompts):
         items = tuple(
             Item(prompt=prompt.caption, seconds=prompt.seconds, seed=first_seed + 1000 * number + seed)

@@ -1,19 +1,22 @@
-"""Real clips, which models are compared with, what the autoencoder makes of them, and those that models learnt from."""
+"""Analyse real clips, which models are compared with, what the autoencoder makes of them, and what models
+learnt from."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sa3_mlx.common.generation.pipeline import BasePipeline
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_torch.evaluate.judge.judge import shares
+from sa3_torch.evaluate.measures.analysis import Analyser, Analysis
 from sa3_torch.evaluate.measures.frechet import ENOUGH, frechet, real_floor
-from sa3_torch.evaluate.measures.latent_clap import LatentClap, clap_adherence
-from sa3_torch.evaluate.measures.listening import Ear, Heard
+from sa3_torch.evaluate.measures.latent_clap import clap_adherence
+from sa3_torch.train.clap.network import LatentClap
 from sa3_torch.train.data.clip_cache import SAMPLE_RATE, Clip, ClipSet
 from sa3_torch.train.run.random import Purpose, generator
 
@@ -22,35 +25,29 @@ Advance = Callable[[int], None]
 Prompts = Literal["held-out", "training"]
 
 
-class Codes(Protocol):
-    """Either twin's Pipeline."""
-
-    config: ModelConfig
-
-    def encode(self, audio: Audio) -> NDArray[np.float32]: ...
-    def decode(self, latents: NDArray[np.float32]) -> Audio: ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class Real:
-    """``asked``: the clips whose captions models are asked for, as heard; ``rebuilt``: these after encoding and
-    decoding, the best that a model of latents can come to; ``training``: all training clips, None when ``asked`` are
-    some of them; ``about``: floors and the judge's shares."""
+    """Hold the analyses of real clips.
 
-    asked: Heard
-    rebuilt: Heard
-    training: Heard | None
+    ``asked``: the clips whose captions models are asked for; ``rebuilt``: these after encoding and decoding, the best
+    that a model of latents can come to; ``training``: all training clips, None when ``asked`` are some of them;
+    ``about``: floors and the judge's shares.
+    """
+
+    asked: Analysis
+    rebuilt: Analysis
+    training: Analysis | None
     about: dict[str, Any]
 
 
 def check_rate(config: ModelConfig) -> None:
-    """Raises ValueError for a model whose rate is not that of the clips and of the judge."""
+    """Raise ValueError for a model whose rate is not that of the clips and of the judge."""
     if config.sample_rate != SAMPLE_RATE:
         raise ValueError(f"{config.name} works at {config.sample_rate} Hz: evaluation is for {SAMPLE_RATE} Hz")
 
 
 def captioned(clips: ClipSet, config: ModelConfig, split: str) -> list[Clip]:
-    """The clips of a split ("train", "validation") that have a caption and are not too long for the model.
+    """Return the clips of a split ("train", "validation") that have a caption and are not too long for the model.
 
     Raises ValueError when there are less than two, or the rate does not fit.
     """
@@ -62,8 +59,11 @@ def captioned(clips: ClipSet, config: ModelConfig, split: str) -> list[Clip]:
 
 
 def asked_clips(clips: ClipSet, config: ModelConfig, prompts: Prompts, count: int) -> list[Clip]:
-    """All held-out clips with a caption, or ``count`` of the training clips, which do to choose between recipes: what
-    is reported is then not what was chosen by. Raises ValueError as ``captioned``."""
+    """Return all held-out clips with a caption, or ``count`` of the training clips.
+
+    Training clips do to choose between recipes: what is reported is then not what was chosen by. Raises ValueError as
+    ``captioned`` does.
+    """
     if prompts == "held-out":
         return captioned(clips, config, "validation")
     found = captioned(clips, config, "train")
@@ -71,14 +71,14 @@ def asked_clips(clips: ClipSet, config: ModelConfig, prompts: Prompts, count: in
 
 
 def audio_of(clips: ClipSet, clip: Clip, channels: int) -> Audio:
-    """(L, channels); a mono clip on all channels."""
+    """Read a clip as (L, channels); a mono clip on all channels."""
     audio = clips.read(clip)
     return audio if audio.shape[1] == channels else np.repeat(audio[:, :1], channels, axis=1)
 
 
-def hear_real(
-    ear: Ear,
-    pipeline: Codes,
+def analyse_real(
+    analyser: Analyser,
+    pipeline: BasePipeline[Any],
     clips: ClipSet,
     prompts: Prompts,
     count: int,
@@ -86,32 +86,33 @@ def hear_real(
     clap: LatentClap | None = None,
     advance: Advance = lambda _: None,
 ) -> Real:
-    """Listen to the clips that ``asked_clips`` chooses and to those that models learnt from; ``advance`` hears of each,
-    of the former twice (see ``real_count``)."""
+    """Analyse the clips that ``asked_clips`` chooses and those that models learnt from.
+
+    ``advance`` is called once for each, for the former twice (see ``real_count``).
+    """
     config = pipeline.config
     chosen = asked_clips(clips, config, prompts, count)
-    asked = ear.listen(((audio_of(clips, clip, config.audio_channels), clip) for clip in chosen), advance)
+    asked = analyser.analyse(((audio_of(clips, clip, config.audio_channels), clip) for clip in chosen), advance)
     latents: list[NDArray[np.float32]] = []
-    rebuilt = ear.listen(_rebuilt(pipeline, clips, chosen, latents), advance)
+    rebuilt = analyser.analyse(_rebuilt(pipeline, clips, chosen, latents), advance)
     training = None
     if prompts == "held-out":
-        training = Ear(judge=ear.judge, spaces=()).listen(
-            ((clips.read(clip), clip) for clip in _training(clips)), advance
-        )
+        learnt = ((clips.read(clip), clip) for clip in _training(clips))
+        training = Analyser(judge=analyser.judge, spaces=()).analyse(learnt, advance)
     about: dict[str, Any] = {"clips": len(chosen), "enough": len(chosen) >= ENOUGH}
     for name, features in asked.spaces.items():
         again = rebuilt.spaces[name]
         about[f"frechet_{name}"] = {"real_halves": _floor(features), "autoencoder": frechet(again, features)}
         about[f"frechet_{name}_rebuilt"] = {"real_halves": _floor(again), "autoencoder": 0.0}
-    for name, heard in (("real", asked), ("autoencoder", rebuilt)):
-        judged = heard.judged(ear.judge)
+    for name, analysis in (("real", asked), ("autoencoder", rebuilt)):
+        judged = analysis.judged(analyser.judge.classifier)
         about[f"judge_{name}"] = shares(judged) if judged else None
     about["latent_clap"] = None if clap is None else asdict(clap_adherence(clap, latents, asked.prompts))
     return Real(asked=asked, rebuilt=rebuilt, training=training, about=about)
 
 
 def real_count(clips: ClipSet, config: ModelConfig, prompts: Prompts, count: int) -> int:
-    """How many steps ``hear_real`` announces."""
+    """Return how many clips ``analyse_real`` announces."""
     asked = 2 * len(asked_clips(clips, config, prompts, count))
     return asked + len(_training(clips)) if prompts == "held-out" else asked
 
@@ -128,9 +129,9 @@ def _floor(features: NDArray[np.float64]) -> float | None:
 
 
 def _rebuilt(
-    pipeline: Codes, clips: ClipSet, chosen: list[Clip], latents: list[NDArray[np.float32]]
+    pipeline: BasePipeline[Any], clips: ClipSet, chosen: list[Clip], latents: list[NDArray[np.float32]]
 ) -> Iterator[tuple[Audio, Clip]]:
-    """Through the autoencoder; the latents are noted."""
+    """Yield the clips after encoding and decoding, and note their latents."""
     for clip in chosen:
         audio = audio_of(clips, clip, pipeline.config.audio_channels)
         latents.append(pipeline.encode(audio))

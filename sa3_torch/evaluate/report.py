@@ -1,4 +1,4 @@
-"""What an evaluation leaves: a table for people, report.json for machines, and a picture."""
+"""Report an evaluation: a table for people, report.json for machines, and a picture."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from sa3_mlx.common.files.atomic import new_file, write_json, write_text
 from sa3_mlx.common.version import version
 from sa3_torch.evaluate.measures.flow import FlowLosses
 from sa3_torch.evaluate.measures.frechet import ENOUGH
-from sa3_torch.train.data.clip_cache import write_json
 
-from .comparison import Row
+from .comparison import ComparisonRow
 from .real import Real
-from .run import Options
+from .run import EvaluateOptions
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -49,15 +49,15 @@ COLUMNS = {
 
 
 def report(
-    rows: Sequence[Row],
+    rows: Sequence[ComparisonRow],
     real: Real,
-    options: Options,
+    options: EvaluateOptions,
     seeds: int,
     flow: Mapping[str, FlowLosses],
     one_step: Mapping[str, Sequence[float]],
     teacher: str | None,
 ) -> dict[str, Any]:
-    """Everything, in JSON values."""
+    """Return all results as JSON values."""
     return {
         "format": FORMAT,
         "date": datetime.now(UTC).date().isoformat(),
@@ -76,13 +76,14 @@ def report(
 
 
 def table(data: dict[str, Any]) -> str:
-    """Rows of a report with mean and spread over seeds, then the real clips, flow losses and one-step errors."""
+    """Lay out the rows of a report with mean and spread over seeds, then real clips, flow losses and
+    one-step errors."""
     rows = data["rows"]
     names = [name for name in COLUMNS if any(row["mean"].get(name) is not None for row in rows)]
     real = [_real_line(data["real"], names, kind) for kind in ("real", "autoencoder")]
     lines = [
         ["", *(COLUMNS[name][0] for name in names)],
-        *([f"{row['model']} {row['sampling']}", *(_cell(row, name) for name in names)] for row in rows),
+        *([f"{row['model']} {row['setting']}", *(_cell(row, name) for name in names)] for row in rows),
         *real,
     ]
     text = _aligned(lines)
@@ -97,12 +98,12 @@ def table(data: dict[str, Any]) -> str:
 
 
 def notes(data: dict[str, Any]) -> list[str]:
-    """What to keep in mind when one reads the numbers."""
+    """Return what to keep in mind when one reads the numbers."""
     found = []
     if not (data["enough_clips"] and data["real"]["enough"]):
         found.append(
             f"FD of {data['options']['clips']} generated and {data['real']['clips']} real clips: below {ENOUGH} it "
-            "lies too high and is for comparisons at the same number alone"
+            "lies too high and is only for comparisons at the same number"
         )
     if data["options"]["prompts"] == "training":
         found.append("prompts and real clips are of the training data: to choose by, not to report")
@@ -123,7 +124,7 @@ def _cell(row: dict[str, Any], name: str) -> str:
 
 
 def _real_line(real: dict[str, Any], names: list[str], kind: str) -> list[str]:
-    """Floors of the distances, and what the judge hears in real clips, as they are or through the autoencoder."""
+    """Return floors of the distances and what the judge says of real clips, as they are or through the autoencoder."""
     judged = real[f"judge_{kind}"] or {}
     values = {name: judged.get(name) for name in names}
     for name in names:
@@ -139,20 +140,20 @@ CLASS_COLUMNS = {"shift": "shift of its mean", "tail": "tail, dB", "attack": "at
 
 
 def class_means(row: dict[str, Any], name: str) -> dict[str, float]:
-    """A field of ``ClassShift`` by class, mean over the seeds of a row that have the class."""
-    seeds = [details["by_class"] for details in row["details"]]
+    """Return a field of ``ClassShift`` by class, the mean over the seeds of a row that have the class."""
+    seeds = [details.get("by_class", {}) for details in row["details"]]
     return {
         label: float(np.mean([found[label][name] for found in seeds if label in found])) for label in _classes([row])
     }
 
 
 def _classes(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The classes that a row has sounds of, by name."""
-    return sorted({label for row in rows for details in row["details"] for label in details["by_class"]})
+    """Return the classes that a row has sounds of, by name; none in a report that was made without them."""
+    return sorted({label for row in rows for details in row["details"] for label in details.get("by_class", {})})
 
 
 def _class_lines(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """How the sounds of every class lie to the rebuilt clips of that class."""
+    """Return lines on how the sounds of every class lie to the rebuilt clips of that class."""
     labels = _classes(rows)
     if not labels:
         return []
@@ -161,7 +162,7 @@ def _class_lines(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
         for row in rows:
             means, sign = class_means(row, name), "" if name == "shift" else "+"
             cells = (f"{means[label]:{sign}.1f}" if label in means else "-" for label in labels)
-            lines.append([f"{title}: {row['model']} {row['sampling']}", *cells])
+            lines.append([f"{title}: {row['model']} {row['setting']}", *cells])
     return lines
 
 
@@ -192,16 +193,17 @@ def _aligned(lines: list[list[str]]) -> str:
 
 
 def save_report(folder: Path, data: dict[str, Any]) -> None:
-    """``report.json``, ``report.txt`` (the table) and ``report.png`` in a folder, which is made."""
+    """Write ``report.json``, ``report.txt`` (the table) and ``report.png`` into a folder, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", data)
-    (folder / "report.txt").write_text(table(data) + "\n", encoding="utf-8")
-    draw(folder / "report.png", data)
+    write_text(folder / "report.txt", table(data) + "\n")
+    with new_file(folder / "report.png") as partial:
+        draw(partial, data)
 
 
 def draw(path: Path, data: dict[str, Any]) -> None:
-    """Bars with the spread over seeds for the main measures, and the loss over time beside its baselines."""
-    rows, labels = data["rows"], [f"{row['model']}\n{row['sampling']}" for row in data["rows"]]
+    """Draw bars with the spread over seeds for the main measures, and the loss over time beside its baselines."""
+    rows, labels = data["rows"], [f"{row['model']}\n{row['setting']}" for row in data["rows"]]
     shown = ("frechet_judge", "frechet_judge_rebuilt", "frechet_clap", "all", "clap_own", "diversity", "copies", "seam")
     names = [name for name in shown if any(row["mean"].get(name) is not None for row in rows)]
     classes = _classes(rows)
@@ -231,12 +233,12 @@ def draw(path: Path, data: dict[str, Any]) -> None:
         panel.set_visible(False)
     figure.suptitle(f"{data['options']['clips']} clips, {data['seeds']} seeds, {data['date']}")
     figure.tight_layout()
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=100, format="png")
     plt.close(figure)
 
 
 def _draw_classes(panel: Any, rows: Sequence[dict[str, Any]], classes: Sequence[str]) -> None:
-    """A bar for every class and row: the shift of the class's mean."""
+    """Draw a bar for every class and row: the shift of the class's mean."""
     width = 0.8 / len(rows)
     for i, row in enumerate(rows):
         means = class_means(row, "shift")
@@ -246,7 +248,7 @@ def _draw_classes(panel: Any, rows: Sequence[dict[str, Any]], classes: Sequence[
             [means.get(label, 0.0) for label in classes],
             width=width,
             color=f"C{i}",
-            label=f"{row['model']} {row['sampling']}",
+            label=f"{row['model']} {row['setting']}",
         )
     panel.set_xticks(range(len(classes)), classes, fontsize=7, rotation=30)
     panel.set_title("class means: squared distance to rebuilt clips")

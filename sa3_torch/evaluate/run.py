@@ -1,27 +1,27 @@
-"""One model with one sampling and one seed: sounds of prompts of real clips and every measure on them."""
+"""Evaluate one model with one sampling and one seed: make sounds for captions of real clips, take every measure of
+them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sa3_mlx.common.generation.events import Event, Generation
+from sa3_mlx.common.generation.pipeline import BasePipeline
 from sa3_mlx.common.generation.request import Item, Request
-from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.sampling import Sampling
 from sa3_torch.evaluate.judge.judge import shares
+from sa3_torch.evaluate.measures.analysis import JUDGE, Analyser, Analysis
 from sa3_torch.evaluate.measures.by_class import by_class
 from sa3_torch.evaluate.measures.diversity import diversity
 from sa3_torch.evaluate.measures.frechet import frechet, frechet_with_interval
 from sa3_torch.evaluate.measures.inpainting import SHORTEST_SAMPLES, measure_inpainting
-from sa3_torch.evaluate.measures.latent_clap import LatentClap, clap_adherence
-from sa3_torch.evaluate.measures.listening import JUDGE, Ear, Heard
+from sa3_torch.evaluate.measures.latent_clap import clap_adherence
 from sa3_torch.evaluate.measures.memorisation import memorisation
+from sa3_torch.train.clap.network import LatentClap
 from sa3_torch.train.data.clip_cache import Clip, ClipSet
 from sa3_torch.train.run.random import Purpose, generator
 
@@ -31,30 +31,18 @@ Audio = NDArray[np.float32]
 SEEDS_APART = 1_000_000  # between repetitions
 
 
-class Pipeline(Protocol):
-    """Either twin's."""
-
-    folder: Path
-    config: ModelConfig
-
-    def generate(self, request: Request) -> Generation: ...
-    def stream(self, request: Request) -> Iterator[Event]: ...
-    def encode(self, audio: Audio) -> NDArray[np.float32]: ...
-    def decode(self, latents: NDArray[np.float32]) -> Audio: ...
-
-
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """A sound to make: the caption and the duration of a real clip, and a seed."""
+class ClipItem:
+    """Describe a sound to make: the caption and the duration of a real clip, and a seed."""
 
     clip: Clip
     item: Item
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """``clips`` of a run, of what ``prompts``, made ``batch`` at a time, ``inpaint`` clips of which a part is made anew
-    (0: none)."""
+class EvaluateOptions:
+    """Say how many ``clips`` a run has, of what ``prompts``, made ``batch`` at a time, and how many clips to
+    ``inpaint``."""
 
     prompts: Prompts
     clips: int
@@ -70,58 +58,72 @@ class Options:
 
 @dataclass
 class _Kept:
-    """What is noted while sounds are made."""
+    """Note what else is measured while sounds are made."""
 
     seconds: float = 0.0
     latents: dict[int, NDArray[np.float32]] = field(default_factory=dict)
 
 
-def jobs(clips: Sequence[Clip], count: int, seed: int) -> list[Job]:
-    """Prompts as frequent as among ``clips``, which are gone through again and again in a random order."""
+def clip_items(clips: Sequence[Clip], count: int, seed: int) -> list[ClipItem]:
+    """Return ``count`` sounds to make, prompts as frequent as among ``clips``, which are gone through in
+    random order."""
     rng = generator(seed, Purpose.CLIP_ORDER)
     found: list[Clip] = []
     while len(found) < count:
         found += [clips[i] for i in rng.permutation(len(clips))]
     return [
-        Job(clip=clip, item=Item(prompt=clip.caption, seconds=clip.seconds, seed=SEEDS_APART * seed + number))
+        ClipItem(clip=clip, item=Item(prompt=clip.caption, seconds=clip.seconds, seed=SEEDS_APART * seed + number))
         for number, clip in enumerate(found[:count])
     ]
 
 
-def batches(chosen: Sequence[Job], size: int) -> list[list[int]]:
-    """Indices of jobs of similar durations."""
+def batches(chosen: Sequence[ClipItem], size: int) -> list[list[int]]:
+    """Group sounds of similar durations; return their indices."""
     order = sorted(range(len(chosen)), key=lambda i: chosen[i].item.seconds)
     return [order[i : i + size] for i in range(0, len(order), size)]
 
 
 class Evaluator:
-    """What runs share: ``ear``, ``real`` clips, ``clips`` (the data), and a CLAP on latents where there is one."""
+    """Hold what runs share: the analyser, ``real`` clips, ``clips`` (the data), and a latent CLAP where
+    there is one."""
 
-    def __init__(self, ear: Ear, real: Real, clips: ClipSet, options: Options, clap: LatentClap | None = None) -> None:
-        self.ear, self.real, self.clips, self.options, self.clap = ear, real, clips, options, clap
+    def __init__(
+        self,
+        analyser: Analyser,
+        real: Real,
+        clips: ClipSet,
+        options: EvaluateOptions,
+        clap: LatentClap | None = None,
+    ) -> None:
+        self.analyser, self.real, self.clips, self.options, self.clap = analyser, real, clips, options, clap
 
     def count(self) -> int:
-        """How many clips ``run`` announces."""
+        """Return how many clips ``run`` announces."""
         return self.options.clips + len(self._inpainted())
 
     def run(
-        self, pipeline: Pipeline, sampling: Sampling, seed: int, advance: Callable[[int], None] = lambda _: None
+        self,
+        pipeline: BasePipeline[Any],
+        sampling: Sampling,
+        seed: int,
+        advance: Callable[[int], None] = lambda _: None,
     ) -> tuple[dict[str, float | None], dict[str, Any]]:
-        """Measures by name, and their details; ``advance`` hears how many clips are done, ``count`` in all.
+        """Return measures by name, and their details; ``advance`` is called with the number of clips done, ``count`` in
+        all.
 
         Raises ValueError for a model of another sample rate, or that cannot make clips of these durations.
         """
         check_rate(pipeline.config)
-        chosen, kept = jobs(self.real.asked.clips, self.options.clips, seed), _Kept()
+        chosen, kept = clip_items(self.real.asked.clips, self.options.clips, seed), _Kept()
         order = [i for rows in batches(chosen, self.options.batch) for i in rows]
-        heard = self.ear.listen(self._sounds(pipeline, sampling, chosen, kept), advance)
+        made = self.analyser.analyse(self._sounds(pipeline, sampling, chosen, kept), advance)
         seeds = [chosen[i].item.seed for i in order]
         measures: dict[str, float | None] = {"sample_seconds_per_clip": kept.seconds / len(chosen)}
         details: dict[str, Any] = {"seed": seed}
-        self._judged(heard, measures, details)
-        self._compared(heard, seeds, measures, details)
+        self._judged(made, measures, details)
+        self._compared(made, seeds, measures, details)
         if self.clap is not None:
-            found = clap_adherence(self.clap, [kept.latents[i] for i in order], heard.prompts, seed=seed)
+            found = clap_adherence(self.clap, [kept.latents[i] for i in order], made.prompts, seed=seed)
             measures |= {"clap_own": found.own, "clap_first": found.first}
             details["latent_clap"] = asdict(found)
         if inpainted := self._inpainted():
@@ -134,12 +136,12 @@ class Evaluator:
         return measures, details
 
     def _inpainted(self) -> list[Clip]:
-        """Real clips of which a part is made anew: long enough ones, spread over the set; may be none."""
+        """Return the real clips of which a part is made again: long enough ones, spread over the set; may be none."""
         long = [clip for clip in self.real.asked.clips if clip.samples >= SHORTEST_SAMPLES]
         return long[:: -(-len(long) // self.options.inpaint)] if long and self.options.inpaint else []
 
     def _sounds(
-        self, pipeline: Pipeline, sampling: Sampling, chosen: list[Job], kept: _Kept
+        self, pipeline: BasePipeline[Any], sampling: Sampling, chosen: list[ClipItem], kept: _Kept
     ) -> Iterator[tuple[Audio, Clip]]:
         for rows in batches(chosen, self.options.batch):
             made = pipeline.generate(Request(items=tuple([chosen[i].item for i in rows]), sampling=sampling))
@@ -149,36 +151,36 @@ class Evaluator:
                     kept.latents[i] = made.latents[row]
                 yield made.audio[row], chosen[i].clip
 
-    def _judged(self, heard: Heard, measures: dict[str, float | None], details: dict[str, Any]) -> None:
-        judged = heard.judged(self.ear.judge)
+    def _judged(self, made: Analysis, measures: dict[str, float | None], details: dict[str, Any]) -> None:
+        judged = made.judged(self.analyser.judge.classifier)
         if judged:
             found = shares(judged)
             details["judge"] = found
             names = ("all", "class", "notes_pitch", "notes_instrument", "chords_name", "drums_class", "noises_class")
             measures |= {name: found[name] for name in names}
-        measures |= asdict(heard.health)
+        measures |= asdict(made.faults)
 
     def _compared(
-        self, heard: Heard, seeds: list[int], measures: dict[str, float | None], details: dict[str, Any]
+        self, made: Analysis, seeds: list[int], measures: dict[str, float | None], details: dict[str, Any]
     ) -> None:
         real, training = self.real.asked, self.real.training
-        for name, features in heard.spaces.items():
+        for name, features in made.spaces.items():
             distance = frechet_with_interval(features, real.spaces[name])
             measures[f"frechet_{name}"] = distance.value
             measures[f"frechet_{name}_rebuilt"] = frechet(features, self.real.rebuilt.spaces[name])
             details[f"frechet_{name}"] = asdict(distance) | {"enough": distance.enough}
-        spread = diversity(heard.spaces[JUDGE], heard.prompts, real.spaces[JUDGE], real.prompts)
+        spread = diversity(made.spaces[JUDGE], made.prompts, real.spaces[JUDGE], real.prompts)
         measures["diversity"] = spread.ratio
         details["diversity"] = asdict(spread)
-        details["by_class"] = {label: asdict(found) for label, found in by_class(heard, self.real.rebuilt).items()}
+        details["by_class"] = {label: asdict(found) for label, found in by_class(made, self.real.rebuilt).items()}
         if training is None:
             return
-        copies = memorisation(heard.detail, training.detail, real.detail)
+        copies = memorisation(made.detail, training.detail, real.detail)
         measures |= {"copies": copies.share, "copy_ratio": copies.ratio}
         details["memorisation"] = asdict(copies) | {
             "worst": [
                 {
-                    "prompt": heard.clips[copy.index].caption,
+                    "prompt": made.clips[copy.index].caption,
                     "seed": seeds[copy.index],
                     "training": training.clips[copy.nearest].id,
                     "distance": copy.distance,

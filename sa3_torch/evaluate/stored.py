@@ -1,15 +1,15 @@
-"""Pre-encoded latents for the flow-matching loss."""
+"""Read pre-encoded latents for the flow-matching loss."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.generation.pipeline import BasePipeline
 from sa3_torch.evaluate.measures.flow import LatentClip
 from sa3_torch.train.data.clip_cache import ClipSet, read_index
 from sa3_torch.train.data.latents import LATENT_FORMAT, LatentItem, LatentSet
@@ -24,22 +24,17 @@ LARGEST_DIFFERENCE = 0.05  # of stored latents to the model's, relative L2: roun
 _COMPARED = 4
 
 
-class Encodes(Protocol):
-    """Either twin's Pipeline."""
-
-    config: ModelConfig
-
-    def encode(self, audio: Array) -> Array: ...
-
-
 def open_latents(folder: Path) -> LatentSet:
-    """Latents of whatever autoencoder; ``check_latents`` compares them with a model's."""
+    """Open latents of whatever autoencoder; ``check_latents`` compares them with a model's."""
     return LatentSet(folder, autoencoder=read_index(folder, LATENT_FORMAT)["autoencoder"])
 
 
 def split_latents(latents: LatentSet, max_frames: int) -> tuple[list[LatentClip], list[Array]]:
-    """Captioned held-out clips, and training latents (T, C); of long ones the first ``max_frames``, of many ones a
-    part that is spread over the set."""
+    """Return captioned held-out clips, and training latents (T, C).
+
+    Long ones are cut to ``max_frames``; of many ones a part is taken that is spread over the set. Raises ValueError
+    where a split has none.
+    """
     items = {split: [i for i in latents.items if i.split == split and i.captions] for split in ("validation", "train")}
     held_out = [
         LatentClip(latents=_read(latents, item, max_frames), caption=item.captions[0], seconds=item.seconds)
@@ -52,8 +47,8 @@ def split_latents(latents: LatentSet, max_frames: int) -> tuple[list[LatentClip]
     return held_out, training
 
 
-def check_latents(latents: LatentSet, clips: ClipSet, pipeline: Encodes) -> None:
-    """Raises ValueError when the model's autoencoder makes other latents of the same clips."""
+def check_latents(latents: LatentSet, clips: ClipSet, pipeline: BasePipeline[Any]) -> None:
+    """Raise ValueError when the model's autoencoder makes other latents of the same clips."""
     channels = pipeline.config.same.latent_channels
     if latents.channels != channels:
         raise ValueError(

@@ -18,9 +18,9 @@ from benchmarks.quality.new_sound import Run, measure, new_prompts, same_audio
 from benchmarks.quality.quality import Sampling
 from sa3_mlx.common.adapters.format import Applied
 from sa3_mlx.common.quant.calibration import read_prompts
-from sa3_torch.evaluate.judge import training as judge_training
+from sa3_torch.evaluate.judge import training
 from sa3_torch.evaluate.judge.judge import Judge
-from sa3_torch.evaluate.judge.training import train_judge
+from sa3_torch.evaluate.judge.training import train_classifier
 from sa3_torch.evaluate.prompts import held_out_prompts
 from sa3_torch.train.data.clip_cache import ClipSet, Draft, write_clips
 from sa3_torch.train.data.user_folder import import_folder
@@ -77,17 +77,20 @@ def test_held_out_pitches_are_prompts_and_no_clips(made: Path) -> None:
 @pytest.fixture(scope="module")
 def judge(made: Path) -> Judge:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(judge_training, "STEPS", 200)
-        train_judge([ClipSet(made / "noises"), ClipSet(made / "set")], made / "judge.npz", seed=0)
+        patch.setattr(training, "STEPS", 200)
+        train_classifier([ClipSet(made / "noises"), ClipSet(made / "set")], made / "judge.npz", seed=0)
     return Judge(made / "judge.npz")
 
 
 def test_the_judge_learns_the_new_class_beside_the_old_ones(made: Path, judge: Judge) -> None:
-    assert judge.classes == ["brown", "user", "white"]
+    assert judge.classifier.classes == ["brown", "user", "white"]
     for midi in HELD_OUT:
-        assert judge.classify(bell(midi, generator(5, midi))).label == "user"
+        assert judge.classifier.classify(bell(midi, generator(5, midi))).label == "user"
     noises = ClipSet(made / "noises")
-    assert [judge.classify(noises.read(clip)).label for clip in noises.select("validation")] == ["white", "brown"]
+    assert [judge.classifier.classify(noises.read(clip)).label for clip in noises.select("validation")] == [
+        "white",
+        "brown",
+    ]
 
 
 def test_sounds_are_counted_with_the_adapter_and_without(

@@ -1,4 +1,4 @@
-"""``sa3 evaluate`` on a random model, the flow-matching loss beside its baselines, and what it is asked to do."""
+"""Test ``sa3 evaluate`` on a random model, the flow-matching loss beside its baselines, and what it is asked to do."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from tests.support.command import sa3
 torch = pytest.importorskip("torch")
 pytest.importorskip("scipy", reason="the training extra is not installed")
 
-from sa3_mlx.common.generation.request import Item
+from sa3_mlx.common.generation.request import Item, Request
 from sa3_mlx.common.model.sampling import Sampling
 from sa3_torch.evaluate.comparison import Entry, compare, compare_one_step
 from sa3_torch.evaluate.judge.judge import Judge
+from sa3_torch.evaluate.measures.analysis import Analyser
 from sa3_torch.evaluate.measures.flow import LatentClip, TorchFlow, Velocity, flow_losses, other_captions
 from sa3_torch.evaluate.measures.frechet import frechet
 from sa3_torch.evaluate.measures.inpainting import measure_inpainting
-from sa3_torch.evaluate.measures.listening import Ear
 from sa3_torch.evaluate.measures.one_step import ONE_STEP, many_steps, one_step_error, one_steps
-from sa3_torch.evaluate.real import hear_real, real_count
-from sa3_torch.evaluate.report import draw, notes, report, table
-from sa3_torch.evaluate.run import Evaluator, Options, batches, jobs
+from sa3_torch.evaluate.real import analyse_real, real_count
+from sa3_torch.evaluate.report import FORMAT, draw, notes, report, table
+from sa3_torch.evaluate.run import EvaluateOptions, Evaluator, batches, clip_items
 from sa3_torch.evaluate.stored import split_latents
 from sa3_torch.pipeline import Pipeline
 from sa3_torch.train.data.clip_cache import ClipSet
@@ -41,18 +41,18 @@ from sa3_torch.trajectory import visit
 
 @pytest.fixture(scope="module")
 def latents(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> LatentSet:
-    """Of the random model's autoencoder."""
+    """Encode the clips by the random model's autoencoder."""
     encoding = EncodeConfig(copies=1, seed=0, shard_frames=1000, chunk_frames=None)
     source = ClipSource(ClipSet(workspace / "clips"), 2)
     return PreEncoder(source, workspace / "random", tmp_path_factory.mktemp("evaluate") / "latents", encoding).run()
 
 
-def test_settings_are_written_in_one_way() -> None:
-    setting = Sampling.parse("pingpong:8:1")
-    assert (setting.sampler, setting.steps, setting.guidance, str(setting)) == ("pingpong", 8, 1.0, "pingpong:8:1")
+def test_samplings_are_written_in_one_way() -> None:
+    fast = Sampling.parse("pingpong:8:1")
+    assert (fast.sampler, fast.steps, fast.guidance.scale, str(fast)) == ("pingpong", 8, 1.0, "pingpong:8:1")
     assert str(Sampling.parse("euler:50:3.5")) == "euler:50:3.5"
     plain = Sampling.parse("dpmpp:15:3:0")
-    assert str(plain) == "dpmpp:15:3:0" and plain.request([Item(prompt="a", seconds=1, seed=0)]).guidance.apg == 0
+    assert str(plain) == "dpmpp:15:3:0" and plain.guidance.apg == 0
     for text in ("euler", "euler:x:1", "euler:1:1:x", "euler:1:1:1:1"):
         with pytest.raises(ValueError, match="expected SAMPLER:STEPS:GUIDANCE"):
             Sampling.parse(text)
@@ -62,16 +62,16 @@ def test_settings_are_written_in_one_way() -> None:
 
 def test_prompts_are_as_frequent_as_in_the_real_clips(workspace: Path) -> None:
     clips = ClipSet(workspace / "clips").select("validation")
-    chosen = jobs(clips, 3 * len(clips), 0)
-    assert sorted(job.clip.id for job in chosen) == sorted(3 * [clip.id for clip in clips])
-    assert len({job.item.seed for job in chosen + jobs(clips, 8, 1)}) == len(chosen) + 8
-    assert [job.clip.id for job in jobs(clips, 8, 1)] != [job.clip.id for job in jobs(clips, 8, 2)]
+    chosen = clip_items(clips, 3 * len(clips), 0)
+    assert sorted(made.clip.id for made in chosen) == sorted(3 * [clip.id for clip in clips])
+    assert len({made.item.seed for made in chosen + clip_items(clips, 8, 1)}) == len(chosen) + 8
+    assert [made.clip.id for made in clip_items(clips, 8, 1)] != [made.clip.id for made in clip_items(clips, 8, 2)]
     rows = batches(chosen, 5)
     assert sorted(i for part in rows for i in part) == list(range(len(chosen))) and max(map(len, rows)) == 5
 
 
 class Linear:
-    """A model that is the linear baseline, whatever the caption; without one it says nothing."""
+    """Predict as the linear baseline, whatever the caption; without one, zero."""
 
     def __init__(self, baseline: WienerBaseline) -> None:
         self.baseline, self.seen = baseline, [[], []]  # type: ignore[var-annotated]
@@ -112,7 +112,7 @@ def test_the_loss_of_the_linear_model_is_the_linear_baseline() -> None:
 def test_the_velocity_is_that_of_sampling(workspace: Path) -> None:
     """At the states of a run (measured: equal to 1e-6)."""
     pipeline = Pipeline.load(workspace / "random", device="cpu")
-    request = Sampling.parse("euler:2:2").request([Item(prompt="low bell", seconds=0.4, seed=3)])
+    request = Request(items=(Item(prompt="low bell", seconds=0.4, seed=3),), sampling=Sampling.parse("euler:2:2"))
     conditional, _, _, empty = visit(pipeline, request)
     flow = TorchFlow(pipeline)
     for state, dropped in ((conditional, False), (empty, True)):
@@ -145,19 +145,19 @@ def test_inpainting_of_a_random_model_is_worse_than_its_own_autoencoder(workspac
 
 def test_every_measure_of_a_run(workspace: Path) -> None:
     pipeline, clips = Pipeline.load(workspace / "random", device="cpu"), ClipSet(workspace / "clips")
-    ear, done = Ear(judge=Judge(), spaces=()), []
-    real = hear_real(ear, pipeline, clips, "held-out", 6, advance=done.append)
+    analyser, done = Analyser(judge=Judge(), spaces=()), []
+    real = analyse_real(analyser, pipeline, clips, "held-out", 6, advance=done.append)
     assert sum(done) == real_count(clips, pipeline.config, "held-out", 6) == 4 + 4 + 12
     assert real.about["clips"] == 4 and real.about["judge_real"]["notes_pitch"] == 1 and not real.about["enough"]
-    options, counted = Options(prompts="held-out", clips=6, batch=4, inpaint=0), []
-    evaluator = Evaluator(ear, real, clips, options)
-    setting = Sampling.parse("euler:1:1")
-    measures, details = evaluator.run(pipeline, setting, 0, counted.append)
-    again, _ = evaluator.run(pipeline, setting, 0)
+    options, counted = EvaluateOptions(prompts="held-out", clips=6, batch=4, inpaint=0), []
+    evaluator = Evaluator(analyser, real, clips, options)
+    sampling = Sampling.parse("euler:1:1")
+    measures, details = evaluator.run(pipeline, sampling, 0, counted.append)
+    again, _ = evaluator.run(pipeline, sampling, 0)
     assert sum(counted) == 6 == evaluator.count()
     slow = SimpleNamespace(config=replace(pipeline.config, name="slow", sample_rate=8000))
     with pytest.raises(ValueError, match="slow works at 8000 Hz: evaluation is for 44100 Hz"):
-        evaluator.run(slow, setting, 0)  # type: ignore[arg-type]
+        evaluator.run(slow, sampling, 0)  # type: ignore[arg-type]
     timing = "sample_seconds_per_clip"
     assert {k: v for k, v in again.items() if k != timing} == {k: v for k, v in measures.items() if k != timing}
     assert measures["frechet_judge"] > real.about["frechet_judge"]["real_halves"]  # type: ignore[operator]
@@ -166,28 +166,28 @@ def test_every_measure_of_a_run(workspace: Path) -> None:
     assert frechet(rebuilt, real.asked.spaces["judge"]) == real.about["frechet_judge"]["autoencoder"] > 1
     clip = clips.select("validation")[0]
     audio = np.repeat(clips.read(clip)[:, :1], 2, axis=1)
-    heard = ear.judge.embedding(pipeline.decode(pipeline.encode(audio))[: len(audio)])
-    np.testing.assert_allclose(heard, rebuilt[0], rtol=1e-4, atol=1e-4)
+    embedding = analyser.judge.classifier.embedding(pipeline.decode(pipeline.encode(audio))[: len(audio)])
+    np.testing.assert_allclose(embedding, rebuilt[0], rtol=1e-4, atol=1e-4)
     assert not measures["not_finite"] and measures["diversity"] is not None
     labels = {clip.label for clip in real.asked.clips}
     assert set(details["by_class"]) <= labels and all(found["shift"] > 0 for found in details["by_class"].values())
     worst = details["memorisation"]["worst"][0]
     assert worst["training"] in {clip.id for clip in clips.select("train")} and worst["prompt"]
-    entry = Entry(name="random", pipeline=pipeline, setting=setting)
+    entry = Entry(name="random", pipeline=pipeline, sampling=sampling)
     errors = compare_one_step([entry], entry, evaluator, 2)
     assert errors == {"random": [0, 0]}
 
 
 def test_prompts_of_training_clips(workspace: Path) -> None:
-    """What recipes are chosen by: no held-out clip is heard, and nothing is said about copies."""
+    """Recipes are chosen by them: no held-out clip is analysed, and nothing is said about copies."""
     pipeline, clips = Pipeline.load(workspace / "random", device="cpu"), ClipSet(workspace / "clips")
-    ear, done = Ear(judge=Judge(), spaces=()), []
-    real = hear_real(ear, pipeline, clips, "training", 5, advance=done.append)
+    analyser, done = Analyser(judge=Judge(), spaces=()), []
+    real = analyse_real(analyser, pipeline, clips, "training", 5, advance=done.append)
     assert sum(done) == real_count(clips, pipeline.config, "training", 5) == 5 + 5
     assert len(real.asked.clips) == 5 and all(clip.split == "train" for clip in real.asked.clips)
     assert real.training is None
-    evaluator = Evaluator(ear, real, clips, Options(prompts="training", clips=5, batch=4, inpaint=0))
-    entry = Entry(name="random", pipeline=pipeline, setting=Sampling.parse("euler:1:1"))
+    evaluator = Evaluator(analyser, real, clips, EvaluateOptions(prompts="training", clips=5, batch=4, inpaint=0))
+    entry = Entry(name="random", pipeline=pipeline, sampling=Sampling.parse("euler:1:1"))
     row = compare(evaluator, entry, 3)
     assert "copies" not in row.mean and row.mean["frechet_judge"] is not None and row.mean["diversity"] is not None
     found = report([row], real, evaluator.options, 3, {}, {}, None)
@@ -195,7 +195,7 @@ def test_prompts_of_training_clips(workspace: Path) -> None:
 
 
 class Words:
-    """A CLAP on latents that hears two channels and reads the length of the text."""
+    """Pretend to be a CLAP on latents: two channels of the sound, the length of the text."""
 
     def __init__(self) -> None:
         self.loaded: list[tuple[Path, Path]] = []
@@ -223,7 +223,7 @@ def test_the_command(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Two settings, a teacher, latents: a table, a line of JSON, three files."""
+    """Give two samplings, a teacher, latents: a table, a line of JSON, three files."""
     monkeypatch.setenv("SA3_HOME", str(tmp_path / "home"))
     model = str(workspace / "random")
     common = ("--data", workspace / "clips", "--backend", "torch", "--inpaint", "0", "--clips", "4", "--seeds", "2")
@@ -269,6 +269,16 @@ def test_the_command(
     ticks = {panel.get_title(): [tick.get_text() for tick in panel.get_xticklabels()] for panel in figures[0].axes}
     assert ticks["FD judge"] == ["random\neuler:1:1", "random\npingpong:2:1"]
     assert ticks["class means: squared distance to rebuilt clips"] == sorted(classes)
+
+
+def test_reports_of_before_are_read() -> None:
+    """Lay out every report that is kept; the first ones were made without measures by class."""
+    kept = sorted((Path(__file__).parents[2] / "benchmarks" / "results").glob("evaluation-*.json"))
+    assert len(kept) > 10
+    for path in kept:
+        data = json.loads(path.read_text())
+        assert data["format"] == FORMAT
+        assert f"{data['rows'][0]['model']} {data['rows'][0]['setting']}" in table(data)
 
 
 def test_what_cannot_be_evaluated_is_refused(

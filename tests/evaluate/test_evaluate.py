@@ -12,15 +12,16 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from sa3_torch.evaluate.judge.judge import Judge, attack_brightness, features, tail_level
+from sa3_torch.evaluate.judge.classifier import attack_brightness, features, tail_level
+from sa3_torch.evaluate.judge.judge import Judge
+from sa3_torch.evaluate.measures.analysis import Analyser, Analysis
 from sa3_torch.evaluate.measures.by_class import by_class
 from sa3_torch.evaluate.measures.diversity import diversity, pairwise_distance
+from sa3_torch.evaluate.measures.faults import clip_faults, faults
 from sa3_torch.evaluate.measures.features import ClapSpace
 from sa3_torch.evaluate.measures.frechet import ENOUGH, frechet, frechet_with_interval, real_floor
-from sa3_torch.evaluate.measures.health import condition, health
 from sa3_torch.evaluate.measures.inpainting import jump, kept_error, seam
 from sa3_torch.evaluate.measures.latent_clap import clap_adherence
-from sa3_torch.evaluate.measures.listening import Ear, Heard
 from sa3_torch.evaluate.measures.memorisation import memorisation, nearest
 from sa3_torch.evaluate.measures.one_step import one_step_error
 
@@ -91,18 +92,18 @@ def test_copies_have_no_diversity() -> None:
         pairwise_distance(real[:1])
 
 
-def heard_as(label: str, sounds: Sequence[np.ndarray]) -> Heard:
+def analysis_of(label: str, sounds: Sequence[np.ndarray]) -> Analysis:
     clip = SimpleNamespace(caption="a sound", label=label, instrument=None, midi=None)
-    return Ear(judge=Judge(), spaces=()).listen((sound, clip) for sound in sounds)  # type: ignore[misc]
+    return Analyser(judge=Judge(), spaces=()).analyse((sound, clip) for sound in sounds)  # type: ignore[misc]
 
 
-def joined(*parts: Heard) -> Heard:
-    return Heard(
+def joined(*parts: Analysis) -> Analysis:
+    return Analysis(
         clips=sum((part.clips for part in parts), ()),
         verdicts=sum((part.verdicts for part in parts), ()),
         spaces={"judge": np.concatenate([part.spaces["judge"] for part in parts])},
         detail=np.concatenate([part.detail for part in parts]),
-        health=parts[0].health,
+        faults=parts[0].faults,
     )
 
 
@@ -128,10 +129,10 @@ def test_level_of_the_tail_and_brightness_of_the_attack_are_in_db() -> None:
 
 
 def test_classes_are_compared_with_real_clips_of_theirs() -> None:
-    real = joined(*(heard_as(name, [burst(i, decay_db=30) for i in range(3)]) for name in ("snare", "clap")))
-    long = heard_as("snare", [burst(i, decay_db=20) for i in range(3, 6)])
-    same = heard_as("clap", [burst(i, decay_db=30) for i in range(3)])
-    found = by_class(joined(same, long, heard_as("tom", [burst(1, decay_db=20)])), real)
+    real = joined(*(analysis_of(name, [burst(i, decay_db=30) for i in range(3)]) for name in ("snare", "clap")))
+    long = analysis_of("snare", [burst(i, decay_db=20) for i in range(3, 6)])
+    same = analysis_of("clap", [burst(i, decay_db=30) for i in range(3)])
+    found = by_class(joined(same, long, analysis_of("tom", [burst(1, decay_db=20)])), real)
     assert list(found) == ["clap", "snare"]  # no real tom
     assert (found["clap"].shift, found["clap"].tail, found["clap"].attack) == (0, 0, 0)
     assert found["snare"].clips == 3 and found["snare"].shift > 1
@@ -197,14 +198,14 @@ def test_one_step_error_is_relative_to_the_variance() -> None:
         one_step_error(wanted[:1], wanted)
 
 
-def test_health_counts_each_clip_once() -> None:
+def test_faults_count_each_clip_once() -> None:
     good = steady(440)
     broken = good.copy()
     broken[5] = np.nan
-    found = health([condition(audio) for audio in (good, 0 * good, broken, 5 * good)])
+    found = faults([clip_faults(audio) for audio in (good, 0 * good, broken, 5 * good)])
     assert (found.silent, found.not_finite, found.clipped) == (0.25, 0.25, 0.25)
     with pytest.raises(ValueError, match="no clips"):
-        health([])
+        faults([])
 
 
 class WordClap:
@@ -240,9 +241,9 @@ def test_adherence_by_a_clap_on_latents() -> None:
 def fake_transformers() -> ModuleType:
     """A CLAP whose features are the mean and the length of the sound, and the length of the text."""
 
-    class Processor:
+    class FakeProcessor:
         @classmethod
-        def from_pretrained(cls, folder: Path, *, local_files_only: bool) -> Processor:
+        def from_pretrained(cls, folder: Path, *, local_files_only: bool) -> FakeProcessor:
             assert local_files_only and folder.is_dir()
             return cls()
 
@@ -251,8 +252,8 @@ def fake_transformers() -> ModuleType:
             values = [[1.0, len(x) / 48_000 if audio else float(len(x))] for x in (audio or text)]
             return {"values": torch.tensor(values), **({"padding": torch.tensor(padding)} if text else {})}
 
-    class Model(Processor):
-        def eval(self) -> Model:
+    class FakeModel(FakeProcessor):
+        def eval(self) -> FakeModel:
             return self
 
         def get_audio_features(self, values: torch.Tensor) -> torch.Tensor:
@@ -263,7 +264,7 @@ def fake_transformers() -> ModuleType:
             return SimpleNamespace(pooler_output=values)
 
     module = ModuleType("transformers")
-    module.ClapModel, module.ClapProcessor = Model, Processor  # type: ignore[attr-defined]
+    module.ClapModel, module.ClapProcessor = FakeModel, FakeProcessor  # type: ignore[attr-defined]
     return module
 
 

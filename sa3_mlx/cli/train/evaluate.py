@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,10 +18,10 @@ from sa3_mlx.cli.home import find_model
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sa3_mlx.common.generation.pipeline import BasePipeline
     from sa3_torch.evaluate.comparison import Entry
     from sa3_torch.evaluate.measures.flow import FlowLosses
     from sa3_torch.evaluate.real import Prompts
-    from sa3_torch.evaluate.run import Pipeline
     from sa3_torch.train.data.clip_cache import ClipSet
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -34,23 +34,23 @@ class _Models:
 
     backend: backend.Backend
     device: str
-    opened: dict[str, Pipeline]
+    opened: dict[str, BasePipeline[Any]]
 
-    def pipeline(self, name: str) -> Pipeline:
+    def pipeline(self, name: str) -> BasePipeline[Any]:
         if name not in self.opened:
             folder = find_model(name, generates=True).folder
             self.opened[name] = backend.load(folder, self.backend, device=self.device)
         return self.opened[name]
 
-    def entries(self, text: str, settings: tuple[str, ...]) -> list[Entry]:
-        """MODEL with every setting, or with its own; MODEL@SETTING with that one."""
+    def entries(self, text: str, samplings: tuple[str, ...]) -> list[Entry]:
+        """Return MODEL with every sampling, or with its usual one; MODEL@SAMPLER:STEPS:GUIDANCE with that one."""
         from sa3_mlx.common.model.sampling import Sampling
         from sa3_torch.evaluate.comparison import Entry
 
         name, _, own = text.partition("@")
         pipeline = self.pipeline(name)
-        chosen = [own] if own else list(settings)
-        found = [Sampling.parse(setting) for setting in chosen] or [pipeline.config.usual_sampling]
+        chosen = [own] if own else list(samplings)
+        found = [Sampling.parse(sampling) for sampling in chosen] or [pipeline.config.usual_sampling]
         label = Path(name).parent.name if Path(name).name == "model" else Path(name).name
         return [Entry(name=label, pipeline=pipeline, sampling=sampling) for sampling in found]
 
@@ -66,7 +66,7 @@ class _Models:
 )
 @click.option(
     "--setting",
-    "settings",
+    "samplings",
     multiple=True,
     metavar="SAMPLER:STEPS:GUIDANCE[:APG]",
     help="Such as euler:50:3; repeatable. Default: the model's own.",
@@ -105,7 +105,7 @@ def evaluate(
     model: str,
     data: Path,
     latents: Path | None,
-    settings: tuple[str, ...],
+    samplings: tuple[str, ...],
     against: tuple[str, ...],
     teacher: str | None,
     seeds: int,
@@ -131,27 +131,27 @@ def evaluate(
         raise click.ClickException("evaluation needs the training extra: pip install 'sa3[train]'")
     from sa3_torch.evaluate.comparison import compare, compare_one_step
     from sa3_torch.evaluate.judge.judge import Judge
+    from sa3_torch.evaluate.measures.analysis import Analyser
     from sa3_torch.evaluate.measures.features import ClapSpace
-    from sa3_torch.evaluate.measures.listening import Ear
-    from sa3_torch.evaluate.real import hear_real, real_count
+    from sa3_torch.evaluate.real import analyse_real, real_count
     from sa3_torch.evaluate.report import report, save_report, table
-    from sa3_torch.evaluate.run import Evaluator, Options
+    from sa3_torch.evaluate.run import EvaluateOptions, Evaluator
     from sa3_torch.train.clap.network import LatentClap
     from sa3_torch.train.data.clip_cache import ClipSet
 
     models = _Models(backend=backend.choose(wanted, device), device=device, opened={})
-    entries = [entry for name in (model, *against) for entry in models.entries(name, settings)]
+    entries = [entry for name in (model, *against) for entry in models.entries(name, samplings)]
     guide = None if teacher is None else _teacher(models, teacher)
-    sounds, options = ClipSet(data), Options(prompts=prompts, clips=clips, batch=batch, inpaint=inpaint)
-    ear = Ear(judge=Judge(), spaces=[] if clap is None else [ClapSpace(clap)])
-    first, listener = entries[0].pipeline, None
+    sounds, options = ClipSet(data), EvaluateOptions(prompts=prompts, clips=clips, batch=batch, inpaint=inpaint)
+    analyser = Analyser(judge=Judge(), spaces=[] if clap is None else [ClapSpace(clap)])
+    first, latent_space = entries[0].pipeline, None
     if latent_clap is not None:
         for entry in entries:  # one that was trained on latents of another autoencoder is refused
-            listener = LatentClap.load(latent_clap, autoencoder=entry.pipeline.folder)
+            latent_space = LatentClap.load(latent_clap, autoencoder=entry.pipeline.folder)
     flow = {} if latents is None else _flow(models, entries, latents, sounds)
     with _bar("real clips", real_count(sounds, first.config, prompts, clips)) as advance:
-        real = hear_real(ear, first, sounds, prompts, clips, clap=listener, advance=advance)
-    evaluator, rows = Evaluator(ear, real, sounds, options, listener), []
+        real = analyse_real(analyser, first, sounds, prompts, clips, clap=latent_space, advance=advance)
+    evaluator, rows = Evaluator(analyser, real, sounds, options, latent_space), []
     errors: dict[str, list[float]] = {}
     if guide is not None:
         with _bar("one step", seeds * clips * (1 + len({entry.name for entry in entries}))) as advance:

@@ -1,1 +1,1 @@
-"""The judge of the demo sounds."""
+"""Judge demo sounds."""

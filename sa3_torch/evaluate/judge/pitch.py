@@ -1,8 +1,8 @@
-"""Pitch of a note and name of a chord, by signal processing alone (no training).
+"""Find the pitch of a note and the name of a chord by signal processing, without training.
 
 Notes: YIN (de Cheveigne and Kawahara 2002) on frames of 93 ms, then the energy-weighted median of the frames that are
-periodic. Nothing is folded into an octave: an octave error is an error.
-Chords: semitone-band amplitudes of the whole clip, matched with the 24 triads and their first harmonics.
+periodic. Nothing is folded into an octave: an octave error is an error. Chords: semitone-band amplitudes of the whole
+clip, matched with the 24 triads and their first harmonics.
 """
 
 from __future__ import annotations
@@ -13,28 +13,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sa3_torch.train.autoencoder.metrics import Float, mono
+from sa3_torch.train.demo_set.sounds import NAMES
 
 LOWEST_HZ, HIGHEST_HZ = 60.0, 1200.0
 FRAME, HOP = 4096, 1024
 SILENT = 1e-8  # mean power
 PERIODIC = 0.15  # the first dip of the normalised difference below this is the period
-_NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 
 
 @dataclass(frozen=True)
 class Pitch:
-    """``midi`` is fractional; ``confidence`` is the share of the energy that lies in periodic frames, 0 to 1."""
+    """Hold a pitch: ``midi`` is fractional; ``confidence`` is the share of the energy in periodic frames, 0 to 1."""
 
     midi: float
     confidence: float
 
     @property
     def hz(self) -> float:
+        """Return the pitch in Hz."""
         return float(440 * 2 ** ((self.midi - 69) / 12))
 
 
 def _yin(frame: Float, sample_rate: int) -> tuple[float, float]:
-    """Frequency in Hz and aperiodicity (0 periodic, about 1 noise) of one frame."""
+    """Return frequency in Hz and aperiodicity (0 periodic, about 1 noise) of one frame."""
     longest, shortest = int(sample_rate / LOWEST_HZ), int(sample_rate / HIGHEST_HZ)
     width = len(frame) - longest
     size = 2 * len(frame)
@@ -54,7 +55,7 @@ def _yin(frame: Float, sample_rate: int) -> tuple[float, float]:
 
 
 def _frames(audio: NDArray[np.floating]) -> tuple[Float, Float]:
-    """Frames (n, FRAME) of the mono signal, at least one, and their energies (n,)."""
+    """Return frames (n, FRAME) of the mono signal, at least one, and their energies (n,)."""
     signal = mono(audio)
     signal = np.pad(signal, (0, max(0, FRAME - len(signal))))
     frames = np.lib.stride_tricks.sliding_window_view(signal, FRAME)[::HOP]
@@ -62,7 +63,7 @@ def _frames(audio: NDArray[np.floating]) -> tuple[Float, Float]:
 
 
 def pitch_of(audio: NDArray[np.floating], sample_rate: int = 44_100) -> Pitch:
-    """Pitch of a single note in (L,) or (L, channels). Silence and noise give confidence near 0."""
+    """Find the pitch of a single note in (L,) or (L, channels). Silence and noise give confidence near 0."""
     frames, energies = _frames(audio)
     if energies.max() < SILENT * FRAME:
         return Pitch(0.0, 0.0)
@@ -80,10 +81,9 @@ def pitch_of(audio: NDArray[np.floating], sample_rate: int = 44_100) -> Pitch:
 def still_voiced(
     reference: NDArray[np.floating], output: NDArray[np.floating], sample_rate: int = 44_100
 ) -> float | None:
-    """Share of the voiced frames of ``reference`` that are voiced in ``output``, over their common length; None without
-    any.
+    """Return the share of the voiced frames of ``reference`` that are voiced in ``output``, over their common length.
 
-    Voiced: aperiodicity below PERIODIC, and in the reference within 30 dB of its loudest frame.
+    Voiced: aperiodicity below PERIODIC, and in the reference within 30 dB of its loudest frame. None without any.
     """
     length = min(len(reference), len(output))
     frames, energies = _frames(reference[:length])
@@ -96,18 +96,18 @@ def still_voiced(
 
 
 def cents_off(audio: NDArray[np.floating], midi: int, sample_rate: int = 44_100) -> float:
-    """Signed distance in cents from the written pitch; 1200 for an octave too high."""
+    """Return the signed distance in cents from the written pitch; 1200 for an octave too high."""
     return 100 * (pitch_of(audio, sample_rate).midi - midi)
 
 
 def judge_note(audio: NDArray[np.floating], midi: int, sample_rate: int = 44_100) -> bool:
-    """True when the pitch is heard clearly (confidence at least 0.3) and lies within 50 cents of ``midi``."""
+    """Return whether the pitch is clear (confidence at least 0.3) and lies within 50 cents of ``midi``."""
     pitch = pitch_of(audio, sample_rate)
     return pitch.confidence >= 0.3 and abs(pitch.midi - midi) <= 0.5
 
 
 def semitones(audio: NDArray[np.floating], sample_rate: int = 44_100) -> Float:
-    """Peak amplitude in each of 49 semitone bands C3..C7 of the first two seconds; the largest is one."""
+    """Return the peak amplitude in each of 49 semitone bands C3..C7 of the first two seconds; the largest is one."""
     signal = mono(audio)[: 2 * sample_rate]
     size = 1 << 17
     amplitude = np.abs(np.fft.rfft(signal * np.hanning(len(signal)), size))
@@ -120,7 +120,7 @@ def semitones(audio: NDArray[np.floating], sample_rate: int = 44_100) -> Float:
 
 
 def chord_of(audio: NDArray[np.floating], sample_rate: int = 44_100) -> tuple[str, str]:
-    """Root ("C".."B") and quality ("major" or "minor") of a triad whose root lies in C3..B3."""
+    """Name a triad whose root lies in C3..B3: root ("C".."B") and quality ("major" or "minor")."""
     bands = np.sqrt(semitones(audio, sample_rate))
     best, answer = -1.0, ("C", "major")
     for root in range(12):
@@ -131,5 +131,5 @@ def chord_of(audio: NDArray[np.floating], sample_rate: int = 44_100) -> tuple[st
                     template[root + interval + harmonic] += level
             score = float(bands @ template / (np.linalg.norm(template) * max(float(np.linalg.norm(bands)), 1e-12)))
             if score > best:
-                best, answer = score, (_NAMES[root], quality)
+                best, answer = score, (NAMES[root], quality)
     return answer

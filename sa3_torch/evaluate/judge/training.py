@@ -1,8 +1,8 @@
-"""Recipe of the judge's weights: a network of one hidden layer, trained in numpy on the train split of the demo set.
+"""Train the judge's classifier, a network of one hidden layer, on the train split of the demo set.
 
 Command: ``python -m sa3_torch.evaluate.judge.training CACHE [--out judge.npz]`` (a minute on one core). Every clip is
-seen as rendered and in damaged versions (dull, noisy, shortened, late), so that the judge also works on the output of
-small models.
+used as rendered and in damaged versions (dull, noisy, shortened, late), so that the classifier also works on the output
+of small models.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ from pathlib import Path
 
 import click
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from sa3_torch.train.data.clip_cache import Clip, ClipSet
+from sa3_torch.train.data.clip_cache import SAMPLE_RATE, Clip, ClipSet
 from sa3_torch.train.run.random import Purpose, generator
 
-from .judge import SAMPLE_RATE, WEIGHTS, Judge, features
+from .classifier import WEIGHTS, features
+from .judge import Judge
 
 HIDDEN = 40
 VERSIONS = 4  # damaged versions of each clip
@@ -25,11 +28,12 @@ STEPS, BATCH, RATE, DECAY = 3000, 128, 2e-3, 2e-3
 
 
 def class_name(clip: Clip) -> str:
+    """Name the class of a clip: "note:piano", "kick"."""
     return f"{clip.label}:{clip.instrument}" if clip.instrument else clip.label
 
 
 def damage(audio: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """A worse version: half of them low-passed, half with noise, some late, some cut short."""
+    """Return a worse version (L,) of a clip (L, 1): half are low-passed, half noisy, some late, some cut short."""
     out = audio[:, 0].astype(np.float64)
     if rng.random() < 0.5:
         f = np.fft.rfftfreq(len(out), 1 / SAMPLE_RATE)
@@ -45,7 +49,7 @@ def damage(audio: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.f
 
 
 def table(clips: ClipSet, split: str, seed: int, classes: list[str]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Features (rows, F) and class numbers (rows,) of a split; the train split includes damaged versions."""
+    """Return features (rows, F) and class numbers (rows,) of a split; the train split includes damaged versions."""
     rows, answers = [], []
     for index, clip in enumerate(clips.clips):
         if clip.split != split or clip.kind == "sample":
@@ -60,45 +64,29 @@ def table(clips: ClipSet, split: str, seed: int, classes: list[str]) -> tuple[ND
 
 
 def train(x: NDArray[np.float32], y: NDArray[np.int64], classes: int, seed: int) -> list[NDArray[np.float32]]:
-    """AdamW on the cross entropy of x (rows, F), classes drawn equally often -> [w1, b1, w2, b2]."""
+    """Return [w1, b1, w2, b2] after AdamW on the cross entropy of x (rows, F), classes drawn equally often."""
     rng = generator(seed, Purpose.JUDGE_TRAINING)
-    sizes = (x.shape[1], HIDDEN, classes)
-    weights = [
-        rng.standard_normal(sizes[:2]) * np.sqrt(2 / sizes[0]),
-        np.zeros(HIDDEN),
-        rng.standard_normal(sizes[1:]) * np.sqrt(1 / HIDDEN),
-        np.zeros(classes),
-    ]
-    first, second = [np.zeros_like(w) for w in weights], [np.zeros_like(w) for w in weights]
+    first = rng.standard_normal((x.shape[1], HIDDEN)) * np.sqrt(2 / x.shape[1])
+    second = rng.standard_normal((HIDDEN, classes)) * np.sqrt(1 / HIDDEN)
+    weights = [torch.from_numpy(w) for w in (first, np.zeros(HIDDEN), second, np.zeros(classes))]
+    w1, b1, w2, b2 = (w.requires_grad_() for w in weights)
+    optimizer = torch.optim.AdamW(weights, lr=RATE, weight_decay=DECAY)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     chance = 1 / np.bincount(y, minlength=classes)[y]
     chance /= chance.sum()
-    for step in range(1, STEPS + 1):
+    for _ in range(STEPS):
         pick = rng.choice(len(x), size=BATCH, p=chance)
-        gradients = _gradients(weights, x[pick] + 0.1 * rng.standard_normal((BATCH, x.shape[1])), y[pick])
-        rate = RATE * 0.5 * (1 + np.cos(np.pi * step / STEPS))
-        for w, g, m, v in zip(weights, gradients, first, second, strict=True):
-            m += 0.1 * (g - m)
-            v += 0.001 * (g * g - v)
-            w -= rate * (m / (1 - 0.9**step) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8) + DECAY * w)
-    return [w.astype(np.float32) for w in weights]
+        batch = torch.from_numpy(x[pick] + 0.1 * rng.standard_normal((BATCH, x.shape[1])))
+        loss = F.cross_entropy((batch @ w1 + b1).relu() @ w2 + b2, torch.from_numpy(y[pick]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        cosine.step()
+    return [w.detach().numpy().astype(np.float32) for w in weights]
 
 
-def _gradients(
-    weights: list[NDArray[np.float64]], x: NDArray[np.float64], y: NDArray[np.int64]
-) -> list[NDArray[np.float64]]:
-    w1, b1, w2, b2 = weights
-    hidden = np.maximum(x @ w1 + b1, 0)
-    logits = hidden @ w2 + b2
-    error = np.exp(logits - logits.max(axis=1, keepdims=True))
-    error /= error.sum(axis=1, keepdims=True)
-    error[np.arange(len(y)), y] -= 1
-    error /= len(y)
-    back = (error @ w2.T) * (hidden > 0)
-    return [x.T @ back, back.sum(axis=0), hidden.T @ error, error.sum(axis=0)]
-
-
-def train_judge(sets: Sequence[ClipSet], out: Path, seed: int) -> None:
-    """Write the weights of a judge of all sounds in ``sets``; imported recordings are one class, "user"."""
+def train_classifier(sets: Sequence[ClipSet], out: Path, seed: int) -> None:
+    """Write the weights of a classifier of all sounds in ``sets``; imported recordings are one class, "user"."""
     classes = sorted({class_name(clip) for clips in sets for clip in clips.clips if clip.kind != "sample"})
     tables = [table(clips, "train", seed, classes) for clips in sets]
     x, y = (np.concatenate(columns) for columns in zip(*tables, strict=True))
@@ -113,9 +101,9 @@ def train_judge(sets: Sequence[ClipSet], out: Path, seed: int) -> None:
 @click.option("--out", type=click.Path(path_type=Path), default=WEIGHTS, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 def main(cache: Path, out: Path, seed: int) -> None:
-    """Train the judge on the demo set in CACHE and print its accuracy on the validation clips."""
+    """Train the classifier on the demo set in CACHE and print its accuracy on the validation clips."""
     clips = ClipSet(cache)
-    train_judge([clips], out, seed)
+    train_classifier([clips], out, seed)
     held_out = [(clips.read(clip), clip) for clip in clips.select("validation") if clip.kind != "sample"]
     for key, value in Judge(out).evaluate(held_out).items():
         click.echo(f"{key}: {value}")

@@ -1,1 +1,1 @@
-"""Measures of generated sounds as functions of arrays."""
+"""Measure generated sounds by functions of arrays."""

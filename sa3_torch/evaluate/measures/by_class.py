@@ -1,4 +1,4 @@
-"""Where a distance comes from: how the sounds of one class differ, on average, from the real clips of that class."""
+"""Tell where a distance comes from: how the sounds of one class differ on average from the real clips of that class."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sa3_torch.evaluate.judge.judge import attack_brightness, tail_level
+from sa3_torch.evaluate.judge.classifier import attack_brightness, tail_level
 
-from .listening import JUDGE, Heard
+from .analysis import JUDGE, Analysis
 
 FEWEST = 2  # clips of a class on either side
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassShift:
-    """``clips`` generated. ``shift``: squared distance of the class's mean from that of the real clips, in the judge's
-    space, the part of the Frechet distance within the class that neither few clips nor variety explain. ``tail`` and
-    ``attack``: how much louder, in dB, its tail and the top of its attack are (``judge.tail_level``,
-    ``judge.attack_brightness``)."""
+    """Compare ``clips`` generated sounds of a class with the real ones.
+
+    ``shift``: squared distance of the class's mean from that of the real clips, in the judge's space, the part of the
+    Frechet distance within the class that neither few clips nor variety explain. ``tail`` and ``attack``: how much
+    louder, in dB, its tail and the top of its attack are (``tail_level``, ``attack_brightness``).
+    """
 
     clips: int
     shift: float
@@ -28,8 +30,8 @@ class ClassShift:
     attack: float
 
 
-def by_class(made: Heard, real: Heard) -> Mapping[str, ClassShift]:
-    """Of each class of which both have at least ``FEWEST`` clips, in the order of the alphabet."""
+def by_class(made: Analysis, real: Analysis) -> Mapping[str, ClassShift]:
+    """Compare each class of which both have at least ``FEWEST`` clips, in the order of the alphabet."""
     found = {}
     labels, real_labels = _labels(made), _labels(real)
     for label in sorted(set(labels) & set(real_labels)):
@@ -45,5 +47,5 @@ def by_class(made: Heard, real: Heard) -> Mapping[str, ClassShift]:
     return found
 
 
-def _labels(heard: Heard) -> NDArray[np.str_]:
-    return np.array([clip.label for clip in heard.clips])
+def _labels(analysis: Analysis) -> NDArray[np.str_]:
+    return np.array([clip.label for clip in analysis.clips])

@@ -1,4 +1,4 @@
-"""Do sounds of one prompt differ as real ones do? [T12.3]"""
+"""Measure whether sounds of one prompt differ as real ones do [T12.3]."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, kw_only=True)
 class Diversity:
-    """Mean pairwise distances, averaged over the prompts that both sets have at least twice; ``ratio`` of both means.
+    """Hold mean pairwise distances, averaged over the prompts that both sets have at least twice; ``ratio`` of both
+    means.
 
     All are None without such a prompt.
     """
@@ -24,7 +25,7 @@ class Diversity:
 
 
 def pairwise_distance(features: NDArray[np.floating]) -> float:
-    """Mean Euclidean distance over all pairs of (n, D), n at least 2."""
+    """Return the mean Euclidean distance over all pairs of (n, D). Raises ValueError for n below 2."""
     x = features.astype(np.float64)
     if len(x) < 2:
         raise ValueError(f"pairwise distance of {len(x)} clip(s): at least 2 are needed")
@@ -35,7 +36,7 @@ def pairwise_distance(features: NDArray[np.floating]) -> float:
 def diversity(
     made: NDArray[np.floating], made_prompts: Sequence[str], real: NDArray[np.floating], real_prompts: Sequence[str]
 ) -> Diversity:
-    """Features (n, D) of generated and (m, D) of real clips with their prompts (or labels)."""
+    """Compare features (n, D) of generated and (m, D) of real clips, with their prompts (or labels)."""
     found = [_by_prompt(made, made_prompts), _by_prompt(real, real_prompts)]
     prompts = sorted(set(found[0]) & set(found[1]))
     if not prompts:

@@ -1,4 +1,4 @@
-"""Feature spaces in which sets of clips are compared."""
+"""Define the feature spaces in which sets of clips are compared."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLAP_PIECE = 10 * CLAP_RATE
 
 
 class FeatureSpace(Protocol):
-    """``name`` goes into tables; ``embed``: clips (L, channels) at 44.1 kHz -> (n, D) float64."""
+    """Embed clips (L, channels) at 44.1 kHz -> (n, D) float64; ``name`` goes into tables."""
 
     name: str
 
@@ -26,7 +26,7 @@ class FeatureSpace(Protocol):
 
 
 class ClapSpace:
-    """CLAP of the transformers library, from a local folder: unit vectors of sounds and of texts.
+    """Run a CLAP of the transformers library from a local folder: unit vectors of sounds and of texts.
 
     Raises ImportError without transformers, FileNotFoundError without the folder.
     """
@@ -47,7 +47,7 @@ class ClapSpace:
         self._model, self._processor = model.eval(), ClapProcessor.from_pretrained(folder, local_files_only=True)
 
     def embed(self, clips: list[Audio]) -> Float:
-        """Clips (L, channels) at 44.1 kHz -> (n, D) of length one: the mean over pieces of ten seconds."""
+        """Embed clips (L, channels) at 44.1 kHz -> (n, D) of length one: the mean over pieces of ten seconds."""
         import soxr
 
         pieces: list[NDArray[np.float32]] = []
@@ -65,7 +65,7 @@ class ClapSpace:
         return means / np.linalg.norm(means, axis=1, keepdims=True)
 
     def embed_text(self, texts: list[str]) -> Float:
-        """Texts -> (n, D) of length one."""
+        """Embed texts -> (n, D) of length one."""
         return self._unit(self._model.get_text_features, self._processor(text=texts, padding=True, return_tensors="pt"))
 
     def _unit(self, network: Any, inputs: Any) -> Float:

@@ -1,7 +1,7 @@
-"""Flow-matching loss by timestep on held-out latents, beside the zero and the Wiener baseline [T12.4].
+"""Measure the flow-matching loss by timestep on held-out latents, beside the zero and the Wiener baseline [T12.4].
 
-Noise is independent of the data, nothing is kept as context, every clip counts the same.
-Shapes: B batch, T latent frames, C latent channels.
+Noise is independent of the data, nothing is kept as context, every clip counts the same. Shapes: B batch, T latent
+frames, C latent channels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from sa3_torch.conditioner import Conditioner
 from sa3_torch.dit import Conditioning, DiT
-from sa3_torch.guidance import unconditional
 from sa3_torch.pipeline import Pipeline
 from sa3_torch.t5gemma import T5GemmaEncoder
 from sa3_torch.train.flow.wiener import WienerBaseline
@@ -31,7 +30,10 @@ TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 class FlowModel(Protocol):
-    """``condition``: captions and seconds of B clips, valid (B, T), and whether the prompt is left out -> velocity."""
+    """Give the velocity of a model for conditions.
+
+    ``condition`` takes captions and seconds of B clips, valid (B, T), and whether the prompt is left out.
+    """
 
     def condition(
         self, captions: Sequence[str], seconds: Sequence[float], valid: NDArray[np.bool_], *, dropped: bool
@@ -40,7 +42,7 @@ class FlowModel(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class LatentClip:
-    """One held-out clip: latents (T, C), its caption and its full duration."""
+    """Hold one held-out clip: latents (T, C), its caption and its full duration."""
 
     latents: Array
     caption: str
@@ -49,7 +51,7 @@ class LatentClip:
 
 @dataclass(frozen=True, kw_only=True)
 class FlowLosses:
-    """Mean squared errors of the velocity; the tuples go with ``times``. ``wiener_*`` are None where not measured.
+    """Hold mean squared errors of the velocity; the tuples go with ``times``.
 
     ``shuffled_ratio``: loss with captions of other clips to the loss; ``dropped_ratio``: without captions.
     """
@@ -65,21 +67,22 @@ class FlowLosses:
 
     @property
     def wiener(self) -> tuple[float, ...]:
-        """At each time the better of both linear estimates."""
+        """Return at each time the better of both linear estimates."""
         return tuple(map(min, self.wiener_frame, self.wiener_clip))
 
     @property
     def wiener_ratio(self) -> float:
-        """The loss relative to the Wiener baseline at the time where that is highest: below 0.9 is wanted."""
+        """Return the loss relative to the Wiener baseline at the time where that is highest: below 0.9 is wanted."""
         return max(a / b for a, b in zip(self.loss, self.wiener, strict=True))
 
     @property
     def zero_ratio(self) -> float:
+        """Return the mean loss relative to that of predicting zero."""
         return float(np.mean(self.loss) / np.mean(self.zero))
 
 
 class TorchFlow:
-    """The diffusion model of a PyTorch pipeline."""
+    """Run the diffusion model of a PyTorch pipeline."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
@@ -89,6 +92,7 @@ class TorchFlow:
     def condition(
         self, captions: Sequence[str], seconds: Sequence[float], valid: NDArray[np.bool_], *, dropped: bool
     ) -> Velocity:
+        """Prepare a batch of conditions; see ``FlowModel``."""
         pipeline, weight = self.pipeline, next(self.dit.parameters())
         encoder = cast(T5GemmaEncoder, pipeline.load_part("text_encoder"))
         conditioner = cast(Conditioner, pipeline.load_part("conditioner"))
@@ -101,7 +105,7 @@ class TorchFlow:
             local=torch.zeros(len(captions), 1, channels + 1, device=weight.device, dtype=weight.dtype),
             valid=torch.from_numpy(valid).to(weight.device),
         )
-        prepared = self.dit.prepare(unconditional(cond) if dropped else cond)
+        prepared = self.dit.prepare(cond.unconditional() if dropped else cond)
 
         @torch.no_grad()
         def velocity(x: Array, t: float) -> Array:
@@ -122,9 +126,9 @@ def flow_losses(
     batch: int = 32,
     advance: Callable[[int], None] = lambda _: None,
 ) -> FlowLosses:
-    """Of held-out ``clips``; ``training``: latents (T, C) to which the linear baselines are fitted.
+    """Measure held-out ``clips``; ``training``: latents (T, C) to which the linear baselines are fitted.
 
-    ``advance`` hears how many clips are done.
+    ``advance`` is called with the number of clips that are done. Raises ValueError without clips.
     """
     if not clips:
         raise ValueError("the flow-matching loss needs held-out latents with captions; there are none")
@@ -167,7 +171,7 @@ def flow_losses(
 
 
 def other_captions(clips: Sequence[LatentClip], seed: int) -> list[str]:
-    """For every clip a caption of one that has another, drawn as often as it occurs; its own if there is no other."""
+    """Draw for every clip a caption of another one, as often as it occurs; its own if there is no other caption."""
     captions, rng = [clip.caption for clip in clips], generator(seed, Purpose.OTHER_CAPTIONS)
     found = []
     for caption in captions:
@@ -177,6 +181,6 @@ def other_captions(clips: Sequence[LatentClip], seed: int) -> list[str]:
 
 
 def _errors(wrong: Array, valid: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Mean square of (B, T, C) over each item's valid frames -> (B,)."""
+    """Return the mean square of (B, T, C) over each item's valid frames: (B,)."""
     squares = np.square(wrong.astype(np.float64)).mean(axis=2) * valid
     return np.asarray(squares.sum(axis=1) / valid.sum(axis=1))

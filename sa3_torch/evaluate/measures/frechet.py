@@ -1,4 +1,4 @@
-"""Frechet distance between two sets of clips in a feature space, its interval, and the floor of real clips.
+"""Measure the Frechet distance between two sets of clips in a feature space, its interval, and the floor of real clips.
 
 The estimate grows as clips get fewer: compare values of equally many clips, and read them beside the floors.
 """
@@ -20,7 +20,7 @@ RESAMPLES = 200
 
 @dataclass(frozen=True, kw_only=True)
 class Frechet:
-    """``low`` and ``high``: 95 % interval; ``clips`` of the smaller set, ``enough`` when they are at least ENOUGH."""
+    """Hold a distance: ``low`` and ``high`` are its 95 % interval, ``clips`` the size of the smaller set."""
 
     value: float
     low: float
@@ -29,12 +29,15 @@ class Frechet:
 
     @property
     def enough(self) -> bool:
+        """Return whether the smaller set has at least ENOUGH clips."""
         return self.clips >= ENOUGH
 
 
 def frechet(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
-    """Squared Frechet distance of the normal distributions of two sets (n, D), in float64 by eigenvalues:
-    |mean a - mean b|^2 + tr(A) + tr(B) - 2 tr((A^1/2 B A^1/2)^1/2). Raises ValueError for less than two clips."""
+    """Return the squared Frechet distance of the normal distributions of two sets (n, D), in float64 by eigenvalues.
+
+    It is |mean a - mean b|^2 + tr(A) + tr(B) - 2 tr((A^1/2 B A^1/2)^1/2). Raises ValueError for less than two clips.
+    """
     if min(len(a), len(b)) < 2 or a.shape[1] != b.shape[1]:
         raise ValueError(f"Frechet distance of {a.shape} and {b.shape}: expected two sets (n, D) of at least 2 clips")
     a, b = a.astype(np.float64), b.astype(np.float64)
@@ -49,8 +52,11 @@ def frechet(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
 def frechet_with_interval(
     a: NDArray[np.floating], b: NDArray[np.floating], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Frechet:
-    """The distance and its 95 % interval: both sets are resampled, and the resampled distances, which lie too high
-    because clips repeat in them, are moved so that their median is the distance."""
+    """Return the distance and its 95 % interval.
+
+    Both sets are resampled, and the resampled distances, which lie too high because clips repeat in them, are moved so
+    that their median is the distance.
+    """
     value, rng = frechet(a, b), generator(seed, Purpose.BOOTSTRAP)
     drawn = np.array(
         [frechet(a[rng.integers(0, len(a), len(a))], b[rng.integers(0, len(b), len(b))]) for _ in range(resamples)]
@@ -60,7 +66,7 @@ def frechet_with_interval(
 
 
 def real_floor(real: NDArray[np.floating], *, repeats: int = 10, seed: int = 0) -> float:
-    """Distance of one half of the real clips (n, D) to the other, mean over random halves."""
+    """Return the distance of one half of the real clips (n, D) to the other, the mean over random halves."""
     rng, half = generator(seed, Purpose.HALVES), len(real) // 2
     orders = [rng.permutation(len(real)) for _ in range(repeats)]
     return float(np.mean([frechet(real[order[:half]], real[order[half:]]) for order in orders]))

@@ -1,22 +1,21 @@
-"""Inpainting: is what was kept still there, and can one hear where the new part begins?
+"""Measure inpainting: is what was kept still there, and can one tell where the new part begins?
 
-The model's own output is measured; pasting the kept audio back, as the commands do, would hide it.
-Shapes: T latent frames, C latent channels, L audio samples.
+The model's own output is measured; pasting the kept audio back, as the commands do, would hide it. Shapes: T latent
+frames, C latent channels, L audio samples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sa3_mlx.common.generation.events import Generation
+from sa3_mlx.common.generation.pipeline import BasePipeline
 from sa3_mlx.common.generation.plan import plan
 from sa3_mlx.common.generation.request import Inpaint, Item, Request
-from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.lengths import samples_to_seconds
 from sa3_mlx.common.model.sampling import Sampling
 from sa3_torch.train.autoencoder.metrics import WINDOW, log_mel
@@ -24,23 +23,17 @@ from sa3_torch.train.data.clip_cache import Clip
 
 Audio = NDArray[np.float32]
 
-REGION = (1 / 3, 2 / 3)  # of a clip: what is made anew
+REGION = (1 / 3, 2 / 3)  # of a clip: the part that is made again
 SHORTEST_SAMPLES = 27_000  # of clips that are used: edges need some sound on both sides
-
-
-class Inpaints(Protocol):
-    """Either twin's Pipeline."""
-
-    config: ModelConfig
-
-    def generate(self, request: Request) -> Generation: ...
-    def encode(self, audio: Audio) -> NDArray[np.float32]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inpainting:
-    """``kept_error``: squared error of the latents of kept frames relative to the variance of latents; ``seam``: jump
-    of the log-mel spectrum across the edges relative to that of the real clips at the same places."""
+    """Hold the measures of inpainted clips.
+
+    ``kept_error``: squared error of the latents of kept frames relative to the variance of latents; ``seam``: jump of
+    the log-mel spectrum across the edges relative to that of the real clips at the same places.
+    """
 
     kept_error: float
     seam: float
@@ -48,9 +41,10 @@ class Inpainting:
 
 
 def jump(audio: NDArray[np.floating], edges: Sequence[int]) -> float:
-    """Mean absolute difference of the log-mel spectra (log10) of the windows that end and begin at each edge (sample).
+    """Return the mean absolute difference of the log-mel spectra (log10) of the windows that end and begin at each
+    edge.
 
-    Edges nearer than a window to either end are left out. Raises ValueError when none is left.
+    Edges are samples; those nearer than a window to either end are left out. Raises ValueError when none is left.
     """
     inside = [edge for edge in edges if WINDOW <= edge <= len(audio) - WINDOW]
     if not inside:
@@ -60,7 +54,7 @@ def jump(audio: NDArray[np.floating], edges: Sequence[int]) -> float:
 
 
 def _level(audio: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Log-mel spectrum of the middle of a window's worth of samples, (80,)."""
+    """Return the log-mel spectrum of the middle of a window's worth of samples, (80,)."""
     spectra = log_mel(audio)
     return np.asarray(spectra[len(spectra) // 2])
 
@@ -68,7 +62,7 @@ def _level(audio: NDArray[np.floating]) -> NDArray[np.float64]:
 def seam(
     made: Sequence[NDArray[np.floating]], real: Sequence[NDArray[np.floating]], edges: Sequence[Sequence[int]]
 ) -> float:
-    """Mean jump of the made clips relative to that of the real ones, at the same edges."""
+    """Return the mean jump of the made clips relative to that of the real ones, at the same edges."""
     ours, theirs = ([jump(audio, places) for audio, places in zip(clips, edges, strict=True)] for clips in (made, real))
     return float(np.mean(ours) / max(float(np.mean(theirs)), 1e-12))
 
@@ -76,7 +70,7 @@ def seam(
 def kept_error(
     made: Sequence[NDArray[np.floating]], source: Sequence[NDArray[np.floating]], keep: Sequence[NDArray[np.bool_]]
 ) -> float:
-    """Latents (T, C) and masks (T,), one each a clip: mean squared difference where kept / variance of the source."""
+    """Compare latents (T, C) where masks (T,) keep them: mean squared difference / variance of the source."""
     kept = [(a[mask] - b[mask]).astype(np.float64) for a, b, mask in zip(made, source, keep, strict=True)]
     whole = np.concatenate(source).astype(np.float64)
     variance = np.square(whole - whole.mean(axis=0)).mean()
@@ -84,7 +78,7 @@ def kept_error(
 
 
 def measure_inpainting(
-    pipeline: Inpaints,
+    pipeline: BasePipeline[Any],
     clips: Sequence[tuple[Audio, Clip]],
     sampling: Sampling,
     *,
@@ -92,8 +86,10 @@ def measure_inpainting(
     batch: int,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Inpainting:
-    """Make the middle third of real clips (L, channels) anew, each with its own caption; ``advance`` hears how many
-    clips are done. Raises ValueError without a clip of SHORTEST_SAMPLES."""
+    """Make the middle third of real clips (L, channels) new, each with its own caption, and measure what comes out.
+
+    ``advance`` is called with the number of clips that are done. Raises ValueError without a clip of SHORTEST_SAMPLES.
+    """
     ratio, rate = pipeline.config.same.samples_per_latent, pipeline.config.sample_rate
     long = sorted((pair for pair in clips if len(pair[0]) >= SHORTEST_SAMPLES), key=lambda pair: len(pair[0]))
     if not long:

@@ -1,34 +1,26 @@
-"""Do sounds match their prompts? By a CLAP on latents."""
+"""Measure whether sounds match their prompts, by a CLAP on latents."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from sa3_torch.train.clap.network import LatentClap
 from sa3_torch.train.run.random import Purpose, generator
 
 _BATCH = 64
 
 
-class LatentClap(Protocol):
-    """Unit vectors (B, E) of latents (B, T, C) at noise level ``t`` (B,), valid (B, T) bool, and of prompts: ``encode``
-    makes ids and mask (B, S) of them."""
-
-    def embed_audio(self, latents: Tensor, valid: Tensor, t: Tensor) -> Tensor: ...
-    def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]: ...
-    def embed_text(self, ids: Tensor, mask: Tensor) -> Tensor: ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class ClapAdherence:
-    """Mean cosines of sounds with their own prompt and with another one (None if there is one prompt alone), and the
-    share of sounds whose own prompt is the nearest of all ``prompts``."""
+    """Hold mean cosines of sounds with their own prompt and with another one, None if all have the same prompt.
+
+    ``first``: the share of sounds whose own prompt is the nearest of all ``prompts``.
+    """
 
     own: float
     other: float | None
@@ -40,7 +32,7 @@ class ClapAdherence:
 def clap_adherence(
     clap: LatentClap, latents: Sequence[NDArray[np.float32]], prompts: Sequence[str], *, seed: int = 0
 ) -> ClapAdherence:
-    """Of clean latents (T, C), one a sound, and their prompts."""
+    """Measure clean latents (T, C), one a sound, beside their prompts. Raises ValueError for other counts, or none."""
     if not latents or len(latents) != len(prompts):
         raise ValueError(f"{len(latents)} latents and {len(prompts)} prompts: expected as many, and at least one")
     names = sorted(set(prompts))
@@ -69,7 +61,7 @@ def _embed(clap: LatentClap, latents: Sequence[NDArray[np.float32]]) -> NDArray[
 
 
 def padded(latents: Sequence[NDArray[np.float32]]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Latents (T, C) of several lengths -> (B, T, C) with zeros behind, valid (B, T)."""
+    """Pad latents (T, C) of several lengths with zeros at the end -> (B, T, C), valid (B, T)."""
     frames = max(len(z) for z in latents)
     z = np.stack([np.pad(clip, ((0, frames - len(clip)), (0, 0))) for clip in latents])
     return z, np.arange(frames)[None] < np.array([len(clip) for clip in latents])[:, None]

@@ -1,4 +1,4 @@
-"""Are generated clips copies of training clips? Nearest neighbours, beside those of real clips that were held out."""
+"""Find generated clips that are copies of training clips: nearest neighbours, beside those of held-out real clips."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ _BLOCK = 512
 
 @dataclass(frozen=True, kw_only=True)
 class Copy:
-    """Clip ``index`` of the generated ones lies ``distance`` from training clip ``nearest``; ``ratio`` is that to the
-    median distance of held-out clips: 0 is a copy."""
+    """Describe a near copy: clip ``index`` of the generated ones lies ``distance`` from training clip ``nearest``.
+
+    ``ratio`` is the distance to the median distance of held-out clips: 0 is a copy.
+    """
 
     index: int
     nearest: int
@@ -26,8 +28,11 @@ class Copy:
 
 @dataclass(frozen=True, kw_only=True)
 class Memorisation:
-    """``share`` of generated clips that lie nearer to a training clip than all but 5 % of the held-out ones do: 0.05
-    is what chance gives. ``ratio``: median distance of generated clips to that of held-out clips."""
+    """Hold how near generated clips lie to training clips.
+
+    ``share`` of generated clips lie nearer to a training clip than all but 5 % of the held-out ones do: 0.05 is what
+    chance gives. ``ratio``: median distance of generated clips to that of held-out clips.
+    """
 
     share: float
     ratio: float
@@ -36,7 +41,7 @@ class Memorisation:
 
 
 def nearest(features: NDArray[np.floating], training: NDArray[np.floating]) -> tuple[NDArray[np.int64], Float]:
-    """Of each (n, D) the nearest of (m, D), and the distance -> two (n,)."""
+    """Find for each row of (n, D) the nearest of (m, D) -> its index and the distance, (n,) each."""
     x, y = features.astype(np.float64), training.astype(np.float64)
     length = np.square(y).sum(axis=1)
     index = np.concatenate([(length - 2 * x[i : i + _BLOCK] @ y.T).argmin(axis=1) for i in range(0, len(x), _BLOCK)])
@@ -46,7 +51,10 @@ def nearest(features: NDArray[np.floating], training: NDArray[np.floating]) -> t
 def memorisation(
     made: NDArray[np.floating], training: NDArray[np.floating], held_out: NDArray[np.floating], *, worst: int = 5
 ) -> Memorisation:
-    """Features (n, D) of generated, all training and held-out real clips; the ``worst`` nearest are named."""
+    """Compare features (n, D) of generated, all training and held-out real clips; the ``worst`` nearest are named.
+
+    Raises ValueError where one of the three is empty.
+    """
     for name, values in (("generated", made), ("training", training), ("held-out", held_out)):
         if not len(values):
             raise ValueError(f"memorisation needs {name} clips; there are none")
