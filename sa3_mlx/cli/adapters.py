@@ -7,10 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sa3_mlx.common.adapters.format import Applied
+from sa3_mlx.common.adapters.format import (
+    ADAPTER_FORMAT,
+    Adapter,
+    Applied,
+    check_adapter,
+    open_adapter_file,
+    read_adapter,
+)
 from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.model.config import ModelConfig
-from sa3_mlx.common.schema import Config, ConfigError
+from sa3_mlx.common.schema import Config
 
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)"
 _LORA = re.compile(rf"(.+?)(?::([-+]?{_NUMBER})(?::({_NUMBER})-({_NUMBER}))?)?")
@@ -18,7 +25,7 @@ _LORA = re.compile(rf"(.+?)(?::([-+]?{_NUMBER})(?::({_NUMBER})-({_NUMBER}))?)?")
 
 @dataclass(frozen=True, kw_only=True)
 class LoraFile:
-    """What the user gave: a file, its strength, the times in which it is on."""
+    """Hold what the user gave: a file, its strength, the times in which it is on."""
 
     path: Path
     name: str  # for the tags
@@ -28,20 +35,16 @@ class LoraFile:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterRecord(Config):
-    """One adapter of a made file."""
+    """Name one adapter of a made file."""
 
-    file: str  # as it was given; of an absolute path the name alone
+    file: str  # as it was given; of an absolute path the name only
     hash: str
     strength: float
-    interval: tuple[float, ...]  # FROM, TO
-
-    def __post_init__(self) -> None:
-        if len(self.interval) != 2:
-            raise ConfigError(f"interval of adapter {self.file} is {self.interval}: expected FROM, TO")
+    interval: tuple[float, float]  # FROM, TO
 
 
 def parse_lora(text: str) -> LoraFile:
-    """Raises ValueError for an empty text, a strength or an interval that no adapter can have."""
+    """Read FILE[:STRENGTH[:FROM-TO]]. Raises ValueError for a strength or an interval that no adapter can have."""
     found = _LORA.fullmatch(text)
     if found is None:
         raise ValueError(f"{text!r}: expected FILE[:STRENGTH[:FROM-TO]], such as bell.safetensors:0.8:0.2-1")
@@ -58,21 +61,35 @@ def parse_lora(text: str) -> LoraFile:
 
 
 def open_adapters(files: Sequence[LoraFile], config: ModelConfig) -> tuple[Applied, ...]:
-    """Files of either layout, checked against the model. Raises FileNotFoundError and ValueError, one line."""
-    from sa3_convert import open_adapter
-
+    """Read files of either layout, checked against the model. Raises FileNotFoundError and ValueError, one line."""
     return tuple(
-        Applied(adapter=open_adapter(file.path, config), strength=file.strength, interval=file.interval)
-        for file in files
+        Applied(adapter=_open(file.path, config), strength=file.strength, interval=file.interval) for file in files
     )
 
 
+def _open(path: Path, config: ModelConfig) -> Adapter:
+    """Read a file, with the converter's help where it is of the official layout."""
+    with open_adapter_file(path) as file:
+        ours = file.metadata.get("format") == ADAPTER_FORMAT
+    if not ours:
+        from sa3_convert import open_adapter
+
+        return open_adapter(path, config)
+    adapter = read_adapter(path)
+    try:
+        check_adapter(adapter, config)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return adapter
+
+
 def record(file: LoraFile) -> AdapterRecord:
+    """Return what the tags say of an adapter."""
     return AdapterRecord(file=file.name, hash=file_hash(file.path), strength=file.strength, interval=file.interval)
 
 
 def describe(applied: Applied) -> str:
-    """In words: type, layers, strength, times."""
+    """Say type, layers, strength and times."""
     adapter, (low, high) = applied.adapter, applied.interval
     times = "" if applied.always else f", on from t = {high:g} to {low:g}"
     return f"{adapter.config.type}, {len(adapter.layers)} layers, strength {applied.strength:g}{times}"

@@ -15,14 +15,14 @@ from .group import LazyGroup, Sections, run_group
 SECTIONS: Sections = {
     "Make audio": {
         "generate": ("audio.generate", "generate", "Make audio from a prompt."),
-        "vary": ("audio.edit", "vary", "Make a variation of an audio file."),
-        "inpaint": ("audio.edit", "inpaint", "Make regions of an audio file anew and keep the rest."),
-        "extend": ("audio.edit", "extend", "Continue an audio file."),
+        "vary": ("audio.vary", "vary", "Make a variation of an audio file."),
+        "inpaint": ("audio.inpaint", "inpaint", "Make regions of an audio file again and keep the rest."),
+        "extend": ("audio.extend", "extend", "Continue an audio file."),
         "rerun": ("audio.rerun", "rerun", "Make a file again from its own tags."),
     },
     "Latents": {
-        "encode": ("latents.codec", "encode", "Audio to latents."),
-        "decode": ("latents.codec", "decode", "Latents to audio."),
+        "encode": ("latents.encode", "encode", "Audio to latents."),
+        "decode": ("latents.decode", "decode", "Latents to audio."),
     },
     "Models": {
         "models": ("models.listing", "models", "List installed and known models."),

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from pathlib import Path
 
+from sa3_mlx.common.files.atomic import write_json
 from sa3_mlx.common.files.safetensors import FLOATS, TensorFile, all_finite, file_hash
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
 from sa3_mlx.common.model.config import ModelConfig
@@ -19,7 +19,7 @@ from .home import home
 
 
 def fingerprint(folder: Path, config: ModelConfig) -> str:
-    """ "sha256:..." of ``model.safetensors``.
+    """Return the hash of ``model.safetensors``, "sha256:...".
 
     Raises FileNotFoundError without one; ValueError when its tensors do not fit the configuration or are not finite.
     """
@@ -59,12 +59,7 @@ def _read() -> dict[str, object]:
 
 
 def _remember(key: str, entry: list[object]) -> None:
-    """A home that cannot be written costs speed, not correctness."""
+    """Store one entry. A home that cannot be written costs speed, not correctness."""
     with contextlib.suppress(OSError):
         home().mkdir(parents=True, exist_ok=True)
-        partial = _store().with_name(f".fingerprints.{os.getpid()}.partial")
-        try:
-            partial.write_text(json.dumps(_read() | {key: entry}, indent=1), encoding="utf-8")
-            partial.replace(_store())
-        finally:
-            partial.unlink(missing_ok=True)
+        write_json(_store(), _read() | {key: entry})

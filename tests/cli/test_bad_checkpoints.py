@@ -21,7 +21,18 @@ from sa3_mlx.common.generation.plan import plan
 from sa3_mlx.common.generation.request import InitAudio, Inpaint, Item, Request, extend
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.sampling import Guidance, Sampling
-from tests.support.command import RATE, SMALL, make_home, refused_line, sa3, tone, truncate, work_in_copy, write_tone
+from tests.support.command import (
+    RATE,
+    SMALL,
+    make_home,
+    refused_line,
+    sa3,
+    tone,
+    truncate,
+    use_home,
+    work_in_copy,
+    write_tone,
+)
 from tests.support.tiny_checkpoint import write_checkpoint
 
 LITTLE = Path("models") / SMALL.name
@@ -111,7 +122,7 @@ def test_a_damaged_model_is_skipped_as_the_default(own_home: Path, capfd: pytest
     CHECKPOINTS[case][0](own_home / LITTLE)
     result = sa3(capfd, "generate", "rain", "--seconds", "0.2", "--out", "a.wav")
     assert result.code == 0 and "note: model little is damaged, spare is used instead" in result.err
-    assert read_provenance(Path("a.wav")).model == "spare"
+    assert read_provenance(Path("a.wav")).model.name == "spare"
     listing = sa3(capfd, "models").out
     assert "spare *" in listing and "little *" not in listing and "damaged" in listing
 
@@ -179,31 +190,51 @@ def test_rerun_refuses_another_model_another_input_and_damaged_tags(
     assert "--model" in refused("rerun", "v.wav")
 
 
+@pytest.fixture(scope="module")
+def varied(clean_home: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The tags of a file made by "sa3 vary"."""
+    folder = tmp_path_factory.mktemp("varied")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(folder)
+        use_home(clean_home, monkeypatch)
+        write_tone(Path("in.wav"))
+        assert run(["vary", "in.wav", "--out", "v.wav", "--quiet"]) == 0
+        tags: dict[str, Any] = json.loads(read_tags("v.wav"))
+    return tags
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("noise_level", "x"),
-        ("peak_db", "x"),
-        ("format", "mp3"),
-        ("batch_seeds", ["1"]),
-        ("backend", "jax"),
+        ("request.init.noise_level", "x"),
+        ("output.peak_db", "x"),
+        ("output.format", "mp3"),
+        ("request.items.seed", ["1"]),
+        ("runtime.backend", "jax"),
         ("command", "sing"),
-        ("monotone", "no"),
+        ("request.monotone", "no"),
         ("input", 3),
-        ("seconds", None),
-        ("steps", 2.5),
-        ("regions", [[1]]),
-        ("guidance", {"scale": 1}),
-        ("batch_index", 1),
+        ("request.items.seconds", None),
+        ("request.sampling.steps", 2.5),
+        ("request.inpaint", {"regions": [[1]]}),
+        ("request.sampling.guidance", {"strength": 1}),
+        ("item", 1),
+        ("format", 3),
+        ("model", None),
     ],
 )
-def test_rerun_refuses_tags_of_another_type(refused: Callable[..., str], name: str, value: object):
-    write_tone(Path("in.wav"))
-    assert run(["vary", "in.wav", "--out", "v.wav", "--quiet"]) == 0
-    tags = json.loads(read_tags("v.wav"))
-    write_audio("w.wav", tone(0.1), RATE, comment=json.dumps(tags | {name: value}))
+def test_rerun_refuses_tags_of_another_type(
+    refused: Callable[..., str], varied: dict[str, Any], name: str, value: object
+):
+    tags = json.loads(json.dumps(varied))
+    *groups, field = name.split(".")
+    table = tags
+    for group in groups:
+        table = table[group][0] if group == "items" else table[group]
+    table[field] = value
+    write_audio("w.wav", tone(0.1), RATE, comment=json.dumps(tags))
     message = refused("rerun", "w.wav", "--force")
-    assert "its tags are damaged" in message and name in message
+    assert "its tags are damaged" in message and field in message
 
 
 def test_decoded_files_have_no_recipe(refused: Callable[..., str]):
@@ -224,13 +255,20 @@ def test_tags_and_files_that_are_nested_without_end_are_refused(refused: Callabl
 ITEM = Item(prompt="rain", seconds=1.0, seed=1)
 GOOD = Request(items=(ITEM,), sampling=Sampling(sampler="euler", steps=2))
 CLIP = tone(1.0)
+
+
+def sampled(**changes: Any) -> Request:
+    assert GOOD.sampling is not None
+    return replace(GOOD, sampling=replace(GOOD.sampling, **changes))
+
+
 API: dict[str, tuple[Callable[[], Request], str]] = {
     "no items": (lambda: replace(GOOD, items=()), "items is empty"),
     "items in a list": (lambda: replace(GOOD, items=[ITEM]), "items is empty"),  # type: ignore[arg-type]
     "prompt is a number": (lambda: replace(GOOD, items=(replace(ITEM, prompt=3),)), "expected text"),  # type: ignore[arg-type]
     "seed is a float": (lambda: replace(GOOD, items=(replace(ITEM, seed=1.0),)), "seed"),  # type: ignore[arg-type]
-    "steps are true": (lambda: replace(GOOD, steps=True), "steps"),
-    "unknown sampler": (lambda: replace(GOOD, sampler="heun"), "pingpong"),
+    "steps are true": (lambda: sampled(steps=True), "steps"),
+    "unknown sampler": (lambda: sampled(sampler="heun"), "pingpong"),
     "audio in float64": (
         lambda: replace(GOOD, init=InitAudio(audio=CLIP.astype(np.float64), noise_level=0.5)),
         "float32",
@@ -242,7 +280,7 @@ API: dict[str, tuple[Callable[[], Request], str]] = {
     "init in inpaint": (lambda: replace(GOOD, inpaint=InitAudio(audio=CLIP, noise_level=1)), "expected Inpaint"),  # type: ignore[arg-type]
     "no regions": (lambda: replace(GOOD, inpaint=Inpaint(audio=CLIP, regions=())), "no region"),
     "chunks too small": (lambda: replace(GOOD, chunk_frames=1), "chunk_frames"),
-    "interval of three": (lambda: replace(GOOD, guidance=Guidance(interval=(0, 1, 2))), "interval"),  # type: ignore[arg-type]
+    "interval of three": (lambda: sampled(guidance=Guidance(interval=(0, 1, 2))), "interval"),  # type: ignore[arg-type]
 }
 
 
@@ -260,7 +298,7 @@ def test_pipelines_refuse_what_they_cannot_do(clean_home: Path, name: str):
         pytest.skip(f"{name} is not installed")
     pipeline = backend.load(clean_home / LITTLE, name, "float32", "auto")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="steps"):
-        pipeline.generate(replace(GOOD, steps=0))
+        pipeline.generate(sampled(steps=0))
     with pytest.raises(ValueError, match="expected shape"):
         pipeline.encode(CLIP[:, :1])
     with pytest.raises(ValueError, match="latents"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import shlex
 import subprocess
 import sys
@@ -15,12 +14,13 @@ import pytest
 import soundfile
 
 from sa3_mlx.cli import backend
-from sa3_mlx.cli import run as job
+from sa3_mlx.cli import run as running
 from sa3_mlx.cli.app import COMMANDS
-from sa3_mlx.cli.output.player import Player
 from sa3_mlx.cli.output.provenance import read_provenance
 from sa3_mlx.cli.train.stages import SECTIONS as TRAINING
 from sa3_mlx.common.files.audio import read_audio, write_audio
+from sa3_mlx.common.generation.request import InitAudio, Inpaint, Item
+from sa3_mlx.common.model.sampling import Sampling
 from tests.support.command import RATE, Run, ok, read, tone, write_tone
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,16 +54,16 @@ def test_generate_writes_a_file_with_its_provenance(run: Run):
     result = ok(run("generate", "soft rain", "--seconds", "1", "--seed", "7", "--out", "rain.wav"))
     assert "rain.wav" in result.out and "seed   7" in result.out and "real time" in result.out
     made = read_provenance(Path("rain.wav"))
-    assert (made.prompt, made.seconds, made.seed, made.steps) == ("soft rain", 1.0, 7, 8)
-    assert (made.model, made.sampler, made.command, made.format) == ("little", "pingpong", "generate", "pcm16")
-    assert made.model_hash.startswith("sha256:")
+    assert made.clip == Item(prompt="soft rain", seconds=1.0, seed=7)
+    assert (made.command, made.request.sampling) == ("generate", Sampling(sampler="pingpong", steps=8))
+    assert (made.model.name, made.output.format) == ("little", "pcm16") and made.model.hash.startswith("sha256:")
     assert read("rain.wav").shape == (RATE, 2)
 
 
 def test_a_random_seed_is_printed_and_recorded(run: Run):
     ok(run("generate", "rain", "--seconds", "0.3", "--out", "a.wav", "--quiet"))
     result = ok(run("generate", "rain", "--seconds", "0.3", "--out", "b.wav", "--quiet"))
-    seeds = [read_provenance(Path(name)).seed for name in ("a.wav", "b.wav")]
+    seeds = [read_provenance(Path(name)).clip.seed for name in ("a.wav", "b.wav")]
     assert seeds[0] != seeds[1] and result.out == f"b.wav seed {seeds[1]}\n"
 
 
@@ -85,13 +85,13 @@ def test_the_file_is_named_by_prompt_and_seed(run: Run, tmp_path: Path):
 def test_formats(run: Run, name: str, fmt: str, subtype: str):
     ok(run("generate", "rain", "--seconds", "0.2", "--out", name, "--format", fmt))
     assert soundfile.info(name).subtype == subtype
-    assert read_provenance(Path(name)).format == fmt
+    assert read_provenance(Path(name)).output.format == fmt
 
 
 def test_a_batch_makes_numbered_files_with_following_seeds(run: Run):
     args = ("generate", "rain", "--seconds", "0.5", "--seed", "4", "--format", "float")
     ok(run(*args, "--batch", "3", "--out", "r.wav"))
-    assert [read_provenance(Path(f"r-{number}.wav")).seed for number in (1, 2, 3)] == [4, 5, 6]
+    assert [read_provenance(Path(f"r-{number}.wav")).clip.seed for number in (1, 2, 3)] == [4, 5, 6]
     ok(run("generate", "rain", "--seconds", "0.5", "--seed", "5", "--format", "float", "--out", "one.wav"))
     np.testing.assert_allclose(read("r-2.wav"), read("one.wav"), atol=1e-4)
 
@@ -99,8 +99,8 @@ def test_a_batch_makes_numbered_files_with_following_seeds(run: Run):
 def test_a_file_of_prompts(run: Run):
     Path("prompts.txt").write_text("# sounds\nsoft rain\n\nlow kick\n")
     ok(run("generate", "--prompt-file", "prompts.txt", "--seconds", "0.2", "--seed", "1", "--out", "p.wav"))
-    made = [read_provenance(Path(f"p-{number}.wav")) for number in (1, 2)]
-    assert [(item.prompt, item.seed) for item in made] == [("soft rain", 1), ("low kick", 2)]
+    made = [read_provenance(Path(f"p-{number}.wav")).clip for number in (1, 2)]
+    assert [(clip.prompt, clip.seed) for clip in made] == [("soft rain", 1), ("low kick", 2)]
 
 
 def test_peak_and_clipping(run: Run):
@@ -122,7 +122,7 @@ def test_clipping_is_reported_with_advice(run: Run, capfd: pytest.CaptureFixture
     few[7:10] = 1.5
     report_file(Path("a.wav"), few, few, RATE, made, 1.0, (), None, quiet=False)
     assert "3 samples were clipped" in capfd.readouterr().out
-    edited = replace(made, regions=((0.1, 0.2),), crossfade_ms=20.0)
+    edited = replace(made, request=replace(made.request, inpaint=Inpaint(audio=audio, regions=((0.1, 0.2),))))
     report_file(Path("a.wav"), audio, audio, RATE, edited, 1.0, (), None, quiet=False)
     text = capfd.readouterr().out
     assert "a .wav with --format float avoids it" in text and "--peak" not in text, "it would change kept audio"
@@ -134,22 +134,6 @@ def test_clipping_is_reported_with_advice(run: Run, capfd: pytest.CaptureFixture
 def test_a_spectrogram_beside_the_file(run: Run, tmp_path: Path):
     ok(run("generate", "rain", "--seconds", "0.2", "--batch", "2", "--out", "r.wav", "--spectrogram", "r.png"))
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["r-1.png", "r-2.png"]
-
-
-def test_play_uses_a_player_that_is_there(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    player = tmp_path / "bin" / "aplay"
-    player.parent.mkdir()
-    player.write_text('#!/bin/sh\necho "$@" >> played\ncat >> heard.wav\n')
-    player.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{player.parent}{os.pathsep}/usr/bin{os.pathsep}/bin")
-    files_alone = Player(command=("aplay", "-q"), suffixes=(".wav",))
-    monkeypatch.setattr("sa3_mlx.cli.output.player._PLAYERS", (files_alone,))
-    ok(run("generate", "rain", "--seconds", "0.2", "--out", "a.wav", "--play"))
-    assert Path("played").read_text() == "-q a.wav\n"
-    monkeypatch.setattr("sa3_mlx.cli.output.player._PLAYERS", (replace(files_alone, stream=("-",)),))
-    ok(run("generate", "rain", "--seconds", "0.2", "--out", "b.wav", "--play"))
-    assert Path("played").read_text() == "-q a.wav\n-q -\n"
-    np.testing.assert_array_equal(read("heard.wav"), read("b.wav"))
 
 
 @pytest.mark.parametrize("name", ["mlx", "torch"])
@@ -207,14 +191,14 @@ def test_the_device_is_recorded_and_rerun_keeps_to_it(run: Run):
         pytest.skip("needs both backends")
     args = ("generate", "rain", "--seconds", "0.2", "--steps", "1", "--backend", "torch")
     ok(run(*args, "--device", "cpu", "--out", "a.wav"))
-    assert read_provenance(Path("a.wav")).device == "cpu"
+    assert read_provenance(Path("a.wav")).runtime.device == "cpu"
     assert "byte for byte" in ok(run("rerun", "a.wav")).out
     result = run("rerun", "a.wav", "--device", "auto", "--force", "--out", "b.wav")
-    assert result.code in (0, 1) and read_provenance(Path("b.wav")).device == "auto"
+    assert result.code in (0, 1) and read_provenance(Path("b.wav")).runtime.device == "auto"
     result = run("rerun", "a.wav", "--device", "auto", "--out", "c.wav")
     assert result.code == 2 and "device is auto, the file was made with cpu" in result.err
     run("rerun", "a.wav", "--backend", "mlx", "--force", "--out", "d.wav")
-    assert read_provenance(Path("d.wav")).backend == "mlx"
+    assert read_provenance(Path("d.wav")).runtime.backend == "mlx"
 
 
 def test_rerun_refuses_another_backend_unless_forced(run: Run):
@@ -283,21 +267,23 @@ def test_vary_follows_the_input_s_length_and_level_of_noise(run: Run):
     write_tone(Path("in.wav"), 0.7)
     ok(run("vary", "in.wav", "bell", "--out", "v.wav"))
     made = read_provenance(Path("v.wav"))
-    assert len(read("v.wav")) == 5600 and made.noise_level == 0.6 and made.input == "in.wav"
+    assert len(read("v.wav")) == 5600 and made.input is not None and made.input.name == "in.wav"
+    assert isinstance(made.request.init, InitAudio) and made.request.init.noise_level == 0.6
 
 
 def test_the_tags_hold_no_absolute_path(run: Run, tmp_path: Path):
     write_tone(tmp_path / "in.wav")
     ok(run("vary", tmp_path / "in.wav", "--out", "v.wav"))
-    assert read_provenance(Path("v.wav")).input == "in.wav"
+    made = read_provenance(Path("v.wav"))
+    assert made.input is not None and made.input.name == "in.wav"
     ok(run("rerun", "v.wav"))
 
 
 def test_an_interrupted_run_leaves_nothing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def interrupt(*_: object, residency: str) -> None:  # noqa: ARG001
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(job, "_generate", interrupt)
+    monkeypatch.setattr(running, "stream", interrupt)
     result = run("generate", "rain", "--seconds", "0.2", "--out", "a.wav")
     assert result.code == 130 and "interrupted" in result.err
     assert not list(tmp_path.iterdir())
@@ -330,15 +316,21 @@ def test_tuning_finds_a_model_by_name(run: Run):
 def test_a_region_can_end_with_the_clip(run: Run):
     write_tone(Path("in.wav"), 1.0)
     ok(run("inpaint", "in.wav", "--region", "0.5:", "--steps", "1", "--out", "i.wav"))
-    assert read_provenance(Path("i.wav")).regions == ((0.5, 1.0),)
+    assert regions_of("i.wav") == ((0.5, 1.0),)
     ok(run("inpaint", "in.wav", "--region", "0.5:", "--seconds", "1.5", "--steps", "1", "--out", "longer.wav"))
-    assert read_provenance(Path("longer.wav")).regions == ((0.5, 1.5),)
+    assert regions_of("longer.wav") == ((0.5, 1.5),)
+
+
+def regions_of(file: str) -> tuple[tuple[float, float], ...]:
+    inpaint = read_provenance(Path(file)).request.inpaint
+    assert isinstance(inpaint, Inpaint)
+    return inpaint.regions
 
 
 def test_prompts_from_standard_input(run: Run, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"soft rain\nlow kick\n")))
     ok(run("generate", "--prompt-file", "-", "--seconds", "0.2", "--steps", "1", "--out", "p.wav"))
-    assert [read_provenance(Path(f"p-{number}.wav")).prompt for number in (1, 2)] == ["soft rain", "low kick"]
+    assert [read_provenance(Path(f"p-{number}.wav")).clip.prompt for number in (1, 2)] == ["soft rain", "low kick"]
 
 
 def test_the_next_line_names_a_rerun_that_works(run: Run, tmp_path: Path):
@@ -364,7 +356,7 @@ def test_compiling_is_for_pytorch_and_recorded(run: Run, monkeypatch: pytest.Mon
     monkeypatch.setattr(layers, "compiling", calls.append)
     args = ("generate", "rain", "--seconds", "0.2", "--steps", "1", "--backend", "torch")
     ok(run(*args, "--compile", "--out", "a.wav"))
-    assert calls == [True] and read_provenance(Path("a.wav")).compiled
+    assert calls == [True] and read_provenance(Path("a.wav")).runtime.compiled
     ok(run("rerun", "a.wav"))
     ok(run(*args, "--out", "b.wav"))
-    assert calls == [True, True, False] and not read_provenance(Path("b.wav")).compiled
+    assert calls == [True, True, False] and not read_provenance(Path("b.wav")).runtime.compiled

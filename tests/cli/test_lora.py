@@ -49,7 +49,7 @@ def test_generate_with_adapters_and_rerun(run: Run, files: list[str]) -> None:
     assert np.abs(changed - plain).max() > 1e-3
     np.testing.assert_array_equal(read_of(run, "off.wav", "--lora", f"{files[0]}:0"), plain)
     made = read_provenance(Path("changed.wav"))
-    assert [(a.file, a.strength, a.interval) for a in made.adapters] == [
+    assert [(a.file, a.strength, a.interval) for a in made.model.adapters] == [
         (files[0], 1.0, (0.0, 1.0)),
         (files[1], 0.5, (0.3, 1.0)),
     ]

@@ -75,7 +75,7 @@ def test_convert_installs_under_a_name(run: Run, tmp_path: Path, monkeypatch: py
     assert "--model mine" in ok(run("convert", "official", "--name", "mine")).out
     ok(run("generate", "rain", "--seconds", "0.2", "--model", "mine", "--out", "a.wav"))
     made = read_provenance(Path("a.wav"))
-    assert (made.model, made.config) == ("mine", "mine")
+    assert (made.model.name, made.model.config) == ("mine", "mine")
 
 
 def test_released_models_come_first_then_the_demo_and_no_other_is_a_default(
@@ -105,9 +105,9 @@ def test_a_model_is_called_as_it_was_given(run: Run, shared_home: Path, tmp_path
     result = ok(run(*args, "--model", "own model", "--out", "a.wav"))
     assert "own model (little) on mlx" in result.err
     made = read_provenance(Path("a.wav"))
-    assert (made.model, made.config) == ("own model", "little")
+    assert (made.model.name, made.model.config) == ("own model", "little")
     ok(run(*args, "--model", tmp_path / "own model", "--out", "b.wav"))
-    assert read_provenance(Path("b.wav")).model == "own model", "no absolute path in tags"
+    assert read_provenance(Path("b.wav")).model.name == "own model", "no absolute path in tags"
 
 
 def test_rerun_finds_the_model_by_its_weights(run: Run, shared_home: Path, tmp_path: Path, monkeypatch):
@@ -122,7 +122,7 @@ def test_rerun_finds_the_model_by_its_weights(run: Run, shared_home: Path, tmp_p
     assert "byte for byte" in ok(run("rerun", "b.wav")).out
     (own / "models" / "renamed").rename(own / "models" / "renamed-again")
     result = ok(run("rerun", "a.wav", "--out", "c.wav"))
-    assert "audio equal, tags differ" in result.out and read_provenance(Path("c.wav")).model == "renamed-again"
+    assert "audio equal, tags differ" in result.out and read_provenance(Path("c.wav")).model.name == "renamed-again"
     shutil.rmtree(own / "models" / "renamed-again")
     result = run("rerun", "a.wav", "--out", "d.wav")
     assert result.code == 2 and "model renamed (sha256:" in result.err and "--model" in result.err

@@ -239,7 +239,7 @@ def test_the_command_prints_the_plan_and_refuses_before_it_starts(
     result = sa3(capfd, "vary", "in.wav", "--out", "b.wav", "--max-memory", "2.4MB", "--seed", "1")
     assert result.code == 0 and "freed after use" in result.err, result
     assert "arrays of the model" in result.err and "on top" in result.err
-    made = read_provenance(Path("b.wav"))
+    made = read_provenance(Path("b.wav")).request
     assert made.chunk_frames is not None and made.encode_chunk_frames is not None
     assert "byte for byte" in sa3(capfd, "rerun", "b.wav").out
     line = refused_line(capfd, home, "generate", "rain", "--seconds", "3", "--out", "c.wav", "--max-memory", "1MB")

@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from sa3_mlx.cli.output.player import Player
-from sa3_mlx.cli.output.sink import PlayerSink
 from sa3_mlx.common.files.audio import AudioWriter, read_tags, write_audio
 from sa3_mlx.common.files.wav import Subtype, wav_header
 from sa3_mlx.common.model.chunks import check_chunk_frames, default_chunk_frames, stream_chunk_frames
@@ -107,54 +105,9 @@ def test_a_closed_pipe_is_no_traceback(home: Path):  # noqa: ARG001
     assert done.stdout.strip() == "100" and "Traceback" not in done.stderr
 
 
-def _player(folder: Path, script: str) -> list[str]:
-    path = folder / "player"
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
-    return [str(path)]
-
-
-def test_a_player_hears_items_one_after_the_other(tmp_path: Path):
-    heard = tmp_path / "heard"
-    with PlayerSink(_player(tmp_path, f"cat >> {heard}")) as sound:
-        for audio in (AUDIO, AUDIO[:500]):
-            sound.start_item(len(audio), 2, RATE)
-            for start in range(0, len(audio), 300):
-                sound.write(audio[start : start + 300])
-    write_audio(tmp_path / "a.wav", AUDIO, RATE)
-    write_audio(tmp_path / "b.wav", AUDIO[:500], RATE)
-    assert heard.read_bytes() == (tmp_path / "a.wav").read_bytes() + (tmp_path / "b.wav").read_bytes()
-
-
-def test_a_player_that_fails_is_named_and_one_that_is_closed_is_not(tmp_path: Path):
-    named = pytest.raises(OSError, match="player could not play it: no sound card")
-    with named, PlayerSink(_player(tmp_path, "cat > /dev/null; echo no sound card >&2; exit 3")) as sound:
-        sound.start_item(10, 2, RATE)
-        sound.write(AUDIO[:10])
-    with PlayerSink(_player(tmp_path, "exit 0")) as sound:
-        sound.start_item(len(AUDIO), 2, RATE)
-        for _ in range(20):
-            sound.write(AUDIO)
-
-
-def test_an_error_stops_the_player(tmp_path: Path):
-    with pytest.raises(KeyboardInterrupt), PlayerSink(_player(tmp_path, "sleep 60")) as sound:
-        sound.start_item(len(AUDIO), 2, RATE)
-        for _ in range(20):
-            sound.write(AUDIO)
-        raise KeyboardInterrupt
-
-
 def test_a_header_says_the_length_before_the_samples(tmp_path: Path):
     header = wav_header(len(AUDIO), 2, RATE, "pcm16", "how")
     write_audio(tmp_path / "a.wav", AUDIO, RATE, comment="how")
     assert (tmp_path / "a.wav").read_bytes()[: len(header)] == header
     with pytest.raises(ValueError, match="4 GiB"):
         wav_header(2**30, 2, RATE, "pcm16", "")
-
-
-def test_players_that_read_pipes_are_known():
-    from sa3_mlx.cli.output import player
-
-    assert [entry.command[0] for entry in player._PLAYERS if entry.stream] == ["aplay", "ffplay"]
-    assert all(isinstance(entry, Player) and ".wav" in entry.suffixes for entry in player._PLAYERS)

@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from sa3_mlx.cli.home import find_model
-from sa3_mlx.cli.options import (
-    MemoryOptions,
-    ModelOptions,
-    OutputOptions,
-    SamplingOptions,
-    gather,
-    memory_options,
-    model_options,
-    output_options,
-    sampling_options,
-)
-from sa3_mlx.cli.run import Job, batch_seeds, read_prompts, run
+from sa3_mlx.cli.options import MemoryOptions, ModelOptions, OutputOptions, SamplingOptions, TypedCommand
+from sa3_mlx.cli.run import Task, run
 from sa3_mlx.common.model.config import ModelConfig
 
 _USUAL_SECONDS = 10.0
 
 
-@click.command()
+@click.command(cls=TypedCommand)
 @click.argument("prompt", required=False)
 @click.option("--seconds", type=float, help="Length. Default: 10, or the longest that a smaller model makes.")
 @click.option(
@@ -33,12 +25,15 @@ _USUAL_SECONDS = 10.0
     type=click.Path(path_type=Path, allow_dash=True),
     help="One prompt per line, in place of PROMPT; - reads standard input.",
 )
-@sampling_options
-@model_options
-@memory_options
-@output_options
-@click.pass_context
-def generate(ctx: click.Context, prompt: str | None, seconds: float | None, prompt_file: Path | None) -> None:
+def generate(
+    prompt: str | None,
+    seconds: float | None,
+    prompt_file: Path | None,
+    sampling: SamplingOptions,
+    model: ModelOptions,
+    memory: MemoryOptions,
+    output: OutputOptions,
+) -> None:
     """Make audio from PROMPT.
 
     \b
@@ -46,30 +41,42 @@ def generate(ctx: click.Context, prompt: str | None, seconds: float | None, prom
     sa3 generate "snare drum" --seconds 1 --batch 4 --seed 7 --out snare.flac
     """
     if (prompt is None) == (prompt_file is None):
-        raise click.UsageError("give either a PROMPT or --prompt-file", ctx)
-    options, sampling = gather(ctx, ModelOptions), gather(ctx, SamplingOptions)
-    model = find_model(options.model, generates=True)
-    prompts = (prompt,) if prompt is not None else tuple(read_prompts(prompt_file or Path()))
+        raise click.UsageError("give either a PROMPT or --prompt-file")
+    found = find_model(model.name, generates=True)
+    prompts = [prompt] if prompt is not None else list(prompts_in(prompt_file or Path()))
     if not prompts:
         raise ValueError(f"{prompt_file}: no prompt in it; write one per line")
-    output = gather(ctx, OutputOptions)
+    length = default_seconds(found.config) if seconds is None else seconds
     run(
-        Job(
+        Task(
             command="generate",
-            model=model,
-            options=options,
-            sampling=sampling,
+            requests=sampling.requests(prompts, length, found.config),
+            model=found,
+            options=model,
+            memory=memory,
             output=output,
-            prompts=prompts,
-            seconds=default_seconds(model.config) if seconds is None else seconds,
-            seeds=batch_seeds(sampling, len(prompts)),
-            format=output.format or "pcm16",
-            max_memory=gather(ctx, MemoryOptions).max_memory,
         )
     )
 
 
 def default_seconds(config: ModelConfig) -> float:
-    """Ten seconds, or what is left of the model's maximum, in whole seconds where it has any."""
+    """Return ten seconds, or what is left of the model's maximum, in whole seconds where it has any."""
     longest = min(_USUAL_SECONDS, config.max_seconds)
     return float(math.floor(longest)) if longest >= 1 else longest
+
+
+def prompts_in(path: Path) -> Iterator[str]:
+    """Yield one prompt per line, "-" is standard input; empty lines and lines that begin with # are left out.
+
+    Raises FileNotFoundError without the file, ValueError where it is not UTF-8.
+    """
+    if path != Path("-") and not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of prompts")
+    try:
+        data = sys.stdin.buffer.read() if path == Path("-") else path.read_bytes()
+        lines = data.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text file in UTF-8") from error
+    for line in lines:
+        if line.strip() and not line.startswith("#"):
+            yield line.strip()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sa3_mlx.cli.home import find_model, first_command, installed, licence_page, models_folder
-from sa3_mlx.cli.options import CommonOptions, common_options, gather
+from sa3_mlx.cli.options import CommonOptions, TypedCommand
 from sa3_mlx.cli.output.progress import Progress
 from sa3_mlx.common.model.presets import PRESETS, REPOSITORIES
 
@@ -16,14 +16,12 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 
-@click.command()
+@click.command(cls=TypedCommand)
 @click.argument("source", metavar="SOURCE")
 @click.argument("out", required=False, type=click.Path(path_type=Path))
 @click.option("--name", help="Name of the model. Default: taken from SOURCE.")
 @click.option("--to-official", is_flag=True, help="Write the official layout from a converted model.")
-@common_options
-@click.pass_context
-def convert(ctx: click.Context, source: str, out: Path | None, name: str | None, to_official: bool) -> None:
+def convert(source: str, out: Path | None, name: str | None, to_official: bool, common: CommonOptions) -> None:
     """Convert SOURCE, a released model's name or a checkpoint on this disk, to the folder OUT.
 
     Without OUT it goes to $SA3_HOME/models (default ~/.cache/sa3/models), where all commands find it by name.
@@ -35,15 +33,14 @@ def convert(ctx: click.Context, source: str, out: Path | None, name: str | None,
     """
     import sa3_convert as converter
 
-    common = gather(ctx, CommonOptions)
     if to_official:
         if out is None or name is not None:
-            raise click.UsageError("--to-official needs OUT, and takes no --name", ctx)
+            raise click.UsageError("--to-official needs OUT, and takes no --name")
         folder = find_model(source, generates=False).folder
         click.echo(str(converter.export_official(folder, out, force=common.force)))
         return
     _refuse_ours(source)
-    target = _target(ctx, source, out, name)
+    target = _target(source, out, name)
     if target.exists() and not common.force:
         raise ValueError(f"{target}: exists already; give another folder, or --force to replace it")
     page = licence_page(source)
@@ -77,12 +74,12 @@ def _refuse_ours(source: str) -> None:
         raise ValueError(f"{source}: already in the sa3 format; use it as it is, or export it with --to-official")
 
 
-def _target(ctx: click.Context, source: str, out: Path | None, name: str | None) -> Path:
+def _target(source: str, out: Path | None, name: str | None) -> Path:
     if out is not None:
         return out
     if name is None and (source not in REPOSITORIES or Path(source).exists()):
         if source in PRESETS or Path(source).exists():
-            raise click.UsageError("give OUT, or --name to install it under that name", ctx)
+            raise click.UsageError("give OUT, or --name to install it under that name")
         raise FileNotFoundError(
             f"{source}: no such folder or file, and no released model has that name ({', '.join(REPOSITORIES)})"
         )

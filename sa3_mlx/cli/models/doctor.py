@@ -16,16 +16,15 @@ import click
 
 from sa3_mlx.cli import backend
 from sa3_mlx.cli.home import home, installed, models_folder
-from sa3_mlx.cli.options import debug_option
-from sa3_mlx.cli.output.player import NAMES, players
+from sa3_mlx.cli.options import TypedCommand
+from sa3_mlx.cli.output.speaker import library
 from sa3_mlx.common.version import version
 
 _OPTIONAL = {"scipy": "train", "mido": "train"}  # package -> extra that brings it
 _SIZE = 1024
 
 
-@click.command()
-@debug_option
+@click.command(cls=TypedCommand)
 def doctor() -> int:
     """Check this machine. Exit code 1 when something keeps sa3 from working well."""
     problems: list[str] = []
@@ -39,8 +38,7 @@ def doctor() -> int:
     except ImportError as error:
         problems.append(str(error))
     _models(problems)
-    found = players()
-    _line("players", ", ".join(found) or f"none; --play needs one of {', '.join(NAMES)}")
+    _line("speaker", _speaker())
     for package, extra in _OPTIONAL.items():
         _line(package, _package(package) or f"not installed; for training: pip install 'sa3[{extra}]'")
     for problem in problems:
@@ -114,6 +112,16 @@ def _models(problems: list[str]) -> None:
         problems.append("no model is installed: sa3 convert small-music")
     if free < 1e9:
         problems.append(f"only {free / 1e9:.2f} GB free at {existing}")
+
+
+def _speaker() -> str:
+    """Say which device --play uses, or what it needs."""
+    try:
+        return str(library().query_devices(kind="output")["name"])
+    except ImportError as error:
+        return f"none; {error}"
+    except Exception as error:  # a class of the library, which comes from there
+        return f"none ({error})"
 
 
 def _package(name: str) -> str | None:

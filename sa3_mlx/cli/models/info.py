@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import click
 import soundfile
 
 from sa3_mlx.cli.fingerprint import fingerprint
 from sa3_mlx.cli.home import Model, find_model
-from sa3_mlx.cli.options import debug_option
-from sa3_mlx.cli.output.provenance import read_provenance
+from sa3_mlx.cli.options import TypedCommand
+from sa3_mlx.cli.output.provenance import Provenance, read_provenance
 from sa3_mlx.cli.output.report import share_text
 from sa3_mlx.common.files.audio import clipped_share, peak_db, read_audio, read_tags
 from sa3_mlx.common.files.safetensors import TensorFile
@@ -23,9 +23,8 @@ from sa3_mlx.common.quant.format import Quantization
 from sa3_mlx.common.text.tokenizer import Tokenizer
 
 
-@click.command()
+@click.command(cls=TypedCommand)
 @click.argument("what", metavar="MODEL|FILE")
-@debug_option
 def info(what: str) -> None:
     """Show configuration, sizes and hash of a model, or format, level and tags of an audio file."""
     if Path(what).is_file():
@@ -85,12 +84,28 @@ def _audio(path: Path) -> None:
     except ValueError:
         _line("tags", " ".join(tags.split())[:500])
         return
-    for name, value in dataclasses.asdict(made).items():
-        if value is not None and value != ():
-            _line(
-                name,
-                ", ".join(f"{key} {entry}" for key, entry in value.items()) if isinstance(value, dict) else str(value),
-            )
+    for label, value in _described(made).items():
+        if value not in (None, []):
+            pairs = value.items() if isinstance(value, dict) else ()
+            _line(label, ", ".join(f"{key} {entry}" for key, entry in pairs) or str(value))
+
+
+def _described(made: Provenance) -> dict[str, Any]:
+    """Return what is known of a made file, by label."""
+    request = made.request.to_dict()
+    seeds = [item["seed"] for item in request.pop("items")]
+    return {
+        "sa3": made.sa3,
+        "command": made.command,
+        **made.clip.to_dict(),
+        "seeds of the batch": seeds if len(seeds) > 1 else None,
+        **request.pop("sampling"),
+        **request,
+        **{f"model {label}".removesuffix(" name"): value for label, value in made.model.to_dict().items()},
+        **made.runtime.to_dict(),
+        **made.output.to_dict(),
+        "input": made.input and made.input.to_dict(),
+    }
 
 
 def _line(label: str, text: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 
 from sa3_mlx.cli.home import DAMAGE, DEMO_FOLDER, default_models, installed, licence_page, models_folder, open_model
-from sa3_mlx.cli.options import debug_option
+from sa3_mlx.cli.options import TypedCommand
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE, expected_tensors
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.lengths import longest
@@ -19,8 +19,7 @@ def parameters(config: ModelConfig) -> int:
     return sum(math.prod(shape) for shape in expected_tensors(config).values())
 
 
-@click.command()
-@debug_option
+@click.command(cls=TypedCommand)
 def models() -> None:
     """List installed models, and the released ones that 'sa3 convert' can fetch.
 

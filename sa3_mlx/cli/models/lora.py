@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import shutil
 from collections.abc import Sequence
 from functools import partial
@@ -16,8 +15,9 @@ import numpy as np
 from sa3_mlx.cli.adapters import describe, open_adapters, parse_lora
 from sa3_mlx.cli.backend import choose
 from sa3_mlx.cli.home import find_model, first_command
-from sa3_mlx.cli.options import CommonOptions, common_options, debug_option, gather
+from sa3_mlx.cli.options import CommonOptions, TypedCommand
 from sa3_mlx.common.adapters.format import Applied, adaptable_layers, prepare_adapters, with_bases, write_adapter
+from sa3_mlx.common.files.atomic import new_folder
 from sa3_mlx.common.files.audio import check_target
 from sa3_mlx.common.files.safetensors import TensorEntry, TensorFile, array_entry, file_hash, write_tensors
 from sa3_mlx.common.model.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE
@@ -35,10 +35,9 @@ def lora() -> None:
     """
 
 
-@lora.command()
+@lora.command(cls=TypedCommand)
 @click.argument("file", type=click.Path(path_type=Path))
 @_MODEL
-@debug_option
 def info(file: Path, model: str | None) -> None:
     """Show what is in an adapter FILE of either layout."""
     from sa3_convert import open_adapter
@@ -65,19 +64,17 @@ def info(file: Path, model: str | None) -> None:
             click.echo(f"{name:<18} {value}")
 
 
-@lora.command()
+@lora.command(cls=TypedCommand)
 @click.argument("model", metavar="MODEL")
 @click.argument("adapters", metavar="ADAPTER[:STRENGTH]...", nargs=-1, required=True)
 @click.argument("out", type=click.Path(path_type=Path))
-@common_options
-@click.pass_context
-def merge(ctx: click.Context, model: str, adapters: tuple[str, ...], out: Path) -> None:
+def merge(model: str, adapters: tuple[str, ...], out: Path, common: CommonOptions) -> None:
     """Write MODEL with adapters in its weights to the folder OUT, each on top of those before it.
 
     \b
     sa3 lora merge medium bell.safetensors warm.safetensors:0.5 medium-bell
     """
-    common, found = gather(ctx, CommonOptions), find_model(model, generates=True)
+    found = find_model(model, generates=True)
     applied = open_adapters([parse_lora(text) for text in adapters], found.config)
     if out.exists() and not (common.force and (out / CONFIG_FILE).is_file()):
         raise ValueError(f"{out}: exists already; give another folder, or --force to replace a model")
@@ -90,14 +87,12 @@ def merge(ctx: click.Context, model: str, adapters: tuple[str, ...], out: Path) 
     click.echo(f"  next        {first_command(out)}")
 
 
-@lora.command()
+@lora.command(cls=TypedCommand)
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @_MODEL
 @click.option("--to-official", is_flag=True, help="Write the layout of the official tools.")
-@common_options
-@click.pass_context
-def convert(ctx: click.Context, source: Path, out: Path, model: str | None, to_official: bool) -> None:
+def convert(source: Path, out: Path, model: str | None, to_official: bool, common: CommonOptions) -> None:
     """Convert an adapter from the layout of the official tools to that of sa3, or back.
 
     The model says what the layers are called. --lora takes either layout.
@@ -108,7 +103,7 @@ def convert(ctx: click.Context, source: Path, out: Path, model: str | None, to_o
     """
     import sa3_convert as converter
 
-    common, found = gather(ctx, CommonOptions), find_model(model, generates=True)
+    found = find_model(model, generates=True)
     check_target(out, overwrite=common.force)
     adapter = converter.open_adapter(source, found.config)
     if to_official:
@@ -119,26 +114,19 @@ def convert(ctx: click.Context, source: Path, out: Path, model: str | None, to_o
 
 
 def write_merged(folder: Path, config: ModelConfig, adapters: Sequence[Applied], out: Path, twin: ModuleType) -> int:
-    """The checkpoint ``folder`` with adapters in it, as ``out``, which appears when it is complete -> layers changed.
+    """Write the checkpoint ``folder`` with adapters in it to ``out``, which appears when it is complete.
 
-    ``twin`` is the ``lora`` module that computes. Raises ValueError for a quantized model.
+    ``twin`` is the ``lora`` module that computes -> layers changed. Raises ValueError for a quantized model.
     """
-    partial_folder = out.with_name(f".{out.name}.{os.getpid()}.partial")
     changed = {layer for applied in adapters for layer in applied.adapter.layers}
     with TensorFile.open(folder / WEIGHTS_FILE) as file:
         if check_file(file, config):
             raise ValueError(f"{folder}: is quantized; merge into the model that it was made from, then quantize that")
         entries = [_entry(file, name, changed, adapters, twin) for name in file.names()]
-        partial_folder.mkdir(parents=True)
-        try:
-            write_tensors(partial_folder / WEIGHTS_FILE, entries, {"format": FORMAT})
+        with new_folder(out) as made:
+            write_tensors(made / WEIGHTS_FILE, entries, {"format": FORMAT})
             for name in (CONFIG_FILE, TOKENIZER_FILE):
-                shutil.copyfile(folder / name, partial_folder / name)
-            if out.exists():
-                shutil.rmtree(out)
-            partial_folder.rename(out)
-        finally:
-            shutil.rmtree(partial_folder, ignore_errors=True)
+                shutil.copyfile(folder / name, made / name)
     return len(changed)
 
 

@@ -11,7 +11,7 @@ import click
 
 from sa3_mlx.cli.backend import choose
 from sa3_mlx.cli.home import Model, find_model, first_command, models_folder
-from sa3_mlx.cli.options import CommonOptions, common_options, gather
+from sa3_mlx.cli.options import CommonOptions, TypedCommand
 from sa3_mlx.cli.output.progress import Progress
 from sa3_mlx.common.generation.clips import open_tokenizer
 from sa3_mlx.common.quant.calibration import CalibrationPrompt, read_prompts, usual_prompts
@@ -24,7 +24,7 @@ KEEP = "keep"
 _PARTS = {"dit": ("--recipe", "DiT"), "text_encoder": ("--text-encoder", "text encoder"), "same": ("--codec", "codec")}
 
 
-@click.command()
+@click.command(cls=TypedCommand)
 @click.argument("model", metavar="MODEL")
 @click.argument("out", required=False, type=click.Path(path_type=Path))
 @click.option("--recipe", required=True, type=click.Choice(list(RECIPES)), help="How the DiT is quantized.")
@@ -35,16 +35,14 @@ _PARTS = {"dit": ("--recipe", "DiT"), "text_encoder": ("--text-encoder", "text e
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
     help="File of prompts, one a line: SECONDS TEXT. Every fourth serves judging alone.",
 )
-@common_options
-@click.pass_context
 def quantize(
-    ctx: click.Context,
     model: str,
     out: Path | None,
     recipe: str,
     text_encoder: str | None,
     codec: str | None,
     calibration: Path | None,
+    common: CommonOptions,
 ) -> None:
     """Quantize MODEL, an installed model or a folder, to the folder OUT.
 
@@ -58,7 +56,6 @@ def quantize(
     choose("mlx")
     from sa3_mlx.quantize import QuantizeOptions, quantize_model
 
-    common = gather(ctx, CommonOptions)
     found = find_model(model, generates=False)
     progress = Progress(quiet=common.quiet)
     asked = {"dit": recipe, "text_encoder": text_encoder, "same": codec}

@@ -2,49 +2,113 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from sa3_mlx.cli.options import OutputOptions
-from sa3_mlx.common.files.audio import Audio, apply_peak
+from sa3_mlx.common.files.audio import Audio, apply_peak, check_output, check_target
+from sa3_mlx.common.files.wav import Subtype
+from sa3_mlx.common.generation.events import AudioChunk, Event, Finished, Generation
+from sa3_mlx.common.generation.request import Request
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.lengths import seconds_to_samples
 
 from .provenance import Provenance
 from .report import report_file
-from .sink import PlayerSink, Sink, open_sink
+from .sink import STDOUT, Sink, open_sink
+from .speaker import Speaker
 
-if TYPE_CHECKING:
-    from sa3_mlx.common.generation.events import AudioChunk, Generation
+SAMPLE_BYTES: dict[Subtype, int] = {"pcm16": 2, "pcm24": 3, "float": 4}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
-    """A file to make: item ``item`` of a batch."""
+class Target:
+    """Name a file to make: clip ``item`` of batch ``batch``."""
 
+    batch: int
     item: int
     path: Path
-    provenance: Provenance
     picture: Path | None  # of its spectrogram
 
 
+def find_targets(
+    requests: Sequence[Request], only: int | None, out: Path | None, spectrogram: Path | None, command: str
+) -> list[Target]:
+    """Name the file of every clip, or of clip ``only`` of every batch: numbered where there are several.
+
+    Without ``out`` they are called after the first prompt and seed, or after the command. Raises ValueError for several
+    on standard output.
+    """
+    clips = [
+        (batch, item)
+        for batch, request in enumerate(requests)
+        for item in (range(len(request.items)) if only is None else [only])
+    ]
+    first = requests[0].items[only or 0]
+    out = out or Path(f"{_slug(first.prompt) or command}-{first.seed}.wav")
+    if out == STDOUT and len(clips) > 1:
+        raise ValueError(f"--out - takes one sound, this would make {len(clips)}; choose a file name")
+
+    def name(path: Path, number: int) -> Path:
+        return path if len(clips) == 1 else numbered(path, number)
+
+    return [
+        Target(batch=batch, item=item, path=name(out, number), picture=spectrogram and name(spectrogram, number))
+        for number, (batch, item) in enumerate(clips, start=1)
+    ]
+
+
+def numbered(path: Path, number: int) -> Path:
+    """Return rain-3.wav for rain.wav."""
+    return path.with_name(f"{path.stem}-{number}{path.suffix}")
+
+
+def _slug(prompt: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-")
+
+
+def check_targets(
+    targets: Sequence[Target], seconds: float, form: Subtype, config: ModelConfig, *, force: bool
+) -> None:
+    """Check everything about the files that can be refused before any work.
+
+    Raises ValueError or FileNotFoundError, one line, for names, folders and free space on the disk.
+    """
+    samples = seconds_to_samples(seconds, config.sample_rate)
+    size = samples * config.audio_channels * SAMPLE_BYTES[form] + 65536
+    for target in targets:
+        if target.path != STDOUT:
+            check_output(target.path, form, overwrite=force, size_bytes=size * len(targets))
+        if target.picture is not None:
+            if target.picture.suffix.lower() != ".png":
+                raise ValueError(f"{target.picture}: a spectrogram is a .png file")
+            check_target(target.picture, overwrite=force)
+
+
 class Outlets:
-    """The files of a batch, and a player. All files appear at the end of the ``with`` statement, or none does.
+    """Write the files of a batch, and play them. All files appear at the end of the ``with`` statement, or none does.
 
     With a peak limit nothing leaves before the end: the last sample may decide how loud the first one is.
     """
 
     def __init__(
-        self, batch: Sequence[Made], config: ModelConfig, output: OutputOptions, sound: PlayerSink | None
+        self,
+        targets: Sequence[Target],
+        batch: Provenance,
+        config: ModelConfig,
+        output: OutputOptions,
+        speaker: Speaker | None,
     ) -> None:
-        self._batch = {made.item: made for made in batch}
-        self._config, self._output, self._sound = config, output, sound
+        self._targets = {target.item: target for target in targets}
+        self._batch, self._config, self._output, self._speaker = batch, config, output, speaker
         self._sinks: dict[int, Sink] = {}
         self._open = ExitStack()
+        self._generation: Generation | None = None
         self._start = time.monotonic()
         self._elapsed = 0.0
         self._first_sound: dict[int, float] = {}
@@ -55,55 +119,55 @@ class Outlets:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._open.__exit__(kind, error, None)
 
-    def take(self, chunk: AudioChunk) -> None:
-        """The next finished samples of an item."""
-        if chunk.item in self._batch and self._output.peak is None:
-            self._write(self._batch[chunk.item], chunk.audio)
+    def take(self, event: Event) -> None:
+        """Write the finished samples of a clip; at the end of the batch, what needs the whole audio."""
+        if isinstance(event, AudioChunk) and event.item in self._targets and self._output.peak is None:
+            self._write(self._targets[event.item], event.audio)
+        elif isinstance(event, Finished):
+            self._generation = event.generation
+            self._elapsed = time.monotonic() - self._start
+            for target in self._targets.values():
+                self._finish(target, self._limited(event.generation.audio[target.item]))
 
-    def finish(self, generation: Generation) -> None:
-        """What needs the whole audio."""
-        self._elapsed = time.monotonic() - self._start
-        for made in self._batch.values():
-            audio = self._limited(generation.audio[made.item])
-            if self._output.peak is not None:
-                self._write(made, audio)
-            if made.picture is not None:
-                from sa3_mlx.common.files.spectrogram import save_spectrogram
+    def _finish(self, target: Target, audio: Audio) -> None:
+        if self._output.peak is not None:
+            self._write(target, audio)
+        if target.picture is not None:
+            from sa3_mlx.common.files.spectrogram import save_spectrogram
 
-                title = f"{made.provenance.prompt or made.path.name} (seed {made.provenance.seed})"
-                save_spectrogram(made.picture, audio, generation.sample_rate, title=title)
+            clip = self._batch.request.items[target.item]
+            title = f"{clip.prompt or target.path.name} (seed {clip.seed})"
+            save_spectrogram(target.picture, audio, self._config.sample_rate, title=title)
 
-    def report(self, generation: Generation, items: int) -> None:
-        """Lines about every file; ``items`` of the batch shared the work."""
-        for made in self._batch.values():
-            audio = generation.audio[made.item]
-            first = None if self._output.peak is not None else self._first_sound[made.item]
+    def report(self) -> None:
+        """Print lines about every file; all clips of the batch shared the work."""
+        generation = self._generation
+        if generation is None:
+            raise RuntimeError("the pipeline ended without a result")
+        for item, target in self._targets.items():
+            audio = generation.audio[item]
             report_file(
-                made.path,
+                target.path,
                 audio,
                 self._limited(audio),
                 generation.sample_rate,
-                made.provenance,
-                self._elapsed / items,
-                generation.seams[made.item] if generation.seams else (),
-                first,
+                replace(self._batch, item=item),
+                self._elapsed / len(self._batch.request.items),
+                generation.seams[item] if generation.seams else (),
+                None if self._output.peak is not None else self._first_sound[item],
                 quiet=self._output.quiet,
             )
 
     def _limited(self, audio: Audio) -> Audio:
         return audio if self._output.peak is None else apply_peak(audio, self._output.peak)
 
-    def _write(self, made: Made, audio: Audio) -> None:
-        if made.item not in self._sinks:
-            rate, channels = self._config.sample_rate, self._config.audio_channels
-            samples = seconds_to_samples(made.provenance.seconds, rate)
-            sink = open_sink(
-                made.path, samples, channels, rate, made.provenance.format, comment=made.provenance.to_json()
-            )
-            self._sinks[made.item] = self._open.enter_context(sink)
-            if self._sound is not None:
-                self._sound.start_item(samples, channels, rate)
-        self._sinks[made.item].write(audio)
-        if self._sound is not None:
-            self._sound.write(audio)
-        self._first_sound.setdefault(made.item, time.monotonic() - self._start)
+    def _write(self, target: Target, audio: Audio) -> None:
+        if target.item not in self._sinks:
+            made, rate = replace(self._batch, item=target.item), self._config.sample_rate
+            samples, form = seconds_to_samples(made.clip.seconds, rate), made.output.format
+            sink = open_sink(target.path, samples, self._config.audio_channels, rate, form, comment=made.to_json())
+            self._sinks[target.item] = self._open.enter_context(sink)
+        self._sinks[target.item].write(audio)
+        if self._speaker is not None:
+            self._speaker.write(audio)
+        self._first_sound.setdefault(target.item, time.monotonic() - self._start)

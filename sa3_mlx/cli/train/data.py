@@ -2,13 +2,207 @@
 
 from __future__ import annotations
 
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
 import click
+from tqdm import tqdm
 
-from sa3_torch.train.data_cli import commands, pre_encode
+from sa3_mlx.common.model.config import ModelConfig
+from sa3_torch.train.run.options import FOLDER, MODEL
 
-__all__ = ["data", "pre_encode"]
+MEGABYTE = 1 << 20
 
 
-@click.group(commands=commands())
+def _need_torch() -> None:
+    """Raise click.ClickException without PyTorch."""
+    if find_spec("torch") is None:
+        raise click.ClickException("this needs PyTorch: pip install 'sa3[train]'")
+
+
+@click.group()
 def data() -> None:
     """Make, check and pack the sounds to train on."""
+
+
+@data.command("render")
+@click.argument("out", type=FOLDER)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--samples", type=FOLDER, default=None, help="Folder of one-shots without captions, e.g. Sonic Pi's.")
+def render(out: Path, seed: int, samples: Path | None) -> None:
+    """Render the captioned demo sounds with fluidsynth and numpy."""
+    from sa3_torch.train.demo_set.sounds import DEFAULT_FONT, render_demo_set
+
+    clips = render_demo_set(out, seed=seed, font=DEFAULT_FONT, samples_folder=samples)
+    minutes = sum(clip.seconds for clip in clips.clips) / 60
+    click.echo(
+        f"{out}: {len(clips.clips)} clips, {minutes:.1f} min; next: sa3 train autoencoder --data {out} --out RUN"
+    )
+
+
+@data.command("import")
+@click.argument("folder", type=FOLDER)
+@click.argument("out", type=FOLDER)
+@click.option(
+    "--captions-required/--captions-optional",
+    default=True,
+    show_default=True,
+    help="Skip recordings without a caption, or import them for the autoencoder alone.",
+)
+def import_recordings(folder: Path, out: Path, captions_required: bool) -> None:
+    """Import a folder of your own recordings (clip.wav, .flac, .ogg, .mp3 with clip.txt or clip.json)."""
+    from sa3_torch.train.data.user_folder import import_folder
+
+    _, report = import_folder(folder, out, captions_required=captions_required)
+    click.echo(f"{report}\nnext: sa3 train autoencoder --data {out} --out RUN")
+
+
+@data.command("lint")
+@click.argument("folder", type=FOLDER)
+@click.option("--picture", type=click.Path(path_type=Path, dir_okay=False), default=None, help="PNG to draw.")
+@click.option("--min-seconds", type=click.FloatRange(0), default=0.1, show_default=True)
+@click.option("--captions-required/--captions-optional", default=True, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
+def lint(folder: Path, picture: Path | None, min_seconds: float, captions_required: bool, as_json: bool) -> None:
+    """Check a folder of recordings. Exit code 1 when something is wrong."""
+    from sa3_torch.train.data.lint import draw_report, lint_folder
+
+    report = lint_folder(
+        folder,
+        minimum_seconds=min_seconds,
+        captions_required=captions_required,
+        progress=lambda files: tqdm(files, desc="lint"),
+    )
+    if picture is not None:
+        draw_report(report, picture)
+    click.echo(json.dumps(report.to_json(), ensure_ascii=False) if as_json else str(report))
+    if not report.good:
+        raise click.exceptions.Exit(1)
+
+
+@data.command("shards")
+@click.argument("folder", type=FOLDER)
+@click.argument("out", type=FOLDER)
+@click.option("--shard-megabytes", type=click.IntRange(1), default=1024, show_default=True)
+@click.option("--captions-required/--captions-optional", default=True, show_default=True)
+def shards(folder: Path, out: Path, shard_megabytes: int, captions_required: bool) -> None:
+    """Pack a folder of recordings into WebDataset shards with an index."""
+    from sa3_torch.train.data.shards import write_shards
+
+    index = write_shards(folder, out, shard_bytes=shard_megabytes * MEGABYTE, captions_required=captions_required)
+    click.echo(f"{out}: {index.samples} recordings in {len(index.shards)} shards")
+
+
+@data.command("index")
+@click.argument("pattern")
+@click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
+def index(pattern: str, out: Path) -> None:
+    """Index shards that others made: a path or URL such as "s3://bucket/name-{000000..000009}.tar"."""
+    from sa3_torch.train.data.shards import index_shards
+
+    found = index_shards(pattern, out)
+    click.echo(f"{out}: {found.samples} recordings in {len(found.shards)} shards")
+
+
+@data.command("gate")
+@click.argument("latents", type=FOLDER)
+@click.option("--data", type=FOLDER, required=True, help="What was encoded: clip cache, folder or shards.")
+@click.option("--autoencoder", type=MODEL, required=True, help="The autoencoder, or a model with it.")
+@click.option("--items", type=click.IntRange(1), default=16, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
+def gate(latents: Path, data: Path, autoencoder: Path, items: int, as_json: bool) -> None:
+    """Check that pre-encoded latents decode as well as fresh ones. Exit code 1 when they do not."""
+    _need_torch()
+    from sa3_torch.train.autoencoder.gate import check_latents
+    from sa3_torch.train.data.sources import open_source
+
+    config = ModelConfig.load(autoencoder)
+    source = open_source(data, config.sample_rate, config.audio_channels)
+    report = check_latents(latents, source, autoencoder, items=items)
+    click.echo(json.dumps(report.to_json()) if as_json else str(report))
+    if not report.good:
+        raise click.exceptions.Exit(1)
+
+
+@data.command("export-latents")
+@click.argument("latents", type=FOLDER)
+@click.argument("out", type=FOLDER)
+@click.option("--autoencoder", type=MODEL, required=True, help="The autoencoder that made the latents.")
+def export_latents(latents: Path, out: Path, autoencoder: Path) -> None:
+    """Write latents in the public layout: NNN.npy with NNN.json, and silence.npy."""
+    _need_torch()
+    from sa3_torch.train.data.latents import LatentSet
+    from sa3_torch.train.data.pre_encode import load_autoencoder
+    from sa3_torch.train.data.public_latents import export_public
+
+    opened = LatentSet(latents, autoencoder=load_autoencoder(autoencoder)[1])
+    count = export_public(opened, out, ModelConfig.load(autoencoder).sample_rate)
+    click.echo(f"{out}: {count} items")
+
+
+@data.command("import-latents")
+@click.argument("folder", type=FOLDER)
+@click.argument("out", type=FOLDER)
+@click.option("--autoencoder", type=MODEL, required=True, help="The autoencoder that made the latents.")
+def import_latents(folder: Path, out: Path, autoencoder: Path) -> None:
+    """Read latents in the public layout; only you know whether they are this autoencoder's: try `sa3 data gate`."""
+    _need_torch()
+    from sa3_torch.train.data.pre_encode import load_autoencoder
+    from sa3_torch.train.data.public_latents import import_public
+
+    latents = import_public(folder, out, autoencoder=load_autoencoder(autoencoder)[1])
+    click.echo(f"{out}: {len(latents.items)} items")
+
+
+@click.command("pre-encode")
+@click.option(
+    "--data",
+    type=FOLDER,
+    required=True,
+    help="Clip cache, folder of recordings with captions, or shards with an index.",
+)
+@click.option("--autoencoder", "folder", type=MODEL, required=True, help="The autoencoder, or a model with it.")
+@click.option("--out", type=FOLDER, required=True, help="Folder for the latents; unfinished work in it goes on.")
+@click.option(
+    "--copies",
+    type=click.IntRange(1),
+    default=4,
+    show_default=True,
+    help="Versions of a training clip, shifted by less than a frame.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--shard-frames",
+    type=click.IntRange(1),
+    default=1 << 16,
+    show_default=True,
+    help="Frames of a shard; what an interrupted run has to do again is at most that.",
+)
+@click.option("--chunk-frames", type=click.IntRange(1), default=None, help="Frames encoded at once. Default: 30 s.")
+@click.option("--device", default="cpu", show_default=True, help="Such as cuda.")
+def pre_encode(
+    data: Path,
+    folder: Path,
+    out: Path,
+    copies: int,
+    seed: int,
+    shard_frames: int,
+    chunk_frames: int | None,
+    device: str,
+) -> None:
+    """Encode all captioned sounds to latents, once; the same command goes on where it was stopped."""
+    _need_torch()
+    from sa3_torch.train.data.pre_encode import EncodeConfig, PreEncoder
+    from sa3_torch.train.data.sources import open_source
+
+    config = EncodeConfig(copies=copies, seed=seed, shard_frames=shard_frames, chunk_frames=chunk_frames)
+    model = ModelConfig.load(folder)
+    source = open_source(data, model.sample_rate, model.audio_channels)
+    encoder = PreEncoder(source, folder, out, config, device)
+    latents = encoder.run()
+    lists = ", ".join(f"{len(names)} {name}" for name, names in encoder.progress.lists().items() if names)
+    click.echo(
+        f"{out}: {len(latents.items)} items of latents{f'; left out: {lists}' if lists else ''}; "
+        f"next: sa3 train pretrain --latents {out} --autoencoder {folder} --out RUN"
+    )

@@ -1,0 +1,61 @@
+"""``sa3 extend``: the continuation of an audio file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from sa3_mlx.cli.home import find_model
+from sa3_mlx.cli.options import (
+    MemoryOptions,
+    ModelOptions,
+    OutputOptions,
+    PasteOptions,
+    SamplingOptions,
+    TypedCommand,
+)
+from sa3_mlx.cli.run import Task, run
+from sa3_mlx.common.generation.request import extend as continuation
+
+from .source import INPUT, PROMPT, SourceFile
+
+
+@click.command(cls=TypedCommand)
+@INPUT
+@PROMPT
+@click.option("--seconds", type=float, required=True, help="Length of the whole, INPUT included.")
+def extend(
+    input_file: Path,
+    prompt: str,
+    seconds: float,
+    paste: PasteOptions,
+    sampling: SamplingOptions,
+    model: ModelOptions,
+    memory: MemoryOptions,
+    output: OutputOptions,
+) -> None:
+    """Continue INPUT, which stays exactly as it is, to a length of SECONDS.
+
+    \b
+    sa3 extend intro.wav "piano note C4" --seconds 4 --out longer.wav
+    """
+    found = find_model(model.name, generates=True)
+    source = SourceFile.read(input_file, found.config)
+    request = replace(
+        sampling.request(prompt, seconds, found.config),
+        inpaint=continuation(source.audio, seconds, found.config),
+        crossfade_ms=paste.crossfade(),
+    )
+    run(
+        Task(
+            command="extend",
+            requests=(request,),
+            model=found,
+            options=model,
+            memory=memory,
+            output=output,
+            source=source,
+        )
+    )

@@ -1,0 +1,82 @@
+"""``sa3 inpaint``: regions of an audio file, made again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from sa3_mlx.cli.home import find_model
+from sa3_mlx.cli.options import (
+    MemoryOptions,
+    ModelOptions,
+    OutputOptions,
+    Parsed,
+    PasteOptions,
+    SamplingOptions,
+    TypedCommand,
+    parse_region,
+)
+from sa3_mlx.cli.run import Task, run
+from sa3_mlx.common.generation.request import InitAudio, Inpaint
+
+from .source import INPUT, MONOTONE, PROMPT, SourceFile
+
+
+@click.command(cls=TypedCommand)
+@INPUT
+@PROMPT
+@click.option(
+    "--region",
+    "regions",
+    multiple=True,
+    required=True,
+    metavar="START:END",
+    type=Parsed(parse_region),
+    help="Seconds to make again, without END to the clip's end; can be repeated.",
+)
+@click.option("--noise-level", type=float, help="Start from what is there, so far away; default: from nothing.")
+@MONOTONE
+@click.option("--seconds", type=float, help="Length. Default: that of INPUT.")
+def inpaint(
+    input_file: Path,
+    prompt: str,
+    regions: tuple[tuple[float, float | None], ...],
+    noise_level: float | None,
+    monotone: bool,
+    seconds: float | None,
+    paste: PasteOptions,
+    sampling: SamplingOptions,
+    model: ModelOptions,
+    memory: MemoryOptions,
+    output: OutputOptions,
+) -> None:
+    """Make regions of INPUT again; all other samples stay exactly as they are.
+
+    \b
+    sa3 inpaint song.wav "snare drum" --region 0.5:0.8 --region 2: --out fixed.wav
+    """
+    found = find_model(model.name, generates=True)
+    source = SourceFile.read(input_file, found.config)
+    length = source.length(seconds, found)
+    request = replace(
+        sampling.request(prompt, length, found.config),
+        init=None if noise_level is None else InitAudio(audio=source.audio, noise_level=noise_level),
+        inpaint=Inpaint(
+            audio=source.audio, regions=tuple((start, length if end is None else end) for start, end in regions)
+        ),
+        monotone=monotone,
+        crossfade_ms=paste.crossfade(),
+    )
+    run(
+        Task(
+            command="inpaint",
+            requests=(request,),
+            model=found,
+            options=model,
+            memory=memory,
+            output=output,
+            source=source,
+        )
+    )

@@ -1,0 +1,57 @@
+"""``sa3 vary``: a variation of an audio file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from sa3_mlx.cli.home import find_model
+from sa3_mlx.cli.options import MemoryOptions, ModelOptions, OutputOptions, SamplingOptions, TypedCommand
+from sa3_mlx.cli.run import Task, run
+from sa3_mlx.common.generation.request import InitAudio
+
+from .source import INPUT, MONOTONE, PROMPT, SourceFile
+
+
+@click.command(cls=TypedCommand)
+@INPUT
+@PROMPT
+@click.option("--noise-level", type=float, default=0.6, show_default=True, help="Above 0 to 1: how far from INPUT.")
+@MONOTONE
+@click.option("--seconds", type=float, help="Length. Default: that of INPUT.")
+def vary(
+    input_file: Path,
+    prompt: str,
+    noise_level: float,
+    monotone: bool,
+    seconds: float | None,
+    sampling: SamplingOptions,
+    model: ModelOptions,
+    memory: MemoryOptions,
+    output: OutputOptions,
+) -> None:
+    """Make a variation of INPUT, towards PROMPT.
+
+    \b
+    sa3 vary take.wav "marimba note A4" --noise-level 0.7 --out marimba.wav
+    """
+    found = find_model(model.name, generates=True)
+    source = SourceFile.read(input_file, found.config)
+    request = replace(
+        sampling.request(prompt, source.length(seconds, found), found.config),
+        init=InitAudio(audio=source.audio, noise_level=noise_level),
+        monotone=monotone,
+    )
+    run(
+        Task(
+            command="vary",
+            requests=(request,),
+            model=found,
+            options=model,
+            memory=memory,
+            output=output,
+            source=source,
+        )
+    )
