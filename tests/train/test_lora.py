@@ -36,11 +36,13 @@ def velocity(stage: LoraStage, *, on: bool = True) -> np.ndarray:
     for module in stage.model.modules():
         if isinstance(module, TrainedAdapter):
             module.on = on
-    batch = stage.batches.batch(0)
-    draw = stage.draw(batch, torch.Generator().manual_seed(0))
+    batch = stage.latents.train.batch(0)
+    draw = stage.latents.masks(batch, torch.Generator().manual_seed(0))
     t = torch.full((len(batch.latents),), 0.5)
     with torch.no_grad():
-        return stage.dit(batch.latents, t, stage.dit.prepare(stage.conditioning(batch, draw))).numpy()
+        return stage.networks.dit(
+            batch.latents, t, stage.networks.dit.prepare(stage.networks.conditioning(batch, draw))
+        ).numpy()
 
 
 @pytest.mark.parametrize("kind", ADAPTER_TYPES)
@@ -63,8 +65,8 @@ def test_adapters_alone_are_trained_and_exported(workspace: Path, tmp_path: Path
     plain, wanted = velocity(stage, on=False), velocity(stage)
     assert relative(wanted, plain) > 1e-3
     pipeline = Twin("torch").pipeline(workspace / "base", adapters=[Applied(adapter=adapter)])
-    batch = stage.batches.batch(0)
-    cond = stage.conditioning(batch, stage.draw(batch, torch.Generator().manual_seed(0)))
+    batch = stage.latents.train.batch(0)
+    cond = stage.networks.conditioning(batch, stage.latents.masks(batch, torch.Generator().manual_seed(0)))
     dit, t = pipeline.load_part("dit"), torch.full((len(batch.latents),), 0.5)
     with torch.no_grad():
         assert relative(dit(batch.latents, t, dit.prepare(cond)).numpy(), wanted) < 5e-6
@@ -89,15 +91,15 @@ def test_norms_are_differentiated() -> None:
     assert layer.bias.grad is None
 
 
-def test_base_in_bf16_leaves_the_adapters_in_fp32(workspace: Path) -> None:
+def test_base_in_bf16_leaves_the_adapters_in_fp32(workspace: Path, tmp_path: Path) -> None:
     stage = lora_stage(workspace, "base_precision='bf16'", "train.precision='bf16'")
     stage.precision = "bf16"
     assert all(parameter.dtype == torch.float32 for parameter in stage.model.parameters())
-    kinds = {p.dtype for p in stage.dit.parameters() if p.ndim == 2 and not p.requires_grad}
+    kinds = {p.dtype for p in stage.networks.dit.parameters() if p.ndim == 2 and not p.requires_grad}
     assert kinds == {torch.bfloat16}
     sum(stage.losses(0).values()).backward()
     assert all(parameter.grad is not None for parameter in stage.model.parameters())
-    assert stage.sample(stage.validation.batch(0)[:2], stage.demo_config).dtype == torch.float32
+    stage.demo(tmp_path, 0)
 
 
 def test_validation_tells_the_error_of_the_base(workspace: Path) -> None:
@@ -112,7 +114,7 @@ def test_a_set_without_held_out_items_is_validated_on_itself(workspace: Path, tm
     for path in folder.glob("shard-*.json"):
         path.write_text(path.read_text().replace('"validation"', '"train"'))
     stage = LoraStage(workspace / "base", lora_stage(workspace).config, [folder])
-    assert {item.split for item in stage.validation.items} == {"train"}
+    assert {item.split for item in stage.latents.validation.items} == {"train"}
 
 
 def test_impossible_trainings_are_refused(workspace: Path, tmp_path: Path) -> None:

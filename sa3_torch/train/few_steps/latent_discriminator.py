@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from sa3_torch.conditioner import Conditioner
-from sa3_torch.dit import Conditioning, DiT, DiTBlock, Prepared
+from sa3_torch.dit import DiT, DiTBlock, Prepared
+from sa3_torch.train.flow.conditioning import ConditionInputs, conditioning
 from sa3_torch.train.networks.init import seeded
 
-from .denoisers import Bundle, Denoiser
+from .denoiser import Denoiser
 from .heads import Head, HeadConfig
 
 
@@ -49,11 +50,9 @@ class LatentDiscriminator(nn.Module):
         with seeded(seed):
             self.head = Head(head, len(taps) * self.dit.config.width)
 
-    def prepare(self, bundle: Bundle) -> Prepared:
-        """What does not depend on the latents, in the precision of the caller."""
-        context, seconds = self.conditioner(bundle.hidden, bundle.mask, bundle.seconds)
-        cond = Conditioning(context=context, seconds=seconds, local=bundle.local, valid=bundle.valid)
-        return self.dit.prepare(cond)
+    def prepare(self, inputs: ConditionInputs) -> Prepared:
+        """Compute what does not depend on the latents, in the precision of the caller."""
+        return self.dit.prepare(conditioning(self.conditioner, inputs))
 
     def forward(self, x: Tensor, t: Tensor, prepared: Prepared) -> Verdict:
         """x (B, T, C), t (B,). Frames that are not valid change nothing. The head runs in fp32: differences of scores

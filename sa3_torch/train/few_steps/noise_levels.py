@@ -13,7 +13,7 @@ from torch import Tensor
 from sa3_mlx.common.generation.schedule import sigmas
 from sa3_mlx.common.model.presets import LOGSNR
 from sa3_mlx.common.schema import Config, ConfigError
-from sa3_torch.train.flow.choices import TIME_SAMPLERS, TimeSampler, shift_times
+from sa3_torch.train.flow.times import TIME_SAMPLERS, TimeSampler, shift_times
 from sa3_torch.train.run.settings import check
 
 LOW, HIGH = -6.0, 2.0  # log-SNR ln((1 - t) / t)

@@ -29,21 +29,24 @@ from sa3_mlx.common.schema import Config, ConfigError
 from sa3_torch.guidance import GuidedVelocity
 from sa3_torch.samplers import SAMPLERS
 from sa3_torch.train.data.batches import LatentBatch
-from sa3_torch.train.flow.diffusion import VALIDATION_BATCHES, ClipsConfig, Draw
+from sa3_torch.train.flow.conditioning import ConditionInputs, Networks, conditioning
+from sa3_torch.train.flow.latent_data import ClipsConfig, LatentData
 from sa3_torch.train.flow.losses import flow_loss
-from sa3_torch.train.flow.model import diffusion_of
+from sa3_torch.train.flow.masks import Masks
+from sa3_torch.train.flow.model import StartModel, diffusion_of, export_model, open_text
 from sa3_torch.train.flow.path import interpolate
+from sa3_torch.train.flow.validation import VALIDATION_BATCHES
 from sa3_torch.train.run.command import RunOptions, stage_command
 from sa3_torch.train.run.optimizers import Group, OptimizerConfig
 from sa3_torch.train.run.options import AUTOENCODER, LATENTS, MODEL
 from sa3_torch.train.run.parallel import BatchSlice
 from sa3_torch.train.run.random import Purpose, purpose_generator, step_generator
 from sa3_torch.train.run.settings import check
-from sa3_torch.train.run.stage import TrainConfig
+from sa3_torch.train.run.stage import Split, Stage, TrainConfig
+from sa3_torch.weights import StableAudio
 
-from .denoisers import Bundle, Denoiser
+from .denoiser import Denoiser, few_step_config, frozen_inputs, write_few_step_demos
 from .noise_levels import sampling_log_snr
-from .shared import FewStepStage
 
 VALIDATION_ITEMS = 8  # of a batch
 
@@ -82,12 +85,13 @@ class OdeWarmupConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectory:
-    """A run of the teacher with all that it was told."""
+    """Hold a run of the teacher with all that it was told."""
 
     states: Tensor  # (K, B, T, C)
     times: Tensor  # (K, B)
     result: Tensor  # (B, T, C)
-    bundle: Bundle
+    inputs: ConditionInputs
+    masks: Masks
 
     def at(self, picks: Tensor) -> tuple[Tensor, Tensor]:
         """State (B, T, C) and time (B,) of every item at its own step ``picks`` (B,)."""
@@ -95,25 +99,41 @@ class Trajectory:
         return self.states[picks, rows], self.times[picks, rows]
 
 
-class OdeWarmupStage(FewStepStage):
-    """Student: conditioner and DiT of the checkpoint folder ``base``. Teacher: a frozen copy of them."""
+class OdeWarmupStage(Stage):
+    """Train conditioner and DiT of the checkpoint folder ``base``, the student, by a frozen copy of them, the teacher.
+
+    ``autoencoder``: folder of the one that made the latents; needed only where the base does not say which it was.
+    """
 
     name = "ode-warmup"
 
     def __init__(
         self, base: Path, config: OdeWarmupConfig, latents: Sequence[Path], autoencoder: Path | None = None
     ) -> None:
-        super().__init__(base, config.train, config.clips, latents, autoencoder)
-        self.config = config
+        super().__init__()
+        start = StartModel.open(base, latents, autoencoder)
+        self.config, self.model_config, self.parents = config, few_step_config(start.config), start.parents()
+        self.model: StableAudio = start.model.to(self.device)
+        self.same = start.same.to(self.device)
+        self.tokenizer_file = start.tokenizer_file
+        self.networks = Networks.of(self.model)
+        self.networks.text_encoder.requires_grad_(False)
+        self.denoiser = Denoiser(self.networks.conditioner, self.networks.dit)
         self.teacher = Denoiser.frozen_copy(self.model)
+        self.teacher_shift = diffusion_of(start.config).shift
         self.groups = {"student": Group(network=self.model, optimizer=config.optimizer)}
+        tokenizer = open_text(start.tokenizer_file, start.config)
+        self.latents = LatentData(start.latents, tokenizer, start.config, config.clips, config.train)
         self._kept: dict[tuple[int, BatchSlice, str, int], Trajectory] = {}  # of the steps since the last refresh
+
+    def data(self) -> tuple[Split, ...]:
+        return self.latents.splits()
 
     def period(self) -> int:
         return self.config.teacher.refresh_rate
 
     def losses(self, step: int) -> dict[str, Tensor]:
-        """Everything is drawn for the global batch; the slice of it is computed."""
+        """Draw everything for the global batch and compute a slice of it."""
         config, count = self.config, self.config.train.batch
         random = purpose_generator(config.train.seed, Purpose.TEACHER_STATES, step)
         picks = torch.randint(config.teacher.sampling.steps, (count,), generator=random)
@@ -121,10 +141,10 @@ class OdeWarmupStage(FewStepStage):
         kept = self.trajectory(step - step % config.teacher.refresh_rate)
         x, t = kept.at(picks[self.batch_slice.rows(count)].to(self.device))
         with self.autocast():
-            estimate = self.denoiser(x, t, kept.bundle)
+            estimate = self.denoiser(x, t, kept.inputs)
         scale = t[:, None, None] ** (-config.weight_power / 2)
-        bundle = kept.bundle
-        loss = flow_loss(scale * estimate, scale * kept.result, bundle.generated, bundle.kept, config.context_weight)
+        masks, weight = kept.masks, config.context_weight
+        loss = flow_loss(scale * estimate, scale * kept.result, masks.generated, masks.kept, weight)
         self.notes["measured/relative_error"] = relative_error(estimate.detach(), kept)
         return {"one_step": loss}
 
@@ -135,27 +155,26 @@ class OdeWarmupStage(FewStepStage):
         if key not in self._kept:
             if any(other[0] != start for other in self._kept):
                 self._kept.clear()
-            random, batch = step_generator(self.config.train.seed, start), self.batches.batch(start)
-            draw = self.draw(batch, random)
+            random, batch = step_generator(self.config.train.seed, start), self.latents.train.batch(start)
+            masks = self.latents.masks(batch, random)
             noise = torch.randn(batch.latents.shape, generator=random)
             renoised = torch.rand(len(noise), generator=random) < self.config.teacher.renoised_share
             levels = torch.where(renoised, sampling_log_snr(len(noise), random), 1.0)
             rows = self.batch_slice.rows(len(noise))
-            self._kept[key] = self._run(batch[rows], draw[rows], noise[rows], levels[rows])
+            self._kept[key] = self._run(batch[rows], masks[rows], noise[rows], levels[rows])
         return self._kept[key]
 
     @torch.no_grad()
-    def _run(self, batch: LatentBatch, draw: Draw, noise: Tensor, levels: Tensor) -> Trajectory:
+    def _run(self, batch: LatentBatch, masks: Masks, noise: Tensor, levels: Tensor) -> Trajectory:
         """The teacher's sampler from data with ``noise`` (B, T, C) of ``levels`` (B,), on what the base's own schedule
         has below them."""
-        config, bundle = self.config.teacher, self.bundle(batch, draw)
-        lengths = draw.valid.sum(1).tolist()
-        shift = diffusion_of(self.start_config).shift
-        schedule = sigmas(shift, config.sampling.steps, levels.tolist(), lengths, monotone=True)
+        config, lengths = self.config.teacher, masks.valid.sum(1).tolist()
+        schedule = sigmas(self.teacher_shift, config.sampling.steps, levels.tolist(), lengths, monotone=True)
         x = interpolate(batch.latents, noise, levels).to(self.device)
         states = [x]
         with self.autocast():
-            cond, dit = self.teacher.conditioning(bundle), self.teacher.dit
+            inputs = frozen_inputs(self.networks, batch, masks)
+            cond, dit = conditioning(self.teacher.conditioner, inputs), self.teacher.dit
             velocity = GuidedVelocity(
                 dit=dit,
                 cond=dit.prepare(cond),
@@ -165,7 +184,9 @@ class OdeWarmupStage(FewStepStage):
             for state in SAMPLERS[config.sampling.sampler](velocity, x, schedule, _no_noise):
                 states.append(state.x.float())
         times = torch.from_numpy(np.ascontiguousarray(schedule[:, :-1].T)).to(self.device)  # (K, B)
-        return Trajectory(states=torch.stack(states[:-1]), times=times, result=states[-1], bundle=bundle)
+        return Trajectory(
+            states=torch.stack(states[:-1]), times=times, result=states[-1], inputs=inputs, masks=masks.to(self.device)
+        )
 
     def validate(self) -> dict[str, float]:
         """One-step errors on held-out prompts, nothing kept: at t = 1 relative to the variance, and everywhere relative
@@ -176,14 +197,14 @@ class OdeWarmupStage(FewStepStage):
         times: list[float] = []
         relative = torch.zeros(2)
         for index in range(VALIDATION_BATCHES):
-            batch = self.validation.batch(index)[:VALIDATION_ITEMS]
+            batch = self.latents.validation.batch(index)[:VALIDATION_ITEMS]
             noise = torch.randn(batch.latents.shape, generator=step_generator(self.config.train.seed + 1, index))
-            run = self._run(batch, Draw(batch.valid, torch.zeros_like(batch.valid)), noise, torch.ones(len(noise)))
+            run = self._run(batch, Masks.nothing_kept(batch.valid), noise, torch.ones(len(noise)))
             times = run.times[shown, 0].tolist()
             for row, denoiser in enumerate((self.denoiser, self.teacher)):
                 for column, k in enumerate(shown):
                     with self.autocast():
-                        estimate = denoiser(*run.at(torch.full((len(noise),), k, device=self.device)), run.bundle)
+                        estimate = denoiser(*run.at(torch.full((len(noise),), k, device=self.device)), run.inputs)
                     errors[row, column] += float(_error(estimate, run))
                     if k == 0:
                         relative[row] += float(relative_error(estimate, run)) / VALIDATION_BATCHES
@@ -196,6 +217,12 @@ class OdeWarmupStage(FewStepStage):
             **{f"ratio_t{t:.3f}": float(ratio) for t, ratio in zip(times, ratios, strict=True)},
         }
 
+    def demo(self, folder: Path, step: int) -> None:
+        write_few_step_demos(folder, step, self.networks, self.latents, self.same, self.model_config)
+
+    def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        export_model(folder, self.model_config, weights, self.same, self.tokenizer_file, self.parents)
+
 
 def _no_noise(step: int) -> Tensor:
     raise ValueError(f"the teacher's sampler asked for noise in step {step}")
@@ -203,12 +230,12 @@ def _no_noise(step: int) -> Tensor:
 
 def _error(estimate: Tensor, run: Trajectory) -> Tensor:
     """Mean squared error over generated frames."""
-    return flow_loss(estimate, run.result, run.bundle.generated, run.bundle.kept, 0.0)
+    return flow_loss(estimate, run.result, run.masks.generated, run.masks.kept, 0.0)
 
 
 def relative_error(estimate: Tensor, run: Trajectory) -> Tensor:
     """The same divided by the variance of the teacher's results over these frames, mean over channels."""
-    share = run.bundle.generated[..., None] / run.bundle.generated.sum().clamp_min(1)  # (B, T, 1), sum 1
+    share = run.masks.generated[..., None] / run.masks.generated.sum().clamp_min(1)  # (B, T, 1), sum 1
     mean = (share * run.result).sum((0, 1))
     return _error(estimate, run) / (share * (run.result - mean).square()).sum((0, 1)).mean().clamp_min(1e-8)
 
@@ -221,6 +248,6 @@ def ode_warmup(run: RunOptions, model: Path, latents: tuple[Path, ...], autoenco
     """Teach a model to reach its guided samples in one step (stage 2)."""
     config = run.settings(OdeWarmupConfig, "ode-warmup")
     stage = OdeWarmupStage(model, config, latents, autoencoder)
-    if run.train(stage, config, stage.parents()):
+    if run.train(stage, config, stage.parents):
         made = run.out / "model"
         click.echo(f"model: {made}; next: sa3 train posttrain --model {made} --base {model}")

@@ -26,16 +26,21 @@ from sa3_mlx.common.model.presets import LOGSNR
 from sa3_mlx.common.schema import Config, ConfigError
 from sa3_torch.train.clap.network import LatentClap
 from sa3_torch.train.data.batches import LatentBatch
-from sa3_torch.train.flow.diffusion import VALIDATION_BATCHES, ClipsConfig, Draw
-from sa3_torch.train.flow.model import diffusion_of, open_model
+from sa3_torch.train.flow.conditioning import ConditionInputs, Networks
+from sa3_torch.train.flow.demo import sample
+from sa3_torch.train.flow.latent_data import ClipsConfig, LatentData
+from sa3_torch.train.flow.masks import Masks
+from sa3_torch.train.flow.model import StartModel, diffusion_of, export_model, open_model, open_text
 from sa3_torch.train.flow.path import interpolate
+from sa3_torch.train.flow.validation import VALIDATION_BATCHES
 from sa3_torch.train.run import parallel
 from sa3_torch.train.run.command import RunOptions, stage_command
 from sa3_torch.train.run.optimizers import Group, OptimizerConfig
 from sa3_torch.train.run.options import AUTOENCODER, FOLDER, LATENTS, MODEL
 from sa3_torch.train.run.random import Purpose, item_noise, step_generator
 from sa3_torch.train.run.settings import check
-from sa3_torch.train.run.stage import TrainConfig
+from sa3_torch.train.run.stage import Split, Stage, TrainConfig
+from sa3_torch.weights import StableAudio
 
 from .alarms import ADVERSARIAL, BalanceAlarms
 from .arc_losses import (
@@ -47,11 +52,10 @@ from .arc_losses import (
     other_prompts,
     relativistic,
 )
-from .denoisers import Bundle
+from .denoiser import Denoiser, few_step_config, few_step_sampling, frozen_inputs, write_few_step_demos
 from .heads import HeadConfig
 from .latent_discriminator import LatentDiscriminator, Verdict
 from .noise_levels import NoiseLevelConfig, draw_levels
-from .shared import FewStepStage, few_step_demo
 
 GENERATOR, DISCRIMINATOR = "generator", "discriminator"
 VALIDATION_ITEMS = 8  # of a batch
@@ -116,24 +120,26 @@ class PosttrainConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """Everything of a step, of this slice of the batch."""
+    """Hold everything of a step, of this slice of the batch."""
 
     step: int
     rows: slice  # of the global batch
     batch: LatentBatch
-    bundle: Bundle
+    inputs: ConditionInputs
+    valid: Tensor  # (B, T) bool, silence behind the clips included
     z: Tensor  # (B, T, C)
     t: Tensor  # (B,) of the generator's input
-    t_judged: Tensor  # (B,) of the discriminator's
+    t_discriminator: Tensor  # (B,) of the discriminator's
     t_clap: Tensor  # (B,) of the CLAP's
     own: Tensor  # (B,) bool, whose input is made of an own sample
     others: Tensor  # (batch,) whose prompt an item gets in the contrastive term
     usable: Tensor  # (batch,) bool, that it is another one
 
 
-class PosttrainStage(FewStepStage):
-    """G: conditioner and DiT of the checkpoint folder ``start``, of stage 2. D: made of those of ``base``, of stage 1.
+class PosttrainStage(Stage):
+    """Train G, conditioner and DiT of the folder ``start``, against D, made of those of ``base``, which stage 1 made.
 
+    ``autoencoder``: folder of the one that made the latents; needed only where ``start`` does not say which it was.
     Raises ValueError when they do not belong together, or the CLAP term has a weight and ``clap`` is missing.
     """
 
@@ -148,43 +154,52 @@ class PosttrainStage(FewStepStage):
         clap: LatentClap | None,
         autoencoder: Path | None = None,
     ) -> None:
-        super().__init__(start, config.train, config.clips, latents, autoencoder)
+        super().__init__()
         if (clap is not None) != (config.weights.clap > 0):
             raise ConfigError(
                 f"weights.clap is {config.weights.clap:g} {'without' if clap is None else 'with'} a latent CLAP: "
                 "give one with --clap, or set weights.clap=0"
             )
-        self.config, self.clap = config, clap
-        self.base_digest = file_hash(base / WEIGHTS_FILE)
-        self.judge = self._discriminator(base).to(self.device)
+        opened = StartModel.open(start, latents, autoencoder)
+        self.config, self.model_config, self.clap = config, few_step_config(opened.config), clap
+        self.parents = {**opened.parents(), "base": file_hash(base / WEIGHTS_FILE)}
+        self.model: StableAudio = opened.model.to(self.device)
+        self.same = opened.same.to(self.device)
+        self.tokenizer_file = opened.tokenizer_file
+        self.networks = Networks.of(self.model)
+        self.networks.text_encoder.requires_grad_(False)
+        self.denoiser = Denoiser(self.networks.conditioner, self.networks.dit)
+        self.discriminator = self._new_discriminator(base).to(self.device)
         self.groups = {
             GENERATOR: Group(network=self.model, optimizer=config.generator),
-            DISCRIMINATOR: Group(network=self.judge, optimizer=config.discriminator),
+            DISCRIMINATOR: Group(network=self.discriminator, optimizer=config.discriminator),
         }
-        self.health = BalanceAlarms(ADVERSARIAL)
+        tokenizer = open_text(opened.tokenizer_file, opened.config)
+        self.latents = LatentData(opened.latents, tokenizer, opened.config, config.clips, config.train)
+        self.balance = BalanceAlarms(ADVERSARIAL)
 
-    def _discriminator(self, base: Path) -> LatentDiscriminator:
+    def _new_discriminator(self, base: Path) -> LatentDiscriminator:
         model, config, same = open_model(base)
-        ours, theirs = self.text_encoder.state_dict(), model.get_submodule("text_encoder").state_dict()
+        ours, theirs = self.networks.text_encoder.state_dict(), model.get_submodule("text_encoder").state_dict()
         if (
             same.config != self.model_config.same
-            or diffusion_of(config).text_encoder != self.diffusion.text_encoder
+            or diffusion_of(config).text_encoder != diffusion_of(self.model_config).text_encoder
             or any(not torch.equal(ours[name].cpu(), theirs[name]) for name in ours)
         ):
             raise ValueError(f"{base}: text encoder or autoencoder are not those of the model to train; give its base")
         return LatentDiscriminator(model, self.config.taps, self.config.head, self.config.train.seed)
 
-    def parents(self) -> dict[str, str]:
-        return {**super().parents(), "base": self.base_digest}
+    def data(self) -> tuple[Split, ...]:
+        return self.latents.splits()
 
     def turn(self, step: int) -> str:
         return DISCRIMINATOR if step % (self.config.discriminator_steps + 1) else GENERATOR
 
     def alarms(self, values: dict[str, float]) -> list[str]:
-        return self.health.alarms(values)
+        return self.balance.alarms(values)
 
     def losses(self, step: int) -> dict[str, Tensor]:
-        """Everything is drawn for the global batch; the slice of it is computed."""
+        """Draw everything for the global batch and compute a slice of it."""
         scene = self._scene(step)
         if self.turn(step) == GENERATOR:
             return self._generator_losses(scene, self._generate(scene))
@@ -194,25 +209,28 @@ class PosttrainStage(FewStepStage):
 
     def _scene(self, step: int) -> Scene:
         config = self.config
-        random, batch = step_generator(config.train.seed, step), self.batches.batch(step)
+        random, batch = step_generator(config.train.seed, step), self.latents.train.batch(step)
         count, shift = len(batch.items), (config.shift_min_frames, config.shift_max_frames)
-        draw, lengths = self.draw(batch, random), batch.valid.sum(1)
+        masks, lengths = self.latents.masks(batch, random), batch.valid.sum(1)
         t = draw_levels(config.generator_noise, lengths, shift, random)
-        t_judged = draw_levels(config.discriminator_noise, lengths, shift, random)
+        t_discriminator = draw_levels(config.discriminator_noise, lengths, shift, random)
         t_clap = config.clap_max_noise * torch.rand(count, generator=random)
         own = torch.rand(count, generator=random) < config.own_sample_share
         others, usable = other_prompts([item.captions[0] for item in batch.items], random)
         usable &= (batch.ids != batch.ids[others]).any(1)  # equal to the text encoder, however they are written
         rows = self.batch_slice.rows(count)
-        t, t_judged, t_clap, own = (x[rows].to(self.device) for x in (t, t_judged, t_clap, own))
+        t, t_discriminator, t_clap, own = (x[rows].to(self.device) for x in (t, t_discriminator, t_clap, own))
+        with self.autocast():
+            inputs = frozen_inputs(self.networks, batch[rows], masks[rows])
         return Scene(
             step=step,
             rows=rows,
             batch=batch,
-            bundle=self.bundle(batch[rows], draw[rows]),
+            inputs=inputs,
+            valid=masks.valid[rows].to(self.device),
             z=batch.latents[rows].to(self.device),
             t=t,
-            t_judged=t_judged,
+            t_discriminator=t_discriminator,
             t_clap=t_clap,
             own=own,
             others=others,
@@ -230,7 +248,7 @@ class PosttrainStage(FewStepStage):
         with self.autocast():
             if self.config.own_sample_share:
                 start = torch.where(scene.own[:, None, None], self._own_samples(scene), start)
-            fake: Tensor = self.denoiser(interpolate(start, noise, scene.t), scene.t, scene.bundle)
+            fake: Tensor = self.denoiser(interpolate(start, noise, scene.t), scene.t, scene.inputs)
         return fake
 
     @torch.no_grad()
@@ -246,23 +264,23 @@ class PosttrainStage(FewStepStage):
         sample = torch.zeros_like(scene.z)
         for level, step_noise in zip(levels.tolist(), noise.unbind(1), strict=True):
             t = torch.full_like(scene.t, level)
-            estimate = self.denoiser(interpolate(sample, step_noise, t), t, scene.bundle)
+            estimate = self.denoiser(interpolate(sample, step_noise, t), t, scene.inputs)
             sample = torch.where((t > scene.t)[:, None, None], estimate, sample)
         return sample
 
     def _generator_losses(self, scene: Scene, fake: Tensor) -> dict[str, Tensor]:
         weights = self.config.weights
-        noise, t = self._noise(scene, Purpose.SHARED_NOISE), scene.t_judged
+        noise, t = self._noise(scene, Purpose.SHARED_NOISE), scene.t_discriminator
         with torch.no_grad(), self.autocast():
-            prepared = self.judge.prepare(scene.bundle)
-            real_verdict = self.judge(interpolate(scene.z, noise, t), t, prepared)
+            prepared = self.discriminator.prepare(scene.inputs)
+            real_verdict = self.discriminator(interpolate(scene.z, noise, t), t, prepared)
         with self.autocast():
-            verdict = self.judge(interpolate(fake, noise, t), t, prepared)
+            verdict = self.discriminator(interpolate(fake, noise, t), t, prepared)
         self._note(real_verdict, verdict)
         adversarial = relativistic(verdict.scores, real_verdict.scores, verdict.mask).mean()
         terms = {"adversarial": self.weighted("adversarial", weights.generator, adversarial)}
         if weights.feature_matching:
-            distance = feature_distance(real_verdict.features, verdict.features, scene.bundle.valid)
+            distance = feature_distance(real_verdict.features, verdict.features, scene.valid)
             terms["feature_matching"] = self.weighted("feature_matching", weights.feature_matching, distance)
         if self.clap is not None:
             terms["clap"] = self.weighted("clap", weights.clap, self._clap_distance(self.clap, scene, fake))
@@ -279,15 +297,15 @@ class PosttrainStage(FewStepStage):
         return geodesic(sound, text).mean()
 
     def _discriminator_losses(self, scene: Scene, fake: Tensor) -> dict[str, Tensor]:
-        config, weights, t = self.config, self.config.weights, scene.t_judged
+        config, weights, t = self.config, self.config.weights, scene.t_discriminator
         noise = self._noise(scene, Purpose.SHARED_NOISE)
         inputs = {
             Purpose.REAL_PENALTY: interpolate(scene.z, noise, t),
             Purpose.FAKE_PENALTY: interpolate(fake, noise, t),
         }
         with self.autocast():
-            prepared = self.judge.prepare(scene.bundle)
-            real, fake_verdict = (self.judge(x, t, prepared) for x in inputs.values())
+            prepared = self.discriminator.prepare(scene.inputs)
+            real, fake_verdict = (self.discriminator(x, t, prepared) for x in inputs.values())
         self._note(real, fake_verdict)
         told_apart = relativistic(real.scores, fake_verdict.scores, real.mask).mean()
         terms = {"discriminator": self.weighted("discriminator", weights.discriminator, told_apart)}
@@ -299,7 +317,7 @@ class PosttrainStage(FewStepStage):
             for purpose, verdict in ((Purpose.REAL_PENALTY, real), (Purpose.FAKE_PENALTY, fake_verdict)):
                 moved = inputs[purpose] + config.penalty_step * self._noise(scene, purpose)
                 with self.autocast():
-                    scores = self.judge(moved, t, prepared).scores
+                    scores = self.discriminator(moved, t, prepared).scores
                 penalties.append(finite_difference(verdict.scores, scores, verdict.mask).mean())
             self.notes |= {"measured/r1": penalties[0].detach(), "measured/r2": penalties[1].detach()}
             penalty = torch.stack(penalties).mean()
@@ -314,10 +332,10 @@ class PosttrainStage(FewStepStage):
         batch, others = scene.batch, scene.others[scene.rows]
         ids, mask = batch.ids[others].to(self.device), batch.mask[others].to(self.device)
         with torch.no_grad(), self.autocast():
-            hidden = self.text_encoder(ids, mask)
+            hidden = self.networks.text_encoder(ids, mask)
         with self.autocast():
-            prepared = self.judge.prepare(replace(scene.bundle, hidden=hidden, mask=mask))
-            rolled = self.judge(real, scene.t_judged, prepared)
+            prepared = self.discriminator.prepare(replace(scene.inputs, hidden=hidden, mask=mask))
+            rolled = self.discriminator(real, scene.t_discriminator, prepared)
         beta = self.config.contrastive_scale
         losses = relativistic(beta * verdict.scores, beta * rolled.scores, verdict.mask)
         usable = scene.usable[scene.rows].to(self.device)
@@ -338,31 +356,40 @@ class PosttrainStage(FewStepStage):
         """On held-out sounds: the gap of the scores to one-step samples, and, of samples in 8 steps, the standard
         deviation relative to that of the data and the cosine to the prompts by the CLAP."""
         found: dict[str, list[float]] = {}
+        shift = diffusion_of(self.model_config).shift
         for index in range(VALIDATION_BATCHES):
-            batch = self.validation.batch(index)[:VALIDATION_ITEMS]
-            bundle = self.bundle(batch, Draw(batch.valid, torch.zeros_like(batch.valid)))
+            batch = self.latents.validation.batch(index)[:VALIDATION_ITEMS]
+            masks = Masks.nothing_kept(batch.valid)
             z, t = batch.latents.to(self.device), torch.full((len(batch.items),), 0.5, device=self.device)
             noise = item_noise(
                 slice(0, len(z)), tuple(z.shape[1:]), self.config.train.seed + 1, Purpose.GENERATOR_INPUT, index
             )
             noise = noise.to(self.device)
             with self.autocast():
-                prepared = self.judge.prepare(bundle)
-                fake = self.denoiser(noise, torch.ones_like(t), bundle)
-                real, judged = (self.judge(interpolate(x, noise, t), t, prepared) for x in (z, fake))
-            samples = self.sample(batch, few_step_demo(8)).float()
-            valid = bundle.valid[:, : samples.shape[1]]
+                inputs = frozen_inputs(self.networks, batch, masks)
+                prepared = self.discriminator.prepare(inputs)
+                fake = self.denoiser(noise, torch.ones_like(t), inputs)
+                real, judged = (self.discriminator(interpolate(x, noise, t), t, prepared) for x in (z, fake))
+            samples = sample(self.networks, batch, few_step_sampling(8), shift).float()
+            everywhere = batch.valid.to(self.device)
+            valid = everywhere[:, : samples.shape[1]]
             row = {
                 "gap": masked_mean(real.scores - judged.scores, real.mask).mean(),
-                "spread": samples[valid].std(0).mean() / z[bundle.valid].std(0).mean(),
+                "spread": samples[valid].std(0).mean() / z[everywhere].std(0).mean(),
             }
             if self.clap is not None:
                 text = self.clap.embed_text(batch.ids.to(self.device), batch.mask.to(self.device))
                 row["clap"] = (self.clap.embed_audio(samples, valid, torch.zeros_like(t)) * text).sum(1).mean()
-                row["clap_of_data"] = (self.clap.embed_audio(z, bundle.valid, torch.zeros_like(t)) * text).sum(1).mean()
+                row["clap_of_data"] = (self.clap.embed_audio(z, everywhere, torch.zeros_like(t)) * text).sum(1).mean()
             for name, value in row.items():
                 found.setdefault(name, []).append(float(value))
         return {name: sum(values) / len(values) for name, values in found.items()}
+
+    def demo(self, folder: Path, step: int) -> None:
+        write_few_step_demos(folder, step, self.networks, self.latents, self.same, self.model_config)
+
+    def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        export_model(folder, self.model_config, weights, self.same, self.tokenizer_file, self.parents)
 
 
 @stage_command("posttrain")
@@ -392,5 +419,5 @@ def posttrain(
         clap = LatentClap.load(clap_folder, autoencoder=base, device=str(parallel.own_device()))
         hashes["clap"] = file_hash(clap_folder / WEIGHTS_FILE)
     stage = PosttrainStage(model, base, config, latents, clap, autoencoder)
-    if run.train(stage, config, {**stage.parents(), **hashes}):
+    if run.train(stage, config, {**stage.parents, **hashes}):
         click.echo(f'model: {run.out / "model"}; next: sa3 generate "piano note A4" --model {run.out / "model"}')

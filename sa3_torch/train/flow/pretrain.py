@@ -1,4 +1,4 @@
-"""Stage 1: flow matching from the beginning, or on from a checkpoint; its step is in flow_stage.py.
+"""Stage 1: flow matching on pre-encoded latents, from the beginning or on from a checkpoint [T4].
 
 The text encoder is a pretrained one that stays as it is, or, in the demo model, a small one that is trained here too.
 """
@@ -11,6 +11,7 @@ from typing import Literal, cast
 
 import click
 import torch
+from torch import Tensor
 
 from sa3_mlx.common.model.checkpoint import TOKENIZER_FILE
 from sa3_mlx.common.model.config import ModelConfig
@@ -25,22 +26,31 @@ from sa3_torch.train.run import parallel
 from sa3_torch.train.run.command import RunOptions, stage_command
 from sa3_torch.train.run.optimizers import Group
 from sa3_torch.train.run.options import FILE, LATENTS, MODEL
-from sa3_torch.weights import load_part
+from sa3_torch.train.run.stage import Split, Stage
+from sa3_torch.weights import StableAudio, load_part
 
-from .flow_stage import FlowConfig, FlowStage
-from .model import diffusion_of, new_model, open_model
+from .conditioning import Networks
+from .demo import demo_batch, sample, write_demo
+from .latent_data import LatentData
+from .matching import FlowConfig, FlowMatching, flow_notes, velocity_errors
+from .model import AUTOENCODER, diffusion_of, export_model, new_model, open_model, open_text
+from .validation import FlowValidation
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(FlowConfig):
-    """Settings of ``sa3 train pretrain``."""
+    """Hold the settings of ``sa3 train pretrain``."""
 
     start: Literal["all", "text"]  # which weights of the checkpoint to start from, where one is given
     train_text: bool  # the text encoder, too
 
 
-class PretrainStage(FlowStage):
-    """``start`` is a checkpoint folder of which all weights, or the text encoder, are taken (``config.start``)."""
+class PretrainStage(Stage):
+    """Train text encoder, conditioner and DiT of a model of size ``model``.
+
+    ``start`` is a checkpoint folder of which all weights, or the text encoder, are taken (``config.start``); ``same``
+    the autoencoder of the latents, for demos and for the export.
+    """
 
     name = "pretrain"
 
@@ -53,36 +63,81 @@ class PretrainStage(FlowStage):
         same: SAME,
         start: Path | None = None,
     ) -> None:
-        super().__init__(new_model(model), model, config, latents, tokenizer_file, same, train_text=config.train_text)
-        if start is None and not config.train_text:
-            raise ValueError("train_text is false: give the checkpoint with the text encoder by --start FOLDER")
-        init_dit(self.dit, config.train.seed)
-        init_text_encoder(self.text_encoder, config.train.seed + 1)
-        init_conditioner(self.conditioner, config.train.seed + 2)
-        if start is not None and config.start == "all":
-            self._start_from(start)
-        elif start is not None:
-            self._take_text_encoder(start)
+        super().__init__()
+        if same.config != model.same:
+            raise ValueError(f"the autoencoder is not that of {model.name}: train or choose one of its size")
+        self.config, self.model_config, self.tokenizer_file = config, model, tokenizer_file
+        self.model: StableAudio = _start(model, config, start).to(self.device)
+        self.same = same.to(self.device)
+        self.networks = Networks.of(self.model)
+        self.networks.text_encoder.requires_grad_(config.train_text)
         self.groups = {"diffusion": Group(network=self.model, optimizer=config.optimizer)}
+        self.latents = LatentData(latents, open_text(tokenizer_file, model), model, config.clips, config.train)
+        self.flow = FlowMatching(config, model, self.latents, self.device)
+        self.validation = FlowValidation(self.networks, self.latents, config.train.seed + 1)
 
-    def _start_from(self, folder: Path) -> None:
-        opened, config, _ = open_model(folder)
-        theirs = diffusion_of(config)
-        same_sizes = (theirs.dit, theirs.text_encoder) == (self.diffusion.dit, self.diffusion.text_encoder)
-        if not same_sizes or config.same.latent_channels != self.model_config.same.latent_channels:
-            raise ValueError(
-                f"{folder} is {config.name}, which has other sizes than {self.model_config.name}; choose that one by "
-                "--model, or take the text encoder alone by --set start=text"
-            )
-        self.model.load_state_dict(opened.state_dict())
+    def data(self) -> tuple[Split, ...]:
+        return self.latents.splits()
 
-    def _take_text_encoder(self, folder: Path) -> None:
-        config = ModelConfig.load(folder)
-        if diffusion_of(config).text_encoder != self.diffusion.text_encoder:
-            raise ValueError(f"{folder}: its text encoder is not that of {self.model_config.name}; choose another")
-        encoder = cast(T5GemmaEncoder, load_part(folder, config, "text_encoder", torch.device("cpu"), torch.float32))
-        table = encoder.embed_tokens(torch.arange(encoder.config.vocab_size)[None])[0]
-        self.text_encoder.load_state_dict({**encoder.state_dict(), "embed_tokens.weight": table})
+    def losses(self, step: int) -> dict[str, Tensor]:
+        """Draw everything for the global batch and compute a slice of it."""
+        drawn = self.flow.draw(step)
+        rows = self.batch_slice.rows(len(drawn.t))
+        with self.autocast():
+            generated, kept = velocity_errors(self.networks, drawn[rows], self.config.normalize)
+        self.notes |= flow_notes(drawn, rows, generated.detach(), kept.detach(), self.batch_slice.world)
+        return {"flow": generated.mean() + self.config.context_weight * kept.mean()}
+
+    def validate(self) -> dict[str, float]:
+        with self.autocast():
+            return self.validation.measure()
+
+    def demo(self, folder: Path, step: int) -> None:
+        """Write sounds for some held-out prompts in turn."""
+        batch = demo_batch(self.latents)
+        latents = sample(self.networks, batch, self.config.demo, diffusion_of(self.model_config).shift)
+        write_demo(folder, f"{step:06d}", batch, latents, self.same, self.model_config.sample_rate)
+
+    def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        parents = {AUTOENCODER: self.latents.latents.autoencoder}
+        export_model(folder, self.model_config, weights, self.same, self.tokenizer_file, parents)
+
+
+def _start(model: ModelConfig, config: PretrainConfig, folder: Path | None) -> StableAudio:
+    """Return a new model, with all weights or the text encoder of a checkpoint folder where one is given."""
+    if folder is None and not config.train_text:
+        raise ValueError("train_text is false: give the checkpoint with the text encoder by --start FOLDER")
+    made, seed = new_model(model), config.train.seed
+    networks = Networks.of(made)
+    init_dit(networks.dit, seed)
+    init_text_encoder(networks.text_encoder, seed + 1)
+    init_conditioner(networks.conditioner, seed + 2)
+    if folder is not None and config.start == "all":
+        made.load_state_dict(_weights_of(folder, model))
+    elif folder is not None:
+        networks.text_encoder.load_state_dict(_text_encoder_of(folder, model))
+    return made
+
+
+def _weights_of(folder: Path, model: ModelConfig) -> dict[str, Tensor]:
+    opened, config, _ = open_model(folder)
+    own, theirs = diffusion_of(model), diffusion_of(config)
+    same_sizes = (theirs.dit, theirs.text_encoder) == (own.dit, own.text_encoder)
+    if not same_sizes or config.same.latent_channels != model.same.latent_channels:
+        raise ValueError(
+            f"{folder} is {config.name}, which has other sizes than {model.name}; choose that one by --model, or take "
+            "the text encoder alone by --set start=text"
+        )
+    return opened.state_dict()
+
+
+def _text_encoder_of(folder: Path, model: ModelConfig) -> dict[str, Tensor]:
+    config = ModelConfig.load(folder)
+    if diffusion_of(config).text_encoder != diffusion_of(model).text_encoder:
+        raise ValueError(f"{folder}: its text encoder is not that of {model.name}; choose another")
+    encoder = cast(T5GemmaEncoder, load_part(folder, config, "text_encoder", torch.device("cpu"), torch.float32))
+    table = encoder.embed_tokens(torch.arange(encoder.config.vocab_size)[None])[0]
+    return {**encoder.state_dict(), "embed_tokens.weight": table}
 
 
 @stage_command("pretrain")
@@ -112,14 +167,18 @@ def pretrain(
     """Train a diffusion model by flow matching (stage 1)."""
     config = run.settings(PretrainConfig, "pretrain")
     same, digest = load_autoencoder(autoencoder)
-    run.out.mkdir(parents=True, exist_ok=True)
-    if tokenizer is None and start is not None:
-        tokenizer = start / TOKENIZER_FILE
-    elif tokenizer is None:
-        tokenizer = run.out / TOKENIZER_FILE
-        if parallel.is_first():
-            save_tokenizer(tokenizer)
-        parallel.wait()
-    stage = PretrainStage(PRESETS[size], config, LatentSet(*latents, autoencoder=digest), tokenizer, same, start)
+    opened = LatentSet(*latents, autoencoder=digest)
+    if tokenizer is None:
+        tokenizer = start / TOKENIZER_FILE if start is not None else _write_tokenizer(run.out / TOKENIZER_FILE)
+    stage = PretrainStage(PRESETS[size], config, opened, tokenizer, same, start)
     if run.train(stage, config, {}):
         click.echo(f'model: {run.out / "model"}; next: sa3 generate "piano note A4" --model {run.out / "model"}')
+
+
+def _write_tokenizer(path: Path) -> Path:
+    """Write the closed vocabulary of the demo sounds, in the first process; return its path."""
+    if parallel.is_first():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_tokenizer(path)
+    parallel.wait()
+    return path

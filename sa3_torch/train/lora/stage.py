@@ -1,4 +1,4 @@
-"""Adapters by flow matching on a frozen model: the LoRA family [T8]; the step is flow_stage.py's.
+"""Adapters by flow matching on a frozen model: the LoRA family [T8].
 
 Every chosen layer reads as its adapted weight, in fp32; all that is trained, averaged and saved are the adapters.
 """
@@ -24,28 +24,27 @@ from sa3_mlx.common.adapters.format import (
     selected_layers,
     write_adapter,
 )
-from sa3_mlx.common.files.safetensors import file_hash
-from sa3_mlx.common.model.checkpoint import TOKENIZER_FILE, WEIGHTS_FILE
-from sa3_mlx.common.model.sampling import Sampling
+from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.schema import ConfigError
-from sa3_torch.conditioner import Conditioner
-from sa3_torch.dit import DiT
 from sa3_torch.lora import TrainedAdapter, add_adapter
-from sa3_torch.t5gemma import T5GemmaEncoder
-from sa3_torch.train.data.batches import LatentBatch, LatentBatches
 from sa3_torch.train.data.latents import LatentSet
-from sa3_torch.train.flow.flow_stage import FlowConfig, FlowStage
-from sa3_torch.train.flow.model import autoencoder_of, diffusion_of, open_model
+from sa3_torch.train.flow.conditioning import Networks
+from sa3_torch.train.flow.demo import demo_batch, sample, write_demo
+from sa3_torch.train.flow.latent_data import LatentData
+from sa3_torch.train.flow.matching import FlowConfig, FlowMatching, flow_notes, velocity_errors
+from sa3_torch.train.flow.model import StartModel, diffusion_of, open_text
+from sa3_torch.train.flow.validation import FlowValidation
 from sa3_torch.train.run.command import RunOptions, stage_command
 from sa3_torch.train.run.optimizers import Group
 from sa3_torch.train.run.options import AUTOENCODER, LATENTS, MODEL
 from sa3_torch.train.run.random import Purpose, purpose_generator
 from sa3_torch.train.run.recompute import checkpoint_blocks
+from sa3_torch.train.run.stage import Split, Stage
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig(FlowConfig):
-    """Settings of ``sa3 train lora``."""
+    """Hold the settings of ``sa3 train lora``."""
 
     adapter: AdapterConfig
     base_precision: Literal["fp32", "bf16"]  # of the frozen matrices in memory
@@ -62,15 +61,26 @@ class LoraConfig(FlowConfig):
 
 
 class Adapters(nn.Module):
-    """What is trained: the adapters of some layers, which also are parts of the layers."""
+    """Hold the adapters of some layers, which also are parts of the layers."""
 
     def __init__(self, paths: tuple[str, ...], adapters: list[TrainedAdapter]) -> None:
         super().__init__()
         self.paths = paths
         self.adapters = nn.ModuleList(adapters)
 
+    def switch(self, *, on: bool) -> None:
+        """Let the layers read as adapted or as they were."""
+        for adapter in self.adapters:
+            cast(TrainedAdapter, adapter).on = on
+
+    @torch.no_grad()
+    def norm(self) -> Tensor:
+        """Return the norm of all matrices together."""
+        squares = [p.square().sum() for p in self.parameters() if p.ndim == 2]
+        return torch.stack(squares).sum().sqrt()
+
     def by_layer(self, weights: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-        """A state of this module -> layer -> kind -> values."""
+        """Sort a state of this module: layer -> kind -> values."""
         layers: dict[str, dict[str, Tensor]] = {path: {} for path in self.paths}
         for name, values in weights.items():
             _, number, kind = name.split(".")
@@ -78,102 +88,108 @@ class Adapters(nn.Module):
         return layers
 
 
-class LoraStage(FlowStage):
-    """``folder`` is the base. ``autoencoder``: folder of the one that made the latents; needed only where the base does
-    not say which it was."""
+def add_adapters(base: nn.Module, config: LoraConfig, model: ModelConfig) -> Adapters:
+    """Adapt the chosen layers of ``base``. Raises ValueError where none is chosen."""
+    random = purpose_generator(config.train.seed, Purpose.ADAPTER_START, 0)
+    paths = tuple(selected_layers(config.adapter, model))
+    layers = (cast(nn.Linear, base.get_submodule(path)) for path in paths)
+    return Adapters(paths, [add_adapter(layer, config.adapter, random) for layer in layers])
+
+
+class LoraStage(Stage):
+    """Train adapters of the model in ``folder``. ``autoencoder``: folder of the one that made the latents; needed only
+    where the base does not say which it was."""
 
     name = "lora"
 
     def __init__(
         self, folder: Path, config: LoraConfig, latents: Sequence[Path], autoencoder: Path | None = None
     ) -> None:
-        self.base, model_config, same = open_model(folder)
-        _check_base(folder, diffusion_of(model_config).objective, config)
-        opened = LatentSet(*latents, autoencoder=autoencoder_of(folder, same, autoencoder))
-        super().__init__(self.base, model_config, config, opened, folder / TOKENIZER_FILE, same, train_text=False)
-        self.config: LoraConfig = config
-        self.base_hash = file_hash(folder / WEIGHTS_FILE)
-        self.base.eval().requires_grad_(False)
-        random = purpose_generator(config.train.seed, Purpose.ADAPTER_START, 0)
-        layers = tuple(selected_layers(config.adapter, model_config))
-        adapters = [
-            add_adapter(cast(nn.Linear, self.base.get_submodule(path)), config.adapter, random) for path in layers
-        ]
-        self.model: nn.Module = Adapters(layers, adapters)
+        super().__init__()
+        start = StartModel.open(folder, latents, autoencoder)
+        _check_base(folder, diffusion_of(start.config).objective, config)
+        self.config, self.model_config, self.parents = config, start.config, start.parents()
+        self.base = start.model.to(self.device).eval().requires_grad_(False)
+        self.same = start.same.to(self.device)
+        self.networks = Networks.of(self.base)
+        self.adapters = add_adapters(self.base, config, start.config)
+        self.model: nn.Module = self.adapters
         if config.base_precision == "bf16":
             self._narrow_base()
         if config.train.checkpoint_blocks:
             checkpoint_blocks(self.base)
         self.groups = {"adapters": Group(network=self.model, optimizer=config.optimizer)}
+        self.latents = LatentData(
+            start.latents,
+            open_text(start.tokenizer_file, start.config),
+            start.config,
+            config.clips,
+            config.train,
+            held_out=_held_out(start.latents),
+        )
+        self.flow = FlowMatching(config, start.config, self.latents, self.device)
+        self.validation = FlowValidation(self.networks, self.latents, config.train.seed + 1)
         self._base_errors: dict[str, float] = {}
 
-    @property
-    def dit(self) -> DiT:
-        return self.base.get_submodule("dit")  # type: ignore[return-value]
-
-    @property
-    def conditioner(self) -> Conditioner:
-        return self.base.get_submodule("conditioner")  # type: ignore[return-value]
-
-    @property
-    def text_encoder(self) -> T5GemmaEncoder:
-        return self.base.get_submodule("text_encoder")  # type: ignore[return-value]
-
     def _narrow_base(self) -> None:
-        """Matrices of the frozen parts to bf16; what is trained, norms and biases stay fp32."""
+        """Keep matrices of the frozen parts in bf16; what is trained, norms and biases stay fp32."""
         trained = {id(tensor) for tensor in (*self.model.parameters(), *self.model.buffers())}
         for part in ADAPTED_PARTS:
             for parameter in self.base.get_submodule(part).parameters():
                 if parameter.ndim == 2 and id(parameter) not in trained:
                     parameter.data = parameter.data.bfloat16()
 
-    def _batches(self, latents: LatentSet, split: str, seed: int) -> LatentBatches:
-        """A small set may hold nothing out: it is then validated on what it trains on."""
-        held_out = any(item.split == split and item.captions for item in latents.items)
-        return super()._batches(latents, split if held_out else "train", seed)
-
-    def parents(self) -> dict[str, str]:
-        return {**super().parents(), "start": self.base_hash}
+    def data(self) -> tuple[Split, ...]:
+        return self.latents.splits()
 
     def losses(self, step: int) -> dict[str, Tensor]:
-        terms = super().losses(step)
-        with torch.no_grad():
-            squares = [p.square().sum() for p in self.model.parameters() if p.ndim == 2]
-            self.notes["adapter/norm"] = torch.stack(squares).sum().sqrt()
-        return terms
+        """Draw everything for the global batch and compute a slice of it."""
+        drawn = self.flow.draw(step)
+        rows = self.batch_slice.rows(len(drawn.t))
+        with self.autocast():
+            generated, kept = velocity_errors(self.networks, drawn[rows], self.config.normalize)
+        self.notes |= flow_notes(drawn, rows, generated.detach(), kept.detach(), self.batch_slice.world)
+        self.notes["adapter/norm"] = self.adapters.norm()
+        return {"flow": generated.mean() + self.config.context_weight * kept.mean()}
 
     def validate(self) -> dict[str, float]:
-        """As in pre-training, and the error of the base on the same batches."""
-        adapters = [cast(TrainedAdapter, adapter) for adapter in cast(Adapters, self.model).adapters]
-        if not self._base_errors:
-            for adapter in adapters:
-                adapter.on = False
-            base = super().validate()
-            self._base_errors = {f"base_{name}": value for name, value in base.items() if name.startswith("flow")}
-            for adapter in adapters:
-                adapter.on = True
-        return {**super().validate(), **self._base_errors}
-
-    def sample(self, batch: LatentBatch, sampling: Sampling) -> Tensor:
+        """Measure as in pre-training, and the error of the base on the same batches."""
         with self.autocast():
-            return super().sample(batch, sampling).float()
+            if not self._base_errors:
+                self.adapters.switch(on=False)
+                base = self.validation.measure()
+                self._base_errors = {f"base_{name}": value for name, value in base.items() if name.startswith("flow")}
+                self.adapters.switch(on=True)
+            return {**self.validation.measure(), **self._base_errors}
+
+    def demo(self, folder: Path, step: int) -> None:
+        """Write sounds for some held-out prompts in turn."""
+        batch = demo_batch(self.latents)
+        with self.autocast():
+            latents = sample(self.networks, batch, self.config.demo, diffusion_of(self.model_config).shift).float()
+        write_demo(folder, f"{step:06d}", batch, latents, self.same, self.model_config.sample_rate)
 
     def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
-        """``adapter.safetensors``, in fp32 and with the frozen bases of the -xs types."""
-        layers = cast(Adapters, self.model).by_layer(weights)
+        """Write ``adapter.safetensors``, in fp32 and with the frozen bases of the -xs types."""
         info = AdapterInfo(
             adapter=self.config.adapter,
             base=self.model_config.name,
-            base_hash=self.base_hash,
+            base_hash=self.parents["start"],
             step=self.config.train.steps,
             licence=None,
         )
-        arrays = {
+        layers = {
             path: {kind: values.float().cpu().numpy() for kind, values in tensors.items()}
-            for path, tensors in layers.items()
+            for path, tensors in self.adapters.by_layer(weights).items()
         }
         folder.mkdir(parents=True, exist_ok=True)
-        write_adapter(folder / ADAPTER_FILE, Adapter(info=info, layers=arrays))
+        write_adapter(folder / ADAPTER_FILE, Adapter(info=info, layers=layers))
+
+
+def _held_out(latents: LatentSet) -> str:
+    """Return the split to measure on: a small set may hold nothing out, and is then validated on what it trains on."""
+    held_out = any(item.split == "validation" and item.captions for item in latents.items)
+    return "validation" if held_out else "train"
 
 
 def _check_base(folder: Path, objective: str, config: LoraConfig) -> None:
@@ -203,6 +219,6 @@ def lora(
     changes = [f"adapter.{name}={value}" for name, value in given.items() if value is not None]
     config = run.settings(LoraConfig, "lora", *changes)
     stage = LoraStage(model, config, latents, autoencoder)
-    if run.train(stage, config, stage.parents()):
+    if run.train(stage, config, stage.parents):
         made = run.out / "model" / ADAPTER_FILE
         click.echo(f"adapter: {made}; next: sa3 generate PROMPT --model {model} --lora {made}")

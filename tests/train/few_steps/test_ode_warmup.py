@@ -16,9 +16,9 @@ from sa3_mlx.common.model.sampling import Sampling
 from sa3_mlx.common.schema import ConfigError
 from sa3_torch.dit import Prepared
 from sa3_torch.train.data.pre_encode import load_autoencoder
+from sa3_torch.train.few_steps.denoiser import few_step_config
 from sa3_torch.train.few_steps.ode_warmup import OdeWarmupStage
-from sa3_torch.train.few_steps.shared import few_step_config
-from sa3_torch.train.flow import diffusion
+from sa3_torch.train.flow import demo
 from sa3_torch.train.flow.model import PARENTS_FILE
 from sa3_torch.train.run.optimizers import Group, make_optimizer
 from sa3_torch.train.run.parallel import BatchSlice
@@ -91,7 +91,7 @@ def test_some_trajectories_begin_with_data_and_noise(workspace: Path) -> None:
     """Below t = 1 the first state is (1 - t) z + t eps with the noise that a trajectory from t = 1 begins with."""
     pure = ode_warmup_stage(workspace, "train.batch=64", "teacher.renoised_share=0.0").trajectory(0)
     stage = ode_warmup_stage(workspace, "train.batch=64", "teacher.renoised_share=0.5")
-    run, z = stage.trajectory(0), stage.batches.batch(0).latents
+    run, z = stage.trajectory(0), stage.latents.train.batch(0).latents
     t, noise = run.times[0], pure.states[0]
     assert 16 < int((t < 1).sum()) < 48 and 0.1 < float(t.min()) < 0.5
     torch.testing.assert_close(run.states[0], (1 - t)[:, None, None] * z + t[:, None, None] * noise)
@@ -107,15 +107,15 @@ def test_the_teacher_s_guidance_can_leave_out_the_part_along_the_prediction(work
         settings = (f"teacher.{change}" for change in ("renoised_share=0.0", *changes))
         return ode_warmup_stage(workspace, *settings, "train.precision=fp32").trajectory(0).states[1].flatten(1)
 
-    without = first_step("guidance=1", "apg=0.0")
-    plain, orthogonal = (first_step("guidance=2", f"apg={apg}") for apg in (0.0, 1.0))
+    without = first_step("sampling.guidance=1")
+    plain, orthogonal = (first_step(f"sampling.guidance={{scale=2, apg={apg}}}") for apg in (0.0, 1.0))
     added, left_out = orthogonal - without, plain - orthogonal
     assert bool((added.norm(dim=1) > 1e-4).all()) and bool((left_out.norm(dim=1) > 1e-4).all())
     assert float(torch.cosine_similarity(added, left_out).abs().max()) < 0.02
 
 
 def test_apg_without_guidance_is_refused(workspace: Path) -> None:
-    with pytest.raises(ConfigError, match=r"teacher\.apg is 0\.5, which has no effect at guidance 1; set it to 0"):
+    with pytest.raises(ConfigError, match=r"teacher\.sampling: guidance apg.* have no effect at guidance scale 1"):
         ode_warmup_stage(workspace, "teacher.sampling.guidance={scale=1, apg=0.5}")
 
 
@@ -132,8 +132,8 @@ def test_stored_trajectories_are_used_with_their_own_captions_and_masks(workspac
     """Pitfall 8: between two refreshes no other batch is even read."""
     stage, other = ode_warmup_stage(workspace), ode_warmup_stage(workspace)
     stage.losses(0)
-    stage.batches.batch = None  # type: ignore[method-assign, assignment]
-    stage.draw = None  # type: ignore[method-assign, assignment]
+    stage.latents.train.batch = None  # type: ignore[method-assign, assignment]
+    stage.latents.masks = None  # type: ignore[method-assign, assignment]
     assert torch.equal(stage.losses(1)["one_step"], other.losses(1)["one_step"])
     assert not torch.equal(other.losses(1)["one_step"], other.losses(0)["one_step"])  # other picks
 
@@ -180,14 +180,16 @@ def learn(stage: OdeWarmupStage, steps: int) -> None:
 
 def test_the_teacher_and_the_text_encoder_stay_as_they_are(workspace: Path) -> None:
     stage = ode_warmup_stage(workspace)
-    fixed = {"teacher": stage.teacher, "text": stage.text_encoder}
+    fixed = {"teacher": stage.teacher, "text": stage.networks.text_encoder}
     before = {key: {name: value.clone() for name, value in fixed[key].state_dict().items()} for key in fixed}
     learn(stage, 2)
     assert not any(module.training for module in stage.teacher.modules())
     for key, module in fixed.items():
         assert all(torch.equal(value, before[key][name]) for name, value in module.state_dict().items())
-    assert not torch.equal(stage.dit.project_out.weight, stage.teacher.dit.project_out.weight)
-    assert not torch.equal(stage.conditioner.seconds_embed.weight, stage.teacher.conditioner.seconds_embed.weight)
+    assert not torch.equal(stage.networks.dit.project_out.weight, stage.teacher.dit.project_out.weight)
+    assert not torch.equal(
+        stage.networks.conditioner.seconds_embed.weight, stage.teacher.conditioner.seconds_embed.weight
+    )
 
 
 def test_a_student_learns_one_stored_batch(workspace: Path) -> None:
@@ -212,12 +214,12 @@ def test_export_is_a_denoiser_with_its_parents(workspace: Path, tmp_path: Path) 
     assert config == few_step_config(MODEL)
     assert config.usual_sampling == Sampling(sampler="pingpong", steps=8)
     parents = json.loads((tmp_path / PARENTS_FILE).read_text())
-    assert parents == {"autoencoder": load_autoencoder(workspace / "run" / "model")[1], "start": stage.start_digest}
+    assert parents == {"autoencoder": load_autoencoder(workspace / "run" / "model")[1], "start": stage.parents["start"]}
 
 
 def test_demos_take_one_four_and_eight_steps(workspace: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     sounds = {}
-    monkeypatch.setattr(diffusion, "save_sound", lambda path, audio, *_, **__: sounds.update({path.name: audio}))
+    monkeypatch.setattr(demo, "save_sound", lambda path, audio, *_, **__: sounds.update({path.name: audio}))
     ode_warmup_stage(workspace).demo(tmp_path, 7)
     assert sorted(sounds) == ["000007-1.wav", "000007-4.wav", "000007-8.wav"]
     one, four, eight = sounds.values()

@@ -20,11 +20,12 @@ from sa3_mlx.common.schema import ConfigError
 from sa3_torch.samplers import pingpong
 from sa3_torch.train.few_steps.alarms import ADVERSARIAL, ROWS, BalanceAlarms
 from sa3_torch.train.few_steps.arc_losses import masked_mean
-from sa3_torch.train.few_steps.denoisers import Bundle
+from sa3_torch.train.few_steps.denoiser import frozen_inputs
 from sa3_torch.train.few_steps.heads import HeadConfig
 from sa3_torch.train.few_steps.latent_discriminator import LatentDiscriminator
 from sa3_torch.train.few_steps.posttrain import PosttrainStage
-from sa3_torch.train.flow.diffusion import Draw
+from sa3_torch.train.flow.conditioning import ConditionInputs
+from sa3_torch.train.flow.masks import Masks
 from sa3_torch.train.flow.model import open_model
 from tests.support.stages import MODEL, posttrain_stage, trainer_of
 from tests.support.tiny_checkpoint import write_checkpoint
@@ -60,7 +61,7 @@ def test_each_turn_trains_its_own_network_alone(workspace: Path, tmp_path: Path)
         trainer._gradients(mine)
         assert all(parameter.grad is not None for parameter in trainer.trained[mine])
         assert all(parameter.grad is None for parameter in trainer.trained[other])
-        assert all(parameter.grad is None for parameter in trainer.stage.text_encoder.parameters())
+        assert all(parameter.grad is None for parameter in trainer.stage.networks.text_encoder.parameters())
         trainer.optimizers[mine].zero_grad()
 
 
@@ -85,11 +86,11 @@ def test_nothing_is_dropped_out_in_either_turn(workspace: Path) -> None:
 def test_the_discriminator_has_a_trained_conditioner_of_its_own(workspace: Path) -> None:
     """Pitfall 6."""
     stage = posttrain_stage(workspace)
-    assert stage.judge.conditioner is not stage.conditioner
-    shared = {id(p) for p in stage.model.parameters()} & {id(p) for p in stage.judge.parameters()}
-    assert not shared and all(p.requires_grad for p in stage.judge.parameters())
+    assert stage.discriminator.conditioner is not stage.networks.conditioner
+    shared = {id(p) for p in stage.model.parameters()} & {id(p) for p in stage.discriminator.parameters()}
+    assert not shared and all(p.requires_grad for p in stage.discriminator.parameters())
     stage.losses(1)["discriminator"].backward()
-    assert all(bool(p.grad.any()) for p in stage.judge.conditioner.parameters())
+    assert all(bool(p.grad.any()) for p in stage.discriminator.conditioner.parameters())
 
 
 def test_all_blocks_tapped_are_the_base_itself(workspace: Path) -> None:
@@ -99,27 +100,29 @@ def test_all_blocks_tapped_are_the_base_itself(workspace: Path) -> None:
     scene = stage._scene(1)
     with torch.no_grad():
         judge = LatentDiscriminator(base, (len(base.dit.layers) - 1,), HEAD, 0)
-        x = torch.where(scene.bundle.valid[..., None], scene.z, 0.0)
-        hidden = judge(x, scene.t, judge.prepare(scene.bundle)).features[0]
+        x = torch.where(scene.valid[..., None], scene.z, 0.0)
+        hidden = judge(x, scene.t, judge.prepare(scene.inputs)).features[0]
         velocity = base.dit.project_out(hidden)
         velocity = velocity + base.dit.postprocess(velocity)
         wanted = x - scene.t[:, None, None] * velocity
-        torch.testing.assert_close(stage.denoiser(x, scene.t, scene.bundle), wanted)
+        torch.testing.assert_close(stage.denoiser(x, scene.t, scene.inputs), wanted)
 
 
 @pytest.mark.parametrize("kind", ["conv", "dilated"])
 def test_scores_do_not_depend_on_padding(kind: str, workspace: Path) -> None:
     """Pitfall 11, with the blocks before the head. Measured: 2e-7."""
     stage = posttrain_stage(workspace, f"head.kind='{kind}'")
-    batch = stage.batches.batch(0)
+    batch = stage.latents.train.batch(0)
     frames = int(batch.valid.sum(1).max())
-    draw = Draw(batch.valid, torch.zeros_like(batch.valid))
+    draw = Masks(batch.valid, torch.zeros_like(batch.valid))
 
     def mean_scores(size: int, filling: float) -> torch.Tensor:
         filled = torch.where(batch.valid[..., None], batch.latents, filling)
         cut = dataclasses.replace(batch, latents=filled[:, :size], valid=batch.valid[:, :size])
-        bundle = stage.bundle(cut, Draw(draw.valid[:, :size], draw.keep[:, :size]))
-        verdict = stage.judge(cut.latents, torch.full((len(batch.items),), 0.4), stage.judge.prepare(bundle))
+        bundle = frozen_inputs(stage.networks, cut, Masks(draw.valid[:, :size], draw.keep[:, :size]))
+        verdict = stage.discriminator(
+            cut.latents, torch.full((len(batch.items),), 0.4), stage.discriminator.prepare(bundle)
+        )
         return masked_mean(verdict.scores, verdict.mask)
 
     with torch.no_grad():
@@ -132,8 +135,8 @@ def test_scores_are_computed_in_full_precision(workspace: Path) -> None:
     stage.precision = "bf16"
     scene = stage._scene(1)
     with stage.autocast():
-        prepared = stage.judge.prepare(scene.bundle)
-        verdict = stage.judge(scene.z, scene.t, prepared)
+        prepared = stage.discriminator.prepare(scene.inputs)
+        verdict = stage.discriminator(scene.z, scene.t, prepared)
     assert prepared.seconds.dtype == torch.bfloat16 and verdict.scores.dtype == torch.float32
     assert all(term.dtype == torch.float32 for step in (0, 1) for term in stage.losses(step).values())
 
@@ -141,7 +144,7 @@ def test_scores_are_computed_in_full_precision(workspace: Path) -> None:
 def test_equal_captions_leave_nothing_to_contrast(workspace: Path) -> None:
     """Pitfalls 2 and 3: exactly 0, no gradient; and the batch is what it was."""
     stage = posttrain_stage(workspace, "weights.discriminator=0.0", *NO_PENALTY[:2])
-    batch = stage.batches.batch(1)
+    batch = stage.latents.train.batch(1)
     first = dataclasses.replace(
         batch,
         items=(batch.items[0],) * len(batch.items),
@@ -149,11 +152,11 @@ def test_equal_captions_leave_nothing_to_contrast(workspace: Path) -> None:
         mask=batch.mask[:1].expand_as(batch.mask),
     )
     before = copy.deepcopy(first)
-    stage.batches.batch = lambda step: first  # type: ignore[method-assign]  # noqa: ARG005
+    stage.latents.train.batch = lambda step: first  # type: ignore[method-assign]  # noqa: ARG005
     terms = stage.losses(1)
     assert float(terms["contrastive"].detach()) == 0
     sum(terms.values()).backward()
-    assert not any(bool(p.grad.any()) for p in stage.judge.parameters())
+    assert not any(bool(p.grad.any()) for p in stage.discriminator.parameters())
     assert first.items == before.items and all(
         torch.equal(getattr(first, name), getattr(before, name))
         for name in ("latents", "valid", "ids", "mask", "seconds")
@@ -165,14 +168,16 @@ def test_other_prompts_change_the_text_alone(workspace: Path) -> None:
     step = next(step for step in range(1, 40, 2) if bool(stage._scene(step).usable.any()))  # several captions
     scene = stage._scene(step)
     seen = []
-    prepare = stage.judge.prepare
-    stage.judge.prepare = lambda bundle: seen.append(bundle) or prepare(bundle)  # type: ignore[method-assign]
+    prepare = stage.discriminator.prepare
+    stage.discriminator.prepare = lambda bundle: seen.append(bundle) or prepare(bundle)  # type: ignore[method-assign]
     stage.losses(step)
     own, other = seen
     assert other.local is own.local and other.seconds is own.seconds and other.valid is own.valid
     moved = (own.hidden != other.hidden).flatten(1).any(1)
     assert bool(moved[scene.usable].all())
-    assert torch.equal(stage.text_encoder(scene.batch.ids[scene.others], scene.batch.mask[scene.others]), other.hidden)
+    assert torch.equal(
+        stage.networks.text_encoder(scene.batch.ids[scene.others], scene.batch.mask[scene.others]), other.hidden
+    )
 
 
 def test_a_single_item_cannot_be_contrasted(workspace: Path) -> None:
@@ -185,7 +190,7 @@ def test_a_single_item_cannot_be_contrasted(workspace: Path) -> None:
 
 def test_without_the_penalty_the_discriminator_learns_one_batch_by_heart(workspace: Path) -> None:
     stage = posttrain_stage(workspace, *NO_PENALTY)
-    optimizer = torch.optim.AdamW(stage.judge.parameters(), 1e-3, betas=(0.0, 0.95))
+    optimizer = torch.optim.AdamW(stage.discriminator.parameters(), 1e-3, betas=(0.0, 0.95))
     for _ in range(200):
         loss = sum(stage.losses(1).values())
         optimizer.zero_grad()
@@ -201,8 +206,8 @@ def test_the_clap_term_pulls_the_generator_to_its_prompt(workspace: Path) -> Non
     terms = stage.losses(0)
     assert 0 < float(terms["clap"].detach()) <= math.pi**2 / 2
     terms["clap"].backward()
-    assert any(bool(p.grad.any()) for p in stage.dit.parameters() if p.grad is not None)
-    assert not any(p.grad is not None for p in stage.judge.parameters())
+    assert any(bool(p.grad.any()) for p in stage.networks.dit.parameters() if p.grad is not None)
+    assert not any(p.grad is not None for p in stage.discriminator.parameters())
     with torch.no_grad():
         assert stage.validate().keys() == {"gap", "spread", "clap", "clap_of_data"}
 
@@ -229,7 +234,7 @@ def test_own_samples_are_made_down_to_the_level_of_the_input(workspace: Path) ->
     scene = dataclasses.replace(stage._scene(0), t=torch.tensor([1.0, 0.995, 0.95, 0.1]))
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def count(x: torch.Tensor, t: torch.Tensor, _bundle: Bundle) -> torch.Tensor:
+    def count(x: torch.Tensor, t: torch.Tensor, _bundle: ConditionInputs) -> torch.Tensor:
         seen.append((x, t))
         return torch.full_like(x, len(seen))
 
@@ -247,8 +252,8 @@ def test_own_samples_are_made_down_to_the_level_of_the_input(workspace: Path) ->
 def test_real_and_fake_share_noise_and_level(workspace: Path) -> None:
     stage = posttrain_stage(workspace, *NO_PENALTY)
     scene, seen = stage._scene(1), []
-    inner = stage.judge.forward
-    stage.judge.forward = lambda x, t, prepared: seen.append((x, t)) or inner(x, t, prepared)  # type: ignore[method-assign]
+    inner = stage.discriminator.forward
+    stage.discriminator.forward = lambda x, t, prepared: seen.append((x, t)) or inner(x, t, prepared)  # type: ignore[method-assign]
     stage._generate = lambda scene: scene.z + 1  # type: ignore[method-assign]
     stage.losses(1)
     (real, t_real), (fake, t_fake) = seen

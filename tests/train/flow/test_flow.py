@@ -15,17 +15,9 @@ from sa3_mlx.common.generation.schedule import sigmas
 from sa3_mlx.common.model.config import ShiftConfig
 from sa3_mlx.common.model.presets import LOGSNR
 from sa3_torch.samplers import SAMPLERS
-from sa3_torch.train.flow.choices import (
-    LENGTH_SHIFT,
-    MASK_KINDS,
-    TIME_SAMPLERS,
-    extend_valid,
-    inpaint_masks,
-    mask_kinds,
-    shift_times,
-    uniform,
-)
 from sa3_torch.train.flow.losses import flow_errors, flow_loss
+from sa3_torch.train.flow.masks import MASK_KINDS, extend_valid, inpaint_masks, mask_kinds
+from sa3_torch.train.flow.times import LENGTH_SHIFT, TIME_SAMPLERS, shift_times, uniform
 
 DRAWS = 20_000
 FLUX = ShiftConfig(type="flux", start=1.5, end=4.0, rate=0.0)

@@ -16,6 +16,7 @@ from sa3_mlx.common.schema import ConfigError
 from sa3_torch.train.data.batches import LatentBatch
 from sa3_torch.train.data.drawing import draw_parts
 from sa3_torch.train.data.latents import LatentItem
+from sa3_torch.train.flow.matching import FlowDraw, velocity_errors
 from sa3_torch.train.flow.pretrain import PretrainConfig, PretrainStage
 from sa3_torch.train.run.parallel import BatchSlice
 from sa3_torch.train.run.settings import load_settings, preset_names
@@ -38,36 +39,37 @@ def test_presets_name_a_model_and_fit_it(name: str) -> None:
 
 def test_dropout_takes_prompt_and_seconds_token_and_leaves_the_duration(workspace: Path) -> None:
     stage = pretrain_stage(workspace)
-    batch = stage.batches.batch(0)
-    draw = stage.draw(batch, generator())
+    batch = stage.latents.train.batch(0)
+    draw = stage.latents.masks(batch, generator())
     drop = torch.tensor([True, False, True, False])
     with torch.no_grad():
-        plain, dropped = stage.conditioning(batch, draw), stage.conditioning(batch, draw, drop)
-    assert dropped.context.shape[1] == stage.diffusion.text_encoder.max_length + 1
+        plain, dropped = stage.networks.conditioning(batch, draw), stage.networks.conditioning(batch, draw, drop)
+    assert dropped.context.shape[1] == MODEL.diffusion.text_encoder.max_length + 1
     assert not dropped.context[drop].any() and torch.equal(dropped.context[~drop], plain.context[~drop])
     assert torch.equal(dropped.seconds, plain.seconds) and torch.equal(dropped.local, plain.local)
-    share = torch.cat([stage._draw_step(step).drop for step in range(250)]).float().mean()
+    share = torch.cat([stage.flow.draw(step).drop for step in range(250)]).float().mean()
     assert float(share) == pytest.approx(0.1, abs=0.03)
 
 
 def test_nothing_kept_is_zeros_for_the_local_input(workspace: Path) -> None:
     stage = pretrain_stage(workspace, "clips.mask_shares=[0.0, 1.0, 0.0, 0.0]")
-    batch = stage.batches.batch(0)
-    assert not stage.conditioning(batch, stage.draw(batch, generator())).local.any()
+    batch = stage.latents.train.batch(0)
+    assert not stage.networks.conditioning(batch, stage.latents.masks(batch, generator())).local.any()
 
 
 def test_padding_changes_no_gradient(workspace: Path) -> None:
     """Neither through attention nor through the loss."""
     stage = pretrain_stage(workspace)
-    batch = stage.batches.batch(0)
-    draw, t = stage.draw(batch, generator()), torch.full((4,), 0.6)
+    batch = stage.latents.train.batch(0)
+    draw, t = stage.latents.masks(batch, generator()), torch.full((4,), 0.6)
     noise = torch.randn(batch.latents.shape, generator=generator())
     assert not draw.valid.all()
     losses = []
     for padding in (0.0, 30.0):
         z = torch.where(draw.valid[..., None], batch.latents, padding)
         changed = LatentBatch(z, batch.valid, batch.ids, batch.mask, batch.seconds, batch.items)
-        losses.append(float(stage.velocity_error(changed, draw, t, noise, None, 1.0).detach()))
+        drawn = FlowDraw(batch=changed, t=t, masks=draw, noise=noise)
+        losses.append(float(sum(error.mean() for error in velocity_errors(stage.networks, drawn)).detach()))
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
@@ -77,7 +79,7 @@ def test_times_are_shifted_by_the_asked_length(workspace: Path, length: str, exp
     stage = pretrain_stage(
         workspace, f"times.length={length}", "times.shift_min_frames=48", "times.shift_max_frames=96"
     )
-    batch = stage.batches.batch(0)
+    batch = stage.latents.train.batch(0)
     long = dataclasses.replace(batch, seconds=torch.full((4,), 10.0))
     plain = dataclasses.replace(
         stage.config.times, shift=dataclasses.replace(stage.config.times.shift, type="none", start=0.0, end=0.0)
@@ -89,17 +91,17 @@ def test_times_are_shifted_by_the_asked_length(workspace: Path, length: str, exp
 
 def test_a_share_of_the_items_is_at_pure_noise(workspace: Path) -> None:
     stage = pretrain_stage(workspace, "times.one_shot=0.5", "train.batch=16")
-    t = torch.cat([stage._draw_step(step).t for step in range(20)])
+    t = torch.cat([stage.flow.draw(step).t for step in range(20)])
     assert float((t == 1).float().mean()) == pytest.approx(0.5, abs=0.1)
 
 
 @pytest.mark.parametrize("coupling", ["exact", "sinkhorn"])
 def test_coupling_reorders_the_noise_of_the_whole_batch_before_it_is_cut(workspace: Path, coupling: str) -> None:
     stages = [pretrain_stage(workspace, "train.batch=16", f"coupling={kind}") for kind in ("off", coupling)]
-    off, on = (stage._draw_step(3) for stage in stages)
+    off, on = (stage.flow.draw(3) for stage in stages)
     rows = {tuple(row) for row in off.noise[:, 0].tolist()}
     assert rows == {tuple(row) for row in on.noise[:, 0].tolist()} and not torch.equal(off.noise, on.noise)
-    assert torch.equal(off.t, on.t) and torch.equal(off.draw.keep, on.draw.keep)
+    assert torch.equal(off.t, on.t) and torch.equal(off.masks.keep, on.masks.keep)
     before, after = on.costs
     assert after < before and off.costs == ()
     stages[1].batch_slice = BatchSlice(rank=1, world=2)
@@ -135,7 +137,7 @@ def test_notes_of_parts_add_up_to_those_of_the_batch(workspace: Path) -> None:
     for name in whole:
         if not name.endswith("/std"):
             assert float(first[name] + second[name]) / 2 == pytest.approx(float(whole[name]), rel=1e-5), name
-    drawn = stage._draw_step(1)
+    drawn = stage.flow.draw(1)
     shares = torch.stack([whole[f"times/t{k / 10}"] for k in range(10)])
     assert float(shares.sum()) == pytest.approx(1)
     assert sum(float(whole[f"masks/{kind}"]) for kind in ("segments", "full", "causal", "spans")) == pytest.approx(1)
@@ -158,16 +160,16 @@ def test_validation_compares_with_other_captions_none_and_the_best_linear_veloci
 def test_text_encoder_of_a_checkpoint_stays_as_it_is(workspace: Path) -> None:
     stage = muon_stage(workspace)
     theirs = load_model(workspace / "random", torch.device("cpu")).get_submodule("text_encoder").state_dict()
-    assert all(torch.equal(tensor, theirs[name]) for name, tensor in stage.text_encoder.state_dict().items())
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in stage.networks.text_encoder.state_dict().items())
     sum(stage.losses(0).values()).backward()
-    assert all(p.grad is None and not p.requires_grad for p in stage.text_encoder.parameters())
-    assert not stage.dit.project_out.weight.any()  # a new model but for the text encoder
+    assert all(p.grad is None and not p.requires_grad for p in stage.networks.text_encoder.parameters())
+    assert not stage.networks.dit.project_out.weight.any()  # a new model but for the text encoder
 
 
 def started(workspace: Path, start: Path | None, *changes: str, model=MODEL) -> PretrainStage:
     base = pretrain_stage(workspace)
     config = load_settings(PretrainConfig, "pretrain", "demo", ("train.batch=4", "clips.buckets=1", *changes))
-    return PretrainStage(model, config, base.latents, workspace / "tokenizer.json", base.same, start)
+    return PretrainStage(model, config, base.latents.latents, workspace / "tokenizer.json", base.same, start)
 
 
 def test_all_weights_of_a_checkpoint_can_be_taken(workspace: Path) -> None:
@@ -202,7 +204,7 @@ def test_parts_of_captions_are_shuffled_and_dropped_never_all() -> None:
 
 
 def test_captions_made_of_fields_are_made_anew(workspace: Path) -> None:
-    batches = pretrain_stage(workspace).batches
+    batches = pretrain_stage(workspace).latents.train
     item = batches.batch(0).items[0]
     fields = {"title": "piano", "instrument": "note", "key": "A3"}
 
@@ -219,8 +221,8 @@ def test_one_batch_is_learnt_by_heart(workspace: Path) -> None:
     """To a tenth of the error of zeros within 200 steps. Measured: after 31."""
     stage = pretrain_stage(workspace, "clips.silence_seconds=0.0")
     optimizer = torch.optim.AdamW(stage.model.parameters(), lr=5e-3, betas=(0.9, 0.95))
-    drawn = stage._draw_step(0)
-    target = (drawn.noise - drawn.batch.latents)[drawn.draw.generated]
+    drawn = stage.flow.draw(0)
+    target = (drawn.noise - drawn.batch.latents)[drawn.masks.generated]
     baseline = float(target.square().mean())
     for _ in range(200):
         loss = stage.losses(0)["flow"]

@@ -1,0 +1,89 @@
+"""The latents that a diffusion model is trained and measured on.
+
+Shapes: B batch, T latent frames, C latent channels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.schema import Config, ConfigError
+from sa3_mlx.common.text.tokenizer import Tokenizer
+from sa3_torch.train.data.batches import LatentBatch, LatentBatches
+from sa3_torch.train.data.drawing import SharesConfig
+from sa3_torch.train.data.latents import LatentSet
+from sa3_torch.train.run.settings import check
+from sa3_torch.train.run.stage import Split, TrainConfig
+
+from .masks import MASK_KINDS, Masks, extend_valid, inpaint_masks, mask_kinds
+from .model import diffusion_of
+
+FRAME_MULTIPLE = 8  # batches are padded to one
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipsConfig(Config):
+    """Say which latents make a batch and which of their frames are to be generated."""
+
+    silence_seconds: float  # mean of the exponential extension of every clip
+    mask_shares: tuple[float, ...]  # segments, full, causal and, where given, spans
+    buckets: int  # of similar lengths
+    shares: SharesConfig
+
+    def __post_init__(self) -> None:
+        check(self, 0, math.inf, "silence_seconds")
+        check(self, 1, math.inf, "buckets")
+        allowed = (len(MASK_KINDS) - 1, len(MASK_KINDS))
+        if len(self.mask_shares) not in allowed or min(self.mask_shares) < 0 or not sum(self.mask_shares):
+            raise ConfigError(f"mask_shares is {self.mask_shares}: expected shares of {', '.join(MASK_KINDS)}")
+
+
+class LatentData:
+    """Draw batches of both splits, and masks of their frames. ``held_out`` is the split that is measured on."""
+
+    def __init__(
+        self,
+        latents: LatentSet,
+        tokenizer: Tokenizer,
+        model: ModelConfig,
+        clips: ClipsConfig,
+        train: TrainConfig,
+        *,
+        held_out: str = "validation",
+    ) -> None:
+        self.latents, self.clips, self.frames_per_second = latents, clips, model.frames_per_second
+        diffusion = diffusion_of(model)
+
+        def batches(split: str, seed: int) -> LatentBatches:
+            return LatentBatches(
+                latents,
+                tokenizer,
+                split=split,
+                batch=train.batch,
+                seed=seed,
+                max_frames=diffusion.max_frames,
+                head_room_frames=int(diffusion.head_room_seconds * model.frames_per_second),
+                buckets=clips.buckets,
+                multiple=FRAME_MULTIPLE,
+                shares=clips.shares.to_dict(),
+            )
+
+        self.train = batches("train", train.seed)
+        self.validation = batches(held_out, train.seed + 1)
+
+    def splits(self) -> tuple[Split, ...]:
+        """Return how much there is, for a plan."""
+        return tuple(
+            Split(name=name, items=len(batches.items), seconds=sum(item.seconds for item in batches.items))
+            for name, batches in (("train", self.train), ("validation", self.validation))
+        )
+
+    def masks(self, batch: LatentBatch, random: torch.Generator) -> Masks:
+        """Extend the clips of a global batch by silence and draw the frames to keep ([T4.2] steps 3 and 4)."""
+        valid = extend_valid(batch.valid, self.clips.silence_seconds * self.frames_per_second, random)
+        kinds = mask_kinds(len(valid), self.clips.mask_shares, random)
+        return Masks(valid, inpaint_masks(valid, kinds, random), kinds)
