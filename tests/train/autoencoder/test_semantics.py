@@ -19,7 +19,7 @@ from sa3_torch.train.autoencoder.semantics import (
     CriticConfig,
     Regressors,
 )
-from sa3_torch.train.flow.choices import truncated_logit_normal
+from sa3_torch.train.flow.times import truncated_logit_normal
 from sa3_torch.train.networks.init import seeded
 
 RATE = 44_100

@@ -1,4 +1,4 @@
-"""How well the networks beside an autoencoder do on held-out crops [T1.10].
+"""Measure how well the networks beside an autoencoder do on held-out crops [T1.10].
 
 Shapes: B crops, N audio samples, T latent frames, C latent channels.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sa3_torch.train.autoencoder.metrics import r_squared
 from sa3_torch.train.data.crops import AudioBatch, Crops
-from sa3_torch.train.flow.choices import truncated_logit_normal
+from sa3_torch.train.flow.times import truncated_logit_normal
 from sa3_torch.train.run.random import Purpose, purpose_generator
 
 from .regressors import Regressors, pitch_class
@@ -28,7 +28,7 @@ Encode = Callable[[Tensor], Tensor]  # (B, N, channels) -> (B, T, C)
 def measure_semantics(
     semantics: Semantics, encode: Encode, crops: Crops, pitches: Mapping[str, int | None]
 ) -> dict[str, float]:
-    """Measures of the networks that are on; ``pitches``: MIDI number by clip id, None for what has none.
+    """Return measures of the networks that are on; ``pitches``: MIDI number by clip id, None for what has none.
 
     "alignment_of_zero": error of the velocity over that of predicting zero. "critic_accuracy": share of mismatched
     triples that score below the true one. "NAME_r2" by head; "pitch_class": share of crops of notes whose pitch class
@@ -73,7 +73,7 @@ def _accuracy(semantics: Semantics, audio: Tensor, z: Tensor, batch: AudioBatch)
 def _heads(
     regressors: Regressors, audio: list[Tensor], latents: list[Tensor], pitches: list[int | None]
 ) -> dict[str, float]:
-    """``pitches``: of all crops in order."""
+    """Return the measures of the heads; ``pitches`` of all crops in order."""
     targets = [regressors.targets(sound, z.shape[1]) for sound, z in zip(audio, latents, strict=True)]
     outputs = [regressors(z) for z in latents]
     found: dict[str, float] = {}
@@ -83,6 +83,6 @@ def _heads(
         if share is not None:
             found[f"{name}_r2"] = share
     chroma = torch.cat([torch.stack([row[name] for name in regressors.bands]).sum((0, 2)) for row in outputs])  # (B, n)
-    heard = pitch_class(chroma.float()).tolist()
-    right = [is_ == midi % 12 for is_, midi in zip(heard, pitches, strict=True) if midi is not None]
+    found_classes = pitch_class(chroma.float()).tolist()
+    right = [is_ == midi % 12 for is_, midi in zip(found_classes, pitches, strict=True) if midi is not None]
     return {**found, "pitch_class": float(np.mean(right))} if right else found

@@ -1,4 +1,4 @@
-"""The networks that shape latents, as terms of a stage: settings, random numbers, warm-up, all processes together.
+"""Make the networks that shape latents terms of a stage: settings, random numbers, warm-up, all processes together.
 
 Shapes: B items of a slice, N audio samples, T latent frames, C latent channels.
 """
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.schema import Config, ConfigError
-from sa3_torch.train.flow.choices import truncated_logit_normal
+from sa3_torch.train.flow.times import truncated_logit_normal
 from sa3_torch.train.networks.init import seeded
 from sa3_torch.train.run.parallel import BatchSlice, gather_rows, own_slice
 from sa3_torch.train.run.random import Purpose, purpose_generator
@@ -28,9 +28,9 @@ from .regressors import Regressors, RegressorsConfig
 
 @dataclass(frozen=True, kw_only=True)
 class SemanticsConfig(Config):
-    """Terms on the latents; a weight of 0 leaves its network out."""
+    """Weigh the terms on the latents; a weight of 0 leaves its network out."""
 
-    detached_steps: int  # the networks learn alone; then their gradient reaches the latents
+    detached_steps: int  # before their gradient reaches the latents
     least_rank: (
         float  # share of C below which the effective rank of held-out latents ends the run, once attached; 0 off
     )
@@ -50,10 +50,13 @@ class SemanticsConfig(Config):
 
 
 class Semantics(nn.Module):
-    """The networks whose weight is not zero."""
+    """Hold the networks whose weight is not zero."""
 
     def __init__(self, config: SemanticsConfig, model: ModelConfig, *, items: int, samples: int, seed: int) -> None:
-        """``items`` of ``samples`` are the global batch. Raises ValueError where the critic has nothing to compare."""
+        """Build the networks for a global batch of ``items`` of ``samples``.
+
+        Raises ConfigError for crops too short, ValueError where the critic has nothing to compare.
+        """
         super().__init__()
         self.config, self.items, self.seed = config, items, seed
         channels = model.same.latent_channels
@@ -75,7 +78,7 @@ class Semantics(nn.Module):
                 self.critic = Critic(config.critic, model.audio_channels, config.text_width, channels)
 
     def weights(self) -> dict[str, float]:
-        """Of the terms that ``losses`` gives; what else it gives is a measure."""
+        """Return the weights of the terms that ``losses`` gives; what else it gives is a measure."""
         config = self.config
         found: dict[str, float] = {}
         if config.alignment_weight:
@@ -87,14 +90,15 @@ class Semantics(nn.Module):
         return found
 
     def follow(self, std: Tensor) -> None:
-        """Once per step, before the losses: standard deviation of the latents of all processes."""
+        """Follow the standard deviation of the latents of all processes; once per step, before the losses."""
         if self.config.alignment_weight:
             self.alignment.follow(std)
 
     def losses(
         self, z: Tensor, audio: Tensor, captions: tuple[str, ...], *, step: int, batch_slice: BatchSlice
     ) -> dict[str, Tensor]:
-        """Raw terms and measures of the items of a slice: z (B, T, C), audio (B, N, channels), their captions."""
+        """Return raw terms and measures of the items of a slice: z (B, T, C), audio (B, N, channels), their
+        captions."""
         config, detach = self.config, step < self.config.detached_steps
         found: dict[str, Tensor] = {}
         if config.alignment_weight:
@@ -111,7 +115,7 @@ class Semantics(nn.Module):
     def _criticism(
         self, z: Tensor, audio: Tensor, captions: tuple[str, ...], *, step: int, detach: bool
     ) -> dict[str, Tensor]:
-        """The critic compares the items of all processes."""
+        """Compare the items of all processes by the critic."""
         ids, mask = (gather_rows(x.to(z.device)) for x in self.words.encode(captions))
         z, audio = gather_rows(z), gather_rows(audio)
         random = purpose_generator(self.seed, Purpose.CRITIC, step)
