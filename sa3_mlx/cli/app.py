@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import click
 
@@ -61,18 +60,10 @@ COMMANDS = _Sa3.table()
 )
 @click.version_option(version(), prog_name="sa3")
 @click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
-@click.pass_context
-def cli(ctx: click.Context) -> None:
+def cli() -> None:
     """Text to audio, variations, inpainting and continuation with Stable Audio 3, on MLX or PyTorch."""
-    ctx.obj = _folder_of  # what training commands know of installed models
-
-
-def _folder_of(name: str) -> Path:
-    from .home import find_model
-
-    return find_model(name, generates=False).folder
 
 
 def run(args: Sequence[str]) -> int:
-    """Run one command line -> exit code."""
+    """Run one command line; return its exit code."""
     return run_group(cli, args, "sa3")

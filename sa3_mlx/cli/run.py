@@ -35,6 +35,7 @@ from sa3_mlx.common.generation.memory import MemoryPlan, fit, predict, stored_we
 from sa3_mlx.common.generation.request import Request, Residency, validate
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
 from sa3_mlx.common.model.chunks import stream_chunk_frames
+from sa3_mlx.common.model.installed import Model
 from sa3_mlx.common.model.precision import Precision, allowed_precisions
 from sa3_mlx.common.text.tokenizer import Tokenizer
 from sa3_mlx.common.version import version
@@ -44,7 +45,6 @@ from .adapters import describe, open_adapters, record
 from .backend import Backend
 from .estimate import slow_note
 from .fingerprint import fingerprint
-from .home import Model
 from .options import MemoryOptions, ModelOptions, OutputOptions
 
 if TYPE_CHECKING:

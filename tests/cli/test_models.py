@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sa3_mlx.cli import home
+from sa3_mlx.cli.home import find_model
 from sa3_mlx.cli.output.provenance import read_provenance
 from sa3_mlx.common.files.audio import write_audio
 from sa3_mlx.common.files.safetensors import TensorFile
+from sa3_mlx.common.model import installed as models
 from sa3_mlx.common.model.lengths import longest
 from tests.support.command import AUTOENCODER, RATE, SMALL, Run, ok, read, use_home, write_tone
 from tests.support.tiny_checkpoint import write_checkpoint
@@ -85,16 +86,16 @@ def test_released_models_come_first_then_the_demo_and_no_other_is_a_default(
     little = shared_home / "models" / "little"
     for name in ("another", "small-music-8bit", "medium", "small-music"):
         shutil.copytree(little, tmp_path / "home" / "models" / name)
-    monkeypatch.setattr(home, "DEMO_FOLDER", little)
+    monkeypatch.setattr(models, "DEMO_FOLDER", little)
     monkeypatch.setenv("SA3_HOME", str(tmp_path / "home"))
-    assert list(home.installed()) == ["small-music", "medium", "demo", "another", "small-music-8bit"]
-    assert home.find_model(None, generates=True).name == "small-music"
+    assert list(models.installed()) == ["small-music", "medium", "demo", "another", "small-music-8bit"]
+    assert find_model(None, generates=True).name == "small-music"
     for name in ("medium", "small-music"):
         shutil.rmtree(tmp_path / "home" / "models" / name)
-    assert home.find_model(None, generates=True).name == "demo"
+    assert find_model(None, generates=True).name == "demo"
     listing = ok(run("models")).out
     assert "demo *" in listing and "another " in listing and listing.count(" *") == 1
-    monkeypatch.setattr(home, "DEMO_FOLDER", tmp_path)
+    monkeypatch.setattr(models, "DEMO_FOLDER", tmp_path)
     assert "give --model" in run("generate", "rain", "--out", str(tmp_path / "a.wav")).err
 
 

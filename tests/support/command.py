@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from sa3_mlx.cli import home
 from sa3_mlx.cli.app import run
 from sa3_mlx.common.files.audio import write_audio
+from sa3_mlx.common.model import installed
 from sa3_mlx.common.model.config import DiffusionConfig, DiTConfig, ModelConfig, SAMEConfig, TextEncoderConfig
 from sa3_mlx.common.model.presets import LOGSNR
 from tests.support.tiny_checkpoint import write_checkpoint
@@ -79,7 +79,7 @@ def make_home(folder: Path) -> Path:
 def use_home(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Make a home the current one, with "little" and "spare" before all other default models -> the home."""
     monkeypatch.setenv("SA3_HOME", str(folder))
-    monkeypatch.setattr(home, "PREFERENCE", (SMALL.name, "spare", *home.PREFERENCE))
+    monkeypatch.setattr(installed, "PREFERENCE", (SMALL.name, "spare", *installed.PREFERENCE))
     return folder
 
 

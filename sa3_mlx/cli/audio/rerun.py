@@ -13,7 +13,7 @@ import soundfile
 from sa3_mlx.cli.adapters import LoraFile
 from sa3_mlx.cli.backend import choose
 from sa3_mlx.cli.fingerprint import fingerprint
-from sa3_mlx.cli.home import DAMAGE, Model, find_model, installed
+from sa3_mlx.cli.home import find_model
 from sa3_mlx.cli.options import DEVICES, CommonOptions, MemoryOptions, ModelOptions, OutputOptions, TypedCommand
 from sa3_mlx.cli.output.provenance import InputRecord, ModelRecord, find_input, read_provenance
 from sa3_mlx.cli.run import Task, run
@@ -21,6 +21,7 @@ from sa3_mlx.common.files.audio import Audio
 from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.generation.request import Request
 from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.model.installed import DAMAGE, Model, installed
 from sa3_mlx.common.version import version
 
 from .source import SourceFile

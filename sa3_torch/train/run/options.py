@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
+
+from sa3_mlx.common.model.installed import named_model
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
 
 
 class _ModelFolder(click.ParamType):
-    """Turn the name of an installed model, or a path, into a folder; the program itself knows what is installed."""
+    """Turn the name of an installed model, or a path, into a folder."""
 
     name = "NAME|PATH"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:  # noqa: ARG002
-        assert ctx is not None
-        find: Callable[[str], Path] | None = ctx.find_root().obj  # None where a command runs outside of the program
-        return Path(value) if find is None else find(str(value))
+        return named_model(str(value), generates=False).folder
 
 
 MODEL = _ModelFolder()

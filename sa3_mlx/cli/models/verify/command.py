@@ -8,10 +8,11 @@ from pathlib import Path
 import click
 
 from sa3_mlx.cli import backend, fingerprint
-from sa3_mlx.cli.home import Model, find_model
+from sa3_mlx.cli.home import find_model
 from sa3_mlx.cli.models.listing import table
 from sa3_mlx.cli.options import debug_option, given
 from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.model.installed import Model
 
 from .backends import compare_autoencoders, compare_backends
 from .golden import AREAS, CaseResult, Golden

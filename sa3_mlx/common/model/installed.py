@@ -1,0 +1,125 @@
+"""Find models: installed ones in $SA3_HOME/models, the demo inside the package, or any folder by its path."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sa3_mlx import assets
+from sa3_mlx.common.quant.format import check_folder
+
+from .checkpoint import CONFIG_FILE
+from .config import ModelConfig
+from .presets import PRESETS, REPOSITORIES
+
+DEMO = "demo"
+DEMO_FOLDER = assets.DEMO
+DAMAGE = (ValueError, OSError, RecursionError)  # what ``open_model`` raises
+# models that are used when none is given; a quantized or a user's own one has to be asked for
+PREFERENCE = ("small-music", "medium", "small-sfx", "small-music-base", "medium-base", "small-sfx-base", DEMO)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """Hold a model and what the user calls it: the name it is installed under, or the path that was given."""
+
+    name: str
+    folder: Path
+    config: ModelConfig
+
+    @property
+    def label(self) -> str:
+        """The name, with the configuration's own where it is another."""
+        return self.name if self.name == self.config.name else f"{self.name} ({self.config.name})"
+
+    @property
+    def tag(self) -> str:
+        """The name that goes into files: of an absolute path its last part."""
+        return Path(self.name).name if Path(self.name).is_absolute() else self.name
+
+
+def home() -> Path:
+    """Return $SA3_HOME, by default ~/.cache/sa3."""
+    return Path(os.environ.get("SA3_HOME") or "~/.cache/sa3").expanduser()
+
+
+def models_folder() -> Path:
+    """Return the folder of installed models; it need not exist."""
+    return home() / "models"
+
+
+def installed() -> dict[str, Path]:
+    """Return the folders of all installed models by name: released ones, the embedded demo, then all others."""
+    folder = models_folder()
+    found = {path.name: path for path in sorted(folder.iterdir())} if folder.is_dir() else {}
+    found = {name: path for name, path in found.items() if (path / CONFIG_FILE).is_file() and not name.startswith(".")}
+    if DEMO not in found and (DEMO_FOLDER / CONFIG_FILE).is_file():
+        found[DEMO] = DEMO_FOLDER
+    return {name: found[name] for name in dict.fromkeys((*PREFERENCE, *found)) if name in found}
+
+
+def default_models() -> Iterator[tuple[str, Path]]:
+    """Yield names and folders of installed models that are used when none is given, in order of preference."""
+    return ((name, folder) for name, folder in installed().items() if name in PREFERENCE)
+
+
+def licence_page(name: str) -> str | None:
+    """Return the page on which the licence of a released model is accepted."""
+    return f"https://huggingface.co/{REPOSITORIES[name]}" if name in REPOSITORIES else None
+
+
+def open_model(folder: Path) -> ModelConfig:
+    """Return the configuration, if it and the header of the weights fit. Raises what ``DAMAGE`` lists."""
+    config = ModelConfig.load(folder)
+    check_folder(folder, config)
+    return config
+
+
+def named_model(name: str, *, generates: bool) -> Model:
+    """Return a model given by name or path.
+
+    Raises FileNotFoundError for an unknown or uninstalled one, saying what there is and how to get it; ValueError for
+    an autoencoder alone where ``generates`` asks for a diffusion model.
+    """
+    models = installed()
+    if name in models:
+        folder = models[name]
+    elif Path(name).is_dir():
+        folder = Path(name)
+    elif name in REPOSITORIES:
+        raise FileNotFoundError(f"{name} is not installed; run 'sa3 convert {name}' (licence: {licence_page(name)})")
+    elif name in PRESETS:
+        raise FileNotFoundError(f"{name}: there are no public weights of this model; convert your own checkpoint")
+    else:
+        raise FileNotFoundError(
+            f"{name}: no such model or folder; installed: {', '.join(models) or 'none'}; "
+            f"known: {', '.join(REPOSITORIES)}"
+        )
+    config = ModelConfig.load(folder)
+    if generates and config.diffusion is None:
+        raise ValueError(f"{name} is an autoencoder alone and cannot generate; choose a model with a DiT")
+    return Model(name=name, folder=folder, config=config)
+
+
+def default_model(*, generates: bool) -> tuple[Model, dict[str, Exception]]:
+    """Return the first default model that is whole, and what is wrong with those before it, by name.
+
+    Raises that where there is no other model, and FileNotFoundError where there is none at all.
+    """
+    damaged: dict[str, Exception] = {}
+    for name, folder in default_models():
+        try:
+            config = open_model(folder)
+        except DAMAGE as error:
+            damaged[name] = error
+            continue
+        if config.diffusion is not None or not generates:
+            return Model(name=name, folder=folder, config=config), damaged
+    if damaged:
+        raise next(iter(damaged.values()))
+    raise FileNotFoundError(
+        "no model is there to choose; give --model, run 'sa3 convert small-music', or 'sa3 convert PATH OUT' for a "
+        "checkpoint on this disk"
+    )
