@@ -1,1 +1,1 @@
-"""Measurements: quality of the demo model, precision, latency, memory."""
+"""Measure quality of the demo model, precision, latency and memory."""

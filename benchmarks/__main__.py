@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: measurements. The last line of a measuring command is one line of JSON."""
+"""Run measurements, ``python -m benchmarks``; the last line of a measuring command is one line of JSON."""
 
 from __future__ import annotations
 
@@ -11,38 +11,22 @@ from sa3_mlx.cli.group import LazyGroup, Sections, run_group
 # a module is imported when its command runs, so that speed needs one twin alone
 SECTIONS: Sections = {
     "Speed and memory": {
-        "latency": (
-            "speed.latency_command",
-            "latency",
-            "How long a generation takes, stage by stage, and what it costs.",
-        ),
-        "memory": ("speed.memory_command", "memory", "Peak memory of every phase: predicted and measured."),
-        "roofline": ("speed.roofline_command", "roofline", "Least time that a chip's arithmetic and memory allow."),
-        "peer": ("peer.command", "peer", "Our speed beside that of the official MLX port, in one process."),
-        "train-step": ("speed.train_step", "train_step", "What a step of stage 0 costs, and which part of it."),
-        "report": ("speed.report_command", "report", "Markdown table of what was measured, published and modelled."),
+        "latency": ("speed.latency", "latency", "Time a generation, stage by stage, and what it costs."),
+        "memory": ("speed.memory", "memory", "Peak memory of every phase: predicted and measured."),
+        "roofline": ("speed.roofline", "roofline", "Least time that a chip's arithmetic and memory allow."),
+        "peer": ("peer.peer", "peer", "Our speed beside that of the official MLX port, in one process."),
+        "train-step": ("speed.train_step", "train_step", "Time a step of stage 0 and its parts."),
+        "report": ("speed.report", "report", "Markdown table of what was measured, published and modelled."),
     },
     "Quality": {
-        "adherence": ("quality.quality", "adherence", "Share of prompts that a judge hears as asked."),
-        "reconstruction": ("quality.quality", "reconstruction", "How well the autoencoder gives sounds back."),
-        "latents": (
-            "quality.latents",
-            "latents",
-            "Statistics of an autoencoder's latents, and what can be read from them.",
-        ),
-        "precision": (
-            "quality.precision_command",
-            "precision",
-            "What every precision costs in quality and saves in bytes.",
-        ),
+        "adherence": ("quality.adherence", "adherence", "Share of prompts that a judge finds as asked."),
+        "reconstruction": ("quality.reconstruction", "reconstruction", "How well the autoencoder gives sounds back."),
+        "latents": ("quality.latents", "latents", "Statistics of latents, and what can be read from them."),
+        "precision": ("quality.precision", "precision", "What every precision costs in quality and saves in bytes."),
         "bells": ("quality.bells", "bells", "Write a sound that the demo model does not know, to teach it."),
-        "new-sound": (
-            "quality.new_sound",
-            "new_sound",
-            "What an adapter taught a demo model, and what it took from it.",
-        ),
+        "new-sound": ("quality.new_sound", "new_sound", "What an adapter taught a model, and what it took from it."),
         "renoising": ("quality.renoising", "renoising", "What ping-pong sampling keeps of a prompt, step by step."),
-        "variation": ("quality.quality", "variation", "Audio-to-audio with both schedules."),
+        "variation": ("quality.variation", "variation", "Audio-to-audio with both schedules."),
     },
 }
 

@@ -1,1 +1,1 @@
-"""Beside the official MLX port."""
+"""Measure beside the official MLX port."""

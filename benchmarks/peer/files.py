@@ -1,4 +1,4 @@
-"""The same random weights as a checkpoint of ours and as files of the official MLX port; loading and whole runs."""
+"""Compare loading and whole runs with the official MLX port, from files of the same random weights."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from typing import Any, cast
 
 import numpy as np
 
-from benchmarks.speed.random_weights import PROMPT, write_tokenizer
+from benchmarks.speed.models import PROMPT, write_tokenizer
+from sa3_mlx.common.files.atomic import write_text
 from sa3_mlx.common.files.safetensors import array_entry, write_tensors
 from sa3_mlx.common.generation.noise import INITIAL, Purpose
 from sa3_mlx.common.generation.request import Item, Request, Residency
-from sa3_mlx.common.model.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE
+from sa3_mlx.common.model.checkpoint import CONFIG_FILE, PARTS, TOKENIZER_FILE, WEIGHTS_FILE
 from sa3_mlx.common.model.config import FORMAT, ModelConfig
 from sa3_mlx.common.model.precision import Precision
 from sa3_mlx.common.model.sampling import Sampling
@@ -24,18 +25,17 @@ from sa3_mlx.common.quant.recipes import RECIPES, layers_of
 from sa3_mlx.common.quant.writer import nearest, write_quantized
 from sa3_mlx.pipeline import Pipeline
 from sa3_mlx.runtime import mx
-from sa3_mlx.weights import Part, load_part
+from sa3_mlx.weights import load_part
 
-from .peer import Checkout, Pair
+from .sides import Checkout, Sides
 from .weights import Weights, for_conditioner, for_dit, for_same, for_text, random_weights
 
 SEED = 5
-PARTS: tuple[Part, ...] = ("text_encoder", "conditioner", "dit", "same")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Whole:
-    """How a whole run is made; the port's is the same but for what its command cannot do."""
+    """Say how a whole run is made; the port's is the same but for what its command cannot do."""
 
     dtype: str  # "float32" or "float16", of the text encoder and the DiT
     steps: int
@@ -46,7 +46,7 @@ class Whole:
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """``dtype`` is "float32" or "float16", of the text encoder and the DiT; SAME is float32, as shipped."""
+    """Locate the same weights for either side; ``dtype`` is that of text encoder and DiT, SAME is float32."""
 
     ours: Path  # a folder
     port: Path  # a folder with text.npz, dit.npz and decoder.npz
@@ -54,7 +54,7 @@ class Files:
 
 
 def write_files(work: Path, config: ModelConfig, dtype: str) -> Files:
-    """Write both once; later calls find them."""
+    """Write the files of both sides once; later calls find them."""
     files = Files(ours=work / f"{config.name}-{dtype}", port=work / f"{config.name}-{dtype}-port", dtype=dtype)
     if (files.port / "done").is_file():
         return files
@@ -67,7 +67,7 @@ def write_files(work: Path, config: ModelConfig, dtype: str) -> Files:
         for name, array in weights.items()
     ]
     write_tensors(files.ours / WEIGHTS_FILE, entries, {"format": FORMAT})
-    (files.ours / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
+    write_text(files.ours / CONFIG_FILE, config.to_json())
     write_tokenizer(files.ours / TOKENIZER_FILE)
     blobs = {name: np.frombuffer(b"{}", np.uint8) for name in ("META", "TOKENIZER_MODEL")}
     _save(files.port / "text.npz", for_text(weights), dtype, blobs)
@@ -78,7 +78,7 @@ def write_files(work: Path, config: ModelConfig, dtype: str) -> Files:
 
 
 def write_8bit(work: Path, files: Files, config: ModelConfig) -> Files:
-    """Ours by the recipe "8bit"; the port has nothing like it and keeps its files."""
+    """Quantize ours by the recipe "8bit"; the port has nothing like it and keeps its files."""
     out = work / f"{config.name}-8bit"
     if not out.is_dir():
         grids = {path: part.grid for name, part in RECIPES["8bit"].parts().items() for path in layers_of(config, name)}
@@ -95,7 +95,7 @@ def _save(path: Path, weights: Weights, dtype: str, blobs: dict[str, np.ndarray]
 
 
 class _Words:
-    """Stands for the tokenizer of the port, which is not free to copy: the ids that ours gives for ``PROMPT``."""
+    """Stand for the tokenizer of the port, which is not free to copy, with the ids that ours gives for ``PROMPT``."""
 
     def LoadFromSerializedProto(self, blob: bytes) -> None:
         pass
@@ -107,7 +107,7 @@ class _Words:
 
 @dataclass(frozen=True, kw_only=True)
 class Port:
-    """The stages of the port's command, in its order."""
+    """Run the stages of the port's command, in its order."""
 
     checkout: Checkout
     files: Files
@@ -115,26 +115,30 @@ class Port:
     frames: int
 
     def text(self) -> Any:
+        """Load the text encoder."""
         stub = ModuleType("sentencepiece")
         stub.SentencePieceProcessor = _Words  # type: ignore[attr-defined]
         sys.modules["sentencepiece"] = stub
         return self.checkout.module("t5gemma_mlx").T5Gemma.from_npz(str(self.files.port / "text.npz"))
 
     def conditioner(self) -> Any:
+        """Load the padding and the duration embedding."""
         path = str(self.files.port / "dit.npz")
         return self.checkout.module("sa3_pipeline").load_conditioner_from_npz(path, prefix="cond.")
 
     def dit(self) -> Any:
+        """Load the DiT."""
         module = self.checkout.module("dit_mlx" if self.kind == "s" else "dit_mlx_medium")
         dtype = getattr(mx, self.files.dtype)
         return module.load_dit(str(self.files.port / "dit.npz"), T_lat=self.frames, dtype=dtype)
 
     def decoder(self) -> Any:
+        """Load the decoder."""
         module = self.checkout.module(f"same_{self.kind}_decoder")
         return module.load_model(weights_path=str(self.files.port / "decoder.npz"), dtype=mx.float32)
 
     def generate(self, seconds: float, steps: int) -> mx.array:
-        """-> (L, 2), each network dropped once it has done its part."""
+        """Make audio (L, 2), each network dropped once it has done its part."""
         module, dtype = self.checkout.module("sa3_pipeline"), getattr(mx, self.files.dtype)
         states, mask = (text := self.text()).encode([PROMPT], max_len=256)
         mx.eval(states, mask)
@@ -160,7 +164,7 @@ class Port:
 
 
 class _PortNoise:
-    """The port's draws for our sampler."""
+    """Give our sampler the port's draws."""
 
     def __init__(self, frames: int, dtype: str) -> None:
         self._dtype = getattr(mx, dtype)
@@ -175,8 +179,8 @@ class _PortNoise:
         return np.array(drawn.astype(mx.float32))[0].T
 
 
-def generating(checkout: Checkout, config: ModelConfig, files: Files, frames: int, seconds: float, run: Whole) -> Pair:
-    """From nothing in memory to audio; the steps of the port's command beside ``sa3_mlx.Pipeline``."""
+def generating(checkout: Checkout, config: ModelConfig, files: Files, frames: int, seconds: float, run: Whole) -> Sides:
+    """Run from nothing in memory to audio: the steps of the port's command beside ``sa3_mlx.Pipeline``."""
     port = Port(checkout=checkout, files=files, kind=_kind(config), frames=frames)
     dtype = "float32" if run.packed else files.dtype
     request = Request(
@@ -197,12 +201,12 @@ def generating(checkout: Checkout, config: ModelConfig, files: Files, frames: in
     chunks = f", decoded by {run.chunk_frames} frames" if run.chunk_frames else ""
     kind = f"8 bits with float32 states{chunks}, beside {files.dtype}" if run.packed else f"{files.dtype}{chunks}"
     how = ", our DiT read in every step" if run.residency == "step" else ""
-    return _pair(ours, theirs, f"{run.steps} steps, {kind}{how}")
+    return _sides(ours, theirs, f"{run.steps} steps, {kind}{how}")
 
 
-def loading(checkout: Checkout, config: ModelConfig, files: Files) -> Pair:
-    """Everything that text-to-audio needs, from files that the system has at hand. Outputs: some of every part; of the
-    conditioner, which the port keeps in 16 bits, the shape alone."""
+def loading(checkout: Checkout, config: ModelConfig, files: Files) -> Sides:
+    """Load all that text-to-audio needs, from files that the system has at hand. Outputs are some of every part; of the
+    conditioner, which the port keeps in 16 bits, zeros of its shape."""
     port = Port(checkout=checkout, files=files, kind=_kind(config), frames=54)
 
     def ours() -> mx.array:
@@ -228,12 +232,12 @@ def loading(checkout: Checkout, config: ModelConfig, files: Files) -> Pair:
         )
         return mx.concatenate([array.reshape(-1).astype(mx.float32) for array in some])
 
-    return _pair(ours, theirs, f"text encoder and DiT in {files.dtype}, files at hand")
+    return _sides(ours, theirs, f"text encoder and DiT in {files.dtype}, files at hand")
 
 
 def _kind(config: ModelConfig) -> str:
     return "s" if config.same.attention == "chunked" else "l"
 
 
-def _pair(ours: Callable[[], mx.array], theirs: Callable[[], mx.array], note: str) -> Pair:
-    return Pair(ours=lambda _: ours(), peer=lambda _: theirs(), check=lambda: (theirs(), ours()), note=note)
+def _sides(ours: Callable[[], mx.array], theirs: Callable[[], mx.array], note: str) -> Sides:
+    return Sides(ours=lambda _: ours(), peer=lambda _: theirs(), check=lambda: (theirs(), ours()), note=note)

@@ -1,60 +1,37 @@
-"""Our MLX path beside the official MLX port: same process, same random weights of real size, runs interleaved.
-
-Times are CPU seconds of the process with one BLAS thread, so that other load on the machine does not count. Absolute
-numbers mean nothing for a Mac; ratios are what this is for, and beside every ratio stands how far the outputs differ.
-A checkout of the port (folder ``optimized/mlx`` of Stability-AI/stable-audio-3) is imported from a path given by the
-caller; nothing of it is here.
-"""
+"""Measure our speed beside that of the official MLX port: ``python -m benchmarks peer``."""
 
 from __future__ import annotations
 
-import importlib
+import json
+import os
 import statistics
-import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
-import numpy as np
+import click
 
-from sa3_mlx.common.generation.schedule import sigmas as make_sigmas
-from sa3_mlx.common.model.chunks import chunk_plan, default_chunk_frames
-from sa3_mlx.common.model.config import ModelConfig
-from sa3_mlx.common.model.features import fourier_features
-from sa3_mlx.common.model.presets import PRESETS
-from sa3_mlx.common.model.sampling import Guidance
-from sa3_mlx.common.text.tokenizer import collapse_padding
-from sa3_mlx.dit import Conditioning, DiT
-from sa3_mlx.guidance import GuidedVelocity, guide, unconditional
-from sa3_mlx.runtime import mx
-from sa3_mlx.same import SAME
-from sa3_mlx.samplers import SAMPLERS
-from sa3_mlx.weights import build_part
+from benchmarks.options import RESULTS_FOLDER
+from benchmarks.speed.machine import describe
+from sa3_mlx.common.files.atomic import write_json
 
-from .weights import Weights, for_dit, for_same, random_weights
+from .files import Whole, generating, loading, write_8bit, write_files
+from .networks import decoding, encoding, sampling
+from .sides import MODELS, STEPS, Checkout, Sides, config_of, frames_of, measure
 
-MODELS = {"small": "small-music", "medium": "medium"}
-STEPS = 8
-REAL_TOKENS = 24  # of a prompt
-GUIDED = Guidance(scale=7.0, apg=1.0)
+WHOLE = {
+    "generate": Whole(dtype="float32", steps=STEPS),
+    "memory": Whole(dtype="float16", steps=1),
+    "memory-8bit": Whole(dtype="float16", steps=1, packed=True),
+    "memory-8bit-chunks": Whole(dtype="float16", steps=1, packed=True, chunk_frames=32),
+    "memory-streamed": Whole(dtype="float16", steps=1, residency="step"),
+}
+CASES = ("sample", "guided", "decode", "encode", "load", *WHOLE)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair:
-    """One comparison. Each side maps a round to its output; ``check`` gives outputs made to be comparable."""
-
-    ours: Callable[[int], mx.array]
-    peer: Callable[[int], mx.array]
-    check: Callable[[], tuple[mx.array, mx.array]]
-    note: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """What was measured: CPU seconds of every round."""
+class PeerRow:
+    """Hold what was measured: CPU seconds of every round."""
 
     case: str
     model: str
@@ -69,249 +46,100 @@ class Row:
 
     @property
     def ratio(self) -> float:
+        """Return how many times faster ours is."""
         return statistics.median(self.peer) / statistics.median(self.ours)
 
 
-class Checkout:
-    """The official port, imported from a checkout of its repository or of ``optimized/mlx``."""
-
-    def __init__(self, path: Path) -> None:
-        inner = path / "optimized" / "mlx"
-        self.root = inner if inner.is_dir() else path
-        if not (self.root / "models" / "defs").is_dir():
-            raise FileNotFoundError(
-                f"{path}: no checkout of the official MLX port (no optimized/mlx/models/defs in it)"
-            )
-        sys.path.insert(0, str(self.root))
-
-    def module(self, name: str) -> ModuleType:
-        return importlib.import_module(f"models.defs.{name}")
-
-    def dit(self, model: str, weights: Weights, frames: int, depth: int) -> Any:
-        network = self.module("dit_mlx" if model == "small" else "dit_mlx_medium").DiT(T_lat=frames)
-        network.transformer.layers = network.transformer.layers[:depth]
-        return _loaded(network, for_dit(weights))
-
-    def same(self, model: str, half: str, weights: Weights, config: ModelConfig) -> Any:
-        kind = "s" if model == "small" else "l"
-        module = self.module(f"same_{kind}_{half}")
-        network = getattr(module, f"SAME{kind.upper()}{half.capitalize()}")()
-        return _loaded(network, for_same(weights, half, config))
+def make(case: str, checkout: Checkout, model: str, seconds: float, depth: int | None, work: Path) -> Sides:
+    """Prepare a case: ``WHOLE`` are runs from nothing in memory to audio, ``memory`` is one step as shipped."""
+    frames, config = frames_of(model, seconds), config_of(model, None)
+    if case == "load":
+        return loading(checkout, config, write_files(work, config, "float16"))
+    if case in WHOLE:
+        run = WHOLE[case]
+        files = write_files(work, config, run.dtype)
+        if run.packed:
+            files = write_8bit(work, files, config)
+        return generating(checkout, config, files, frames, seconds, run)
+    if case in ("sample", "guided"):
+        return sampling(checkout, model, frames, depth, guided=case == "guided")
+    return (decoding if case == "decode" else encoding)(checkout, model, frames)
 
 
-def _loaded(network: Any, weights: Weights) -> Any:
-    """Weights put in place and checked: the port's own loader lets names that do not fit pass."""
-    from mlx.utils import tree_flatten
-
-    network.load_weights(list(weights.items()), strict=False)
-    found = dict(tree_flatten(network.parameters()))
-    wrong = [name for name, array in weights.items() if name not in found or found[name].shape != array.shape]
-    if wrong:
-        raise ValueError(f"the port has no such weights any more: {', '.join(wrong[:5])}")
-    mx.eval(network.parameters())
-    return network
+def line(row: PeerRow) -> str:
+    """Return one line for people."""
+    times = "  ".join(f"{ours:.2f}/{peer:.2f}" for ours, peer in zip(row.ours, row.peer, strict=True))
+    return (
+        f"{row.case:18} {row.model:7} {row.seconds:4.0f} s  {row.ratio:5.3f}x  difference {row.difference:.1e}  "
+        f"peak {row.ours_peak_bytes / 1e9:.2f}/{row.peer_peak_bytes / 1e9:.2f} GB  "
+        f"n = {len(row.ours)}  CPU-s ours/peer {times}  {row.note}"
+    )
 
 
-def frames_of(model: str, seconds: float) -> int:
-    """Latent frames by the port's own rule: as many as the duration needs, even for SAME-S."""
-    frames = int(np.ceil(seconds * 44_100 / 4096))
-    return frames + frames % 2 if model == "small" else frames
+@click.command()
+@click.option(
+    "--peer",
+    "path",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    required=True,
+    help="Checkout of Stability-AI/stable-audio-3, or of its folder optimized/mlx.",
+)
+@click.option("--model", type=click.Choice(list(MODELS)), default="small", show_default=True)
+@click.option("--seconds", type=click.FloatRange(1), default=5.0, show_default=True)
+@click.option("--case", "cases", type=click.Choice(CASES), multiple=True, help="Default: all.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--depth", type=click.IntRange(1), help="Fewer blocks of the DiT, on both sides; marked in the result.")
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("peer-files"),
+    show_default=True,
+    help="Folder for the files of load, generate and memory: some 9 GB for small.",
+)
+@RESULTS_FOLDER
+def peer(
+    path: Path,
+    model: str,
+    seconds: float,
+    cases: tuple[str, ...],
+    rounds: int,
+    depth: int | None,
+    work: Path,
+    results: Path,
+) -> None:
+    """Measure our speed beside that of the official MLX port, with random weights, in ratios of CPU seconds.
 
-
-def config_of(model: str, depth: int | None) -> ModelConfig:
-    config = PRESETS[MODELS[model]]
-    assert config.diffusion is not None
-    if depth is None:
-        return config
-    return replace(config, diffusion=replace(config.diffusion, dit=replace(config.diffusion.dit, depth=depth)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """CPU seconds by round and peak bytes, by side."""
-
-    seconds: dict[str, list[float]]
-    peaks: dict[str, int]
-    difference: float
-
-
-def measure(pair: Pair, rounds: int) -> Measured:
-    """Compare once, which warms up, then time both sides in turn, the first one of a round changing."""
-    wanted, found = pair.check()
-    difference = float(mx.linalg.norm((found - wanted).reshape(-1)) / mx.linalg.norm(wanted.reshape(-1)))
-    del wanted, found
-    times: dict[str, list[float]] = {"ours": [], "peer": []}
-    peaks: dict[str, int] = {}
-    for number in range(1, rounds + 1):
-        for side in ("ours", "peer") if number % 2 else ("peer", "ours"):
-            run = pair.ours if side == "ours" else pair.peer
-            mx.clear_cache()
-            mx.reset_peak_memory()
-            start = time.process_time()
-            mx.eval(run(number))
-            times[side].append(time.process_time() - start)
-            peaks[side] = mx.get_peak_memory()
-    return Measured(seconds=times, peaks=peaks, difference=difference)
-
-
-def ours_of(config: ModelConfig, part: str, weights: Weights) -> Any:
-    """Our own network with these weights."""
-    module = build_part(config, part)  # type: ignore[arg-type]
-    module.load_weights([(n.removeprefix(part + "."), a) for n, a in weights.items() if n.startswith(part + ".")])
-    return module
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prompt:
-    """The same conditioning as either side takes it: random text states, padding and duration."""
-
-    full: mx.array  # (1, 257, Dc): the slots of the prompt and the duration token
-    collapsed: Conditioning
-
-    @classmethod
-    def random(cls, width: int, slots: int, channels: int) -> Prompt:
-        keys = mx.random.split(mx.random.key(11), 3)
-        text, padding, duration = (
-            mx.random.normal((1, n, width), key=key) for n, key in zip((REAL_TOKENS, 1, 1), keys, strict=True)
+    Rows are added to one file per machine and day; a row of the same kind replaces the older one.
+    """
+    if os.environ.get("OPENBLAS_NUM_THREADS") != "1":
+        raise click.UsageError("set OPENBLAS_NUM_THREADS=1: CPU seconds of several BLAS threads cannot be compared")
+    machine, checkout = describe("mlx"), Checkout(path)
+    target = results / f"peer-{machine.slug()}-{date.today().isoformat()}.json"
+    for case in cases or CASES:
+        sides = make(case, checkout, model, seconds, depth, work)
+        found = measure(sides, rounds)
+        row = PeerRow(
+            case=case,
+            model=model,
+            seconds=seconds,
+            frames=frames_of(model, seconds),
+            ours=found.seconds["ours"],
+            peer=found.seconds["peer"],
+            ours_peak_bytes=found.peaks["ours"],
+            peer_peak_bytes=found.peaks["peer"],
+            difference=found.difference,
+            note=sides.note,
         )
-        kept, repeats = collapse_padding(np.arange(slots)[None] < REAL_TOKENS)
-        assert kept == REAL_TOKENS + 1
-        return cls(
-            full=mx.concatenate([text, mx.repeat(padding, slots - REAL_TOKENS, axis=1), duration], axis=1),
-            collapsed=Conditioning(
-                context=mx.concatenate([text, padding, duration], axis=1),
-                repeats=mx.array(repeats),
-                seconds=duration[:, 0],
-                local=mx.zeros((1, 1, 1 + channels)),
-                valid=None,
-            ),
-        )
+        click.echo(line(row))
+        add(target, row, machine.to_dict())
+        click.echo(json.dumps(asdict(row) | {"ratio": row.ratio}))
 
 
-class _HostFeatures:
-    """Time features as ours, for the port's network: its own lose the last digits of angles of 60,000 radians."""
-
-    def __call__(self, t: mx.array) -> mx.array:
-        return mx.array(fourier_features(np.array(t)))
-
-
-def sampling(checkout: Checkout, model: str, frames: int, depth: int | None, *, guided: bool) -> Pair:
-    """Eight steps with all that is prepared once per prompt, or one guided step, not the first, without a negative
-    prompt."""
-    config = config_of(model, depth)
-    diffusion = config.diffusion
-    assert diffusion is not None
-    channels, text = config.same.latent_channels, diffusion.text_encoder
-    weights = random_weights(config, ["dit"], seed=1)
-    dit: DiT = ours_of(config, "dit", weights)
-    network = checkout.dit(model, weights, frames, diffusion.dit.depth)
-    own_features, steps = network.timestep_features, checkout.module("sa3_pipeline")
-    prompt = Prompt.random(text.width, text.max_length, channels)
-    peer_sigmas = steps.build_pingpong_schedule(STEPS)  # one ulp of t is 0.004 radians in its time features,
-    sigmas = np.array(peer_sigmas)[None]  # so both sides take the same
-    assert np.allclose(sigmas, make_sigmas(diffusion.shift, STEPS, 1.0, [frames]), atol=1e-6)
-
-    def start(number: int) -> mx.array:
-        return mx.random.normal((1, channels, frames), key=mx.random.key(100 + number))
-
-    times = np.ascontiguousarray(sigmas[:, :-1].T)
-
-    def prepare() -> GuidedVelocity:
-        null = dit.prepare(unconditional(replace(prompt.collapsed, local=None))) if guided else None
-        settings = GUIDED if guided else Guidance()
-        return GuidedVelocity(dit=dit, cond=dit.prepare(prompt.collapsed), null=null, guidance=settings, times=times)
-
-    once = prepare()
-
-    def ours(number: int) -> mx.array:
-        x = start(number).transpose(0, 2, 1)
-        if guided:  # the same arrays in every round: a later step of a prompt
-            return once(x, times[3]).transpose(0, 2, 1)
-        velocity = prepare()
-        key = [mx.random.key(number)]
-
-        def noise(_step: int) -> mx.array:  # the port's own draws
-            key[0], sub = mx.random.split(key[0])
-            return mx.random.normal((1, channels, frames), key=sub).transpose(0, 2, 1)
-
-        for done in SAMPLERS["pingpong"](velocity, x, sigmas, noise):
-            x = done.x
-            mx.async_eval(x)
-        return x.transpose(0, 2, 1)
-
-    def peer(number: int) -> mx.array:
-        x, seconds = start(number), prompt.collapsed.seconds
-        if not guided:
-            return steps.sample_flow_pingpong(
-                lambda x, t: network(x, t, prompt.full, seconds), x, peer_sigmas, seed=number
-            )
-        t = mx.array(sigmas[:, 3])
-        context = mx.concatenate([prompt.full, mx.zeros_like(prompt.full)])
-        both = network(
-            mx.concatenate([x, x]), mx.concatenate([t, t]), context, mx.concatenate([seconds, seconds])
-        ).transpose(0, 2, 1)
-        return guide(x.transpose(0, 2, 1), sigmas[:, 3], both[:1], both[1:], GUIDED, None).transpose(0, 2, 1)
-
-    def check() -> tuple[mx.array, mx.array]:
-        network.timestep_features = _HostFeatures()
-        wanted, found = peer(0), ours(0)
-        mx.eval(wanted, found)
-        network.timestep_features = own_features
-        return wanted, found
-
-    whole = "" if depth is None else f"{depth} of {config_of(model, None).diffusion.dit.depth} blocks; "  # type: ignore[union-attr]
-    return Pair(ours=ours, peer=peer, check=check, note=f"{whole}difference with equal time features")
-
-
-def decoding(checkout: Checkout, model: str, frames: int) -> Pair:
-    """Latents to audio, each side in its own chunks."""
-    config = config_of(model, None)
-    weights = random_weights(config, ["same"], seed=2)
-    same: SAME = ours_of(config, "same", weights)
-    network = checkout.same(model, "decoder", weights, config)
-    chunked = checkout.module(f"same_{'s' if model == 'small' else 'l'}_decoder").decode_chunked
-    size, overlap = (8, 2) if model == "small" else (128, 8)
-    unpatch = checkout.module("sa3_pipeline").patched_decode
-
-    def latents(number: int) -> mx.array:
-        return mx.random.normal((1, frames, config.same.latent_channels), key=mx.random.key(number + 7))
-
-    def ours(number: int) -> mx.array:
-        z, ratio, parts = latents(number), config.same.samples_per_latent, []
-        for chunk in chunk_plan(frames, default_chunk_frames(config.same, "decode"), config.same, "decode"):
-            first, last = chunk.keep_start - chunk.start, chunk.keep_stop - chunk.start
-            parts.append(same.decode(z[:, chunk.start : chunk.stop])[:, first * ratio : last * ratio])
-            mx.eval(parts[-1])
-        return mx.concatenate(parts, axis=1)
-
-    def peer(number: int) -> mx.array:
-        return unpatch(chunked(network, latents(number).transpose(0, 2, 1), size, overlap))
-
-    return Pair(ours=ours, peer=peer, check=lambda: (peer(0).transpose(0, 2, 1), ours(0)))
-
-
-def encoding(checkout: Checkout, model: str, frames: int) -> Pair:
-    """Audio to latents; the port takes patches, whose making is not timed."""
-    config = config_of(model, None)
-    weights = random_weights(config, ["same"], seed=3)
-    same: SAME = ours_of(config, "same", weights)
-    network = checkout.same(model, "encoder", weights, config)
-    ratio, patch = config.same.samples_per_latent, config.same.patch_size
-    plan = chunk_plan(frames, default_chunk_frames(config.same, "encode"), config.same, "encode")
-    audios = {
-        number: 0.3 * mx.random.normal((1, frames * ratio, 2), key=mx.random.key(number + 9)) for number in range(3)
-    }
-    patches = {
-        n: mx.contiguous(a.reshape(1, -1, patch, 2).transpose(0, 3, 2, 1).flatten(1, 2)) for n, a in audios.items()
-    }
-    mx.eval(audios, patches)
-
-    def ours(number: int) -> mx.array:
-        audio, parts = audios[number % 3], []
-        for chunk in plan:
-            z = same.encode(audio[:, chunk.start * ratio : chunk.stop * ratio])
-            parts.append(z[:, chunk.keep_start - chunk.start : chunk.keep_stop - chunk.start])
-            mx.eval(parts[-1])
-        return mx.concatenate(parts, axis=1).transpose(0, 2, 1)
-
-    return Pair(ours=ours, peer=lambda n: network(patches[n % 3]), check=lambda: (network(patches[0]), ours(0)))
+def add(target: Path, row: PeerRow, machine: dict[str, object]) -> None:
+    """Put a row into the file of results."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    known = json.loads(target.read_text(encoding="utf-8"))["rows"] if target.is_file() else []
+    same = (row.case, row.model, row.seconds, row.note)
+    rows = [old for old in known if (old["case"], old["model"], old["seconds"], old["note"]) != same]
+    rows.append(asdict(row) | {"ratio": row.ratio})
+    write_json(target, {"machine": machine, "unit": "process CPU seconds", "rows": rows})

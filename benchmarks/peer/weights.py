@@ -1,4 +1,4 @@
-"""Random weights under our names and under those of the official MLX port. No code of the port is here.
+"""Draw random weights under our names and rename them for the official MLX port. No code of the port is here.
 
 Matrices keep the size of their input; gains are near 1; offsets and embeddings are small.
 """
@@ -45,7 +45,7 @@ _SAME = (
 
 
 def random_weights(config: ModelConfig, parts: Sequence[str], seed: int) -> Weights:
-    """By the names of a checkpoint, in fp32, evaluated."""
+    """Draw weights by the names of a checkpoint, in fp32, evaluated."""
     keys = iter(mx.random.split(mx.random.key(seed), 4000))
     weights = {name: _random(name, shape, next(keys)) for name, shape in expected_tensors(config, parts).items()}
     mx.eval(list(weights.values()))
@@ -68,18 +68,20 @@ def _rename(name: str, rules: Sequence[tuple[str, str]]) -> str:
 
 
 def for_text(weights: Weights) -> Weights:
+    """Rename those of the text encoder."""
     part = {n.removeprefix("text_encoder."): a for n, a in weights.items() if n.startswith("text_encoder.")}
     return {_rename(name, _COMMON): array for name, array in part.items()}
 
 
 def for_dit(weights: Weights) -> Weights:
+    """Rename those of the DiT."""
     part = {n.removeprefix("dit."): a for n, a in weights.items() if n.startswith("dit.")}
     renamed = {_rename(name, _DIT): array for name, array in part.items()}
     return {name: array[:, None] if "process_conv" in name else array for name, array in renamed.items()}
 
 
 def for_conditioner(weights: Weights) -> Weights:
-    """As they stand in the port's file of the DiT."""
+    """Rename those of the conditioner, as they stand in the port's file of the DiT."""
     return {
         "cond.padding_embedding": weights["conditioner.padding_embedding"],
         "cond.seconds_total_weight": weights["conditioner.seconds_embed.weight"],
@@ -88,7 +90,7 @@ def for_conditioner(weights: Weights) -> Weights:
 
 
 def for_same(weights: Weights, half: str, config: ModelConfig) -> Weights:
-    """``half`` is "encoder" or "decoder"."""
+    """Rename those of SAME; ``half`` is "encoder" or "decoder"."""
     used = {n.removeprefix(f"same.{half}.") for n in weights if n.startswith(f"same.{half}.")}
     part = {name: weights[f"same.{half}.{name}"] for name in used}
     part["bottleneck.running_std"] = weights["same.bottleneck.running_std"]

@@ -1,1 +1,1 @@
-"""Quality."""
+"""Measure quality."""

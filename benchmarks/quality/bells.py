@@ -1,4 +1,4 @@
-"""A sound that the demo model does not know: bells by frequency modulation, to teach it with `sa3 train lora`.
+"""Make a sound that the demo model does not know, to teach it: bells, ``python -m benchmarks bells``.
 
 The recipe of Chowning, The Synthesis of Complex Audio Spectra by Means of Frequency Modulation (1973): a modulator at
 1.4 times the carrier, whose index falls with the amplitude, so that an inharmonic strike fades to a sine.
@@ -23,11 +23,12 @@ SECONDS = 1.5
 
 
 def caption(midi: int) -> str:
+    """Name a bell as the demo's prompts name notes."""
     return f"bell note {note_name(midi)}"
 
 
 def bell(midi: int, rng: np.random.Generator) -> Audio:
-    """One strike, (1.5 s, 1) at 44.1 kHz with a peak of 0.5 to 0.8; index 4 to 8, decay 0.5 to 0.9 s."""
+    """Make one strike, (1.5 s, 1) at 44.1 kHz with a peak of 0.5 to 0.8; index 4 to 8, decay 0.5 to 0.9 s."""
     t = np.arange(int(SECONDS * SAMPLE_RATE)) / SAMPLE_RATE
     hz = 440 * 2 ** ((midi - 69) / 12)
     fall = np.exp(-t / rng.uniform(0.5, 0.9))

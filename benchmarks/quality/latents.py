@@ -1,4 +1,4 @@
-"""``python -m benchmarks latents``."""
+"""Measure what latents are like and what can be read from them: ``python -m benchmarks latents``."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 import click
 
+from benchmarks.options import BACKEND, MODEL, open_pipeline, show
+from sa3_mlx.common.files.atomic import write_json
 from sa3_mlx.common.schema import ConfigError
-from sa3_torch.train.autoencoder.config import AutoencoderConfig
 from sa3_torch.train.autoencoder.probe import Probe
 from sa3_torch.train.autoencoder.semantics import Regressors
-from sa3_torch.train.data.clip_cache import ClipSet, write_json
+from sa3_torch.train.autoencoder.stage import AutoencoderConfig
+from sa3_torch.train.data.clip_cache import ClipSet
 from sa3_torch.train.run.settings import load_settings
-
-from .quality import BACKEND, MODEL, open_pipeline, show
 
 
 @click.command()
@@ -47,7 +47,7 @@ from .quality import BACKEND, MODEL, open_pipeline, show
 def latents(
     model: str, backend: str, data: Path, settings: str, count: int, pan: float, seed: int, out: Path | None
 ) -> None:
-    """Statistics of held-out latents, and pitch and level read from them by ridge regression."""
+    """Measure held-out latents, and read pitch and level from them by ridge regression."""
     pipeline = open_pipeline(model, backend, generates=False)
     semantics = load_settings(AutoencoderConfig, "autoencoder", settings, ()).semantics
     if semantics is None:

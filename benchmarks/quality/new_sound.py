@@ -1,4 +1,4 @@
-"""What an adapter taught a demo model and what it took: judged on prompts of the new sound and on the old ones."""
+"""Judge an adapter on prompts of its new sound and on the old ones: ``python -m benchmarks new-sound``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from benchmarks.options import GUIDANCE, MODEL, SAMPLER, STEPS, chosen_sampling, show
 from sa3_mlx.cli.adapters import open_adapters, parse_lora
 from sa3_mlx.cli.home import find_model
 from sa3_mlx.cli.models.measure import snr_db
@@ -27,27 +28,26 @@ from sa3_torch.evaluate.real import audio_of
 from sa3_torch.pipeline import Pipeline as TorchPipeline
 from sa3_torch.train.data.clip_cache import ClipSet
 
-from .quality import GUIDANCE, MODEL, SAMPLER, STEPS, chosen_sampling, show
-
 NEW = "user"  # label of all clips that `sa3 data import` makes
 SAME_STEPS = 8  # of the comparison of the ways to compute it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Which sounds are made and how."""
+    """Say which sounds are made and how."""
 
     sampling: Sampling
     seeds: int
     data_seed: int
 
     def heard(self, pipeline: Pipeline, prompts: list[JudgedPrompt], judge: Judge) -> dict[str, Any]:
-        """``Judge.evaluate`` of all prompts and seeds."""
+        """Return ``Judge.evaluate`` of all prompts and seeds."""
         made = sounds(pipeline, prompts, sampling=self.sampling, seeds=self.seeds)
         return judge.evaluate(list(made))
 
 
 def new_prompts(lines: Sequence[CalibrationPrompt]) -> list[JudgedPrompt]:
+    """Ask for the new sound in each of these lines."""
     return [
         JudgedPrompt(caption=line.text, kind=NEW, label=NEW, instrument=None, midi=None, seconds=line.seconds)
         for line in lines
@@ -62,7 +62,7 @@ def measure(
     judge: Judge,
     clips: ClipSet,
 ) -> dict[str, Any]:
-    """Shares of sounds heard as asked, with the adapter and without, of every group of ``prompts`` and of the old ones.
+    """Measure the share of sounds that are as asked, with the adapter and without, of all groups and the old prompts.
 
     ``clips`` are recordings of the new sound: "new_real" and "new_rebuilt" are the held-out ones, and the same after
     encoding and decoding.
@@ -86,7 +86,7 @@ def measure(
 
 
 def same_audio(folder: Path, adapters: tuple[Applied, ...], run: Run, prompts: list[JudgedPrompt]) -> dict[str, float]:
-    """Least SNR, dB, of the ways to compute it against the first one, unmerged in MLX, over the prompts."""
+    """Return the least SNR, dB, of the ways to compute it against the first one, unmerged in MLX, over the prompts."""
     items = tuple(Item(prompt=prompt.caption, seconds=prompt.seconds, seed=1) for prompt in prompts)
     request = Request(items=items, sampling=replace(run.sampling, steps=SAME_STEPS))
     reference = Pipeline.load(folder, adapters=adapters).generate(request).audio
@@ -135,7 +135,7 @@ def new_sound(
     seeds: int,
     data_seed: int,
 ) -> None:
-    """What an adapter taught a demo model, and what it took from it."""
+    """Measure what an adapter taught a demo model, and what it took from it."""
     names = [file.stem for file in files]
     if len(set(names)) < len(names):
         raise ConfigError(
@@ -151,7 +151,7 @@ def new_sound(
             f"{', '.join(empty) or new}: nothing to measure with; expected prompts in every file and "
             "held-out clips of the new sound; import more of them"
         )
-    sampling = chosen_sampling(Pipeline.load(found.folder), steps, sampler, guidance)
+    sampling = chosen_sampling(found.config, steps, sampler, guidance)
     run = Run(sampling=sampling, seeds=seeds, data_seed=data_seed)
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "judge.npz"

@@ -1,4 +1,4 @@
-"""What precision costs: one model in several precisions, against itself in fp32 with the same noise.
+"""Compare a model in several precisions with itself in fp32 from the same noise: ``python -m benchmarks precision``.
 
 Per row: error of the velocity at states of the fp32 model, time by time; distance of the sounds to those of fp32 from
 the same noise; Frechet distance of all sounds, in the judge's feature space, to fp32 with other seeds and to real ones;
@@ -11,23 +11,35 @@ computes on the packed weights.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
+import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.options import GUIDANCE, RESULTS_FOLDER, SAMPLER, STEPS, chosen_sampling
+from benchmarks.speed.machine import describe
+from sa3_mlx.cli.fingerprint import fingerprint
+from sa3_mlx.cli.home import find_model
+from sa3_mlx.common.files.atomic import write_json
 from sa3_mlx.common.files.safetensors import TensorFile
+from sa3_mlx.common.generation.clips import open_tokenizer
 from sa3_mlx.common.generation.request import Item, Request
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE, expected_tensors
+from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.sampling import Sampling
 from sa3_mlx.common.quant.calibration import requests, usual_prompts
 from sa3_mlx.common.quant.format import Quantization
+from sa3_mlx.common.quant.recipes import RECIPES
 from sa3_torch.dit import Conditioning, DiT
 from sa3_torch.evaluate.judge.judge import Judge, all_right
 from sa3_torch.evaluate.measures.frechet import frechet
@@ -45,7 +57,7 @@ Audio = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class SoundsPlan:
-    """Which sounds are made, and how."""
+    """Say which sounds are made, and how."""
 
     sampling: Sampling
     seeds: int
@@ -53,8 +65,8 @@ class SoundsPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """One precision. Errors and distances are to fp32 with the same noise; None where there is nothing to measure."""
+class PrecisionRow:
+    """Hold one precision. Errors and distances are to fp32 with the same noise; None where nothing can be measured."""
 
     name: str
     bits_per_weight: float | None  # of the quantized layers
@@ -74,8 +86,8 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
-    """Sounds of all prompts and seeds in one order, with what the judge finds in them."""
+class JudgedSounds:
+    """Hold the sounds of all prompts and seeds in one order, with what the judge finds in them."""
 
     audio: tuple[Audio, ...]
     right: NDArray[np.float64]  # (prompts, seeds): everything that was asked for is heard
@@ -84,7 +96,7 @@ class Made:
 
 
 class Bench:
-    """The fp32 model's states and sounds, made once; ``row`` compares another precision with them."""
+    """Keep the fp32 model's states and sounds; ``row`` compares another precision with them."""
 
     def __init__(self, folder: Path, plan: SoundsPlan, data: Path | None) -> None:
         self.folder, self.plan, self.judge = folder, plan, Judge()
@@ -97,23 +109,23 @@ class Bench:
         self.others = self._make(self.reference, OTHER_SEEDS)
         self.real = None if data is None else self._real(ClipSet(data))
 
-    def floor(self) -> Row:
-        """fp32 with other seeds: what differs here is not precision."""
+    def floor(self) -> PrecisionRow:
+        """Compare fp32 with other seeds: what differs here is not precision."""
         return self._row("fp32, other seeds", self.folder, "float32", self.others, against=self.sounds)
 
-    def row(self, name: str, folder: Path, dtype: str) -> Row:
-        """One precision of the model."""
+    def row(self, name: str, folder: Path, dtype: str) -> PrecisionRow:
+        """Compare one precision of the model."""
         pipeline = Pipeline.load(folder, dtype=dtype)
         made = self.sounds if (folder, dtype) == (self.folder, "float32") else self._make(pipeline, 0)
         found = self._row(name, folder, dtype, made, against=self.others)
         by_time = velocity_errors(self.states, cast(DiT, pipeline.load_part("dit")), DTYPES[dtype])
         return replace(found, velocity_error=by_time.pop("all"), velocity_error_by_time=by_time)
 
-    def _row(self, name: str, folder: Path, dtype: str, made: Made, *, against: Made) -> Row:
+    def _row(self, name: str, folder: Path, dtype: str, made: JudgedSounds, *, against: JudgedSounds) -> PrecisionRow:
         change = 100 * (made.right - self.sounds.right)
         pairs = list(zip(self.sounds.audio, made.audio, strict=True))
         bits, size = stored(folder, dtype)
-        return Row(
+        return PrecisionRow(
             name=name,
             bits_per_weight=bits,
             velocity_error=None,
@@ -131,7 +143,7 @@ class Bench:
             peak_bytes=peak_memory(folder, dtype, bits),
         )
 
-    def _make(self, pipeline: Pipeline, first_seed: int) -> Made:
+    def _make(self, pipeline: Pipeline, first_seed: int) -> JudgedSounds:
         plan = self.plan
         made = sounds(pipeline, self.prompts, sampling=plan.sampling, seeds=plan.seeds, first_seed=first_seed)
         pairs = list(made)
@@ -140,7 +152,7 @@ class Bench:
         right_class = np.array([found["class"] for found in verdicts], float).reshape(-1, plan.seeds)
         embedding = np.stack([self.judge.classifier.embedding(audio) for audio, _ in pairs]).astype(np.float64)
         audio = tuple(audio for audio, _ in pairs)
-        return Made(audio=audio, right=right, right_class=right_class, embedding=embedding)
+        return JudgedSounds(audio=audio, right=right, right_class=right_class, embedding=embedding)
 
     def _real(self, clips: ClipSet) -> NDArray[np.float64]:
         chosen = [clip for clip in clips.select("validation") if clip.captions]
@@ -148,7 +160,7 @@ class Bench:
 
 
 def velocity_errors(states: Sequence[State], dit: DiT, dtype: torch.dtype) -> dict[str, float]:
-    """Relative L2 error by time ("0.93"), and over all states ("all")."""
+    """Return the relative L2 error by time ("0.93"), and over all states ("all")."""
     sums: dict[str, list[float]] = {}
     prepared: tuple[Conditioning, Any] | None = None
     with torch.no_grad():
@@ -173,14 +185,14 @@ def _cast(cond: Conditioning, dtype: torch.dtype) -> Conditioning:
 
 
 def envelope_db(audio: Audio) -> NDArray[np.float64]:
-    """Level every 12 ms in dB, not below -60."""
+    """Return the level every 12 ms in dB, not below -60."""
     signal = mono(audio)
     frames = np.pad(signal, (0, -len(signal) % HOP)).reshape(-1, HOP)
     return np.maximum(10 * np.log10(np.maximum(np.square(frames).mean(axis=1), 1e-12)), FLOOR_DB)
 
 
 def interval(values: NDArray[np.float64]) -> tuple[float, float]:
-    """95 % interval of the mean of (prompts, seeds) by resampling prompts."""
+    """Return the 95 % interval of the mean of (prompts, seeds) by resampling prompts."""
     rng, means = np.random.default_rng(0), values.mean(axis=1)
     drawn = means[rng.integers(0, len(means), (RESAMPLES, len(means)))].mean(axis=1)
     low, high = np.percentile(drawn, [2.5, 97.5])
@@ -188,7 +200,7 @@ def interval(values: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def stored(folder: Path, dtype: str) -> tuple[float | None, int]:
-    """Bits per weight of the quantized layers, if any, and bytes on disk: for a plain model those in this precision."""
+    """Return bits per weight of the quantized layers, if any, and bytes on disk, of a plain model in this precision."""
     path = folder / WEIGHTS_FILE
     with TensorFile.open(path) as file:
         quantization = Quantization.read(file)
@@ -202,7 +214,7 @@ def stored(folder: Path, dtype: str) -> tuple[float | None, int]:
 
 
 def peak_memory(folder: Path, dtype: str, bits: float | None) -> int | None:
-    """Most memory that MLX holds while it makes a clip of 1.5 s in one step, everything resident; None without MLX.
+    """Measure what MLX holds at most while it makes a clip of 1.5 s in one step, all in memory; None without MLX.
 
     Quantized models compute in fp16 here, as they would on a GPU; their packed weights stay packed.
     """
@@ -236,14 +248,14 @@ COLUMNS = (
 )
 
 
-def table(rows: Iterable[Row]) -> str:
-    """For people. Intervals are in brackets."""
+def table(rows: Iterable[PrecisionRow]) -> str:
+    """Lay rows out for people, intervals in brackets."""
     lines = [COLUMNS, *map(_line, rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
 
 
-def _line(row: Row) -> tuple[str, ...]:
+def _line(row: PrecisionRow) -> tuple[str, ...]:
     low, high = (100 * value for value in row.adherence_interval)
     less, more = row.adherence_change_interval
     return (
@@ -265,5 +277,97 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def to_json(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    return [asdict(row) for row in rows]
+FLOATS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+ROWS = (
+    "fp32,fp16,bf16,8bit,6bit,5bit,4bit,3bit,6bit-gptq,5bit-gptq,4bit-gptq,3bit-gptq,mixed-5,mixed-4.5,mixed-4.5-gptq"
+)
+
+
+@click.command()
+@click.argument("model")
+@click.option("--rows", default=ROWS, show_default=True, help="Precisions and recipes of `sa3 quantize`.")
+@click.option(
+    "--also",
+    "also",
+    multiple=True,
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Folder of a quantized version, such as one from `sa3 train quantize`; repeatable.",
+)
+@STEPS
+@SAMPLER
+@GUIDANCE
+@click.option("--seeds", type=click.IntRange(1), default=4, show_default=True, help="Sounds per prompt.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    default=None,
+    help="Folder made by `sa3 data render`, for distances to real sounds.",
+)
+@click.option("--data-seed", type=int, default=0, show_default=True, help="Seed of `sa3 data render`.")
+@RESULTS_FOLDER
+def precision(
+    model: str,
+    rows: str,
+    also: tuple[Path, ...],
+    steps: int | None,
+    sampler: str | None,
+    guidance: float | None,
+    seeds: int,
+    data: Path | None,
+    data_seed: int,
+    results: Path,
+) -> None:
+    """Measure what every precision of MODEL costs in quality and saves in bytes: one table."""
+    found_model = find_model(model, generates=True)
+    folder, config = found_model.folder, found_model.config
+    names = rows.split(",")
+    if unknown := [name for name in names if name not in (*FLOATS, *RECIPES)]:
+        raise click.UsageError(f"no row {unknown[0]!r}; rows: {', '.join((*FLOATS, *RECIPES))}")
+    plan = SoundsPlan(sampling=chosen_sampling(config, steps, sampler, guidance), seeds=seeds, data_seed=data_seed)
+    bench = Bench(folder, plan, data)
+    day = datetime.now(UTC).date().isoformat()
+    about: dict[str, Any] = {
+        "format": "sa3-precision/1",
+        "date": day,
+        "machine": describe("torch").to_dict(),
+        "model": config.name,
+        "weights": fingerprint(folder, config),
+        "prompts": len(bench.prompts),
+        "setting": asdict(plan),
+    }
+    results.mkdir(parents=True, exist_ok=True)
+    path = results / f"precision-{config.name}-{day}.json"
+    found: list[PrecisionRow] = []
+    for row in _rows(bench, folder, names, also):  # stored after every row: a long table can be stopped
+        found.append(row)
+        click.echo(table([row]), err=True)
+        about["rows"] = [asdict(one) for one in found]
+        write_json(path, about)
+    click.echo(table(found))
+    click.echo(f"stored in {path}", err=True)
+    click.echo(json.dumps(about))
+
+
+def _rows(bench: Bench, folder: Path, names: list[str], also: tuple[Path, ...]) -> Iterator[PrecisionRow]:
+    yield bench.floor()
+    with tempfile.TemporaryDirectory() as work:
+        for name in names:
+            place = folder if name in FLOATS else _quantized(folder, Path(work) / name, name)
+            yield bench.row(name, place, FLOATS.get(name, "float32"))
+    for place in also:
+        yield bench.row(_recipe_of(place), place, "float32")
+
+
+def _quantized(folder: Path, out: Path, name: str) -> Path:
+    from sa3_mlx.quantize import QuantizeOptions, quantize_model
+
+    prompts = usual_prompts(open_tokenizer(folder, ModelConfig.load(folder)))
+    options = QuantizeOptions(source=folder, out=out, name=name, recipe=RECIPES[name], prompts=prompts, force=False)
+    report = quantize_model(options, lambda *_: None)
+    click.echo(str(report), err=True)
+    return out
+
+
+def _recipe_of(folder: Path) -> str:
+    report = json.loads((folder / "quantization.json").read_text(encoding="utf-8"))
+    return str(report["recipe"])

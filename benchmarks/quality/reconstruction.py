@@ -1,12 +1,17 @@
-"""How well an autoencoder gives held-out sounds back: metrics and the judge on reconstructions."""
+"""Measure how well an autoencoder gives held-out sounds back: ``python -m benchmarks reconstruction``."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 
+from benchmarks.options import BACKEND, MODEL, open_pipeline, show
 from sa3_mlx.common.generation.pipeline import BasePipeline
+from sa3_mlx.common.schema import ConfigError
 from sa3_torch.evaluate.judge.judge import Judge
 from sa3_torch.evaluate.judge.pitch import still_voiced
 from sa3_torch.train.autoencoder.metrics import effective_rank, log_mel_l1, si_sdr, spectral_convergence
@@ -14,10 +19,10 @@ from sa3_torch.train.data.clip_cache import ClipSet
 
 
 def measure(pipeline: BasePipeline[Any], clips: ClipSet, decoder: BasePipeline[Any] | None = None) -> dict[str, Any]:
-    """Over all captioned validation clips; SI-SDR and spectral convergence are medians over notes and chords, the share
-    of voiced frames that still are is a mean over notes.
+    """Measure over all captioned validation clips, with metrics and the judge.
 
-    ``decoder``: another one that decodes the latents.
+    SI-SDR and spectral convergence are medians over notes and chords, the share of voiced frames that still are is a
+    mean over notes. ``decoder`` is another one that decodes the latents.
     """
     decode = (decoder or pipeline).decode
     pairs, tonal, voiced, latents, mel = [], [], [], [], []
@@ -42,3 +47,38 @@ def measure(pipeline: BasePipeline[Any], clips: ClipSet, decoder: BasePipeline[A
         "latent_std": float(stacked.std()),
         **Judge().evaluate(pairs),
     }
+
+
+def _latents(pipeline: BasePipeline[Any]) -> str:
+    same = pipeline.config.same
+    return f"{same.latent_channels} channels per {same.samples_per_latent} samples"
+
+
+@click.command()
+@MODEL
+@BACKEND
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    required=True,
+    help="Folder made by `sa3 data render`.",
+)
+@click.option(
+    "--decoder",
+    metavar="NAME|PATH",
+    default=None,
+    help="Another autoencoder that decodes its latents: a distilled one, or the teacher.",
+)
+def reconstruction(model: str, backend: str, data: Path, decoder: str | None) -> None:
+    """Measure how well the autoencoder gives held-out sounds back."""
+    pipeline = open_pipeline(model, backend, generates=False)
+    other = None if decoder is None else open_pipeline(decoder, backend, generates=False)
+    if other is not None and _latents(other) != _latents(pipeline):
+        raise ConfigError(
+            f"--decoder {decoder} reads {_latents(other)}, {model} makes {_latents(pipeline)}; choose one that was "
+            "distilled from the other"
+        )
+    result = measure(pipeline, ClipSet(data), other)
+    show(result)
+    about = {"model": pipeline.config.name, "decoder": (other or pipeline).config.name, "backend": backend}
+    click.echo(json.dumps({**about, **result}))

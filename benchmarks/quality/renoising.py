@@ -1,4 +1,4 @@
-"""``python -m benchmarks renoising``: what ping-pong sampling keeps of what was asked for, step by step.
+"""Show what ping-pong sampling keeps of what was asked for, step by step: ``python -m benchmarks renoising``.
 
 Ping-pong alternates between an estimate of the clean latents and new noise. A few-step model estimates in one step
 (euler:1:1); a base model by its whole sampler (dpmpp:15:3:0), which is as exact as it can. So one sees what is lost
@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sa3_mlx.cli.home import find_model
+from sa3_mlx.common.files.atomic import write_json
 from sa3_mlx.common.generation.clips import local_input
 from sa3_mlx.common.generation.events import SeededNoise, batch_of
 from sa3_mlx.common.generation.noise import INITIAL, step
@@ -37,20 +38,19 @@ from sa3_torch.evaluate.run import SEEDS_APART
 from sa3_torch.guidance import GuidedVelocity
 from sa3_torch.pipeline import Pipeline
 from sa3_torch.samplers import SAMPLERS
-from sa3_torch.train.data.clip_cache import Clip, ClipSet, write_json
+from sa3_torch.train.data.clip_cache import Clip, ClipSet
 
 
 @torch.no_grad()
 def estimates(pipeline: Pipeline, setting: Sampling, items: Sequence[Item], steps: int) -> Iterator[list[Tensor]]:
-    """What ``setting`` makes, without the autoencoder in between, of noise and then of its own result with noise of
-    every lower level of ping-pong's schedule: ``steps`` times the valid latents (T, C) of every item.
+    """Sample from noise, then again and again from the own result with noise of the next lower level of ping-pong.
 
-    Raises ConfigError for a sampler that adds noise itself.
+    Yields the valid latents (T, C) of every item, ``steps`` times; no autoencoder is in between. Raises ConfigError for
+    a sampler that adds noise itself.
     """
     request = Request(items=tuple(items), sampling=setting)
     planned, noise = plan(request, pipeline.config), SeededNoise([item.seed for item in items])
-    diffusion, channels = pipeline.config.diffusion, pipeline.config.same.latent_channels
-    assert diffusion is not None  # ``plan`` asked for it
+    diffusion, channels = pipeline.config.require_diffusion(), pipeline.config.same.latent_channels
     cond, null = pipeline.encode_texts(request, planned)
     dit = pipeline.dit_with(())
     device, dtype = next(dit.parameters()).device, next(dit.parameters()).dtype
@@ -91,8 +91,8 @@ def measure(
     seeds: int,
     advance: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
-    """After every step the share of sounds that are heard as the class of their clip, and the mean confidence of the
-    pitch: 1 for a single steady note, lower for chords and noises. ``advance`` hears of every step of every seed."""
+    """Measure after every step the share of sounds of the class of their clip and the mean confidence of the pitch,
+    which is 1 for a single steady note and lower for chords and noises. ``advance`` is called after every step."""
     heard, confidence = np.zeros((seeds, steps)), np.zeros((seeds, steps))
     for seed in range(seeds):
         items = [
@@ -112,6 +112,7 @@ def measure(
 
 
 def _entry(text: str) -> tuple[str, Sampling]:
+    """Read MODEL@SETTING. Raises click.UsageError and ConfigError."""
     name, _, setting = text.rpartition("@")
     if not name:
         raise click.UsageError(f"{text!r}: expected MODEL@SAMPLER:STEPS:GUIDANCE[:APG] such as demo@dpmpp:15:3:0")
@@ -131,7 +132,7 @@ def _entry(text: str) -> tuple[str, Sampling]:
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Repetitions.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=None, help="JSON file to write, too.")
 def renoising(models: tuple[str, ...], data: Path, label: str, steps: int, seeds: int, out: Path | None) -> None:
-    """What ping-pong sampling keeps of held-out prompts, step by step (PyTorch).
+    """Show what ping-pong sampling keeps of held-out prompts, step by step (PyTorch).
 
     \b
     python -m benchmarks renoising posttrain/model@euler:1:1 demo@dpmpp:15:3:0 --data sounds

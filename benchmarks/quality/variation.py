@@ -1,14 +1,18 @@
-"""Audio-to-audio with the official schedule, which first adds noise above the chosen level [B23], and with `monotone`.
+"""Compare audio-to-audio with the official schedule and with `monotone`: ``python -m benchmarks variation``.
 
+The official one first adds noise above the chosen level [B23].
 Sources are sounds the model made itself; the prompt of the variation asks for another instrument at the same pitch.
 """
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import click
 import numpy as np
 
+from benchmarks.options import BACKEND, GUIDANCE, MODEL, SAMPLER, STEPS, chosen_sampling, open_pipeline
 from sa3_mlx.common.generation.pipeline import BasePipeline
 from sa3_mlx.common.generation.request import InitAudio, Item, Request
 from sa3_mlx.common.model.sampling import Sampling
@@ -23,8 +27,8 @@ SECONDS = 1.5
 
 
 def measure(pipeline: BasePipeline[Any], sampling: Sampling) -> list[dict[str, Any]]:
-    """One row per noise level and schedule: mean log-mel distance to the source (log10 units), share of variations that
-    keep the pitch, share heard as the source's instrument and as the asked one."""
+    """Measure one row per noise level and schedule: mean log-mel distance to the source (log10 units), share of
+    variations that keep the pitch, share heard as the source's instrument and as the asked one."""
     judge, names = Judge(), list(INSTRUMENTS)
     pairs = [(name, names[(i + 1) % len(names)], PITCHES[i % len(PITCHES)]) for i, name in enumerate(names)]
 
@@ -53,3 +57,22 @@ def measure(pipeline: BasePipeline[Any], sampling: Sampling) -> list[dict[str, A
                 }
             )
     return rows
+
+
+@click.command()
+@MODEL
+@BACKEND
+@STEPS
+@SAMPLER
+@GUIDANCE
+def variation(model: str, backend: str, steps: int | None, sampler: str | None, guidance: float | None) -> None:
+    """Compare audio-to-audio with the official and with the monotone schedule [B23]."""
+    pipeline = open_pipeline(model, backend)
+    sampling = chosen_sampling(pipeline.config, steps, sampler, guidance)
+    rows = measure(pipeline, sampling)
+    click.echo("  ".join(f"{name:>17}" for name in rows[0]))
+    for row in rows:
+        click.echo("  ".join(f"{v:17.2f}" if isinstance(v, float) else f"{v:>17}" for v in row.values()))
+    click.echo(
+        json.dumps({"model": pipeline.config.name, "backend": backend, "sampling": sampling.to_dict(), "rows": rows})
+    )

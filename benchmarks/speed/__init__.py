@@ -1,1 +1,1 @@
-"""Speed and memory."""
+"""Measure speed and memory."""

@@ -1,4 +1,4 @@
-"""Energy, where the system tells it: powermetrics on a Mac (needs sudo), nvidia-smi beside an NVIDIA GPU.
+"""Measure energy where the system tells it: powermetrics on a Mac (needs sudo), nvidia-smi beside an NVIDIA GPU.
 
 Both report power in samples while the work runs; energy is the sum of power x time. powermetrics counts the chip
 (CPU, GPU, neural engine), nvidia-smi the whole card, neither the rest of the computer. Elsewhere there is no number.
@@ -22,17 +22,20 @@ _COMBINED = re.compile(r"^Combined Power \(CPU \+ GPU \+ ANE\): (\d+(?:\.\d+)?) 
 
 @dataclass(frozen=True, kw_only=True)
 class Energy:
+    """Hold the mean power of some work and how long it took."""
+
     source: str
     watts: float  # mean over the run
     seconds: float
 
     @property
     def joules(self) -> float:
+        """Return power times time."""
         return self.watts * self.seconds
 
 
 def parse_powermetrics(text: str) -> float | None:
-    """Mean power in watts, weighted by the length of each sample; None without a complete sample."""
+    """Return the mean power in watts, weighted by the length of each sample; None without a complete sample."""
     energy = total = 0.0
     for block in text.split("*** Sampled system activity")[1:]:
         elapsed, power = _ELAPSED.search(block), _COMBINED.search(block)
@@ -44,13 +47,13 @@ def parse_powermetrics(text: str) -> float | None:
 
 
 def parse_nvidia(text: str) -> float | None:
-    """Mean power in watts over equally spaced lines; None where the card does not tell it."""
+    """Return the mean power in watts over equally spaced lines; None where the card does not tell it."""
     values = [float(line) for line in text.splitlines() if re.fullmatch(r"\s*\d+(\.\d+)?\s*", line)]
     return sum(values) / len(values) if values else None
 
 
 class EnergyMeter:
-    """``with EnergyMeter(...) as meter: work()``; then ``meter.energy``, None where the system does not tell it."""
+    """Measure ``with EnergyMeter(...) as meter: work()``; ``energy`` is None where the system does not tell it."""
 
     def __init__(self, *, on_cuda: bool) -> None:
         self.energy: Energy | None = None

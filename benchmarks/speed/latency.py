@@ -1,4 +1,4 @@
-"""Latency of generations: cold (a new process, loading included) and warm, by stage, with the machine's description."""
+"""Time generations, cold (a new process, loading included) and warm, by stage: ``python -m benchmarks latency``."""
 
 from __future__ import annotations
 
@@ -7,18 +7,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 
-from .machine import Machine, busy_cores
+from benchmarks.options import GUIDANCE, RESULTS_FOLDER, SAMPLER, STEPS, chosen_sampling, parse_lengths
+from sa3_mlx.cli.backend import choose
+from sa3_mlx.cli.models.listing import table as columns
+from sa3_mlx.common.files.atomic import write_json
+from sa3_mlx.common.model.lengths import longest
+from sa3_mlx.common.model.precision import DTYPES, TEXT_DTYPES
+
+from .machine import Machine, busy_cores, describe
+from .models import PROMPT, MeasuredModel, find
 from .worker import Work
 
 FORMAT = "sa3-latency/1"
-RESULTS = Path(__file__).parents[1] / "results"
 STAGES = ("total", "cpu", "text", "sample", "decode", "first_sound")
 WARM = ("steps", "sampler", "guidance", "frames", "device", "dtype", "text_dtype", "energy")  # taken from the warm runs
 KEY = (
@@ -38,23 +46,20 @@ KEY = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
-    name: str
-    folder: Path
-    weights: str  # "random", or the hash of the file
-    recipe: str | None  # of a quantized model
+class Repeats:
+    """Say how often a generation is timed."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Counts:
     cold: int  # processes
     warmups: int
     repeats: int
     sustained_minutes: float
 
 
-def measure(model: Model, work: Work, counts: Counts, machine: Machine) -> dict[str, Any]:
-    """One entry of a results file. All seconds; ``values`` are those of single runs, in the order they were made."""
+def measure(model: MeasuredModel, work: Work, repeats: Repeats, machine: Machine) -> dict[str, Any]:
+    """Measure one entry of a results file, in seconds; ``values`` are those of single runs, in their order.
+
+    Raises ValueError where a measured process fails, and for audio that is not finite.
+    """
     entry: dict[str, Any] = {  # busy: other programs are running
         "model": model.name,
         "weights": model.weights,
@@ -66,25 +71,25 @@ def measure(model: Model, work: Work, counts: Counts, machine: Machine) -> dict[
         "machine": machine.slug(),
         "busy": busy_cores() > 0.5,
     }
-    if counts.cold:
-        runs = [start(replace(work, warmups=0, repeats=1, minutes=0, write=True)) for _ in range(counts.cold)]
+    if repeats.cold:
+        runs = [start(replace(work, warmups=0, repeats=1, minutes=0, write=True)) for _ in range(repeats.cold)]
         entry["cold"] = {"wall": spread([run["wall"] for run in runs])} | _memory(runs[-1])
-    warm = start(replace(work, warmups=counts.warmups, repeats=counts.repeats, minutes=0, write=False))
+    warm = start(replace(work, warmups=repeats.warmups, repeats=repeats.repeats, minutes=0, write=False))
     entry |= {name: warm[name] for name in WARM}
     entry["warm"] = {stage: spread([timing[stage] for timing in warm["timings"]]) for stage in STAGES} | _memory(warm)
     entry["real_time_factor"] = work.seconds / entry["warm"]["total"]["p50"]
     if not warm["finite"]:
         raise ValueError(f"{model.name}: the audio is not finite; a time of that means nothing")
-    if counts.sustained_minutes:
+    if repeats.sustained_minutes:
         entry["sustained"] = sustained(
-            start(replace(work, warmups=0, repeats=2, minutes=counts.sustained_minutes, write=False))
+            start(replace(work, warmups=0, repeats=2, minutes=repeats.sustained_minutes, write=False))
         )
     return entry
 
 
 def start(work: Work) -> dict[str, Any]:
-    """Run one worker to its end. Raises ValueError with its last line when it fails."""
-    text = json.dumps(asdict(replace(work, spawned=time.time())))
+    """Run one worker to its end and return what it tells. Raises ValueError with its last line when it fails."""
+    text = json.dumps(replace(work, spawned=time.time()).to_dict())
     command = [sys.executable, "-m", "benchmarks.speed.worker", text]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
     if done.returncode:
@@ -94,7 +99,7 @@ def start(work: Work) -> dict[str, Any]:
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Median and 95th percentile; with fewer than 20 values the latter leans on the slowest."""
+    """Return median and 95th percentile; with fewer than 20 values the latter leans on the slowest."""
     return {
         "p50": float(np.percentile(values, 50)),
         "p95": float(np.percentile(values, 95)),
@@ -103,7 +108,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def sustained(run: dict[str, Any]) -> dict[str, Any]:
-    """Does the machine slow down? Medians of the runs that began in the first and in the last fifth of the time."""
+    """Tell whether the machine slows down: medians of the runs in the first and in the last fifth of the time."""
     timings = run["timings"]
     end = timings[-1]["begun"] + timings[-1]["total"]
     first = [timing["total"] for timing in timings if timing["begun"] <= end / 5]
@@ -132,17 +137,17 @@ def save(folder: Path, machine: Machine, entries: Sequence[dict[str, Any]]) -> P
     kept = [entry for entry in old if all(key(entry) != key(new) for new in entries)]
     data = {"format": FORMAT, "machine": machine.to_dict(), "date": day, "entries": [*kept, *entries]}
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    write_json(path, data)
     return path
 
 
 def key(entry: dict[str, Any]) -> tuple[object, ...]:
-    """What was measured, without how long it took."""
+    """Return what was measured, without how long it took."""
     return tuple(entry[name] for name in KEY)
 
 
 def table(entries: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """Rows for people, the head first."""
+    """Return rows for people, the head first."""
     rows: list[tuple[str, ...]] = [
         (
             "audio",
@@ -185,3 +190,106 @@ def table(entries: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
             )
         )
     return rows
+
+
+@click.command()
+@click.option(
+    "--model",
+    "name",
+    default="small-music",
+    show_default=True,
+    metavar="NAME|PATH",
+    help="Installed model, folder, or known name: then with random weights.",
+)
+@click.option("--backend", type=click.Choice(["auto", "mlx", "torch"]), default="auto", show_default=True)
+@click.option("--device", default="auto", show_default=True, help="Of torch: cpu, cuda, mps.")
+@click.option("--mps", is_flag=True, help="PyTorch on a Mac's GPU: short for --backend torch --device mps.")
+@click.option("--seconds", "lengths", default="5,30", show_default=True, callback=parse_lengths, metavar="N,N")
+@STEPS
+@SAMPLER
+@GUIDANCE
+@click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True)
+@click.option("--text-dtype", type=click.Choice(TEXT_DTYPES), default="auto", show_default=True)
+@click.option("--compile", "compiled", is_flag=True, help="PyTorch: compile the step and the decoder; long warm-up.")
+@click.option("--cold", type=click.IntRange(0), default=1, show_default=True, help="Fresh processes to time.")
+@click.option("--warmups", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
+@click.option(
+    "--sustained",
+    type=click.FloatRange(0),
+    default=0.0,
+    metavar="MINUTES",
+    help="Also generate for so long, to see the machine slow down.",
+)
+@RESULTS_FOLDER
+@click.option("--no-save", is_flag=True, help="Write no results file.")
+def latency(
+    name: str,
+    backend: str,
+    device: str,
+    mps: bool,
+    lengths: tuple[float, ...],
+    steps: int | None,
+    sampler: str | None,
+    guidance: float | None,
+    dtype: str,
+    text_dtype: str,
+    compiled: bool,
+    cold: int,
+    warmups: int,
+    repeats: int,
+    sustained: float,
+    results: Path,
+    no_save: bool,
+) -> None:
+    """Time a generation: cold and warm, every stage; memory, and energy where the system tells it.
+
+    Times are wall clock of an otherwise idle machine. The last line is JSON.
+    """
+    framework = choose("torch" if mps else backend)
+    model, config = find(name)
+    if compiled and framework != "torch":
+        raise click.UsageError("--compile is for --backend torch; MLX compiles by itself on a GPU")
+    machine = describe(framework)
+    click.echo(f"{machine.text()}\n{model.name} ({model.weights_text()}), {framework}, {dtype}", err=True)
+    sampling = chosen_sampling(config, steps, sampler, guidance)
+    counts = Repeats(cold=cold, warmups=warmups, repeats=repeats, sustained_minutes=sustained)
+    entries = []
+    for seconds in lengths:
+        if seconds > config.max_seconds:
+            click.echo(f"{seconds:g} s: left out, {model.name} makes up to {longest(config)}", err=True)
+            continue
+        work = Work(
+            backend=framework,
+            device="mps" if mps else device,
+            folder=str(model.folder),
+            dtype=dtype,
+            text_dtype=text_dtype,
+            compiled=compiled,
+            prompt=PROMPT,
+            seconds=seconds,
+            sampling=sampling,
+            warmups=warmups,
+            repeats=repeats,
+            minutes=0,
+            write=False,
+            spawned=0,
+        )
+        entries.append(measure(model, work, counts, machine))
+    if not entries:
+        raise click.UsageError("no length left to measure")
+    click.echo(columns(table(entries)))
+    for entry in entries:
+        if "sustained" in entry:
+            run = entry["sustained"]
+            click.echo(
+                f"{entry['seconds']:g} s, sustained {run['minutes']:.1f} min, {run['runs']} runs: "
+                f"{run['first_p50']:.3f} s at first, {run['last_p50']:.3f} s at last, "
+                f"{run['slowdown']:.2f} times as long"
+            )
+    if any(entry["busy"] for entry in entries):
+        click.echo("other programs were running here: the times are too long, and `report` leaves them out")
+    if not no_save:
+        click.echo(f"file   {save(results, machine, entries)}")
+    sys.stdout.flush()
+    click.echo(json.dumps({"machine": machine.to_dict(), "entries": entries}))

@@ -1,4 +1,4 @@
-"""What a machine is: chip, cores, memory, system, versions. Nothing that names its owner."""
+"""Describe a machine: chip, cores, memory, system, versions; nothing that names its owner."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ _PACKAGES = ("sa3", "mlx", "torch", "numpy")
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
+    """Describe the machine of a measurement."""
+
     chip: str
     cpu_cores: str  # such as "10 (4 performance, 6 efficiency)"
     gpu: str | None
@@ -32,16 +34,17 @@ class Machine:
     settings: Mapping[str, str]  # environment variables that change speed or precision
 
     def slug(self) -> str:
-        """For file names: "apple-m4-10-gpu-cores"."""
+        """Return a name for files, such as "apple-m4-10-gpu-cores"."""
         name = self.gpu or self.chip
         cores = f" {self.gpu_cores} gpu cores" if self.gpu_cores else ""
         return re.sub(r"[^a-z0-9]+", "-", f"{name}{cores}".lower()).strip("-")
 
     def to_dict(self) -> dict[str, object]:
+        """Return what results keep."""
         return asdict(self)
 
     def text(self) -> str:
-        """One line for people."""
+        """Return one line for people."""
         gpu = "" if self.gpu is None else f", GPU {self.gpu}" + (f" ({self.gpu_cores} cores)" if self.gpu_cores else "")
         packages = ", ".join(f"{name} {number}" for name, number in self.versions.items())
         memory = f"{self.memory_bytes / 1e9:.0f} GB"
@@ -58,7 +61,7 @@ _SETTINGS = (
 
 
 def describe(backend: str) -> Machine:
-    """This machine, as far as it tells, for runs of one backend."""
+    """Describe this machine, as far as it tells, for runs of one backend."""
     from sa3_mlx import runtime
 
     on_mac = sys.platform == "darwin"
@@ -82,7 +85,7 @@ def describe(backend: str) -> Machine:
 
 
 def parse_displays(text: str) -> tuple[str | None, int | None]:
-    """Name and core count of the GPU from ``system_profiler SPDisplaysDataType -json``."""
+    """Read name and core count of the GPU from ``system_profiler SPDisplaysDataType -json``."""
     try:
         devices = json.loads(text)["SPDisplaysDataType"]
         device = next(entry for entry in devices if "sppci_cores" in entry)
@@ -92,19 +95,19 @@ def parse_displays(text: str) -> tuple[str | None, int | None]:
 
 
 def parse_cpuinfo(text: str) -> str:
-    """The processor's name from /proc/cpuinfo."""
+    """Read the processor's name from /proc/cpuinfo."""
     names = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
     return names[0] if names else platform.processor() or "unknown processor"
 
 
 def parse_memory(text: str) -> int:
-    """Bytes from /proc/meminfo, 0 if it does not say."""
+    """Read the bytes of memory from /proc/meminfo, 0 if it does not say."""
     found = re.search(r"^MemTotal:\s+(\d+) kB", text, re.MULTILINE)
     return int(found[1]) * 1024 if found else 0
 
 
 def busy_cores() -> float:
-    """How many cores other programs keep busy just now; takes half a second on Linux."""
+    """Count the cores that other programs keep busy just now; takes half a second on Linux."""
     if sys.platform == "darwin":
         return parse_shares(run(["ps", "-A", "-o", "%cpu="]))
     first = parse_cpu_seconds(_read("/proc/stat"))
@@ -113,19 +116,19 @@ def busy_cores() -> float:
 
 
 def parse_cpu_seconds(text: str) -> float:
-    """Seconds that all cores together have worked, from /proc/stat."""
+    """Read the seconds that all cores together have worked, from /proc/stat."""
     fields = [int(word) for word in text.splitlines()[0].split()[1:]]
     idle = fields[3] + fields[4]
     return (sum(fields[:8]) - idle) / os.sysconf("SC_CLK_TCK")
 
 
 def parse_shares(text: str) -> float:
-    """Sum of the per cent of a core that ``ps`` gives for every process, in cores."""
+    """Sum up the per cent of a core that ``ps`` gives for every process, in cores."""
     return sum(float(word.replace(",", ".")) for word in text.split()) / 100
 
 
 def run(command: Sequence[str]) -> str:
-    """Standard output of a command; empty when it is not there or fails."""
+    """Return the standard output of a command, empty when it is not there or fails."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     except (OSError, subprocess.SubprocessError):

@@ -1,4 +1,4 @@
-"""The table of the README: what was measured, what others published, what is modelled, and never anything else.
+"""Write the table of docs/performance.md, measured, published, modelled: ``python -m benchmarks report``.
 
 Measured rows come from ``results/*.json``, published ones with their source from ``published.json``, modelled ones
 from ``roofline``. A cell without a number of one of these kinds stays empty.
@@ -12,13 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
+
+from benchmarks.options import RESULTS, parse_lengths
 from sa3_mlx.common.chips import Chip
+from sa3_mlx.common.files.atomic import write_text
 from sa3_mlx.common.model.presets import PRESETS
 
 from .latency import FORMAT, key
 from .roofline import floor
 
-PUBLISHED_FILE = Path(__file__).with_name("published.json")
+PUBLISHED_FILE = RESULTS.with_name("published.json")
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 MODELLED = ("M4", "M4 Pro", "H100", "H200")
 TOKENS = 24
@@ -26,7 +30,9 @@ STEPS = 8  # of the heading
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ReportRow:
+    """Hold a row of the table."""
+
     machine: str
     run: str
     cells: Mapping[float, float]  # length of the clip -> time, both in seconds
@@ -34,7 +40,7 @@ class Row:
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
-    """Entries of all files, the newest of each measurement, with their machine's description.
+    """Read the entries of all files, the newest of each measurement, with their machine's description.
 
     Raises ValueError for a file that is not a result.
     """
@@ -50,8 +56,9 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
     return list(newest.values())
 
 
-def measured_rows(entries: Sequence[dict[str, Any]], model: str) -> list[Row]:
-    """A row each for cold and for warm runs of everything that was measured alike, on a machine with no other work."""
+def measured_rows(entries: Sequence[dict[str, Any]], model: str) -> list[ReportRow]:
+    """Make a row each for cold and for warm runs of everything that was measured alike on a machine without other
+    work."""
     groups: dict[tuple[str, str], dict[str, dict[float, float]]] = {}
     for entry in entries:
         if entry["model"] != model or entry["busy"]:
@@ -62,7 +69,7 @@ def measured_rows(entries: Sequence[dict[str, Any]], model: str) -> list[Row]:
         if "cold" in entry:
             cells["cold"][entry["seconds"]] = entry["cold"]["wall"]["p50"]
     return [
-        Row(machine=machine, run=f"{run}, {state}", cells=cells, kind="measured here")
+        ReportRow(machine=machine, run=f"{run}, {state}", cells=cells, kind="measured here")
         for (machine, run), states in sorted(groups.items())
         for state, cells in states.items()
         if cells
@@ -70,7 +77,7 @@ def measured_rows(entries: Sequence[dict[str, Any]], model: str) -> list[Row]:
 
 
 def _run(entry: Mapping[str, Any]) -> str:
-    """What was run, with whatever differs from the heading."""
+    """Say what was run, with whatever differs from the heading."""
     parts = ["sa3", _backend(entry), entry["dtype"]]
     parts += [f"recipe {entry['recipe']}"] if entry["recipe"] else []
     parts += ["random weights"] if entry["weights"] == "random" else []
@@ -91,10 +98,11 @@ def _backend(entry: Mapping[str, Any]) -> str:
     return f"{name} on the {entry['device'].upper()}" if entry["device"] in ("cpu", "gpu", "mps") else name
 
 
-def published_rows(model: str) -> list[Row]:
+def published_rows(model: str) -> list[ReportRow]:
+    """Make a row of everything that others published."""
     figures = json.loads(PUBLISHED_FILE.read_text(encoding="utf-8"))["figures"]
     return [
-        Row(
+        ReportRow(
             machine=figure["chip"],
             run=f"{figure['run']}" + (f" ({figure['note']})" if figure["note"] else ""),
             cells={float(length): seconds for length, seconds in figure["seconds"].items()},
@@ -105,8 +113,8 @@ def published_rows(model: str) -> list[Row]:
     ]
 
 
-def modelled_rows(model: str, lengths: Sequence[float]) -> list[Row]:
-    """Floors, as far as the model can make clips of these lengths."""
+def modelled_rows(model: str, lengths: Sequence[float]) -> list[ReportRow]:
+    """Make a row of floors for every chip, as far as the model can make clips of these lengths."""
     config, rows = PRESETS[model], []
     steps = config.usual_sampling.steps
     for chip in Chip.load_all():
@@ -119,7 +127,7 @@ def modelled_rows(model: str, lengths: Sequence[float]) -> list[Row]:
             cores = f", {chip.gpu_cores} GPU cores" if chip.gpu_cores else ""
             maker = "NVIDIA" if chip.name.startswith("H") else "Apple"
             rows.append(
-                Row(
+                ReportRow(
                     machine=f"{maker} {chip.name}{cores}",
                     run="floor of arithmetic and bandwidth",
                     cells=cells,
@@ -130,7 +138,7 @@ def modelled_rows(model: str, lengths: Sequence[float]) -> list[Row]:
 
 
 def markdown(folder: Path, lengths: Sequence[float]) -> str:
-    """A table per model, from the results in ``folder``."""
+    """Make a table per model from the results in ``folder``."""
     entries, parts = read_results(folder), [HEAD]
     for model in ("small-music", "medium"):
         rows = measured_rows(entries, model) + published_rows(model) + modelled_rows(model, lengths)
@@ -147,15 +155,15 @@ HEAD = (
     "*published by* is what its authors say, not measured again; *modelled* is the least time that the chip's nominal "
     "peaks of arithmetic and bandwidth allow (16-bit DiT, fp32 autoencoder, as TF32 where the chip has it), which real "
     "programs exceed. A chip without a measured row has not been measured. "
-    "[How to measure yours](CONTRIBUTING.md#benchmarks)."
+    "[How to measure yours](#7-measuring-a-mac)."
 )
 
 
-def _lengths(rows: Sequence[Row]) -> list[float]:
+def _lengths(rows: Sequence[ReportRow]) -> list[float]:
     return sorted({length for row in rows for length in row.cells})
 
 
-def _table(rows: Sequence[Row], lengths: Sequence[float]) -> str:
+def _table(rows: Sequence[ReportRow], lengths: Sequence[float]) -> str:
     shown = [row for row in rows if any(length in row.cells for length in lengths)]
     lines = ["| machine | run | " + " | ".join(f"{length:g} s" for length in lengths) + " | |"]
     lines.append("|---|---|" + "---:|" * len(lengths) + "---|")
@@ -170,7 +178,34 @@ def _number(seconds: float) -> str:
 
 
 def put_into(text: str, table: str) -> str:
-    """``text`` with the table between its two marks. Raises ValueError for a text without them."""
+    """Return ``text`` with the table between its two marks. Raises ValueError for a text without them."""
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"the file needs one line {BEGIN!r} and one {END!r} behind it")
+        raise ValueError(f"the file needs one line {BEGIN!r} and one {END!r} after it")
     return f"{text[: text.index(BEGIN)]}{BEGIN}\n{table}{text[text.index(END) :]}"
+
+
+@click.command()
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    default=RESULTS,
+    help="Default: benchmarks/results.",
+)
+@click.option("--seconds", "lengths", default="5,30,120,380", show_default=True, callback=parse_lengths, metavar="N,N")
+@click.option(
+    "--into",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Put it between the marks of this file, docs/performance.md, instead of printing it.",
+)
+def report(results: Path, lengths: tuple[float, ...], into: Path | None) -> None:
+    """Print as Markdown what was measured here, published by others (with sources) and modelled, told apart."""
+    table = markdown(results, lengths)
+    if into is None:
+        click.echo(table, nl=False)
+        return
+    try:
+        text = put_into(into.read_text(encoding="utf-8"), table)
+    except ValueError as error:
+        raise click.UsageError(f"{into}: {error}") from error
+    write_text(into, text)
+    click.echo(f"{into} has the table of {results}")

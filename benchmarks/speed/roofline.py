@@ -1,4 +1,4 @@
-"""Arithmetic and traffic of a generation, counted from the configuration, and the least time a chip needs for them.
+"""Count arithmetic and traffic of a generation, and the least time a chip needs: ``python -m benchmarks roofline``.
 
 Counted is the graph that the twins execute: products of matrices and attention, 2 FLOP a multiply-add. Bytes are the
 weights, read once per evaluation, and what every product reads and writes; pointwise work counts as fused into it. A
@@ -10,9 +10,14 @@ Shapes: T latent frames, S text tokens, C context tokens, N tokens of a transfor
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import click
+
+from benchmarks.options import parse_lengths
+from sa3_mlx.cli.models.listing import table
 from sa3_mlx.common.chips import Chip
 from sa3_mlx.common.model.chunks import chunk_plan, default_chunk_frames, halo, pad_frames
 from sa3_mlx.common.model.config import (
@@ -24,11 +29,12 @@ from sa3_mlx.common.model.config import (
     TextEncoderConfig,
 )
 from sa3_mlx.common.model.lengths import clip_lengths, samples_to_frames, seconds_to_samples
+from sa3_mlx.common.model.presets import PRESETS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Count:
-    """FLOPs, numbers of weights read, and numbers of activations read and written."""
+    """Hold FLOPs, numbers of weights read, and numbers of activations read and written."""
 
     flops: int = 0
     weights: int = 0
@@ -42,20 +48,23 @@ class Count:
         )
 
     def times(self, repeats: int) -> Count:
+        """Count it so often."""
         return Count(flops=repeats * self.flops, weights=repeats * self.weights, activations=repeats * self.activations)
 
     def bytes(self, width: int) -> int:
+        """Return the bytes that move, with so many per number."""
         return width * (self.weights + self.activations)
 
 
 def linear(rows: int, size_in: int, size_out: int) -> Count:
+    """Count a product with a matrix."""
     return Count(
         flops=2 * rows * size_in * size_out, weights=size_in * size_out, activations=rows * (size_in + size_out)
     )
 
 
 def attention(queries: int, keys_per_query: int, keys: int, width: int, maps: int) -> Count:
-    """Scores and weighted sums of all heads; ``maps`` 2 for differential attention."""
+    """Count scores and weighted sums of all heads; ``maps`` is 2 for differential attention."""
     return Count(
         flops=4 * maps * queries * keys_per_query * width,
         activations=(maps * (queries + keys) + queries + keys) * width,  # q, k, values and the result
@@ -63,14 +72,17 @@ def attention(queries: int, keys_per_query: int, keys: int, width: int, maps: in
 
 
 def total(counts: Iterator[Count]) -> Count:
+    """Add counts."""
     return sum(counts, Count())
 
 
 def mlp(rows: int, size_in: int, width: int, size_out: int) -> Count:
+    """Count two products, one after the other."""
     return linear(rows, size_in, width) + linear(rows, width, size_out)
 
 
 def feed_forward(rows: int, width: int, mult: int) -> Count:
+    """Count a gated feed-forward [B14]."""
     return linear(rows, width, 2 * mult * width) + linear(rows, mult * width, width)
 
 
@@ -78,7 +90,7 @@ def feed_forward(rows: int, width: int, mult: int) -> Count:
 
 
 def text_encoder(tokens: int, config: TextEncoderConfig) -> Count:
-    """One prompt of ``tokens`` slots."""
+    """Count one prompt of ``tokens`` slots."""
     width = config.width
     layer = linear(tokens, width, width).times(4) + attention(tokens, tokens, tokens, width, 1)
     layer += linear(tokens, width, config.intermediate).times(2) + linear(tokens, config.intermediate, width)
@@ -86,7 +98,7 @@ def text_encoder(tokens: int, config: TextEncoderConfig) -> Count:
 
 
 def prepare(context: int, local_rows: int, config: DiffusionConfig, channels: int) -> Count:
-    """Once per prompt: context, duration, keys and values, and the local term of ``local_rows`` different frames."""
+    """Count once per prompt: context, duration, keys, values, and the local term of ``local_rows`` different frames."""
     width, text = config.dit.width, config.text_encoder.width
     block = linear(context, width, (3 if config.dit.differential else 2) * width)
     block += mlp(local_rows, channels + 1, width, width)
@@ -94,13 +106,13 @@ def prepare(context: int, local_rows: int, config: DiffusionConfig, channels: in
 
 
 def modulation(rows: int, config: DiffusionConfig) -> Count:
-    """Of ``rows`` times at once."""
+    """Count the modulation of ``rows`` times at once."""
     width = config.dit.width
     return mlp(rows, TIMESTEP_FEATURES, width, width) + mlp(rows, width, width, 6 * width)
 
 
 def velocity(frames: int, context: int, config: DiffusionConfig, channels: int) -> Count:
-    """One evaluation of the diffusion transformer for one item, modulation not included."""
+    """Count one evaluation of the diffusion transformer for one item, without modulation."""
     dit = config.dit
     tokens, width = frames + dit.memory_tokens, dit.width
     ends = linear(frames, channels, channels).times(2) + linear(frames, channels, width)
@@ -110,7 +122,7 @@ def velocity(frames: int, context: int, config: DiffusionConfig, channels: int) 
 
 
 def _dit_block(queries: int, tokens: int, context: int, config: DiTConfig) -> Count:
-    """``queries``: tokens that leave the block, all of them or in the last block the frames alone."""
+    """Count a block; ``queries`` are the tokens that leave it: all of them, or in the last block the frames."""
     width, maps = config.width, 2 if config.differential else 1
     count = _self_attention(queries, tokens, tokens, width, maps)
     count += linear(queries, width, maps * width) + attention(queries, context, context, width, maps)
@@ -128,7 +140,7 @@ def _self_attention(queries: int, tokens: int, keys_per_query: int, width: int, 
 
 
 def decoder(frames: int, config: SAMEConfig, audio_channels: int) -> Count:
-    """One chunk of ``frames``, without decoder noise."""
+    """Count one chunk of ``frames``, without decoder noise."""
     padded, width = pad_frames(frames, config), config.width
     tokens = padded * (config.stride + 1)
     count = linear(frames, config.latent_channels, width)
@@ -142,7 +154,7 @@ def decoder(frames: int, config: SAMEConfig, audio_channels: int) -> Count:
 
 
 def encoder(frames: int, config: SAMEConfig, audio_channels: int) -> Count:
-    """One chunk of ``frames``."""
+    """Count one chunk of ``frames``."""
     padded, width = pad_frames(frames, config), config.width
     tokens = padded * (config.stride + 1)
     count = linear(padded * config.stride, audio_channels * config.patch_size, width)
@@ -154,7 +166,7 @@ def encoder(frames: int, config: SAMEConfig, audio_channels: int) -> Count:
 
 
 def _block_tokens(tokens: int, depth: int, config: SAMEConfig) -> list[int]:
-    """Tokens that each layer runs on: the shifted half of a chunked transformer sees one chunk more."""
+    """Return the tokens that each layer runs on: the shifted half of a chunked transformer sees one chunk more."""
     more = config.span * (config.stride + 1) if config.attention == "chunked" else 0
     return [tokens + (more if number >= depth // 2 else 0) for number in range(depth)]
 
@@ -174,8 +186,8 @@ def _less(count: Count, other: Count) -> Count:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
-    """A part of a generation."""
+class StageCount:
+    """Count a part of a generation."""
 
     name: str
     count: Count
@@ -183,39 +195,37 @@ class Stage:
     precise: bool  # fp32 unless the chip's faster fp32 is asked for
 
 
-def seconds_at_least(stage: Stage, chip: Chip, *, tf32: bool) -> float:
-    """The longer of arithmetic and traffic at the chip's peaks."""
+def seconds_at_least(stage: StageCount, chip: Chip, *, tf32: bool) -> float:
+    """Return the longer of arithmetic and traffic at the chip's peaks."""
     rate = chip.fp16
     if stage.precise:
         rate = chip.tf32 if tf32 and chip.tf32 is not None else chip.fp32
     return max(stage.count.flops / rate / 1e12, stage.count.bytes(stage.width) / chip.gb_per_s / 1e9)
 
 
-def stages(config: ModelConfig, seconds: float, *, tokens: int, steps: int, dit_width: int = 2) -> list[Stage]:
-    """Text-to-audio of one item without guidance: 16-bit text encoder, ``dit_width`` bytes in the DiT, fp32 codec.
+def stages(config: ModelConfig, seconds: float, *, tokens: int, steps: int, dit_width: int = 2) -> list[StageCount]:
+    """Count text-to-audio of one item without guidance: 16-bit text, ``dit_width`` bytes in the DiT, fp32 codec.
 
-    ``tokens``: of the prompt; one more slot stands for all its padding, and one is the duration.
+    ``tokens`` are those of the prompt; one more slot stands for all its padding, and one is the duration. Raises
+    ConfigError for an autoencoder alone.
     """
-    diffusion, same = config.diffusion, config.same
-    if diffusion is None:
-        raise ValueError(f"{config.name} is an autoencoder alone and cannot generate; choose a model with a DiT")
+    diffusion, same = config.require_diffusion(), config.same
     lengths = clip_lengths([seconds], config, diffusion.head_room_seconds)
     slots = min(tokens + 1, diffusion.text_encoder.max_length)
     channels = same.latent_channels
     once = prepare(slots + 1, 1, diffusion, channels) + modulation(steps, diffusion)
     sampling = once + velocity(lengths.frames, slots + 1, diffusion, channels).times(steps)
     return [
-        Stage(name="text", count=text_encoder(slots, diffusion.text_encoder), width=2, precise=False),
-        Stage(name="sample", count=sampling, width=dit_width, precise=dit_width == 4),
-        Stage(name="decode", count=decoding(config, seconds), width=4, precise=True),
+        StageCount(name="text", count=text_encoder(slots, diffusion.text_encoder), width=2, precise=False),
+        StageCount(name="sample", count=sampling, width=dit_width, precise=dit_width == 4),
+        StageCount(name="decode", count=decoding(config, seconds), width=4, precise=True),
     ]
 
 
 def decoding(config: ModelConfig, seconds: float) -> Count:
-    """The chunks that a clip of this length is decoded in."""
+    """Count the chunks that a clip of this length is decoded in."""
     same = config.same
-    assert config.diffusion is not None
-    lengths = clip_lengths([seconds], config, config.diffusion.head_room_seconds)
+    lengths = clip_lengths([seconds], config, config.require_diffusion().head_room_seconds)
     audible = samples_to_frames(seconds_to_samples(seconds, config.sample_rate), same)
     frames = min(lengths.valid[0], pad_frames(audible + halo(same, "decode"), same))
     plan = chunk_plan(frames, default_chunk_frames(same, "decode"), same, "decode")
@@ -224,7 +234,43 @@ def decoding(config: ModelConfig, seconds: float) -> Count:
 
 
 def floor(config: ModelConfig, seconds: float, chip: Chip, *, tokens: int, steps: int, tf32: bool) -> float:
-    """Seconds that the chip's peaks allow at best."""
+    """Return the seconds that the chip's peaks allow at best."""
     return sum(
         seconds_at_least(stage, chip, tf32=tf32) for stage in stages(config, seconds, tokens=tokens, steps=steps)
     )
+
+
+@click.command()
+@click.option(
+    "--model",
+    type=click.Choice([name for name, config in PRESETS.items() if config.diffusion]),
+    default="small-music",
+    show_default=True,
+)
+@click.option("--seconds", "lengths", default="5,30,120", show_default=True, callback=parse_lengths, metavar="N,N")
+@click.option("--tokens", type=click.IntRange(1), default=24, show_default=True, help="Of the prompt.")
+@click.option("--steps", type=click.IntRange(1), help="Default: the model's.")
+def roofline(model: str, lengths: tuple[float, ...], tokens: int, steps: int | None) -> None:
+    """Print the least time that a chip's arithmetic and memory allow: modelled, not measured.
+
+    Text encoder and DiT in 16 bits, autoencoder in fp32; the second number computes fp32 products as TF32 where the
+    chip can. The last line is JSON.
+    """
+    config = PRESETS[model]
+    count = steps or config.usual_sampling.steps
+    rows, floors = [("audio", "stage", "TFLOP", "GB")], []
+    for seconds in lengths:
+        for stage in stages(config, seconds, tokens=tokens, steps=count):
+            size = stage.count.bytes(stage.width) / 1e9
+            rows.append((f"{seconds:g} s", stage.name, f"{stage.count.flops / 1e12:.3f}", f"{size:.2f}"))
+    click.echo(f"{model}, {count} steps, {tokens} tokens\n{table(rows)}\n")
+    lines = [("chip", "GPU cores", *(f"{seconds:g} s" for seconds in lengths), "peaks from")]
+    for chip in Chip.load_all():
+        cells = []
+        for seconds in lengths:
+            pair = [floor(config, seconds, chip, tokens=tokens, steps=count, tf32=tf32) for tf32 in (False, True)]
+            floors.append({"chip": chip.name, "seconds": seconds, "fp32": pair[0], "tf32": pair[1]})
+            cells.append(f"{pair[0]:.3f}" if pair[0] == pair[1] else f"{pair[0]:.3f} / {pair[1]:.3f}")
+        lines.append((chip.name, str(chip.gpu_cores or "-"), *cells, chip.source))
+    click.echo(f"floors in seconds, modelled\n{table(lines)}")
+    click.echo(json.dumps({"model": model, "steps": count, "tokens": tokens, "floors": floors}))

@@ -1,4 +1,4 @@
-"""What a step of stage 0 costs, and which part of it is the network, the losses, the networks beside it.
+"""Time a step of stage 0, and tell the network, the losses and the networks beside it apart.
 
 The same step runs with more and more terms switched on; a part costs the difference. All variants take turns, the
 median over the rounds counts.
@@ -15,10 +15,9 @@ from pathlib import Path
 import click
 import torch
 
-from benchmarks.quality.quality import show
+from benchmarks.options import show
 from sa3_mlx.common.model.presets import PRESETS
-from sa3_torch.train.autoencoder.config import AutoencoderConfig
-from sa3_torch.train.autoencoder.stage import AutoencoderStage
+from sa3_torch.train.autoencoder.stage import AutoencoderConfig, AutoencoderStage
 from sa3_torch.train.data.clip_cache import ClipSet
 from sa3_torch.train.run.settings import load_settings
 
@@ -33,7 +32,7 @@ _SPECTRAL = ("spectral_start=0.0", "spectral_full=0.0")
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """A step with some of the terms; ``changes`` of the settings."""
+    """Describe a step with some of the terms, by ``changes`` of the settings."""
 
     name: str
     changes: tuple[str, ...]
@@ -41,7 +40,7 @@ class Variant:
 
 
 def variants(settings: AutoencoderConfig) -> list[Variant]:
-    """From the network alone to every term, and last the discriminators' own step."""
+    """List steps from the network without losses to every term, and last the discriminators' own step."""
     semantics = _NO_SEMANTICS if settings.semantics is not None else ()
     game = _NO_GAME if settings.adversarial is not None else ()
     found = [
@@ -58,7 +57,7 @@ def variants(settings: AutoencoderConfig) -> list[Variant]:
 
 
 def seconds_of(stage: AutoencoderStage, step: int) -> float:
-    """Of losses and gradients, the batch included."""
+    """Time losses and gradients, the batch included."""
     begun = time.perf_counter()
     loss = torch.stack(list(stage.losses(step).values())).sum()
     loss.backward()
@@ -84,7 +83,7 @@ def seconds_of(stage: AutoencoderStage, step: int) -> float:
 def train_step(
     data: Path, model: str, settings: str, changes: tuple[str, ...], rounds: int, threads: int | None
 ) -> None:
-    """Seconds of a step of stage 0 by its parts, and samples a second. The last line is JSON."""
+    """Time a step of stage 0 by its parts, and count samples a second. The last line is JSON."""
     if threads is not None:
         torch.set_num_threads(threads)
     clips = ClipSet(data)
@@ -124,7 +123,7 @@ def train_step(
 
 
 def _parts(totals: dict[str, float]) -> dict[str, float]:
-    """What each variant costs more than the one before it; the discriminators' step is one of its own."""
+    """Return what each variant costs more than the one before it; the discriminators' step is one of its own."""
     found, before = {}, 0.0
     for name, total in totals.items():
         found[name] = total if name == "discriminators" else total - before

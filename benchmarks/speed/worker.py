@@ -1,4 +1,4 @@
-"""One process that generates and reports: ``python -m benchmarks.speed.worker JSON``, started by ``latency``.
+"""Generate in a process of its own and report: ``python -m benchmarks.speed.worker JSON``, started by ``latency``.
 
 A process of its own makes a cold start cold, and its memory its own. It prints one line of JSON.
 """
@@ -15,12 +15,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from sa3_mlx.common.generation.events import AudioChunk, Conditioned, Finished, Generation, Sampled
+from sa3_mlx.common.generation.pipeline import BasePipeline
+from sa3_mlx.common.generation.request import Item, Request
+from sa3_mlx.common.model.sampling import Sampling
+from sa3_mlx.common.schema import Config
+
 BORN = time.time()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
-    """What to do. ``spawned``: seconds since the epoch at which the parent started this process."""
+class Work(Config):
+    """Say what to do. ``spawned`` are seconds since the epoch at which the parent started this process."""
 
     backend: str
     device: str  # torch only
@@ -30,9 +36,7 @@ class Work:
     compiled: bool  # torch only
     prompt: str
     seconds: float
-    steps: int | None
-    sampler: str | None
-    guidance: float | None
+    sampling: Sampling
     warmups: int
     repeats: int
     minutes: float  # repeat at least so long
@@ -42,7 +46,7 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Seconds of one generation by stage. ``total`` is from the request to the last sample in memory."""
+    """Hold the seconds of one generation by stage; ``total`` is from the request to the last sample in memory."""
 
     total: float
     cpu: float  # seconds of work of all cores, which other programs do not change much
@@ -54,16 +58,17 @@ class Timing:
 
 
 def main() -> None:
-    print(json.dumps(work(Work(**json.loads(sys.argv[1])))), flush=True)
+    """Do the work of the command line and print what it took."""
+    print(json.dumps(work(Work.from_dict(json.loads(sys.argv[1])))), flush=True)
 
 
 def work(work: Work) -> dict[str, Any]:
-    """Generate ``warmups`` + ``repeats`` times -> timings of the repeats and the peak of memory."""
+    """Generate ``warmups`` + ``repeats`` times; return timings of the repeats and the peak of memory."""
     from .energy import EnergyMeter
 
     pipeline, finish, memory = _open(work)
     opened = time.time()
-    request = _request(work, pipeline.config)
+    request = Request(items=(Item(prompt=work.prompt, seconds=work.seconds, seed=0),), sampling=work.sampling)
     begin = time.perf_counter()
     for _ in range(work.warmups):
         _generate(pipeline, request, finish, begin)
@@ -87,9 +92,9 @@ def work(work: Work) -> dict[str, Any]:
         "load": opened - BORN,
         "wall": done - work.spawned,
         "timings": [asdict(timing) for timing in timings],
-        "steps": request.sampling.steps,
-        "sampler": request.sampling.sampler,
-        "guidance": request.sampling.guidance.scale,
+        "steps": work.sampling.steps,
+        "sampler": work.sampling.sampler,
+        "guidance": work.sampling.guidance.scale,
         "frames": len(generation.latents[0]),
         "peak_memory_bytes": memory.peak(),
         "memory_counter": memory.name,
@@ -103,8 +108,8 @@ def work(work: Work) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
-    """The framework's own counter of its peak, where it has one."""
+class MemoryCounter:
+    """Read the framework's own counter of its peak, where it has one."""
 
     name: str | None
     device: str
@@ -112,23 +117,21 @@ class Memory:
     peak: Callable[[], int | None]
 
 
-def _open(work: Work) -> tuple[Any, Callable[[Any], None], Memory]:
-    """Pipeline, a function that waits for an array, and the memory counter."""
+def _open(work: Work) -> tuple[BasePipeline[Any], Callable[[Any], None], MemoryCounter]:
+    """Return the pipeline, a function that waits for an array, and the memory counter."""
     if work.backend == "mlx":
         from sa3_mlx.pipeline import Pipeline
+        from sa3_mlx.runtime import mx
 
-        # isort: split
-        import mlx.core as mx
-
-        pipeline: Any = Pipeline.load(work.folder, dtype=work.dtype, text_dtype=work.text_dtype)
-        memory = Memory(
+        pipeline = Pipeline.load(work.folder, dtype=work.dtype, text_dtype=work.text_dtype)
+        memory = MemoryCounter(
             name="mlx", device=mx.default_device().type.name, reset=mx.reset_peak_memory, peak=mx.get_peak_memory
         )
         return pipeline, lambda array: mx.eval(array), memory
     return _open_torch(work)
 
 
-def _open_torch(work: Work) -> tuple[Any, Callable[[Any], None], Memory]:
+def _open_torch(work: Work) -> tuple[BasePipeline[Any], Callable[[Any], None], MemoryCounter]:
     import torch
 
     from sa3_torch.layers import compiling
@@ -141,7 +144,7 @@ def _open_torch(work: Work) -> tuple[Any, Callable[[Any], None], Memory]:
         return (
             pipeline,
             lambda _: torch.cuda.synchronize(),
-            Memory(
+            MemoryCounter(
                 name="torch cuda",
                 device=torch.cuda.get_device_name(),
                 reset=torch.cuda.reset_peak_memory_stats,
@@ -149,27 +152,17 @@ def _open_torch(work: Work) -> tuple[Any, Callable[[Any], None], Memory]:
             ),
         )
     wait = torch.mps.synchronize if device.type == "mps" else _nothing
-    return pipeline, lambda _: wait(), Memory(name=None, device=device.type, reset=_nothing, peak=_nothing)
+    return pipeline, lambda _: wait(), MemoryCounter(name=None, device=device.type, reset=_nothing, peak=_nothing)
 
 
 def _nothing() -> None:
     return None
 
 
-def _request(work: Work, config: Any) -> Any:
-    from sa3_mlx.common.generation.request import Item, Request
-    from sa3_mlx.common.model.sampling import Guidance, Sampling
-
-    usual = config.usual_sampling
-    guidance = usual.guidance if work.guidance is None else Guidance(scale=work.guidance)
-    sampling = Sampling(sampler=work.sampler or usual.sampler, steps=work.steps or usual.steps, guidance=guidance)
-    return Request(items=(Item(prompt=work.prompt, seconds=work.seconds, seed=0),), sampling=sampling)
-
-
-def _generate(pipeline: Any, request: Any, finish: Callable[[Any], None], begin: float) -> tuple[Timing, Any]:
-    """The device is waited for between stages alone, so that steps may overlap."""
-    from sa3_mlx.common.generation.events import AudioChunk, Conditioned, Finished, Sampled
-
+def _generate(
+    pipeline: BasePipeline[Any], request: Request, finish: Callable[[Any], None], begin: float
+) -> tuple[Timing, Generation]:
+    """Time one generation; the device is waited for only between stages, so that steps may overlap."""
     start, worked = time.perf_counter(), time.process_time()
     marks: dict[str, float] = {}
     for event in pipeline.stream(request):

@@ -14,14 +14,15 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks.__main__ import COMMANDS, main
+from benchmarks.options import parse_lengths
 from benchmarks.speed import energy, machine
 from benchmarks.speed.latency import KEY, key, save, spread, start, sustained, table
-from benchmarks.speed.latency_command import parse_lengths
-from benchmarks.speed.random_weights import PROMPT, make_random_model
+from benchmarks.speed.models import PROMPT, make_random_model
 from benchmarks.speed.worker import Work, work
 from sa3_mlx.cli import backend
 from sa3_mlx.common.files.safetensors import TensorFile
 from sa3_mlx.common.model.checkpoint import expected_tensors
+from sa3_mlx.common.model.sampling import Sampling
 from tests.support.command import SMALL, make_home
 
 # What `powermetrics --samplers cpu_power,gpu_power` prints on an Apple chip, shortened.
@@ -153,9 +154,7 @@ def _work(folder: Path, name: str, **changes: float) -> Work:
         compiled=False,
         prompt="soft rain",
         seconds=0.5,
-        steps=3,
-        sampler=None,
-        guidance=None,
+        sampling=Sampling(sampler="pingpong", steps=3),
         warmups=0,
         repeats=2,
         minutes=changes.get("minutes", 0.0),
@@ -201,7 +200,7 @@ def test_the_command_writes_a_table_a_file_and_a_line_of_json(
     if not backend.available(name):  # type: ignore[arg-type]
         pytest.skip(f"{name} is not installed")
     monkeypatch.setenv("SA3_HOME", str(make_home(tmp_path / "home")))
-    monkeypatch.setattr("benchmarks.speed.latency_command.PROMPT", "soft rain")
+    monkeypatch.setattr("benchmarks.speed.latency.PROMPT", "soft rain")
     monkeypatch.setattr(
         "benchmarks.speed.latency.start", lambda job: work(replace(job, spawned=0.0))
     )  # in this process

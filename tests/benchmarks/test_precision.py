@@ -16,8 +16,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("scipy", reason="the training extra is not installed")
 
 from benchmarks.quality import precision as module
-from benchmarks.quality.precision import COLUMNS, envelope_db, interval, stored
-from benchmarks.quality.precision_command import precision
+from benchmarks.quality.precision import COLUMNS, envelope_db, interval, precision, stored
 from sa3_mlx.common.model.checkpoint import expected_tensors
 from sa3_mlx.common.model.presets import PRESETS
 from sa3_mlx.common.quant import calibration
@@ -56,7 +55,9 @@ def test_sizes(model: Path) -> None:
 
 
 def test_the_command_measures_and_stores(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prompts = tuple(calibration.Prompt(0.3, text) for text in ("kick drum", "snare drum", "white noise", "tom drum"))
+    prompts = tuple(
+        calibration.CalibrationPrompt(0.3, text) for text in ("kick drum", "snare drum", "white noise", "tom drum")
+    )
     monkeypatch.setattr(calibration, "DEMO", prompts)
     monkeypatch.setattr(calibration, "STEPS_MAX", 2)
     monkeypatch.setattr(module, "held_out_prompts", lambda seed: ADHERENCE_PROMPTS[:: 10 + seed])

@@ -12,8 +12,7 @@ pytest.importorskip("torch", reason="the measurement uses the clips of the train
 
 from click.testing import CliRunner
 
-from benchmarks.quality.quality import reconstruction
-from benchmarks.quality.reconstruction import measure
+from benchmarks.quality.reconstruction import measure, reconstruction
 from sa3_mlx.common.schema import ConfigError
 from sa3_torch.evaluate.judge.pitch import still_voiced
 from sa3_torch.train.data.clip_cache import ClipSet

@@ -26,7 +26,8 @@ ITEMS = [Item(prompt="a bell", seconds=1.0, seed=3), Item(prompt="rain on a roof
 def test_one_step_estimates_are_ping_pong(random_models: dict[str, Path]) -> None:
     pipeline = Pipeline.load(random_models["tiny-s"], device="cpu")
     *_, last = estimates(pipeline, Sampling.parse("euler:1:1"), ITEMS, 4)
-    for found, wanted in zip(last, sample(pipeline, Sampling.parse("pingpong:4:1").request(ITEMS)), strict=True):
+    request = Request(items=tuple(ITEMS), sampling=Sampling.parse("pingpong:4:1"))
+    for found, wanted in zip(last, sample(pipeline, request), strict=True):
         np.testing.assert_allclose(found, wanted, atol=1e-4, rtol=1e-3)
 
 

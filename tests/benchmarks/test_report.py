@@ -10,7 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks.__main__ import main
-from benchmarks.speed.latency import FORMAT, RESULTS
+from benchmarks.options import RESULTS
+from benchmarks.speed.latency import FORMAT
 from benchmarks.speed.report import (
     BEGIN,
     END,
@@ -118,7 +119,7 @@ def test_other_files_are_refused(tmp_path: Path):
 
 
 def test_the_table_goes_between_the_marks(tmp_path: Path):
-    path = tmp_path / "README.md"
+    path = tmp_path / "performance.md"
     path.write_text(f"before\n{BEGIN}\nolder table\n{END}\nafter\n")
     (tmp_path / "results").mkdir()
     args = ["report", "--results", str(tmp_path / "results"), "--into", str(path)]
@@ -136,9 +137,10 @@ def test_the_table_goes_between_the_marks(tmp_path: Path):
     assert result.exit_code == 2 and "needs one line" in result.output and path.read_text() == "no marks"
 
 
-def test_the_readme_has_the_table_of_the_results():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert put_into(text, markdown(RESULTS, LENGTHS)) == text, "run: python -m benchmarks report --into README.md"
+def test_the_page_has_the_table_of_the_results():
+    text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    fresh = put_into(text, markdown(RESULTS, LENGTHS))
+    assert fresh == text, "run: python -m benchmarks report --into docs/performance.md"
 
 
 def test_results_name_no_one():

@@ -110,10 +110,10 @@ def test_floors_of_the_published_sizes():
 def test_a_floor_is_the_longer_of_arithmetic_and_traffic():
     chip = next(chip for chip in Chip.load_all() if chip.name == "M5")
     count = roofline.linear(1000, 1000, 1000)
-    stage = roofline.Stage(name="x", count=count, width=4, precise=True)
+    stage = roofline.StageCount(name="x", count=count, width=4, precise=True)
     assert roofline.seconds_at_least(stage, chip, tf32=False) == max(2e9 / 4.0e12, 4 * 3e6 / 153.6e9)
     assert roofline.seconds_at_least(stage, chip, tf32=True) == max(2e9 / 8.1e12, 4 * 3e6 / 153.6e9)
-    half = roofline.Stage(name="x", count=count, width=2, precise=False)
+    half = roofline.StageCount(name="x", count=count, width=2, precise=False)
     assert roofline.seconds_at_least(half, chip, tf32=False) == pytest.approx(2e9 / 16.2e12)
 
 

@@ -13,7 +13,7 @@ pytest.importorskip("scipy", reason="the training extra is not installed")
 from click.testing import CliRunner
 
 from benchmarks.speed import train_step
-from sa3_torch.train.autoencoder.config import AutoencoderConfig
+from sa3_torch.train.autoencoder.stage import AutoencoderConfig
 from sa3_torch.train.run.settings import load_settings
 from tests.support import stages
 
