@@ -8,7 +8,7 @@ import click
 
 from sa3_mlx.cli.group import LazyGroup, Sections, run_group
 
-# a module is imported when its command runs, so that speed needs one twin alone
+# a module is imported when its command runs, so that speed needs only one twin
 SECTIONS: Sections = {
     "Speed and memory": {
         "latency": ("speed.latency", "latency", "Time a generation, stage by stage, and what it costs."),

@@ -1,4 +1,4 @@
-"""Measure how many prompts a judge hears as asked: ``python -m benchmarks adherence``."""
+"""Measure how many sounds a judge finds as asked: ``python -m benchmarks adherence``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def adherence(
     seeds: int,
     data_seed: int,
 ) -> None:
-    """Measure the share of held-out prompts of the demo sounds that a judge hears as asked."""
+    """Measure the share of held-out prompts of the demo sounds that a judge finds as asked."""
     pipeline = open_pipeline(model, backend)
     sampling = chosen_sampling(pipeline.config, steps, sampler, guidance)
     result = measure(pipeline, data_seed=data_seed, seeds=seeds, sampling=sampling)

@@ -28,7 +28,7 @@ SECONDS = 1.5
 
 def measure(pipeline: BasePipeline[Any], sampling: Sampling) -> list[dict[str, Any]]:
     """Measure one row per noise level and schedule: mean log-mel distance to the source (log10 units), share of
-    variations that keep the pitch, share heard as the source's instrument and as the asked one."""
+    variations that keep the pitch, share with the instrument of the source and with the asked one."""
     judge, names = Judge(), list(INSTRUMENTS)
     pairs = [(name, names[(i + 1) % len(names)], PITCHES[i % len(PITCHES)]) for i, name in enumerate(names)]
 

@@ -29,7 +29,7 @@ _PROMPT = "a drum loop and a warm piano"
 @click.option("--prompt", default=_PROMPT, show_default=True, help="For the comparison of the backends.")
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option("--seconds", type=float, help="Default: at most 4.")
-@click.option("--failures", is_flag=True, help="List failed cases alone.")
+@click.option("--failures", is_flag=True, help="List only failed cases.")
 @debug_option
 @click.pass_context
 def verify(

@@ -1,4 +1,4 @@
-"""Put either framework behind the few calls that ``verify`` needs; arrays go in and out as numpy."""
+"""Give both frameworks the few calls that ``verify`` needs; arrays go in and out as numpy."""
 
 from __future__ import annotations
 
