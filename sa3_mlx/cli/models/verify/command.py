@@ -10,7 +10,7 @@ import click
 from sa3_mlx.cli import backend, fingerprint
 from sa3_mlx.cli.home import find_model
 from sa3_mlx.cli.models.listing import table
-from sa3_mlx.cli.options import debug_option, given
+from sa3_mlx.cli.options import TypedCommand, given
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.installed import Model
 
@@ -21,7 +21,7 @@ from .twin import Twin
 _PROMPT = "a drum loop and a warm piano"
 
 
-@click.command()
+@click.command(cls=TypedCommand)
 @click.argument("model")
 @click.argument("golden", required=False, type=click.Path(path_type=Path), metavar="[GOLDEN_FOLDER]")
 @click.option("--backend", "wanted", type=click.Choice(["auto", "mlx", "torch"]), default="auto", show_default=True)
@@ -30,7 +30,6 @@ _PROMPT = "a drum loop and a warm piano"
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option("--seconds", type=float, help="Default: at most 4.")
 @click.option("--failures", is_flag=True, help="List only failed cases.")
-@debug_option
 @click.pass_context
 def verify(
     ctx: click.Context,
