@@ -1,4 +1,4 @@
-"""The ``sa3`` command. Only ``app`` is imported to show the help; a command's module is imported when it runs."""
+"""Hold the ``sa3`` command. Its help imports only ``app``; a command's module is imported when it runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Run the command line of this process and exit with its code."""
     from .app import run
 
     sys.exit(run(sys.argv[1:]))

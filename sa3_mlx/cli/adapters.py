@@ -1,4 +1,4 @@
-"""Adapters on the command line: ``--lora FILE[:STRENGTH[:FROM-TO]]``, and how a made file records them."""
+"""Read adapters from the command line, ``--lora FILE[:STRENGTH[:FROM-TO]]``, and record them in made files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ``sa3`` command group. ``verify``, ``doctor`` and ``rerun`` exit with 1 when they found something wanting."""
+"""List the ``sa3`` commands. ``verify``, ``doctor`` and ``rerun`` exit with 1 when they found something wanting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Choice of the framework, and the few calls that differ between the twins."""
+"""Choose the framework, and make the few calls that differ between the twins."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NVIDIA = Path("/dev/nvidiactl")
 
 
 def available(backend: Backend) -> bool:
-    """Whether the framework is installed, without importing it."""
+    """Return whether the framework is installed, without importing it."""
     try:
         return importlib.util.find_spec(_NEEDS[backend]) is not None
     except ImportError:
@@ -30,7 +30,7 @@ def available(backend: Backend) -> bool:
 
 
 def choose(wanted: str, device: str = "auto", *, compiled: bool = False) -> Backend:
-    """The backend to use for "mlx", "torch" or "auto".
+    """Return the backend to use for "mlx", "torch" or "auto".
 
     Auto is MLX, but PyTorch where it is installed and MLX would crawl: beside an NVIDIA GPU, and on Linux without
     OpenBLAS. Raises ImportError for one that is not installed, ValueError for a device or compiling with MLX.
@@ -75,7 +75,7 @@ def load(
     merged: bool = False,
     compiled: bool = False,
 ) -> Pipeline:
-    """The pipeline of that backend; both have the same methods. ``device`` and ``compiled`` are for PyTorch alone."""
+    """Open the pipeline of that backend; ``device`` and ``compiled`` are for PyTorch only."""
     usual = {"dtype": dtype, "text_dtype": text_dtype, "adapters": adapters, "merged": merged}
     kind = importlib.import_module(f"sa3_{backend}.pipeline").Pipeline
     pipeline: Pipeline
@@ -90,7 +90,7 @@ def load(
 
 
 def on_gpu(backend: Backend, device: str) -> bool:
-    """Whether it computes on a GPU. Raises ValueError for a device that is not there."""
+    """Return whether it computes on a GPU. Raises ValueError for a device that is not there."""
     if backend == "torch":
         from sa3_torch.pipeline import choose_device
 
@@ -101,7 +101,7 @@ def on_gpu(backend: Backend, device: str) -> bool:
 
 
 def memory_note(backend: Backend, device: str) -> str:
-    """What a predicted peak leaves out or is worth."""
+    """Say what a predicted peak leaves out or is worth."""
     if backend == "mlx":
         return "Python and MLX come on top"
     from sa3_torch.pipeline import choose_device

@@ -1,4 +1,4 @@
-"""How long a run takes where MLX has no fast matrix products, said before the work."""
+"""Estimate how long a run takes where MLX has no fast matrix products, to say it before the work."""
 
 from __future__ import annotations
 

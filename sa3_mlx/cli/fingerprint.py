@@ -1,4 +1,4 @@
-"""The hash of a model's weights, and the check that they are finite: both read the whole file, so they are remembered.
+"""Hash a model's weights and check that they are finite; both read the whole file, so the result is remembered.
 
 $SA3_HOME/fingerprints.json maps path, size and time of a weight file to its hash. A file that changes is read again.
 """

@@ -1,5 +1,4 @@
-"""Groups of commands that are imported when they run, and what happens to their errors: one line on stderr and an exit
-code, never a traceback.
+"""Import commands when they run, and turn their errors into one line on stderr and an exit code, never a traceback.
 
 Exit codes: 0 done, 1 checked and found wanting, 2 refused or failed, 130 interrupted.
 """
@@ -21,14 +20,14 @@ _OUT_OF_MEMORY = re.compile(r"alloc|out of memory", re.IGNORECASE)  # in the wor
 
 
 class LazyGroup(click.Group):
-    """Lists every command of ``sections`` and imports one, from ``package``, when it is used."""
+    """List every command of ``sections`` and import one, from ``package``, when it is used."""
 
     package: ClassVar[str]
     sections: ClassVar[Sections]
 
     @classmethod
     def table(cls) -> dict[str, tuple[str, str, str]]:
-        """All commands, whatever their section."""
+        """Return all commands, whatever their section."""
         return {name: entry for section in cls.sections.values() for name, entry in section.items()}
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click's signature)
@@ -56,7 +55,7 @@ class LazyGroup(click.Group):
 
 
 def run_group(group: click.Group, args: Sequence[str], name: str) -> int:
-    """Run one command line of the program ``name`` -> exit code.
+    """Run one command line of the program ``name``; return its exit code.
 
     With ``--debug`` anywhere in it, errors keep their traceback.
     """

@@ -1,4 +1,4 @@
-"""Which model a command uses, and what to do with a new one."""
+"""Find the model that a command uses, and say what to do with a new one."""
 
 from __future__ import annotations
 

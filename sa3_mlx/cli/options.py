@@ -1,4 +1,4 @@
-"""Options that several commands share, as dataclasses whose fields carry them.
+"""Declare the options that several commands share, as dataclasses whose fields carry them.
 
 A command of class ``TypedCommand`` takes a group of options as one parameter: ``output: OutputOptions`` in the
 signature of its function adds ``--out``, ``--format``, ... and hands them over together.
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, get_args
 
 import click
 from click.core import ParameterSource
@@ -27,7 +27,6 @@ from sa3_mlx.common.model.sampling import SAMPLER_NAMES, Guidance, Sampling
 
 from .adapters import LoraFile, parse_lora
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 FORMATS: tuple[Subtype, ...] = get_args(Subtype)
 DEVICES = ("auto", "cpu", "cuda", "mps")
 _DEBUG = click.Option(["--debug"], is_flag=True, expose_value=False, help="Show the traceback of an error.")
@@ -382,8 +381,3 @@ class OutputOptions:
 def given(ctx: click.Context, name: str) -> bool:
     """Return whether the user gave this option, whatever its value."""
     return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
-
-
-def debug_option(command: Function) -> Function:
-    """Add --debug to a command without shared options."""
-    return click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")(command)

@@ -1,4 +1,4 @@
-"""From requests to files in four steps: check, plan, stream, output. All refusals come before a model is loaded.
+"""Turn requests into files in four steps: check, plan, stream, output. All refusals come before a model is loaded.
 
 Every request is one batch, whose files are written when it is done, each of them whole or not at all.
 """
@@ -95,7 +95,7 @@ class Setup:
 
 
 def run(task: Task) -> list[Path]:
-    """Check everything, load the model, make the files and print what was made -> the files."""
+    """Check everything, load the model, make the files and print what was made; return the files."""
     progress, config = Progress(quiet=task.output.quiet), task.model.config
     targets = check(task)
     setup = plan(task, progress)
@@ -113,7 +113,7 @@ def run(task: Task) -> list[Path]:
 
 
 def check(task: Task) -> list[Target]:
-    """Refuse what cannot be done, without a look at weights -> the files to make.
+    """Refuse what cannot be done, without a look at weights; return the files to make.
 
     Raises ValueError, OSError or ImportError, one line.
     """

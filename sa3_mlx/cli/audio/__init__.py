@@ -1,1 +1,1 @@
-"""Commands that make audio."""
+"""Hold the commands that make audio."""

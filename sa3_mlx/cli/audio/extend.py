@@ -1,4 +1,4 @@
-"""``sa3 extend``: the continuation of an audio file."""
+"""Continue an audio file: ``sa3 extend``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``sa3 generate``: text to audio."""
+"""Make audio from a prompt: ``sa3 generate``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``sa3 inpaint``: regions of an audio file, made again."""
+"""Make regions of an audio file again: ``sa3 inpaint``."""
 
 from __future__ import annotations
 

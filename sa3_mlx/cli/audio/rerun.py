@@ -1,4 +1,4 @@
-"""``sa3 rerun``: a file again, from its own tags."""
+"""Make a file again from its own tags: ``sa3 rerun``."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ import numpy as np
 import soundfile
 
 from sa3_mlx.cli.adapters import LoraFile
-from sa3_mlx.cli.backend import choose
+from sa3_mlx.cli.backend import Backend, choose
 from sa3_mlx.cli.fingerprint import fingerprint
 from sa3_mlx.cli.home import find_model
 from sa3_mlx.cli.options import DEVICES, CommonOptions, MemoryOptions, ModelOptions, OutputOptions, TypedCommand
-from sa3_mlx.cli.output.provenance import InputRecord, ModelRecord, find_input, read_provenance
+from sa3_mlx.cli.output.provenance import InputRecord, ModelRecord, Provenance, find_input, read_provenance
 from sa3_mlx.cli.run import Task, run
 from sa3_mlx.common.files.audio import Audio
 from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.generation.request import Request
-from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.installed import DAMAGE, Model, installed
 from sa3_mlx.common.version import version
 
@@ -54,31 +53,17 @@ def rerun(
     chosen = find_model(model, generates=True) if model else _recorded_model(made.model)
     digest = fingerprint(chosen.folder, chosen.config)
     _same(f"model {chosen.label}", digest, made.model.hash, "name the right one with --model", force=common.force)
-    runtime = made.runtime
-    framework = choose(backend or runtime.backend)
-    _same("backend", framework, runtime.backend, "leave --backend out", force=common.force)
-    place = device or (runtime.device if framework == runtime.backend else "auto")
-    _same("device", place, runtime.device, "leave --device out", force=common.force)
-    source = None
-    if made.input is not None:
-        source = _source(made.input, input_file, file, chosen.config, force=common.force)
-    options = ModelOptions(
-        name=chosen.name,
-        backend=framework,
-        device=place,
-        dtype=runtime.dtype,
-        text_dtype=runtime.text_dtype,
-        compiled=runtime.compiled and framework == runtime.backend,
-        lora=_adapters(made.model, lora, file, force=common.force),
-        lora_merged=made.model.adapters_merged,
-    )
+    options = _options(made, chosen, choose(backend or made.runtime.backend), device, force=common.force)
+    source = None if made.input is None else _source(made.input, input_file, file, chosen, force=common.force)
+    options = replace(options, lora=_adapters(made.model, lora, file, force=common.force))
     if made.sa3 != version() and not common.quiet:
         click.echo(f"made with sa3 {made.sa3}, this is {version()}: the result may differ", err=True)
+    request = Request.from_dict(made.request.to_dict(), audio=None if source is None else source.audio)
     target = out or file.with_name(f"{file.stem}-rerun{file.suffix}")
     run(
         Task(
             command=made.command,
-            requests=(Request.from_dict(made.request.to_dict(), audio=None if source is None else source.audio),),
+            requests=(request,),
             model=chosen,
             options=options,
             memory=MemoryOptions(max_memory=None),
@@ -99,6 +84,24 @@ def rerun(
     if not common.quiet:
         click.echo(f"same   {text}")
     return 0 if equal else 1
+
+
+def _options(made: Provenance, model: Model, backend: Backend, device: str | None, *, force: bool) -> ModelOptions:
+    """Return the recorded options, without adapters. Raises ValueError where backend or device are others."""
+    runtime, same = made.runtime, backend == made.runtime.backend
+    _same("backend", backend, runtime.backend, "leave --backend out", force=force)
+    place = device or (runtime.device if same else "auto")
+    _same("device", place, runtime.device, "leave --device out", force=force)
+    return ModelOptions(
+        name=model.name,
+        backend=backend,
+        device=place,
+        dtype=runtime.dtype,
+        text_dtype=runtime.text_dtype,
+        compiled=runtime.compiled and same,
+        lora=(),
+        lora_merged=made.model.adapters_merged,
+    )
 
 
 def _recorded_model(made: ModelRecord) -> Model:
@@ -122,12 +125,12 @@ def _recorded_model(made: ModelRecord) -> Model:
     return named
 
 
-def _source(made: InputRecord, given: Path | None, file: Path, config: ModelConfig, *, force: bool) -> SourceFile:
+def _source(made: InputRecord, given: Path | None, file: Path, model: Model, *, force: bool) -> SourceFile:
     """Read the recorded input. Raises FileNotFoundError without it, and ValueError for another one."""
     path = given or find_input(made.name, file)
     if path is None:
         raise FileNotFoundError(f"{made.name}: the input of {file} is not here; say where it is with --input")
-    found = SourceFile.read(path, config)
+    found = SourceFile.read(path, model.config)
     _same("input", found.hash, made.hash, "name the right one with --input", force=force)
     return replace(found, name=made.name)
 

@@ -1,4 +1,4 @@
-"""The audio file that ``vary``, ``inpaint`` and ``extend`` start from."""
+"""Read the audio file that ``vary``, ``inpaint`` and ``extend`` start from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``sa3 vary``: a variation of an audio file."""
+"""Make a variation of an audio file: ``sa3 vary``."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Commands between audio and latents."""
+"""Hold the commands between audio and latents."""

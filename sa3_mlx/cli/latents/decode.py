@@ -1,4 +1,4 @@
-"""``sa3 decode``: latents to audio."""
+"""Turn latents into audio: ``sa3 decode``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``sa3 encode``: audio to latents."""
+"""Turn audio into latents: ``sa3 encode``."""
 
 from __future__ import annotations
 

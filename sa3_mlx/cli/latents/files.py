@@ -1,4 +1,4 @@
-"""Files of latents: .safetensors, or .npy with its tags in a JSON file beside it."""
+"""Read and write files of latents: .safetensors, or .npy with its tags in a JSON file beside it."""
 
 from __future__ import annotations
 

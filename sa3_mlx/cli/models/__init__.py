@@ -1,1 +1,1 @@
-"""Commands about models and this machine."""
+"""Hold the commands about models and this machine."""

@@ -1,4 +1,4 @@
-"""``sa3 convert``: official checkpoints to ours, and back."""
+"""Convert official checkpoints to ours, and back: ``sa3 convert``."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def convert(source: str, out: Path | None, name: str | None, to_official: bool, 
 
 
 def _refuse_ours(source: str) -> None:
-    """Raises ValueError for a model that is converted already, given by its name or its path."""
+    """Raise ValueError for a model that is converted already, given by its name or its path."""
     from sa3_convert.source import is_ours
 
     folder = Path(source)
@@ -76,6 +76,7 @@ def _refuse_ours(source: str) -> None:
 
 
 def _target(source: str, out: Path | None, name: str | None) -> Path:
+    """Return the folder to write. Raises click.UsageError, ValueError or FileNotFoundError where there is none."""
     if out is not None:
         return out
     if name is None and (source not in REPOSITORIES or Path(source).exists()):

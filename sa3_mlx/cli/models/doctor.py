@@ -1,4 +1,4 @@
-"""``sa3 doctor``: what this machine has, how fast it is, and what to install."""
+"""Say what this machine has, how fast it is and what to install: ``sa3 doctor``."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _torch() -> str:
 
 
 def _gflops(run: Callable[[], object]) -> float:
-    """Best of a few runs within about a second."""
+    """Return the best rate of a few runs within about a second."""
     run()
     best, begin = float("inf"), time.perf_counter()
     for _ in range(20):

@@ -1,4 +1,4 @@
-"""``sa3 info``: what is in a model or an audio file."""
+"""Show what is in a model or an audio file: ``sa3 info``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``sa3 models``: what is installed and what can be had."""
+"""List what is installed and what can be had: ``sa3 models``."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from sa3_mlx.common.model.presets import PRESETS, REPOSITORIES
 
 
 def parameters(config: ModelConfig) -> int:
+    """Return the number of weights."""
     return sum(math.prod(shape) for shape in expected_tensors(config).values())
 
 
@@ -68,7 +69,7 @@ def _length(config: ModelConfig) -> str:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns of equal width, two spaces apart."""
+    """Return rows as text, in columns of equal width, two spaces apart."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -1,4 +1,4 @@
-"""``sa3 lora``: adapters shown, merged into a model, converted between layouts."""
+"""Show adapters, merge them into a model, convert them between layouts: ``sa3 lora``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measures that several commands print."""
+"""Measure differences that several commands print."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 def snr_db(reference: NDArray[np.float32], found: NDArray[np.float32]) -> float:
-    """Signal-to-noise ratio of ``found`` in dB; inf when equal, -inf for a silent reference."""
+    """Return the signal-to-noise ratio of ``found`` in dB; inf when equal, -inf for a silent reference."""
     wanted = reference.astype(np.float64)
     noise = float(np.sum((found.astype(np.float64) - wanted) ** 2))
     signal = float(np.sum(wanted**2))
@@ -17,12 +17,12 @@ def snr_db(reference: NDArray[np.float32], found: NDArray[np.float32]) -> float:
 
 
 def snr_text(reference: NDArray[np.float32], found: NDArray[np.float32]) -> str:
-    """That ratio for people."""
+    """Return that ratio as text."""
     return f"{snr_db(reference, found):.2f} dB" if reference.any() else "not defined, as the reference is silent"
 
 
 def relative_l2(reference: NDArray[np.float32], found: NDArray[np.float32]) -> float:
-    """Relative L2 difference; inf when the shapes differ."""
+    """Return the relative L2 difference; inf when the shapes differ."""
     if reference.shape != found.shape:
         return float("inf")
     wanted = reference.astype(np.float64)

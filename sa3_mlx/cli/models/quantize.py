@@ -1,4 +1,4 @@
-"""``sa3 quantize``: a smaller checkpoint of a checkpoint."""
+"""Make a smaller checkpoint of a checkpoint: ``sa3 quantize``."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def quantize(
 
 
 def _combined(recipe: str, text_encoder: str | None, codec: str | None) -> tuple[Recipe, str]:
-    """The recipe with other parts for text encoder and codec, and what it is called then."""
+    """Return the recipe with other parts for text encoder and codec, and what it is called then."""
     chosen, name = find_recipe(recipe), recipe
     if text_encoder is not None:
         part = None if text_encoder == KEEP else _nearest(text_encoder, "--text-encoder")
@@ -94,7 +94,7 @@ def _combined(recipe: str, text_encoder: str | None, codec: str | None) -> tuple
 
 
 def _check_parts(model: Model, recipe: Recipe, asked: Mapping[str, str | None], progress: Progress) -> None:
-    """Of a part without a layer to quantize: raise ValueError if it was asked for by name, else say that it stays."""
+    """Raise ValueError for a part that was asked for and has no layer to quantize; say that one not asked for stays."""
     for part, layers in layers_of_recipe(model.config, recipe).items():
         if layers or (model.config.diffusion is None and part == "dit"):
             continue
@@ -107,7 +107,7 @@ def _check_parts(model: Model, recipe: Recipe, asked: Mapping[str, str | None], 
 
 
 def _nearest(name: str, option: str) -> PartRecipe:
-    """The DiT's part of a recipe, for another part; that part has no calibration."""
+    """Return the DiT's part of a recipe for another part, which has no calibration. Raises ValueError."""
     part = find_recipe(name).dit
     if part is None or part.measures:
         raise ValueError(f"{option} {name}: only rounding to nearest (8bit, 6bit, 5bit, 4bit, 3bit) works there")
@@ -115,7 +115,7 @@ def _nearest(name: str, option: str) -> PartRecipe:
 
 
 class _Bars:
-    """One progress bar per thing that is done."""
+    """Show one progress bar for everything that is done."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress

@@ -1,1 +1,1 @@
-"""Where finished audio goes, and what is printed about it."""
+"""Write finished audio, and print what there is to say about it."""

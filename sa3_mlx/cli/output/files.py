@@ -1,4 +1,4 @@
-"""Where the audio of a batch goes: pieces leave as they are finished, pictures and the report come at the end."""
+"""Write the audio of a batch: pieces leave as they are finished, pictures and the report come at the end."""
 
 from __future__ import annotations
 

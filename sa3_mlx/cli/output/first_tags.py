@@ -1,4 +1,4 @@
-"""The first layout of the tags, one flat table, translated to the layout of today."""
+"""Translate the first layout of the tags, one flat table, to the layout of today."""
 
 from __future__ import annotations
 

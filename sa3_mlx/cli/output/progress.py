@@ -1,4 +1,4 @@
-"""Progress bars on stderr: text, steps, decoding. Silent when asked, and where stderr is no terminal."""
+"""Show progress bars on stderr: text, steps, decoding. They are silent when asked, and where stderr is no terminal."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ _BAR = "{desc:<7} {percentage:3.0f}% |{bar:30}| {n:.4g}/{total:.4g} {unit} [{ela
 
 
 class Progress:
+    """Print lines and bars, unless ``quiet``."""
+
     def __init__(self, *, quiet: bool) -> None:
         self.quiet = quiet
 
     def line(self, text: str) -> None:
-        """One line for people, on stderr."""
+        """Print one line for people, on stderr."""
         if not self.quiet:
             click.echo(text, err=True)
 
     def bar(self, name: str, total: float, unit: str) -> tqdm:
-        """A bar to ``update`` and ``close``."""
+        """Return a bar to ``update`` and ``close``."""
         from tqdm import tqdm
 
         disable = True if self.quiet else None  # None: tqdm looks whether stderr is a terminal
@@ -36,7 +38,7 @@ class Progress:
 
     @contextmanager
     def watch(self, request: Request, sample_rate: int) -> Iterator[Callable[[Event], None]]:
-        """A function that takes every event of a run and moves the bars."""
+        """Yield a function that takes every event of a run and moves the bars."""
         from sa3_mlx.common.generation.events import AudioChunk, Conditioned, Stepped
 
         current = self.bar("text", 1, "prompt")

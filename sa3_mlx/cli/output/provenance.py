@@ -1,4 +1,4 @@
-"""How a file was made, as the JSON in its comment tag: enough to make it again, bit for bit."""
+"""Record how a file was made, as the JSON in its comment tag: enough to make it again, bit for bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lines at the end: what was made, how fast, what to look out for, what to try next."""
+"""Print the lines at the end: what was made, how fast, what to look out for, what to try next."""
 
 from __future__ import annotations
 

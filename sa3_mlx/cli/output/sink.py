@@ -1,4 +1,4 @@
-"""Files and standard output, which take finished audio while the rest of it is still being decoded.
+"""Take finished audio to files and standard output while the rest of it is still being decoded.
 
 A file is whole or not there: its bytes are in a temporary one until the last. A pipe ends early when a run fails.
 """

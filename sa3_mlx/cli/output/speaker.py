@@ -1,4 +1,4 @@
-"""Playing sound while it is made, with the ``sounddevice`` library (macOS, Linux, Windows)."""
+"""Play sound while it is made, with the ``sounddevice`` library (macOS, Linux, Windows)."""
 
 from __future__ import annotations
 

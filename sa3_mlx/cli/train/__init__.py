@@ -1,1 +1,1 @@
-"""Commands around training; the stages themselves are in ``sa3_torch.train``."""
+"""Hold the commands around training; the stages themselves are in ``sa3_torch.train``."""

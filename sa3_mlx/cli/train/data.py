@@ -1,4 +1,4 @@
-"""``sa3 data`` and ``sa3 pre-encode``: the sounds to train on. Listed and mostly run without PyTorch."""
+"""Prepare the sounds to train on: ``sa3 data`` and ``sa3 pre-encode``, listed and mostly run without PyTorch."""
 
 from __future__ import annotations
 

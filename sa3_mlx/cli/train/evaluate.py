@@ -1,4 +1,4 @@
-"""``sa3 evaluate``: how good a model is, by measures."""
+"""Measure how good a model is: ``sa3 evaluate``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CLIPS = 384
 
 @dataclass(frozen=True, kw_only=True)
 class _Models:
-    """Opens every model once."""
+    """Open every model once."""
 
     backend: backend.Backend
     device: str
@@ -175,7 +175,7 @@ def _teacher(models: _Models, text: str) -> Entry:
 
 
 def _flow(models: _Models, entries: list[Entry], folder: Path, sounds: ClipSet) -> dict[str, FlowLosses]:
-    """The loss of every model, by name; computed with PyTorch whatever the backend."""
+    """Return the loss of every model, by name; computed with PyTorch whatever the backend."""
     from sa3_torch.evaluate.measures.flow import TorchFlow, flow_losses
     from sa3_torch.evaluate.stored import check_latents, open_latents, split_latents
     from sa3_torch.pipeline import Pipeline as TorchPipeline
