@@ -11,10 +11,11 @@ from functools import cached_property
 
 import numpy as np
 
+from sa3_mlx.common.generation.conditioning import Conditioning
 from sa3_mlx.common.model.sampling import Guidance
 from sa3_mlx.runtime import mx
 
-from .dit import Conditioning, DiT, Prepared, join
+from .dit import DiT, Prepared, join
 from .layers import compiled
 
 Step = Callable[[mx.array, mx.array], mx.array]  # x (B, T, C), modulation (B, 6 D) -> velocity (B, T, C)
@@ -123,12 +124,7 @@ def _arrays(prepared: Prepared) -> list[mx.array | None]:
     return [*contexts, *prepared.local, prepared.seconds, prepared.valid]
 
 
-def unconditional(cond: Conditioning) -> Conditioning:
-    """Zeros in place of the context; the global duration is kept [B19]."""
-    return replace(cond, context=None, repeats=None)
-
-
-def negative(cond: Conditioning, hidden: mx.array, mask: mx.array) -> Conditioning:
+def negative(cond: Conditioning[mx.array], hidden: mx.array, mask: mx.array) -> Conditioning[mx.array]:
     """Negative prompt (B, S, D), mask (B, S): zeros, not the learned padding, at padded positions [B19].
 
     The duration token is that of ``cond``. Equal tokens are not collapsed: see ``Conditioner.collapse`` for that.

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sa3_mlx.common.generation.conditioning import Conditioning
 from sa3_mlx.common.model.config import TIMESTEP_FEATURES, DiTConfig
 from sa3_mlx.common.model.features import FREQUENCIES
 
@@ -23,27 +24,6 @@ from .layers import MLP, FeedForward, RMSNorm, Rope, add_gated, modulate, rope
 
 head_rms_norm = partial(RMSNorm, eps=1e-6)  # [B11]
 BLOCK_EPS = 1e-5  # [B11]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Conditioning:
-    """What a prompt, a duration and kept audio say.
-
-    context: (B, S, Dc) text tokens and the duration token; None is the unconditional input of guidance: zeros, to which
-             cross-attention adds exactly nothing, because no layer on the way has a bias [B19].
-    repeats: (B, S) how many equal tokens each of the context stands for, 0 for a filler of the batch; None = 1 each.
-             Cross-attention has no positions, so n equal keys are one key with ln n added to its logit.
-    seconds: (B, Dc) the duration vector [B6].
-    local:   (B, T, 1 + C) mask (1 = keep) and masked latents, or (B, 1, 1 + C) where all frames agree (zeros for plain
-             text-to-audio, which matter [B7]); None leaves the local term out, which no released model was trained for.
-    valid:   (B, T) bool, True = real frame; None = all. Padded keys are removed from self-attention [B16].
-    """
-
-    context: Tensor | None
-    repeats: Tensor | None = None
-    seconds: Tensor
-    local: Tensor | None
-    valid: Tensor | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +152,7 @@ class DiT(nn.Module):
         """Whether the blocks stay in the file and are read in every step; see ``load_streamed_dit``."""
         return not isinstance(self.layers, nn.ModuleList)
 
-    def prepare(self, cond: Conditioning) -> Prepared:
+    def prepare(self, cond: Conditioning[Tensor]) -> Prepared:
         """Context projection, cross-attention keys and values, local terms and the duration embedding."""
         context, bias = None, None
         if cond.context is not None:

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sa3_mlx.common.generation.conditioning import Conditioning
 from sa3_mlx.common.model.sampling import Guidance
 
-from .dit import Conditioning, DiT, Prepared, join
+from .dit import DiT, Prepared, join
 from .layers import compiled
 
 Step = Callable[[Tensor, Tensor], Tensor]  # x (B, T, C), modulation (B, 6 D) -> velocity (B, T, C)
@@ -119,12 +120,7 @@ class GuidedVelocity:
         return guided if inside.all() else torch.where(self._tensor(inside)[:, None, None], guided, v_cond)
 
 
-def unconditional(cond: Conditioning) -> Conditioning:
-    """Zeros in place of the context; the global duration is kept [B19]."""
-    return replace(cond, context=None, repeats=None)
-
-
-def negative(cond: Conditioning, hidden: Tensor, mask: Tensor) -> Conditioning:
+def negative(cond: Conditioning[Tensor], hidden: Tensor, mask: Tensor) -> Conditioning[Tensor]:
     """Negative prompt (B, S, D), mask (B, S): zeros, not the learned padding, at padded positions [B19].
 
     The duration token is that of ``cond``. Equal tokens are not collapsed: see ``Conditioner.collapse`` for that.

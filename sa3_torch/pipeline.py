@@ -1,13 +1,11 @@
-"""From a request to audio: text-to-audio, audio-to-audio, inpainting and continuation in one generator of events.
+"""Carry out requests with PyTorch: what ``BasePipeline`` leaves to a framework.
 
-Shapes: B batch, T latent frames, S context tokens, D context width, C latent channels, L audio samples.
+Shapes: B batch, T latent frames, C latent channels, L audio samples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import replace
-from functools import cached_property, partial
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from threading import Thread
 from typing import Literal, Self, cast
@@ -16,56 +14,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sa3_mlx.common.adapters.format import Applied, prepare_adapters
-from sa3_mlx.common.files.audio import Audio, check_audio
-from sa3_mlx.common.files.safetensors import file_hash, read_ahead
-from sa3_mlx.common.generation.clips import (
-    Clip,
-    Texts,
-    check_latents,
-    decode_plan,
-    decoder_noise,
-    encode_sources,
-    generation,
-    kept_part,
-    local_input,
-    open_tokenizer,
-    start_latents,
-)
-from sa3_mlx.common.generation.events import (
-    AudioChunk,
-    Conditioned,
-    Event,
-    Finished,
-    Generation,
-    Latents,
-    NoiseSource,
-    Sampled,
-    SeededNoise,
-    Stepped,
-    Stopwatch,
-    batch_of,
-)
-from sa3_mlx.common.generation.noise import INITIAL, step
+from sa3_mlx.common.adapters.format import Applied
+from sa3_mlx.common.files.audio import Audio
+from sa3_mlx.common.files.safetensors import read_ahead
+from sa3_mlx.common.generation.events import Latents
+from sa3_mlx.common.generation.pipeline import BasePipeline
 from sa3_mlx.common.generation.plan import Plan
-from sa3_mlx.common.generation.plan import plan as make_plan
-from sa3_mlx.common.generation.request import Request, Residency
-from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE, Part, parts_of
-from sa3_mlx.common.model.chunks import Chunk, chunk_plan, default_chunk_frames
+from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE, Part
 from sa3_mlx.common.model.config import ModelConfig
-from sa3_mlx.common.model.lengths import samples_to_frames
 from sa3_mlx.common.model.precision import Precision, choose_precision
-from sa3_mlx.common.quant.format import check_folder
-from sa3_mlx.common.text.tokenizer import Tokenizer, collapse_padding
 
-from .conditioner import Conditioner
-from .dit import Conditioning, DiT
-from .guidance import GuidedVelocity, negative, unconditional
+from .guidance import GuidedVelocity, negative
 from .layers import compiled
 from .lora import GatedVelocity, adapt, merge
 from .same import SAME
 from .samplers import SAMPLERS
-from .t5gemma import T5GemmaEncoder
 from .weights import load_part, load_streamed_dit
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -93,11 +56,11 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-class Pipeline:
-    """A checkpoint folder, ready to generate. Parts are read when they are first needed and stay until ``free``.
+class Pipeline(BasePipeline[Tensor]):
+    """Generate with PyTorch from a checkpoint folder: open it with ``load``."""
 
-    The DiT and the text encoder run in ``precision``; conditioner, autoencoder and sampler state stay in fp32.
-    """
+    negative, adapt, merge = staticmethod(negative), staticmethod(adapt), staticmethod(merge)
+    guided_velocity, gated_velocity = GuidedVelocity, GatedVelocity
 
     def __init__(
         self,
@@ -109,16 +72,8 @@ class Pipeline:
         *,
         merged: bool = False,
     ) -> None:
-        self.folder = folder
-        self.config = config
-        self.precision = precision
-        self.adapters = adapters
-        self.merged = merged
-        self._dtype = DTYPES[precision.dtype]
-        self._text_dtype = None if precision.text_dtype is None else DTYPES[precision.text_dtype]
+        super().__init__(folder, config, precision, adapters, merged=merged)
         self._device = device
-        self._parts: dict[Part, nn.Module] = {}
-        self._adapted: dict[tuple[Applied, ...], DiT] = {}
 
     @classmethod
     def load(
@@ -142,53 +97,31 @@ class Pipeline:
         """
         target = choose_device(device)
         precision = choose_precision(dtype, text_dtype, on_gpu=target.type != "cpu")
-        folder = Path(folder)
-        config = ModelConfig.load(folder)
-        check_folder(folder, config)
-        prepared = prepare_adapters(adapters, folder, config, merged=merged)
+        folder, config, prepared = cls._checked(folder, adapters, merged=merged)
         return cls(folder, config, precision, target, prepared, merged=merged)
 
-    @cached_property
-    def hash(self) -> str:
-        """``"sha256:..."`` of the weights; reads the whole file once."""
-        return file_hash(self.folder / WEIGHTS_FILE)
+    def _array(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self._device)
 
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """Raises ValueError for an autoencoder alone and for a tokenizer of another text encoder."""
-        return open_tokenizer(self.folder, self.config)
+    def _numpy(self, array: Tensor) -> np.ndarray:
+        return array.cpu().numpy()
 
-    @property
-    def loaded(self) -> tuple[Part, ...]:
-        """Parts that are in memory."""
-        return tuple(part for part in parts_of(self.config) if part in self._parts)
+    def _cast(self, array: Tensor) -> Tensor:
+        return array.to(DTYPES[self.precision.dtype])
 
-    def load_part(self, part: Part) -> nn.Module:
-        """A part of the model, read from the folder unless it is in memory; with all adapters on."""
-        return self.dit_with(self.adapters) if part == "dit" else self._read_part(part)
+    def _empty_cache(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        elif self._device.type == "mps":
+            torch.mps.empty_cache()
 
-    def dit_with(self, adapters: tuple[Applied, ...]) -> DiT:
-        """The DiT with some of the pipeline's adapters on; merged ones always are.
-
-        A streamed one has no weights in memory to merge them into.
-        """
-        base = cast(DiT, self._read_part("dit"))
-        if not adapters or (self.merged and not base.streamed):
-            return base
-        if adapters not in self._adapted:
-            self._adapted[adapters] = cast(DiT, adapt(base, "dit", adapters))
-        return self._adapted[adapters]
-
-    def _read_part(self, part: Part) -> nn.Module:
-        if part not in self._parts:
-            dtypes = {"text_encoder": self._text_dtype, "dit": self._dtype}
-            dtype = dtypes.get(part, torch.float32)
-            device = torch.device("cpu") if part == "same" else self._device  # its halves move when they are needed
-            module = load_part(self.folder, self.config, part, device, dtype)
-            if part == "conditioner" or (part == "dit" and self.merged):
-                module = merge(module, part, self.adapters)
-            self._parts[part] = module
-        return self._parts[part]
+    def _read(self, part: Part, *, streamed: bool) -> nn.Module:
+        name = self._number_type(part)
+        dtype = None if name is None else DTYPES[name]
+        if streamed:
+            return load_streamed_dit(self.folder, self.config, self._device, dtype)
+        device = torch.device("cpu") if part == "same" else self._device  # its halves move when they are needed
+        return load_part(self.folder, self.config, part, device, dtype)
 
     def prefetch_decoder(self) -> None:
         """Begin to read the autoencoder's decoder beside what is computed meanwhile."""
@@ -196,183 +129,31 @@ class Pipeline:
             Thread(target=read_ahead, args=(self.folder / WEIGHTS_FILE, "same.decoder."), daemon=True).start()
 
     def autoencoder(self, half: Literal["encoder", "decoder"]) -> SAME:
-        """The autoencoder with one half in the device's memory; the other one stays in the file until it is needed."""
+        """Return the autoencoder with one half in the device's memory; the other one stays in the file until it is
+        needed."""
         same = cast(SAME, self.load_part("same"))
         same.bottleneck.to(self._device)
         same.get_submodule(half).to(self._device)
         return same
 
-    def free(self, *parts: Part) -> None:
-        """Give the memory of these parts back; they are read again when they are needed."""
-        for part in parts:
-            self._parts.pop(part, None)
-        if "dit" in parts:
-            self._adapted.clear()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
-        elif self._device.type == "mps":
-            torch.mps.empty_cache()
+    def _encode(self, audio: Audio) -> Latents:
+        return self._numpy(self.autoencoder("encoder").encode(self._array(audio[None]))[0])
 
-    def generate(self, request: Request) -> Generation:
-        """Run to the end. Raises ValueError for a request that cannot be done."""
-        *_, last = self.stream(request)
-        return cast(Finished, last).generation
+    def _decode(self, latents: Latents, *noises: Latents) -> Audio:
+        decode = compiled(self.autoencoder("decoder").decode)
+        return self._numpy(decode(self._array(latents[None]), *(self._array(noise) for noise in noises))[0])
 
-    def stream(
-        self, request: Request, *, noise: NoiseSource | None = None, residency: Residency = "run"
-    ) -> Iterator[Event]:
-        """Events of a run: Conditioned, a Stepped per step, Sampled, AudioChunks item by item, Finished.
-
-        The request is checked now, everything else happens when the next event is asked for; closing the iterator stops
-        the run. ``noise``: where normals come from instead of the items' seeds. ``residency``: how long weights
-        stay in memory, see ``Residency``.
-        Raises ValueError for a request that cannot be done.
-        """
-        source = noise or SeededNoise([item.seed for item in request.items])
-        return self._run(request, make_plan(request, self.config), source, residency)
-
-    def encode(self, audio: Audio, *, chunk_frames: int | None = None) -> Latents:
-        """Audio (L, channels) float32 at the model's sample rate -> latents (ceil(L / R), C), chunk by chunk."""
-        check_audio(audio, "encode", self.config.audio_channels)
-        same, config = self.autoencoder("encoder"), self.config.same
-        ratio, frames = config.samples_per_latent, samples_to_frames(len(audio), config)
-        size = default_chunk_frames(config, "encode") if chunk_frames is None else chunk_frames
-        kept: list[Latents] = []
-        for chunk in chunk_plan(frames, size, config, "encode"):
-            latents = same.encode(self._array(audio[None, chunk.start * ratio : chunk.stop * ratio]))[0].cpu().numpy()
-            kept.append(latents[chunk.keep_start - chunk.start : chunk.keep_stop - chunk.start])
-        return np.concatenate(kept)
-
-    def decode(self, latents: Latents) -> Audio:
-        """Latents (T, C) float32 -> audio (T R, channels), not clamped."""
-        return np.concatenate(list(self.decode_stream(latents)))
-
-    def decode_stream(self, latents: Latents, *, chunk_frames: int | None = None) -> Iterator[Audio]:
-        """As ``decode``, in pieces that joined are the whole; each is computed when it is asked for.
-
-        Raises ValueError for latents that do not fit and for a chunk size that cannot be exact.
-        """
-        check_latents(latents, self.config)
-        config = self.config.same
-        size = default_chunk_frames(config, "decode") if chunk_frames is None else chunk_frames
-        for chunk in chunk_plan(len(latents), size, config, "decode"):
-            yield kept_part(chunk, self._decode_chunk(latents, chunk), config.samples_per_latent)
-
-    def _run(self, request: Request, plan: Plan, noise: NoiseSource, residency: Residency) -> Iterator[Event]:
-        watch, latent_channels = Stopwatch("text", "encode", "sample", "decode"), self.config.same.latent_channels
-        try:
-            with watch("text"):
-                cond, null = self.encode_texts(request, plan)
-                self._release(residency, "text_encoder", "conditioner")
-            with watch("encode"):
-                encode = partial(self.encode, chunk_frames=request.encode_chunk_frames)
-                init, inpaint = encode_sources(request, plan, self.config, encode)
-                self._release(residency, "same")
-            yield Conditioned(frames=plan.frames, valid=plan.lengths.valid, sigmas=plan.sigmas)
-            with watch("sample"):
-                cond = replace(cond, local=self._array(local_input(plan, inpaint, latent_channels)).to(self._dtype))
-                start = start_latents(plan, batch_of(noise, INITIAL, plan.keep_frames.shape, latent_channels), init)
-                if residency == "step":
-                    self._parts["dit"] = load_streamed_dit(self.folder, self.config, self._device, self._dtype)
-                self._read_part("dit")
-                if residency == "run":
-                    self.prefetch_decoder()
-            latents = yield from self._sample(plan, cond, null, start, noise, watch)
-            self._release(residency, "dit")
-            yield Sampled(latents=latents)
-            clips = [Clip(row, request, plan, self.config) for row in range(len(request.items))]
-            for row, clip in enumerate(clips):
-                yield from self._decode_clip(request, plan, row, clip, latents[row], noise, watch)
-            yield Finished(generation=generation(request, plan, clips, latents, self.config, watch.seconds))
-        finally:
-            self._release(residency, *self.loaded)
-
-    def _release(self, residency: Residency, *parts: Part) -> None:
-        if residency != "run":
-            self.free(*parts)
-
-    def encode_texts(self, request: Request, plan: Plan) -> tuple[Conditioning, Conditioning | None]:
-        """Prompts and, with guidance, what it leads away from: negative prompts or zeros [B19]. No local input yet."""
-        texts = Texts.of(request)
-        ids, mask = self.tokenizer.encode(texts.texts)
-        slots, repeats = collapse_padding(mask)
-        ids, mask = ids[:, :slots], mask[:, :slots]
-        encoder = cast(T5GemmaEncoder, self.load_part("text_encoder"))
-        conditioner = cast(Conditioner, self.load_part("conditioner"))
-        seconds = np.array([item.seconds for item in request.items])
-        hidden = encoder(self._array(ids), self._array(mask))
-        context, duration = conditioner(hidden[self._array(texts.prompts)], self._array(mask[texts.prompts]), seconds)
-        cond = Conditioning(
-            context=context.to(self._dtype),
-            repeats=self._array(repeats[texts.prompts]),
-            seconds=duration.to(self._dtype),
-            local=None,
-            valid=None if plan.padding_mask.all() else self._array(plan.padding_mask),
-        )
-        if plan.sampling.guidance.scale == 1:
-            return cond, None
-        if not texts.has_negative.any():
-            return cond, unconditional(cond)
-        away = negative(cond, hidden[self._array(texts.negatives)], self._array(mask[texts.negatives]))
-        chosen = self._array(texts.has_negative)[:, None, None]
-        assert away.context is not None
-        null = replace(away, context=away.context * chosen, repeats=self._array(repeats[texts.negatives]))
-        return cond, null
-
-    def _sample(
+    def _steps(
         self,
         plan: Plan,
-        cond: Conditioning,
-        null: Conditioning | None,
-        start: Latents,
-        noise: NoiseSource,
-        watch: Stopwatch,
-    ) -> Generator[Stepped, None, Latents]:
-        """From the start (B, T, C) to the latents of the end; every step is computed before it is announced."""
+        velocity: Callable[[Tensor, np.ndarray], Tensor],
+        start: Tensor,
+        draw: Callable[[int], Tensor],
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        dtype = DTYPES[self.precision.dtype]
 
-        def guided(adapters: tuple[Applied, ...]) -> GuidedVelocity:
-            dit = self.dit_with(adapters)
-            return GuidedVelocity(
-                dit=dit,
-                cond=dit.prepare(cond),
-                null=None if null is None else dit.prepare(null),
-                guidance=plan.sampling.guidance,
-                times=np.ascontiguousarray(plan.sigmas[:, :-1].T),
-            )
+        def in_fp32(x: Tensor, t: np.ndarray) -> Tensor:
+            return velocity(x.to(dtype), t).to(torch.float32, copy=True)
 
-        gated = GatedVelocity(self.adapters, guided)
-
-        def velocity(x: Tensor, t: np.ndarray) -> Tensor:
-            return gated(x.to(self._dtype), t).to(torch.float32, copy=True)
-
-        def draw(index: int) -> Tensor:
-            return self._array(batch_of(noise, step(index), plan.keep_frames.shape, start.shape[-1]))
-
-        x = self._array(start)
-        steps = SAMPLERS[plan.sampling.sampler](velocity, x, plan.sigmas, draw)
-        for index in range(plan.sampling.steps):
-            with watch("sample"):
-                done = next(steps)
-                x = done.x
-            yield Stepped(index=index, steps=plan.sampling.steps, denoised=done.denoised)
-        return x.cpu().numpy()
-
-    def _decode_clip(
-        self, request: Request, plan: Plan, row: int, clip: Clip, latents: Latents, noise: NoiseSource, watch: Stopwatch
-    ) -> Iterator[AudioChunk]:
-        """One item's latents (T, C) to finished audio."""
-        for chunk in decode_plan(plan, row, request.chunk_frames, self.config):
-            with watch("decode"):
-                noises = decoder_noise(noise, row, chunk, self.config) if request.decode_noise else ()
-                decoded = self._decode_chunk(latents, chunk, *noises)
-            yield clip.add(kept_part(chunk, decoded, self.config.same.samples_per_latent))
-
-    def _decode_chunk(self, latents: Latents, chunk: Chunk, *noises: np.ndarray) -> Audio:
-        """Latents (T, C) -> audio of all frames of the chunk; the noises are those of ``SAME.decode``."""
-        same = self.autoencoder("decoder")
-        z = self._array(latents[None, chunk.start : chunk.stop])
-        audio = compiled(same.decode)(z, *(self._array(noise) for noise in noises))
-        return audio[0].cpu().numpy()
-
-    def _array(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values)).to(self._device)
+        for done in SAMPLERS[plan.sampling.sampler](in_fp32, start, plan.sigmas, draw):
+            yield done.denoised, done.x

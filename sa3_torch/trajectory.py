@@ -1,4 +1,4 @@
-"""The states that sampling visits: every evaluation of the DiT on a run, with what it was given and what it said.
+"""Visit the states of a run: every evaluation of the DiT, with what it was given and what it said.
 
 Shapes: B batch, T latent frames, C latent channels.
 """
@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sa3_mlx.common.generation.clips import encode_sources, local_input, start_latents
-from sa3_mlx.common.generation.events import SeededNoise, batch_of
-from sa3_mlx.common.generation.noise import INITIAL, step
+from sa3_mlx.common.generation.conditioning import Conditioning
+from sa3_mlx.common.generation.events import SeededNoise
 from sa3_mlx.common.generation.plan import plan
 from sa3_mlx.common.generation.request import Request
 
-from .dit import Conditioning, DiT, Prepared
+from .dit import DiT, Prepared
 from .guidance import guide
 from .pipeline import Pipeline
 from .samplers import SAMPLERS
@@ -27,12 +27,12 @@ from .samplers import SAMPLERS
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """One evaluation. With guidance a step has two, of which the second is the unconditional or negative one."""
+    """Describe one evaluation. With guidance a step has two; the second is the unconditional or negative one."""
 
     index: int  # of the step
     x: Tensor  # (B, T, C)
     t: np.ndarray  # (B,)
-    cond: Conditioning
+    cond: Conditioning[Tensor]
     velocity: Tensor  # (B, T, C)
     end: Tensor | None  # (B, T, C) latents that the run came to; None with guidance, where both halves lead there
 
@@ -43,33 +43,28 @@ def visit(pipeline: Pipeline, request: Request) -> Iterator[State]:
 
     Raises ValueError for guidance in an interval alone, which would leave half of the evaluations unused.
     """
-    config = pipeline.config
-    planned = plan(request, config)
+    planned = plan(request, pipeline.config)
     guidance = planned.sampling.guidance
     if guidance.interval != (0.0, 1.0):
         raise ValueError(f"guidance interval is {guidance.interval}: states are visited with guidance throughout")
-    noise, channels = SeededNoise([item.seed for item in request.items]), config.same.latent_channels
+    noise = SeededNoise([item.seed for item in request.items])
     cond, null = pipeline.encode_texts(request, planned)
-    init, inpaint = encode_sources(request, planned, config, pipeline.encode)
-    device, dtype = cond.seconds.device, cond.seconds.dtype
-    local = torch.from_numpy(local_input(planned, inpaint, channels)).to(device, dtype)
+    init, inpaint = pipeline.encode_sources(request, planned)
+    local = pipeline.local_input(planned, inpaint)
     conds = [replace(given, local=local) for given in (cond, null) if given is not None]
     dit = cast(DiT, pipeline.load_part("dit"))
-    pairs: list[tuple[Conditioning, Prepared]] = [(given, dit.prepare(given)) for given in conds]
-    seen: list[tuple[Conditioning, Tensor, np.ndarray, Tensor]] = []
+    pairs: list[tuple[Conditioning[Tensor], Prepared]] = [(given, dit.prepare(given)) for given in conds]
+    seen: list[tuple[Conditioning[Tensor], Tensor, np.ndarray, Tensor]] = []
 
     def velocity(x: Tensor, t: np.ndarray) -> Tensor:
-        times = torch.from_numpy(t).to(device)
-        outs = [dit(x.to(dtype), times, prepared).float() for _, prepared in pairs]
+        times = torch.from_numpy(t).to(local.device)
+        outs = [dit(x.to(local.dtype), times, prepared).float() for _, prepared in pairs]
         seen.extend((given, x, t, out) for given, out in zip(conds, outs, strict=True))
         return outs[0] if len(outs) == 1 else guide(x, times, outs[0], outs[1], guidance, cond.valid)
 
-    def draw(number: int) -> Tensor:
-        return torch.from_numpy(batch_of(noise, step(number), planned.keep_frames.shape, channels)).to(device)
-
-    start = start_latents(planned, batch_of(noise, INITIAL, planned.keep_frames.shape, channels), init)
-    steps = SAMPLERS[planned.sampling.sampler](velocity, torch.from_numpy(start).to(device), planned.sigmas, draw)
-    visited: list[tuple[int, Conditioning, Tensor, np.ndarray, Tensor]] = []
+    start, draw = pipeline.start(planned, noise, init), partial(pipeline.draw, planned, noise)
+    steps = SAMPLERS[planned.sampling.sampler](velocity, start, planned.sigmas, draw)
+    visited: list[tuple[int, Conditioning[Tensor], Tensor, np.ndarray, Tensor]] = []
     for last in steps:
         visited.extend((last.index, *evaluation) for evaluation in seen)
         seen.clear()

@@ -19,6 +19,7 @@ from sa3_mlx.common.generation.request import InitAudio, Inpaint, Item, Request,
 from sa3_mlx.common.model.presets import PRESETS
 from sa3_mlx.common.model.sampling import Guidance, Sampling
 from sa3_mlx.common.schema import ConfigError
+from tests.support.requests import sampled
 from tests.support.tiny import TINY
 
 CONFIG = TINY["tiny-s"]  # 8000 Hz, 512 samples per latent
@@ -29,8 +30,7 @@ def _audio(samples: int = 16_000) -> NDArray[np.float32]:
     return np.random.default_rng(samples).normal(0, 0.1, (samples, 2)).astype(np.float32)
 
 
-SAMPLING = Sampling(sampler="pingpong", steps=8)
-REQUEST = Request(items=(ITEM,), sampling=SAMPLING)
+REQUEST = Request(items=(ITEM,), sampling=Sampling(sampler="pingpong", steps=8))
 INPAINT = Inpaint(audio=_audio(), regions=((0.5, 1.0),))
 INIT = InitAudio(audio=_audio(), noise_level=0.6)
 
@@ -138,12 +138,8 @@ def _with(**changes: object) -> Request:
     return dataclasses.replace(REQUEST, **changes)  # type: ignore[arg-type]
 
 
-def _sampled(**changes: object) -> Request:
-    return _with(sampling=dataclasses.replace(SAMPLING, **changes))  # type: ignore[arg-type]
-
-
 def _guided(**changes: object) -> Request:
-    return _sampled(guidance=dataclasses.replace(Guidance(), **changes))  # type: ignore[arg-type]
+    return sampled(REQUEST, guidance=dataclasses.replace(Guidance(), **changes))  # type: ignore[arg-type]
 
 
 def _inpainted(*regions: tuple[float, float], samples: int = 16_000) -> Request:
@@ -167,10 +163,10 @@ BAD = {
     "seed negative": (_with_item(seed=-1), "seed is -1: allowed are the integers 0 to"),
     "seed too large": (_with_item(seed=2**63), "seed is 9223372036854775808"),
     "seed float": (_with_item(seed=1.5), "seed is 1.5"),
-    "steps zero": (_sampled(steps=0), "steps is 0: allowed are the integers 1 to 1000"),
-    "steps too many": (_sampled(steps=1001), "steps is 1001"),
-    "steps float": (_sampled(steps=8.0), "steps is 8.0"),
-    "sampler unknown": (_sampled(sampler="ddim"), "sampler is 'ddim': allowed are euler, pingpong, dpmpp, rk4"),
+    "steps zero": (sampled(REQUEST, steps=0), "steps is 0: allowed are the integers 1 to 1000"),
+    "steps too many": (sampled(REQUEST, steps=1001), "steps is 1001"),
+    "steps float": (sampled(REQUEST, steps=8.0), "steps is 8.0"),
+    "sampler unknown": (sampled(REQUEST, sampler="ddim"), "sampler is 'ddim': allowed are euler, pingpong, dpmpp, rk4"),
     "head room negative": (_with(head_room_seconds=-1), "head room is -1 s: allowed are 0 to 60 s"),
     "head room nan": (_with(head_room_seconds=NAN), "head room is nan"),
     "crossfade negative": (_with(crossfade_ms=-5.0), "crossfade is -5 ms: allowed are 0 to 1000 ms"),

@@ -24,6 +24,7 @@ from sa3_mlx.common.generation.plan import Plan, plan
 from sa3_mlx.common.generation.request import InitAudio, Inpaint, Item, Request
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.sampling import Guidance, Sampling
+from tests.support.requests import sampled
 from tests.support.twins import TINY, Cases, Twin, load_cases, relative
 
 STEP = {"tiny-s": 3e-5, "tiny-l": 3e-4}  # measured 5.6e-6 and 5.4e-5 with given audio, 2.9e-6 without, both twins
@@ -141,16 +142,15 @@ def _cpu_rule(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dit, "attend", zero_values)
 
 
-def _stored_times(twin: Twin, cases: Cases, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def _stored_times(cases: Cases, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The schedule with the last bits of the reference, whose network turns 6e-8 in t into 5e-4 [B8]."""
-    module = twin.module("pipeline")
 
     def stored(request: Request, config: ModelConfig) -> Plan:
         planned, sigmas = plan(request, config), cases[f"{case}.sigmas"]
         np.testing.assert_allclose(planned.sigmas, sigmas, rtol=0, atol=1e-6)
         return replace(planned, sigmas=sigmas)
 
-    monkeypatch.setattr(module, "make_plan", stored)
+    monkeypatch.setattr("sa3_mlx.common.generation.pipeline.plan", stored)
 
 
 def _compare(twin: Twin, pipeline: Any, cases: Cases, case: str, request: Request) -> Generation:
@@ -159,7 +159,7 @@ def _compare(twin: Twin, pipeline: Any, cases: Cases, case: str, request: Reques
     The decoder amplifies the rounding of free latents, so audio is compared twice: free, and from the stored latents.
     """
     model = pipeline.config.name
-    events: list[Event] = list(pipeline.stream(request, noise=Replay(cases, case, request.steps)))
+    events: list[Event] = list(pipeline.stream(request, noise=Replay(cases, case, request.sampling.steps)))
     conditioned, finished = events[0], events[-1]
     assert isinstance(conditioned, Conditioned) and isinstance(finished, Finished)
     mask = cases[f"{case}.padding_mask"].astype(bool)
@@ -196,7 +196,7 @@ def test_runs_equal_the_official_ones(
 ) -> None:
     """[B18] to [B36], decoder noise [B47]; without regions an inpaint audio has no effect [B34]."""
     _cpu_rule(twin, monkeypatch)
-    _stored_times(twin, cases, case, monkeypatch)
+    _stored_times(cases, case, monkeypatch)
     _compare(twin, twin.pipeline(checkpoints[model]), cases, case, _request(cases, case, manifest[f"e2e:{case}"]))
 
 
@@ -210,7 +210,7 @@ def test_padded_frames_are_masked_as_on_a_gpu(
 ) -> None:
     """[B16], decision 1 and 2: two durations in one batch; the pipeline as it is, each item cut to its own length."""
     case = "t2a_batch2_true_mask"
-    _stored_times(twin, cases, case, monkeypatch)
+    _stored_times(cases, case, monkeypatch)
     generation = _compare(
         twin, twin.pipeline(checkpoints[model]), cases, case, _request(cases, case, manifest[f"e2e:{case}"])
     )
@@ -229,9 +229,9 @@ def test_latents_are_those_of_the_official_run(
     """Final latents over the valid frames; the official ``return_latents``."""
     case = "t2a_latents"
     _cpu_rule(twin, monkeypatch)
-    _stored_times(twin, cases, case, monkeypatch)
+    _stored_times(cases, case, monkeypatch)
     pipeline, request = twin.pipeline(checkpoints[model]), _request(cases, case, manifest[f"e2e:{case}"])
-    *_, last = pipeline.stream(request, noise=Replay(cases, case, request.steps))
+    *_, last = pipeline.stream(request, noise=Replay(cases, case, request.sampling.steps))
     assert relative(last.generation.latents[0], cases.channels_last(f"{case}.out")[0, :125]) < STEP[model]
 
 
@@ -261,7 +261,7 @@ def test_init_audio_of_another_rate(
     """[B35]: with the reference's resampler the run is the official one; ours (soxr) keeps more of the high end."""
     case, entry = "a2a_resample", manifest["e2e:a2a_resample"]
     _cpu_rule(twin, monkeypatch)
-    _stored_times(twin, cases, case, monkeypatch)
+    _stored_times(cases, case, monkeypatch)
     request = _request(cases, case, entry)
     audio = _official_resample(
         np.ascontiguousarray(cases[f"{case}.arg_init_audio"].T), entry["kwargs"]["init_audio"][0]
@@ -314,9 +314,8 @@ def test_rk4_and_batched_inpainting_work(
     assert {"error"} <= set(manifest["e2e:inpaint_b2"]) and {"error"} <= set(manifest["e2e:t2a_base_rk4_b2"])
     np.testing.assert_array_equal(cases["t2a_base_rk4_b1.out"], cases["t2a_base_rk4_b1.noise0"])
     pipeline = twin.pipeline(checkpoints[model])
-    request = replace(
-        _request(cases, "inpaint", manifest["e2e:inpaint"]), sampler="rk4", steps=2, head_room_seconds=0.5
-    )
+    request = _request(cases, "inpaint", manifest["e2e:inpaint"])
+    request = sampled(replace(request, head_room_seconds=0.5), sampler="rk4", steps=2)
     both = replace(request, items=tuple(replace(request.items[0], seed=seed) for seed in (1, 2)))
     together = pipeline.generate(both).latents
     for item, latents in zip(both.items, together, strict=True):
@@ -333,7 +332,7 @@ def test_both_twins_make_the_same_audio(
     pytest.importorskip("mlx.core")
     request = _request(cases, "inpaint_plus_init", manifest["e2e:inpaint_plus_init"])
     items = tuple(Item(prompt=f"w{seed} w5", seconds=2.0, seed=seed, negative_prompt="w7") for seed in (1, 2))
-    request = replace(request, items=items, steps=8, guidance=Guidance(scale=3.0), sampler="pingpong")
+    request = sampled(replace(request, items=items), steps=8, guidance=Guidance(scale=3.0), sampler="pingpong")
     ours, theirs = (Twin(name).pipeline(checkpoints[model]).generate(request) for name in ("mlx", "torch"))
     for a, b in zip(ours.latents, theirs.latents, strict=True):
         assert relative(a, b) < STEP[model]

@@ -29,6 +29,7 @@ from sa3_mlx.common.generation.plan import plan
 from sa3_mlx.common.generation.request import InitAudio, Inpaint, Item, Request, extend
 from sa3_mlx.common.model.chunks import Chunk
 from sa3_mlx.common.model.sampling import SAMPLER_NAMES, Guidance, Sampling
+from tests.support.requests import sampled
 from tests.support.tiny import TINY
 from tests.support.twins import Twin, relative
 
@@ -69,13 +70,13 @@ def _stream(pipeline: Any, request: Request) -> tuple[list[Event], Generation]:
 
 
 def test_events_come_in_order_and_the_chunks_are_the_audio(twin: Twin, pipeline: Any) -> None:
-    request = replace(BASE, items=(_item(), _item("bell", 1.7, 2)), chunk_frames=16, steps=3)
+    request = sampled(replace(BASE, items=(_item(), _item("bell", 1.7, 2)), chunk_frames=16), steps=3)
     events, generation = _stream(pipeline, request)
     kinds = [kind for kind, _ in itertools.groupby(type(event) for event in events)]
     assert kinds == [Conditioned, Stepped, Sampled, AudioChunk, Finished]
     steps = [event for event in events if isinstance(event, Stepped)]
-    (sampled,) = (event for event in events if isinstance(event, Sampled))
-    np.testing.assert_array_equal(sampled.latents, twin.numpy(steps[-1].denoised))
+    (done,) = (event for event in events if isinstance(event, Sampled))
+    np.testing.assert_array_equal(done.latents, twin.numpy(steps[-1].denoised))
     assert [(event.index, event.steps) for event in steps] == [(0, 3), (1, 3), (2, 3)]
     chunks = [event for event in events if isinstance(event, AudioChunk)]
     assert [chunk.item for chunk in chunks] == sorted(chunk.item for chunk in chunks) and len(chunks) > 3
@@ -121,7 +122,7 @@ def test_parts_are_loaded_when_needed_freed_on_demand_and_read_again(small: Any)
 
 
 def test_blocks_read_in_every_step_give_the_same_sound(small: Any) -> None:
-    guided = replace(BASE, guidance=Guidance(scale=3.0))
+    guided = sampled(BASE, guidance=Guidance(scale=3.0))
     for request in (BASE, guided):
         wanted = small.generate(request).audio[0]
         *_, last = small.stream(request, residency="step")
@@ -131,7 +132,7 @@ def test_blocks_read_in_every_step_give_the_same_sound(small: Any) -> None:
 
 def test_a_bad_request_is_refused_before_the_first_event(small: Any) -> None:
     with pytest.raises(ValueError, match="steps is 0"):
-        small.stream(replace(BASE, steps=0))
+        small.stream(sampled(BASE, steps=0))
     assert small.loaded == ()
 
 
@@ -140,11 +141,10 @@ def test_a_bad_request_is_refused_before_the_first_event(small: Any) -> None:
 
 def _mixed(sampler: str) -> Request:
     """Two items that differ in everything that may differ."""
+    guidance = Guidance(scale=3.0, apg=0.5, rescale=0.3, interval=(0.0, 0.7))
     return replace(
-        BASE,
+        sampled(BASE, sampler=sampler, guidance=guidance),
         items=(_item("soft rain", 0.5, 3), _item("hard snare", 1.6, 4, negative="drone")),
-        sampler=sampler,
-        guidance=Guidance(scale=3.0, apg=0.5, rescale=0.3, interval=(0.0, 0.7)),
         init=(InitAudio(audio=_audio(2.0), noise_level=0.8), InitAudio(audio=_audio(0.3, 1), noise_level=0.6)),
         inpaint=(
             Inpaint(audio=_audio(0.6, 2), regions=((0.1, 0.3),)),
@@ -177,7 +177,7 @@ def test_an_item_of_a_batch_equals_the_item_alone(pipeline: Any, sampler: str) -
 
 def test_a_negative_prompt_acts_on_its_own_item_alone(small: Any) -> None:
     """[B19]: items without one are led away from zeros."""
-    pair = replace(BASE, items=(_item(seed=1), _item(seed=2)), guidance=Guidance(scale=4.0))
+    pair = sampled(replace(BASE, items=(_item(seed=1), _item(seed=2))), guidance=Guidance(scale=4.0))
     with_one = replace(pair, items=(pair.items[0], replace(pair.items[1], negative_prompt="rain")))
     plain, led = small.generate(pair).latents, small.generate(with_one).latents
     assert relative(led[0], plain[0]) < LATENTS
@@ -294,7 +294,7 @@ def test_the_start_mixes_init_latents_and_noise_per_item() -> None:
 
 def test_the_monotone_schedule_adds_no_noise_above_the_level(small: Any) -> None:
     """[B23]: the official schedule climbs after its first entry; ``monotone`` only descends, and sounds different."""
-    request = replace(BASE, steps=8, init=InitAudio(audio=_audio(0.9), noise_level=0.5))
+    request = sampled(replace(BASE, init=InitAudio(audio=_audio(0.9), noise_level=0.5)), steps=8)
     events = {monotone: _stream(small, replace(request, monotone=monotone)) for monotone in (False, True)}
     sigmas = {monotone: run[0][0].sigmas[0] for monotone, run in events.items()}  # type: ignore[union-attr]
     assert sigmas[False][1] > sigmas[False][0] == sigmas[True][0] == 0.5
@@ -336,7 +336,7 @@ def test_frames_that_are_not_heard_are_not_decoded(pipeline: Any) -> None:
 def test_every_length_is_met_to_the_sample(pipeline: Any, samples: int) -> None:
     """[B40], decision 5: odd numbers of latents, less than one latent, one sample; no head-room."""
     seconds = np.nextafter(samples / RATE, 9.0)
-    request = replace(BASE, items=(_item(seconds=float(seconds)),), head_room_seconds=0.0, steps=1)
+    request = sampled(replace(BASE, items=(_item(seconds=float(seconds)),), head_room_seconds=0.0), steps=1)
     audio = pipeline.generate(request).audio[0]
     assert audio.shape == (samples, 2) and np.isfinite(audio).all()
 
@@ -376,7 +376,7 @@ def test_both_twins_make_the_same_audio(random_models: dict[str, Path], model: s
     """Eight steps, guidance, init and regions, one seed, nothing pasted back: measured 125 and 121 dB."""
     pytest.importorskip("torch")
     pytest.importorskip("mlx.core")
-    request = replace(_mixed("pingpong"), steps=8, crossfade_ms=None)
+    request = sampled(replace(_mixed("pingpong"), crossfade_ms=None), steps=8)
     ours, theirs = (Twin(name).pipeline(random_models[model]).generate(request) for name in ("mlx", "torch"))
     for a, b in zip(ours.audio, theirs.audio, strict=True):
         assert -20 * np.log10(relative(a, b)) > 40

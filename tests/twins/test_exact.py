@@ -100,7 +100,7 @@ def test_guidance_in_one_batch_equals_two_calls(twin: Twin, folder: Path, negati
     dit, guidance = twin.load(folder, "dit"), twin.module("guidance")
     local = _normal(2, 9, 1 + LATENT, seed=5) if kept else None
     cond = _conditioning(twin, (3, 5), collapsed=True, local=local)
-    null = guidance.unconditional(cond)
+    null = cond.unconditional()
     if negative:
         null = replace(cond, context=twin.array(_normal(2, 7, CONTEXT, seed=6)))
     settings, t = Guidance(scale=4.0, apg=0.5), np.float32([0.7, 0.4])
@@ -221,7 +221,7 @@ def test_compiled_steps_equal_plain_ones(twin: Twin, folder: Path, scale: float)
     """Two times through one graph, with guidance too; what the graph holds is not computed again."""
     dit, layers, guidance = twin.load(folder, "dit"), twin.module("layers"), twin.module("guidance")
     cond = _conditioning(twin, COUNTS, collapsed=True)
-    null = guidance.unconditional(cond)
+    null = cond.unconditional()
     outputs = []
     try:
         for on in (False, True):

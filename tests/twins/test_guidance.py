@@ -53,7 +53,7 @@ def _other(twin: Twin, cases: Cases, cond: Any, case: str) -> Any:
     """The unconditional input, or the negative prompt of the case: its tokens without the duration token."""
     guidance = twin.module("guidance")
     if not case.startswith("neg"):
-        return guidance.unconditional(cond)
+        return cond.unconditional()
     negative = cases["inputs.neg"]
     mask = cases["inputs.neg_mask"].astype(bool) if case == "neg_mask" else np.ones(negative.shape[:2], bool)
     given = type(cond)(
@@ -119,7 +119,7 @@ def test_every_item_decides_about_the_interval(twin: Twin, checkpoints: dict[str
     dit = twin.load(checkpoints["tiny-s"], "dit")
     cond = _conditioning(twin, cases)
     settings = Guidance(scale=5.0, interval=(0.5, 1.0))
-    null = dit.prepare(twin.module("guidance").unconditional(cond))
+    null = dit.prepare(cond.unconditional())
     velocity = twin.module("guidance").GuidedVelocity(dit=dit, cond=dit.prepare(cond), null=null, guidance=settings)
     x = twin.array(cases.channels_last("inputs.x"))
     for inside, t in enumerate((np.float32([0.8, 0.2]), np.float32([0.2, 0.8]))):
@@ -138,7 +138,7 @@ def test_the_unconditional_context_is_exactly_zero(
     x = twin.array(np.random.default_rng(0).standard_normal((2, 21, 128), np.float32))
     for layer, context in zip(dit.layers, zeros.contexts, strict=True):
         assert not twin.numpy(layer.cross_attn(x, context.keys, context.values)).any()
-    nothing = dit.prepare(twin.module("guidance").unconditional(cond))
+    nothing = dit.prepare(cond.unconditional())
     assert nothing.contexts == (None, None)
     x, t = twin.array(cases.channels_last("inputs.x")), twin.times(cases["inputs.t"])
     np.testing.assert_array_equal(twin.numpy(dit(x, t, nothing)), twin.numpy(dit(x, t, zeros)))

@@ -64,7 +64,7 @@ def _velocity(twin: Twin, dit: Any, cases: Cases, case: str) -> Callable[..., An
     return guidance.GuidedVelocity(
         dit=dit,
         cond=dit.prepare(cond),
-        null=dit.prepare(guidance.unconditional(cond)),
+        null=dit.prepare(cond.unconditional()),
         guidance=Guidance(scale=7.0 if case == "euler_cfg7" else 1.0),
     )
 

@@ -1,4 +1,4 @@
-"""Writing of files and folders as a whole: what stands under a name is complete, or what stood there before.
+"""Write files and folders as a whole: what stands under a name is complete, or what stood there before.
 
 Every write of ours goes through here. The new content is made beside the old under a hidden name that ends in the
 process number and ``.partial``, and takes its place by one rename.
@@ -79,5 +79,6 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def _refused(path: Path, error: OSError) -> OSError:
-    reason = error.strerror or str(error)
-    return type(error)(error.errno, f"could not be written ({reason}); nothing was left behind", str(path))
+    first = error.__cause__ if isinstance(error.__cause__, OSError) else error  # of a file inside of a new folder
+    reason = first.strerror or str(first)
+    return type(error)(f"{path}: could not be written ({reason}); nothing was left behind")

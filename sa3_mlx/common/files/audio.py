@@ -1,4 +1,4 @@
-"""Audio files and arrays: reading, resampling, writing with provenance, peaks.
+"""Read, resample and write audio files, with how they were made in their tags; measure and scale audio.
 
 Audio is float32 (L, channels), full scale 1.0, L samples. Lengths in seconds and frames are in ``lengths``.
 """
@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Generator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
@@ -17,6 +18,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from .atomic import new_file
 from .wav import Subtype, quantise, read_wav_comment, sample_bytes, wav_header
 
 Audio = NDArray[np.float32]
@@ -47,8 +49,11 @@ def read_audio(path: str | Path, sample_rate: int, channels: int) -> Audio:
 def read_blocks(
     path: str | Path, sample_rate: int, channels: int, block_samples: int = 1 << 18
 ) -> Generator[Audio, None, None]:
-    """The audio of ``read_audio`` in pieces of about ``block_samples`` at the rate of the file, bit for bit the same,
-    without holding the file in memory. Raises the same errors, some of them only when the bad place is reached."""
+    """Yield the audio of ``read_audio``, bit for bit, without holding the file in memory.
+
+    Pieces have about ``block_samples`` at the rate of the file. Raises the same errors, some of them only when the bad
+    place is reached.
+    """
     with _open(Path(path)) as file:
         yield from open_blocks(file, str(path), sample_rate, channels, block_samples)
 
@@ -56,7 +61,7 @@ def read_blocks(
 def open_blocks(
     file: soundfile.SoundFile, name: str, sample_rate: int, channels: int, block_samples: int = 1 << 18
 ) -> Generator[Audio, None, None]:
-    """As ``read_blocks``, of an open file from its start; ``name`` is for messages."""
+    """Yield what ``read_blocks`` does of an open file, from its start; ``name`` is for messages."""
     declared, read, stream = file.frames, 0, None
     if file.samplerate != sample_rate:
         _check_rates(file.samplerate, sample_rate)
@@ -102,7 +107,7 @@ def _check_length(name: str, file: soundfile.SoundFile, read: int, declared: int
 
 
 def _check_name(path: Path) -> None:
-    """libsndfile and the tags of what is made take names in UTF-8 alone."""
+    """Refuse a name that is not UTF-8: libsndfile and the tags of what is made take no other."""
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
@@ -110,14 +115,14 @@ def _check_name(path: Path) -> None:
 
 
 def check_finite(audio: Audio, name: str) -> None:
-    """Raises ValueError naming the first sample that is NaN or infinite."""
+    """Raise ValueError that names the first sample that is NaN or infinite."""
     finite = np.isfinite(audio).all(axis=1)
     if not finite.all():
         raise ValueError(f"{name}: sample {int(np.argmin(finite))} is not a finite number; repair the audio first")
 
 
 def check_audio(audio: object, name: str, channels: int) -> None:
-    """Raises ValueError unless ``audio`` is a finite, non-empty float32 array (L, channels)."""
+    """Raise ValueError unless ``audio`` is a finite, non-empty float32 array (L, channels)."""
     if not isinstance(audio, np.ndarray) or audio.dtype != np.float32:
         kind = str(audio.dtype) if isinstance(audio, np.ndarray) else type(audio).__name__
         raise ValueError(f"{name}: expected a float32 numpy array (samples, {channels}), got {kind}")
@@ -127,7 +132,10 @@ def check_audio(audio: object, name: str, channels: int) -> None:
 
 
 def fit_channels(audio: Audio, channels: int) -> Audio:
-    """(L, any) -> (L, channels): mono is repeated, of more channels the first ones are taken [B35]."""
+    """Return (L, channels) of (L, any): mono is repeated, of more channels the first ones are taken [B35].
+
+    Raises ValueError for fewer channels, mono aside.
+    """
     if audio.shape[1] == 1:
         return np.repeat(audio, channels, axis=1)
     if audio.shape[1] < channels:
@@ -141,7 +149,10 @@ def fit_length(audio: Audio, samples: int) -> Audio:
 
 
 def resample(audio: Audio, from_rate: int, to_rate: int) -> Audio:
-    """soxr at its highest quality; unchanged when the rates are equal."""
+    """Resample (L, channels) with soxr at its highest quality; unchanged when the rates are equal.
+
+    Raises ValueError for an impossible rate and for audio of less than one sample at ``to_rate``.
+    """
     _check_rates(from_rate, to_rate)
     if from_rate == to_rate:
         return audio
@@ -158,7 +169,7 @@ def _check_rates(*rates: int) -> None:
 
 
 def check_output(path: str | Path, subtype: str, *, overwrite: bool, size_bytes: int = 0) -> None:
-    """Everything about an audio file to write that can be refused before any work.
+    """Refuse, before any work, an audio file that cannot be written.
 
     Raises ValueError for an unknown extension or format, and as ``check_target``.
     """
@@ -172,8 +183,11 @@ def check_output(path: str | Path, subtype: str, *, overwrite: bool, size_bytes:
 
 
 def check_target(path: Path, *, overwrite: bool, size_bytes: int = 0) -> None:
-    """Raises ValueError for a folder, for an existing file without ``overwrite``, for a folder that is not writable and
-    a disk with less than ``size_bytes`` free; FileNotFoundError for a missing folder."""
+    """Refuse, before any work, a file that cannot be written.
+
+    Raises ValueError for a folder, for an existing file without ``overwrite``, for a folder that is not writable and a
+    disk with less than ``size_bytes`` free; FileNotFoundError for a missing folder.
+    """
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder; make it first")
     if path.is_dir():
@@ -203,85 +217,66 @@ def write_audio(
 
 
 class AudioWriter:
-    """A wav or flac file, written piece by piece; ``write_audio`` is one piece. Use it in a ``with`` statement.
+    """Write a wav or flac file piece by piece; ``write_audio`` is one piece. Use it in a ``with`` statement.
 
-    An existing file is replaced, and only by a complete one: the bytes go to a temporary file beside it, which is
-    renamed at the end of the ``with`` statement, and removed if an error ends it.
+    An existing file is replaced, and only by a complete one, at the end of the ``with`` statement.
     """
 
     def __init__(
         self, path: str | Path, samples: int, channels: int, sample_rate: int, subtype: Subtype, *, comment: str = ""
     ) -> None:
-        """``samples``: how many are going to come in all. Raises as ``write_audio``."""
+        """Begin a file of ``samples`` in all. Raises as ``write_audio``."""
         self.path = Path(path)
         check_output(self.path, subtype, overwrite=True)
         self._expected, self._written, self._subtype = samples, 0, subtype
-        self._partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
         self._flac: soundfile.SoundFile | None = None
-        header = b""
-        if self.path.suffix.lower() == ".wav":
-            header = wav_header(samples, channels, sample_rate, subtype, comment)
-        try:
-            self._file = self._partial.open("wb")
+        is_wav = self.path.suffix.lower() == ".wav"
+        header = wav_header(samples, channels, sample_rate, subtype, comment) if is_wav else b""
+        with ExitStack() as stack:
+            self._file = stack.enter_context(stack.enter_context(new_file(self.path)).open("wb"))
             self._file.write(header)
-        except OSError as error:
-            raise self._refused(error) from error
-        if not header:
-            self._flac = self._open_flac(channels, sample_rate, comment)
+            if not is_wav:
+                self._flac = self._open_flac(channels, sample_rate, comment)
+            self._finish = stack.pop_all()
 
     def write(self, audio: Audio) -> None:
-        """The next samples (n, channels)."""
+        """Take the next samples (n, channels). Raises ValueError for samples that are not finite."""
         check_finite(audio, str(self.path))
         self._written += len(audio)
-        try:
-            if self._flac is None:
-                self._file.write(sample_bytes(audio, self._subtype))
-            elif self._subtype == "pcm16":
-                self._flac.write(quantise(audio, 16) << 16)  # libsndfile takes the upper bits
-            else:
-                self._flac.write(quantise(audio, 24) << 8)
-        except OSError as error:
-            raise self._refused(error) from error
+        if self._flac is None:
+            self._file.write(sample_bytes(audio, self._subtype))
+        elif self._subtype == "pcm16":
+            self._flac.write(quantise(audio, 16) << 16)  # libsndfile takes the upper bits
+        else:
+            self._flac.write(quantise(audio, 24) << 8)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        try:
+        with self._finish:
             if self._flac is not None:
                 self._flac.close()
-            self._file.close()
-            if kind is None:
-                if self._written != self._expected:
-                    raise ValueError(f"{self.path}: {self._written} samples came, {self._expected} were announced")
-                self._partial.replace(self.path)
-        except OSError as problem:
-            raise self._refused(problem) from problem
-        finally:
-            self._partial.unlink(missing_ok=True)
+            if error is not None:
+                raise error
+            if self._written != self._expected:
+                raise ValueError(f"{self.path}: {self._written} samples came, {self._expected} were announced")
 
     def _open_flac(self, channels: int, sample_rate: int, comment: str) -> soundfile.SoundFile:
         bits = 16 if self._subtype == "pcm16" else 24
         try:
             file = soundfile.SoundFile(self._file, "w", sample_rate, channels, subtype=f"PCM_{bits}", format="FLAC")
         except soundfile.LibsndfileError as error:
-            self._file.close()
-            self._partial.unlink(missing_ok=True)
-            reason = _reason(error)
             raise ValueError(
-                f"flac cannot hold {channels} channels at {sample_rate} Hz ({reason}); write wav"
+                f"flac cannot hold {channels} channels at {sample_rate} Hz ({_reason(error)}); write wav"
             ) from error
         if comment:  # libsndfile refuses an empty one
             file.comment = comment
         return file
 
-    def _refused(self, error: OSError) -> OSError:
-        self._partial.unlink(missing_ok=True)
-        return OSError(f"{self.path}: could not be written ({_reason(error)}); nothing was left behind")
-
 
 def read_tags(path: str | Path) -> str:
-    """The comment that ``write_audio`` left in a wav or flac file, "" if there is none.
+    """Return the comment that ``write_audio`` left in a wav or flac file, "" if there is none.
 
     Raises FileNotFoundError for a missing file and ValueError for one that is not audio.
     """
@@ -299,18 +294,21 @@ def read_tags(path: str | Path) -> str:
 
 
 def clipped_share(audio: Audio) -> float:
-    """Share of sample frames, 0..1, in which some channel is beyond full scale."""
+    """Return the share of sample frames, 0..1, in which some channel is beyond full scale."""
     return float((np.abs(audio) > 1).any(axis=1).mean()) if len(audio) else 0.0
 
 
 def peak_db(audio: Audio) -> float:
-    """Highest absolute sample in dB of full scale, -inf for silence."""
+    """Return the highest absolute sample in dB of full scale, -inf for silence."""
     peak = float(np.abs(audio).max(initial=0.0))
     return 20 * float(np.log10(peak)) if peak > 0 else -float("inf")
 
 
 def apply_peak(audio: Audio, limit_db: float) -> Audio:
-    """Scale the whole audio down so that its peak is ``limit_db`` (<= 0); audio below the limit stays as it is."""
+    """Scale the whole audio down so that its peak is ``limit_db`` (<= 0); audio below the limit stays as it is.
+
+    Raises ValueError for a limit outside -60..0.
+    """
     if not -60 <= limit_db <= 0:
         raise ValueError(f"peak is {limit_db} dB: allowed are -60 to 0")
     excess = peak_db(audio) - limit_db
@@ -318,7 +316,7 @@ def apply_peak(audio: Audio, limit_db: float) -> Audio:
 
 
 def _cut_short(info: str) -> bool:
-    """libsndfile reads what is there of a WAV or AIFF that lost its end, and says so only in its log."""
+    """Tell whether a WAV or AIFF lost its end: libsndfile reads what is there, and says so only in its log."""
     found = re.search(r"(?:data|SSND)\s*:\s*(\d+) \(should be (\d+)\)", info)
     return found is not None and int(found[2]) < int(found[1]) < _STREAMED_BYTES
 

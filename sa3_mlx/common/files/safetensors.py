@@ -1,4 +1,4 @@
-"""Reading and writing safetensors files one tensor at a time, bfloat16 included, with numpy alone.
+"""Read and write safetensors files one tensor at a time, bfloat16 included, with numpy alone.
 
 The numpy side of the safetensors library knows no bfloat16 and wants every tensor in memory to write a file;
 checkpoints here reach 10 GB. bfloat16 values appear as their bit patterns (uint16) in ``raw`` and exactly widened to
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -20,6 +21,8 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+
+from .atomic import new_file
 
 # name in the file -> numpy type that stores it
 STORAGE: dict[str, np.dtype[Any]] = {
@@ -45,7 +48,7 @@ _BLOCK_ELEMENTS = 1 << 22
 
 
 def to_bf16_bits(values: np.ndarray) -> np.ndarray:
-    """float array -> bfloat16 bit patterns (uint16), rounded to nearest, ties to even; NaN stays NaN."""
+    """Return bfloat16 bit patterns (uint16) of floats, rounded to nearest, ties to even; NaN stays NaN."""
     single = np.ascontiguousarray(values, dtype=np.float32)
     bits = single.view(np.uint32)
     rounded = ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
@@ -53,12 +56,12 @@ def to_bf16_bits(values: np.ndarray) -> np.ndarray:
 
 
 def from_bf16_bits(bits: np.ndarray) -> np.ndarray:
-    """bfloat16 bit patterns (uint16) -> float32, exact."""
+    """Return the float32 values of bfloat16 bit patterns (uint16), exactly."""
     return (np.ascontiguousarray(bits, dtype=np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
 def all_finite(values: np.ndarray, dtype: str) -> bool:
-    """Whether stored float values (bfloat16 as bit patterns) have no NaN and no infinity; block by block."""
+    """Tell whether stored float values (bfloat16 as bit patterns) have no NaN and no infinity; block by block."""
     flat = values.reshape(-1)
     for start in range(0, flat.size, _BLOCK_ELEMENTS):
         block = flat[start : start + _BLOCK_ELEMENTS]
@@ -69,7 +72,7 @@ def all_finite(values: np.ndarray, dtype: str) -> bool:
 
 
 def file_hash(path: str | Path) -> str:
-    """``"sha256:..."`` of the whole file."""
+    """Return ``"sha256:..."`` of the whole file."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
         while block := file.read(_BLOCK_BYTES):
@@ -85,7 +88,7 @@ class _Slot:
 
 
 class TensorFile:
-    """A safetensors file open for reading. Use ``TensorFile.open(path)``, best in a ``with`` statement.
+    """Keep a safetensors file open for reading. Use ``TensorFile.open(path)``, best in a ``with`` statement.
 
     Raises FileNotFoundError, and ValueError (one line) for a file that is truncated or otherwise not valid.
     """
@@ -98,6 +101,7 @@ class TensorFile:
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
+        """Open a file and read its header. Raises as the class says."""
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file")
@@ -118,23 +122,27 @@ class TensorFile:
         self.close()
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
     def names(self) -> list[str]:
-        """Sorted names of all tensors."""
+        """Return the sorted names of all tensors."""
         return sorted(self._slots)
 
     def info(self, name: str) -> tuple[str, tuple[int, ...]]:
-        """(dtype such as "F32" or "BF16", shape). Raises KeyError for a name that is not in the file."""
+        """Return (dtype such as "F32" or "BF16", shape). Raises KeyError for a name that is not in the file."""
         slot = self._slots[name]
         return slot.dtype, slot.shape
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor, by name."""
+        """Return the shape of every tensor, by name."""
         return {name: slot.shape for name, slot in sorted(self._slots.items())}
 
     def raw(self, name: str) -> np.ndarray:
-        """The stored values in their own type, a private writable array; bfloat16 as bit patterns (uint16)."""
+        """Return the stored values in their own type, a private writable array; bfloat16 as bit patterns (uint16).
+
+        Raises ValueError where the file became shorter meanwhile.
+        """
         slot = self._slots[name]
         array = np.empty(slot.shape, dtype=STORAGE[slot.dtype])
         if array.size:
@@ -144,14 +152,14 @@ class TensorFile:
         return array
 
     def read(self, name: str) -> np.ndarray:
-        """The values; float32 for F32, F16 and BF16 (exact), the stored type for the others."""
+        """Return the values; float32 for F32, F16 and BF16 (exact), the stored type for the others."""
         dtype, array = self._slots[name].dtype, self.raw(name)
         if dtype == "BF16":
             return from_bf16_bits(array)
         return array.astype(np.float32) if dtype == "F16" else array
 
     def rows(self, name: str, indices: np.ndarray) -> np.ndarray:
-        """Rows of a large matrix, as ``read`` gives them; the others are not read."""
+        """Return rows of a large matrix, as ``read`` gives them; the others are not read."""
         slot = self._slots[name]
         table = np.memmap(self.path, STORAGE[slot.dtype], "r", slot.offset, slot.shape)
         rows = table[indices]
@@ -169,7 +177,7 @@ def read_ahead(path: str | Path, prefix: str) -> None:
 
 
 def tensors_hash(path: str | Path, prefix: str) -> str:
-    """Hash of the tensors whose names start so: of names, shapes and values, floats rounded to half precision.
+    """Hash the tensors whose names start so: names, shapes and values, floats rounded to half precision.
 
     It is the same in every file that holds these values in single or in half precision, whatever else is there: that is
     how a part of a model is known again. Raises ValueError when there are none.
@@ -244,8 +252,11 @@ def _slot_bytes(slot: _Slot) -> int:
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor to write. ``load`` is called once, when its turn comes, and returns the array in its storage type
-    (``STORAGE[dtype]``, bfloat16 as uint16 bit patterns) and of the given shape."""
+    """Announce one tensor to write.
+
+    ``load`` is called once, when its turn comes, and returns the array of the given shape in its storage type
+    (``STORAGE[dtype]``, bfloat16 as uint16 bit patterns).
+    """
 
     name: str
     dtype: str
@@ -258,8 +269,10 @@ class TensorEntry:
 
 
 def array_entry(name: str, array: np.ndarray, dtype: str | None = None) -> TensorEntry:
-    """An entry for an array in memory, in its own type or converted: float arrays to any of F64, F32, F16, BF16;
-    uint16 with dtype "BF16" are taken as bit patterns."""
+    """Return an entry for an array in memory, in its own type or converted: floats to any of F64, F32, F16, BF16.
+
+    uint16 with dtype "BF16" are taken as bit patterns.
+    """
     dtype = dtype or _OF_NUMPY[array.dtype]
 
     def load() -> np.ndarray:
@@ -273,8 +286,9 @@ def array_entry(name: str, array: np.ndarray, dtype: str | None = None) -> Tenso
 def write_tensors(path: str | Path, entries: Iterable[TensorEntry], metadata: dict[str, str]) -> str:
     """Write a safetensors file and return its hash (``file_hash`` of it).
 
-    Tensors are loaded, written and dropped one after the other. The bytes go to a temporary file beside ``path``, which
-    takes its name only when complete. Order: wide types first (so that every tensor is aligned), then by name.
+    Tensors are loaded, written and dropped one after the other; the file appears as a whole. Order: wide types first
+    (so that every tensor is aligned), then by name. Raises ValueError for a name given twice and for an entry that
+    does not load as announced, OSError where the disk refuses.
     """
     path = Path(path)
     ordered = sorted(entries, key=lambda entry: (-STORAGE[entry.dtype].itemsize, entry.name))
@@ -291,20 +305,11 @@ def write_tensors(path: str | Path, entries: Iterable[TensorEntry], metadata: di
         offset += entry.nbytes
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * (-len(text) % 8)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     digest = hashlib.sha256()
-    try:
-        with temporary.open("wb") as file:
-            for block in (struct.pack("<Q", len(text)), text):
-                file.write(block)
-                digest.update(block)
-            for entry in ordered:
-                data = _entry_bytes(entry)
-                file.write(data)
-                digest.update(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with new_file(path) as partial, partial.open("wb") as file:
+        for data in itertools.chain((struct.pack("<Q", len(text)), text), map(_entry_bytes, ordered)):
+            file.write(data)
+            digest.update(data)
     return f"sha256:{digest.hexdigest()}"
 
 

@@ -1,16 +1,17 @@
-"""Spectrograms of audio as PNG files: logarithmic frequency, levels in dB of full scale.
+"""Draw spectrograms of audio as PNG files: logarithmic frequency, levels in dB of full scale.
 
 Shapes: L samples, W windows in time (columns), N bands in frequency (rows).
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .atomic import new_file
 
 Float32Array = NDArray[np.float32]
 
@@ -25,7 +26,7 @@ _TICKS_HZ = (50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 40000)
 
 @dataclass(frozen=True, kw_only=True)
 class Spectrogram:
-    """``levels_db`` (N, W): the strongest partial in each band; a sine at full scale has 0 dB."""
+    """Hold ``levels_db`` (N, W), the strongest partial in each band; a sine at full scale has 0 dB."""
 
     levels_db: Float32Array
     frequencies: NDArray[np.float64]  # (N,) Hz, band centres, rising
@@ -33,7 +34,7 @@ class Spectrogram:
 
 
 def spectrogram(audio: Float32Array, sample_rate: int) -> Spectrogram:
-    """Audio (L, channels) -> levels; channels are averaged in power. Raises ValueError for audio without samples."""
+    """Measure audio (L, channels), averaged in power over channels. Raises ValueError for audio without samples."""
     if audio.ndim != 2 or not audio.size:
         raise ValueError(f"a spectrogram needs audio (samples, channels) with samples in it, got shape {audio.shape}")
     size = 2 ** int(np.ceil(np.log2(max(16.0, _WINDOW_SECONDS * sample_rate))))
@@ -54,8 +55,7 @@ def spectrogram(audio: Float32Array, sample_rate: int) -> Spectrogram:
 
 
 def _bands(levels: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Levels of FFT bins -> of bands whose ``edges`` are in bins: the highest bin inside, interpolated where there is
-    none."""
+    """Return levels of bands with ``edges`` in bins from those of FFT bins: the highest inside, else interpolated."""
     centres = np.sqrt(edges[:-1] * edges[1:])
     result = np.interp(centres, np.arange(len(levels)), levels)
     first, stop = np.ceil(edges[:-1]).astype(int), np.minimum(np.floor(edges[1:]).astype(int) + 1, len(levels))
@@ -73,15 +73,8 @@ def save_spectrogram(path: str | Path, audio: Float32Array, sample_rate: int, *,
     if path.suffix.lower() != ".png":
         raise ValueError(f"{path}: a spectrogram is a .png file")
     data = spectrogram(audio, sample_rate)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            _draw(file, data, audio, sample_rate, title)
-        partial.replace(path)
-    except OSError as error:
-        raise OSError(f"{path}: could not be written ({error.strerror or error}); nothing was left behind") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with new_file(path) as partial, partial.open("wb") as file:
+        _draw(file, data, audio, sample_rate, title)
 
 
 def _draw(file: object, data: Spectrogram, audio: Float32Array, sample_rate: int, title: str) -> None:
@@ -121,13 +114,13 @@ def _draw(file: object, data: Spectrogram, audio: Float32Array, sample_rate: int
 
 
 def _envelope(audio: Float32Array) -> tuple[Float32Array, Float32Array]:
-    """Lowest and highest sample of any channel, per column."""
+    """Return the lowest and the highest sample of any channel, per column."""
     columns = min(_COLUMNS, len(audio))
     starts = np.linspace(0, len(audio), columns, endpoint=False).astype(int)
     return np.minimum.reduceat(audio.min(axis=1), starts), np.maximum.reduceat(audio.max(axis=1), starts)
 
 
 def _shorten(title: str) -> str:
-    """One line without the dollar signs that matplotlib would read as formulas."""
+    """Return one line without the dollar signs that matplotlib would read as formulas."""
     line = " ".join(title.split()).replace("$", r"\$")
     return line if len(line) <= 110 else line[:107] + "..."

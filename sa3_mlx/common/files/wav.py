@@ -1,4 +1,4 @@
-"""A small WAV writer and tag reader.
+"""Write WAV headers and samples, and read back their tags.
 
 libsndfile cannot do two things that provenance needs: it reads back no WAV comment of more than 2 kB, and it stamps
 float files with the time of day, so that equal audio gives different files.
@@ -21,14 +21,16 @@ _FORMAT_PCM, _FORMAT_FLOAT = 1, 3
 
 
 def quantise(audio: NDArray[np.float32], bits: int) -> NDArray[np.int32]:
-    """Full scale 1.0 -> integers of ``bits``, clipped. Samples read from a file of at most these bits come back as
-    they were: reading divides by the same power of two."""
+    """Return integers of ``bits`` for samples with full scale 1.0, clipped.
+
+    Samples read from a file of at most these bits come back as they were: reading divides by the same power of two.
+    """
     scale = 2.0 ** (bits - 1)
     return np.clip(np.rint(audio.astype(np.float64) * scale), -scale, scale - 1).astype(np.int32)
 
 
 def sample_bytes(audio: NDArray[np.float32], subtype: Subtype) -> bytes:
-    """Audio (n, channels) as it stands in the data chunk of a WAV file."""
+    """Return audio (n, channels) as it stands in the data chunk of a WAV file."""
     if subtype == "float":
         return audio.astype("<f4").tobytes()
     if subtype == "pcm16":
@@ -38,7 +40,7 @@ def sample_bytes(audio: NDArray[np.float32], subtype: Subtype) -> bytes:
 
 
 def wav_header(samples: int, channels: int, sample_rate: int, subtype: Subtype, comment: str) -> bytes:
-    """Everything before the samples of a RIFF/WAVE file; ``comment`` goes to LIST/INFO/ICMT as UTF-8.
+    """Return all that stands before the samples of a RIFF/WAVE file; ``comment`` goes to LIST/INFO/ICMT as UTF-8.
 
     The length is known before the first sample, so that a file can be sent on while it is made.
     Raises ValueError for audio beyond the 4 GiB of a WAV file.
@@ -59,7 +61,7 @@ def wav_header(samples: int, channels: int, sample_rate: int, subtype: Subtype, 
 
 
 def read_wav_comment(path: str | Path) -> str:
-    """The ICMT tag of a WAV file, "" without one or for a file of another kind."""
+    """Return the ICMT tag of a WAV file, "" without one or for a file of another kind."""
     with Path(path).open("rb") as file:
         head = file.read(12)
         if head[:4] != b"RIFF" or head[8:] != b"WAVE":

@@ -1,0 +1,195 @@
+"""Hold the parts of a checkpoint in memory, and code audio with its autoencoder; written once for both twins.
+
+Shapes: T latent frames, C latent channels, L audio samples, R samples per latent.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sa3_mlx.common.adapters.format import Applied, prepare_adapters
+from sa3_mlx.common.files.audio import Audio, check_audio
+from sa3_mlx.common.files.safetensors import file_hash
+from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE, Part, parts_of
+from sa3_mlx.common.model.chunks import chunk_plan, default_chunk_frames
+from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.model.lengths import samples_to_frames
+from sa3_mlx.common.model.precision import Precision
+from sa3_mlx.common.quant.format import check_folder
+from sa3_mlx.common.text.tokenizer import Tokenizer
+
+from .clips import check_latents, kept_part, open_tokenizer
+from .events import Latents
+
+
+class Tensorlike(Protocol):
+    """Name what the run itself does with an array of a twin; everything else is done by its networks."""
+
+    def __getitem__(self, key: Any, /) -> Any: ...
+    def __mul__(self, other: Any, /) -> Any: ...
+
+
+Array = TypeVar("Array", bound=Tensorlike)
+
+
+class LoadedParts(ABC, Generic[Array]):
+    """Hold the parts of a checkpoint folder: read when they are first needed, kept until ``free``.
+
+    The DiT and the text encoder run in ``precision``; conditioner and autoencoder stay in fp32. A twin supplies the
+    abstract methods and, as class attributes, two functions of its lora.py.
+    """
+
+    adapt: ClassVar[Callable[..., Any]]
+    merge: ClassVar[Callable[..., Any]]
+
+    def __init__(
+        self,
+        folder: Path,
+        config: ModelConfig,
+        precision: Precision,
+        adapters: tuple[Applied, ...] = (),
+        *,
+        merged: bool = False,
+    ) -> None:
+        self.folder = folder
+        self.config = config
+        self.precision = precision
+        self.adapters = adapters
+        self.merged = merged
+        self._parts: dict[Part, Any] = {}
+        self._adapted: dict[tuple[Applied, ...], Any] = {}
+
+    @staticmethod
+    def _checked(
+        folder: str | Path, adapters: Collection[Applied], *, merged: bool
+    ) -> tuple[Path, ModelConfig, tuple[Applied, ...]]:
+        """Check a folder and adapters for it. Raises FileNotFoundError and ValueError: see ``Pipeline.load``."""
+        folder = Path(folder)
+        config = ModelConfig.load(folder)
+        check_folder(folder, config)
+        return folder, config, prepare_adapters(adapters, folder, config, merged=merged)
+
+    @abstractmethod
+    def _array(self, values: NDArray[Any]) -> Array:
+        """Put values on the device."""
+
+    @abstractmethod
+    def _numpy(self, array: Array) -> NDArray[np.float32]:
+        """Bring values back."""
+
+    @abstractmethod
+    def _cast(self, array: Array) -> Array:
+        """Return an array in the number type of the DiT, computed now where a framework is lazy."""
+
+    @abstractmethod
+    def _read(self, part: Part, *, streamed: bool) -> Any:
+        """Read a part from the folder; of a ``streamed`` DiT the blocks stay there and are read in every step."""
+
+    @abstractmethod
+    def _empty_cache(self) -> None:
+        """Give freed memory back to the system."""
+
+    @abstractmethod
+    def _encode(self, audio: Audio) -> Latents:
+        """Encode audio (L, channels) at once -> (ceil(L / R), C)."""
+
+    @abstractmethod
+    def _decode(self, latents: Latents, *noises: Latents) -> Audio:
+        """Decode latents (T, C) at once -> (T R, channels); the noises are those of ``SAME.decode``."""
+
+    @abstractmethod
+    def prefetch_decoder(self) -> None:
+        """Begin to read the autoencoder's decoder beside what is computed meanwhile."""
+
+    @abstractmethod
+    def autoencoder(self, half: Literal["encoder", "decoder"]) -> Any:
+        """Return the autoencoder with one half in memory; the other one stays in the file until it is needed."""
+
+    @cached_property
+    def hash(self) -> str:
+        """``"sha256:..."`` of the weights; reads the whole file once."""
+        return file_hash(self.folder / WEIGHTS_FILE)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Raises ValueError for an autoencoder alone and for a tokenizer of another text encoder."""
+        return open_tokenizer(self.folder, self.config)
+
+    @property
+    def loaded(self) -> tuple[Part, ...]:
+        """Parts that are in memory."""
+        return tuple(part for part in parts_of(self.config) if part in self._parts)
+
+    def load_part(self, part: Part) -> Any:
+        """Return a part of the model, read from the folder unless it is in memory; with all adapters on."""
+        return self.dit_with(self.adapters) if part == "dit" else self._part(part)
+
+    def dit_with(self, adapters: tuple[Applied, ...]) -> Any:
+        """Return the DiT with some of the pipeline's adapters on; merged ones always are.
+
+        A streamed one has no weights in memory to merge them into.
+        """
+        base = self._part("dit")
+        if not adapters or (self.merged and not base.streamed):
+            return base
+        if adapters not in self._adapted:
+            self._adapted[adapters] = self.adapt(base, "dit", adapters)
+        return self._adapted[adapters]
+
+    def _part(self, part: Part, *, streamed: bool = False) -> Any:
+        if part not in self._parts:
+            module = self._read(part, streamed=streamed)
+            if part == "conditioner" or (part == "dit" and self.merged and not streamed):
+                module = self.merge(module, part, self.adapters)
+            self._parts[part] = module
+        return self._parts[part]
+
+    def _number_type(self, part: Part) -> str | None:
+        """Return the number type of a part in memory; None is that of the file."""
+        return {"text_encoder": self.precision.text_dtype, "dit": self.precision.dtype}.get(part, "float32")
+
+    def free(self, *parts: Part) -> None:
+        """Give the memory of these parts back; they are read again when they are needed."""
+        for part in parts:
+            self._parts.pop(part, None)
+        if "dit" in parts:
+            self._adapted.clear()
+        self._empty_cache()
+
+    def encode(self, audio: Audio, *, chunk_frames: int | None = None) -> Latents:
+        """Encode audio (L, channels) float32 at the model's sample rate, chunk by chunk -> latents (ceil(L / R), C).
+
+        Raises ValueError for audio that does not fit and for a chunk size that cannot be exact.
+        """
+        check_audio(audio, "encode", self.config.audio_channels)
+        config = self.config.same
+        ratio, frames = config.samples_per_latent, samples_to_frames(len(audio), config)
+        size = default_chunk_frames(config, "encode") if chunk_frames is None else chunk_frames
+        kept: list[Latents] = []
+        for chunk in chunk_plan(frames, size, config, "encode"):
+            latents = self._encode(audio[chunk.start * ratio : chunk.stop * ratio])
+            kept.append(latents[chunk.keep_start - chunk.start : chunk.keep_stop - chunk.start])
+        return np.concatenate(kept)
+
+    def decode(self, latents: Latents) -> Audio:
+        """Decode latents (T, C) float32 -> audio (T R, channels), not clamped. Raises as ``decode_stream``."""
+        return np.concatenate(list(self.decode_stream(latents)))
+
+    def decode_stream(self, latents: Latents, *, chunk_frames: int | None = None) -> Iterator[Audio]:
+        """Decode in pieces that joined are the whole; each is computed when it is asked for.
+
+        Raises ValueError for latents that do not fit and for a chunk size that cannot be exact.
+        """
+        check_latents(latents, self.config)
+        config = self.config.same
+        size = default_chunk_frames(config, "decode") if chunk_frames is None else chunk_frames
+        for chunk in chunk_plan(len(latents), size, config, "decode"):
+            decoded = self._decode(latents[chunk.start : chunk.stop])
+            yield kept_part(chunk, decoded, config.samples_per_latent)

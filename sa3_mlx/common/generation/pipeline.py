@@ -1,0 +1,214 @@
+"""Run a request from prompts to audio, written once for both twins: no framework is imported here.
+
+Shapes: B batch, T latent frames, S text tokens, D context width, C latent channels, L audio samples, R samples per
+latent.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sa3_mlx.common.adapters.format import Applied
+from sa3_mlx.common.model.checkpoint import Part
+from sa3_mlx.common.text.tokenizer import collapse_padding
+
+from .clips import (
+    Clip,
+    Texts,
+    decode_plan,
+    decoder_noise,
+    encode_sources,
+    generation,
+    kept_part,
+    local_input,
+    start_latents,
+)
+from .conditioning import Conditioning
+from .events import (
+    AudioChunk,
+    Conditioned,
+    Event,
+    Finished,
+    Generation,
+    Latents,
+    NoiseSource,
+    Sampled,
+    SeededNoise,
+    Stepped,
+    Stopwatch,
+    batch_of,
+)
+from .noise import INITIAL, step
+from .parts import Array, LoadedParts
+from .plan import Plan, plan
+from .request import Request, Residency
+
+Velocity = Callable[[Array, NDArray[np.float32]], Array]  # x (B, T, C), t (B,) -> (B, T, C)
+Draw = Callable[[int], Array]  # number of a step -> standard normals (B, T, C)
+
+
+class BasePipeline(LoadedParts[Array]):
+    """Open a checkpoint folder, ready to generate; ``Pipeline`` of either twin. Annotate with it what takes both.
+
+    A twin supplies ``_steps`` and, as class attributes, the function and classes of its guidance.py and lora.py that a
+    run uses. The state of a sampler stays in fp32.
+    """
+
+    negative: ClassVar[Callable[..., Any]]
+    guided_velocity: ClassVar[Callable[..., Any]]
+    gated_velocity: ClassVar[Callable[..., Any]]
+
+    @abstractmethod
+    def _steps(
+        self, plan: Plan, velocity: Velocity[Array], start: Array, draw: Draw[Array]
+    ) -> Iterator[tuple[Array, Array]]:
+        """Sample from ``start``: after every step, computed, what the model expects of the end and the new state."""
+
+    def generate(self, request: Request) -> Generation:
+        """Run to the end. Raises ValueError for a request that cannot be done."""
+        *_, last = self.stream(request)
+        assert isinstance(last, Finished)
+        return last.generation
+
+    def stream(
+        self, request: Request, *, noise: NoiseSource | None = None, residency: Residency = "run"
+    ) -> Iterator[Event]:
+        """Yield the events of a run: Conditioned, a Stepped per step, Sampled, AudioChunks item by item, Finished.
+
+        The request is checked now, everything else happens when the next event is asked for; closing the iterator stops
+        the run. ``noise``: where normals come from instead of the items' seeds. ``residency``: how long weights
+        stay in memory, see ``Residency``.
+        Raises ValueError for a request that cannot be done.
+        """
+        source = noise or SeededNoise([item.seed for item in request.items])
+        return self._run(request, plan(request, self.config), source, residency)
+
+    def _run(self, request: Request, plan: Plan, noise: NoiseSource, residency: Residency) -> Iterator[Event]:
+        watch = Stopwatch("text", "encode", "sample", "decode")
+
+        def release(*parts: Part) -> None:
+            if residency != "run":
+                self.free(*parts)
+
+        try:
+            with watch("text"):
+                cond, null = self.encode_texts(request, plan)
+                release("text_encoder", "conditioner")
+            with watch("encode"):
+                init, inpaint = self.encode_sources(request, plan)
+                release("same")
+            yield Conditioned(frames=plan.frames, valid=plan.lengths.valid, sigmas=plan.sigmas)
+            with watch("sample"):
+                cond = replace(cond, local=self.local_input(plan, inpaint))
+                start, draw = self.start(plan, noise, init), partial(self.draw, plan, noise)
+                if residency == "step":
+                    self.free("dit")
+                self._part("dit", streamed=residency == "step")
+                if residency == "run":
+                    self.prefetch_decoder()
+            latents = yield from self._sample(plan, cond, null, start, draw, watch)
+            release("dit")
+            yield Sampled(latents=latents)
+            clips = [Clip(row, request, plan, self.config) for row in range(len(request.items))]
+            for row, clip in enumerate(clips):
+                yield from self._decode_clip(request, plan, row, clip, latents[row], noise, watch)
+            yield Finished(generation=generation(request, plan, clips, latents, self.config, watch.seconds))
+        finally:
+            release(*self.loaded)
+
+    def encode_texts(self, request: Request, plan: Plan) -> tuple[Conditioning[Array], Conditioning[Array] | None]:
+        """Encode prompts and, with guidance, what it leads away from: negative prompts or zeros [B19].
+
+        The local input is left None.
+        """
+        texts = Texts.of(request)
+        ids, mask = self.tokenizer.encode(texts.texts)
+        slots, repeats = collapse_padding(mask)
+        ids, mask = ids[:, :slots], mask[:, :slots]
+        encoder, conditioner = self.load_part("text_encoder"), self.load_part("conditioner")
+        hidden: Array = encoder(self._array(ids), self._array(mask))
+        context, seconds = conditioner(
+            hidden[self._array(texts.prompts)],
+            self._array(mask[texts.prompts]),
+            np.array([item.seconds for item in request.items]),
+        )
+        cond: Conditioning[Array] = Conditioning(
+            context=self._cast(context),
+            repeats=self._array(repeats[texts.prompts]),
+            seconds=self._cast(seconds),
+            local=None,
+            valid=None if plan.padding_mask.all() else self._array(plan.padding_mask),
+        )
+        if plan.sampling.guidance.scale == 1:
+            return cond, None
+        if not texts.has_negative.any():
+            return cond, cond.unconditional()
+        away = self.negative(cond, hidden[self._array(texts.negatives)], self._array(mask[texts.negatives]))
+        chosen = self._array(texts.has_negative[:, None, None])
+        context = self._cast(away.context * chosen)
+        return cond, replace(away, context=context, repeats=self._array(repeats[texts.negatives]))
+
+    def encode_sources(self, request: Request, plan: Plan) -> tuple[Latents | None, Latents | None]:
+        """Encode the init and the inpaint audio of every item: (B, T, C) each, None where there is none [B35]."""
+        return encode_sources(
+            request, plan, self.config, partial(self.encode, chunk_frames=request.encode_chunk_frames)
+        )
+
+    def local_input(self, plan: Plan, inpaint: Latents | None) -> Array:
+        """Return ``Conditioning.local`` for latents (B, T, C) of the inpaint audio, or for none [B7, B34]."""
+        return self._cast(self._array(local_input(plan, inpaint, self.config.same.latent_channels)))
+
+    def start(self, plan: Plan, noise: NoiseSource, init: Latents | None) -> Array:
+        """Return what sampling starts from (B, T, C), with latents (B, T, C) of the init audio or without [B30]."""
+        drawn = batch_of(noise, INITIAL, plan.keep_frames.shape, self.config.same.latent_channels)
+        return self._array(start_latents(plan, drawn, init))
+
+    def draw(self, plan: Plan, noise: NoiseSource, index: int) -> Array:
+        """Draw the normals (B, T, C) that a sampler may add at the end of step ``index`` [B27]."""
+        return self._array(batch_of(noise, step(index), plan.keep_frames.shape, self.config.same.latent_channels))
+
+    def _sample(
+        self,
+        plan: Plan,
+        cond: Conditioning[Array],
+        null: Conditioning[Array] | None,
+        start: Array,
+        draw: Draw[Array],
+        watch: Stopwatch,
+    ) -> Generator[Stepped, None, Latents]:
+        """Go from the start (B, T, C) to the latents of the end; every step is computed before it is announced."""
+
+        def guided(adapters: tuple[Applied, ...]) -> Velocity[Array]:
+            dit = self.dit_with(adapters)
+            velocity: Velocity[Array] = self.guided_velocity(
+                dit=dit,
+                cond=dit.prepare(cond),
+                null=None if null is None else dit.prepare(null),
+                guidance=plan.sampling.guidance,
+                times=np.ascontiguousarray(plan.sigmas[:, :-1].T),
+            )
+            return velocity
+
+        steps = self._steps(plan, self.gated_velocity(self.adapters, guided), start, draw)
+        for index in range(plan.sampling.steps):
+            with watch("sample"):
+                denoised, x = next(steps)
+            yield Stepped(index=index, steps=plan.sampling.steps, denoised=denoised)
+        return self._numpy(x)
+
+    def _decode_clip(
+        self, request: Request, plan: Plan, row: int, clip: Clip, latents: Latents, noise: NoiseSource, watch: Stopwatch
+    ) -> Iterator[AudioChunk]:
+        """Decode one item's latents (T, C) to finished audio."""
+        for chunk in decode_plan(plan, row, request.chunk_frames, self.config):
+            with watch("decode"):
+                noises = decoder_noise(noise, row, chunk, self.config) if request.decode_noise else ()
+                decoded = self._decode(latents[chunk.start : chunk.stop], *noises)
+            yield clip.add(kept_part(chunk, decoded, self.config.same.samples_per_latent))
