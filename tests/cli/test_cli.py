@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shlex
 import subprocess
 import sys
@@ -48,6 +49,23 @@ def test_the_package_runs_as_a_module():
         [sys.executable, "-m", "sa3_mlx", "--version"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0 and result.stdout.startswith("sa3")
+
+
+def test_a_run_loads_no_converter_and_no_training(shared_home: Path, tmp_path: Path):
+    """What a newcomer has to follow is small; the converter comes in for an adapter of the official layout only."""
+    pytest.importorskip("mlx.core")
+    code = (
+        "import sys\n"
+        "from sa3_mlx.cli.app import run\n"
+        "args = ['--model', 'little', '--backend', 'mlx', '--seconds', '0.2', '--steps', '1', '--out', sys.argv[1]]\n"
+        "assert run(['generate', 'rain', *args]) == 0\n"
+        "names = {name.split('.')[0] for name in sys.modules}\n"
+        "assert not names & {'sa3_convert', 'sa3_torch', 'torch', 'benchmarks', 'matplotlib'}, sorted(names)\n"
+    )
+    environment = os.environ | {"SA3_HOME": str(shared_home)}
+    arguments = [sys.executable, "-c", code, str(tmp_path / "a.wav")]
+    done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_generate_writes_a_file_with_its_provenance(run: Run):

@@ -50,7 +50,8 @@ def test_models_and_info(run: Run, shared_home: Path):
     assert "none" in ok(run("info", "plain.wav")).out
 
 
-def test_doctor_says_what_is_here(run: Run):
+def test_doctor_says_what_is_here(run: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sa3_mlx.cli.models.doctor._SIZE", 64)
     result = run("doctor")
     assert result.code in (0, 1) and "GFLOP/s" in result.out and "GB free" in result.out
     assert (result.code == 1) == ("problem:" in result.out)
