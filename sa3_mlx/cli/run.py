@@ -69,12 +69,12 @@ class Task:
 
     @property
     def seconds(self) -> float:
-        """The length of every clip."""
+        """Return the length of every clip in seconds."""
         return self.requests[0].items[0].seconds
 
     @property
     def format(self) -> Subtype:
-        """The format of samples: the one asked for, or what holds kept samples exactly or, in FLAC, most nearly."""
+        """Return the format of samples: the one asked for, or what holds kept samples exactly or, in FLAC, most nearly."""
         if self.output.format is not None:
             return self.output.format
         if self.source is None or self.requests[0].inpaint is None:

@@ -88,7 +88,7 @@ class Provenance(Config):
 
     @property
     def clip(self) -> Item:
-        """The clip that is in the file."""
+        """Return the clip that is in the file."""
         return self.request.items[self.item]
 
     @classmethod

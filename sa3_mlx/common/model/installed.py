@@ -31,12 +31,12 @@ class Model:
 
     @property
     def label(self) -> str:
-        """The name, with the configuration's own where it is another."""
+        """Return the name, with the configuration's own where it is another."""
         return self.name if self.name == self.config.name else f"{self.name} ({self.config.name})"
 
     @property
     def tag(self) -> str:
-        """The name that goes into files: of an absolute path its last part."""
+        """Return the name that goes into files: of an absolute path its last part."""
         return Path(self.name).name if Path(self.name).is_absolute() else self.name
 
 
