@@ -74,7 +74,7 @@ class Task:
 
     @property
     def format(self) -> Subtype:
-        """Return the format of samples: the one asked for, or what holds kept samples exactly or, in FLAC, most nearly."""
+        """Return the format of samples: the one asked for, or what holds kept samples exactly, in FLAC most nearly."""
         if self.output.format is not None:
             return self.output.format
         if self.source is None or self.requests[0].inpaint is None:
