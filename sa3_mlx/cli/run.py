@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 _PEAK_RANGE = (-60.0, 0.0)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Task:
     """Hold what a command wants made: batches of clips with one model, as files."""
 

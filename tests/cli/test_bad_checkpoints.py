@@ -24,35 +24,15 @@ from sa3_mlx.common.model.sampling import Guidance, Sampling
 from tests.support.command import (
     RATE,
     SMALL,
-    make_home,
-    refused_line,
     sa3,
     tone,
     truncate,
     use_home,
-    work_in_copy,
     write_tone,
 )
 from tests.support.tiny_checkpoint import write_checkpoint
 
 LITTLE = Path("models") / SMALL.name
-
-
-@pytest.fixture(scope="module")
-def clean_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_home(tmp_path_factory.mktemp("home"))
-
-
-@pytest.fixture
-def own_home(clean_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the home that the test may damage; the work goes on in an empty folder."""
-    return work_in_copy(clean_home, tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def refused(own_home: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a command that must be refused -> its one line."""
-    return lambda *args: refused_line(capfd, own_home, *args)
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
@@ -191,12 +171,12 @@ def test_rerun_refuses_another_model_another_input_and_damaged_tags(
 
 
 @pytest.fixture(scope="module")
-def varied(clean_home: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def varied(shared_home: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The tags of a file made by "sa3 vary"."""
     folder = tmp_path_factory.mktemp("varied")
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.chdir(folder)
-        use_home(clean_home, monkeypatch)
+        use_home(shared_home, monkeypatch)
         write_tone(Path("in.wav"))
         assert run(["vary", "in.wav", "--out", "v.wav", "--quiet"]) == 0
         tags: dict[str, Any] = json.loads(read_tags("v.wav"))
@@ -293,10 +273,10 @@ def test_requests_are_refused_in_one_line(case: str):
 
 
 @pytest.mark.parametrize("name", ["mlx", "torch"])
-def test_pipelines_refuse_what_they_cannot_do(clean_home: Path, name: str):
+def test_pipelines_refuse_what_they_cannot_do(shared_home: Path, name: str):
     if not backend.available(name):  # type: ignore[arg-type]
         pytest.skip(f"{name} is not installed")
-    pipeline = backend.load(clean_home / LITTLE, name, "float32", "auto")  # type: ignore[arg-type]
+    pipeline = backend.load(shared_home / LITTLE, name, "float32", "auto")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="steps"):
         pipeline.generate(sampled(steps=0))
     with pytest.raises(ValueError, match="expected shape"):
@@ -304,11 +284,11 @@ def test_pipelines_refuse_what_they_cannot_do(clean_home: Path, name: str):
     with pytest.raises(ValueError, match="latents"):
         pipeline.decode(np.zeros((3, 5), np.float32))
     with pytest.raises(ValueError, match="float16"):
-        backend.load(clean_home / LITTLE, name, "int4", "auto")  # type: ignore[arg-type]
+        backend.load(shared_home / LITTLE, name, "int4", "auto")  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
-        backend.load(clean_home, name, "float32", "auto")  # type: ignore[arg-type]
+        backend.load(shared_home, name, "float32", "auto")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="autoencoder alone"):
-        backend.load(clean_home / "models" / "only-autoencoder", name, "float32", "auto").generate(GOOD)  # type: ignore[arg-type]
+        backend.load(shared_home / "models" / "only-autoencoder", name, "float32", "auto").generate(GOOD)  # type: ignore[arg-type]
 
 
 def test_an_extension_must_extend():

@@ -13,27 +13,10 @@ import soundfile
 
 from sa3_mlx.cli import backend
 from sa3_mlx.common.files.safetensors import array_entry, write_tensors
-from tests.support.command import RATE, SMALL, make_home, refused_line, sa3, tone, truncate, work_in_copy, write_tone
+from tests.support.command import RATE, SMALL, sa3, tone, truncate, write_tone
 
 LITTLE = Path("models") / SMALL.name
 HUGE = str(10**30)
-
-
-@pytest.fixture(scope="module")
-def clean_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_home(tmp_path_factory.mktemp("home"))
-
-
-@pytest.fixture
-def own_home(clean_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the home that the test may damage; the work goes on in an empty folder."""
-    return work_in_copy(clean_home, tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def refused(own_home: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a command that must be refused -> its one line."""
-    return lambda *args: refused_line(capfd, own_home, *args)
 
 
 # --- the command line -------------------------------------------------------------------------------------------------

@@ -48,14 +48,4 @@ def extend(
         inpaint=continuation(source.audio, seconds, found.config),
         crossfade_ms=paste.crossfade(),
     )
-    run(
-        Task(
-            command="extend",
-            requests=(request,),
-            model=found,
-            options=model,
-            memory=memory,
-            output=output,
-            source=source,
-        )
-    )
+    run(Task("extend", (request,), found, model, memory, output, source))

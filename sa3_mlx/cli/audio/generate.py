@@ -46,17 +46,8 @@ def generate(
     prompts = [prompt] if prompt is not None else list(prompts_in(prompt_file or Path()))
     if not prompts:
         raise ValueError(f"{prompt_file}: no prompt in it; write one per line")
-    length = default_seconds(found.config) if seconds is None else seconds
-    run(
-        Task(
-            command="generate",
-            requests=sampling.requests(prompts, length, found.config),
-            model=found,
-            options=model,
-            memory=memory,
-            output=output,
-        )
-    )
+    requests = sampling.requests(prompts, default_seconds(found.config) if seconds is None else seconds, found.config)
+    run(Task("generate", requests, found, model, memory, output))
 
 
 def default_seconds(config: ModelConfig) -> float:

@@ -69,14 +69,4 @@ def inpaint(
         monotone=monotone,
         crossfade_ms=paste.crossfade(),
     )
-    run(
-        Task(
-            command="inpaint",
-            requests=(request,),
-            model=found,
-            options=model,
-            memory=memory,
-            output=output,
-            source=source,
-        )
-    )
+    run(Task("inpaint", (request,), found, model, memory, output, source))

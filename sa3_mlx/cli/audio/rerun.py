@@ -59,28 +59,19 @@ def rerun(
     if made.sa3 != version() and not common.quiet:
         click.echo(f"made with sa3 {made.sa3}, this is {version()}: the result may differ", err=True)
     request = Request.from_dict(made.request.to_dict(), audio=None if source is None else source.audio)
-    target = out or file.with_name(f"{file.stem}-rerun{file.suffix}")
-    run(
-        Task(
-            command=made.command,
-            requests=(request,),
-            model=chosen,
-            options=options,
-            memory=MemoryOptions(max_memory=None),
-            output=OutputOptions(
-                out=target,
-                format=made.output.format,
-                peak=made.output.peak_db,
-                spectrogram=None,
-                play=False,
-                force=common.force,
-                quiet=common.quiet,
-            ),
-            source=source,
-            only=made.item,
-        )
+    output = OutputOptions(
+        out=out or file.with_name(f"{file.stem}-rerun{file.suffix}"),
+        format=made.output.format,
+        peak=made.output.peak_db,
+        spectrogram=None,
+        play=False,
+        force=common.force,
+        quiet=common.quiet,
     )
-    equal, text = first.compare(_Sound.read(target), file, target)
+    (again,) = run(
+        Task(made.command, (request,), chosen, options, MemoryOptions(max_memory=None), output, source, only=made.item)
+    )
+    equal, text = first.compare(_Sound.read(again), file, again)
     if not common.quiet:
         click.echo(f"same   {text}")
     return 0 if equal else 1

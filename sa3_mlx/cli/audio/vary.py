@@ -44,14 +44,4 @@ def vary(
         init=InitAudio(audio=source.audio, noise_level=noise_level),
         monotone=monotone,
     )
-    run(
-        Task(
-            command="vary",
-            requests=(request,),
-            model=found,
-            options=model,
-            memory=memory,
-            output=output,
-            source=source,
-        )
-    )
+    run(Task("vary", (request,), found, model, memory, output, source))
