@@ -1,1 +1,1 @@
-"""Stage 0: the SAME autoencoder."""
+"""Train the SAME autoencoder (stage 0)."""

@@ -1,4 +1,4 @@
-"""What a run of stage 0 shows: sounds, and a picture of what its networks make of them [T1.7].
+"""Show a run of stage 0: sounds, and a picture of what its networks make of them [T1.7].
 
 Shapes: B batch, N audio samples, T latent frames, C latent channels, F one-sided bins, K windows.
 """
@@ -34,10 +34,11 @@ CHIRP_SEED = 7  # from 240 Hz up to 10.8 kHz
 def save_demo(
     through: Reconstructor, semantics: Semantics | None, adversary: Adversary | None, path: Path, step: int
 ) -> None:
-    """``path`` (.wav), its spectrogram (.png), and beside it NAME-latents.png.
+    """Write ``path`` (.wav), its spectrogram (.png), and beside it NAME-latents.png.
 
-    Original, reconstruction of six held-out clips in turn and of a chirp, the same in every run. The picture shows, for
-    the originals in turn: latents, targets and outputs of the heads, sensitivity of the discriminators.
+    Original and reconstruction of six held-out clips follow in turn, then those of a chirp, the same in every run. The
+    picture shows, for the originals in turn: latents, targets and outputs of the heads, sensitivity of the
+    discriminators.
     """
     held_out = through.clips.select("validation")
     chosen = held_out[:: max(1, len(held_out) // DEMO_CLIPS)][:DEMO_CLIPS]
@@ -60,7 +61,7 @@ def save_demo(
 
 
 def heads(regressors: Regressors, sounds: list[Audio], latents: list[Tensor]) -> dict[str, NDArray[np.float32]]:
-    """Targets and outputs of every head, (all T, n) each, for latents (1, T, C) of sounds (N, 2)."""
+    """Return targets and outputs of every head, (all T, n) each, for latents (1, T, C) of sounds (N, 2)."""
     targets = []
     for sound, z in zip(sounds, latents, strict=True):
         padded = np.pad(sound, ((0, max(0, regressors.config.size - len(sound))), (0, 0)))
@@ -75,9 +76,9 @@ def heads(regressors: Regressors, sounds: list[Audio], latents: list[Tensor]) ->
 
 @torch.enable_grad()
 def sensitivity(adversary: Adversary, real: Tensor, fake: Tensor) -> Tensor:
-    """Size of the gradient of the generator's adversarial term by the spectrum of decoded audio, mean over channels.
+    """Return the size of the gradient of the generator's adversarial term by the spectrum of decoded audio.
 
-    (B, N, channels) each -> (B, K, F). Without the noise on the input of the discriminators.
+    (B, N, channels) each -> (B, K, F), the mean over channels. The input of the discriminators has no noise.
     """
     window = torch.hann_window(SIZE, device=fake.device)
     signals = fake.detach().float().transpose(1, 2).flatten(0, 1)
@@ -89,7 +90,7 @@ def sensitivity(adversary: Adversary, real: Tensor, fake: Tensor) -> Tensor:
 
 
 def draw_rows(path: Path, rows: Mapping[str, NDArray[np.float32]], *, title: str) -> None:
-    """A panel per row, an array (time, bins) of any length; all are as wide as the picture."""
+    """Draw a panel per row, an array (time, bins) of any length; all are as wide as the picture."""
     figure, axes = plt.subplots(len(rows), 1, figsize=(12, 0.5 + 1.8 * len(rows)), squeeze=False, layout="constrained")
     for panel, (name, values) in zip(axes.flat, rows.items(), strict=True):
         image = panel.imshow(values.T, aspect="auto", origin="lower", interpolation="nearest")
@@ -102,5 +103,5 @@ def draw_rows(path: Path, rows: Mapping[str, NDArray[np.float32]], *, title: str
 
 
 def _flat(values: list[Tensor]) -> NDArray[np.float32]:
-    """(1, T, n) each -> (all T, n)"""
+    """Concatenate (1, T, n) -> (all T, n)."""
     return np.asarray(torch.cat([value[0] for value in values]).float().cpu().numpy(), dtype=np.float32)

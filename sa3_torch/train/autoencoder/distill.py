@@ -1,4 +1,4 @@
-"""A small autoencoder that reads and writes the latents of a large one [T2].
+"""Train a small autoencoder that reads and writes the latents of a large one [T2].
 
 z_T, z_S latents of teacher and student; y_TS is the teacher's decoding of the student's latents, and so on. The teacher
 is frozen, not the graph through it: y_TS carries a gradient to the student's encoder, y_ST to its decoder.
@@ -30,12 +30,14 @@ from sa3_torch.train.run.command import RunOptions, stage_command
 from sa3_torch.train.run.options import AUDIO, MODEL
 from sa3_torch.train.run.settings import check
 
-from .stage import AutoencoderConfig, AutoencoderStage, Comparison
+from .losses import Comparison
+from .stage import AutoencoderConfig, AutoencoderStage
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(AutoencoderConfig):
-    """Settings of ``sa3 train distill-autoencoder``: those of an autoencoder, and what ties it to the teacher."""
+    """Hold the settings of ``sa3 train distill-autoencoder``: those of an autoencoder, and what ties it to
+    the teacher."""
 
     path_weight: float  # of each of the four spectral terms
     cross_share: float  # of the adversarial terms of the three pairs beside (x, y_SS)
@@ -49,7 +51,7 @@ class DistillConfig(AutoencoderConfig):
 
 
 class DistillStage(AutoencoderStage):
-    """Stage 0 with a teacher."""
+    """Train stage 0 with a teacher."""
 
     name = "distill-autoencoder"
 
@@ -62,7 +64,7 @@ class DistillStage(AutoencoderStage):
         *,
         shards: ShardIndex | None = None,
     ) -> None:
-        """``teacher``: checkpoint folder. Raises ConfigError when its latents have another shape."""
+        """Open the teacher, a checkpoint folder. Raises ConfigError when its latents have another shape."""
         if config.variants is not None and config.variants.other_stride:
             other = config.variants.other_stride
             raise ConfigError(f"variants.other_stride is {other}: latents of a teacher have one stride; choose 0")
@@ -98,7 +100,7 @@ class DistillStage(AutoencoderStage):
         ]
 
     def _teach(self, z: Tensor) -> Tensor:
-        """The teacher's decoding: (B, T, C) -> (B, N, 2) float32."""
+        """Decode by the teacher: (B, T, C) -> (B, N, 2) float32."""
         if self.distill.recompute_teacher and torch.is_grad_enabled():
             return checkpoint(self.teacher.decode, z, use_reentrant=False).float()
         return self.teacher.decode(z).float()

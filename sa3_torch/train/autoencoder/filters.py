@@ -1,4 +1,4 @@
-"""Filter designs of the training losses and discriminators, in numpy, float32 results from float64 arithmetic.
+"""Design the filters of training losses and discriminators in numpy: float32 results from float64 arithmetic.
 
 F one-sided FFT bins, N taps.
 """
@@ -28,7 +28,10 @@ DAUBECHIES_4 = (
 
 
 def k_weighting_gain(frequencies: NDArray[np.floating]) -> Float64Array:
-    """Analogue K-weighting at frequencies in Hz: high-pass 38.135 Hz, Q 0.5; high shelf 1681.97 Hz, +4 dB (BS.1770)."""
+    """Return the analogue K-weighting at frequencies in Hz.
+
+    It is a high-pass at 38.135 Hz, Q 0.5, and a high shelf at 1681.97 Hz, +4 dB (BS.1770).
+    """
     s = 1j * frequencies
     low, low_q = 38.13547087602444, 0.5003270373238773
     high, high_q, top = 1681.974450955533, 0.7071752369554196, 10 ** (3.99984385397 / 20)
@@ -40,11 +43,11 @@ def k_weighting_gain(frequencies: NDArray[np.floating]) -> Float64Array:
 
 @cache
 def k_weighting_fir(sample_rate: int) -> Float32Array:
-    """(257,) taps, symmetric, gain 1 at 1 kHz ([T1.4.1]; the design method there is unknown).
+    """Return (257,) taps, symmetric, gain 1 at 1 kHz ([T1.4.1]; the design method there is unknown).
 
-    Linear phase from the finely sampled analogue magnitude, cut by a Hann window: within 1.5 dB from 55 Hz up at
-    44.1 kHz. So short a filter cannot make the cut at 38 Hz: below, the gain stays at 0.66. Sampling the magnitude at
-    257 points instead would cut twice as much as it should up to 110 Hz, where bass drums are.
+    Linear phase from the finely sampled analogue magnitude, cut by a Hann window: within 1.5 dB from 55 Hz up at 44.1
+    kHz. So short a filter cannot make the cut at 38 Hz: below, the gain stays at 0.66. Sampling the magnitude at 257
+    points instead would cut twice as much as it should up to 110 Hz, where bass drums are.
     """
     grid = 1 << 16
     response = np.fft.irfft(k_weighting_gain(np.fft.rfftfreq(grid, 1 / sample_rate)), grid)
@@ -56,11 +59,12 @@ def k_weighting_fir(sample_rate: int) -> Float32Array:
 
 @cache
 def chroma_filters(bins: int, size: int, sample_rate: int, octave: float, width: float) -> Float32Array:
-    """(bins, F): magnitudes of an FFT of ``size`` -> pitch classes of the octaves around ``octave``, rows of sum one.
+    """Return (bins, F) filters from magnitudes of an FFT of ``size`` to the pitch classes of the octaves around
+    ``octave``.
 
-    Octaves are counted from 27.5 Hz; ``width`` is the standard deviation of the Gaussian over octaves. Every FFT bin
-    spreads a Gaussian over pitch classes as wide as its distance to the next FFT bin. The bank is rotated by three
-    times bins // 12, as upstream does: with 128 bins C is bin 2 and A bin 98 [T1.4.4].
+    Rows have sum one. Octaves are counted from 27.5 Hz; ``width`` is the standard deviation of the Gaussian over
+    octaves. Every FFT bin spreads a Gaussian over pitch classes as wide as its distance to the next FFT bin. The bank
+    is rotated by three times bins // 12, as upstream does: with 128 bins C is bin 2 and A bin 98 [T1.4.4].
     """
     frequencies = np.arange(1, size // 2 + 1) * sample_rate / size
     octaves = np.log2(frequencies / REFERENCE_HZ)
@@ -77,7 +81,7 @@ def chroma_filters(bins: int, size: int, sample_rate: int, octave: float, width:
 
 @cache
 def pqmf_filters(bands: int) -> Float32Array:
-    """(bands, 16 bands + 1) analysis filters of a cosine-modulated pseudo-quadrature mirror bank; see ``pqmf``.
+    """Return (bands, 16 bands + 1) analysis filters of a cosine-modulated pseudo-quadrature mirror bank; see ``pqmf``.
 
     The prototype is a Kaiser-windowed low pass whose cut-off makes neighbours power complementary.
     """
@@ -91,7 +95,7 @@ def pqmf_filters(bands: int) -> Float32Array:
 
 
 def _pqmf_prototype(bands: int) -> Float64Array:
-    """The cut-off of least error of the overall response, found by trying."""
+    """Find the cut-off of least error of the overall response by trying."""
     time = np.arange(16 * bands + 1) - 8 * bands
     window = np.kaiser(len(time), 9.0)
 
@@ -108,7 +112,8 @@ def _pqmf_prototype(bands: int) -> Float64Array:
 
 @cache
 def bark_bands(size: int, sample_rate: int) -> tuple[Float32Array, Float32Array]:
-    """(F, 25) one for the Bark band of every FFT bin, and (25, 25) spreading between bands, rows from, columns to.
+    """Return (F, 25), one for the Bark band of every FFT bin, and (25, 25) spreading between bands, rows from, columns
+    to.
 
     Spreading falls by 25 dB per Bark downwards and 10 dB upwards.
     """

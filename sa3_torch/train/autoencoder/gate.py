@@ -1,7 +1,7 @@
-"""The gate before diffusion training: pre-encoded latents decode as well as on-line ones [T3].
+"""Check before diffusion training that pre-encoded latents decode as well as on-line ones [T3].
 
-It finds latents of another scale or autoencoder, wrong lengths and shifted rows: "the model makes noise" is nearly
-always one of these [T1.8].
+The check finds latents of another scale or autoencoder, wrong lengths and shifted rows: "the model makes noise" is
+nearly always one of these [T1.8].
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ SECONDS = 20  # of every item, from its start
 
 @dataclass(frozen=True, kw_only=True)
 class GateRow:
-    """Log-mel distances of one item to its source: decoded from the stored latents, and encoded anew."""
+    """Hold the log-mel distances of one item to its source: decoded from the stored latents, and from ones
+    encoded now."""
 
     id: str
     stored: float
@@ -38,23 +39,28 @@ class GateRow:
 
 @dataclass(frozen=True, kw_only=True)
 class GateReport:
+    """Hold the distances of all items, and say whether they are as they should be."""
+
     rows: tuple[GateRow, ...]
 
     @property
     def stored(self) -> float:
+        """Return the mean distance from the stored latents."""
         return float(np.mean([row.stored for row in self.rows]))
 
     @property
     def online(self) -> float:
+        """Return the mean distance from latents encoded now."""
         return float(np.mean([row.online for row in self.rows]))
 
     @property
     def good(self) -> bool:
-        """All lengths follow the ceil rule, and the mean distances differ by less than 1 %."""
+        """Return whether all lengths follow the ceil rule, and the mean distances differ by less than 1 %."""
         lengths = all(row.frames == row.expected_frames for row in self.rows)
         return lengths and abs(self.stored - self.online) < TOLERANCE * max(self.online, 1e-6)
 
     def to_json(self) -> dict[str, Any]:
+        """Return JSON values."""
         rows = [asdict(row) for row in self.rows]
         return {"good": self.good, "log_mel_stored": self.stored, "log_mel_online": self.online, "rows": rows}
 
@@ -70,8 +76,11 @@ class GateReport:
 
 @torch.no_grad()
 def check_latents(folder: Path, source: Source, autoencoder: Path, *, items: int) -> GateReport:
-    """Decode ``items`` items, evenly spread, from the stored latents and from latents made now, and compare both with
-    the source. Raises ValueError when the autoencoder is another one or no item is found in the source."""
+    """Decode ``items`` items, evenly spread, from the stored latents and from latents made now; compare both with the
+    source.
+
+    Raises ValueError when the autoencoder is another one or no item is found in the source.
+    """
     same, digest = load_autoencoder(autoencoder)
     sample_rate = ModelConfig.load(autoencoder).sample_rate
     latents = LatentSet(folder, autoencoder=digest)

@@ -1,30 +1,36 @@
-"""Short losses as pure functions in fp32 [T1.4]; the spectral ones are in spectral.py.
+"""Compute short losses and statistics as pure functions in fp32 [T1.4]; the spectral loss is in spectral.py.
 
 Shapes: B batch, L audio samples, T latent frames, C latent channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 
 from torch import Tensor
 
 
-def weighted(raw: Mapping[str, Tensor], weights: Mapping[str, float], scale: float = 1.0) -> dict[str, Tensor]:
-    """scale * weight * value of every term in ``weights``; what else ``raw`` holds is only measured."""
-    return {name: scale * weight * raw[name] for name, weight in weights.items()}
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Hold two sounds (B, L, 2) that are compared, with the weight of their spectral and adversarial terms."""
+
+    name: str  # of the spectral term
+    weight: float  # of it
+    share: float  # of the adversarial terms
+    reference: Tensor
+    prediction: Tensor
 
 
 def waveform_loss(prediction: Tensor, reference: Tensor) -> Tensor:
-    """Squared error of every item relative to its energy, averaged: (B, L, channels) each -> scalar."""
+    """Return the squared error of every item relative to its energy, averaged: (B, L, channels) each -> scalar."""
     error = (prediction - reference).square().mean((1, 2))
     return (error / (reference.square().mean((1, 2)) + 1e-4)).mean()
 
 
 def soft_norm_loss(z: Tensor) -> Tensor:
-    """Divergence of the moments of (B, T, C) latents from a standard normal [T1.4.2].
+    """Return the divergence of the moments of (B, T, C) latents from a standard normal [T1.4.2].
 
-    var + 1e-4 in place of a clamp, so that constant latents still get a gradient (13.1).
+    var + 1e-4 stands in place of a clamp, so that constant latents still get a gradient [T13.1].
     """
 
     def divergence(dim: int) -> Tensor:
@@ -32,3 +38,11 @@ def soft_norm_loss(z: Tensor) -> Tensor:
         return (z.mean(dim).square() + variance - variance.log() - 1).mean()
 
     return divergence(1) + 0.4 * divergence(2)
+
+
+def latent_statistics(z: Tensor) -> dict[str, Tensor]:
+    """Return mean, std and kurtosis (3 for normal numbers) of all numbers of (B, T, C) latents, without a gradient."""
+    values = z.detach().float()
+    centred = values - values.mean()
+    kurtosis = centred.pow(4).mean() / centred.square().mean().square().clamp_min(1e-12)
+    return {"mean": values.mean(), "std": values.std(), "kurtosis": kurtosis}

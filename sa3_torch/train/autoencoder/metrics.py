@@ -1,6 +1,6 @@
-"""Measures of how well an autoencoder gives audio back, in numpy. Audio is (L,) or (L, channels), float, 44.1 kHz.
+"""Measure how well an autoencoder gives audio back, in numpy. Audio is (L,) or (L, channels), float, 44.1 kHz.
 
-Log-mel distance alone flatters dead models: read it beside SI-SDR, spectral convergence and the effective rank.
+Log-mel distance by itself flatters dead models: read it beside SI-SDR, spectral convergence and the effective rank.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ WINDOW, HOP = 2048, 512
 
 
 def mono(audio: NDArray[np.floating]) -> Float:
-    """(L,) or (L, channels) -> (L,) float64, the mean of the channels."""
+    """Average channels: (L,) or (L, channels) -> (L,) float64."""
     return audio.astype(np.float64) if audio.ndim == 1 else audio.astype(np.float64).mean(axis=1)
 
 
 def spectrogram(audio: NDArray[np.floating], window: int = WINDOW, hop: int = HOP) -> Float:
-    """Amplitudes of a Hann-windowed STFT, (frames, window // 2 + 1); a full-scale sine reads about 1."""
+    """Return amplitudes of a Hann-windowed STFT, (frames, window // 2 + 1); a full-scale sine reads about 1."""
     signal = np.pad(mono(audio), window // 2)
     frames = np.lib.stride_tricks.sliding_window_view(signal, window)[::hop]
     hann = np.hanning(window + 1)[:-1]
@@ -32,7 +32,7 @@ def spectrogram(audio: NDArray[np.floating], window: int = WINDOW, hop: int = HO
 
 @cache
 def mel_filters(bands: int, window: int, sample_rate: int, low_hz: float) -> Float:
-    """Triangular filters (window // 2 + 1, bands) from ``low_hz`` to half the sample rate, each of sum one."""
+    """Return triangular filters (window // 2 + 1, bands) from ``low_hz`` to half the sample rate, each of sum one."""
     edges_mel = np.linspace(2595 * np.log10(1 + low_hz / 700), 2595 * np.log10(1 + sample_rate / 2 / 700), bands + 2)
     edges = 700 * (10 ** (edges_mel / 2595) - 1)
     f = np.fft.rfftfreq(window, 1 / sample_rate)[:, None]
@@ -46,17 +46,17 @@ def mel_filters(bands: int, window: int, sample_rate: int, low_hz: float) -> Flo
 
 
 def log_mel(audio: NDArray[np.floating], sample_rate: int = 44_100) -> Float:
-    """log10 of the mel amplitudes, floor 1e-5: (frames, 80)."""
+    """Return log10 of the mel amplitudes, floor 1e-5: (frames, 80)."""
     return np.log10(np.maximum(spectrogram(audio) @ mel_filters(MEL_BANDS, WINDOW, sample_rate, 30.0), LOG_FLOOR))
 
 
 def log_mel_l1(reference: NDArray[np.floating], estimate: NDArray[np.floating]) -> float:
-    """Mean absolute difference of the log-mel spectrograms (log10, floor 1e-5, 80 bands); 1 is 20 dB."""
+    """Return the mean absolute difference of the log-mel spectrograms (log10, floor 1e-5, 80 bands); 1 is 20 dB."""
     return float(np.abs(log_mel(reference) - log_mel(estimate)).mean())
 
 
 def si_sdr(reference: NDArray[np.floating], estimate: NDArray[np.floating]) -> float:
-    """Scale-invariant signal-to-distortion ratio in dB over all samples and channels.
+    """Return the scale-invariant signal-to-distortion ratio in dB over all samples and channels.
 
     -inf for a silent estimate, inf for a scaled copy. Raises ValueError when the reference is silent.
     """
@@ -72,13 +72,14 @@ def si_sdr(reference: NDArray[np.floating], estimate: NDArray[np.floating]) -> f
 
 
 def spectral_convergence(reference: NDArray[np.floating], estimate: NDArray[np.floating]) -> float:
-    """Relative L2 distance of the STFT amplitudes: 0 equal, 1 as bad as silence."""
+    """Return the relative L2 distance of the STFT amplitudes: 0 equal, 1 as bad as silence."""
     r, e = spectrogram(reference), spectrogram(estimate)
     return float(np.linalg.norm(r - e) / max(float(np.linalg.norm(r)), 1e-12))
 
 
 def multi_stft(reference: NDArray[np.floating], estimate: NDArray[np.floating]) -> float:
-    """Mean over windows of 512, 1024 and 2048 of spectral convergence plus mean difference of ln amplitudes."""
+    """Return spectral convergence plus mean difference of ln amplitudes, the mean over windows of 512, 1024
+    and 2048."""
     found = []
     for window in (512, 1024, 2048):
         r, e = (spectrogram(audio, window, window // 4) for audio in (reference, estimate))
@@ -88,27 +89,30 @@ def multi_stft(reference: NDArray[np.floating], estimate: NDArray[np.floating]) 
 
 
 def stereo_correlation(audio: NDArray[np.floating]) -> float:
-    """Correlation of the two channels (L, 2), without removal of means: 1 mono, -1 opposite; 0 where one is silent."""
+    """Correlate the two channels (L, 2), without removal of means: 1 mono, -1 opposite; 0 where one is silent."""
     left, right = audio.astype(np.float64).T
     scale = float(np.sqrt((left @ left) * (right @ right)))
     return float(left @ right) / scale if scale > 0 else 0.0
 
 
 def r_squared(target: NDArray[np.floating], estimate: NDArray[np.floating]) -> float | None:
-    """Share of the variance of (rows, n), about the mean of each column, that is explained; None below one of 1e-10."""
+    """Return the share of the variance of (rows, n), about the mean of each column, that is explained.
+
+    None for a variance below 1e-10.
+    """
     t, e = target.astype(np.float64), estimate.astype(np.float64)
     variance = float(np.square(t - t.mean(axis=0)).sum())
     return 1 - float(np.square(t - e).sum()) / variance if variance > 1e-10 * t.size else None
 
 
 def kurtosis(values: NDArray[np.floating]) -> float:
-    """Fourth moment over the squared variance, of all numbers together: 3 for normal ones."""
+    """Return the fourth moment over the squared variance, of all numbers together: 3 for normal ones."""
     centred = values.astype(np.float64) - values.mean()
     return float(np.mean(centred**4) / max(float(np.mean(centred**2)) ** 2, 1e-12))
 
 
 def effective_rank(latents: NDArray[np.floating]) -> float:
-    """exp(entropy of the normalised covariance eigenvalues) of latents (frames, C): 1 to C."""
+    """Return exp(entropy of the normalised covariance eigenvalues) of latents (frames, C): 1 to C."""
     values = np.maximum(np.linalg.eigvalsh(np.cov(latents.astype(np.float64), rowvar=False)), 0)
     if values.sum() == 0:
         return 1.0

@@ -1,4 +1,4 @@
-"""What can be read from latents by linear maps: pitch classes and the level difference of the channels.
+"""Measure what linear maps can read from latents: pitch classes and the level difference of the channels.
 
 Ridge regression in closed form, fitted on training clips and scored on held-out ones, beside a control that sees random
 numbers in place of latents. So latents of a run without semantic heads can be compared with those of one that has them.
@@ -30,19 +30,19 @@ Encode = Callable[[Audio], NDArray[np.float32]]  # (L, 2) -> (T, C)
 
 
 class Ridge:
-    """Least squares with a penalty on the weights and none on the offset; rows come in pieces."""
+    """Fit least squares with a penalty on the weights and none on the offset; rows come in pieces."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         self._squares, self._products = np.zeros((inputs + 1, inputs + 1)), np.zeros((inputs + 1, outputs))
 
     def add(self, x: NDArray[np.floating], y: NDArray[np.floating]) -> None:
-        """x (rows, inputs), y (rows, outputs)"""
+        """Add x (rows, inputs) and y (rows, outputs)."""
         rows = np.column_stack([x, np.ones(len(x))]).astype(np.float64)
         self._squares += rows.T @ rows
         self._products += rows.T @ y.astype(np.float64)
 
     def solve(self) -> Callable[[NDArray[np.floating]], Array]:
-        """The fitted map, (rows, inputs) -> (rows, outputs). Raises ValueError before any row."""
+        """Return the fitted map, (rows, inputs) -> (rows, outputs). Raises ValueError before any row."""
         count = self._squares[-1, -1]
         if not count:
             raise ValueError("no rows to fit")
@@ -54,7 +54,7 @@ class Ridge:
 
 @dataclass(frozen=True, kw_only=True)
 class Read:
-    """A clip as the probe sees it: ``latents`` (T, C), ``targets`` (T, all outputs side by side)."""
+    """Describe a clip as the probe sees it: ``latents`` (T, C), ``targets`` (T, all outputs side by side)."""
 
     latents: NDArray[np.float32]
     targets: NDArray[np.float32]
@@ -62,17 +62,19 @@ class Read:
 
 
 class Probe:
-    """Reads clips, mono ones moved to a side by up to ``pan`` (0..1), whose latents ``encode`` gives."""
+    """Read clips, mono ones moved to a side by up to ``pan`` (0..1), whose latents ``encode`` gives."""
 
     def __init__(self, clips: ClipSet, encode: Encode, regressors: Regressors, *, pan: float) -> None:
         self.clips, self.encode, self.regressors, self.pan = clips, encode, regressors, pan
 
     def measure(self, count: int, seed: int) -> dict[str, float | int | None]:
-        """Statistics of held-out latents; R^2 and pitch-class accuracy; the same of random latents as "random_...".
+        """Return statistics of held-out latents, R^2 and pitch-class accuracy, and the same of random latents as
+        "random_...".
 
-        Of each split at most ``count`` clips, evenly taken. "chroma_r2" is that of all bands together. "pitch_class":
-        of held-out notes, the highest bin of the chroma of the whole note, all bands together; what the targets give
-        themselves is "pitch_class_of_targets". None: nothing to measure it on. Raises ValueError without clips.
+        Of each split at most ``count`` clips are used, evenly taken. "chroma_r2" is that of all bands together.
+        "pitch_class": of held-out notes, the highest bin of the chroma of the whole note, all bands together; what the
+        targets give themselves is "pitch_class_of_targets". None: nothing to measure it on. Raises ValueError without
+        clips.
         """
         fitted = [self._read(clip, seed) for clip in self._chosen("train", count)]
         held_out = [self._read(clip, seed) for clip in self._chosen("validation", count)]

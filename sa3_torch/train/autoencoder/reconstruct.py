@@ -1,4 +1,4 @@
-"""What an autoencoder makes of held-out clips.
+"""Measure what an autoencoder makes of held-out clips.
 
 Shapes: N audio samples, T latent frames, C latent channels.
 """
@@ -20,37 +20,36 @@ VALIDATION_CLIPS = 48
 
 
 class Reconstructor:
-    """Clips through the weights now in ``model``, at most 2 s of each."""
+    """Run clips through the weights now in ``model``, at most 2 s of each."""
 
     def __init__(self, model: SAME, clips: ClipSet, sample_rate: int, device: torch.device) -> None:
         self.model, self.clips, self.device = model, clips, device
         self.sample_rate, self.samples = sample_rate, 2 * sample_rate
 
     def latents(self, audio: Audio) -> Tensor:
-        """(N, 2) -> (1, T, C)"""
+        """Encode (N, 2) -> (1, T, C)."""
         return self.model.encode(torch.from_numpy(audio)[None].to(self.device))
 
     def pair(self, clip: Clip) -> tuple[Audio, NDArray[np.float32]]:
-        """Original and reconstruction, (N, 2) each."""
+        """Return original and reconstruction, (N, 2) each."""
         audio = self.audio(clip)
         return audio, self.again(audio)
 
     def audio(self, clip: Clip) -> Audio:
-        """(N, 2)"""
+        """Read a clip as (N, 2)."""
         audio = self.clips.read(clip, 0, self.samples)
         return np.repeat(audio, self.model.audio_channels, axis=1) if audio.shape[1] == 1 else audio
 
     def again(self, audio: Audio) -> NDArray[np.float32]:
-        """The reconstruction: (N, 2) -> (N, 2)"""
+        """Reconstruct (N, 2) -> (N, 2)."""
         return np.asarray(self.model.decode(self.latents(audio))[0, : len(audio)].float().cpu().numpy())
 
 
 def measure_reconstructions(model: SAME, clips: ClipSet, sample_rate: int, device: torch.device) -> dict[str, float]:
-    """Medians over tonal held-out clips (or the user's recordings), means over all kinds, statistics of latents.
+    """Return medians over tonal held-out clips (or the user's recordings), means over all kinds, statistics of latents.
 
-    "stereo" is how far the correlation of the channels is off. "softnorm" is the mean over clips.
-
-    Raises ValueError without such clips.
+    "stereo" is how far the correlation of the channels is off. "softnorm" is the mean over clips. Raises ValueError
+    without such clips.
     """
     held_out = clips.select("validation")
     waveform = [clip for clip in held_out if clip.kind in ("note", "chord", "user")][:VALIDATION_CLIPS]

@@ -1,4 +1,4 @@
-"""The phase-aware multi-resolution spectral loss, in real arithmetic and fp32 [T1.4.1].
+"""Compute the phase-aware multi-resolution spectral loss, in real arithmetic and fp32 [T1.4.1].
 
 Shapes: B batch, L audio samples, N window size, F one-sided bins, K windows. Spectra are (B, K, F, 2), real and
 imaginary parts. Complex autograd would cost several times as much.
@@ -7,7 +7,7 @@ imaginary parts. Complex autograd would cost several times as much.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -17,8 +17,11 @@ import torch
 from torch import Tensor
 
 from sa3_mlx.common.schema import Config, ConfigError
+from sa3_torch.train.run.parallel import mean
+from sa3_torch.train.run.stage import TrainConfig, maybe_compile
 
 from .filters import k_weighting_fir
+from .losses import Comparison
 
 MIN_SCALE = 1e-3
 SILENCE = 1e-6  # mean energy of a spectrum bin below which an item counts as silent, about -60 dBFS
@@ -31,7 +34,7 @@ Average = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class SpectralConfig(Config):
-    """Sizes and weights of the spectral loss. A term of weight zero is not computed."""
+    """Hold sizes and weights of the spectral loss. A term of weight zero is not computed."""
 
     sizes: tuple[int, ...]  # FFT windows, samples
     overlap: int  # window / hop
@@ -60,14 +63,14 @@ class SpectralConfig(Config):
 
     @property
     def weights(self) -> dict[str, float]:
-        """Weights of the terms that are on."""
+        """Return the weights of the terms that are on."""
         values = {term: getattr(self, term) for term in MAGNITUDE_TERMS + PHASE_TERMS}
         return {term: weight for term, weight in values.items() if weight > 0}
 
 
 @cache
 def tight_window(size: int, hop: int) -> np.ndarray:
-    """Power-sine window whose squares, overlapped at ``hop``, sum to 1: (N,) float32 [T1.4.1]."""
+    """Return the power-sine window whose squares, overlapped at ``hop``, sum to 1: (N,) float32 [T1.4.1]."""
     overlap = size // hop
     power = overlap - 1
     amplitude = 1.0 / math.sqrt(overlap * math.comb(2 * power, power) / 4**power)
@@ -75,7 +78,10 @@ def tight_window(size: int, hop: int) -> np.ndarray:
 
 
 def tight_stft(x: Tensor, size: int, hop: int) -> Tensor:
-    """(B, L) -> (B, K, F, 2) real and imaginary parts. sum |X|^2 = sum x^2 inside the fully covered interior."""
+    """Transform (B, L) -> (B, K, F, 2), real and imaginary parts.
+
+    Inside the fully covered interior sum |X|^2 = sum x^2.
+    """
     window = torch.from_numpy(tight_window(size, hop)).to(x.device)
     spectrum = torch.fft.rfft(x.float().unfold(-1, size, hop) * window, norm="ortho")
     scale = torch.full((size // 2 + 1,), math.sqrt(2.0), device=x.device)
@@ -84,12 +90,13 @@ def tight_stft(x: Tensor, size: int, hop: int) -> Tensor:
 
 
 def magnitude(spectrum: Tensor) -> Tensor:
-    """(..., 2) -> (...); the floor keeps the gradient finite on silence."""
+    """Return magnitudes, (..., 2) -> (...); the floor keeps the gradient finite on silence."""
     return (spectrum.square().sum(-1) + 1e-12).sqrt()
 
 
 def spectral_distance(prediction: Tensor, reference: Tensor, config: SpectralConfig, phase: bool) -> Tensor:
-    """Raw terms of every item: two spectra (B, K, F, 2) -> (terms + 1, B), the last row 1 for heard items, else 0.
+    """Return the raw terms of every item: two spectra (B, K, F, 2) -> (terms + 1, B), the last row 1 for audible items,
+    else 0.
 
     Rows are those of ``config.weights`` in order, the phase terms among them only if ``phase``; 0 for silent items.
     Scales are those of each item, not of the batch: else the tonal peaks of one clip hide the noise of another. Silent
@@ -99,7 +106,7 @@ def spectral_distance(prediction: Tensor, reference: Tensor, config: SpectralCon
     axes = (1, 2)
     a, b = magnitude(prediction), magnitude(reference)
     energy = reference.square().sum(-1).mean(axes, keepdim=True)
-    heard = (energy[:, 0, 0] > SILENCE).float()
+    audible = (energy[:, 0, 0] > SILENCE).float()
     terms: dict[str, Tensor] = {}
     if config.contrast:
         terms["contrast"] = ((a - b).square().sum(axes) + 1e-8).sqrt() / ((a + b).square().sum(axes).sqrt() + 1e-2)
@@ -116,21 +123,22 @@ def spectral_distance(prediction: Tensor, reference: Tensor, config: SpectralCon
     if config.delay and phase:
         p, q = (rotation(x[:, :, 1:], x[:, :, :-1]) for x in (prediction, reference))
         terms["delay"] = phasor_distance(p, q)
-    return torch.stack([*(value * heard for value in terms.values()), heard])
+    return torch.stack([*(value * audible for value in terms.values()), audible])
 
 
 def rotation(later: Tensor, earlier: Tensor) -> Tensor:
-    """later * conj(earlier), whose angle is the phase between them: (..., 2) each -> (..., 2)."""
+    """Return later * conj(earlier), whose angle is the phase between them: (..., 2) each -> (..., 2)."""
     a1, b1 = later.unbind(-1)
     a0, b0 = earlier.unbind(-1)
     return torch.stack([a1 * a0 + b1 * b0, b1 * a0 - a1 * b0], dim=-1)
 
 
 def phasor_distance(p: Tensor, q: Tensor) -> Tensor:
-    """Mean of w (1 - cos of the angle between p and q), w ~ sqrt(|p| |q|) of mean 1: (B, K, F, 2) each -> (B,).
+    """Return the mean of w (1 - cos of the angle between p and q): (B, K, F, 2) each -> (B,).
 
-    Written as half the squared distance of the unit phasors, which for those is the same, so that bins below the floor
-    do not count and equal spectra give exactly zero. The floor goes with the level of the item.
+    The weights w ~ sqrt(|p| |q|) have mean 1. Written as half the squared distance of the unit phasors, which for those
+    is the same, so that bins below the floor do not count and equal spectra give exactly zero. The floor goes with the
+    level of the item.
     """
     axes = (1, 2)
     length_p, length_q = ((x.square().sum(-1) + 1e-18).sqrt() for x in (p, q))
@@ -144,10 +152,11 @@ def phasor_distance(p: Tensor, q: Tensor) -> Tensor:
 def spectral_terms(
     prediction: Tensor, reference: Tensor, config: SpectralConfig, distance: Distance, average: Average
 ) -> dict[str, Tensor]:
-    """Raw terms by name, each the mean over its window sizes and the heard items: (B, L) each -> scalars.
+    """Return raw terms by name, each the mean over its window sizes and the audible items: (B, L) each -> scalars.
 
-    ``distance`` is ``spectral_distance``, perhaps compiled. ``average`` takes a scalar to its mean over all processes
-    (with one, the scalar itself), so that a term is divided by the heard items of the whole batch.
+    ``distance`` is ``spectral_distance``, perhaps compiled. ``average`` takes a scalar to its mean over all slices
+    (with one, the scalar itself), so that a term is divided by the audible items of the whole batch. Raises ValueError
+    for audio that is shorter than the windows.
     """
     longest = max(config.sizes)
     if prediction.shape[-1] < longest + longest // config.overlap:
@@ -161,29 +170,60 @@ def spectral_terms(
         if not names:
             continue
         hop = size // config.overlap
-        *rows, heard = distance(tight_stft(prediction, size, hop), tight_stft(reference, size, hop), config, phase)
-        count = average(heard.sum())
+        *rows, audible = distance(tight_stft(prediction, size, hop), tight_stft(reference, size, hop), config, phase)
+        count = average(audible.sum())
         count = torch.where(count > 0, count, 1.0)
         for name, row in zip(names, rows, strict=True):
             found[name].append(row.sum() / count)
     return {name: torch.stack(values).mean() for name, values in found.items()}
 
 
-def alone(value: Tensor) -> Tensor:
-    """The ``average`` of a single process."""
-    return value
+class SpectralLoss:
+    """Compute the spectral terms of comparisons, divided by the audible items of the whole batch."""
 
+    def __init__(self, config: SpectralConfig, train: TrainConfig, sample_rate: int) -> None:
+        self.config, self.sample_rate, self.one_slice = config, sample_rate, train.accumulate == 1
+        self._distance = maybe_compile(spectral_distance, train.compile)
+        self._known: list[Tensor] = []  # by window size, where a process has several slices; see ``know``
 
-def spectral_loss(
-    prediction: Tensor, reference: Tensor, config: SpectralConfig, distance: Distance, average: Average = alone
-) -> Tensor:
-    """Weighted sum of ``spectral_terms``: (B, L) each -> scalar."""
-    raw = spectral_terms(prediction, reference, config, distance, average)
-    return torch.stack([config.weights[name] * value for name, value in raw.items()]).sum()
+    def count(self, audio: Tensor, step: int) -> Tensor:
+        """Count the audible items of a slice (B, L, 2) at every window size: (sizes,)."""
+        counts: list[Tensor] = []
+
+        def record(count: Tensor) -> Tensor:
+            counts.append(count)
+            return count
+
+        signals = self._input(audio, step)
+        spectral_terms(signals, signals, self.config, self._distance, record)
+        return torch.stack(counts)
+
+    def know(self, counts: Tensor) -> None:
+        """Take the mean counts (sizes,) over all slices, before a step of several micro-batches."""
+        self._known = list(counts)
+
+    def terms(self, comparisons: Iterable[Comparison], step: int) -> Iterator[dict[str, Tensor]]:
+        """Yield the raw terms of each comparison; all are divided by the audible items of the first reference."""
+        counts: list[Tensor] = []
+        known = iter(self._known)
+
+        def record(count: Tensor) -> Tensor:
+            counts.append(mean(count) if self.one_slice else next(known))
+            return counts[-1]
+
+        for number, compared in enumerate(comparisons):
+            again = iter(counts)
+            average = record if number == 0 else lambda _count, again=again: next(again)
+            prediction, reference = (self._input(x, step) for x in (compared.prediction, compared.reference))
+            yield spectral_terms(prediction, reference, self.config, self._distance, average)
+
+    def _input(self, audio: Tensor, step: int) -> Tensor:
+        return spectral_input(audio, self.config, self.sample_rate, step)
 
 
 def spectral_input(audio: Tensor, config: SpectralConfig, sample_rate: int, step: int) -> Tensor:
-    """The signals that are compared, pre-filtered where asked: (B, L, 2) -> (4 B, L), or (2 B, L) if alternating."""
+    """Return the signals that are compared, pre-filtered where asked: (B, L, 2) -> (4 B, L), or (2 B, L) if
+    alternating."""
     if config.stereo == "stacked":
         signals = torch.cat([left_right(audio), mid_side(audio)])
     else:
@@ -192,7 +232,7 @@ def spectral_input(audio: Tensor, config: SpectralConfig, sample_rate: int, step
 
 
 def k_weighted(x: Tensor, sample_rate: int) -> Tensor:
-    """(..., L) -> (..., L), without delay; zeros before and behind."""
+    """Filter (..., L) without delay; zeros stand before the start and after the end."""
     taps = torch.from_numpy(k_weighting_fir(sample_rate)).to(x.device)
     size = -(-(x.shape[-1] + len(taps) - 1) // 4096) * 4096  # rarely with the large prime factors that FFTs dislike
     filtered = torch.fft.irfft(torch.fft.rfft(x.float(), size) * torch.fft.rfft(taps, size), size)
@@ -201,11 +241,11 @@ def k_weighted(x: Tensor, sample_rate: int) -> Tensor:
 
 
 def mid_side(audio: Tensor) -> Tensor:
-    """(B, L, 2) -> (2 B, L): plain sum, then plain difference."""
+    """Return (B, L, 2) -> (2 B, L): plain sums, then plain differences."""
     left, right = audio.unbind(-1)
     return torch.cat([left + right, left - right])
 
 
 def left_right(audio: Tensor) -> Tensor:
-    """(B, L, 2) -> (2 B, L)"""
+    """Return (B, L, 2) -> (2 B, L): left channels, then right ones."""
     return torch.cat(audio.unbind(-1))

@@ -1,12 +1,13 @@
-"""Stage 0: SAME on spectral and waveform losses, adversarial and semantic terms [T1].
+"""Train stage 0: SAME on spectral and waveform losses, adversarial and semantic terms [T1].
 
 One generator step: crops -> encoder -> u; r <- EMA of std(u); z = u / r; decoder(r z + 0.05 r n) -> audio; losses in
-fp32. In a discriminator's turn the autoencoder runs without gradients and leaves r alone. See coder.py.
+fp32. In a discriminator's turn the autoencoder runs without gradients and leaves r as it is. See coder.py.
 For small models the waveform is learnt first, then the spectral loss takes over and gives noises their energy.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,45 +17,76 @@ from torch import Tensor, nn
 
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.presets import PRESETS
-from sa3_mlx.common.schema import ConfigError
+from sa3_mlx.common.schema import Config, ConfigError
 from sa3_torch.same import SAME
-from sa3_torch.train.autoencoder.semantics.held_out import BATCH, measure_semantics
 from sa3_torch.train.data.audio_data import open_audio
-from sa3_torch.train.data.augment import NO_AUGMENTATION
+from sa3_torch.train.data.augment import NO_AUGMENTATION, AugmentConfig
 from sa3_torch.train.data.clip_cache import ClipSet
-from sa3_torch.train.data.crops import AudioBatch, AudioCrops, Crops, ShardCrops
+from sa3_torch.train.data.crops import AudioBatch, AudioCrops, Crops, ShardCrops, ShardsConfig
+from sa3_torch.train.data.drawing import SharesConfig
 from sa3_torch.train.data.shards import ShardIndex
 from sa3_torch.train.networks.init import init_autoencoder
 from sa3_torch.train.run.command import RunOptions, stage_command
-from sa3_torch.train.run.optimizers import Group
+from sa3_torch.train.run.optimizers import Group, OptimizerConfig
 from sa3_torch.train.run.options import AUDIO, MODEL
 from sa3_torch.train.run.parallel import BatchSlice, mean, moments, std_of
-from sa3_torch.train.run.stage import Split, Stage, maybe_compile
+from sa3_torch.train.run.settings import check
+from sa3_torch.train.run.stage import Split, Stage, StageConfig
 from sa3_torch.weights import save_checkpoint
 
-from .adversary import Adversary
-from .coder import PLAIN, Coder
-from .config import AutoencoderConfig
+from .adversary import AdversarialConfig, Adversary
+from .coder import PLAIN, Coder, VariantsConfig
 from .demo import save_demo
-from .losses import soft_norm_loss, waveform_loss
+from .losses import Comparison, latent_statistics, soft_norm_loss, waveform_loss
 from .reconstruct import Reconstructor, measure_reconstructions
-from .semantics import Semantics
-from .spectral import Average, spectral_distance, spectral_input, spectral_terms
+from .semantics import Semantics, SemanticsConfig
+from .semantics.held_out import BATCH, measure_semantics
+from .spectral import SpectralConfig, SpectralLoss
 from .start import Start
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Two sounds (B, N, 2) that are compared, with the weight of their spectral and adversarial terms."""
+class AutoencoderConfig(StageConfig):
+    """Hold the settings of ``sa3 train autoencoder``."""
 
-    name: str  # of the spectral term
-    weight: float  # of it
-    share: float  # of the adversarial terms
-    reference: Tensor
-    prediction: Tensor
+    generator: OptimizerConfig
+    crop_samples: int
+    quietest_db: float
+    spectral: SpectralConfig
+    waveform_weight: float  # at the start ...
+    waveform_final: float  # ... and once the spectral loss has its full weight
+    spectral_start: float  # share of the run after which the spectral loss begins to fade in ...
+    spectral_full: float  # ... and has its full weight
+    softnorm_weight: float
+    shares: SharesConfig
+    augment: AugmentConfig
+    variants: VariantsConfig | None = None
+    shards: ShardsConfig | None = None  # for data that are shards
+    semantics: SemanticsConfig | None = None
+    adversarial: AdversarialConfig | None = None
+    discriminator: OptimizerConfig | None = None
+
+    def __post_init__(self) -> None:
+        check(self, 1, math.inf, "crop_samples")
+        check(self, -60, 0, "quietest_db")
+        check(self, 0, math.inf, "waveform_weight", "waveform_final", "softnorm_weight")
+        check(self, 0, 1, "spectral_start", "spectral_full")
+        if max(self.spectral.sizes) > self.crop_samples:
+            raise ConfigError(
+                f"crop_samples is {self.crop_samples}: less than the window of {max(self.spectral.sizes)}"
+            )
+        if self.adversarial is not None and self.adversarial.on and self.discriminator is None:
+            raise ConfigError("adversarial is on without a table [discriminator]: give its learning rate there")
+        if self.semantics is not None and self.semantics.critic_weight and self.train.accumulate > 1:
+            raise ConfigError(
+                f"train.accumulate is {self.train.accumulate}: the critic compares the items of a whole step; choose "
+                "1, or semantics.critic_weight=0"
+            )
 
 
 class AutoencoderStage(Stage):
+    """Train an autoencoder, and the networks beside it that the settings switch on."""
+
     name = "autoencoder"
 
     def __init__(
@@ -66,24 +98,64 @@ class AutoencoderStage(Stage):
         shards: ShardIndex | None = None,
         start: Start | None = None,
     ) -> None:
-        """``clips`` are trained and measured on; with ``shards``, which are trained on then, measured alone."""
+        """Train and measure on ``clips``; where there are ``shards``, train on these and measure on the clips."""
         super().__init__()
         self.model_config, self.config, self.clips, self.shards = model, config, clips, shards
-        variants, train = config.variants or PLAIN, config.train
+        variants = config.variants or PLAIN
         if not variants.train_encoder and start is None:
             raise ConfigError("variants.train_encoder is 0 without a start: the encoder would stay as it began")
         self.model: SAME = SAME(model.same, model.audio_channels)
         self.crops: Crops = self._crops()
-        self.coder = Coder(self.model, variants, train, self.crops.items)
+        self.coder = Coder(self.model, variants, config.train, self.crops.items)
         self.coder.check_crops(config.crop_samples, model.name)
         self.coder.settled = self._initialise(start)
-        self.semantics, self.adversary = self._extras()
+        self.spectral = SpectralLoss(config.spectral, config.train, model.sample_rate)
+        self.semantics, self.adversary = self._semantics(), self._adversary()
         self.groups = self._groups()
-        self._heard: list[Tensor] = []  # by window size: items that are not silent, mean over slices; see ``prepare``
-        self.attached = False  # whether the semantic networks have reached the latents
-        self._distance = maybe_compile(spectral_distance, train.compile)
+        self.attached = False  # whether the gradient of the semantic networks has reached the latents
+
+    def _initialise(self, start: Start | None) -> bool:
+        """Set the first weights; return whether running_std belongs to them already."""
+        if start is not None:
+            return start.load_into(self.model, self.model_config)
+        batch = self.config.train.batch
+        self._begin(torch.cat([self.crops.batch(10**9 + i).audio for i in range(-(-256 // batch))]))
+        return False
+
+    def _begin(self, audio: Tensor) -> None:
+        """Set the weights of a model that starts from nothing; ``audio`` (B, N, channels) are training crops."""
+        init_autoencoder(self.model, audio, self.config.train.seed)
+
+    def _semantics(self) -> Semantics | None:
+        config = self.config
+        if config.semantics is None:
+            return None
+        samples, seed = config.crop_samples, config.train.seed
+        found = Semantics(config.semantics, self.model_config, items=self.crops.items, samples=samples, seed=seed)
+        return found if found.weights() else None
+
+    def _adversary(self) -> Adversary | None:
+        config, model = self.config.adversarial, self.model_config
+        if config is None or not config.on:
+            return None
+        items, seed = self.crops.items, self.config.train.seed
+        return Adversary(config, model.sample_rate, model.audio_channels, items=items, seed=seed)
+
+    def _groups(self) -> dict[str, Group]:
+        network: nn.Module = self.model
+        if self.semantics is not None:
+            network = nn.ModuleDict({"autoencoder": self.model, "semantics": self.semantics})
+        groups = {"generator": Group(network=network.to(self.device), optimizer=self.config.generator)}
+        if self.adversary is not None:
+            assert self.config.discriminator is not None
+            network = self.adversary.to(self.device)
+            groups["discriminator"] = Group(network=network, optimizer=self.config.discriminator)
+        return groups
+
+    # --- data ---------------------------------------------------------------------------------------------------------
 
     def _crops(self) -> Crops:
+        """Draw crops of the shards, or of the training clips."""
         config, train = self.config, self.config.train
         if self.shards is None:
             return AudioCrops(
@@ -109,45 +181,22 @@ class AutoencoderStage(Stage):
             augment=config.augment,
         )
 
-    def _initialise(self, start: Start | None) -> bool:
-        """The first weights; whether running_std belongs to them already."""
-        if start is not None:
-            return start.load_into(self.model, self.model_config)
-        train = self.config.train
-        loud = torch.cat([self.crops.batch(10**9 + i).audio for i in range(-(-256 // train.batch))])
-        self._begin(loud)
-        return False
+    def _held_out(self) -> AudioCrops:
+        """Draw crops of held-out clips as they are trained on, but at full level."""
+        config = self.config
+        return AudioCrops(
+            self.clips,
+            split="validation",
+            samples=config.crop_samples,
+            batch=min(BATCH, config.train.batch),
+            seed=config.train.seed,
+            quietest_db=0.0,
+            shares=config.shares.to_dict(),
+            augment=replace(NO_AUGMENTATION, pan=config.augment.pan),
+        )
 
-    def _begin(self, loud: Tensor) -> None:
-        """Weights of a model that starts from nothing; ``loud`` (B, N, channels) are training crops."""
-        init_autoencoder(self.model, loud, self.config.train.seed)
-
-    def _extras(self) -> tuple[Semantics | None, Adversary | None]:
-        """The networks beside the autoencoder that the settings switch on."""
-        config, model, items = self.config, self.model_config, self.crops.items
-        semantics = adversary = None
-        if config.semantics is not None:
-            semantics = Semantics(
-                config.semantics, model, items=items, samples=config.crop_samples, seed=config.train.seed
-            )
-            if not semantics.weights():
-                semantics = None
-        if config.adversarial is not None and config.adversarial.on:
-            adversary = Adversary(
-                config.adversarial, model.sample_rate, model.audio_channels, items=items, seed=config.train.seed
-            )
-        return semantics, adversary
-
-    def _groups(self) -> dict[str, Group]:
-        network: nn.Module = self.model
-        if self.semantics is not None:
-            network = nn.ModuleDict({"autoencoder": self.model, "semantics": self.semantics})
-        groups = {"generator": Group(network=network.to(self.device), optimizer=self.config.generator)}
-        if self.adversary is not None:
-            assert self.config.discriminator is not None
-            network = self.adversary.to(self.device)
-            groups["discriminator"] = Group(network=network, optimizer=self.config.discriminator)
-        return groups
+    def _batch(self, step: int, batch_slice: BatchSlice) -> AudioBatch:
+        return self.crops.batch(step, batch_slice.rows(self.crops.items))
 
     def data(self) -> tuple[Split, ...]:
         splits = [
@@ -158,42 +207,42 @@ class AutoencoderStage(Stage):
             splits[0] = Split(name="train", items=self.shards.samples, seconds=None)
         return tuple(splits)
 
+    # --- losses -------------------------------------------------------------------------------------------------------
+
     def turn(self, step: int) -> str:
-        return "discriminator" if self.adversary is not None and self.adversary.plays(step) else "generator"
+        return "discriminator" if self.adversary is not None and self.adversary.is_trained(step) else "generator"
 
     def frozen(self, step: int) -> list[Tensor]:
         return self.coder.frozen(step) if self.turn(step) == "generator" else []
 
     def losses(self, step: int) -> dict[str, Tensor]:
-        with self.coder.stride(step):
-            return self._losses(step)
-
-    def _losses(self, step: int) -> dict[str, Tensor]:
         batch = self._batch(step, self.batch_slice)
         audio = batch.audio.to(self.device)
-        if self.turn(step) == "discriminator":
-            return self._discriminator_losses(audio, step)
+        with self.coder.stride(step):
+            if self.turn(step) == "discriminator":
+                return self._discriminator_losses(audio, step)
+            return self._generator_losses(audio, batch.captions, step)
+
+    def _generator_losses(self, audio: Tensor, captions: tuple[str, ...], step: int) -> dict[str, Tensor]:
         with self.autocast():
             u = self.coder.raw_latents(audio, step)
             if self.config.train.accumulate == 1:
                 self._follow_std(std_of(moments(u)), step)
             z = u / self.model.bottleneck.running_std.clone()
             output = self.coder.decoded(self.coder.masked(z, step, self.batch_slice), step, self.batch_slice)
-        self._note_latents(z)
+        self.notes |= {f"latents/{name}": value for name, value in latent_statistics(z).items()}
+        self.notes["latents/r"] = self.model.bottleneck.running_std.mean()
         comparisons = self._comparisons(z, output, audio, step)
         return {
             **self._reconstruction_losses(comparisons, step),
             **self._latent_losses(z),
-            **self._semantic_losses(z, audio, batch.captions, step),
+            **self._semantic_losses(z, audio, captions, step),
             **self._adversarial_losses(comparisons, step),
         }
 
     def _comparisons(self, _z: Tensor, output: Tensor, audio: Tensor, _step: int) -> list[Comparison]:
-        """What is held against what; the first is audio and its reconstruction."""
+        """Return what is compared with what; the first is audio and its reconstruction."""
         return [Comparison(name="spectral", weight=1.0, share=1.0, reference=audio, prediction=output)]
-
-    def _latent_losses(self, z: Tensor) -> dict[str, Tensor]:
-        return {"softnorm": self.weighted("softnorm", self.config.softnorm_weight, soft_norm_loss(z))}
 
     def _reconstruction_losses(self, comparisons: list[Comparison], step: int) -> dict[str, Tensor]:
         config, fade, first = self.config, self._fade(step), comparisons[0]
@@ -202,22 +251,21 @@ class AutoencoderStage(Stage):
         terms = {"waveform": self.weighted("waveform", waveform_weight, loss)}
         if fade == 0:
             return terms
-        counts: list[Tensor] = []
-        average = self._average()
-
-        def record(count: Tensor) -> Tensor:
-            counts.append(average(count))
-            return counts[-1]
-
-        for compared in comparisons:  # all are divided by the heard items of the first reference
-            known = iter(counts)
-            average_of = record if compared is first else lambda _count, known=known: next(known)
-            prediction, reference = (self._spectral_input(x, step) for x in (compared.prediction, compared.reference))
-            raw = spectral_terms(prediction, reference, config.spectral, self._distance, average_of)
+        for compared, raw in zip(comparisons, self.spectral.terms(comparisons, step), strict=True):
             loss = torch.stack([config.spectral.weights[name] * value for name, value in raw.items()]).sum()
             terms[compared.name] = self.weighted(compared.name, fade * compared.weight, loss)
             self.notes |= {f"{compared.name}_{name}/raw": value.detach() for name, value in raw.items()}
         return terms
+
+    def _fade(self, step: int) -> float:
+        """Return 0 while the waveform is learnt, then up to 1: the spectral loss by itself leaves phases unlearnt."""
+        start, full = (
+            share * self.config.train.steps for share in (self.config.spectral_start, self.config.spectral_full)
+        )
+        return 1.0 if step >= full else min(1.0, max(0.0, (step - start) / max(1.0, full - start)))
+
+    def _latent_losses(self, z: Tensor) -> dict[str, Tensor]:
+        return {"softnorm": self.weighted("softnorm", self.config.softnorm_weight, soft_norm_loss(z))}
 
     def _semantic_losses(self, z: Tensor, audio: Tensor, captions: tuple[str, ...], step: int) -> dict[str, Tensor]:
         if self.semantics is None:
@@ -230,100 +278,51 @@ class AutoencoderStage(Stage):
         return {name: self.weighted(name, weight, raw[name]) for name, weight in weights.items()}
 
     def _adversarial_losses(self, comparisons: list[Comparison], step: int) -> dict[str, Tensor]:
-        if self.adversary is None or not self.adversary.heeded(step):
+        if self.adversary is None or not self.adversary.reaches_generator(step):
             return {}
-        sums: dict[str, Tensor] = {}
-        for compared in comparisons:
-            with self.autocast():
-                raw = self.adversary.terms(
-                    compared.reference, compared.prediction, step=step, batch_slice=self.batch_slice
-                )
-            for name, value in raw.items():
-                sums[name] = sums.get(name, 0) + compared.share * value
-        return {name: self.weighted(name, self.adversary.weights[name], value) for name, value in sums.items()}
+        with self.autocast():
+            raw = self.adversary.terms(comparisons, step=step, batch_slice=self.batch_slice)
+        return {name: self.weighted(name, self.adversary.weights[name], value) for name, value in raw.items()}
 
     def _discriminator_losses(self, audio: Tensor, step: int) -> dict[str, Tensor]:
         assert self.adversary is not None
+        batch_slice, micro_batches = self.batch_slice, self.config.train.accumulate
         with self.autocast():
             with torch.no_grad():
                 z = self.coder.raw_latents(audio, step) / self.model.bottleneck.running_std
-                output = self.coder.decoded(self.coder.masked(z, step, self.batch_slice), step, self.batch_slice)
+                output = self.coder.decoded(self.coder.masked(z, step, batch_slice), step, batch_slice)
                 comparisons = self._comparisons(z, output, audio, step)
-            losses = [
-                compared.share
-                * self.adversary.loss(compared.reference, compared.prediction, step=step, batch_slice=self.batch_slice)
-                for compared in comparisons
-            ]
-        loss = torch.stack(losses).sum()
-        share = sum(compared.share for compared in comparisons)
-        self.adversary.follow(loss / share, batch_slice=self.batch_slice, micro_batches=self.config.train.accumulate)
+            loss = self.adversary.loss(comparisons, step=step, batch_slice=batch_slice, micro_batches=micro_batches)
         self.notes["measured/discriminator_mean"] = self.adversary.noise.loss_mean.detach()
         return {"discriminator": loss}
 
     def prepare(self, step: int, slices: list[BatchSlice]) -> None:
-        """Of the whole batch, before its first micro-batch is divided by them: running_std, and heard items by size."""
+        """Find running_std and the audible items by size of the whole batch, by which micro-batches are divided."""
         if self.turn(step) == "discriminator":
             return
+        found, counts = [], []
         with self.coder.stride(step):
-            self._prepare(step, slices)
-
-    def _prepare(self, step: int, slices: list[BatchSlice]) -> None:
-        found, heard = [], []
-        for each in slices:
-            audio = self._batch(step, each).audio.to(self.device)
-            with self.autocast():
-                found.append(moments(self.coder.raw_latents(audio, step)))
-            counts: list[Tensor] = []
-
-            def record(count: Tensor, counts: list[Tensor] = counts) -> Tensor:
-                counts.append(count)
-                return count
-
-            signals = self._spectral_input(audio, step)
-            spectral_terms(signals, signals, self.config.spectral, self._distance, record)
-            heard.append(torch.stack(counts))
-        self._follow_std(std_of(torch.stack(found).sum(0)), step)
-        self._heard = list(mean(torch.stack(heard).mean(0)))
-
-    def _spectral_input(self, audio: Tensor, step: int) -> Tensor:
-        return spectral_input(audio, self.config.spectral, self.model_config.sample_rate, step)
-
-    def _average(self) -> Average:
-        """Takes the number of heard items of a slice, for one size after the other, to its mean over all slices."""
-        if self.config.train.accumulate == 1:
-            return mean
-        known = iter(self._heard)
-        return lambda _count: next(known)
-
-    def _batch(self, step: int, batch_slice: BatchSlice) -> AudioBatch:
-        return self.crops.batch(step, batch_slice.rows(self.crops.items))
+            for each in slices:
+                audio = self._batch(step, each).audio.to(self.device)
+                with self.autocast():
+                    found.append(moments(self.coder.raw_latents(audio, step)))
+                counts.append(self.spectral.count(audio, step))
+            self._follow_std(std_of(torch.stack(found).sum(0)), step)
+        self.spectral.know(mean(torch.stack(counts).mean(0)))
 
     def _follow_std(self, std: Tensor, step: int) -> None:
-        """``std`` of u of all processes."""
+        """Move running_std towards ``std`` of u of all processes."""
         self.coder.follow_std(std, step)
         if self.semantics is not None:
             self.semantics.follow(std / self.model.bottleneck.running_std.mean())
 
-    def _note_latents(self, z: Tensor) -> None:
-        """Kurtosis is 3 for normal numbers."""
-        values = z.detach().float()
-        centred = values - values.mean()
-        self.notes |= {
-            "latents/mean": values.mean(),
-            "latents/std": values.std(),
-            "latents/r": self.model.bottleneck.running_std.mean(),
-            "latents/kurtosis": centred.pow(4).mean() / centred.square().mean().square().clamp_min(1e-12),
-        }
-
-    def _fade(self, step: int) -> float:
-        """0 while the waveform is learnt, then up to 1: the spectral loss alone leaves the phases unlearnt."""
-        start, full = (
-            share * self.config.train.steps for share in (self.config.spectral_start, self.config.spectral_full)
-        )
-        return 1.0 if step >= full else min(1.0, max(0.0, (step - start) / max(1.0, full - start)))
+    # --- validation and export ----------------------------------------------------------------------------------------
 
     def validate(self) -> dict[str, float]:
-        """See ``measure_reconstructions``, ``measure_semantics``. Raises RuntimeError when latents lose their rank."""
+        """Return the measures of ``measure_reconstructions`` and ``measure_semantics``.
+
+        Raises RuntimeError when latents lose their rank.
+        """
         measures = measure_reconstructions(self.model, self.clips, self.model_config.sample_rate, self.device)
         if self.semantics is not None:
             pitches = {clip.id: clip.midi if clip.label == "note" else None for clip in self.clips.select("validation")}
@@ -338,32 +337,12 @@ class AutoencoderStage(Stage):
             )
         return measures
 
-    def _held_out(self) -> AudioCrops:
-        """Crops as they are trained on, of held-out clips, at full level."""
-        config = self.config
-        return AudioCrops(
-            self.clips,
-            split="validation",
-            samples=config.crop_samples,
-            batch=min(BATCH, config.train.batch),
-            seed=config.train.seed,
-            quietest_db=0.0,
-            shares=config.shares.to_dict(),
-            augment=replace(NO_AUGMENTATION, pan=config.augment.pan),
-        )
-
     def demo(self, folder: Path, step: int) -> None:
         through = Reconstructor(self.model, self.clips, self.model_config.sample_rate, self.device)
         save_demo(through, self.semantics, self.adversary, folder / f"{step:06d}.wav", step)
 
     def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
-        config = ModelConfig(
-            name=f"{self.model_config.name}-autoencoder",
-            sample_rate=self.model_config.sample_rate,
-            audio_channels=self.model_config.audio_channels,
-            same=self.model_config.same,
-            diffusion=None,
-        )
+        config = replace(self.model_config, name=f"{self.model_config.name}-autoencoder", diffusion=None, sampling=None)
         save_checkpoint(folder, config, {f"same.{k}": v for k, v in weights.items()}, "F32")
 
 

@@ -1,4 +1,4 @@
-"""Fixed transforms of audio that discriminators, regressors and the critic look at; in fp32, autocast or not.
+"""Transform audio for discriminators, regressors and the critic by fixed maps, in fp32, autocast or not.
 
 Shapes: B batch, L audio samples, F one-sided bins, K windows.
 """
@@ -14,17 +14,17 @@ from .spectral import magnitude, tight_stft
 
 
 def full_precision(x: Tensor) -> torch.autocast:
-    """A context without autocast on the device of ``x``."""
+    """Return a context without autocast on the device of ``x``."""
     return torch.autocast(x.device.type, enabled=False)
 
 
 def pad_to_multiple(audio: Tensor, size: int) -> Tensor:
-    """(B, L, channels) -> zeros behind, up to a multiple of ``size`` samples."""
+    """Pad (B, L, channels) with zeros at the end, up to a multiple of ``size`` samples."""
     return F.pad(audio, (0, 0, 0, -audio.shape[1] % size))
 
 
 def wavelet(audio: Tensor, levels: int) -> Tensor:
-    """(B, L, channels) -> (B, L / 2^levels, channels * 2^levels), orthogonal: Daubechies 4, periodic.
+    """Transform (B, L, channels) -> (B, L / 2^levels, channels * 2^levels), orthogonal: Daubechies 4, periodic.
 
     Each step holds one approximation and the 1, 2, 4 .. details of its time per channel.
     """
@@ -44,7 +44,7 @@ def wavelet(audio: Tensor, levels: int) -> Tensor:
 
 
 def pqmf(audio: Tensor, bands: int) -> Tensor:
-    """(B, L, channels) -> (B, channels * bands, L / bands): critically sampled sub-bands, low to high."""
+    """Split (B, L, channels) -> (B, channels * bands, L / bands): critically sampled sub-bands, low to high."""
     filters = torch.from_numpy(pqmf_filters(bands)).to(audio.device)[:, None]  # (bands, 1, taps)
     signal = pad_to_multiple(audio.float(), bands).transpose(1, 2)  # (B, channels, L)
     with full_precision(audio):
@@ -53,19 +53,8 @@ def pqmf(audio: Tensor, bands: int) -> Tensor:
     return out.unflatten(0, signal.shape[:2]).flatten(1, 2)
 
 
-def pqmf_inverse(subbands: Tensor, bands: int) -> Tensor:
-    """The adjoint of ``pqmf``, nearly its inverse: (B, channels * bands, n) -> (B, n * bands, channels)."""
-    filters = torch.from_numpy(pqmf_filters(bands)).to(subbands.device)[:, None]
-    parts = subbands.unflatten(1, (-1, bands))  # (B, channels, bands, n)
-    with full_precision(subbands):
-        out = F.conv_transpose1d(parts.flatten(0, 1).float(), filters, stride=bands)
-    start = filters.shape[2] // 2
-    out = out[:, 0, start : start + parts.shape[3] * bands]
-    return out.unflatten(0, parts.shape[:2]).transpose(1, 2)
-
-
 def spectrogram(audio: Tensor, size: int, hop: int) -> Tensor:
-    """(B, L, channels) -> (B, channels, K, F, 2), the tight transform of every channel."""
+    """Return the tight transform of every channel, (B, L, channels) -> (B, channels, K, F, 2)."""
     channels = audio.transpose(1, 2)
     return tight_stft(channels.flatten(0, 1), size, hop).unflatten(0, channels.shape[:2])
 
@@ -73,7 +62,7 @@ def spectrogram(audio: Tensor, size: int, hop: int) -> Tensor:
 def chromagram(
     audio: Tensor, sample_rate: int, *, bins: int, size: int, hop: int, octave: float, width: float
 ) -> Tensor:
-    """Pitch classes of the octaves around ``octave``: (B, L, channels) -> (B, channels, K, bins)."""
+    """Return the pitch classes of the octaves around ``octave``: (B, L, channels) -> (B, channels, K, bins)."""
     filters = torch.from_numpy(chroma_filters(bins, size, sample_rate, octave, width)).to(audio.device)
     with full_precision(audio):
         return torch.log1p(magnitude(spectrogram(audio, size, hop))) @ filters.T

@@ -11,8 +11,7 @@ torch = pytest.importorskip("torch", reason="the training twin needs torch")
 pytest.importorskip("scipy", reason="the training extra is not installed")
 
 from sa3_mlx.common.schema import ConfigError
-from sa3_torch.train.autoencoder.config import AutoencoderConfig
-from sa3_torch.train.autoencoder.stage import AutoencoderStage
+from sa3_torch.train.autoencoder.stage import AutoencoderConfig, AutoencoderStage
 from sa3_torch.train.run.loop import Trainer
 from sa3_torch.train.run.settings import load_settings, preset_names
 from tests.support.stages import complete_stage, trainer_of
@@ -137,6 +136,8 @@ def test_every_term_is_logged_raw_and_weighted(workspace: Path) -> None:
     for name, weight in stage.semantics.weights().items():
         assert float(terms[name].detach()) == pytest.approx(weight * float(stage.notes[f"{name}/raw"]))
     assert {f"{name}/raw" for name in expected} <= stage.notes.keys()
+    raw = [w * float(stage.notes[f"spectral_{name}/raw"]) for name, w in stage.config.spectral.weights.items()]
+    assert float(terms["spectral"].detach()) == pytest.approx(sum(raw), rel=1e-6)
     assert {"measured/alignment_zero", "measured/critic_accuracy", "latents/kurtosis"} <= stage.notes.keys()
     assert {f"spectral_{name}/raw" for name in ("contrast", "frequency", "delay")} <= stage.notes.keys()
     assert all(value.dtype == torch.float32 for value in terms.values())
@@ -167,13 +168,13 @@ def test_latents_are_detached_from_the_semantic_networks_at_first(workspace: Pat
 
 
 @pytest.mark.parametrize(
-    ("mode", "turns", "heeded"),
+    ("mode", "turns", "reached"),
     [("full", "gggggdgd", [False] * 4 + [True] * 4), ("adv", "gdgdgdgd", [False] * 4 + [True] * 4)],
 )
-def test_discriminators_begin_as_asked(workspace: Path, mode: str, turns: str, heeded: list[bool]) -> None:
+def test_discriminators_begin_as_asked(workspace: Path, mode: str, turns: str, reached: list[bool]) -> None:
     stage = complete_stage(workspace, "adversarial.start_step=4", f"adversarial.mode={mode}")
     assert "".join(stage.turn(step)[0] for step in range(8)) == turns
-    assert [stage.adversary.heeded(step) for step in range(8)] == heeded
+    assert [stage.adversary.reaches_generator(step) for step in range(8)] == reached
     assert "adversarial" not in stage.losses(2)
     assert "adversarial" in stage.losses(4)
 

@@ -27,9 +27,9 @@ from sa3_torch.train.autoencoder.discriminators import (
 )
 from sa3_torch.train.autoencoder.discriminators.noise import masked_noise
 from sa3_torch.train.autoencoder.discriminators.transformer import Resampler, padded_window_mask
-from sa3_torch.train.autoencoder.filters import bark_bands
+from sa3_torch.train.autoencoder.filters import bark_bands, pqmf_filters
 from sa3_torch.train.autoencoder.spectral import tight_stft
-from sa3_torch.train.autoencoder.transforms import pqmf, pqmf_inverse, wavelet
+from sa3_torch.train.autoencoder.transforms import pqmf, wavelet
 
 RATE = 44_100
 NO_CONV = ConvolutionalConfig(width=4, stft_sizes=(), pqmf_bands=(), chroma_bins=0, chroma_size=64)
@@ -208,6 +208,16 @@ def test_keys_of_the_padding_are_seen_by_the_padding_alone() -> None:
     mask = padded_window_mask(12, 7, 4, torch.device("cpu"))  # (3, 4, 12), keys from 4 before the window on
     seen = {(4 * w + q, 4 * w + k - 4) for w, q, k in mask.nonzero().tolist()}
     assert seen == {(q, k) for q in range(12) for k in range(12) if abs(q - k) <= 4 and (k < 7 or q >= 7)}
+
+
+def pqmf_inverse(subbands: torch.Tensor, bands: int) -> torch.Tensor:
+    """Apply the adjoint of ``pqmf``, nearly its inverse: (B, channels * bands, n) -> (B, n * bands, channels)."""
+    filters = torch.from_numpy(pqmf_filters(bands))[:, None]
+    parts = subbands.unflatten(1, (-1, bands))  # (B, channels, bands, n)
+    out = torch.nn.functional.conv_transpose1d(parts.flatten(0, 1), filters, stride=bands)
+    start = filters.shape[2] // 2
+    out = out[:, 0, start : start + parts.shape[3] * bands]
+    return out.unflatten(0, parts.shape[:2]).transpose(1, 2)
 
 
 @pytest.mark.parametrize("bands", [1, 2, 3, 5, 7, 11])

@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the training twin needs torch")
 
-from sa3_torch.train.autoencoder.losses import soft_norm_loss, waveform_loss, weighted
+from sa3_torch.train.autoencoder.losses import soft_norm_loss, waveform_loss
 from sa3_torch.train.flow.losses import flow_loss
 
 
@@ -52,8 +52,3 @@ def test_flow_loss_ignores_padding() -> None:
     changed = a.clone()
     changed[:, 2] = 100.0
     assert float(flow_loss(a, b, generate, keep, 1.0)) == float(flow_loss(changed, b, generate, keep, 1.0))
-
-
-def test_weighted_takes_only_the_terms_with_a_weight() -> None:
-    terms = weighted({"a": torch.tensor(2.0), "measured": torch.tensor(5.0)}, {"a": 0.5}, 3.0)
-    assert terms == {"a": torch.tensor(3.0)}

@@ -14,8 +14,7 @@ pytest.importorskip("webdataset", reason="the training extra is not installed")
 
 from sa3_mlx.cli.app import run
 from sa3_mlx.common.schema import ConfigError
-from sa3_torch.train.autoencoder.config import AutoencoderConfig
-from sa3_torch.train.autoencoder.stage import AutoencoderStage
+from sa3_torch.train.autoencoder.stage import AutoencoderConfig, AutoencoderStage
 from sa3_torch.train.data.audio_data import AudioData, open_audio
 from sa3_torch.train.data.crops import ShardCrops
 from sa3_torch.train.data.shards import write_shards

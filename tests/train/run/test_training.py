@@ -15,7 +15,7 @@ pytest.importorskip("scipy", reason="the training extra is not installed")
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.sampling import Sampling
 from sa3_mlx.common.schema import ConfigError
-from sa3_torch.train.autoencoder.config import AutoencoderConfig
+from sa3_torch.train.autoencoder.stage import AutoencoderConfig
 from sa3_torch.train.data.clip_cache import ClipSet
 from sa3_torch.train.data.latents import LatentSet
 from sa3_torch.train.data.pre_encode import load_autoencoder

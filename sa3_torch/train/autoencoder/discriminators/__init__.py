@@ -1,4 +1,4 @@
-"""Discriminators of the autoencoder: ``build(config, ...)`` and their losses [T1.5]."""
+"""Build the discriminators of the autoencoder, and compute their losses [T1.5]."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from sa3_torch.train.networks.init import seeded
 
 from .config import FULL, TINY, WHOLE, ChromaView, ConvolutionalConfig, DiscriminatorsConfig, TransformerConfig, View
-from .convolutional import ChromaDiscriminator, Judgement, StftDiscriminator, SubbandDiscriminator
+from .convolutional import ChromaDiscriminator, DiscriminatorOutput, StftDiscriminator, SubbandDiscriminator
 from .losses import discriminator_loss, feature_matching_loss, generator_loss
 from .noise import InputNoise, InputNoiseConfig
 from .transformer import ChromaViewDiscriminator, ViewDiscriminator
@@ -18,11 +18,11 @@ __all__ = [
     "WHOLE",
     "ChromaView",
     "ConvolutionalConfig",
+    "DiscriminatorOutput",
     "Discriminators",
     "DiscriminatorsConfig",
     "InputNoise",
     "InputNoiseConfig",
-    "Judgement",
     "TransformerConfig",
     "View",
     "build",
@@ -33,19 +33,19 @@ __all__ = [
 
 
 class Discriminators(nn.Module):
-    """All discriminators of a configuration, by a name that says what each looks at."""
+    """Hold all discriminators of a configuration, by a name that says what each looks at."""
 
     def __init__(self, members: dict[str, nn.Module]) -> None:
         super().__init__()
         self.members = nn.ModuleDict(members)
 
-    def forward(self, audio: Tensor) -> list[Judgement]:
-        """(B, N, channels) -> logits and features of every discriminator."""
+    def forward(self, audio: Tensor) -> list[DiscriminatorOutput]:
+        """Return logits and features of every discriminator for audio (B, N, channels)."""
         return [member(audio) for member in self.members.values()]
 
 
 def build(config: DiscriminatorsConfig, sample_rate: int, audio_channels: int, seed: int) -> Discriminators:
-    """Fresh discriminators of both families."""
+    """Build fresh discriminators of both families."""
     with seeded(seed):
         return Discriminators(_members(config, sample_rate, audio_channels))
 

@@ -1,4 +1,4 @@
-"""Settings of both families of discriminators [T1.5]."""
+"""Define the settings of both families of discriminators [T1.5]."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sa3_torch.train.run.settings import check
 
 @dataclass(frozen=True, kw_only=True)
 class ConvolutionalConfig(Config):
-    """The convolutional family; an empty list or zero bins leave that kind out."""
+    """Choose the convolutional family; an empty list or zero bins leave that kind out."""
 
     width: int  # channels of the first layer
     stft_sizes: tuple[int, ...]  # FFT windows of the complex spectrograms, samples; hop size / 4
@@ -34,7 +34,7 @@ class ConvolutionalConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class View(Config):
-    """One transformer discriminator: what it looks at, and how far it sees."""
+    """Choose one transformer discriminator: what it looks at, and how far it sees."""
 
     kind: Literal["patch", "stft", "wavelet"]
     size: int  # samples of a patch or FFT window (hop size / 4), or levels of the wavelet
@@ -51,7 +51,7 @@ class View(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class ChromaView(Config):
-    """As ``View``, of the pitch classes around one octave above 27.5 Hz."""
+    """Choose a transformer discriminator of the pitch classes around one octave above 27.5 Hz."""
 
     octave: float
     width: float  # octaves
@@ -66,7 +66,8 @@ class ChromaView(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig(Config):
-    """The transformer-resampling family; one discriminator per view. Width is 16 sqrt(inputs) between two limits."""
+    """Choose the transformer-resampling family: one discriminator per view. Width is 16 sqrt(inputs) between two
+    limits."""
 
     depth: int
     min_width: int
@@ -96,14 +97,14 @@ class TransformerConfig(Config):
                 )
 
     def width(self, inputs: int) -> int:
-        """Of a discriminator with so many values per step."""
+        """Return the width of a discriminator with so many values per step."""
         rounded = round(16 * inputs**0.5 / self.head_size) * self.head_size
         return min(max(rounded, self.min_width), self.max_width)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiscriminatorsConfig(Config):
-    """Both families at once; at least one discriminator."""
+    """Choose both families at once; at least one discriminator."""
 
     convolutional: ConvolutionalConfig
     transformer: TransformerConfig

@@ -1,4 +1,4 @@
-"""Noise on the input of discriminators: below what the ear hears, and white while they win [T1.5].
+"""Put noise on the input of discriminators: below the masking threshold, and white while they win [T1.5].
 
 Shapes: B batch, N audio samples, F one-sided bins, K windows.
 """
@@ -25,6 +25,8 @@ WINNING = 0.1  # mean loss of the discriminators below which white noise makes i
 
 @dataclass(frozen=True, kw_only=True)
 class InputNoiseConfig(Config):
+    """Choose the noises on the input of discriminators."""
+
     masked: bool  # noise shaped like the masking threshold
     masked_db: float  # its distance below the spread energy of the sound
     instance: bool  # white noise of std 10 (0.1 - L) std(x) where the mean loss L of the discriminators is below 0.1
@@ -34,7 +36,7 @@ class InputNoiseConfig(Config):
 
 
 class InputNoise(nn.Module):
-    """Adds the noises to what discriminators see, drawn independently for real and decoded audio."""
+    """Add the noises to what discriminators see, drawn independently for real and decoded audio."""
 
     loss_mean: Tensor
 
@@ -45,15 +47,15 @@ class InputNoise(nn.Module):
 
     @torch.no_grad()
     def follow(self, loss: Tensor) -> None:
-        """Once per discriminator step: ``loss`` is its scalar, the mean over all processes."""
+        """Follow ``loss``, the scalar of a discriminator step, the mean over all processes; once per step."""
         follow(self.loss_mean, loss, LOSS_DECAY)
 
     def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """(B, N, channels) -> (B, 2, N, channels) standard normals for one call; slice it as the audio."""
+        """Draw standard normals for audio of shape (B, N, channels) -> (B, 2, N, channels); slice them as the audio."""
         return torch.randn((shape[0], 2, *shape[1:]), generator=generator)
 
     def forward(self, audio: Tensor, noise: Tensor) -> Tensor:
-        """(B, N, channels) and ``draw`` of it -> (B, N, channels). The gradient of the audio passes unchanged."""
+        """Add ``noise``, from ``draw``, to audio (B, N, channels). The gradient of the audio passes unchanged."""
         if self.config.masked:
             audio = audio + masked_noise(audio.detach(), noise[:, 0], self.sample_rate, self.config.masked_db)
         if self.config.instance:
@@ -63,7 +65,7 @@ class InputNoise(nn.Module):
 
 
 def masked_noise(audio: Tensor, noise: Tensor, sample_rate: int, below_db: float) -> Tensor:
-    """White noise (B, N, channels), filtered to lie ``below_db`` under the energy of ``audio`` spread over bands."""
+    """Filter white noise (B, N, channels) to lie ``below_db`` under the energy of ``audio`` spread over bands."""
     member, spreading = (torch.from_numpy(x).to(audio.device) for x in bark_bands(SIZE, sample_rate))
     signals = [F.pad(x.transpose(1, 2).flatten(0, 1).float(), (SIZE, SIZE)) for x in (audio, noise)]
     sound, white = (tight_stft(x, SIZE, HOP) for x in signals)  # (B channels, K, F, 2)

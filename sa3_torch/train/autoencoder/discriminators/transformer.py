@@ -1,7 +1,8 @@
-"""Transformer-resampling discriminators: fixed transform, one resampling block, a logit per group of steps.
+"""Build transformer-resampling discriminators: fixed transform, one resampling block, a logit per group of steps
+[T1.5].
 
 Shapes: B batch, N audio samples, T steps of the transform, s steps per logit, G groups of s steps and one logit token,
-D width, H heads, K head size [T1.5].
+D width, H heads, K head size.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ MATCHED_BLOCKS = 2  # blocks whose outputs are matched as features
 
 
 class WindowAttention(nn.Module):
-    """Differential attention in a sliding window; any head size, unlike the attention of the models."""
+    """Apply differential attention in a sliding window; any head size, unlike the attention of the models."""
 
     def __init__(self, width: int, head_size: int) -> None:
         super().__init__()
@@ -34,7 +35,7 @@ class WindowAttention(nn.Module):
         self.k_norm = DynamicTanh(head_size)
 
     def forward(self, x: Tensor, table: Rope, mask: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D)"""
+        """Attend within the window, (B, N, D) -> (B, N, D)."""
         parts = self.to_qkv(x).unflatten(-1, (5, -1, self.head_size))  # (B, N, 5, H, K)
         q = self.q_norm(parts[:, :, 0:2].flatten(2, 3))  # (B, N, 2H, K), both maps
         k = self.k_norm(parts[:, :, 2:4].flatten(2, 3))
@@ -42,8 +43,8 @@ class WindowAttention(nn.Module):
         return self.to_out(merge_heads(attend_window(rotate(q, table), rotate(k, table), v, mask)))
 
 
-class Block(nn.Module):
-    """x + attn(dyt(x)), then x + ff(dyt(x)) with a gated feed-forward of one and a half times the width."""
+class WindowBlock(nn.Module):
+    """Compute x + attn(dyt(x)), then x + ff(dyt(x)) with a gated feed-forward of one and a half times the width."""
 
     def __init__(self, width: int, head_size: int) -> None:
         super().__init__()
@@ -60,7 +61,8 @@ class Block(nn.Module):
 
 @lru_cache(maxsize=16)
 def padded_window_mask(tokens: int, valid: int, reach: int, device: torch.device) -> Tensor:
-    """As ``window_mask`` with the band |i - j| <= reach; keys from ``valid`` on are seen by such queries alone."""
+    """Return ``window_mask`` with the band |i - j| <= reach; keys from ``valid`` on are seen by no other queries than
+    such."""
     mask = window_mask(tokens // reach, reach, device)
     start = torch.arange(tokens // reach, device=device)[:, None, None] * reach
     query = start + torch.arange(reach, device=device)[:, None]
@@ -69,14 +71,14 @@ def padded_window_mask(tokens: int, valid: int, reach: int, device: torch.device
 
 
 class Resampler(nn.Module):
-    """(B, T, inputs) -> logits (B, ceil(T / s)) and the outputs of the first blocks."""
+    """Return logits (B, ceil(T / s)) for (B, T, inputs), and the outputs of the first blocks."""
 
     def __init__(self, inputs: int, width: int, config: TransformerConfig, stride: int, window: int) -> None:
         super().__init__()
         self.stride, self.window = stride, window
         self.project_in = nn.Linear(inputs, width)
         self.new_token = nn.Parameter(torch.zeros(width))
-        self.blocks = nn.ModuleList(Block(width, config.head_size) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(WindowBlock(width, config.head_size) for _ in range(config.depth))
         self.last = nn.Linear(width, 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -99,7 +101,7 @@ class Resampler(nn.Module):
 
 
 class ViewDiscriminator(nn.Module):
-    """Patches, complex spectrogram or wavelet of the audio -> ``Resampler``."""
+    """Look at patches, complex spectrogram or wavelet of the audio by a ``Resampler``."""
 
     def __init__(self, view: View, config: TransformerConfig, audio_channels: int) -> None:
         super().__init__()
@@ -112,7 +114,7 @@ class ViewDiscriminator(nn.Module):
         return self.net(self._steps(audio.float()))
 
     def _steps(self, audio: Tensor) -> Tensor:
-        """(B, N, channels) -> (B, T, inputs)"""
+        """Transform (B, N, channels) -> (B, T, inputs)."""
         size = self.view.size
         if self.view.kind == "patch":
             return patch(pad_to_multiple(audio, size), size)
@@ -122,7 +124,7 @@ class ViewDiscriminator(nn.Module):
 
 
 class ChromaViewDiscriminator(nn.Module):
-    """Pitch classes around one octave -> ``Resampler``."""
+    """Look at pitch classes around one octave by a ``Resampler``."""
 
     def __init__(self, view: ChromaView, config: TransformerConfig, sample_rate: int, audio_channels: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Networks beside the autoencoder that shape its latents [T1.4.3] to [T1.4.5].
+"""Define networks beside the autoencoder that shape its latents [T1.4.3] to [T1.4.5].
 
 Each has ``loss(...)`` -> raw terms by name, ``weights`` of those that are minimised (the others are measures), and a
 ``detach`` argument that keeps the gradient from the latents.

@@ -1,4 +1,4 @@
-"""A small unconditional diffusion transformer beside the autoencoder: latents it predicts well are easy to model.
+"""Train a small unconditional diffusion transformer beside the autoencoder: latents it predicts well are easy to model.
 
 Shapes: B batch, T latent frames, C latent channels, D width [T1.4.3].
 """
@@ -26,6 +26,8 @@ STD_DECAY = 0.99
 
 @dataclass(frozen=True, kw_only=True)
 class AlignmentConfig(Config):
+    """Hold the sizes of the network."""
+
     width: int
     depth: int
 
@@ -36,7 +38,7 @@ class AlignmentConfig(Config):
 
 
 class Alignment(nn.Module):
-    """The network, and the standard deviation of the latents that its noise gets."""
+    """Predict the velocity of latents, and follow their standard deviation, which the noise gets."""
 
     weights: ClassVar[dict[str, float]] = {"alignment": 1.0}
     latent_std: Tensor
@@ -56,7 +58,7 @@ class Alignment(nn.Module):
             nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """x (B, T, C), t (B,) in 0..1, 1 = noise -> velocity (B, T, C)"""
+        """Return the velocity (B, T, C) of x (B, T, C) at t (B,) in 0..1, 1 = noise."""
         modulation = self.to_modulation(self.to_timestep_embed(timestep_features(t).to(self.project_in.weight.dtype)))
         h, table = self.project_in(x), rope(0, x.shape[1], x.device)
         for layer in self.layers:
@@ -65,11 +67,12 @@ class Alignment(nn.Module):
 
     @torch.no_grad()
     def follow(self, std: Tensor) -> None:
-        """Once per step, before the loss: ``std`` of the latents of all processes."""
+        """Follow ``std`` of the latents of all processes; once per step, before the loss."""
         follow(self.latent_std, std, STD_DECAY)
 
     def loss(self, z: Tensor, t: Tensor, noise: Tensor, *, detach: bool) -> dict[str, Tensor]:
-        """Mean squared error of the velocity ("alignment"), and of predicting zero, beside which it is to be read.
+        """Return the mean squared error of the velocity ("alignment"), and that of predicting zero, beside which it is
+        to be read.
 
         z, noise (B, T, C), the noise standard normal; t (B,). Not detached, the gradient reaches z through the input
         and the target. An attached target rewards latents of low rank: watch "alignment_zero" and the effective rank.

@@ -1,4 +1,4 @@
-"""Captions as states for the critic: of a frozen text encoder, or of word embeddings that are trained with it.
+"""Turn captions into states for the critic: by a frozen text encoder, or word embeddings that are trained with it.
 
 Shapes: B captions, S text tokens, Dt text width [T1.1].
 """
@@ -21,7 +21,7 @@ MAX_WORDS = 16
 
 
 class WordStates(nn.Module):
-    """An embedding per word of the demo's closed vocabulary."""
+    """Embed every word of the demo's closed vocabulary."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -29,18 +29,18 @@ class WordStates(nn.Module):
         self.embedding = nn.Embedding(self.tokenizer.get_vocab_size(), width)
 
     def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """ids (B, S) int64 and mask (B, S) bool, False = padding; S is always 16."""
+        """Return ids (B, S) int64 and mask (B, S) bool, False = padding; S is always 16."""
         rows = [encoding.ids[:MAX_WORDS] for encoding in self.tokenizer.encode_batch(list(captions))]
         ids = torch.tensor([row + [PAD] * (MAX_WORDS - len(row)) for row in rows])
         return ids, torch.arange(MAX_WORDS) < torch.tensor([len(row) for row in rows])[:, None]
 
     def forward(self, ids: Tensor, _mask: Tensor) -> Tensor:
-        """(B, S) -> (B, S, Dt)"""
+        """Embed ids (B, S) -> (B, S, Dt)."""
         return self.embedding(ids)
 
 
 class FrozenStates(nn.Module):
-    """The text encoder of a checkpoint folder; nothing of it is trained or kept in checkpoints of the run.
+    """Run the text encoder of a checkpoint folder; nothing of it is trained or kept in checkpoints of the run.
 
     Raises FileNotFoundError or ValueError for a folder without one, ConfigError when its width is not ``width``.
     """
@@ -59,12 +59,12 @@ class FrozenStates(nn.Module):
         self._encoder = [encoder]  # in a list: not a part of this module
 
     def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """ids (B, S) int64 and mask (B, S) bool, False = padding; S is the encoder's longest text."""
+        """Return ids (B, S) int64 and mask (B, S) bool, False = padding; S is the encoder's longest text."""
         ids, mask = self.tokenizer.encode(captions)
         return torch.from_numpy(ids).long(), torch.from_numpy(mask)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """(B, S) -> (B, S, Dt)"""
+        """Encode ids (B, S) -> (B, S, Dt)."""
         self._encoder[0].to(ids.device)
         with torch.no_grad():
             states: Tensor = self._encoder[0](ids, mask)

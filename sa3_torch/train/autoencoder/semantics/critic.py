@@ -1,7 +1,7 @@
-"""A critic of whether sound, text and latents belong together, trained against mismatched ones.
+"""Train a critic of whether sound, text and latents belong together, against mismatched ones [T1.4.5].
 
 Shapes: B batch, N audio samples, A audio tokens, S text tokens, T latent frames, C latent channels, D width, K shifts,
-R rows, that is triples of (sound, text, latents) [T1.4.5].
+R rows, that is triples of (sound, text, latents).
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ KINDS = 3  # of negatives per shift: another sound, another text, both
 
 @dataclass(frozen=True, kw_only=True)
 class CriticConfig(Config):
+    """Hold the sizes of the critic, and how many mismatched triples it sees."""
+
     width: int
     depth: int
     levels: int  # of the wavelet: an audio token holds 2^levels samples
@@ -43,7 +45,7 @@ class CriticConfig(Config):
             raise ConfigError(f"critic.width is {self.width}: expected a multiple of {HEAD_SIZE}")
 
     def shifts(self, batch: int) -> int:
-        """K = min(floor(max_rows / 3B), B - 1), at least 1. Raises ValueError where that cannot be."""
+        """Return K = min(floor(max_rows / 3B), B - 1), at least 1. Raises ValueError where that cannot be."""
         if batch < 2:
             raise ValueError(f"the critic needs a batch of 2 or more to make mismatched pairs, got {batch}")
         if batch * KINDS > self.max_rows:
@@ -53,7 +55,7 @@ class CriticConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class Corruptions:
-    """Random numbers of a training step; all made for the whole batch."""
+    """Hold the random numbers of a training step, all made for the whole batch."""
 
     gain: Tensor  # (B, 1, 1)
     tokens: Tensor  # (B, A, 1) bool, False = zeroed
@@ -65,8 +67,8 @@ class Corruptions:
         return Corruptions(**{name: value.to(device) for name, value in vars(self).items()})
 
 
-class Block(nn.Module):
-    """x + attn(norm(x)), then x + ff(norm(x))."""
+class CriticBlock(nn.Module):
+    """Compute x + attn(norm(x)), then x + ff(norm(x))."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -76,14 +78,14 @@ class Block(nn.Module):
         self.ff = FeedForward(width, DiTConfig.ff_mult, "silu")
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x (R, N, D), mask (R, 1, 1, N) bool, False = no key -> (R, N, D)"""
+        """Return (R, N, D) for x (R, N, D), mask (R, 1, 1, N) bool, False = no key."""
         table = rope(0, x.shape[1], x.device)
         x = x + self.self_attn(self.pre_norm(x), table, lambda q, k, v: attend(q, k, v, mask))
         return x + self.ff(self.ff_norm(x))
 
 
 class Critic(nn.Module):
-    """A transformer over all tokens; its score is read at a token of its own."""
+    """Run a transformer over all tokens; its score is read at a token of its own."""
 
     weights: ClassVar[dict[str, float]] = {"critic": 1.0}
 
@@ -94,10 +96,11 @@ class Critic(nn.Module):
         self.from_text = nn.Linear(text_width, config.width)
         self.from_latents = nn.Linear(latent_channels, config.width)
         self.token = nn.Parameter(torch.randn(config.width))
-        self.layers = nn.ModuleList(Block(config.width) for _ in range(config.depth))
+        self.layers = nn.ModuleList(CriticBlock(config.width) for _ in range(config.depth))
         self.score = weight_norm(nn.Linear(config.width, 1, bias=False))
 
     def draw(self, batch: int, samples: int, frames: int, generator: torch.Generator) -> Corruptions:
+        """Draw the corruptions of a whole batch of sounds with so many samples and latent frames."""
         tokens = -(-samples // (1 << self.config.levels))
 
         def keep(*shape: int, drop: float) -> Tensor:
@@ -112,7 +115,7 @@ class Critic(nn.Module):
         )
 
     def forward(self, audio: Tensor, text: Tensor, text_mask: Tensor, latents: Tensor) -> Tensor:
-        """Embedded tokens (R, A, D), (R, S, D), (R, T, D) and text_mask (R, S) bool, False = padding -> scores (R,)."""
+        """Score embedded tokens (R, A, D), (R, S, D), (R, T, D) with text_mask (R, S) bool, False = padding -> (R,)."""
         x = torch.cat([self.token.to(audio.dtype).expand(len(audio), 1, -1), audio, text, latents], dim=1)
         mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
         first = 1 + audio.shape[1]
@@ -133,7 +136,7 @@ class Critic(nn.Module):
         rows: slice,
         detach: bool,
     ) -> dict[str, Tensor]:
-        """Softplus of the margin by which true triples beat mismatched ones ("critic"), and how often they do.
+        """Return softplus of the margin by which true triples beat mismatched ones ("critic"), and how often they do.
 
         audio (B, N, channels), text (B, S, Dt), text_mask (B, S) bool, z (B, T, C); captions (B,) int64, equal for
         equal ones: where only the text is exchanged, such pairs are no negatives and are left out. ``rows``: the items

@@ -1,4 +1,4 @@
-"""Linear heads that read pitch classes and the level difference of the channels from latents [T1.4.4].
+"""Read pitch classes and the level difference of the channels from latents by linear heads [T1.4.4].
 
 Shapes: B batch, N audio samples, T latent frames, C latent channels, F one-sided bins, K windows.
 """
@@ -24,6 +24,8 @@ LEVEL_FLOOR = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class ChromaBand(Config):
+    """Choose the octaves of one chroma head, and its weight."""
+
     octave: float  # centre, octaves above 27.5 Hz
     width: float  # standard deviation, octaves
     weight: float
@@ -35,6 +37,8 @@ class ChromaBand(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class RegressorsConfig(Config):
+    """Choose the heads and the windows of their targets."""
+
     size: int  # FFT window, samples
     hop: int
     chroma_bins: int
@@ -60,14 +64,17 @@ OFFICIAL = RegressorsConfig(size=8192, hop=4096, chroma_bins=128, chroma_bands=B
 
 
 def pitch_class(chroma: Tensor) -> Tensor:
-    """Of the highest bin: (..., bins) -> (...) int64, 0 for C to 11 for B. The layout is that of ``chroma_filters``."""
+    """Return the pitch class of the highest bin: (..., bins) -> (...) int64, 0 for C to 11 for B.
+
+    The layout is that of ``chroma_filters``.
+    """
     bins = chroma.shape[-1]
     octave = (chroma.argmax(-1) + 3 * (bins // 12)) % bins / bins  # above A
     return (9 + (12 * octave).round().long()) % 12
 
 
 class Regressors(nn.Module):
-    """One linear head per chroma band and one for the level difference, on every latent."""
+    """Hold one linear head per chroma band and one for the level difference, on every latent."""
 
     def __init__(
         self, config: RegressorsConfig, sample_rate: int, samples_per_latent: int, latent_channels: int
@@ -85,11 +92,13 @@ class Regressors(nn.Module):
 
     @property
     def weights(self) -> dict[str, float]:
+        """Return the weight of every head."""
         return {**{name: band.weight for name, band in self.bands.items()}, "level": self.config.level_weight}
 
     @torch.no_grad()
     def targets(self, audio: Tensor, frames: int, samples_per_latent: int | None = None) -> dict[str, Tensor]:
-        """Stereo (B, N, 2) -> chroma (B, T, bins) by band and "level" (B, T, level_bands), above 0 on the left.
+        """Return chroma (B, T, bins) by band and "level" (B, T, level_bands), above 0 on the left, for stereo (B, N,
+        2).
 
         ``samples_per_latent``: where it is not that of the autoencoder. The targets depend on the level of the sound.
         Raises ValueError for audio shorter than the window.
@@ -108,7 +117,7 @@ class Regressors(nn.Module):
         return {name: self._at_latents(value, frames, size) for name, value in found.items()}
 
     def _at_latents(self, value: Tensor, frames: int, samples_per_latent: int) -> Tensor:
-        """Linear interpolation from the middles of the windows to those of the latents: (B, K, n) -> (B, T, n)."""
+        """Interpolate linearly from the middles of the windows to those of the latents: (B, K, n) -> (B, T, n)."""
         middle = (torch.arange(frames, device=value.device) + 0.5) * samples_per_latent
         position = ((middle - self.config.size / 2) / self.config.hop).clamp(0, value.shape[1] - 1)
         below = position.long().clamp(max=max(0, value.shape[1] - 2))
@@ -116,12 +125,12 @@ class Regressors(nn.Module):
         return torch.lerp(value[:, below], value[:, (below + 1).clamp(max=value.shape[1] - 1)], share)
 
     def forward(self, z: Tensor) -> dict[str, Tensor]:
-        """(B, T, C) -> what ``targets`` gives, as read from the latents."""
+        """Read from latents (B, T, C) what ``targets`` gives."""
         chroma = {name: self.heads[name](z) for name in self.bands}
         return {**chroma, "level": self.level(z)}
 
     def loss(self, z: Tensor, audio: Tensor, *, detach: bool) -> dict[str, Tensor]:
-        """Mean absolute errors by head; z (B, T, C), audio (B, N, 2) of whole latents."""
+        """Return mean absolute errors by head; z (B, T, C), audio (B, N, 2) of whole latents."""
         targets = self.targets(audio, z.shape[1], audio.shape[1] // z.shape[1])
         outputs = self(z.detach() if detach else z)
         return {name: F.l1_loss(outputs[name].float(), target) for name, target in targets.items()}
