@@ -21,9 +21,9 @@ from sa3_mlx.cli.fingerprint import fingerprint
 from sa3_mlx.cli.home import find_model
 from sa3_mlx.common.files.atomic import write_text
 from sa3_mlx.common.files.safetensors import TensorEntry, TensorFile, to_bf16_bits, write_tensors
+from sa3_mlx.common.installed import home, installed
 from sa3_mlx.common.model.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, expected_tensors
 from sa3_mlx.common.model.config import FORMAT, ModelConfig
-from sa3_mlx.common.model.installed import home, installed
 from sa3_mlx.common.model.presets import PRESETS
 from sa3_mlx.common.quant.format import Quantization
 

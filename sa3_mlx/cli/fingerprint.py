@@ -11,9 +11,9 @@ from pathlib import Path
 
 from sa3_mlx.common.files.atomic import write_json
 from sa3_mlx.common.files.safetensors import FLOATS, TensorFile, all_finite, file_hash
+from sa3_mlx.common.installed import home
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
 from sa3_mlx.common.model.config import ModelConfig
-from sa3_mlx.common.model.installed import home
 from sa3_mlx.common.quant.format import check_file
 
 

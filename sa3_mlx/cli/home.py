@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
+from sa3_mlx.common.installed import Model, default_model, installed, named_model
 from sa3_mlx.common.model.config import ModelConfig
-from sa3_mlx.common.model.installed import Model, default_model, installed, named_model
 
 
 def find_model(name: str | None, *, generates: bool) -> Model:

@@ -33,9 +33,9 @@ from sa3_mlx.common.files.wav import Subtype
 from sa3_mlx.common.generation.events import AudioChunk, Event
 from sa3_mlx.common.generation.memory import MemoryPlan, fit, predict, stored_weight_bytes, weight_bytes
 from sa3_mlx.common.generation.request import Request, Residency, validate
+from sa3_mlx.common.installed import Model
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
 from sa3_mlx.common.model.chunks import stream_chunk_frames
-from sa3_mlx.common.model.installed import Model
 from sa3_mlx.common.model.precision import Precision, allowed_precisions
 from sa3_mlx.common.text.tokenizer import Tokenizer
 from sa3_mlx.common.version import version

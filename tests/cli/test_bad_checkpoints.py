@@ -110,7 +110,7 @@ def test_a_damaged_model_is_skipped_as_the_default(own_home: Path, capfd: pytest
 def test_damage_is_what_is_refused_when_there_is_no_other_model(
     refused: Callable[..., str], own_home: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("sa3_mlx.common.model.installed.DEMO_FOLDER", own_home / "no-demo")
+    monkeypatch.setattr("sa3_mlx.common.installed.DEMO_FOLDER", own_home / "no-demo")
     shutil.rmtree(own_home / "models" / "only-autoencoder")
     truncate(own_home / LITTLE / "model.safetensors", 0.5)
     assert "truncated" in refused("generate", "rain")

@@ -12,9 +12,9 @@ import pytest
 
 from sa3_mlx.cli.home import find_model
 from sa3_mlx.cli.output.provenance import read_provenance
+from sa3_mlx.common import installed as models
 from sa3_mlx.common.files.audio import write_audio
 from sa3_mlx.common.files.safetensors import TensorFile
-from sa3_mlx.common.model import installed as models
 from sa3_mlx.common.model.lengths import longest
 from tests.support.command import AUTOENCODER, RATE, SMALL, Run, ok, read, use_home, write_tone
 from tests.support.tiny_checkpoint import write_checkpoint

@@ -13,8 +13,8 @@ import pytest
 import soundfile
 
 from sa3_mlx.cli.app import run
+from sa3_mlx.common import installed
 from sa3_mlx.common.files.audio import write_audio
-from sa3_mlx.common.model import installed
 from sa3_mlx.common.model.config import DiffusionConfig, DiTConfig, ModelConfig, SAMEConfig, TextEncoderConfig
 from sa3_mlx.common.model.presets import LOGSNR
 from tests.support.tiny_checkpoint import write_checkpoint

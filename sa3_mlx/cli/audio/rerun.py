@@ -20,7 +20,7 @@ from sa3_mlx.cli.run import Task, run
 from sa3_mlx.common.files.audio import Audio
 from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.generation.request import Request
-from sa3_mlx.common.model.installed import DAMAGE, Model, installed
+from sa3_mlx.common.installed import DAMAGE, Model, installed
 from sa3_mlx.common.version import version
 
 from .source import SourceFile

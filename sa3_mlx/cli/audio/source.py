@@ -11,8 +11,8 @@ import soundfile
 from sa3_mlx.common.files.audio import Audio, read_audio
 from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.files.wav import Subtype
+from sa3_mlx.common.installed import Model
 from sa3_mlx.common.model.config import ModelConfig
-from sa3_mlx.common.model.installed import Model
 from sa3_mlx.common.model.lengths import longest, samples_to_seconds
 
 INPUT = click.argument("input_file", metavar="INPUT", type=click.Path(path_type=Path))

@@ -10,7 +10,7 @@ import click
 from sa3_mlx.cli.home import find_model, first_command
 from sa3_mlx.cli.options import CommonOptions, TypedCommand
 from sa3_mlx.cli.output.progress import Progress
-from sa3_mlx.common.model.installed import installed, licence_page, models_folder
+from sa3_mlx.common.installed import installed, licence_page, models_folder
 from sa3_mlx.common.model.presets import PRESETS, REPOSITORIES
 
 if TYPE_CHECKING:

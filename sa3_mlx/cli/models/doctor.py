@@ -17,7 +17,7 @@ import click
 from sa3_mlx.cli import backend
 from sa3_mlx.cli.options import TypedCommand
 from sa3_mlx.cli.output.speaker import library
-from sa3_mlx.common.model.installed import home, installed, models_folder
+from sa3_mlx.common.installed import home, installed, models_folder
 from sa3_mlx.common.version import version
 
 _OPTIONAL = {"scipy": "train", "mido": "train"}  # package -> extra that brings it

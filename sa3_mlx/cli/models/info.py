@@ -17,8 +17,8 @@ from sa3_mlx.cli.output.provenance import Provenance, read_provenance
 from sa3_mlx.cli.output.report import share_text
 from sa3_mlx.common.files.audio import clipped_share, peak_db, read_audio, read_tags
 from sa3_mlx.common.files.safetensors import TensorFile
+from sa3_mlx.common.installed import Model
 from sa3_mlx.common.model.checkpoint import TOKENIZER_FILE, WEIGHTS_FILE, expected_tensors
-from sa3_mlx.common.model.installed import Model
 from sa3_mlx.common.model.lengths import longest
 from sa3_mlx.common.quant.format import Quantization
 from sa3_mlx.common.text.tokenizer import Tokenizer

@@ -8,9 +8,7 @@ from collections.abc import Sequence
 import click
 
 from sa3_mlx.cli.options import TypedCommand
-from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE, expected_tensors
-from sa3_mlx.common.model.config import ModelConfig
-from sa3_mlx.common.model.installed import (
+from sa3_mlx.common.installed import (
     DAMAGE,
     DEMO_FOLDER,
     default_models,
@@ -19,6 +17,8 @@ from sa3_mlx.common.model.installed import (
     models_folder,
     open_model,
 )
+from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE, expected_tensors
+from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.lengths import longest
 from sa3_mlx.common.model.presets import PRESETS, REPOSITORIES
 

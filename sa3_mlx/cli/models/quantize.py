@@ -14,7 +14,7 @@ from sa3_mlx.cli.home import find_model, first_command
 from sa3_mlx.cli.options import CommonOptions, TypedCommand
 from sa3_mlx.cli.output.progress import Progress
 from sa3_mlx.common.generation.clips import open_tokenizer
-from sa3_mlx.common.model.installed import Model, models_folder
+from sa3_mlx.common.installed import Model, models_folder
 from sa3_mlx.common.quant.calibration import CalibrationPrompt, read_prompts, usual_prompts
 from sa3_mlx.common.quant.recipes import GROUP, RECIPES, PartRecipe, Recipe, find_recipe, layers_of_recipe
 

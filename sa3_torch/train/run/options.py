@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from sa3_mlx.common.model.installed import named_model
+from sa3_mlx.common.installed import named_model
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False, exists=True)

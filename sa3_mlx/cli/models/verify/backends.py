@@ -16,7 +16,7 @@ from sa3_mlx.cli.models.measure import snr_db
 from sa3_mlx.common.generation.events import Conditioned, Finished, Stepped
 from sa3_mlx.common.generation.pipeline import BasePipeline
 from sa3_mlx.common.generation.request import Item, Request
-from sa3_mlx.common.model.installed import Model
+from sa3_mlx.common.installed import Model
 from sa3_mlx.common.model.lengths import seconds_to_samples
 
 from .golden import CaseResult

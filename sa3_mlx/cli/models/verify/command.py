@@ -11,8 +11,8 @@ from sa3_mlx.cli import backend, fingerprint
 from sa3_mlx.cli.home import find_model
 from sa3_mlx.cli.models.listing import table
 from sa3_mlx.cli.options import TypedCommand, given
+from sa3_mlx.common.installed import Model
 from sa3_mlx.common.model.config import ModelConfig
-from sa3_mlx.common.model.installed import Model
 
 from .backends import compare_autoencoders, compare_backends
 from .golden import AREAS, CaseResult, Golden
@@ -100,7 +100,7 @@ def _areas(
         elif config.diffusion is None and area != "same":
             yield CaseResult(area=area, case="all", skipped=f"{config.name} is an autoencoder alone")
         else:
-            yield from checks[area](golden, twin, folder, config)
+            yield from checks[area](golden, twin, folder)
 
 
 def _print(results: list[CaseResult], *, failures: bool) -> int:

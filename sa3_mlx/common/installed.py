@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sa3_mlx import assets
+from sa3_mlx.common.model.checkpoint import CONFIG_FILE
+from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.model.presets import PRESETS, REPOSITORIES
 from sa3_mlx.common.quant.format import check_folder
-
-from .checkpoint import CONFIG_FILE
-from .config import ModelConfig
-from .presets import PRESETS, REPOSITORIES
 
 DEMO = "demo"
 DEMO_FOLDER = assets.DEMO
