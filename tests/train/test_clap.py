@@ -14,9 +14,9 @@ pytest.importorskip("scipy", reason="the training extra is not installed")
 
 from sa3_mlx.common.files.safetensors import tensors_hash
 from sa3_mlx.common.schema import ConfigError
-from sa3_torch.train.clap.contrastive import alignment, info_nce, retrieval, uniformity
+from sa3_torch.train.clap.contrastive import alignment, draw_times, equal_captions, info_nce, retrieval, uniformity
 from sa3_torch.train.clap.network import MAX_SCALE, LatentClap
-from sa3_torch.train.clap.stage import ClapStage, draw_times, equal_captions
+from sa3_torch.train.clap.stage import ClapStage
 from sa3_torch.train.flow.path import interpolate
 from sa3_torch.train.run.parallel import BatchSlice
 from sa3_torch.weights import load_model, save_checkpoint

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.presets import PRESETS
-from sa3_mlx.common.schema import Config, ConfigError
+from sa3_mlx.common.schema import ConfigError
 from sa3_torch.same import SAME
 from sa3_torch.train.data.audio_data import open_audio
 from sa3_torch.train.data.augment import NO_AUGMENTATION, AugmentConfig

@@ -1,1 +1,1 @@
-"""Latent CLAP."""
+"""Train a CLAP on latents."""

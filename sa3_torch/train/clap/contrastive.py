@@ -1,4 +1,4 @@
-"""Contrastive losses and retrieval measures of sounds and texts, in fp32 [T6].
+"""Compute contrastive losses and retrieval measures of sounds and texts, in fp32 [T6].
 
 Shapes: B pairs, E size of the vectors; Q queries, N candidates. All vectors are of unit length.
 """
@@ -8,11 +8,36 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sa3_torch.train.data.batches import LatentBatch
+
 AT = (1, 5, 10)  # of recall; average precision is that at the last one
 
 
+def draw_times(count: int, noisy_share: float, random: torch.Generator) -> Tensor:
+    """Draw noise levels (count,): scrambled Sobol numbers in [0, 1), which spread evenly, for a share of the items.
+
+    The share is rounded down; its items are chosen at random, the others get 0.
+    """
+    noisy = int(count * noisy_share)
+    t = torch.zeros(count)
+    if noisy:
+        sobol = torch.quasirandom.SobolEngine(1, scramble=True, seed=int(torch.randint(2**31, (), generator=random)))
+        t[torch.randperm(count, generator=random)[:noisy]] = sobol.draw(noisy)[:, 0]
+    return t
+
+
+def equal_captions(batch: LatentBatch) -> Tensor:
+    """Return which pairs belong together: (B, B) bool, true where the canonical captions or the drawn texts
+    are equal."""
+    names = [item.captions[0] for item in batch.items]
+    number = torch.tensor([names.index(name) for name in names])
+    drawn = (batch.ids[:, None] == batch.ids[None]).all(-1)
+    return (number[:, None] == number[None]) | drawn
+
+
 def info_nce(audio: Tensor, text: Tensor, scale: Tensor, positives: Tensor) -> Tensor:
-    """Symmetric InfoNCE with several positives: -ln of their share of the softmax, averaged over both directions.
+    """Return symmetric InfoNCE with several positives: -ln of their share of the softmax, averaged over both
+    directions.
 
     audio, text (B, E); scale (1,); positives (B, B) bool, true on the diagonal and where captions are equal.
     """
@@ -26,19 +51,21 @@ def info_nce(audio: Tensor, text: Tensor, scale: Tensor, positives: Tensor) -> T
 
 
 def alignment(audio: Tensor, text: Tensor) -> Tensor:
-    """Mean of 1 - cosine over pairs: (B, E) each -> scalar."""
+    """Return the mean of 1 - cosine over pairs: (B, E) each -> scalar."""
     return (1 - (audio * text).sum(1)).mean()
 
 
 def uniformity(x: Tensor, y: Tensor, negatives: Tensor) -> Tensor:
-    """ln of the mean of exp(-2 |x_i - y_j|^2) over the pairs that ``negatives`` (B, B) marks; 0 where it marks none."""
+    """Return ln of the mean of exp(-2 |x_i - y_j|^2) over the pairs that ``negatives`` (B, B) marks; 0 where it marks
+    none."""
     kernel = torch.exp(4 * (x @ y.T - 1))  # |x - y|^2 = 2 - 2 x.y
     count = negatives.sum()
     return torch.log((kernel * negatives).sum() / count.clamp_min(1) + (count == 0))
 
 
 def retrieval(similarity: Tensor, relevant: Tensor) -> dict[str, float]:
-    """Recall at 1, 5, 10 ("r1": a relevant candidate is among the first) and mean average precision at 10 ("map10").
+    """Return recall at 1, 5, 10 ("r1": a relevant candidate is among the first) and mean average precision at 10
+    ("map10").
 
     similarity (Q, N), relevant (Q, N) bool with at least one candidate per query.
     """

@@ -1,4 +1,4 @@
-"""Latent CLAP: how well a text describes latents, at any noise level [T6].
+"""Define latent CLAP: how well a text describes latents, at any noise level [T6].
 
     clap = LatentClap.load(folder, autoencoder=model_folder)
     a = clap.embed_audio(latents, valid, t)          # gradients reach the latents
@@ -8,8 +8,8 @@
 A folder of format "sa3-clap/1" holds ``config.json``, ``model.safetensors`` and ``tokenizer.json``. It carries the
 frozen text encoder that it was trained on, so it needs no model beside it.
 
-Shapes: B batch, T latent frames, C latent channels, N tokens of P frames, D width, S text tokens, Dt text width,
-E size of the shared vectors. t = 0 is data, t = 1 noise.
+Shapes: B batch, T latent frames, C latent channels, N tokens of P frames, D width, S text tokens, Dt text width, E size
+of the shared vectors. t = 0 is data, t = 1 noise.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from sa3_mlx.common.files.atomic import new_folder
 from sa3_mlx.common.files.safetensors import TensorFile, array_entry, tensors_hash, write_tensors
 from sa3_mlx.common.model.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, check_tensors
-from sa3_mlx.common.model.config import HEAD_SIZE, TIMESTEP_FEATURES, TextEncoderConfig
+from sa3_mlx.common.model.config import HEAD_SIZE, TIMESTEP_FEATURES, ModelConfig, TextEncoderConfig
 from sa3_mlx.common.schema import Config, ConfigError
 from sa3_mlx.common.text.tokenizer import Tokenizer
 from sa3_torch.attention import attend
@@ -38,6 +39,7 @@ from sa3_torch.layers import MLP, RMSNorm, rope
 from sa3_torch.t5gemma import T5GemmaEncoder
 from sa3_torch.train.networks.blocks import ModulatedBlock
 from sa3_torch.train.run.settings import check
+from sa3_torch.weights import EMBEDDING, load_part
 
 CLAP_FORMAT = "sa3-clap/1"
 FIRST_SCALE, MAX_SCALE = 1 / 0.07, 100.0
@@ -46,7 +48,7 @@ _TEXT = "text_encoder."  # of the frozen encoder's tensors in the file
 
 @dataclass(frozen=True, kw_only=True)
 class TowerConfig(Config):
-    """Sizes of the networks that are trained."""
+    """Hold the sizes of the networks that are trained."""
 
     width: int  # of the audio tower and of the hidden layer of both projections
     depth: int
@@ -62,7 +64,7 @@ class TowerConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class LatentClapConfig(Config):
-    """One trained latent CLAP, and what it belongs to: hashes of ``tensors_hash``."""
+    """Describe one trained latent CLAP, and what it belongs to: hashes of ``tensors_hash``."""
 
     tower: TowerConfig
     latent_channels: int
@@ -72,7 +74,7 @@ class LatentClapConfig(Config):
 
 
 class AudioTower(nn.Module):
-    """A transformer over latents, told their noise level; the mean of its tokens is projected."""
+    """Run a transformer over latents, told their noise level; the mean of its tokens is projected."""
 
     def __init__(self, config: TowerConfig, latent_channels: int) -> None:
         super().__init__()
@@ -86,7 +88,8 @@ class AudioTower(nn.Module):
         self.projection = MLP(width, width, config.embedding, bias=True)
 
     def forward(self, x: Tensor, valid: Tensor, t: Tensor) -> Tensor:
-        """x (B, T, C), valid (B, T) bool, t (B,) -> (B, E). Raises ValueError for an item without a valid frame."""
+        """Embed x (B, T, C), valid (B, T) bool, t (B,) -> (B, E). Raises ValueError for an item without a
+        valid frame."""
         if not bool(valid.any(1).all()):
             items = (~valid.any(1)).nonzero().flatten().tolist()
             raise ValueError(f"item(s) {', '.join(map(str, items))} have no valid frame: leave them out")
@@ -103,8 +106,10 @@ class AudioTower(nn.Module):
 
 
 class LatentClap(nn.Module):
-    """Audio tower, text projection and the scale of their cosines. The frozen text encoder is no part of the module:
-    it is neither trained nor averaged nor in its state."""
+    """Hold audio tower, text projection and the scale of their cosines.
+
+    The frozen text encoder is no part of the module: it is neither trained nor averaged nor in its state.
+    """
 
     def __init__(self, config: LatentClapConfig, text_encoder: T5GemmaEncoder, tokenizer: Tokenizer) -> None:
         super().__init__()
@@ -115,24 +120,24 @@ class LatentClap(nn.Module):
         self._text_encoder = [text_encoder.eval().requires_grad_(False)]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """To another device, the text encoder comes along."""
+        """Move to another device, together with the text encoder."""
         self._text_encoder[0]._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
     @property
     def scale(self) -> Tensor:
-        """Of cosines in the softmax, at most 100: (1,)."""
+        """Return the scale of cosines in the softmax, at most 100: (1,)."""
         return self.log_scale.float().clamp_max(math.log(MAX_SCALE)).exp()
 
     def embed_audio(self, latents: Tensor, valid: Tensor, t: Tensor) -> Tensor:
-        """Latents (B, T, C) with noise of level t (B,), valid (B, T) bool -> unit vectors (B, E) float32.
+        """Embed latents (B, T, C) with noise of level t (B,), valid (B, T) bool -> unit vectors (B, E) float32.
 
-        What stands at frames that are not valid does not matter.
+        Values at frames that are not valid do not matter.
         """
         return F.normalize(self.audio(latents, valid, t).float(), dim=-1)
 
     def embed_text(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """ids (B, S) int, mask (B, S) bool, true at tokens -> unit vectors (B, E) float32."""
+        """Embed ids (B, S) int, mask (B, S) bool, true at tokens -> unit vectors (B, E) float32."""
         length = max(1, int(mask.sum(1).max()))  # padding is at the right and does not matter
         ids, mask = ids[:, :length], mask[:, :length]
         with torch.no_grad():
@@ -140,25 +145,25 @@ class LatentClap(nn.Module):
         return self.embed_states(states, mask)
 
     def embed_states(self, states: Tensor, mask: Tensor) -> Tensor:
-        """As ``embed_text``, of states (B, S, Dt) that the same text encoder gave."""
+        """Embed states (B, S, Dt) that the same text encoder gave, as ``embed_text`` does."""
         return F.normalize(self.text(_masked_mean(states, mask)).float(), dim=-1)
 
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Texts -> ids (B, S) and mask (B, S), on the device of the weights."""
+        """Turn texts into ids (B, S) and mask (B, S), on the device of the weights."""
         ids, mask = self.tokenizer.encode(texts)
         device = self.log_scale.device
         return torch.from_numpy(ids).long().to(device), torch.from_numpy(mask).to(device)
 
     def save(self, folder: Path, state: Mapping[str, Tensor], tokenizer_file: Path) -> None:
         """Write ``state``, weights of this module, in fp32, with the text encoder and its tokenizer."""
-        folder.mkdir(parents=True, exist_ok=True)
         encoder = {_TEXT + name: tensor for name, tensor in self._text_encoder[0].state_dict().items()}
         arrays = {name: tensor.detach().float().cpu().numpy() for name, tensor in {**state, **encoder}.items()}
         entries = [array_entry(name, array) for name, array in arrays.items()]
-        write_tensors(folder / WEIGHTS_FILE, entries, {"format": CLAP_FORMAT})
-        (folder / TOKENIZER_FILE).write_bytes(tokenizer_file.read_bytes())
         config = {"format": CLAP_FORMAT, **self.config.to_dict()}
-        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        with new_folder(folder) as made:
+            write_tensors(made / WEIGHTS_FILE, entries, {"format": CLAP_FORMAT})
+            (made / TOKENIZER_FILE).write_bytes(tokenizer_file.read_bytes())
+            (made / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path, *, autoencoder: Path | None = None, device: str = "cpu") -> Self:
@@ -205,7 +210,19 @@ def _read_config(folder: Path) -> LatentClapConfig:
     return LatentClapConfig.from_dict(data, where=str(path))
 
 
+def open_text_encoder(folder: Path, config: ModelConfig) -> T5GemmaEncoder:
+    """Open a text encoder with all its embeddings in memory, as they are exported.
+
+    Raises ValueError for an autoencoder without a diffusion model.
+    """
+    encoder = cast(T5GemmaEncoder, load_part(folder, config, "text_encoder", torch.device("cpu"), torch.float32))
+    with TensorFile.open(folder / WEIGHTS_FILE) as file:
+        encoder.embed_tokens = nn.Embedding.from_pretrained(torch.from_numpy(file.read(EMBEDDING)))
+    return encoder
+
+
 def _masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """(B, N, D) over the tokens that mask (B, N) has -> (B, D) float32; 0 where there are none (an empty text)."""
+    """Average (B, N, D) over the tokens that mask (B, N) has -> (B, D) float32; 0 where there are none (an
+    empty text)."""
     kept = torch.where(mask[..., None], x.float(), 0.0)
     return kept.sum(1) / mask.sum(1).clamp_min(1)[:, None]

@@ -1,7 +1,7 @@
-"""Latent CLAP: sounds and texts that belong together become close vectors [T6].
+"""Train latent CLAP: sounds and texts that belong together become close vectors [T6].
 
-One step: pre-encoded latents with captions; half of them clean, the others with noise of a level from a scrambled
-Sobol sequence; InfoNCE over the whole batch, whatever processes and micro-batches it is spread over. Clips with equal
+One step: pre-encoded latents with captions; half of them clean, the others with noise of a level from a scrambled Sobol
+sequence; InfoNCE over the whole batch, whatever processes and micro-batches it is spread over. Clips with equal
 captions belong together. The text encoder is that of a model folder and stays as it is.
 
 Shapes: B batch, T latent frames, C latent channels, E size of the shared vectors. t = 0 is data, t = 1 noise.
@@ -13,18 +13,16 @@ import math
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import click
 import torch
 from torch import Tensor, nn
 
-from sa3_mlx.common.files.safetensors import TensorFile, file_hash, tensors_hash
+from sa3_mlx.common.files.safetensors import file_hash, tensors_hash
 from sa3_mlx.common.generation.clips import open_tokenizer
 from sa3_mlx.common.model.checkpoint import TOKENIZER_FILE, WEIGHTS_FILE
 from sa3_mlx.common.model.config import ModelConfig
-from sa3_mlx.common.schema import Config, ConfigError
-from sa3_torch.t5gemma import T5GemmaEncoder
+from sa3_mlx.common.schema import ConfigError
 from sa3_torch.train.data.batches import LatentBatch, LatentBatches
 from sa3_torch.train.data.drawing import SharesConfig
 from sa3_torch.train.data.latents import LatentItem, LatentSet
@@ -40,11 +38,10 @@ from sa3_torch.train.run.parallel import BatchSlice
 from sa3_torch.train.run.plot import plot_matrix
 from sa3_torch.train.run.random import Purpose, generator, purpose_generator
 from sa3_torch.train.run.settings import check
-from sa3_torch.train.run.stage import Split, Stage, TrainConfig
-from sa3_torch.weights import EMBEDDING, load_part
+from sa3_torch.train.run.stage import Split, Stage, StageConfig
 
-from .contrastive import alignment, info_nce, retrieval, uniformity
-from .network import LatentClap, LatentClapConfig, TowerConfig
+from .contrastive import alignment, draw_times, equal_captions, info_nce, retrieval, uniformity
+from .network import LatentClap, LatentClapConfig, TowerConfig, open_text_encoder
 
 VALIDATION_TIMES = (0.0, 0.25, 0.5)
 VALIDATION_ROUNDS = 4  # with another clip of every caption and other noise
@@ -52,10 +49,9 @@ Vectors = tuple[Tensor, Tensor]  # of sounds and of texts, (B, E) each
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClapConfig(Config):
-    """Settings of ``sa3 train clap``."""
+class ClapConfig(StageConfig):
+    """Hold the settings of ``sa3 train clap``."""
 
-    train: TrainConfig
     optimizer: OptimizerConfig
     tower: TowerConfig
     max_frames: int  # of longer clips a random part is taken
@@ -77,7 +73,7 @@ class ClapConfig(Config):
 
 
 class ClapStage(Stage):
-    """``base`` gives the frozen text encoder and its tokenizer, and is the model whose latents these are."""
+    """Train on latents of the model ``base``, which gives the frozen text encoder and its tokenizer."""
 
     name = "clap"
     model: LatentClap
@@ -86,7 +82,7 @@ class ClapStage(Stage):
         super().__init__()
         self.config, self.latents, self.tokenizer_file = config, latents, base / TOKENIZER_FILE
         model_config = ModelConfig.load(base)
-        self.text_encoder = _open_text_encoder(base, model_config)
+        self.text_encoder = open_text_encoder(base, model_config)
         about = LatentClapConfig(
             tower=config.tower,
             latent_channels=latents.channels,
@@ -112,8 +108,10 @@ class ClapStage(Stage):
         self.rounds = self._rounds()
         self._kept: Vectors | None = None  # of the whole batch, before its micro-batches
 
+    # --- data ---------------------------------------------------------------------------------------------------------
+
     def _rounds(self) -> list[list[LatentItem]]:
-        """One clip for each of some held-out captions; in every round another clip where there are several."""
+        """Choose one clip for each of some held-out captions; in every round another clip where there are several."""
         clips: dict[str, list[LatentItem]] = defaultdict(list)
         for item in self.latents.items:
             if item.split == "validation" and item.captions:
@@ -133,8 +131,10 @@ class ClapStage(Stage):
             for name, items in (("train", self.batches.items), ("validation", held_out))
         )
 
+    # --- losses -------------------------------------------------------------------------------------------------------
+
     def losses(self, step: int) -> dict[str, Tensor]:
-        """Of the whole batch, which this process knows; its own rows carry the gradient."""
+        """Return the terms of the whole batch, which this process knows; its own rows carry the gradient."""
         config, batch = self.config, self.batches.batch(step)
         audio, text = self._of_whole_batch(self._embed(batch, step, self.batch_slice))
         positives = equal_captions(batch).to(self.device)
@@ -150,13 +150,13 @@ class ClapStage(Stage):
         return {name: self.weighted(name, weight, value) for name, (weight, value) in terms.items()}
 
     def prepare(self, step: int, slices: list[BatchSlice]) -> None:
-        """Vectors of the whole batch: each micro-batch has its gradient against all others."""
+        """Keep the vectors of the whole batch: each micro-batch has its gradient against all others."""
         batch = self.batches.batch(step)
         audio, text = zip(*(self._embed(batch, step, each) for each in slices), strict=True)
         self._kept = parallel.gather_rows(torch.cat(audio)), parallel.gather_rows(torch.cat(text))
 
     def _embed(self, batch: LatentBatch, step: int, batch_slice: BatchSlice) -> Vectors:
-        """Vectors of a slice, with the times and the noise of the global batch."""
+        """Embed a slice, with the times and the noise of the global batch."""
         seed, rows = self.config.train.seed, batch_slice.rows(len(batch.items))
         t = draw_times(len(batch.items), self.config.noisy_share, purpose_generator(seed, Purpose.CLAP_TIMES, step))
         noise = torch.randn(batch.latents.shape, generator=purpose_generator(seed, Purpose.CLAP_NOISE, step))
@@ -167,7 +167,8 @@ class ClapStage(Stage):
             return self.model.embed_audio(interpolate(z, eps, t), valid, t), self.model.embed_text(ids, mask)
 
     def _of_whole_batch(self, own: Vectors) -> Vectors:
-        """Rows of this slice -> those of all, with a gradient that is the sum over what each slice says of them."""
+        """Put the rows of this slice among those of all, with a gradient that is the sum over what each slice says of
+        them."""
         if self.config.train.accumulate == 1:
             return parallel.gather_rows(own[0]), parallel.gather_rows(own[1])
         count = self.batch_slice.world
@@ -181,8 +182,11 @@ class ClapStage(Stage):
 
         return put(kept[0], own[0]), put(kept[1], own[1])
 
+    # --- validation and export ----------------------------------------------------------------------------------------
+
     def validate(self) -> dict[str, float]:
-        """Retrieval among held-out captions in both directions, by noise level; the scale; uniformity at level 0."""
+        """Measure retrieval among held-out captions in both directions, by noise level; the scale; uniformity at level
+        0."""
         sums: dict[str, float] = defaultdict(float)
         for turn in range(VALIDATION_ROUNDS):
             for time in VALIDATION_TIMES:
@@ -199,9 +203,11 @@ class ClapStage(Stage):
         return {**sums, "scale": float(self.model.scale)}
 
     def _held_out(self, turn: int, time: float) -> Vectors:
-        """Vectors of the clips of a round, with noise of level ``time``, and of their canonical captions."""
+        """Embed the clips of a round, with noise of level ``time``, and their canonical captions."""
         items, seed = self.rounds[turn], self.config.train.seed + 1
-        z, valid = pad_latents(self.latents, items, self.config.max_frames)
+        parts = [self.latents.read(item, 0, self.config.max_frames) for item in items]
+        z = nn.utils.rnn.pad_sequence(parts, batch_first=True)
+        valid = torch.arange(z.shape[1]) < torch.tensor([len(part) for part in parts])[:, None]
         noise = torch.randn(z.shape, generator=purpose_generator(seed, Purpose.CLAP_NOISE, turn))
         t = torch.full((len(items),), time)
         x, found = interpolate(z, noise, t), []
@@ -211,7 +217,7 @@ class ClapStage(Stage):
         return torch.cat(found), self.model.embed_text(*self.model.encode([item.captions[0] for item in items]))
 
     def demo(self, folder: Path, step: int) -> None:
-        """A picture of how similar held-out captions and clips are."""
+        """Draw a picture of how similar held-out captions and clips are."""
         audio, text = self._held_out(0, 0.0)
         names = [item.captions[0] for item in self.rounds[0]]
         similarity = (text.double() @ audio.double().T).cpu().numpy()
@@ -219,40 +225,6 @@ class ClapStage(Stage):
 
     def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
         self.model.save(folder, weights, self.tokenizer_file)
-
-
-def draw_times(count: int, noisy_share: float, random: torch.Generator) -> Tensor:
-    """(count,) noise levels: a share of the items, rounded down and chosen at random, gets scrambled Sobol numbers in
-    [0, 1), which spread evenly; the others 0."""
-    noisy = int(count * noisy_share)
-    t = torch.zeros(count)
-    if noisy:
-        sobol = torch.quasirandom.SobolEngine(1, scramble=True, seed=int(torch.randint(2**31, (), generator=random)))
-        t[torch.randperm(count, generator=random)[:noisy]] = sobol.draw(noisy)[:, 0]
-    return t
-
-
-def equal_captions(batch: LatentBatch) -> Tensor:
-    """Which pairs belong together: (B, B) bool, true where the canonical captions or the drawn texts are equal."""
-    names = [item.captions[0] for item in batch.items]
-    number = torch.tensor([names.index(name) for name in names])
-    drawn = (batch.ids[:, None] == batch.ids[None]).all(-1)
-    return (number[:, None] == number[None]) | drawn
-
-
-def pad_latents(latents: LatentSet, items: list[LatentItem], max_frames: int) -> tuple[Tensor, Tensor]:
-    """The beginnings of these items: latents (B, T, C) and valid (B, T)."""
-    parts = [latents.read(item, 0, max_frames) for item in items]
-    valid = nn.utils.rnn.pad_sequence([torch.ones(len(part), dtype=torch.bool) for part in parts], batch_first=True)
-    return nn.utils.rnn.pad_sequence(parts, batch_first=True), valid
-
-
-def _open_text_encoder(folder: Path, config: ModelConfig) -> T5GemmaEncoder:
-    """With all its embeddings in memory, as they are exported. Raises ValueError for an autoencoder alone."""
-    encoder = cast(T5GemmaEncoder, load_part(folder, config, "text_encoder", torch.device("cpu"), torch.float32))
-    with TensorFile.open(folder / WEIGHTS_FILE) as file:
-        encoder.embed_tokens = nn.Embedding.from_pretrained(torch.from_numpy(file.read(EMBEDDING)))
-    return encoder
 
 
 @stage_command("clap")

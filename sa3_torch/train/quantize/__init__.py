@@ -1,1 +1,1 @@
-"""Quantization-aware tuning."""
+"""Tune models on the grid of their quantization."""

@@ -1,6 +1,6 @@
-"""What quantization needs to know from runs of a DiT: errors, sensitivities and Hessians of its layers.
+"""Find what quantization needs to know from runs of a DiT: errors, sensitivities and Hessians of its layers.
 
-The twin of what ``sa3_mlx.quantize`` does inside, for tuning to start from the same weights.
+It is the twin of what ``sa3_mlx.quantize`` does inside, for tuning to start from the same weights.
 
 Shapes: B batch, T latent frames, C latent channels, O outputs, I inputs.
 """
@@ -30,20 +30,20 @@ Storages = Mapping[str, Storage]  # of scales and biases, by path
 
 
 def velocity_at(dit: DiT, state: State) -> Tensor:
-    """(B, T, C) fp32 that this DiT gives at a state of another one."""
+    """Return the velocity (B, T, C) fp32 that this DiT gives at a state of another one."""
     velocity: Tensor = dit(state.x, torch.from_numpy(state.t).to(state.x.device), dit.prepare(state.cond))
     return velocity.float()
 
 
 @torch.no_grad()
 def velocity_error(dit: DiT, states: Sequence[State]) -> float:
-    """Relative L2 error of the velocities over all states."""
+    """Return the relative L2 error of the velocities over all states."""
     wrong = sum(float((velocity_at(dit, state) - state.velocity).square().sum()) for state in states)
     return math.sqrt(wrong / sum(float(state.velocity.square().sum()) for state in states))
 
 
 def layer_at(dit: nn.Module, path: str) -> nn.Linear:
-    """The layer of a checkpoint path such as "dit.layers.0.ff.proj_in"."""
+    """Return the layer of a checkpoint path such as "dit.layers.0.ff.proj_in"."""
     return cast(nn.Linear, dit.get_submodule(path.removeprefix("dit.")))
 
 
@@ -51,7 +51,7 @@ def layer_at(dit: nn.Module, path: str) -> nn.Linear:
 def sensitive_grids(
     dit: DiT, states: Sequence[State], paths: Sequence[str], storages: Storages, target: float
 ) -> dict[str, Grid]:
-    """Bits for each layer by what it alone does to the velocity; see ``choose_bits``."""
+    """Choose bits for each layer by what its rounding by itself does to the velocity; see ``choose_bits``."""
     chosen = states[:: max(1, len(states) // SENSITIVITY_STATES)]
     damage: dict[str, dict[int, float]] = {}
     for path in paths:
@@ -70,7 +70,7 @@ def sensitive_grids(
 def gptq_starts(
     dit: DiT, states: Sequence[State], grids: Mapping[str, Grid], storages: Storages
 ) -> Iterator[tuple[str, Packed, Float]]:
-    """Path, GPTQ's packed weights and the (O, I) values that it rounded to them, for every layer with a grid."""
+    """Yield path, GPTQ's packed weights and the (O, I) values that it rounded to them, for every layer with a grid."""
     for paths in passes({path: layer_at(dit, path).in_features for path in grids}):
         for path, hessian in hessians(dit, states, paths).items():
             grid, storage = grids[path], storages[path]
@@ -81,15 +81,15 @@ def gptq_starts(
 
 @torch.no_grad()
 def hessians(dit: DiT, states: Sequence[State], paths: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-    """Sum of x x^T over the inputs x of each layer, in all states: (I, I) by path."""
+    """Return the sum of x x^T over the inputs x of each layer, in all states: (I, I) by path."""
     with _watched(dit, paths) as watches:
         for state in states:
             velocity_at(dit, state)
     return {path: watch.total.cpu().numpy().astype(np.float64) for path, watch in watches.items()}
 
 
-class _Watch(nn.Module):
-    """A linear map that sums the outer products of its inputs.
+class InputProducts(nn.Module):
+    """Sum the outer products of the inputs of a linear map.
 
     The last block asks some of its layers for some tokens twice, as it takes rows of a matrix past the others.
     """
@@ -107,8 +107,9 @@ class _Watch(nn.Module):
 
 
 @contextmanager
-def _watched(dit: DiT, paths: Sequence[str]) -> Iterator[dict[str, _Watch]]:
-    watches = {path: _Watch(layer_at(dit, path)) for path in paths}
+def _watched(dit: DiT, paths: Sequence[str]) -> Iterator[dict[str, InputProducts]]:
+    """Put ``InputProducts`` in place of some layers."""
+    watches = {path: InputProducts(layer_at(dit, path)) for path in paths}
     try:
         for path, watch in watches.items():
             dit.set_submodule(path.removeprefix("dit."), watch)

@@ -1,9 +1,9 @@
-"""Quantization-aware tuning: the DiT learns to say on the runtime's grid what it said in full precision.
+"""Tune for quantization: the DiT learns to say on the runtime's grid what it said in full precision [T9].
 
 Teacher: the checkpoint itself. Student: the same DiT whose layers read as quantized values, with a straight-through
 gradient; it starts from the weights that the recipe makes, by rounding or by GPTQ. Neither sounds nor captions are
 needed: states come from the teacher's own runs over calibration prompts, some of them moved by one step of the
-student's error. Everything but the quantized matrices stays as it is [T9].
+student's error. Everything but the quantized matrices stays as it is.
 
     loss = mean |v_student - v_teacher|^2 + end_weight mean |x - t v_student - end of the teacher's run|^2
 
@@ -26,12 +26,11 @@ from torch import Tensor, nn
 
 from sa3_mlx.common.generation.clips import open_tokenizer
 from sa3_mlx.common.model.config import ModelConfig
-from sa3_mlx.common.quant.affine import Float, Packed, Storage
 from sa3_mlx.common.quant.calibration import CalibrationPrompt, continued, read_prompts, requests, usual_prompts
 from sa3_mlx.common.quant.format import Grid
 from sa3_mlx.common.quant.recipes import find_recipe, layers_of
-from sa3_mlx.common.quant.writer import Quantizer, VelocityReport, check_source, nearest, write_quantized
-from sa3_mlx.common.schema import Config, ConfigError
+from sa3_mlx.common.quant.writer import Quantizer, VelocityReport, check_source, nearest, packed_before, write_quantized
+from sa3_mlx.common.schema import ConfigError
 from sa3_torch.dit import Conditioning, DiT
 from sa3_torch.fake_quant import add_fake_quant, fake_quant, latent_weight
 from sa3_torch.pipeline import Pipeline
@@ -42,17 +41,16 @@ from sa3_torch.train.run.optimizers import Group, OptimizerConfig
 from sa3_torch.train.run.options import FILE, MODEL
 from sa3_torch.train.run.random import step_generator
 from sa3_torch.train.run.settings import check
-from sa3_torch.train.run.stage import Split, Stage, TrainConfig
+from sa3_torch.train.run.stage import Split, Stage, StageConfig
 from sa3_torch.trajectory import State, visit
 
 from .calibrate import gptq_starts, layer_at, sensitive_grids, velocity_at, velocity_error
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizeConfig(Config):
-    """Settings of ``sa3 train quantize``. A batch is so many states, of up to four clips each."""
+class QuantizeConfig(StageConfig):
+    """Hold the settings of ``sa3 train quantize``. A batch is so many states, of up to four clips each."""
 
-    train: TrainConfig
     optimizer: OptimizerConfig
     recipe: str  # of ``sa3 quantize``: bits of every layer, and how the weights begin
     rounds: int  # runs over the calibration prompts, each with seeds of its own
@@ -69,6 +67,8 @@ class QuantizeConfig(Config):
 
 
 class QuantizeStage(Stage):
+    """Tune a student on states of its teacher's runs."""
+
     name = "quantize"
 
     def __init__(self, folder: Path, config: QuantizeConfig, prompts: tuple[CalibrationPrompt, ...]) -> None:
@@ -98,8 +98,10 @@ class QuantizeStage(Stage):
             self._start_from_gptq()
         self.frozen_from = round((1 - config.frozen_share) * config.train.steps)
 
+    # --- data ---------------------------------------------------------------------------------------------------------
+
     def _visited(self, prompts: tuple[CalibrationPrompt, ...], number: int, *, held_out: bool) -> Iterator[State]:
-        """The first clips twice, then with their first half kept."""
+        """Yield the states of runs over the prompts; the first clips come twice, then with their first half kept."""
         first, *_ = runs = requests(prompts, self.model_config, held_out=held_out)
         for request in runs:
             items = tuple(replace(item, seed=item.seed + 10_000 * number) for item in request.items)
@@ -109,28 +111,30 @@ class QuantizeStage(Stage):
                 yield from visit(self.pipeline, continued(run, self.pipeline.generate(run).audio))
 
     def _with_context(self, state: State) -> State:
-        """Zeros for no context are the same to the model, and every parameter has a part in every loss."""
+        """Put zeros where there is no context: the same to the model, and every parameter has a part in every loss."""
         if state.cond.context is not None:
             return state
         seconds = state.cond.seconds  # (B, D)
         return replace(state, cond=replace(state.cond, context=torch.zeros_like(seconds)[:, None]))
 
     def data(self) -> tuple[Split, ...]:
-        """States of the teacher's own runs."""
+        """Count states of the teacher's own runs."""
         rate = self.model_config.frames_per_second
         return tuple(
             Split(name=name, items=len(states), seconds=sum(s.x.shape[0] * s.x.shape[1] for s in states) / rate)
             for name, states in (("states", self.states), ("held-out states", self.held_out))
         )
 
+    # --- the student --------------------------------------------------------------------------------------------------
+
     def _grids(self) -> dict[str, Grid]:
-        """Equal bits, or as many for each layer as the velocity asks for."""
+        """Return equal bits, or as many for each layer as the velocity asks for."""
         if self.dit_recipe.target is None:
             return dict.fromkeys(self.paths, self.dit_recipe.grid)
         return sensitive_grids(self.teacher, self.states, self.paths, self.storages, self.dit_recipe.target)
 
     def _student(self) -> DiT:
-        """The teacher's weights; the quantized matrices alone are trained."""
+        """Copy the teacher; only the quantized matrices are trained."""
         student = copy.deepcopy(self.teacher).requires_grad_(False)
         for path, grid in self.grids.items():
             layer = layer_at(student, path)
@@ -140,7 +144,7 @@ class QuantizeStage(Stage):
 
     @torch.no_grad()
     def _start_from_gptq(self) -> None:
-        """Its values, before they were rounded, on its grid."""
+        """Start from the values that GPTQ rounded, on its grid."""
         for path, packed, values in gptq_starts(self.teacher, self.states, self.grids, self.storages):
             layer = layer_at(self.student, path)
             fake_quant(layer).hold(packed)
@@ -151,6 +155,8 @@ class QuantizeStage(Stage):
         for path in self.grids:
             layer = layer_at(self.student, path)
             fake_quant(layer).freeze(parallel.whole(latent_weight(layer)))
+
+    # --- losses -------------------------------------------------------------------------------------------------------
 
     def losses(self, step: int) -> dict[str, Tensor]:
         random, batch = step_generator(self.config.train.seed, step), self.config.train.batch
@@ -174,13 +180,16 @@ class QuantizeStage(Stage):
 
     @torch.no_grad()
     def _moved(self, state: State) -> State:
-        """The state that the student would come to instead, by its own error over one step; the teacher says more."""
+        """Return the state that the student would come to instead, by its error over one step, with the teacher's
+        velocity."""
         step = 1 / self.model_config.usual_sampling.steps
         moved = replace(state, x=state.x + step * (velocity_at(self.student, state) - state.velocity))
         return replace(moved, velocity=velocity_at(self.teacher, moved))
 
+    # --- validation and export ----------------------------------------------------------------------------------------
+
     def validate(self) -> dict[str, float]:
-        """Error on runs of other prompts, that of rounding without tuning, and where tuning began."""
+        """Return the error on runs of other prompts, that of rounding without tuning, and where tuning began."""
         error = velocity_error(self.student, self.held_out)
         return {
             "velocity_error": error,
@@ -191,7 +200,8 @@ class QuantizeStage(Stage):
 
     @torch.no_grad()
     def demo(self, folder: Path, step: int) -> None:
-        """The end of a run that was not trained on, as the teacher and as the student sees it, one after the other."""
+        """Write the end of a run that was not trained on, as the teacher and as the student sees it, one after the
+        other."""
         state = next(s for s in reversed(self.held_out) if s.cond is self.held_out[0].cond)
         t = torch.from_numpy(state.t).to(state.x.device)[:, None, None]
         same = self.pipeline.autoencoder("decoder")
@@ -208,7 +218,7 @@ class QuantizeStage(Stage):
 
     @torch.no_grad()
     def export(self, folder: Path, weights: dict[str, Tensor]) -> None:  # noqa: ARG002 (the student holds them too)
-        """A quantized checkpoint whose packed weights are the values of the forward pass."""
+        """Write a quantized checkpoint whose packed weights are the values of the forward pass."""
         quantizers: dict[str, Quantizer] = {}
         grids: dict[str, Grid] = {}
         for part, recipe in self.recipe.parts().items():
@@ -218,7 +228,7 @@ class QuantizeStage(Stage):
         for path, grid in self.grids.items():
             layer = layer_at(self.student, path)
             grids[path] = grid
-            quantizers[path] = partial(_known, packed=fake_quant(layer).packed(latent_weight(layer)))
+            quantizers[path] = partial(packed_before, packed=fake_quant(layer).packed(latent_weight(layer)))
         steps = sorted({state.index for state in self.held_out})
         velocity = VelocityReport(
             prompts=self.prompts,
@@ -239,12 +249,8 @@ class QuantizeStage(Stage):
         )
 
 
-def _known(weight: Float, storage: Storage, *, packed: Packed) -> Packed:  # noqa: ARG001 (as every quantizer)
-    return packed
-
-
 def _over_valid(values: Tensor, cond: Conditioning) -> Tensor:
-    """Mean over the frames that are real."""
+    """Average over the frames that are real."""
     if cond.valid is None:
         return values.mean()
     return (values.mean(-1) * cond.valid).sum() / cond.valid.sum()
