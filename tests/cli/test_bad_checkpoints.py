@@ -199,7 +199,7 @@ def varied(shared_home: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
         ("request.inpaint", {"regions": [[1]]}),
         ("request.sampling.guidance", {"strength": 1}),
         ("item", 1),
-        ("format", 3),
+        ("format", "sa3-sound/3"),
         ("model", None),
     ],
 )

@@ -24,7 +24,7 @@ FIELDS = frozenset((*_CLIP, *_SAMPLING, *_REQUEST, *_RUNTIME, *_OUTPUT, *_MODEL,
 
 
 def is_first(data: dict[str, Any]) -> bool:
-    """Return whether these are tags of the first layout: it has no number, and its format is that of the samples."""
+    """Return whether these are tags of the first layout, whose ``format`` is that of the samples."""
     return "request" not in data
 
 
@@ -45,7 +45,7 @@ def upgrade(data: dict[str, Any]) -> dict[str, Any]:
 
     level, regions, name = data["noise_level"], data["regions"], data["input"]
     return {
-        "format": 2,
+        "format": "sa3-sound/2",
         **take("sa3", "command"),
         "item": item,
         "request": {

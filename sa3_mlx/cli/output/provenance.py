@@ -73,7 +73,7 @@ class Provenance(Config):
     The whole batch and its chunks belong to it, as they set the rounding.
     """
 
-    format: Literal[2] = 2
+    format: Literal["sa3-sound/2"] = "sa3-sound/2"
     sa3: str  # version
     command: CommandName
     item: int  # the clip's place in the batch
