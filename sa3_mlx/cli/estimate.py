@@ -11,7 +11,7 @@ from sa3_mlx.common.model.config import ModelConfig
 
 from . import backend
 
-# fp32 operations a second with the reference BLAS of MLX's Linux wheel; with the demo 2e9 to 3.4e9 were measured
+# fp32 operations a second with the reference BLAS of MLX's Linux wheel [P5.1]; in whole runs of the demo 2e9 to 3.4e9
 RATE = 3e9
 _EVALUATIONS = {"rk4": 4}  # of the network in a step, where it is not one
 
