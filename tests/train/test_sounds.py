@@ -163,7 +163,7 @@ def test_missing_program_font_and_samples_give_one_line(tmp_path, monkeypatch):
 def test_fluidsynth_plays_what_is_written():
     written = [("piano", 48), ("violin", 71), ("organ", 60)]
     events = [
-        sounds.Event(program=sounds.INSTRUMENTS[name], keys=(midi,), velocity=100, seconds=0.8)
+        sounds.MidiEvent(program=sounds.INSTRUMENTS[name], keys=(midi,), velocity=100, seconds=0.8)
         for name, midi in written
     ]
     slots = sounds.render_midi(events, sounds.DEFAULT_FONT)

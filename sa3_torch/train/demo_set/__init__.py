@@ -1,1 +1,1 @@
-"""What the demo model is trained on."""
+"""Make the sounds that the demo model is trained on."""

@@ -1,8 +1,8 @@
-"""The demo set: half an hour of captioned sounds, rendered from our own MIDI with fluidsynth and from numpy synthesis.
+"""Render the demo set: half an hour of captioned sounds, from our own MIDI by fluidsynth and from numpy synthesis.
 
-Notes and chords of General MIDI instruments, drums (sound font kits and synthesis), noises, and optionally
-Sonic Pi one-shots without captions as extra autoencoder material. Captions state only what was written.
-Validation holds out whole (instrument, pitch) and (instrument, chord) pairs; drums and noises by variation.
+Notes and chords of General MIDI instruments, drums (sound font kits and synthesis), noises, and optionally Sonic Pi
+one-shots without captions as extra autoencoder material. Captions state only what was written. Validation holds out
+whole (instrument, pitch) and (instrument, chord) pairs; drums and noises by variation.
 
 Command: ``python -m sa3_torch.train.demo_set.sounds OUT`` (half a minute). Deterministic for a seed and a sound font.
 """
@@ -73,8 +73,8 @@ SLOT_SECONDS, LEAD_SECONDS = 6.0, 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Event:
-    """One slot of a MIDI file: keys struck together on a program; ``drums`` plays on channel 10."""
+class MidiEvent:
+    """Describe one slot of a MIDI file: keys struck together on a program; ``drums`` plays on channel 10."""
 
     program: int
     keys: tuple[int, ...]
@@ -84,22 +84,27 @@ class Event:
 
 
 def note_name(midi: int) -> str:
-    """Scientific pitch name with sharps: 60 -> "C4"."""
+    """Return the scientific pitch name with sharps: 60 -> "C4"."""
     return f"{NAMES[midi % 12]}{midi // 12 - 1}"
 
 
 def note_captions(instrument: str, midi: int) -> tuple[str, ...]:
+    """Return the canonical caption of a note, then others."""
     name = note_name(midi)
     return (f"{instrument} note {name}", f"{instrument} {name}", f"{name} {instrument}", f"{name} {instrument} note")
 
 
 def chord_captions(instrument: str, root: int, quality: str) -> tuple[str, ...]:
+    """Return the canonical caption of a chord, then others."""
     name = f"{NAMES[root % 12]} {quality}"
     return (f"{instrument} chord {name}", f"{instrument} {name}", f"{name} {instrument}", f"{name} chord {instrument}")
 
 
-def render_midi(events: Sequence[Event], font: Path) -> list[Audio]:
-    """Play each event dry in a slot of its own; returns one mono slot of SLOT_SECONDS per event."""
+def render_midi(events: Sequence[MidiEvent], font: Path) -> list[Audio]:
+    """Play each event dry in a slot of its own; return one mono slot of SLOT_SECONDS per event.
+
+    Raises FileNotFoundError when fluidsynth or the font are missing, RuntimeError when rendering fails.
+    """
     import mido
 
     program = shutil.which("fluidsynth")
@@ -155,7 +160,7 @@ def _held_out(seed: int, purpose: int, index: int, count: int, choices: int) -> 
 
 
 def held_out_notes(seed: int) -> list[tuple[str, int]]:
-    """The (instrument, MIDI pitch) pairs that no training clip of this seed has."""
+    """Return the (instrument, MIDI pitch) pairs that no training clip of this seed has."""
     return [
         (instrument, PITCHES[0] + offset)
         for index, instrument in enumerate(INSTRUMENTS)
@@ -164,7 +169,7 @@ def held_out_notes(seed: int) -> list[tuple[str, int]]:
 
 
 def held_out_chords(seed: int) -> list[tuple[str, int, str]]:
-    """The (instrument, MIDI root, quality) triples that no training clip of this seed has."""
+    """Return the (instrument, MIDI root, quality) triples that no training clip of this seed has."""
     kinds = [(root, quality) for root in range(48, 60) for quality in TRIADS]
     return [
         (instrument, *kinds[choice])
@@ -174,11 +179,12 @@ def held_out_chords(seed: int) -> list[tuple[str, int, str]]:
 
 
 def notes(seed: int, font: Path) -> Iterator[Draft]:
+    """Yield notes of every instrument and pitch."""
     for index, (instrument, program) in enumerate(INSTRUMENTS.items()):
         rng = generator(seed, Purpose.NOTE, index)
         pitches = [midi for midi in PITCHES for _ in range(NOTES_PER_PITCH)]
         events = [
-            Event(program=program, keys=(m,), velocity=int(rng.integers(60, 121)), seconds=rng.uniform(0.4, 2.5))
+            MidiEvent(program=program, keys=(m,), velocity=int(rng.integers(60, 121)), seconds=rng.uniform(0.4, 2.5))
             for m in pitches
         ]
         held = _held_out(seed, Purpose.NOTE, index, HELD_OUT_PITCHES, len(PITCHES))
@@ -197,12 +203,13 @@ def notes(seed: int, font: Path) -> Iterator[Draft]:
 
 
 def chords(seed: int, font: Path) -> Iterator[Draft]:
+    """Yield triads of every chord instrument and root."""
     for index, instrument in enumerate(CHORD_INSTRUMENTS):
         rng = generator(seed, Purpose.CHORD, index)
         kinds = [(root, quality) for root in range(48, 60) for quality in TRIADS]
         takes = [(kind, take) for kind in range(len(kinds)) for take in range(2)]
         events = [
-            Event(
+            MidiEvent(
                 program=INSTRUMENTS[instrument],
                 keys=tuple(kinds[k][0] + i for i in TRIADS[kinds[k][1]]),
                 velocity=int(rng.integers(60, 121)),
@@ -241,11 +248,11 @@ def _drum(seed: int, label: str, name: str, split: str, audio: Audio) -> Draft:
 
 
 def kit_drums(seed: int, font: Path) -> Iterator[Draft]:
-    """Hits of the sound font's kits; a sound that two kits share is kept once, so that the split cannot leak."""
+    """Yield hits of the sound font's kits; a sound that two kits share is kept once, so that the split cannot leak."""
     rng = generator(seed, Purpose.DRUM)
     hits = [(label, kit, key) for label, keys in DRUM_KEYS.items() for kit in KITS for key in keys]
     events = [
-        Event(program=kit, keys=(key,), velocity=velocity, seconds=1.0, drums=True)
+        MidiEvent(program=kit, keys=(key,), velocity=velocity, seconds=1.0, drums=True)
         for _, kit, key in hits
         for velocity in (int(rng.integers(70, 96)), int(rng.integers(100, 128)))
     ]
@@ -265,7 +272,7 @@ def kit_drums(seed: int, font: Path) -> Iterator[Draft]:
 
 
 def synthesised(seed: int) -> Iterator[Draft]:
-    """Drums and noises that need numpy alone; every tenth variation is held out."""
+    """Yield the drums and noises that need only numpy; every tenth variation is held out."""
     for index, (label, recipe) in enumerate(DRUMS.items()):
         for i in range(SYNTHESISED_PER_DRUM):
             audio = recipe(generator(seed, Purpose.SYNTH, index, i))
@@ -286,7 +293,8 @@ def synthesised(seed: int) -> Iterator[Draft]:
 
 
 def samples(seed: int, folder: Path) -> Iterator[Draft]:
-    """FLAC one-shots without captions, first 4 s each, for the autoencoder alone; the file's hash decides the split."""
+    """Yield FLAC one-shots without captions, first 4 s each, only for the autoencoder; the file's hash decides the
+    split."""
     import soundfile
 
     files = sorted(folder.glob("*.flac"))
@@ -312,10 +320,10 @@ def samples(seed: int, folder: Path) -> Iterator[Draft]:
 
 
 def render_demo_set(folder: Path, *, seed: int, font: Path | None, samples_folder: Path | None) -> ClipSet:
-    """Render the demo set into a cache folder (clips.py) and open it.
+    """Render the demo set into a cache folder (see clip_cache.py) and open it.
 
-    ``font`` None: only what numpy synthesises (drums and noises). ``samples_folder`` None: no extra one-shots.
-    Raises FileNotFoundError when fluidsynth, the font or the samples are missing, RuntimeError when rendering fails.
+    ``font`` None: only what numpy synthesises (drums and noises). ``samples_folder`` None: no extra one-shots. Raises
+    FileNotFoundError when fluidsynth, the font or the samples are missing, RuntimeError when rendering fails.
     """
     drafts: list[Draft] = []
     if font is not None:
@@ -325,7 +333,7 @@ def render_demo_set(folder: Path, *, seed: int, font: Path | None, samples_folde
     if samples_folder is not None:
         drafts += samples(seed, samples_folder)
     about = {
-        "recipe": "sa3_torch.train.sounds",
+        "recipe": "sa3_torch.train.sounds",  # the name under which caches were made first: hashes depend on it
         "seed": seed,
         "font": font.name if font else None,
         "font_sha256": hashlib.sha256(font.read_bytes()).hexdigest() if font else None,
@@ -335,7 +343,7 @@ def render_demo_set(folder: Path, *, seed: int, font: Path | None, samples_folde
 
 
 def statistics(clips: ClipSet) -> str:
-    """One line per label and split: clips and minutes."""
+    """Return one line per label and split: clips and minutes."""
     count, length = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
     for clip in clips.clips:
         count[clip.label, clip.split] += 1

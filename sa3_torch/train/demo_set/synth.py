@@ -1,4 +1,4 @@
-"""Drums and noises synthesised with numpy: seeded, no files, no external program.
+"""Synthesise drums and noises with numpy: seeded, no files, no external program.
 
 Every recipe takes a random generator and returns mono float32 at 44.1 kHz whose parameters (pitch, decay, noise,
 envelope) vary with the generator, so that no clip can be memorised.
@@ -21,13 +21,13 @@ def _time(seconds: float) -> Float:
 
 
 def _sweep(t: Float, start_hz: float, end_hz: float, fall_seconds: float) -> Float:
-    """Sine whose frequency falls exponentially from start to end."""
+    """Return a sine whose frequency falls exponentially from start to end."""
     phase = end_hz * t + (start_hz - end_hz) * fall_seconds * (1 - np.exp(-t / fall_seconds))
     return np.asarray(np.sin(2 * np.pi * phase))
 
 
 def _band(rng: np.random.Generator, samples: int, low_hz: float, high_hz: float) -> Float:
-    """White noise limited to a band with edges of second order, standard deviation one."""
+    """Return white noise limited to a band with edges of second order, standard deviation one."""
     f = np.fft.rfftfreq(samples, 1 / SAMPLE_RATE) + 1e-9
     gain = 1 / np.sqrt((1 + (low_hz / f) ** 4) * (1 + (f / high_hz) ** 4))
     noise = np.fft.irfft(np.fft.rfft(rng.standard_normal(samples)) * gain, samples)
@@ -65,7 +65,7 @@ def clap(rng: np.random.Generator) -> Audio:
 
 
 def _metal(rng: np.random.Generator, t: Float) -> Float:
-    """Six detuned square waves, as in analogue cymbal circuits."""
+    """Return six detuned square waves, as in analogue cymbal circuits."""
     base = rng.uniform(0.85, 1.2)
     squares = [np.sign(np.sin(2 * np.pi * base * f * t)) for f in (2050, 3043, 3691, 5225, 5400, 8000)]
     return np.asarray(np.sum(squares, axis=0) / np.sqrt(6))
@@ -98,7 +98,7 @@ def tom(rng: np.random.Generator) -> Audio:
 
 
 def coloured_noise(rng: np.random.Generator, colour: str, seconds: float) -> Audio:
-    """White, pink (1/f power) or brown (1/f^2 power) noise above 30 Hz, standard deviation one, no envelope."""
+    """Return white, pink (1/f power) or brown (1/f^2 power) noise above 30 Hz, standard deviation one, no envelope."""
     slope = {"white": 0.0, "pink": 0.5, "brown": 1.0}[colour]
     samples = int(seconds * SAMPLE_RATE)
     f = np.fft.rfftfreq(samples, 1 / SAMPLE_RATE)
@@ -108,7 +108,7 @@ def coloured_noise(rng: np.random.Generator, colour: str, seconds: float) -> Aud
 
 
 def noise_clip(rng: np.random.Generator, colour: str) -> Audio:
-    """0.6 to 3.8 s of noise: steady, fading or swelling, with a 5 ms attack and a soft release."""
+    """Return 0.6 to 3.8 s of noise: steady, fading or swelling, with a 5 ms attack and a soft release."""
     seconds = rng.uniform(0.6, 3.8)
     noise = coloured_noise(rng, colour, seconds)
     t = np.linspace(0, 1, len(noise))

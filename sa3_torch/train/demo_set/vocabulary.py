@@ -1,8 +1,8 @@
-"""Closed vocabulary of the demo model: a word-level ``tokenizer.json`` for the tokenizers library.
+"""Define the closed vocabulary of the demo model: a word-level ``tokenizer.json`` for the tokenizers library.
 
-Ids: <pad> 0, <eos> 1, <bos> 2, <unk> 3, then WORDS in order. The normalizer lowers case, writes flats as sharps,
-joins spellings ("hi-hat", "hi hat", "bass drum", "handclap"), drops punctuation and articles. A pitch such as "a4"
-or "a#4" and a root such as "a#" are one token each; "a" stays where it can be a root ("organ chord a minor").
+Ids: <pad> 0, <eos> 1, <bos> 2, <unk> 3, then WORDS in order. The normalizer lowers case, writes flats as sharps, joins
+spellings ("hi-hat", "hi hat", "bass drum", "handclap"), drops punctuation and articles. A pitch such as "a4" or "a#4"
+and a root such as "a#" are one token each; "a" stays where it can be a root ("organ chord a minor").
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+from sa3_mlx.common.files.atomic import new_file
 
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
 PAD, EOS, BOS, UNK = range(4)
@@ -63,12 +65,12 @@ _SPELLINGS = {
 
 
 def _word(pattern: str) -> Regex:
-    """The pattern as whole words: between spaces or at an end of the text."""
+    """Match the pattern as whole words: between spaces or at an end of the text."""
     return Regex(rf"(?<!\S)(?:{pattern})(?!\S)")
 
 
 def build_tokenizer() -> Tokenizer:
-    """The tokenizer; it adds no special tokens and neither pads nor truncates."""
+    """Build the tokenizer; it adds no special tokens and neither pads nor truncates."""
     vocabulary = {word: i for i, word in enumerate((*SPECIAL, *WORDS))}
     if len(vocabulary) != len(SPECIAL) + len(WORDS) or len(vocabulary) > 128:
         raise ValueError(f"the vocabulary must hold at most 128 different words, got {len(SPECIAL) + len(WORDS)}")
@@ -91,5 +93,6 @@ def build_tokenizer() -> Tokenizer:
 
 
 def save_tokenizer(path: Path) -> None:
-    """Write ``tokenizer.json``."""
-    build_tokenizer().save(str(path))
+    """Write ``tokenizer.json`` as a whole."""
+    with new_file(path) as partial:
+        build_tokenizer().save(str(partial))
