@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import click
 
 from sa3_mlx.cli.home import find_model
 from sa3_mlx.common.generation.pipeline import BasePipeline
-from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.sampling import SAMPLER_NAMES, Guidance, Sampling
 
 RESULTS = Path(__file__).with_name("results")
@@ -26,19 +26,31 @@ def parse_lengths(_ctx: click.Context, _param: click.Parameter, value: str) -> t
 
 MODEL = click.argument("model", metavar="NAME|PATH")
 BACKEND = click.option("--backend", type=click.Choice(["mlx", "torch"]), default="mlx", show_default=True)
-STEPS = click.option("--steps", type=click.IntRange(1), help="Default: the model's.")
-SAMPLER = click.option("--sampler", type=click.Choice(SAMPLER_NAMES), help="Default: the model's.")
-GUIDANCE = click.option("--guidance", type=float, help="Default: the model's.")
+RENDERED = click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    required=True,
+    help="Folder made by `sa3 data render`.",
+)
 RESULTS_FOLDER = click.option(
     "--results", type=click.Path(path_type=Path, file_okay=False), default=RESULTS, help="Default: benchmarks/results."
 )
 
 
-def chosen_sampling(config: ModelConfig, steps: int | None, sampler: str | None, guidance: float | None) -> Sampling:
-    """Return the sampling that was asked for, with the model's own where nothing was."""
-    usual = config.usual_sampling
-    scaled = usual.guidance if guidance is None else Guidance(scale=guidance)
-    return Sampling(sampler=sampler or usual.sampler, steps=steps or usual.steps, guidance=scaled)
+@dataclass(frozen=True, kw_only=True)
+class SamplingChoice:
+    """Say how sounds are sampled; None stands for the model's own way."""
+
+    steps: Annotated[int | None, click.Option(["--steps"], type=click.IntRange(1), help="Default: the model's.")]
+    sampler: Annotated[
+        str | None, click.Option(["--sampler"], type=click.Choice(SAMPLER_NAMES), help="Default: the model's.")
+    ]
+    guidance: Annotated[float | None, click.Option(["--guidance"], type=float, help="Default: the model's.")]
+
+    def resolved(self, usual: Sampling) -> Sampling:
+        """Return the sampling that was asked for, with the usual one where nothing was."""
+        guidance = usual.guidance if self.guidance is None else Guidance(scale=self.guidance)
+        return Sampling(sampler=self.sampler or usual.sampler, steps=self.steps or usual.steps, guidance=guidance)
 
 
 def open_pipeline(model: str, backend: str, *, generates: bool = True) -> BasePipeline[Any]:

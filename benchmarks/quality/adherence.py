@@ -6,30 +6,20 @@ import json
 
 import click
 
-from benchmarks.options import BACKEND, GUIDANCE, MODEL, SAMPLER, STEPS, chosen_sampling, open_pipeline, show
+from benchmarks.options import BACKEND, MODEL, SamplingChoice, open_pipeline, show
+from sa3_mlx.cli.options import TypedCommand
 from sa3_torch.evaluate.adherence import measure
 
 
-@click.command()
+@click.command(cls=TypedCommand)
 @MODEL
 @BACKEND
-@STEPS
-@SAMPLER
-@GUIDANCE
 @click.option("--seeds", type=click.IntRange(1), default=4, show_default=True, help="Sounds per prompt.")
 @click.option("--data-seed", type=int, default=0, show_default=True, help="Seed of `sa3 data render`.")
-def adherence(
-    model: str,
-    backend: str,
-    steps: int | None,
-    sampler: str | None,
-    guidance: float | None,
-    seeds: int,
-    data_seed: int,
-) -> None:
+def adherence(model: str, backend: str, choice: SamplingChoice, seeds: int, data_seed: int) -> None:
     """Measure the share of held-out prompts of the demo sounds that a judge finds as asked."""
     pipeline = open_pipeline(model, backend)
-    sampling = chosen_sampling(pipeline.config, steps, sampler, guidance)
+    sampling = choice.resolved(pipeline.config.usual_sampling)
     result = measure(pipeline, data_seed=data_seed, seeds=seeds, sampling=sampling)
     show(result)
     click.echo(json.dumps({"model": pipeline.config.name, "backend": backend, **result}))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks.options import BACKEND, MODEL, open_pipeline, show
+from benchmarks.options import BACKEND, MODEL, RENDERED, open_pipeline, show
 from sa3_mlx.common.files.atomic import write_json
 from sa3_mlx.common.schema import ConfigError
 from sa3_torch.train.autoencoder.probe import Probe
@@ -20,12 +20,7 @@ from sa3_torch.train.run.settings import load_settings
 @click.command()
 @MODEL
 @BACKEND
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
-    required=True,
-    help="Folder made by `sa3 data render`.",
-)
+@RENDERED
 @click.option(
     "--settings",
     default="tiny",

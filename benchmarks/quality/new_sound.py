@@ -11,10 +11,11 @@ from typing import Any
 
 import click
 
-from benchmarks.options import GUIDANCE, MODEL, SAMPLER, STEPS, chosen_sampling, show
+from benchmarks.options import MODEL, SamplingChoice, show
 from sa3_mlx.cli.adapters import open_adapters, parse_lora
 from sa3_mlx.cli.home import find_model
 from sa3_mlx.cli.models.measure import snr_db
+from sa3_mlx.cli.options import TypedCommand
 from sa3_mlx.common.adapters.format import Applied
 from sa3_mlx.common.generation.request import Item, Request
 from sa3_mlx.common.model.sampling import Sampling
@@ -105,7 +106,7 @@ FOLDER = click.Path(path_type=Path, file_okay=False, exists=True)
 FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
 
 
-@click.command()
+@click.command(cls=TypedCommand)
 @MODEL
 @click.option("--lora", metavar="FILE[:STRENGTH[:FROM-TO]]", required=True, help="The adapter.")
 @click.option("--sounds", "old", type=FOLDER, required=True, help="Folder made by `sa3 data render`.")
@@ -118,9 +119,6 @@ FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
     required=True,
     help="Prompts of the new sound, each with its length before it; a file is a group.",
 )
-@STEPS
-@SAMPLER
-@GUIDANCE
 @click.option("--seeds", type=click.IntRange(1), default=8, show_default=True, help="Sounds per prompt.")
 @click.option("--data-seed", type=int, default=0, show_default=True, help="Seed of `sa3 data render`.")
 def new_sound(
@@ -129,9 +127,7 @@ def new_sound(
     old: Path,
     new: Path,
     files: tuple[Path, ...],
-    steps: int | None,
-    sampler: str | None,
-    guidance: float | None,
+    choice: SamplingChoice,
     seeds: int,
     data_seed: int,
 ) -> None:
@@ -151,7 +147,7 @@ def new_sound(
             f"{', '.join(empty) or new}: nothing to measure with; expected prompts in every file and "
             "held-out clips of the new sound; import more of them"
         )
-    sampling = chosen_sampling(found.config, steps, sampler, guidance)
+    sampling = choice.resolved(found.config.usual_sampling)
     run = Run(sampling=sampling, seeds=seeds, data_seed=data_seed)
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "judge.npz"

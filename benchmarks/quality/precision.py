@@ -26,10 +26,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.options import GUIDANCE, RESULTS_FOLDER, SAMPLER, STEPS, chosen_sampling
+from benchmarks.options import RESULTS_FOLDER, SamplingChoice
 from benchmarks.speed.machine import describe
 from sa3_mlx.cli.fingerprint import fingerprint
 from sa3_mlx.cli.home import find_model
+from sa3_mlx.cli.options import TypedCommand
 from sa3_mlx.common.files.atomic import write_json
 from sa3_mlx.common.files.safetensors import TensorFile
 from sa3_mlx.common.generation.clips import open_tokenizer
@@ -219,9 +220,8 @@ def peak_memory(folder: Path, dtype: str, bits: float | None) -> int | None:
     Quantized models compute in fp16 here, as they would on a GPU; their packed weights stay packed.
     """
     try:
-        import mlx.core as mx
-
         from sa3_mlx.pipeline import Pipeline as MlxPipeline
+        from sa3_mlx.runtime import mx
     except ImportError:
         return None
     pipeline = MlxPipeline.load(folder, dtype=dtype if bits is None else "float16")
@@ -283,7 +283,7 @@ ROWS = (
 )
 
 
-@click.command()
+@click.command(cls=TypedCommand)
 @click.argument("model")
 @click.option("--rows", default=ROWS, show_default=True, help="Precisions and recipes of `sa3 quantize`.")
 @click.option(
@@ -293,9 +293,6 @@ ROWS = (
     type=click.Path(path_type=Path, file_okay=False, exists=True),
     help="Folder of a quantized version, such as one from `sa3 train quantize`; repeatable.",
 )
-@STEPS
-@SAMPLER
-@GUIDANCE
 @click.option("--seeds", type=click.IntRange(1), default=4, show_default=True, help="Sounds per prompt.")
 @click.option(
     "--data",
@@ -309,9 +306,7 @@ def precision(
     model: str,
     rows: str,
     also: tuple[Path, ...],
-    steps: int | None,
-    sampler: str | None,
-    guidance: float | None,
+    choice: SamplingChoice,
     seeds: int,
     data: Path | None,
     data_seed: int,
@@ -323,7 +318,7 @@ def precision(
     names = rows.split(",")
     if unknown := [name for name in names if name not in (*FLOATS, *RECIPES)]:
         raise click.UsageError(f"no row {unknown[0]!r}; rows: {', '.join((*FLOATS, *RECIPES))}")
-    plan = SoundsPlan(sampling=chosen_sampling(config, steps, sampler, guidance), seeds=seeds, data_seed=data_seed)
+    plan = SoundsPlan(sampling=choice.resolved(config.usual_sampling), seeds=seeds, data_seed=data_seed)
     bench = Bench(folder, plan, data)
     day = datetime.now(UTC).date().isoformat()
     about: dict[str, Any] = {

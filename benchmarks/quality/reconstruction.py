@@ -9,7 +9,7 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks.options import BACKEND, MODEL, open_pipeline, show
+from benchmarks.options import BACKEND, MODEL, RENDERED, open_pipeline, show
 from sa3_mlx.common.generation.pipeline import BasePipeline
 from sa3_mlx.common.schema import ConfigError
 from sa3_torch.evaluate.judge.judge import Judge
@@ -57,12 +57,7 @@ def _latents(pipeline: BasePipeline[Any]) -> str:
 @click.command()
 @MODEL
 @BACKEND
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
-    required=True,
-    help="Folder made by `sa3 data render`.",
-)
+@RENDERED
 @click.option(
     "--decoder",
     metavar="NAME|PATH",

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.options import RENDERED
 from sa3_mlx.cli.home import find_model
 from sa3_mlx.common.files.atomic import write_json
 from sa3_mlx.common.generation.clips import local_input
@@ -121,12 +122,7 @@ def _entry(text: str) -> tuple[str, Sampling]:
 
 @click.command()
 @click.argument("models", metavar="MODEL@SETTING...", nargs=-1, required=True)
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
-    required=True,
-    help="Folder made by `sa3 data render`.",
-)
+@RENDERED
 @click.option("--label", default="chord", show_default=True, help="Class of the held-out prompts.")
 @click.option("--steps", type=click.IntRange(1), default=8, show_default=True, help="Of ping-pong sampling.")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Repetitions.")

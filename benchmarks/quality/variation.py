@@ -12,7 +12,8 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks.options import BACKEND, GUIDANCE, MODEL, SAMPLER, STEPS, chosen_sampling, open_pipeline
+from benchmarks.options import BACKEND, MODEL, SamplingChoice, open_pipeline
+from sa3_mlx.cli.options import TypedCommand
 from sa3_mlx.common.generation.pipeline import BasePipeline
 from sa3_mlx.common.generation.request import InitAudio, Item, Request
 from sa3_mlx.common.model.sampling import Sampling
@@ -59,16 +60,13 @@ def measure(pipeline: BasePipeline[Any], sampling: Sampling) -> list[dict[str, A
     return rows
 
 
-@click.command()
+@click.command(cls=TypedCommand)
 @MODEL
 @BACKEND
-@STEPS
-@SAMPLER
-@GUIDANCE
-def variation(model: str, backend: str, steps: int | None, sampler: str | None, guidance: float | None) -> None:
+def variation(model: str, backend: str, choice: SamplingChoice) -> None:
     """Compare audio-to-audio with the official and with the monotone schedule [B23]."""
     pipeline = open_pipeline(model, backend)
-    sampling = chosen_sampling(pipeline.config, steps, sampler, guidance)
+    sampling = choice.resolved(pipeline.config.usual_sampling)
     rows = measure(pipeline, sampling)
     click.echo("  ".join(f"{name:>17}" for name in rows[0]))
     for row in rows:

@@ -15,9 +15,10 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks.options import GUIDANCE, RESULTS_FOLDER, SAMPLER, STEPS, chosen_sampling, parse_lengths
+from benchmarks.options import RESULTS_FOLDER, SamplingChoice, parse_lengths
 from sa3_mlx.cli.backend import choose
 from sa3_mlx.cli.models.listing import table as columns
+from sa3_mlx.cli.options import TypedCommand
 from sa3_mlx.common.files.atomic import write_json
 from sa3_mlx.common.model.lengths import longest
 from sa3_mlx.common.model.precision import DTYPES, TEXT_DTYPES
@@ -192,7 +193,7 @@ def table(entries: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     return rows
 
 
-@click.command()
+@click.command(cls=TypedCommand)
 @click.option(
     "--model",
     "name",
@@ -205,9 +206,6 @@ def table(entries: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
 @click.option("--device", default="auto", show_default=True, help="Of torch: cpu, cuda, mps.")
 @click.option("--mps", is_flag=True, help="PyTorch on a Mac's GPU: short for --backend torch --device mps.")
 @click.option("--seconds", "lengths", default="5,30", show_default=True, callback=parse_lengths, metavar="N,N")
-@STEPS
-@SAMPLER
-@GUIDANCE
 @click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True)
 @click.option("--text-dtype", type=click.Choice(TEXT_DTYPES), default="auto", show_default=True)
 @click.option("--compile", "compiled", is_flag=True, help="PyTorch: compile the step and the decoder; long warm-up.")
@@ -229,9 +227,7 @@ def latency(
     device: str,
     mps: bool,
     lengths: tuple[float, ...],
-    steps: int | None,
-    sampler: str | None,
-    guidance: float | None,
+    choice: SamplingChoice,
     dtype: str,
     text_dtype: str,
     compiled: bool,
@@ -252,7 +248,7 @@ def latency(
         raise click.UsageError("--compile is for --backend torch; MLX compiles by itself on a GPU")
     machine = describe(framework)
     click.echo(f"{machine.text()}\n{model.name} ({model.weights_text()}), {framework}, {dtype}", err=True)
-    sampling = chosen_sampling(config, steps, sampler, guidance)
+    sampling = choice.resolved(config.usual_sampling)
     counts = Repeats(cold=cold, warmups=warmups, repeats=repeats, sustained_minutes=sustained)
     entries = []
     for seconds in lengths:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +30,7 @@ MODEL_FILES = (
     "samplers",
     "weights",
     "pipeline",
-    "states",
+    "trajectory",
     "lora",
 )
 
@@ -41,9 +42,10 @@ def _import_without(blocked: tuple[str, ...], modules: list[str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def _modules(package: str) -> list[str]:
-    folder = ROOT / package.replace(".", "/")
-    return [f"{package}.{path.stem}" for path in sorted(folder.glob("*.py")) if path.stem != "__init__"]
+def _modules(folder: str, package: str) -> list[str]:
+    """Every module below a folder, by the name that it is imported with."""
+    paths = [path.relative_to(ROOT / folder).with_suffix("") for path in sorted((ROOT / folder).rglob("*.py"))]
+    return [".".join((package, *path.parts)) for path in paths if path.name != "__init__"]
 
 
 def test_the_torch_twin_imports_without_mlx() -> None:
@@ -57,11 +59,11 @@ def test_the_mlx_twin_imports_without_torch() -> None:
 
 
 def test_shared_facts_import_without_both() -> None:
-    _import_without(("mlx", "torch"), ["sa3_mlx", "sa3_mlx.common", *_modules("sa3_mlx.common")])
+    _import_without(("mlx", "torch"), ["sa3_mlx", *_modules("sa3_mlx/common", "sa3_mlx.common")])
 
 
 def test_the_converter_imports_without_both() -> None:
-    _import_without(("mlx", "torch"), ["convert", *_modules("convert")])
+    _import_without(("mlx", "torch"), ["sa3_convert", *_modules("convert", "sa3_convert")])
 
 
 def test_data_commands_are_listed_without_both() -> None:
@@ -91,19 +93,19 @@ def test_the_package_itself_loads_nothing() -> None:
 
 
 def test_openblas_is_loaded_before_mlx() -> None:
-    """Every file of the MLX twin, imported first and alone, gives mlx its BLAS; the other way round is reported."""
+    """Only ``runtime``, which gives mlx its BLAS, imports it (``mlx.utils`` has no arrays); too late is reported."""
     pytest.importorskip("mlx.core")
-    for name in MODEL_FILES:
-        code = (
-            f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-            f"from sa3_mlx.{name} import blas; import sa3_mlx.runtime as b; s = b.status()\n"
-            "assert 'before' not in s.message, s"
-        )
-        subprocess.run([sys.executable, "-c", code], check=True)
+    files = [path for top in ("sa3_mlx", "sa3_torch", "convert", "benchmarks") for path in (ROOT / top).rglob("*.py")]
+    direct = [
+        path for path in files if re.search(r"^\s*(import|from) mlx(?!\.utils)\b", path.read_text(), re.MULTILINE)
+    ]
+    assert direct == [ROOT / "sa3_mlx" / "runtime.py"]
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport sa3_mlx.pipeline, sa3_mlx.runtime as b\n"
+    code += "assert 'before' not in b.status().message, b.status()"
+    subprocess.run([sys.executable, "-c", code], check=True)
     if sys.platform == "linux":
         late = (
             f"import sys, mlx.core; sys.path.insert(0, {str(ROOT)!r}); import sa3_mlx.runtime as b; print(b.status())"
         )
         done = subprocess.run([sys.executable, "-c", late], capture_output=True, text=True, check=True)
         assert "fast=False" in done.stdout
-        assert "before sa3_mlx" in done.stdout

@@ -1,12 +1,10 @@
-"""Both twins behind one small interface, so that a test is written once and runs on each."""
+"""Both twins with one small interface, so that a test is written once and runs on each."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,54 +12,15 @@ import pytest
 from safetensors.numpy import load_file
 
 from sa3_mlx import runtime  # noqa: F401 (before any test imports mlx)
+from sa3_mlx.cli.models.verify.twin import Twin as VerifiedTwin
 from sa3_mlx.common.adapters.format import Applied
-from sa3_mlx.common.model.config import ModelConfig
 
-KEPT = Path(__file__).parent / "goldens"
+KEPT = Path(__file__).parents[1] / "goldens"
 TINY = ("tiny-s", "tiny-l")
 
 
-@dataclass(frozen=True)
-class Twin:
-    """One framework: ``name`` is "mlx" or "torch". Arrays go in and out as numpy."""
-
-    name: str
-
-    def module(self, name: str) -> ModuleType:
-        return importlib.import_module(f"sa3_{self.name}.{name}")
-
-    def array(self, values: np.ndarray) -> Any:
-        values = np.ascontiguousarray(values)
-        if self.name == "torch":
-            import torch
-
-            return torch.from_numpy(values)
-        import mlx.core as mx
-
-        return mx.array(values)
-
-    def times(self, t: np.ndarray) -> Any:
-        """Times in the form the DiT takes: on the host for MLX, a tensor for torch, whose training needs it."""
-        return self.array(t) if self.name == "torch" else t
-
-    def numpy(self, array: Any) -> np.ndarray:
-        if self.name == "torch":
-            return array.detach().float().numpy()
-        import mlx.core as mx
-
-        return np.array(array.astype(mx.float32))
-
-    def dtype(self, name: str) -> Any:
-        return getattr(importlib.import_module("torch" if self.name == "torch" else "mlx.core"), name)
-
-    def load(self, folder: Path, part: str, dtype: str | None = "float32") -> Any:
-        """One part of a checkpoint folder."""
-        config, kind = ModelConfig.load(folder), None if dtype is None else self.dtype(dtype)
-        if self.name == "torch":
-            import torch
-
-            return self.module("weights").load_part(folder, config, part, torch.device("cpu"), kind)
-        return self.module("weights").load_part(folder, config, part, kind)
+class Twin(VerifiedTwin):
+    """Give a test one framework; arrays go in and out as numpy."""
 
     def pipeline(self, folder: Path, *, adapters: Sequence[Applied] = (), merged: bool = False) -> Any:
         """The pipeline of this framework, on the CPU where there is a choice."""

@@ -61,18 +61,18 @@ def schedule(golden: Golden) -> Iterator[CaseResult]:
             yield absolute_error("schedule", case, found.reshape(wanted.shape), wanted, ABSOLUTE)
 
 
-def text(golden: Golden, twin: Twin, folder: Path, config: ModelConfig) -> Iterator[CaseResult]:
+def text(golden: Golden, twin: Twin, folder: Path) -> Iterator[CaseResult]:
     """Compare the text encoder [B2]."""
-    encoder = twin.load(folder, config, "text_encoder")
+    encoder = twin.load(folder, "text_encoder")
     for case in golden.names("text"):
         ids, mask = golden.get("text", case, "input_ids"), golden.get("text", case, "attention_mask").astype(bool)
         found = twin.numpy(encoder(twin.array(ids.astype(np.int32)), twin.array(mask)))
         yield relative_error("text", case, found, golden.get("text", case, "last_hidden_state"), NETWORK)
 
 
-def cond(golden: Golden, twin: Twin, folder: Path, config: ModelConfig) -> Iterator[CaseResult]:
+def cond(golden: Golden, twin: Twin, folder: Path) -> Iterator[CaseResult]:
     """Compare learned padding, the duration and the order of the context [B4-B6]."""
-    conditioner, get = twin.load(folder, config, "conditioner"), partial(golden.get, "cond")
+    conditioner, get = twin.load(folder, "conditioner"), partial(golden.get, "cond")
     mask = twin.array(get("prompt", "mask").astype(bool))
     found = twin.numpy(conditioner.embed_prompt(twin.array(get("prompt", "hidden")), mask))
     yield absolute_error("cond", "prompt", found, get("prompt", "out"), ABSOLUTE)
@@ -82,9 +82,9 @@ def cond(golden: Golden, twin: Twin, folder: Path, config: ModelConfig) -> Itera
     yield absolute_error("cond", "inputs", found, get("inputs", "cross_attn_cond"), ABSOLUTE)
 
 
-def dit(golden: Golden, twin: Twin, folder: Path, config: ModelConfig) -> Iterator[CaseResult]:
+def dit(golden: Golden, twin: Twin, folder: Path) -> Iterator[CaseResult]:
     """Compare velocities of the diffusion transformer [B8-B16], of padded clips the valid frames."""
-    network, module = twin.load(folder, config, "dit"), twin.module("dit")
+    network, module = twin.load(folder, "dit"), twin.module("dit")
     for case in golden.names("dit"):
         t = golden.get("dit", case, "t")
         if case.startswith("timestep_"):
@@ -105,9 +105,9 @@ def dit(golden: Golden, twin: Twin, folder: Path, config: ModelConfig) -> Iterat
         yield relative_error("dit", case, found[keep], wanted[keep], NETWORK)
 
 
-def guidance(golden: Golden, twin: Twin, folder: Path, config: ModelConfig) -> Iterator[CaseResult]:
+def guidance(golden: Golden, twin: Twin, folder: Path) -> Iterator[CaseResult]:
     """Compare guided velocities [B18-B21]."""
-    network, module = twin.load(folder, config, "dit"), twin.module("guidance")
+    network, module = twin.load(folder, "dit"), twin.module("guidance")
     get, last = partial(golden.get, "guidance"), partial(golden.last, "guidance")
     padding = get("inputs", "padding_mask").astype(bool)
     for case in golden.names("guidance"):
@@ -147,13 +147,10 @@ def _negative(golden: Golden, twin: Twin, given: Any, case: str) -> Any:
     return twin.module("guidance").negative(own, twin.array(tokens[:, :-1]), twin.array(mask[:, :-1]))
 
 
-def same(golden: Golden, twin: Twin, folder: Path, config: ModelConfig) -> Iterator[CaseResult]:
+def same(golden: Golden, twin: Twin, folder: Path) -> Iterator[CaseResult]:
     """Compare encodings and decodings, whole and in chunks [B38-B48], of odd lengths the frames that were asked for."""
-    network, ratio, last = (
-        twin.load(folder, config, "same"),
-        config.same.samples_per_latent,
-        partial(golden.last, "same"),
-    )
+    config, last = ModelConfig.load(folder).same, partial(golden.last, "same")
+    network, ratio = twin.load(folder, "same"), config.samples_per_latent
 
     def encode(audio: np.ndarray) -> np.ndarray:
         return twin.numpy(network.encode(twin.array(audio)))
@@ -188,7 +185,7 @@ def same(golden: Golden, twin: Twin, folder: Path, config: ModelConfig) -> Itera
             yield CaseResult(area="same", case=case, skipped=reason)
             continue
         frames = max(found.shape[1], wanted.shape[1]) // (1 if "enc" in case else ratio)
-        yield relative_error("same", case, found, wanted, same_limit(config.same, frames))
+        yield relative_error("same", case, found, wanted, same_limit(config, frames))
 
 
 def _in_chunks(plan: list[Chunk], rows: int, kept: int, run: Any, values: np.ndarray) -> np.ndarray:
@@ -200,9 +197,9 @@ def _in_chunks(plan: list[Chunk], rows: int, kept: int, run: Any, values: np.nda
     return np.concatenate(parts, axis=1)
 
 
-def samplers(golden: Golden, twin: Twin, folder: Path, config: ModelConfig) -> Iterator[CaseResult]:
+def samplers(golden: Golden, twin: Twin, folder: Path) -> Iterator[CaseResult]:
     """Compare free runs of the samplers [B26-B29] from the stored start with the stored noise."""
-    network, module = twin.load(folder, config, "dit"), twin.module("guidance")
+    network, module = twin.load(folder, "dit"), twin.module("guidance")
     last = partial(golden.last, "samplers")
     for case in golden.names("samplers"):
         if case.startswith("rk4_2d"):

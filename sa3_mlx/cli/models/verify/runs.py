@@ -20,7 +20,6 @@ from sa3_mlx.common.generation.noise import INITIAL, Purpose, step
 from sa3_mlx.common.generation.pipeline import BasePipeline
 from sa3_mlx.common.generation.plan import Plan, plan
 from sa3_mlx.common.generation.request import Request
-from sa3_mlx.common.model.config import ModelConfig
 
 from .golden import CaseResult, Golden, absolute_error, relative_error
 from .networks import ABSOLUTE, NETWORK, same_limit
@@ -31,10 +30,11 @@ _FREE_RUN = "t2a_batch2_true_mask"
 _FREE_LIMIT = 1e-3  # a random network amplifies rounding from step to step
 
 
-def runs(golden: Golden, twin: Twin, folder: Path, config: ModelConfig) -> Iterator[CaseResult]:
+def runs(golden: Golden, twin: Twin, folder: Path) -> Iterator[CaseResult]:
     """Compare every run that the official code finished and that a request of ours can repeat."""
     pipeline: BasePipeline[Any] = backend.load(folder, twin.name, "float32", "float32")
-    networks = [twin.load(folder, config, part) for part in ("text_encoder", "conditioner")]
+    config = pipeline.config
+    networks = [twin.load(folder, part) for part in ("text_encoder", "conditioner")]
     for case in golden.names("e2e"):
         entry = golden.cases[f"e2e:{case}"]
         if "kwargs" not in entry:

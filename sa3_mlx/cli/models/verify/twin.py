@@ -31,7 +31,7 @@ class Twin:
             import torch
 
             return torch.from_numpy(values)
-        import mlx.core as mx
+        from sa3_mlx.runtime import mx
 
         return mx.array(values)
 
@@ -43,17 +43,25 @@ class Twin:
         """Turn an array of the framework into float32 values."""
         if self.name == "torch":
             return np.asarray(array.detach().float().cpu())
-        import mlx.core as mx
+        from sa3_mlx.runtime import mx
 
         return np.array(array.astype(mx.float32))
 
-    def load(self, folder: Path, config: ModelConfig, part: str) -> Any:
-        """Load a network with its weights."""
-        weights = self.module("weights")
+    def dtype(self, name: str) -> Any:
+        """Return a number type of the framework by its name, such as "float32"."""
         if self.name == "torch":
             import torch
 
-            return weights.load_part(folder, config, part, torch.device("cpu"), torch.float32)
-        import mlx.core as mx
+            return getattr(torch, name)
+        from sa3_mlx.runtime import mx
 
-        return weights.load_part(folder, config, part, mx.float32)
+        return getattr(mx, name)
+
+    def load(self, folder: Path, part: str, dtype: str | None = "float32") -> Any:
+        """Load a network of a checkpoint folder; None keeps the number types of the file."""
+        config, kind = ModelConfig.load(folder), None if dtype is None else self.dtype(dtype)
+        if self.name == "torch":
+            import torch
+
+            return self.module("weights").load_part(folder, config, part, torch.device("cpu"), kind)
+        return self.module("weights").load_part(folder, config, part, kind)
