@@ -20,6 +20,12 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
+def remove_partials(folder: Path) -> None:
+    """Remove what processes that were killed have left in a folder that nobody else writes to."""
+    for path in folder.glob(".*.partial"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """Yield a path to write to; the file there replaces ``path`` at the end, and is removed after an error.

@@ -17,6 +17,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from sa3_mlx.common.files.atomic import write_json
+
 from .recordings import ATTRIBUTION, Credit, write_attribution
 
 FORMAT = "sa3-clips/1"
@@ -90,7 +92,7 @@ def write_clips(folder: Path, drafts: Iterable[Draft], *, channels: int, about: 
         raise ValueError(f"no clips for {folder}")
     entries = [dataclasses.asdict(clip) for clip in clips]
     index = {"format": FORMAT, "sample_rate": SAMPLE_RATE, "about": about, "clips": entries}
-    (folder / "index.json").write_text(json.dumps(index, indent=0) + "\n")
+    write_json(folder / "index.json", index)
     credits = [Credit(id=clip.id, licence=clip.licence, source=clip.source, fields=clip.fields) for clip in clips]
     write_attribution(folder / ATTRIBUTION, credits)
     return ClipSet(folder)
@@ -128,13 +130,6 @@ def read_index(folder: Path, *expected: str) -> dict[str, Any]:
     if found not in expected:
         raise ValueError(f"{path}: expected format {names}, got {found}")
     return dict(index)
-
-
-def write_json(path: Path, data: object) -> None:
-    """Write beside, then rename: the file is complete or not there."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(data, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(path)
 
 
 class ClipSet:

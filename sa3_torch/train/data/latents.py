@@ -24,9 +24,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from sa3_mlx.common.files.atomic import new_file, write_json
 from sa3_mlx.common.files.safetensors import array_entry, file_hash, write_tensors
 
-from .clip_cache import read_index, write_json
+from .clip_cache import read_index
 
 LATENT_FORMAT = "sa3-latents/2"
 _HEADER_BYTES = 256  # of a shard, so that it can be filled in when the number of rows is known
@@ -57,12 +58,11 @@ def shard_path(folder: Path, shard: int) -> Path:
 
 
 class ShardFile:
-    """A shard while it is written: rows are appended; the file gets its name when it is closed."""
+    """Write a shard: rows are appended, and the header is filled in when it is closed."""
 
     def __init__(self, path: Path, channels: int) -> None:
         self.path, self.channels, self.rows = path, channels, 0
-        self._part = path.with_name(path.name + ".part")
-        self._file = self._part.open("wb")
+        self._file = path.open("wb")
         self._file.write(bytes(_HEADER_BYTES))
 
     def append(self, latents: Tensor, name: str) -> None:
@@ -90,13 +90,7 @@ class ShardFile:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        digest = file_hash(self._part)
-        self._part.replace(self.path)
-        return digest
-
-    def abandon(self) -> None:
-        self._file.close()
-        self._part.unlink(missing_ok=True)
+        return file_hash(self.path)
 
 
 def write_silence(folder: Path, silence: Tensor) -> None:
@@ -114,20 +108,17 @@ def write_latents(
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "index.json").unlink(missing_ok=True)
-    shard = ShardFile(shard_path(folder, 0), len(silence))
-    items: list[dict[str, Any]] = []
-    try:
+    path, items = shard_path(folder, 0), list[dict[str, Any]]()
+    with new_file(path) as partial:
+        shard = ShardFile(partial, len(silence))
         for item, latents in encoded:
             place = {"shard": 0, "offset": shard.rows, "frames": len(latents)}
             shard.append(latents, item.id)
             items.append({**asdict(item), **place})
         if not items:
             raise ValueError(f"no latents for {folder}")
-    except BaseException:
-        shard.abandon()
-        raise
-    rows, digest = shard.rows, shard.close()
-    write_json(shard.path.with_suffix(".json"), {"rows": rows, "hash": digest, "items": items})
+        about = {"rows": shard.rows, "hash": shard.close(), "items": items}
+    write_json(path.with_suffix(".json"), about)
     write_silence(folder, silence)
     write_json(folder / "index.json", {"format": LATENT_FORMAT, "autoencoder": autoencoder, "shards": 1})
     return LatentSet(folder, autoencoder=autoencoder)

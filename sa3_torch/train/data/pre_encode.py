@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from sa3_mlx.common.files.atomic import new_file, remove_partials, write_json
 from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
 from sa3_mlx.common.model.chunks import check_chunk_frames, default_chunk_frames, halo, pad_frames
@@ -29,7 +30,7 @@ from sa3_torch.same import SAME
 from sa3_torch.train.run.random import Purpose, generator
 from sa3_torch.weights import load_part
 
-from .clip_cache import Audio, write_json
+from .clip_cache import Audio
 from .latents import LATENT_FORMAT, LatentItem, LatentSet, ShardFile, shard_path, write_silence
 from .recordings import ATTRIBUTION, SILENT, Credit, refuse_failures, write_attribution
 from .sources import Recording, Source
@@ -155,6 +156,7 @@ class PreEncoder:
 
     def _resume(self, plan: dict[str, Any]) -> Progress:
         path = self.out / "plan.json"
+        remove_partials(self.out)
         if not path.is_file():
             if any(self.out.glob("shard-*")):
                 raise ValueError(f"{self.out} holds shards without a plan.json; choose an empty folder")
@@ -176,21 +178,18 @@ class PreEncoder:
     def _shard(self) -> None:
         """Encode recordings until a shard is full, and close it."""
         progress, before = self.progress, {name: len(values) for name, values in self.progress.lists().items()}
-        shard = ShardFile(shard_path(self.out, progress.shards), self.model_config.same.latent_channels)
-        progress.items = []
-        try:
+        path, progress.items = shard_path(self.out, progress.shards), []
+        with new_file(path) as partial:
+            shard = ShardFile(partial, self.model_config.same.latent_channels)
             while progress.next < len(self.source.names) and shard.rows < self.config.shard_frames:
                 self._recording(shard, progress.next)
                 progress.next += 1
                 refuse_failures(progress.failures, len(self.source.names), "unreadable")
                 refuse_failures(progress.without_caption, len(self.source.names), "without a caption")
-        except BaseException:
-            shard.abandon()
-            raise
-        rows, digest = shard.rows, shard.close()
+            rows, digest = shard.rows, shard.close()
         lists = {name: values[before[name] :] for name, values in progress.lists().items()}
         about = {"rows": rows, "hash": digest, "next": progress.next, **lists, "items": progress.items}
-        write_json(shard.path.with_suffix(".json"), about)  # now it counts
+        write_json(path.with_suffix(".json"), about)  # now it counts
         progress.shards += 1
 
     def _recording(self, shard: ShardFile, number: int) -> None:

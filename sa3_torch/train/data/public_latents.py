@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .clip_cache import write_json
+from sa3_mlx.common.files.atomic import write_json
+
 from .latents import LatentItem, LatentSet, write_latents
 from .recordings import ATTRIBUTION, Credit, parse_sidecar, write_attribution
 from .user_folder import split_of

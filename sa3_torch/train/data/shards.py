@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from sa3_mlx.common.files.atomic import write_json
 from sa3_mlx.common.files.audio import check_finite, fit_channels, open_blocks, resample
 from sa3_torch.train.run.random import Purpose, generator
 
-from .clip_cache import SAMPLE_RATE, Audio, write_json
+from .clip_cache import SAMPLE_RATE, Audio
 from .recordings import (
     ATTRIBUTION,
     SUFFIXES,

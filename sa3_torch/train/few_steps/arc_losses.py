@@ -37,14 +37,6 @@ def finite_difference(scores: Tensor, moved: Tensor, mask: Tensor) -> Tensor:
     return masked_mean((moved - scores).square(), mask)
 
 
-def feature_distance(real: list[Tensor], fake: list[Tensor], valid: Tensor) -> Tensor:
-    """Mean absolute difference of hidden states (B, T, D) over frames ``valid`` (B, T), averaged over the lists."""
-    distances = [
-        masked_mean((a.float() - b.float()).abs().mean(-1), valid).mean() for a, b in zip(real, fake, strict=True)
-    ]
-    return torch.stack(distances).mean()
-
-
 def geodesic(a: Tensor, u: Tensor) -> Tensor:
     """2 arcsin^2(|a - u| / 2) of unit vectors (B, E) -> (B,): 0 where equal, pi^2 / 8 at right angles.
 

@@ -9,8 +9,8 @@ Shapes: B batch, T latent frames, N positions of scores, W channels. Channels-fi
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,10 +24,8 @@ Map = tuple[Tensor, Tensor]  # values (B, W, N), mask (B, N) bool
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig(Config):
-    """conv: ``layers`` strided convolutions, as the official default. dilated: ``layers`` residual ones of stride 1 and
-    dilation 1, 2, 4, ..., a score for every frame."""
+    """Describe ``layers`` strided convolutions, as the official default, and one to a score."""
 
-    kind: Literal["conv", "dilated"]
     layers: int
     width: int
     groups: int  # of group norm
@@ -76,40 +74,19 @@ class Strided(nn.Module):
         return F.silu(self.norm(self.conv(values), mask)), mask
 
 
-class Dilated(nn.Module):
-    """x + SiLU(group norm(convolution k3))."""
-
-    def __init__(self, width: int, groups: int, dilation: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv1d(width, width, 3, padding=dilation, dilation=dilation)
-        self.norm = MaskedGroupNorm(groups, width)
-
-    def forward(self, values: Tensor, mask: Tensor) -> Map:
-        return values + F.silu(self.norm(self.conv(values), mask)), mask
-
-
 class Head(nn.Module):
-    """Hidden states (B, T, width_in) and their mask (B, T) -> scores (B, N) float32 and their mask (B, N)."""
+    """Map hidden states (B, T, width_in) and their mask (B, T) to scores (B, N) float32 and their mask (B, N)."""
 
     def __init__(self, config: HeadConfig, width_in: int) -> None:
         super().__init__()
-        width, groups = config.width, config.groups
         self.kernel = config.kernel
-        self.project_in = nn.Conv1d(width_in, width, 1) if config.kind == "dilated" else None
-        layers: list[nn.Module] = []
-        for i in range(config.layers):
-            if config.kind == "dilated":
-                layers.append(Dilated(width, groups, 2**i))
-            else:
-                layers.append(Strided(width_in if i == 0 else width, width, groups))
-        self.layers = nn.ModuleList(layers)
-        self.project_out = nn.Conv1d(width, 1, config.kernel)
+        widths = [width_in, *[config.width] * config.layers]
+        self.layers = nn.ModuleList(Strided(a, b, config.groups) for a, b in itertools.pairwise(widths))
+        self.project_out = nn.Conv1d(config.width, 1, config.kernel)
 
     def forward(self, hidden: Tensor, valid: Tensor) -> Map:
         mask = valid
         values = torch.where(mask[..., None], hidden.float(), 0.0).transpose(1, 2)  # (B, W, T)
-        if self.project_in is not None:
-            values = torch.where(mask[:, None], self.project_in(values).float(), 0.0)
         for layer in self.layers:
             values, mask = layer(values, mask)
         before = (self.kernel - 1) // 2

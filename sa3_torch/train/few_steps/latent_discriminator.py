@@ -17,22 +17,34 @@ from sa3_torch.dit import DiT, DiTBlock, Prepared
 from sa3_torch.train.flow.conditioning import ConditionInputs, conditioning
 from sa3_torch.train.networks.init import seeded
 
+from .arc_losses import masked_mean
 from .denoiser import Denoiser
 from .heads import Head, HeadConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """Scores (B, N) with their mask, and what the tapped blocks gave: (B, T, D) each."""
+    """Hold scores (B, N) with their mask."""
 
     scores: Tensor
     mask: Tensor
-    features: list[Tensor]
+
+
+@torch.no_grad()
+def score_notes(real: Verdict, fake: Verdict) -> dict[str, Tensor]:
+    """Return how the scores of real and fake latents lie, for the log."""
+    scores, valid = torch.cat([real.scores, fake.scores]), torch.cat([real.mask, fake.mask])
+    mean = (scores * valid).sum() / valid.sum()
+    return {
+        "measured/gap": masked_mean(real.scores - fake.scores, real.mask).mean(),
+        "measured/centre": masked_mean(real.scores + fake.scores, real.mask).mean() / 2,
+        "measured/score_std": ((scores - mean).square() * valid).sum().div(valid.sum()).sqrt(),
+    }
 
 
 class LatentDiscriminator(nn.Module):
-    """``taps``: blocks of ``base``, counted from 0, whose hidden states the head reads side by side; what lies behind
-    the last one is left out. All that remains is trained, its conditioner too.
+    """Score latents by the first blocks of ``base`` and a head that reads the hidden states of its blocks ``taps``,
+    counted from 0, side by side. Blocks after the last of them are left out; all that remains is trained.
 
     Raises ValueError for a block that the base does not have.
     """
@@ -55,15 +67,17 @@ class LatentDiscriminator(nn.Module):
         return self.dit.prepare(conditioning(self.conditioner, inputs))
 
     def forward(self, x: Tensor, t: Tensor, prepared: Prepared) -> Verdict:
-        """x (B, T, C), t (B,). Frames that are not valid change nothing. The head runs in fp32: differences of scores
-        over steps of 0.01 are a loss."""
-        features = self._features(x, t, prepared)
-        valid = cast(Tensor, prepared.valid)
-        with torch.autocast(x.device.type, enabled=False):
-            scores, mask = self.head(torch.cat(features, dim=-1).float(), valid)
-        return Verdict(scores=scores, mask=mask, features=features)
+        """Score x (B, T, C) at times t (B,). Frames that are not valid change nothing.
 
-    def _features(self, x: Tensor, t: Tensor, prepared: Prepared) -> list[Tensor]:
+        The head runs in fp32: differences of scores over steps of 0.01 are a loss.
+        """
+        features = torch.cat(self.features(x, t, prepared), dim=-1)
+        with torch.autocast(x.device.type, enabled=False):
+            scores, mask = self.head(features.float(), cast(Tensor, prepared.valid))
+        return Verdict(scores=scores, mask=mask)
+
+    def features(self, x: Tensor, t: Tensor, prepared: Prepared) -> list[Tensor]:
+        """Return what the tapped blocks give: (B, T, D) each."""
         valid = cast(Tensor, prepared.valid)
         modulation = self.dit.modulation(t, prepared.seconds)
         h, sequence = self.dit.begin(torch.where(valid[..., None], x, 0.0), prepared)

@@ -42,7 +42,7 @@ from sa3_torch.train.run.options import AUTOENCODER, LATENTS, MODEL
 from sa3_torch.train.run.parallel import BatchSlice
 from sa3_torch.train.run.random import Purpose, purpose_generator, step_generator
 from sa3_torch.train.run.settings import check
-from sa3_torch.train.run.stage import Split, Stage, TrainConfig
+from sa3_torch.train.run.stage import Split, Stage, StageConfig
 from sa3_torch.weights import StableAudio
 
 from .denoiser import Denoiser, few_step_config, frozen_inputs, write_few_step_demos
@@ -68,19 +68,16 @@ class TeacherConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OdeWarmupConfig(Config):
+class OdeWarmupConfig(StageConfig):
     """Settings of ``sa3 train ode-warmup``."""
 
-    train: TrainConfig
     optimizer: OptimizerConfig
     clips: ClipsConfig
     teacher: TeacherConfig
     context_weight: float  # of the error on kept frames
-    weight_power: float  # q: errors count t^-q; 2 makes them those of the velocity
 
     def __post_init__(self) -> None:
         check(self, 0, math.inf, "context_weight")
-        check(self, 0, 2, "weight_power")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,9 +139,8 @@ class OdeWarmupStage(Stage):
         x, t = kept.at(picks[self.batch_slice.rows(count)].to(self.device))
         with self.autocast():
             estimate = self.denoiser(x, t, kept.inputs)
-        scale = t[:, None, None] ** (-config.weight_power / 2)
         masks, weight = kept.masks, config.context_weight
-        loss = flow_loss(scale * estimate, scale * kept.result, masks.generated, masks.kept, weight)
+        loss = flow_loss(estimate, kept.result, masks.generated, masks.kept, weight)
         self.notes["measured/relative_error"] = relative_error(estimate.detach(), kept)
         return {"one_step": loss}
 

@@ -20,9 +20,7 @@ import torch
 from torch import Tensor
 
 from sa3_mlx.common.files.safetensors import file_hash
-from sa3_mlx.common.generation.schedule import sigmas
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
-from sa3_mlx.common.model.presets import LOGSNR
 from sa3_mlx.common.schema import Config, ConfigError
 from sa3_torch.train.clap.network import LatentClap
 from sa3_torch.train.data.batches import LatentBatch
@@ -39,12 +37,11 @@ from sa3_torch.train.run.optimizers import Group, OptimizerConfig
 from sa3_torch.train.run.options import AUTOENCODER, FOLDER, LATENTS, MODEL
 from sa3_torch.train.run.random import Purpose, item_noise, step_generator
 from sa3_torch.train.run.settings import check
-from sa3_torch.train.run.stage import Split, Stage, TrainConfig
+from sa3_torch.train.run.stage import Split, Stage, StageConfig
 from sa3_torch.weights import StableAudio
 
 from .alarms import ADVERSARIAL, BalanceAlarms
 from .arc_losses import (
-    feature_distance,
     finite_difference,
     geodesic,
     masked_mean,
@@ -54,7 +51,7 @@ from .arc_losses import (
 )
 from .denoiser import Denoiser, few_step_config, few_step_sampling, frozen_inputs, write_few_step_demos
 from .heads import HeadConfig
-from .latent_discriminator import LatentDiscriminator, Verdict
+from .latent_discriminator import LatentDiscriminator, Verdict, score_notes
 from .noise_levels import NoiseLevelConfig, draw_levels
 
 GENERATOR, DISCRIMINATOR = "generator", "discriminator"
@@ -63,11 +60,10 @@ VALIDATION_ITEMS = 8  # of a batch
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsConfig(Config):
-    """Weights of the terms; but for the adversarial ones a term of weight 0 is not computed."""
+    """Weigh the terms; but for the adversarial ones a term of weight 0 is not computed."""
 
     generator: float
     clap: float  # needs a latent CLAP
-    feature_matching: float
     discriminator: float
     contrastive: float
     gradient_penalty: float
@@ -78,10 +74,9 @@ class WeightsConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PosttrainConfig(Config):
-    """Settings of ``sa3 train posttrain``."""
+class PosttrainConfig(StageConfig):
+    """Hold the settings of ``sa3 train posttrain``."""
 
-    train: TrainConfig
     generator: OptimizerConfig
     discriminator: OptimizerConfig
     clips: ClipsConfig
@@ -93,29 +88,20 @@ class PosttrainConfig(Config):
     shift_min_frames: int  # of noise levels that are shifted
     shift_max_frames: int
     penalty_step: float  # of the finite differences
-    contrastive_scale: float  # beta
     clap_max_noise: float  # latents that the CLAP sees have a noise level of up to this, uniformly
     own_sample_share: float  # of the generator's inputs that are made of its own samples, not of data
-    own_sample_steps: int  # of the sampling grid on which its own samples are made, down to the level of the input
-    discriminator_steps: int  # for every one of the generator
 
     def __post_init__(self) -> None:
-        check(self, 1, math.inf, "discriminator_steps", "own_sample_steps", "shift_min_frames")
+        check(self, 1, math.inf, "shift_min_frames")
         check(self, self.shift_min_frames + 1, math.inf, "shift_max_frames")
         check(self, 1e-6, 1, "penalty_step")
-        check(self, 1e-6, math.inf, "contrastive_scale")
         check(self, 0, 1, "clap_max_noise", "own_sample_share")
-        if self.generator_noise.family == "denoised":
-            raise ConfigError("generator_noise.family is 'denoised': without noise there is nothing to generate")
         if self.weights.contrastive and self.train.batch < 2:
             raise ConfigError(
                 "batch is 1: the contrastive term takes prompts of other items; set weights.contrastive=0"
             )
-        if self.train.ema_every != self.discriminator_steps + 1:
-            raise ConfigError(
-                f"ema_every is {self.train.ema_every}: with discriminator_steps {self.discriminator_steps} the "
-                f"generator moves every {self.discriminator_steps + 1} steps; set it to that"
-            )
+        if self.train.ema_every != 2:
+            raise ConfigError(f"ema_every is {self.train.ema_every}: the generator moves every 2 steps; set it to that")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +112,6 @@ class Scene:
     rows: slice  # of the global batch
     batch: LatentBatch
     inputs: ConditionInputs
-    valid: Tensor  # (B, T) bool, silence behind the clips included
     z: Tensor  # (B, T, C)
     t: Tensor  # (B,) of the generator's input
     t_discriminator: Tensor  # (B,) of the discriminator's
@@ -193,7 +178,7 @@ class PosttrainStage(Stage):
         return self.latents.splits()
 
     def turn(self, step: int) -> str:
-        return DISCRIMINATOR if step % (self.config.discriminator_steps + 1) else GENERATOR
+        return DISCRIMINATOR if step % 2 else GENERATOR
 
     def alarms(self, values: dict[str, float]) -> list[str]:
         return self.balance.alarms(values)
@@ -227,7 +212,6 @@ class PosttrainStage(Stage):
             rows=rows,
             batch=batch,
             inputs=inputs,
-            valid=masks.valid[rows].to(self.device),
             z=batch.latents[rows].to(self.device),
             t=t,
             t_discriminator=t_discriminator,
@@ -238,12 +222,12 @@ class PosttrainStage(Stage):
         )
 
     def _noise(self, scene: Scene, purpose: Purpose) -> Tensor:
-        """(B, T, C) for one use in this step."""
+        """Draw (B, T, C) for one use in this step."""
         shape = tuple(scene.z.shape[1:])
         return item_noise(scene.rows, shape, self.config.train.seed, purpose, scene.step).to(self.device)
 
     def _generate(self, scene: Scene) -> Tensor:
-        """G's estimate (B, T, C) of the data, from data with noise, or from its own samples with noise."""
+        """Return G's estimate (B, T, C) of the data, from data with noise, or from its own samples with noise."""
         start, noise = scene.z, self._noise(scene, Purpose.GENERATOR_INPUT)
         with self.autocast():
             if self.config.own_sample_share:
@@ -253,19 +237,9 @@ class PosttrainStage(Stage):
 
     @torch.no_grad()
     def _own_samples(self, scene: Scene) -> Tensor:
-        """(B, T, C): what G estimates of pure noise on the way to the level of its input, by ping-pong sampling that
-        stops there. With one step the estimate of pure noise itself (``forward_sample_prob`` of the official code);
-        with those that users take, errors that add up over the steps are seen in training."""
-        config, shape = self.config, tuple(scene.z.shape[1:])
-        levels = sigmas(LOGSNR, config.own_sample_steps, 1.0, [1])[0, :-1]
-        noise = item_noise(scene.rows, (len(levels), *shape), config.train.seed, Purpose.OWN_SAMPLES, scene.step).to(
-            self.device
-        )
-        sample = torch.zeros_like(scene.z)
-        for level, step_noise in zip(levels.tolist(), noise.unbind(1), strict=True):
-            t = torch.full_like(scene.t, level)
-            estimate = self.denoiser(interpolate(sample, step_noise, t), t, scene.inputs)
-            sample = torch.where((t > scene.t)[:, None, None], estimate, sample)
+        """Return what G estimates of pure noise (``forward_sample_prob`` of the official code): (B, T, C)."""
+        noise = self._noise(scene, Purpose.OWN_SAMPLES)
+        sample: Tensor = self.denoiser(noise, torch.ones_like(scene.t), scene.inputs)
         return sample
 
     def _generator_losses(self, scene: Scene, fake: Tensor) -> dict[str, Tensor]:
@@ -276,12 +250,9 @@ class PosttrainStage(Stage):
             real_verdict = self.discriminator(interpolate(scene.z, noise, t), t, prepared)
         with self.autocast():
             verdict = self.discriminator(interpolate(fake, noise, t), t, prepared)
-        self._note(real_verdict, verdict)
+        self.notes |= score_notes(real_verdict, verdict)
         adversarial = relativistic(verdict.scores, real_verdict.scores, verdict.mask).mean()
         terms = {"adversarial": self.weighted("adversarial", weights.generator, adversarial)}
-        if weights.feature_matching:
-            distance = feature_distance(real_verdict.features, verdict.features, scene.valid)
-            terms["feature_matching"] = self.weighted("feature_matching", weights.feature_matching, distance)
         if self.clap is not None:
             terms["clap"] = self.weighted("clap", weights.clap, self._clap_distance(self.clap, scene, fake))
         return terms
@@ -306,7 +277,7 @@ class PosttrainStage(Stage):
         with self.autocast():
             prepared = self.discriminator.prepare(scene.inputs)
             real, fake_verdict = (self.discriminator(x, t, prepared) for x in inputs.values())
-        self._note(real, fake_verdict)
+        self.notes |= score_notes(real, fake_verdict)
         told_apart = relativistic(real.scores, fake_verdict.scores, real.mask).mean()
         terms = {"discriminator": self.weighted("discriminator", weights.discriminator, told_apart)}
         if weights.contrastive:
@@ -328,7 +299,7 @@ class PosttrainStage(Stage):
         return terms
 
     def _contrastive(self, scene: Scene, real: Tensor, verdict: Verdict) -> Tensor:
-        """The same sounds under prompts of others: those scores are to be lower."""
+        """Compare with the same sounds under prompts of others, whose scores are to be lower."""
         batch, others = scene.batch, scene.others[scene.rows]
         ids, mask = batch.ids[others].to(self.device), batch.mask[others].to(self.device)
         with torch.no_grad(), self.autocast():
@@ -336,25 +307,13 @@ class PosttrainStage(Stage):
         with self.autocast():
             prepared = self.discriminator.prepare(replace(scene.inputs, hidden=hidden, mask=mask))
             rolled = self.discriminator(real, scene.t_discriminator, prepared)
-        beta = self.config.contrastive_scale
-        losses = relativistic(beta * verdict.scores, beta * rolled.scores, verdict.mask)
+        losses = relativistic(verdict.scores, rolled.scores, verdict.mask)
         usable = scene.usable[scene.rows].to(self.device)
         return mean_of_usable(losses, usable, int(scene.usable.sum()), self.batch_slice.world)
 
-    def _note(self, real: Verdict, fake: Verdict) -> None:
-        """How the scores lie."""
-        with torch.no_grad():
-            scores, valid = torch.cat([real.scores, fake.scores]), torch.cat([real.mask, fake.mask])
-            mean = (scores * valid).sum() / valid.sum()
-            self.notes |= {
-                "measured/gap": masked_mean(real.scores - fake.scores, real.mask).mean(),
-                "measured/centre": masked_mean(real.scores + fake.scores, real.mask).mean() / 2,
-                "measured/score_std": ((scores - mean).square() * valid).sum().div(valid.sum()).sqrt(),
-            }
-
     def validate(self) -> dict[str, float]:
-        """On held-out sounds: the gap of the scores to one-step samples, and, of samples in 8 steps, the standard
-        deviation relative to that of the data and the cosine to the prompts by the CLAP."""
+        """Measure on held-out sounds the gap of the scores to one-step samples, and, of samples in 8 steps, the spread
+        relative to that of the data and the cosine to the prompts by the CLAP."""
         found: dict[str, list[float]] = {}
         shift = diffusion_of(self.model_config).shift
         for index in range(VALIDATION_BATCHES):

@@ -30,15 +30,14 @@ class ClipsConfig(Config):
     """Say which latents make a batch and which of their frames are to be generated."""
 
     silence_seconds: float  # mean of the exponential extension of every clip
-    mask_shares: tuple[float, ...]  # segments, full, causal and, where given, spans
+    mask_shares: tuple[float, ...]  # segments, full, causal
     buckets: int  # of similar lengths
     shares: SharesConfig
 
     def __post_init__(self) -> None:
         check(self, 0, math.inf, "silence_seconds")
         check(self, 1, math.inf, "buckets")
-        allowed = (len(MASK_KINDS) - 1, len(MASK_KINDS))
-        if len(self.mask_shares) not in allowed or min(self.mask_shares) < 0 or not sum(self.mask_shares):
+        if len(self.mask_shares) != len(MASK_KINDS) or min(self.mask_shares) < 0 or not sum(self.mask_shares):
             raise ConfigError(f"mask_shares is {self.mask_shares}: expected shares of {', '.join(MASK_KINDS)}")
 
 

@@ -73,7 +73,7 @@ class PretrainStage(Stage):
         self.networks.text_encoder.requires_grad_(config.train_text)
         self.groups = {"diffusion": Group(network=self.model, optimizer=config.optimizer)}
         self.latents = LatentData(latents, open_text(tokenizer_file, model), model, config.clips, config.train)
-        self.flow = FlowMatching(config, model, self.latents, self.device)
+        self.flow = FlowMatching(config, model, self.latents)
         self.validation = FlowValidation(self.networks, self.latents, config.train.seed + 1)
 
     def data(self) -> tuple[Split, ...]:
@@ -84,7 +84,7 @@ class PretrainStage(Stage):
         drawn = self.flow.draw(step)
         rows = self.batch_slice.rows(len(drawn.t))
         with self.autocast():
-            generated, kept = velocity_errors(self.networks, drawn[rows], self.config.normalize)
+            generated, kept = velocity_errors(self.networks, drawn[rows])
         self.notes |= flow_notes(drawn, rows, generated.detach(), kept.detach(), self.batch_slice.world)
         return {"flow": generated.mean() + self.config.context_weight * kept.mean()}
 

@@ -56,8 +56,6 @@ class LoraConfig(FlowConfig):
             raise ConfigError(
                 f"base_precision is 'bf16' with train.precision {self.train.precision!r}: it needs 'bf16'"
             )
-        if self.optimizer.muon is not None:
-            raise ConfigError("optimizer.muon is set: adapters have no matrices for it; leave the table out")
 
 
 class Adapters(nn.Module):
@@ -127,7 +125,7 @@ class LoraStage(Stage):
             config.train,
             held_out=_held_out(start.latents),
         )
-        self.flow = FlowMatching(config, start.config, self.latents, self.device)
+        self.flow = FlowMatching(config, start.config, self.latents)
         self.validation = FlowValidation(self.networks, self.latents, config.train.seed + 1)
         self._base_errors: dict[str, float] = {}
 
@@ -147,7 +145,7 @@ class LoraStage(Stage):
         drawn = self.flow.draw(step)
         rows = self.batch_slice.rows(len(drawn.t))
         with self.autocast():
-            generated, kept = velocity_errors(self.networks, drawn[rows], self.config.normalize)
+            generated, kept = velocity_errors(self.networks, drawn[rows])
         self.notes |= flow_notes(drawn, rows, generated.detach(), kept.detach(), self.batch_slice.world)
         self.notes["adapter/norm"] = self.adapters.norm()
         return {"flow": generated.mean() + self.config.context_weight * kept.mean()}

@@ -9,6 +9,7 @@ import json
 import shutil
 import warnings
 import zlib
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,11 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from sa3_mlx.common.schema import ConfigError
+from sa3_mlx.common.files.atomic import new_folder, remove_partials, write_json
 
 from . import parallel
 
 KEPT = 3  # newest ones; milestones stay
-# These change where and how fast a run computes, not what; a run may go on with others.
-FREE = ("train.parallel", "train.accumulate", "train.checkpoint_blocks")
 Tensors = dict[str, dict[str, Tensor]]  # table -> name -> the live tensor
 Progress = dict[str, Any]  # JSON values
 
@@ -42,21 +41,19 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}"
 
     def save(self, step: int, tensors: Tensors, progress: Progress) -> None:
-        """Write one; the oldest of more than three go, but for milestones."""
-        part = self.folder / "part"
+        """Write one, in place of one of the same step; the oldest of more than three go, but for milestones."""
+        with ExitStack() as stack:
+            if parallel.is_first():
+                remove_partials(self.folder)
+                folder = stack.enter_context(new_folder(self.path(step)))
+            folder = parallel.of_first(folder if parallel.is_first() else None)
+            with _quiet():
+                dcp.save(tensors, checkpoint_id=folder, no_dist=not dist.is_initialized())
+            parallel.wait()
+            sums = _checksums(folder)
+            if parallel.is_first():
+                write_json(folder / "progress.json", {**progress, "step": step, "checksums": sums})
         if parallel.is_first():
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
-        parallel.wait()
-        with _quiet():
-            dcp.save(tensors, checkpoint_id=part, no_dist=not dist.is_initialized())
-        parallel.wait()
-        sums = _checksums(part)
-        if parallel.is_first():
-            (part / "progress.json").write_text(json.dumps({**progress, "step": step, "checksums": sums}) + "\n")
-            if self.path(step).exists():  # damaged, or the same
-                shutil.rmtree(self.path(step))
-            part.rename(self.path(step))
             for old in self.steps()[:-KEPT]:
                 if not self.milestone_every or old % self.milestone_every:
                     shutil.rmtree(self.path(old))
@@ -122,34 +119,3 @@ def _all_fine(problem: str) -> bool:
 def _quiet() -> warnings.catch_warnings[None]:
     """Without the library's remarks about single processes and its own old formats."""
     return warnings.catch_warnings(action="ignore")
-
-
-def keep_settings(folder: Path, settings_json: str, *, resumed: bool) -> None:
-    """Write the settings of a new run to ``settings.json``; raise ConfigError when a run goes on with others."""
-    path = folder / "settings.json"
-    if not parallel.is_first():
-        return
-    if not resumed or not path.is_file():
-        path.write_text(settings_json + "\n", encoding="utf-8")
-        return
-    try:
-        old = _flat(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise ConfigError(f"{path}: not valid JSON ({error}); the run cannot go on") from error
-    new = _flat(json.loads(settings_json))
-    other = [key for key in sorted(old | new) if key not in FREE and old.get(key) != new.get(key)]
-    if other:
-        key = other[0]
-        more = f" (and {len(other) - 1} more)" if len(other) > 1 else ""
-        raise ConfigError(
-            f"{folder} holds a run with {key} = {old.get(key)!r}, now it is {new.get(key)!r}{more}; choose another "
-            "folder or give the same settings"
-        )
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, object]:
-    """{"train": {"seed": 0}} -> {"train.seed": 0}"""
-    flat: dict[str, object] = {}
-    for key, value in tree.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
-    return flat

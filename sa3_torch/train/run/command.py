@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import click
 import torch
-
-from sa3_mlx.common.schema import Config
 
 from . import parallel
 from .loop import Trainer
 from .options import FOLDER
 from .planning.device import Device
 from .planning.plan import make_plan
-from .settings import load_settings
-from .stage import Stage, TrainConfig
-
-Settings = TypeVar("Settings", bound=Config)
-
-
-class StageConfig(Protocol):
-    """Describe the settings of a stage: a configuration with a table ``train``."""
-
-    @property
-    def train(self) -> TrainConfig: ...
-    def to_dict(self) -> dict[str, Any]: ...
+from .settings import Belongings, Settings, load_settings
+from .stage import Stage, StageConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +43,10 @@ class RunOptions:
         """Read the settings, with the user's changes and these. Raises ConfigError, naming what is wrong."""
         return load_settings(kind, stage, self.preset, (*self.changes, *changes))
 
-    def train(self, stage: Stage, config: StageConfig, belongings: Mapping[str, str | int | None]) -> bool:
+    def train(self, stage: Stage, config: StageConfig, belongings: Belongings) -> bool:
         """Run the stage; return True in the first process when it is finished. A dry run prints its plan instead.
 
-        ``belongings`` are, beside the settings, what the run must go on with, hashes mostly; None and "" do not count.
+        ``belongings`` are what the run must go on with beside its settings; see ``keep_settings``.
         Raises ValueError where the plan does not fit the memory.
         """
         if self.dry_run is not None:
@@ -70,9 +57,7 @@ class RunOptions:
             click.echo(str(plan))
             plan.check()
             return False
-        kept = {**config.to_dict(), **{name: value for name, value in belongings.items() if value}}
-        trainer = Trainer(stage, config.train, self.out, json.dumps(kept, sort_keys=True))
-        finished, first = trainer.run(), parallel.is_first()
+        finished, first = Trainer(stage, config, self.out, belongings).run(), parallel.is_first()
         parallel.finish()
         return finished and first
 

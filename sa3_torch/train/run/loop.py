@@ -20,13 +20,14 @@ from sa3_mlx.common.version import revision
 from sa3_torch.train.run.planning.timing import time_precisions
 
 from . import parallel
-from .checkpoints import Checkpoints, Tensors, keep_settings
+from .checkpoints import Checkpoints, Tensors
 from .logs import RunLog
 from .optimizers import Ema, UpdateRatio, learning_rate_at, make_optimizer, optimizer_tensors, set_rate, take_turn
 from .parallel import BatchSlice
 from .plot import plot_run
 from .recompute import checkpoint_blocks
-from .stage import Stage, TrainConfig
+from .settings import Belongings, keep_settings
+from .stage import Stage, StageConfig
 
 MAX_BAD_STEPS = 10  # non-finite losses or gradients in a row before the run gives up
 LOG_EVERY = 10
@@ -36,27 +37,27 @@ class Trainer:
     """Runs a stage in ``folder``: checkpoints/, log.jsonl, loss.png, tensorboard/, demo/ and, at the end, model/ (the
     EMA). Under torchrun every process makes one, with the same arguments."""
 
-    def __init__(self, stage: Stage, config: TrainConfig, folder: Path, settings_json: str) -> None:
-        self.stage, self.config, self.folder = stage, config, folder
-        self.batch_slice = parallel.own_slice()
-        self.slices = self.batch_slice.micro_batches(config.accumulate)
-        self.slices[0].rows(config.batch)  # raises where the batch cannot be cut so
+    def __init__(self, stage: Stage, config: StageConfig, folder: Path, belongings: Belongings) -> None:
+        self.stage, self.config, self.folder = stage, config.train, folder
+        train = config.train
+        self.slices = parallel.own_slice().micro_batches(train.accumulate)
+        self.slices[0].rows(train.batch)  # raises where the batch cannot be cut so
         folder.mkdir(parents=True, exist_ok=True)
-        self.checkpoints = Checkpoints(folder, config.milestone_every)
-        keep_settings(folder, settings_json, resumed=bool(self.checkpoints.steps()))
+        self.checkpoints = Checkpoints(folder, train.milestone_every)
+        keep_settings(folder, config, belongings, resumed=bool(self.checkpoints.steps()))
         self.networks = {name: group.network for name, group in stage.groups.items()}
-        if config.checkpoint_blocks:
+        if train.checkpoint_blocks:
             for network in self.networks.values():
                 checkpoint_blocks(network)
         self.turns: dict[str, nn.Module] = self._wrap()
         self.optimizers = {name: make_optimizer(group) for name, group in stage.groups.items()}
         self.trained = {name: list(optimizer.state) for name, optimizer in self.optimizers.items()}
-        self.ema = Ema(stage.model, decay=config.ema_decay, after=config.ema_after, every=config.ema_every)
+        self.ema = Ema(stage.model, decay=train.ema_decay, after=train.ema_after, every=train.ema_every)
         self.step = 0
         self.asked = self.stop = False  # asked: by a signal, of this process; stop: what all have agreed on
         self.updates = dict.fromkeys(self.networks, 0)  # turns that each group had
         self.bad_steps = dict.fromkeys(self.networks, 0)  # those that were skipped since its last good one
-        self.precision: str | None = None if config.precision == "auto" else config.precision
+        self.precision: str | None = None if train.precision == "auto" else train.precision
         self.shown: dict[str, float] = {}  # the latest values of every group, for the log
         self.revision, self.known_revision = revision(), ""  # of the source, now and at the last checkpoint
         self.saved = -1  # step of the checkpoint last written or read

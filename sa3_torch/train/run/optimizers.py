@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from sa3_mlx.common.schema import Config, ConfigError
 
-from .muon import MuonAdamW, muon_matrices
 from .parallel import own_share, total
 from .settings import check
 
@@ -20,21 +19,9 @@ SAMPLED = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class MuonConfig(Config):
-    """Muon for the matrices of a group (muon.py); its rate follows the schedule of the group, in proportion."""
-
-    learning_rate: float
-    momentum: float
-
-    def __post_init__(self) -> None:
-        check(self, 1e-12, math.inf, "learning_rate")
-        check(self, 0, 1 - 1e-12, "momentum")
-
-
-@dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Config):
-    """AdamW of one group of parameters, with ``muon`` of all but its matrices. Warm-up counts the group's own updates,
-    the cosine the steps of the run."""
+    """Describe AdamW of one group of parameters. Warm-up counts the group's own updates, the cosine the steps of the
+    run."""
 
     learning_rate: float
     schedule: Literal["cosine", "inverse"]
@@ -45,7 +32,6 @@ class OptimizerConfig(Config):
     beta2: float
     weight_decay: float
     clip_norm: float
-    muon: MuonConfig | None = None
 
     def __post_init__(self) -> None:
         check(self, 0, math.inf, "warmup_steps", "weight_decay", "inverse_gamma")
@@ -92,40 +78,20 @@ def learning_rate_at(config: OptimizerConfig, *, step: int, steps: int, update: 
 
 
 def make_optimizer(group: Group) -> torch.optim.Optimizer:
-    """Its state exists from the start, at zero, so that a checkpoint can be read into it in place.
-
-    Raises ConfigError where Muon finds no matrix to train.
-    """
+    """Make the optimiser of a group. Its state exists from the start, at zero, so that a checkpoint can be read into it
+    in place."""
     config, betas = group.optimizer, (group.optimizer.beta1, group.optimizer.beta2)
-    matrices = {} if config.muon is None else muon_matrices(group.network)
-    ours = {parameter for parameter, _ in matrices.values()}
-    others = [p for p in group.network.parameters() if p.requires_grad and p not in ours]
-    optimizer: torch.optim.Optimizer
-    if config.muon is None:
-        optimizer = torch.optim.AdamW(others, lr=config.learning_rate, betas=betas, weight_decay=config.weight_decay)
-    else:
-        if not matrices or not others:
-            what = "matrix between hidden states" if not matrices else "other parameter"
-            raise ConfigError(f"optimizer.muon is set, but this network has no {what}; leave the table out")
-        optimizer = MuonAdamW(
-            matrices.values(),
-            others,
-            learning_rate=config.learning_rate,
-            betas=betas,
-            momentum=config.muon.momentum,
-            rate_ratio=config.muon.learning_rate / config.learning_rate,
-            weight_decay=config.weight_decay,
-        )
-    for parameter in others:
+    parameters = [p for p in group.network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, betas=betas, weight_decay=config.weight_decay)
+    for parameter in parameters:
         zeros = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         optimizer.state[parameter] = {"step": torch.tensor(0.0), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
     return optimizer
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """``rate`` for AdamW, in proportion for Muon."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group.get("rate_ratio", 1.0)
+        group["lr"] = rate
 
 
 def optimizer_tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.nn.functional import all_gather
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -30,6 +31,7 @@ from sa3_torch.same import SAMEBlock
 from sa3_torch.t5gemma import TextLayer
 from sa3_torch.train.networks.blocks import ModulatedBlock
 
+Value = TypeVar("Value")
 PATIENCE = timedelta(hours=1)  # processes wait for the first one while it validates and exports
 # What FSDP2 gathers at a time, and the methods beside ``forward`` that read its weights.
 # A listed method must not be called by another one of the module, nor by its forward: the inner call would end it.
@@ -96,6 +98,14 @@ def wait() -> None:
         dist.barrier()
 
 
+def of_first(value: Value | None) -> Value:
+    """Return the value that the first process gave, on all processes."""
+    values = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(values, device=own_device())
+    return cast(Value, values[0])
+
+
 def own_device() -> torch.device:
     """The GPU of this process when there is one, else the CPU."""
     if not torch.cuda.is_available() or (dist.is_initialized() and dist.get_backend() == "gloo"):
@@ -128,24 +138,15 @@ def std_of(moments: Tensor) -> Tensor:
     return ((second - first.square() / count) / (count - 1)).clamp_min(0).sqrt().float()
 
 
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:  # noqa: ARG004 (the signature of torch)
-        everyones = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(everyones, rows.contiguous())
-        return torch.cat(everyones)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # noqa: ARG004
-        return total(gradients[0])[own_slice().rows(len(gradients[0]))]
-
-
 def gather_rows(rows: Tensor) -> Tensor:
-    """The rows of all processes in the order of their ranks: (B, ...) -> (world B, ...), with a gradient.
+    """Return the rows of all processes in the order of their ranks: (B, ...) -> (world B, ...).
 
-    It is that of the sum of the losses of all processes.
+    The gradient is that of the sum of the losses of all processes.
     """
-    return _Gather.apply(rows) if dist.is_initialized() else rows
+    if not dist.is_initialized():
+        return rows
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # a new name since torch 2.13
+        return torch.cat(all_gather(rows))
 
 
 def follow(average: Tensor, value: Tensor, decay: float) -> None:

@@ -1,17 +1,48 @@
-"""Training settings: a TOML preset or file, changed by ``--set key=value``, checked strictly."""
+"""Training settings: a TOML preset or file, changed by ``--set key=value``, checked strictly.
+
+A file may begin with ``base = "NAME"``, a preset of the same stage, and say what differs: its tables are laid over
+those of the base, key by key.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import tomllib
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from sa3_mlx.common.files.atomic import write_text
 from sa3_mlx.common.schema import Config, ConfigError
 
+from . import parallel
+
+# These change where and how fast a run computes, not what; a run may go on with others.
+FREE = ("train.parallel", "train.accumulate", "train.checkpoint_blocks")
 PRESETS = Path(__file__).parents[1] / "presets"
+# Settings that earlier versions had, with the only value that is left.
+GONE: dict[str, object] = {
+    "coupling": "off",
+    "normalize": "none",
+    "times.sampler": "truncated_logit_normal",
+    "times.one_shot": 0.0,
+    "times.shift": {"type": "full", "start": 0.5, "end": 1.15, "rate": 0.0},
+    "optimizer.muon": None,
+    "generator.muon": None,
+    "discriminator.muon": None,
+    "weight_power": 0.0,
+    "head.kind": "conv",
+    "weights.feature_matching": 0.0,
+    "contrastive_scale": 1.0,
+    "own_sample_steps": 1,
+    "discriminator_steps": 1,
+}
+TEACHER = ("steps", "guidance", "apg")  # of the teacher's table, before it had one for its sampling
 Settings = TypeVar("Settings", bound=Config)
+Table = dict[str, Any]
+Belongings = Mapping[str, str | int | None]  # what a run must go on with beside its settings, hashes mostly
 
 
 def check(config: Config, low: float, high: float, *names: str) -> None:
@@ -24,14 +55,23 @@ def check(config: Config, low: float, high: float, *names: str) -> None:
 
 
 def preset_names(stage: str) -> list[str]:
+    """List the presets of a stage."""
     return sorted(path.stem.removeprefix(f"{stage}-") for path in PRESETS.glob(f"{stage}-*.toml"))
 
 
 def load_settings(kind: type[Settings], stage: str, source: str, changes: tuple[str, ...]) -> Settings:
-    """``source`` is a preset name or a TOML file; ``changes`` are "key=value" or "table.key=value", values in TOML.
+    """Read a preset by its name, or a TOML file; ``changes`` are "key=value" or "table.key=value", values in TOML.
 
     Raises ConfigError for an unknown preset, key or value, naming it.
     """
+    data = _read(stage, source, seen=())
+    for change in changes:
+        _apply(data, change)
+    upgrade(data)
+    return kind.from_dict(data, where=stage)
+
+
+def _read(stage: str, source: str, seen: tuple[str, ...]) -> Table:
     path = Path(source) if source.endswith(".toml") else PRESETS / f"{stage}-{source}.toml"
     if not path.is_file():
         raise ConfigError(
@@ -41,16 +81,25 @@ def load_settings(kind: type[Settings], stage: str, source: str, changes: tuple[
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML ({error})") from error
-    for change in changes:
-        _apply(data, change)
-    return kind.from_dict(data, where=stage)
+    base = data.pop("base", None)
+    if base is None:
+        return data
+    if not isinstance(base, str) or base in seen:
+        raise ConfigError(f"{path}: base is {base!r}: expected a preset of {stage} that does not lead back here")
+    return _overlaid(_read(stage, base, (*seen, source, base)), data)
 
 
-def _apply(data: dict[str, object], change: str) -> None:
+def _overlaid(base: Table, over: Table) -> Table:
+    both = {k: _overlaid(base[k], v) for k, v in over.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
+    return {**base, **over, **both}
+
+
+def _apply(data: Table, change: str) -> None:
     key, separator, text = change.partition("=")
     if not separator:
         raise ConfigError(f"--set {change!r}: expected key=value, for example train.steps=100")
-    *tables, name = key.strip().split(".")
+    key = key.strip()
+    *tables, name = key.split(".")
     table = data
     for part in tables:
         inner = table.get(part)
@@ -62,11 +111,73 @@ def _apply(data: dict[str, object], change: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
-    if name not in table and not isinstance(value, dict):  # a table may switch on what the preset leaves out
+    known = name in table or key in GONE or key in (f"teacher.{former}" for former in TEACHER)
+    if not known and not isinstance(value, dict):  # a table may switch on what the preset leaves out
         raise ConfigError(f"--set {change!r}: unknown key {name!r}; allowed: {', '.join(table)}")
     table[name] = value
 
 
-def to_json(config: Config) -> str:
-    """Settings as they are stored beside a run and compared on resume."""
-    return json.dumps(config.to_dict(), sort_keys=True)
+def upgrade(data: Table) -> None:
+    """Bring settings as earlier versions wrote them up to date, in place.
+
+    Raises ConfigError for a setting that went with another value than the one that is left.
+    """
+    teacher = data.get("teacher")
+    if isinstance(teacher, dict) and not {*TEACHER}.isdisjoint(teacher):
+        sampling = teacher.setdefault("sampling", {"sampler": "dpmpp", "guidance": {}})
+        if not isinstance(sampling["guidance"], dict):
+            sampling["guidance"] = {"scale": sampling["guidance"]}
+        for name in (name for name in TEACHER if name in teacher):
+            table = sampling if name == "steps" else sampling["guidance"]
+            table["scale" if name == "guidance" else name] = teacher.pop(name)
+        if sampling["guidance"].get("scale") == 1:
+            sampling["guidance"] = {}
+    shares = data.get("clips", {}).get("mask_shares", [])
+    if len(shares) == 4 and not shares[3]:  # the fourth kind of masks went
+        data["clips"]["mask_shares"] = shares[:3]
+    for key, left in GONE.items():
+        *tables, name = key.split(".")
+        table = data
+        for part in tables:
+            table = table.get(part) or {}
+        if name in table and (value := table.pop(name)) != left:
+            raise ConfigError(f"{key} is {value!r}: this setting went, only {left!r} is left; leave it out")
+
+
+def keep_settings(folder: Path, config: Config, belongings: Belongings, *, resumed: bool) -> None:
+    """Write the settings and belongings of a new run to ``settings.json``; None and "" among the latter do not count.
+
+    Raises ConfigError when a run goes on with others. They are compared as configurations, so a file that an earlier
+    version wrote serves, too.
+    """
+    path = folder / "settings.json"
+    if not parallel.is_first():
+        return
+    ours = {name: value for name, value in belongings.items() if value}
+    if not resumed or not path.is_file():
+        write_text(path, json.dumps({**config.to_dict(), **ours}, sort_keys=True) + "\n")
+        return
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid JSON ({error}); the run cannot go on") from error
+    upgrade(stored)
+    settings = {field.name: stored.pop(field.name) for field in fields(config) if field.name in stored}
+    old = _flat({**type(config).from_dict(settings, where=str(path)).to_dict(), **stored})
+    new = _flat({**config.to_dict(), **ours})
+    other = [key for key in sorted(old | new) if key not in FREE and old.get(key) != new.get(key)]
+    if other:
+        key = other[0]
+        more = f" (and {len(other) - 1} more)" if len(other) > 1 else ""
+        raise ConfigError(
+            f"{folder} holds a run with {key} = {old.get(key)!r}, now it is {new.get(key)!r}{more}; choose another "
+            "folder or give the same settings"
+        )
+
+
+def _flat(tree: Table, prefix: str = "") -> dict[str, object]:
+    """Join the names of tables: {"train": {"seed": 0}} -> {"train.seed": 0}."""
+    flat: dict[str, object] = {}
+    for key, value in tree.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return flat

@@ -62,6 +62,13 @@ class TrainConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StageConfig(Config):
+    """Hold the settings of a stage, as a preset has them."""
+
+    train: TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
 class Split:
     """Data that a stage reads, for its plan."""
 

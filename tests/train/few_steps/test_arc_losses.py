@@ -11,7 +11,6 @@ torch = pytest.importorskip("torch", reason="the training twin needs torch")
 pytest.importorskip("scipy", reason="the training extra is not installed")
 
 from sa3_torch.train.few_steps.arc_losses import (
-    feature_distance,
     finite_difference,
     geodesic,
     masked_mean,
@@ -92,8 +91,6 @@ def test_geodesic_distance() -> None:
     assert bool(near.grad.isfinite().all()) and bool((near.grad != 0).any())
 
 
-def test_interpolation_and_feature_distance_by_hand() -> None:
+def test_interpolation_by_hand() -> None:
     z, noise = torch.full((2, 3, 1), 4.0), torch.zeros(2, 3, 1)
     assert interpolate(z, noise, torch.tensor([0.25, 1.0]))[:, 0, 0].tolist() == [3.0, 0.0]
-    a, b = torch.zeros(1, 2, 2), torch.tensor([[[1.0, 3.0], [9.0, 9.0]]])
-    assert float(feature_distance([a, a], [b, a], torch.tensor([[True, False]]))) == 1.0

@@ -12,11 +12,10 @@ from sa3_torch.train.few_steps.heads import Head, HeadConfig, MaskedGroupNorm
 
 WIDTH_IN = 12
 CONFIGS = {
-    "default": HeadConfig(kind="conv", layers=4, width=32, groups=32, kernel=4),
-    "tiny": HeadConfig(kind="conv", layers=2, width=8, groups=4, kernel=3),
-    "dilated": HeadConfig(kind="dilated", layers=3, width=8, groups=4, kernel=3),
+    "default": HeadConfig(layers=4, width=32, groups=32, kernel=4),
+    "tiny": HeadConfig(layers=2, width=8, groups=4, kernel=3),
 }
-STRIDES = {"default": 16, "tiny": 4, "dilated": 1}
+STRIDES = {"default": 16, "tiny": 4}
 
 
 def head_of(name: str) -> Head:
@@ -71,6 +70,6 @@ def test_group_norm_of_whole_items_is_the_usual_one() -> None:
 
 def test_heads_that_cannot_be_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"head\.width is 10: expected a multiple of its 4 groups"):
-        HeadConfig(kind="conv", layers=1, width=10, groups=4, kernel=3)
+        HeadConfig(layers=1, width=10, groups=4, kernel=3)
     with pytest.raises(ConfigError, match="layers is 0"):
-        HeadConfig(kind="conv", layers=0, width=8, groups=4, kernel=3)
+        HeadConfig(layers=0, width=8, groups=4, kernel=3)

@@ -7,8 +7,6 @@ import pytest
 torch = pytest.importorskip("torch", reason="the training twin needs torch")
 pytest.importorskip("scipy", reason="the training extra is not installed")
 
-from sa3_mlx.common.generation.schedule import sigmas
-from sa3_mlx.common.model.presets import LOGSNR
 from sa3_mlx.common.schema import ConfigError
 from sa3_torch.train.few_steps.noise_levels import NOISE_LEVELS, NoiseLevelConfig, draw_levels
 
@@ -23,8 +21,6 @@ def draw(family: str, *, shifted: bool = False, one_shot: float = 0.0, length: i
 @pytest.mark.parametrize(
     ("family", "below_quarter", "below_half"),
     [
-        ("uniform", 0.25, 0.5),
-        ("logit_normal", 0.1360, 0.5),  # normal CDF of logit(0.25)
         ("truncated_logit_normal", 0.1155, 0.4429),  # [T4.3]
         ("sampling_log_snr", (2 - 1.0986) / 8, 2 / 8),  # log-SNR above ln 3, above 0
     ],
@@ -45,36 +41,23 @@ def test_log_snr_lies_between_minus_six_and_two() -> None:
     assert float(log_snr.mean()) == pytest.approx(-2, abs=0.05)
 
 
-def test_one_shot_is_noise_and_denoised_is_data() -> None:
-    assert bool((draw("one_shot") == 1).all()) and bool((draw("denoised") == 0).all())
-
-
-def test_congruent_grids_are_those_of_the_sampler() -> None:
-    t = draw("congruent")
-    grid = {float(value) for value in sigmas(LOGSNR, 16, 1.0, [64])[0, :-1]}
-    assert set(t.tolist()) == grid
-    coarse = sigmas(LOGSNR, 4, 1.0, [64])[0, :-1].tolist()
-    assert set(coarse) <= grid  # nested
-    assert float((t == 1).float().mean()) == pytest.approx((1 + 1 / 2 + 1 / 4 + 1 / 8 + 1 / 16) / 5, abs=0.01)
-
-
 @pytest.mark.parametrize("family", NOISE_LEVELS)
 def test_draws_follow_from_the_generator(family: str) -> None:
     assert torch.equal(draw(family), draw(family))
 
 
 def test_a_share_of_items_starts_from_pure_noise() -> None:
-    assert float((draw("uniform", one_shot=0.2) == 1).float().mean()) == pytest.approx(0.2, abs=0.01)
+    assert float((draw("truncated_logit_normal", one_shot=0.2) == 1).float().mean()) == pytest.approx(0.2, abs=0.01)
 
 
 def test_longer_items_are_shifted_more() -> None:
-    plain = draw("uniform")
-    short, long = (draw("uniform", shifted=True, length=length) for length in (8, 128))
+    plain = draw("truncated_logit_normal")
+    short, long = (draw("truncated_logit_normal", shifted=True, length=length) for length in (8, 128))
     assert bool((plain <= short).all()) and bool((short <= long).all()) and float(short.mean()) < float(long.mean())
 
 
 def test_unknown_families_and_shares_are_refused() -> None:
-    with pytest.raises(ConfigError, match="family is 'normal': allowed are truncated_logit_normal, uniform"):
+    with pytest.raises(ConfigError, match="family is 'normal': allowed are truncated_logit_normal, sampling_log_snr"):
         draw("normal")
     with pytest.raises(ConfigError, match=r"one_shot is 2\.0: allowed is 0 to 1"):
-        draw("uniform", one_shot=2.0)
+        draw("truncated_logit_normal", one_shot=2.0)

@@ -155,20 +155,6 @@ def test_every_item_picks_its_own_step(workspace: Path) -> None:
     assert len(seen[0].unique()) > 1
 
 
-def test_weight_power_two_makes_errors_those_of_the_velocity(workspace: Path) -> None:
-    changes = ("clips.mask_shares=[0.0, 1.0, 0.0]",)
-    stage = ode_warmup_stage(workspace, "weight_power=2.0", *changes)
-    run = stage.trajectory(0)
-    kept = {}
-
-    def denoise(x, t, _):
-        kept["velocity"] = (run.result - x) / -t[:, None, None] + 0.5
-        return x - t[:, None, None] * kept["velocity"]
-
-    stage.denoiser = denoise  # type: ignore[assignment]
-    assert float(stage.losses(0)["one_step"]) == pytest.approx(0.25, rel=1e-4)
-
-
 def learn(stage: OdeWarmupStage, steps: int) -> None:
     """Steps on the batch of step 0."""
     optimizer = make_optimizer(Group(network=stage.model, optimizer=stage.config.optimizer))
@@ -250,7 +236,6 @@ def test_latents_of_another_autoencoder_are_refused(workspace: Path, tmp_path: P
         ("teacher.refresh_rate=0", "refresh_rate is 0"),
         ("teacher.sampling.guidance=-1.0", "guidance scale is -1: allowed are 0 to 100"),
         ("teacher.sampling.sampler='pingpong'", "adds noise itself"),
-        ("weight_power=3.0", "weight_power is 3.0"),
         ("context_weight=-1.0", "context_weight is -1.0"),
     ],
 )

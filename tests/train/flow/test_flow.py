@@ -13,14 +13,12 @@ stats = pytest.importorskip("scipy.stats", reason="the training extra is not ins
 
 from sa3_mlx.common.generation.schedule import sigmas
 from sa3_mlx.common.model.config import ShiftConfig
-from sa3_mlx.common.model.presets import LOGSNR
 from sa3_torch.samplers import SAMPLERS
 from sa3_torch.train.flow.losses import flow_errors, flow_loss
 from sa3_torch.train.flow.masks import MASK_KINDS, extend_valid, inpaint_masks, mask_kinds
-from sa3_torch.train.flow.times import LENGTH_SHIFT, TIME_SAMPLERS, shift_times, uniform
+from sa3_torch.train.flow.times import SHIFT_END, SHIFT_START, shift_times, truncated_logit_normal
 
 DRAWS = 20_000
-FLUX = ShiftConfig(type="flux", start=1.5, end=4.0, rate=0.0)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -35,37 +33,20 @@ def truncated_cdf(tau: np.ndarray) -> np.ndarray:
     return stats.norm.sf(logit(0.075 + 0.925 * (1 - tau))) / stats.norm.sf(logit(np.array(0.075)))
 
 
-CLOSED_FORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "truncated_logit_normal": truncated_cdf,
-    "uniform": lambda t: t,
-    "logit_normal": lambda t: stats.norm.cdf(logit(t)),
-    "log_snr_normal": lambda t: stats.norm.cdf((logit(t) - 1.2) / 2),
-    "log_snr_uniform": lambda t: np.clip((logit(t) + 5) / 11, 0, 1),
-}
-
-
-@pytest.mark.parametrize("name", TIME_SAMPLERS)
-def test_times_follow_their_closed_form(name: str) -> None:
-    """Kolmogorov-Smirnov; the largest statistic measured is 0.0079, significant at 5 % would be 0.0096."""
-    t = TIME_SAMPLERS[name](DRAWS, generator())
+def test_times_follow_their_closed_form() -> None:
+    """Kolmogorov-Smirnov; significant at 5 % would be 0.0096."""
+    t = truncated_logit_normal(DRAWS, generator())
     assert t.dtype == torch.float32 and float(t.min()) >= 0 and float(t.max()) <= 1
     inside = t.double().numpy().clip(1e-9, 1 - 1e-9)
-    assert stats.kstest(inside, CLOSED_FORMS[name]).statistic < 1.36 / math.sqrt(DRAWS)
-    assert torch.equal(t, TIME_SAMPLERS[name](DRAWS, generator()))
-    assert not torch.equal(t, TIME_SAMPLERS[name](DRAWS, generator(1)))
+    assert stats.kstest(inside, truncated_cdf).statistic < 1.36 / math.sqrt(DRAWS)
+    assert torch.equal(t, truncated_logit_normal(DRAWS, generator()))
+    assert not torch.equal(t, truncated_logit_normal(DRAWS, generator(1)))
 
 
 def test_truncated_logit_normal_has_the_published_shares() -> None:
     published = {0.1: 0.0113, 0.25: 0.1155, 0.5: 0.4429, 0.75: 0.7980, 0.9: 0.9513}
     for tau, share in published.items():
         assert float(truncated_cdf(np.array(tau))) == pytest.approx(share, abs=5e-5)
-
-
-def test_uniform_times_are_spread_evenly_in_every_batch_and_uniform_over_batches() -> None:
-    batches = [uniform(16, generator(step)) for step in range(200)]
-    for t in batches:
-        assert sorted((t * 16).long().tolist()) == list(range(16))
-    assert stats.kstest(torch.stack(batches)[:, 0].numpy(), "uniform").pvalue > 0.01
 
 
 @pytest.mark.parametrize(("length", "odds", "middle"), [(256, 0.5, 0.62246), (4096, 1.15, 0.75951)])
@@ -83,15 +64,15 @@ def test_shift_is_limited_to_its_lengths() -> None:
     assert a == b
 
 
-@pytest.mark.parametrize("shift", [LENGTH_SHIFT, FLUX, LOGSNR, ShiftConfig(type="none", start=0, end=0, rate=0)])
 @pytest.mark.parametrize("length", [100, 777, 4096])
-def test_shift_is_that_of_the_sampling_schedule(shift: ShiftConfig, length: int) -> None:
+def test_shift_is_that_of_the_sampling_schedule(length: int) -> None:
     """Measured: 6e-8. A batch of lengths is shifted as each alone."""
+    shift = ShiftConfig(type="full", start=SHIFT_START, end=SHIFT_END, rate=0.0)
     t = torch.linspace(1, 0, 21)
-    shifted = shift_times(t, torch.full((21,), float(length)), 256, 4096, shift)
+    shifted = shift_times(t, torch.full((21,), float(length)), 256, 4096)
     assert np.abs(shifted.numpy() - sigmas(shift, 20, 1.0, [length])[0]).max() < 1e-6
     assert (shifted.diff() < 0).all() and shifted[0] == 1 and shifted[-1] == 0
-    mixed = shift_times(t[3:5], torch.tensor([float(length), 300.0]), 256, 4096, shift)
+    mixed = shift_times(t[3:5], torch.tensor([float(length), 300.0]), 256, 4096)
     assert mixed[0] == shifted[3]
 
 
@@ -101,12 +82,9 @@ def masks(valid: torch.Tensor, *shares: float, seed: int = 0) -> torch.Tensor:
 
 
 def test_masks_are_drawn_by_their_shares() -> None:
-    kinds = mask_kinds(10_000, (0.1, 0.7, 0.1, 0.1), generator())
+    kinds = mask_kinds(10_000, (0.2, 0.7, 0.1), generator())
     shares = kinds.bincount(minlength=len(MASK_KINDS)) / 10_000
-    assert shares.tolist() == pytest.approx([0.1, 0.7, 0.1, 0.1], abs=0.01)
-    assert torch.equal(
-        mask_kinds(100, (0.1, 0.8, 0.1), generator()), mask_kinds(100, (0.1, 0.8, 0.1, 0.0), generator())
-    )
+    assert shares.tolist() == pytest.approx([0.2, 0.7, 0.1], abs=0.01)
 
 
 @pytest.mark.parametrize("kind", range(len(MASK_KINDS)))
@@ -127,18 +105,6 @@ def test_full_masks_keep_nothing_and_causal_masks_keep_a_prefix() -> None:
     assert not torch.equal(causal[:25], causal[25:])  # the rows of two processes
 
 
-def test_spans_cover_their_share_exactly_and_do_not_touch() -> None:
-    valid = torch.ones(2000, 100, dtype=torch.bool)
-    gap = ~masks(valid, 0.0, 0.0, 0.0, 1.0)
-    covered = gap.sum(1).float()
-    assert float(covered.min()) >= 20 and float(covered.mean()) == pytest.approx(60, abs=1.5)
-    starts = (torch.nn.functional.pad(gap.int(), (1, 0)).diff(dim=1) == 1).sum(1)
-    some_room = starts[covered <= 90]  # four spans need three kept frames between them
-    assert (some_room.bincount(minlength=5)[1:] / len(some_room)).tolist() == pytest.approx(
-        [0.5, 0.25, 0.125, 0.125], abs=0.03
-    )
-
-
 def test_extension_only_adds_frames_at_the_end() -> None:
     valid = torch.arange(40)[None] < torch.tensor([5, 20, 40])[:, None]
     longer = extend_valid(valid, 8.0, generator())
@@ -151,22 +117,12 @@ VALID = torch.tensor([[True, True, True], [True, True, False]])
 KEEP = torch.tensor([[True, False, False], [False, False, False]])
 
 
-@pytest.mark.parametrize("normalize", ["frame", "sample", "channel"])
-def test_padding_changes_no_normalised_error(normalize: str) -> None:
+def test_padding_changes_no_error() -> None:
     prediction, target = torch.randn(2, 2, 3, 2, generator=generator())
-    before = flow_errors(prediction, target, VALID & ~KEEP, KEEP, normalize)
+    before = flow_errors(prediction, target, VALID & ~KEEP, KEEP)
     prediction[1, 2], target[1, 2] = 1e3, -1e3
-    after = flow_errors(prediction, target, VALID & ~KEEP, KEEP, normalize)
+    after = flow_errors(prediction, target, VALID & ~KEEP, KEEP)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-
-
-@pytest.mark.parametrize(("normalize", "dims"), [("frame", (2,)), ("sample", (1, 2)), ("channel", (1,))])
-def test_normalised_errors_are_relative_to_the_variance_of_the_target(normalize: str, dims: tuple[int, ...]) -> None:
-    target = 3 + torch.randn(2, 50, 8, generator=generator()) * torch.rand(2, 1, 8, generator=generator())
-    everything = torch.ones(2, 50, dtype=torch.bool)
-    mean = target.mean(dims, keepdim=True).expand_as(target)
-    generated, kept = flow_errors(mean, target, everything, ~everything, normalize)
-    assert generated.tolist() == pytest.approx([1, 1], rel=1e-3) and not kept.any()
 
 
 # Gaussian data: 1-D, and 2-D with correlated coordinates.
@@ -223,7 +179,7 @@ def test_flow_matching_learns_the_velocity_of_a_gaussian(mean: torch.Tensor, cov
     random, size = generator(), len(mean)
     both = white(2 * size, random)
     eps, z = both[:, :size], mean + both[:, size:] @ torch.linalg.cholesky(covariance).T
-    t = uniform(len(z), random)
+    t = torch.rand(len(z), generator=random)
     learnt = fitted(features(t, (1 - t[:, None]) * z + t[:, None] * eps), eps - z)
     for time in (0.02, 0.25, 0.5, 0.75, 0.98):
         x = (1 - time) * z + time * eps
