@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .config import DiffusionConfig, DiTConfig, ModelConfig, SAMEConfig, ShiftConfig, TextEncoderConfig
+from .sampling import Sampling
 
 LOGSNR = ShiftConfig(type="logsnr", start=-6.2, end=2.0, rate=0.0)  # default of the released models [B22]
 
@@ -110,6 +111,7 @@ _ALL = [
             ),
             dit=DIT_DEMO,
         ),
+        sampling=Sampling(sampler="euler", steps=8),  # docs/records/training.md: of its front, the least distance
     ),
 ]
 
