@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+for _library in ("OMP", "OPENBLAS"):  # before any of them is loaded; several threads only cost where models are tiny
+    os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
 
 from tests.support.command import Run, make_home, sa3, use_home
 from tests.support.tiny import TINY as CONFIGS

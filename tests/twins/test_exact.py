@@ -217,8 +217,35 @@ def test_quantized_rows_are_rows_of_the_quantized_product() -> None:
 
 @compiler
 @pytest.mark.parametrize("scale", [1.0, 4.0])
-def test_compiled_steps_equal_plain_ones(twin: Twin, folder: Path, scale: float) -> None:
-    """Two times through one graph, with guidance too; what the graph holds is not computed again."""
+def test_compiled_steps_equal_plain_ones(
+    twin: Twin, folder: Path, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two times through one graph, with guidance too; what the graph holds is not computed again.
+
+    PyTorch's graph is captured and run as it is: generating code for it takes 10 to 30 s, see the next test.
+    """
+    if twin.name == "torch":
+        import torch
+
+        generating = torch.compile
+
+        def captured(function: Any, *, mode: str, dynamic: bool) -> Any:
+            assert mode == "reduce-overhead"
+            return generating(function, backend="aot_eager", dynamic=dynamic)
+
+        monkeypatch.setattr(torch, "compile", captured)
+    _check_compiled(twin, folder, scale)
+
+
+@pytest.mark.slow
+@compiler
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_generated_code_of_steps_equals_plain_steps(folder: Path, scale: float) -> None:
+    pytest.importorskip("torch")
+    _check_compiled(Twin("torch"), folder, scale)
+
+
+def _check_compiled(twin: Twin, folder: Path, scale: float) -> None:
     dit, layers, guidance = twin.load(folder, "dit"), twin.module("layers"), twin.module("guidance")
     cond = _conditioning(twin, COUNTS, collapsed=True)
     null = cond.unconditional()

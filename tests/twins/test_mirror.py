@@ -30,7 +30,7 @@ FILES = (
     "samplers",
     "weights",
     "pipeline",
-    "states",
+    "trajectory",
 )
 CONFIGS = {**PRESETS, **TINY}
 # What one twin has and the other has no use for.
@@ -110,7 +110,7 @@ def _constructed(module: ModuleType) -> dict[str, list[str]]:
     for cls in (node for node in _tree(module).body if isinstance(node, ast.ClassDef)):
         for init in (node for node in cls.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"):
             found[cls.name] = [name for line in init.body for name in _set_by(line) if name.lstrip("_") != DEVICE]
-    return found
+    return {name: attributes for name, attributes in found.items() if attributes}
 
 
 def _set_by(line: ast.stmt) -> list[str]:
@@ -129,7 +129,9 @@ def _parameters(function: Any) -> list[tuple[str, Any, Any]]:
 
 
 def _methods(cls: type) -> dict[str, Any]:
-    methods = {name: value for name, value in vars(cls).items() if inspect.isfunction(value)}
+    """Public methods, constructor and call, those of a base class of ours included."""
+    ours = [base for base in reversed(cls.__mro__) if base.__module__.startswith("sa3_")]
+    methods = {name: value for base in ours for name, value in vars(base).items() if inspect.isfunction(value)}
     if "forward" in methods:
         methods["__call__"] = methods.pop("forward")
     public = {name: value for name, value in methods.items() if not name.startswith("_")}
