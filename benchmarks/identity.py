@@ -43,9 +43,8 @@ CROPS = "crop_samples=8192 generator.warmup_steps=1"
 GAN = f"{CROPS} train.batch=2 discriminator.warmup_steps=1 spectral_start=0 spectral_full=0 adversarial.start_step=0"
 FLOW = "clips.buckets=1 optimizer.warmup_steps=1"
 SHOWN = f"{FLOW} demo.steps=2 demo.sampler=euler demo.guidance=3 coupling=off"
-MUON = "train.batch=16 coupling=exact normalize=sample 'optimizer.muon={learning_rate=2e-3, momentum=0.95}'"
-TEXT = "start=text train_text=false times.one_shot=0.1"
-ARC = "clips.buckets=1 generator.warmup_steps=1 discriminator.warmup_steps=1 weights.feature_matching=0.1"
+TEXT = "start=text train_text=false train.batch=16"
+ARC = "clips.buckets=1 generator.warmup_steps=1 discriminator.warmup_steps=1"
 QAT = "optimizer.warmup_steps=1 recipe=4bit rounds=1"
 STAGES: dict[str, tuple[str, str]] = {  # a name -> the stage with its options, what is set
     "autoencoder": ("autoencoder SOUNDS --settings demo", CROPS),
@@ -56,7 +55,7 @@ STAGES: dict[str, tuple[str, str]] = {  # a name -> the stage with its options, 
     ),
     "distill-autoencoder": ("distill-autoencoder SOUNDS --teacher demo --settings tiny", GAN),
     "pretrain": ("pretrain LATENTS --autoencoder demo --settings demo", SHOWN),
-    "pretrain-muon": ("pretrain LATENTS --autoencoder demo --start demo --settings demo", f"{SHOWN} {MUON} {TEXT}"),
+    "pretrain-text": ("pretrain LATENTS --autoencoder demo --start demo --settings demo", f"{SHOWN} {TEXT}"),
     "warmup": ("warmup LATENTS --settings demo", f"{FLOW} teacher.steps=3"),
     "clap": ("clap LATENTS --settings demo", "buckets=1 optimizer.warmup_steps=1"),
     "posttrain": ("posttrain LATENTS --base demo --clap <train/clap>/run/model --settings demo", ARC),
@@ -88,7 +87,14 @@ SOUNDS: dict[str, str] = {  # a name -> the command; its seed is its place
     "extend": f'extend SOURCE "violin note A4" {EULER} {ON} --seconds 2.5',
 }
 ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "HF_HUB_OFFLINE"), "1")
-NOT_COMPARED = ("steps_per_second", "items_per_second", "precision/", "revision", "alarm")  # in a training log
+NOT_COMPARED = (
+    "steps_per_second",
+    "items_per_second",
+    "precision/",
+    "revision",
+    "alarm",
+    "masks/spans",
+)  # in a training log
 NAMES, ERROR = re.compile("<(.+?)>"), re.compile(r" \S+ (absolute|relative) ")  # in a command; in what verify prints
 PRINTED, JSON = "errors.txt", ("config.json", "model_config.json", "tokenizer.json")
 Jobs = Iterator[tuple[str, str]]  # names and commands
