@@ -53,6 +53,7 @@ from sa3_torch.trajectory import State, visit
 OTHER_SEEDS = 500  # from here on, for the row that shows the noise of the measurement
 RESAMPLES = 2000
 FLOOR_DB = -60.0
+PEAK_SECONDS = 1.5  # of the clip whose memory is measured
 Audio = NDArray[np.float32]
 
 
@@ -215,7 +216,7 @@ def stored(folder: Path, dtype: str) -> tuple[float | None, int]:
 
 
 def peak_memory(folder: Path, dtype: str, bits: float | None) -> int | None:
-    """Measure what MLX holds at most while it makes a clip of 1.5 s in one step, all in memory; None without MLX.
+    """Measure what MLX holds at most while it makes a clip in one step, all parts in memory; None without MLX.
 
     Quantized models compute in fp16 here, as they would on a GPU; their packed weights stay packed.
     """
@@ -225,7 +226,7 @@ def peak_memory(folder: Path, dtype: str, bits: float | None) -> int | None:
     except ImportError:
         return None
     pipeline = MlxPipeline.load(folder, dtype=dtype if bits is None else "float16")
-    item = Item(prompt="piano note C4", seconds=min(1.5, pipeline.config.max_seconds), seed=0)
+    item = Item(prompt="piano note C4", seconds=min(PEAK_SECONDS, pipeline.config.max_seconds), seed=0)
     mx.clear_cache()
     before = mx.get_active_memory()
     mx.reset_peak_memory()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +21,13 @@ from benchmarks.speed.latency import KEY, key, save, spread, start, sustained, t
 from benchmarks.speed.models import PROMPT, make_random_model
 from benchmarks.speed.worker import Work, work
 from sa3_mlx.cli import backend
+from sa3_mlx.cli.group import run_group
 from sa3_mlx.common.files.safetensors import TensorFile
 from sa3_mlx.common.model.checkpoint import expected_tensors
 from sa3_mlx.common.model.sampling import Sampling
 from tests.support.command import SMALL, make_home
+
+ROOT = Path(__file__).resolve().parents[2]
 
 # What `powermetrics --samplers cpu_power,gpu_power` prints on an Apple chip, shortened.
 POWERMETRICS = """Machine model: Mac16,1
@@ -261,9 +265,7 @@ def test_lengths_are_read():
         parse_lengths(None, None, "5;30")  # type: ignore[arg-type]
 
 
-def test_every_command_has_help_and_needs_one_twin_alone():
-    import subprocess
-
+def test_every_command_has_help_and_needs_only_one_twin():
     for name in COMMANDS:
         assert CliRunner().invoke(main, [name, "--help"]).exit_code == 0, name
     code = (
@@ -271,8 +273,7 @@ def test_every_command_has_help_and_needs_one_twin_alone():
         "from benchmarks.__main__ import main\n"
         "main(['latency', '--help'], standalone_mode=False); main(['report', '--help'], standalone_mode=False)"
     )
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -290,14 +291,14 @@ def test_a_table_says_what_was_not_counted():
     assert row[head.index("memory")] == "2.00 GB RSS" and row[head.index("per step")] == "125.0 ms"
 
 
-def test_errors_are_one_line_here_too():
-    import subprocess
-
-    root = Path(__file__).resolve().parents[2]
-    for args in (("latency", "--model", "nope"), ("precision", "nope"), ("adherence", "nope")):
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks", *args], cwd=root, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 2 and done.stdout == "", done
-        assert done.stderr.startswith("python -m benchmarks: nope: no such model or folder; installed: "), done.stderr
-        assert done.stderr.count("\n") == 1
+def test_errors_are_one_line_here_too(capsys: pytest.CaptureFixture[str]):
+    command = [sys.executable, "-m", "benchmarks", "latency", "--model", "nope"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    found = [(done.returncode, done.stdout, done.stderr)]
+    for args in (("precision", "nope"), ("adherence", "nope")):
+        code = run_group(main, args, "python -m benchmarks")
+        found.append((code, *capsys.readouterr()))
+    for code, out, error in found:
+        assert code == 2 and out == ""
+        assert error.startswith("python -m benchmarks: nope: no such model or folder; installed: "), error
+        assert error.count("\n") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 
@@ -24,6 +25,7 @@ def _executed(run: Callable[[], object]) -> int:
     return int(counter.get_total_flops())
 
 
+@cache
 def _part(config: ModelConfig, part: str):
     from sa3_torch.weights import build_part
 
