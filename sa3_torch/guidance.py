@@ -107,7 +107,7 @@ class GuidedVelocity:
     def __call__(self, x: Tensor, t: np.ndarray) -> Tensor:
         """x (B, T, C), t (B,) fp32 -> (B, T, C). Every item's own t decides about the interval.
 
-        In the official code the first item's decides for all [B18]; here no item depends on its batch (decision 2).
+        In the official code the first item's decides for all [B18]; here no item depends on its batch [A15.2].
         """
         modulation = self._modulation(t)
         low, high = self.guidance.interval

@@ -199,7 +199,7 @@ class SAME(nn.Module):
         self.decoder = Decoder(config, audio_channels)
 
     def encode(self, audio: Tensor) -> Tensor:
-        """(B, L, channels) -> (B, ceil(L / R), C); the end is padded with zeros [B39, decision 5]."""
+        """(B, L, channels) -> (B, ceil(L / R), C); the end is padded with zeros [B39, A15.5]."""
         size = self.config.samples_per_latent
         frames = -(-audio.shape[1] // size)
         audio = F.pad(audio, (0, 0, 0, -audio.shape[1] % (size * self.config.frame_multiple)))

@@ -208,7 +208,7 @@ def test_padded_frames_are_masked_as_on_a_gpu(
     manifest: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """[B16], decision 1 and 2: two durations in one batch; the pipeline as it is, each item cut to its own length."""
+    """[B16, A15.1, A15.2]: two durations in one batch; the pipeline as it is, each item cut to its own length."""
     case = "t2a_batch2_true_mask"
     _stored_times(cases, case, monkeypatch)
     generation = _compare(
@@ -310,7 +310,7 @@ def test_inpainting_input_is_the_official_one(
 def test_rk4_and_batched_inpainting_work(
     twin: Twin, checkpoints: dict[str, Path], model: str, cases: Cases, manifest: dict[str, Any]
 ) -> None:
-    """[B29, B34], decisions 6 and 7: the official code returns its noise, or raises; here a batch equals its items."""
+    """[B29, B34, A15.6, A15.7]: the official code returns its noise, or raises; here a batch equals its items."""
     assert {"error"} <= set(manifest["e2e:inpaint_b2"]) and {"error"} <= set(manifest["e2e:t2a_base_rk4_b2"])
     np.testing.assert_array_equal(cases["t2a_base_rk4_b1.out"], cases["t2a_base_rk4_b1.noise0"])
     pipeline = twin.pipeline(checkpoints[model])

@@ -165,7 +165,7 @@ def _alone(request: Request, item: int) -> Request:
 
 @pytest.mark.parametrize("sampler", SAMPLER_NAMES)
 def test_an_item_of_a_batch_equals_the_item_alone(pipeline: Any, sampler: str) -> None:
-    """[B16, B29, B34, B36], decisions 1, 2, 6, 7, 8: other prompt, duration, noise level and regions beside it."""
+    """[B16, B29, B34, B36, A15.1, A15.2, A15.6, A15.7, A15.8]: other prompt, duration, level and regions beside it."""
     request = _mixed(sampler)
     together = pipeline.generate(request)
     for item in range(2):
@@ -201,7 +201,7 @@ def test_texts_are_encoded_once() -> None:
 
 
 def test_a_longer_clip_begins_with_the_same_noise() -> None:
-    """Decision 8."""
+    """[A15.8]."""
     short, long = (batch_of(SeededNoise([5, 6]), INITIAL, (2, frames), 16) for frames in (9, 20))
     np.testing.assert_array_equal(long[:, :9], short)
 
@@ -307,7 +307,7 @@ def test_the_monotone_schedule_adds_no_noise_above_the_level(small: Any) -> None
 
 @pytest.mark.parametrize("decode_noise", [False, True])
 def test_decoding_in_chunks_equals_decoding_whole(pipeline: Any, decode_noise: bool) -> None:
-    """[B47, B48], decision 8: decoder noise belongs to absolute frames."""
+    """[B47, B48, A15.8]: decoder noise belongs to absolute frames."""
     request = replace(BASE, items=(_item(seconds=2.3),), decode_noise=decode_noise)
     whole, chunked = (pipeline.generate(replace(request, chunk_frames=frames)) for frames in (None, 16))
     np.testing.assert_array_equal(whole.latents[0], chunked.latents[0])
@@ -317,7 +317,7 @@ def test_decoding_in_chunks_equals_decoding_whole(pipeline: Any, decode_noise: b
 
 
 def test_decoder_noise_of_a_chunk_is_a_cut_of_the_clips() -> None:
-    """[B47], decision 8: both terms, counted from the clip's start."""
+    """[B47, A15.8]: both terms, counted from the clip's start."""
     config, source = TINY["tiny-s"], SeededNoise([3, 4])
     whole, part = (decoder_noise(source, 1, Chunk(*chunk), config) for chunk in ((0, 20, 0, 20), (6, 14, 8, 12)))
     assert [noise.shape for noise in whole] == [(1, 20, 16), (1, 20, 16, 128)]
@@ -334,7 +334,7 @@ def test_frames_that_are_not_heard_are_not_decoded(pipeline: Any) -> None:
 
 @pytest.mark.parametrize("samples", [1, 511, 512, 513, 7 * 512 + 100])
 def test_every_length_is_met_to_the_sample(pipeline: Any, samples: int) -> None:
-    """[B40], decision 5: odd numbers of latents, less than one latent, one sample; no head-room."""
+    """[B40, A15.5]: odd numbers of latents, less than one latent, one sample; no head-room."""
     seconds = np.nextafter(samples / RATE, 9.0)
     request = sampled(replace(BASE, items=(_item(seconds=float(seconds)),), head_room_seconds=0.0), steps=1)
     audio = pipeline.generate(request).audio[0]

@@ -97,7 +97,7 @@ def test_timestep_embedding_equals_the_reference(
 def test_padded_keys_are_removed_from_self_attention(
     twin: Twin, checkpoints: dict[str, Path], model: str, cases: Cases
 ) -> None:
-    """[B16], decision 1: the rule of the GPU path; the CPU rule, which only zeroes V, is deliberately not matched."""
+    """[B16, A15.1]: the rule of the GPU path; the CPU rule, which only zeroes V, is deliberately not matched."""
     dit = twin.load(checkpoints[model], "dit")
     mask = cases["pad.padding_mask"].astype(bool)
     velocity = _velocity(twin, dit, cases, "pad", valid=True)[mask]
@@ -108,7 +108,7 @@ def test_padded_keys_are_removed_from_self_attention(
 def test_a_padded_item_equals_the_item_alone(
     twin: Twin, checkpoints: dict[str, Path], model: str, cases: Cases
 ) -> None:
-    """[B16], decision 2: item 1 of the padded batch, 11 frames, computed without batch and padding."""
+    """[B16, A15.2]: item 1 of the padded batch, 11 frames, computed without batch and padding."""
     dit = twin.load(checkpoints[model], "dit")
     together = _velocity(twin, dit, cases, "pad", valid=True)[1, :11]
     alone = Cases({name: values[1:2] for name, values in cases.tensors.items() if name.startswith("pad.")})

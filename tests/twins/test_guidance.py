@@ -84,7 +84,7 @@ def test_guided_velocity_equals_the_reference(
 def test_guidance_uses_valid_frames_only(
     twin: Twin, checkpoints: dict[str, Path], model: str, cases: Cases, case: str
 ) -> None:
-    """[B20] with true masking (decision 1); the CPU rule of padding [B16] is deliberately not matched."""
+    """[B20] with true masking [A15.1]; the CPU rule of padding [B16] is deliberately not matched."""
     dit = twin.load(checkpoints[model], "dit")
     mask = cases["inputs.padding_mask"].astype(bool)
     velocity = _guided(twin, dit, cases, case, PADDED[case], padded=True)[mask]
@@ -115,7 +115,7 @@ def test_scale_one_is_the_conditional_velocity(
 
 
 def test_every_item_decides_about_the_interval(twin: Twin, checkpoints: dict[str, Path], cases: Cases) -> None:
-    """[B18], decision 2: items of a batch may be at different times, and only those inside are guided."""
+    """[B18, A15.2]: items of a batch may be at different times, and only those inside are guided."""
     dit = twin.load(checkpoints["tiny-s"], "dit")
     cond = _conditioning(twin, cases)
     settings = Guidance(scale=5.0, interval=(0.5, 1.0))

@@ -121,7 +121,7 @@ def test_official_chunks_of_a_decode_are_reproduced(
 def test_decode_in_chunks_equals_the_whole(
     twin: Twin, checkpoints: dict[str, Path], model: str, cases: Cases, case: str
 ) -> None:
-    """[B48], decision 5: bettered, our plan has no seams, and whole clips equal the official unchunked audio."""
+    """[B48, A15.5]: bettered, our plan has no seams, and whole clips equal the official unchunked audio."""
     latents = cases.channels_last(f"chunk_dec_{case}.latents")
     frames = latents.shape[1]
     wanted = cases.channels_last(f"chunk_dec_{case}.audio_unchunked")[:, : frames * SAMPLES]
@@ -151,7 +151,7 @@ def test_official_chunks_of_an_encode_are_reproduced(
 def test_encode_in_chunks_equals_the_whole(
     twin: Twin, checkpoints: dict[str, Path], model: str, cases: Cases, case: str
 ) -> None:
-    """[B48], decision 5: bettered, for lengths that are odd or no whole number of latents too."""
+    """[B48, A15.5]: bettered, for lengths that are odd or no whole number of latents too."""
     audio = cases.channels_last(f"chunk_enc_{case}.audio")
     frames = -(-audio.shape[1] // SAMPLES)
     wanted = cases.channels_last(f"chunk_enc_{case}.latents_unchunked")[:, :frames]
@@ -172,7 +172,7 @@ def test_clips_of_several_lengths_are_assembled_as_the_reference_does(cases: Cas
 
 
 def test_decoder_noise_is_replayed(twin: Twin, checkpoints: dict[str, Path], model: str, cases: Cases) -> None:
-    """[B47]: the official decoder always adds it; ours does when it is passed in (decision 4)."""
+    """[B47]: the official decoder always adds it; ours does when it is passed in [A15.4]."""
     latents, wanted = cases.channels_last("dec_stochastic.latents"), cases.channels_last("dec_stochastic.audio")
     batch, frames, _ = latents.shape
     same = twin.load(checkpoints[model], "same")
@@ -196,7 +196,7 @@ def test_decoder_noise_of_single_items_is_replayed(
 
 
 def test_odd_clips_take_token_noise_of_their_own_length(twin: Twin, checkpoints: dict[str, Path]) -> None:
-    """Decision 5: noise exists for real frames only; the padded latent gets none, and nothing of it is heard."""
+    """[A15.5]: noise exists for real frames only; the padded latent gets none, and nothing of it is heard."""
     same = twin.load(checkpoints["tiny-s"], "same")
     rng = np.random.default_rng(3)
     latents, tokens = (rng.standard_normal(shape, np.float32) for shape in ((1, 5, 16), (1, 5, 16, 128)))

@@ -115,7 +115,7 @@ def test_a_free_run_ends_where_the_reference_does(
 
 
 def test_rk4_works_with_a_schedule_per_item(twin: Twin, checkpoints: dict[str, Path], model: str, cases: Cases) -> None:
-    """[B29], decision 7: given (B, steps + 1) the official rk4 returns the initial noise; ours samples."""
+    """[B29, A15.7]: given (B, steps + 1) the official rk4 returns the initial noise; ours samples."""
     case = "rk4_2d_B1_quirk"
     x0, sigmas = cases.channels_last(f"{case}.x0"), cases[f"{case}.sigmas"]
     np.testing.assert_array_equal(cases.channels_last(f"{case}.out"), x0)

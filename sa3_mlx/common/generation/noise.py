@@ -1,6 +1,6 @@
 """Counter-based noise: the same seed gives the same numbers to every backend, batch position and clip length.
 
-Contract ([A15], decision 8). A value depends on (seed, purpose, frame, channel) and on the
+Contract [A15.8]. A value depends on (seed, purpose, frame, channel) and on the
 number of channels, never on the batch, on its neighbours or on how many frames are drawn, so
 
 - two items with one seed get the same noise, alone or in any batch,
