@@ -42,7 +42,7 @@ COMMANDS = _Benchmarks.table()
 @click.group(cls=_Benchmarks)
 @click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
 def main() -> None:
-    """Measurements of sa3."""
+    """Run measurements of sa3."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Options that several measurements share, and what they stand for."""
+"""Define the options that several measurements share, and what they stand for."""
 
 from __future__ import annotations
 

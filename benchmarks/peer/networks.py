@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -25,6 +28,7 @@ from .weights import Weights, random_weights
 
 REAL_TOKENS = 24  # of a prompt
 GUIDED = Guidance(scale=7.0, apg=1.0)
+GUIDED_STEP = 3
 
 
 def ours_of(config: ModelConfig, part: str, weights: Weights) -> Any:
@@ -69,61 +73,86 @@ class _HostFeatures:
         return mx.array(fourier_features(np.array(t)))
 
 
-def sampling(checkout: Checkout, model: str, frames: int, depth: int | None, *, guided: bool) -> Sides:
-    """Run eight steps with all that is prepared once per prompt, or one guided step, not the first, without a negative
-    prompt."""
-    config = config_of(model, depth)
-    diffusion = config.require_diffusion()
-    channels, text = config.same.latent_channels, diffusion.text_encoder
-    weights = random_weights(config, ["dit"], seed=1)
-    dit: DiT = ours_of(config, "dit", weights)
-    network = checkout.dit(model, weights, frames, diffusion.dit.depth)
-    own_features, steps = network.timestep_features, checkout.module("sa3_pipeline")
-    prompt = RandomPrompt.draw(text.width, text.max_length, channels)
-    peer_sigmas = steps.build_pingpong_schedule(STEPS)  # one ulp of t is 0.004 radians in its time features,
-    sigmas = np.array(peer_sigmas)[None]  # so both sides take the same
-    assert np.allclose(sigmas, make_sigmas(diffusion.shift, STEPS, 1.0, [frames]), atol=1e-6)
+@dataclass(frozen=True, kw_only=True)
+class _Samplers:
+    """Sample from the same noise on either side; a guided step is not the first one, without a negative prompt."""
 
-    def start(number: int) -> mx.array:
-        return mx.random.normal((1, channels, frames), key=mx.random.key(100 + number))
+    dit: DiT
+    network: Any  # the port's
+    port: ModuleType  # its samplers
+    prompt: RandomPrompt
+    levels: mx.array  # (STEPS + 1,), of both sides: one ulp is 0.004 radians in the time features
+    shape: tuple[int, int, int]  # (1, C, T)
 
-    times = np.ascontiguousarray(sigmas[:, :-1].T)
+    @property
+    def sigmas(self) -> np.ndarray:
+        """Return the noise levels as ours takes them, (1, STEPS + 1)."""
+        return np.array(self.levels)[None]
 
-    def prepare() -> GuidedVelocity:
-        null = dit.prepare(replace(prompt.collapsed, local=None).unconditional()) if guided else None
-        settings = GUIDED if guided else Guidance()
-        return GuidedVelocity(dit=dit, cond=dit.prepare(prompt.collapsed), null=null, guidance=settings, times=times)
+    def start(self, number: int) -> mx.array:
+        """Draw the noise of a round, (1, C, T)."""
+        return mx.random.normal(self.shape, key=mx.random.key(100 + number))
 
-    once = prepare()
+    def prepare(self, guidance: Guidance, *, guided: bool) -> GuidedVelocity:
+        """Prepare ours for a prompt."""
+        dit, given = self.dit, self.prompt.collapsed
+        null = dit.prepare(replace(given, local=None).unconditional()) if guided else None
+        times = np.ascontiguousarray(self.sigmas[:, :-1].T)
+        return GuidedVelocity(dit=dit, cond=dit.prepare(given), null=null, guidance=guidance, times=times)
 
-    def ours(number: int) -> mx.array:
-        x = start(number).transpose(0, 2, 1)
-        if guided:  # the same arrays in every round: a later step of a prompt
-            return once(x, times[3]).transpose(0, 2, 1)
-        velocity = prepare()
-        key = [mx.random.key(number)]
+    def our_steps(self, number: int) -> mx.array:
+        """Take all steps with ours, with the port's own draws."""
+        velocity, x = self.prepare(Guidance(), guided=False), self.start(number).transpose(0, 2, 1)
+        keys = [mx.random.key(number)]
 
-        def noise(_step: int) -> mx.array:  # the port's own draws
-            key[0], sub = mx.random.split(key[0])
-            return mx.random.normal((1, channels, frames), key=sub).transpose(0, 2, 1)
+        def noise(_step: int) -> mx.array:
+            keys[0], sub = mx.random.split(keys[0])
+            return mx.random.normal(self.shape, key=sub).transpose(0, 2, 1)
 
-        for done in SAMPLERS["pingpong"](velocity, x, sigmas, noise):
+        for done in SAMPLERS["pingpong"](velocity, x, self.sigmas, noise):
             x = done.x
             mx.async_eval(x)
         return x.transpose(0, 2, 1)
 
-    def peer(number: int) -> mx.array:
-        x, seconds = start(number), prompt.collapsed.seconds
-        if not guided:
-            return steps.sample_flow_pingpong(
-                lambda x, t: network(x, t, prompt.full, seconds), x, peer_sigmas, seed=number
-            )
-        t = mx.array(sigmas[:, 3])
-        context = mx.concatenate([prompt.full, mx.zeros_like(prompt.full)])
-        both = network(
-            mx.concatenate([x, x]), mx.concatenate([t, t]), context, mx.concatenate([seconds, seconds])
-        ).transpose(0, 2, 1)
-        return guide(x.transpose(0, 2, 1), sigmas[:, 3], both[:1], both[1:], GUIDED, None).transpose(0, 2, 1)
+    def peer_steps(self, number: int) -> mx.array:
+        """Take all steps with the port."""
+        given, seconds = self.prompt.full, self.prompt.collapsed.seconds
+        return self.port.sample_flow_pingpong(
+            lambda x, t: self.network(x, t, given, seconds), self.start(number), self.levels, seed=number
+        )
+
+    def our_step(self, once: GuidedVelocity, number: int) -> mx.array:
+        """Take one guided step with ours; ``once`` is prepared, as in a later step of a prompt."""
+        return once(self.start(number).transpose(0, 2, 1), self.sigmas[:, GUIDED_STEP]).transpose(0, 2, 1)
+
+    def peer_step(self, number: int) -> mx.array:
+        """Take one guided step with the port's network and our formula of guidance."""
+        x, t, given = self.start(number), self.sigmas[:, GUIDED_STEP], self.prompt.full
+        pairs = ((x, x), (mx.array(t),) * 2, (given, mx.zeros_like(given)), (self.prompt.collapsed.seconds,) * 2)
+        both = self.network(*(mx.concatenate(list(pair)) for pair in pairs)).transpose(0, 2, 1)
+        return guide(x.transpose(0, 2, 1), t, both[:1], both[1:], GUIDED, None).transpose(0, 2, 1)
+
+
+def sampling(checkout: Checkout, model: str, frames: int, depth: int | None, *, guided: bool) -> Sides:
+    """Run eight steps with all that is prepared once per prompt, or one guided step."""
+    config = config_of(model, depth)
+    diffusion, channels = config.require_diffusion(), config.same.latent_channels
+    weights, port = random_weights(config, ["dit"], seed=1), checkout.module("sa3_pipeline")
+    network = checkout.dit(model, weights, frames, diffusion.dit.depth)
+    both = _Samplers(
+        dit=ours_of(config, "dit", weights),
+        network=network,
+        port=port,
+        prompt=RandomPrompt.draw(diffusion.text_encoder.width, diffusion.text_encoder.max_length, channels),
+        levels=port.build_pingpong_schedule(STEPS),
+        shape=(1, channels, frames),
+    )
+    assert np.allclose(both.sigmas, make_sigmas(diffusion.shift, STEPS, 1.0, [frames]), atol=1e-6)
+    ours: Callable[[int], mx.array] = both.our_steps
+    peer: Callable[[int], mx.array] = both.peer_steps
+    if guided:
+        ours, peer = partial(both.our_step, both.prepare(GUIDED, guided=True)), both.peer_step
+    own_features = network.timestep_features
 
     def check() -> tuple[mx.array, mx.array]:
         network.timestep_features = _HostFeatures()

@@ -274,6 +274,15 @@ def latency(
         entries.append(measure(model, work, counts, machine))
     if not entries:
         raise click.UsageError("no length left to measure")
+    _show(entries)
+    if not no_save:
+        click.echo(f"file   {save(results, machine, entries)}")
+    sys.stdout.flush()
+    click.echo(json.dumps({"machine": machine.to_dict(), "entries": entries}))
+
+
+def _show(entries: Sequence[dict[str, Any]]) -> None:
+    """Print the table and what else a reader should know."""
     click.echo(columns(table(entries)))
     for entry in entries:
         if "sustained" in entry:
@@ -285,7 +294,3 @@ def latency(
             )
     if any(entry["busy"] for entry in entries):
         click.echo("other programs were running here: the times are too long, and `report` leaves them out")
-    if not no_save:
-        click.echo(f"file   {save(results, machine, entries)}")
-    sys.stdout.flush()
-    click.echo(json.dumps({"machine": machine.to_dict(), "entries": entries}))
