@@ -31,6 +31,8 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from sa3_mlx.common.files.atomic import write_json
+
 # Words of a command, or what stands before their "=", that differ between checkouts. Spellings are tried in this order;
 # the first with which a command succeeds is taken.
 SPELLINGS: dict[str, tuple[str, ...]] = {
@@ -266,9 +268,8 @@ class Runner:
     def _store(self, name: str, found: dict[str, str]) -> None:
         """Replace the results of a job, and write all of them or nothing."""
         kept = {file: value for file, value in self.results.items() if not file.startswith(f"{name}/")}
-        self.results, part = {**kept, **found}, self.file.with_name(f"{self.file.name}.part")
-        part.write_text(json.dumps(self.results, indent=1, sort_keys=True) + "\n")
-        part.replace(self.file)
+        self.results = {**kept, **found}
+        write_json(self.file, dict(sorted(self.results.items())))
 
     def _make(self, name: str) -> bool:
         begun, folder, errors = time.perf_counter(), self.folder / name, ""
