@@ -64,7 +64,15 @@ def _config(same: SAMEConfig, *, differential: bool) -> ModelConfig:
     )
 
 
+def _wide(config: ModelConfig) -> ModelConfig:
+    """The same with larger feed-forwards."""
+    assert config.diffusion is not None
+    dit = replace(config.diffusion.dit, ff_mult=8)
+    return replace(config, same=replace(config.same, ff_mult=6), diffusion=replace(config.diffusion, dit=dit))
+
+
 CONFIGS = {"small": _config(SAME_S, differential=False), "medium": _config(SAME_L, differential=True)}
+CONFIGS["wide"] = _wide(CONFIGS["small"])
 
 
 def _request(seconds: float = 3.0, *, batch: int = 1, scale: float = 1.0, init: bool = False, **chunks: int) -> Request:
@@ -114,7 +122,7 @@ def _check_prediction(folder: Path, name: str, run: str, *, runs: int, tolerance
 
 @pytest.mark.slow  # on a busy machine a run can miss by 13 %
 @pytest.mark.parametrize("run", RUNS)
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", ["small", "medium"])
 def test_prediction_is_within_ten_percent_of_the_counter(folders: dict[str, Path], name: str, run: str):
     """Measured: mostly within 5 %."""
     _check_prediction(folders[name], name, run, runs=3, tolerance=0.1)

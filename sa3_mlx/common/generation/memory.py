@@ -1,4 +1,4 @@
-"""How much memory a run takes, known before it begins, and the largest chunks that fit into a limit.
+"""Predict the memory of a run before it begins, and find the largest chunks that fit into a limit.
 
 A phase (text, encode, sample, decode) needs the weights of the parts that are in memory plus its activations. In MLX's
 evaluation order the activations of a transformer are a fixed number of copies of its hidden states (tokens x width),
@@ -32,15 +32,16 @@ PhaseName = Literal["text", "encode", "sample", "decode"]
 MARGIN = 1.1  # of a prediction that has to fit into a limit
 
 # Copies of the hidden states that are in memory at the worst moment; a few more or less from run to run, as MLX frees
-# them while it computes.
+# them while it computes. Those of a feed-forward grow with its multiplier.
 SAME_COPIES = {
-    ("chunked", "decode"): 42.0,
-    ("chunked", "encode"): 39.0,
-    ("sliding", "decode"): 35.0,
-    ("sliding", "encode"): 35.0,
+    ("chunked", "decode"): 33.0,
+    ("chunked", "encode"): 30.0,
+    ("sliding", "decode"): 26.0,
+    ("sliding", "encode"): 26.0,
 }
+SAME_COPIES_PER_FF_MULT = 3.0
 AUDIO_COPIES = {"chunked": 1.0, "sliding": 1.5}  # of the decoded samples, on top
-DIT_FEED_FORWARD_COPIES = 26.0
+DIT_FEED_FORWARD_COPIES, DIT_COPIES_PER_FF_MULT = 13.0, 3.25
 DIT_ATTENTION_COPIES = {False: 22.0, True: 35.5}  # by ``differential``; the scores come on top
 DIT_HALF_FACTOR = 1.42  # 16-bit activations meet fp32 ones in norms and rotations
 TEXT_COPIES = 20.0
@@ -59,18 +60,21 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
+    """Describe the need of one phase of a run."""
+
     name: PhaseName
     weights: int  # bytes of the parts in memory
     activations: int  # bytes
 
     @property
     def peak(self) -> int:
+        """Bytes at the worst moment."""
         return self.weights + self.activations
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """``chunk_frames`` None: the usual ones."""
+    """Describe how a run goes and what it needs; ``chunk_frames`` None: the usual ones."""
 
     phases: tuple[Phase, ...]
     precision: Precision
@@ -80,10 +84,11 @@ class MemoryPlan:
 
     @property
     def peak(self) -> int:
+        """Bytes at the worst moment of all phases."""
         return max(phase.peak for phase in self.phases)
 
     def text(self) -> str:
-        """One line for people."""
+        """Return one line for people."""
         phases = ", ".join(f"{phase.name} {size_text(phase.peak)}" for phase in self.phases)
         how = _HOW[self.residency]
         types = f"{self.precision.dtype}, text in {self.precision.text_dtype or 'the type of the file'}"
@@ -94,7 +99,7 @@ class MemoryPlan:
 
 
 def parse_size(text: str) -> int:
-    """Bytes of "6GB", "800 MB", "2.5GiB". Raises ValueError."""
+    """Return the bytes of "6GB", "800 MB", "2.5GiB". Raises ValueError for anything else."""
     found = _SIZE.fullmatch(text)
     unit = _UNITS.get(found[2].lower()) if found else None
     if found is None or unit is None or float(found[1]) <= 0 or (unit == 1 and float(found[1]) < 10**6):
@@ -103,28 +108,30 @@ def parse_size(text: str) -> int:
 
 
 def part_bytes(config: ModelConfig, part: str, width: int) -> int:
-    """Bytes of the weights of a part, or of "same.encoder" or "same.decoder", in memory at ``width`` bytes each; the
-    table of token embeddings stays in the file."""
+    """Return the bytes of a part, or of "same.encoder" or "same.decoder", in memory at ``width`` bytes a number.
+
+    The table of token embeddings stays in the file.
+    """
     shapes = expected_tensors(config, [part.split(".")[0]])
     held = [name for name in shapes if name.startswith(part + ".") and not name.endswith(_IN_FILE)]
     return width * sum(math.prod(shapes[name]) for name in held)
 
 
 def _streamed_bytes(weights: Mapping[str, int]) -> int:
-    """The DiT with only a part of its largest block in memory."""
+    """Return the bytes of the DiT with only a part of its largest block in memory."""
     blocks = [size for name, size in weights.items() if name.startswith("dit.layers.")]
     return weights["dit"] - sum(blocks) + int(STREAMED_BLOCK * max(blocks))
 
 
 def weight_bytes(config: ModelConfig, precision: Precision) -> dict[str, int]:
-    """Bytes in memory of every part of a checkpoint without quantized layers, and of each block of its DiT."""
+    """Return the bytes of every part of a checkpoint without quantized layers, and of each block of its DiT."""
     blocks = [f"dit.layers.{number}" for number in range(config.require_diffusion().dit.depth)]
     widths = _widths(precision) | dict.fromkeys(blocks, precision.bytes)
     return {part: part_bytes(config, part, width) for part, width in widths.items()}
 
 
 def stored_weight_bytes(file: TensorFile, precision: Precision) -> dict[str, int]:
-    """As ``weight_bytes``, of a weight file: packed words of quantized layers stay as they are."""
+    """Return the same for a weight file, where packed words of quantized layers stay as they are."""
     sizes, blocks = {}, {found[1] for name in file.names() if (found := _BLOCK.match(name))}
     for part, width in (_widths(precision) | dict.fromkeys(sorted(blocks), precision.bytes)).items():
         names = [name for name in file.names() if name.startswith(part + ".") and not name.endswith(_IN_FILE)]
@@ -134,7 +141,7 @@ def stored_weight_bytes(file: TensorFile, precision: Precision) -> dict[str, int
 
 
 def _widths(precision: Precision) -> dict[str, int]:
-    """Bytes a number in memory, by part."""
+    """Return the bytes of a number in memory, by part."""
     text, dit = precision.text_bytes, precision.bytes
     return {"text_encoder": text, "conditioner": 4, "dit": dit, "same.encoder": 4, "same.decoder": 4}
 
@@ -148,9 +155,9 @@ def predict(
     tokens: int | None = None,
     weights: Mapping[str, int] | None = None,
 ) -> MemoryPlan:
-    """Peaks of the phases of a run, with the chunk sizes of the request. The request must be valid.
+    """Predict the peaks of the phases of a run, with the chunk sizes of the request, which must be valid.
 
-    ``tokens``: of the longest text; None stands for as many as the model hears. ``weights``: bytes by part, where they
+    ``tokens``: of the longest text; None stands for as many as the model takes. ``weights``: bytes by part, where they
     are not those of the configuration.
     """
     diffusion, weights = config.require_diffusion(), weights or weight_bytes(config, precision)
@@ -184,9 +191,10 @@ def fit(
     *,
     weights: Callable[[Precision], Mapping[str, int]] | None = None,
 ) -> MemoryPlan:
-    """The best way to run within ``limit`` bytes: everything in memory, else parts freed after use, else smaller
-    chunks too, all of these in the first of the allowed precisions, then in the next; else the DiT read block by block
-    in every step, in the first precision that fits so.
+    """Choose the best way to run within ``limit`` bytes.
+
+    Everything in memory, else parts freed after use, else smaller chunks too, all of these in the first of the allowed
+    precisions, then in the next; else the DiT read block by block in every step, in the first precision that fits so.
 
     ``weights``: bytes by part, where they are not those of the configuration. Raises ValueError, with what would help,
     when nothing fits.
@@ -207,37 +215,39 @@ def fit(
 
 
 def same_activations(frames: int, config: ModelConfig, direction: Direction) -> int:
-    """Bytes that one half of the autoencoder needs for a chunk of ``frames``."""
+    """Return the bytes that one half of the autoencoder needs for a chunk of ``frames``."""
     same = config.same
     shift = same.span if same.attention == "chunked" else 0  # the shifted layers see half a chunk more at both ends
     tokens = (pad_frames(frames, same) + shift) * (same.stride + 1)
     samples = frames * same.samples_per_latent * config.audio_channels if direction == "decode" else 0
-    copies = SAME_COPIES[same.attention, direction]
+    copies = SAME_COPIES[same.attention, direction] + SAME_COPIES_PER_FF_MULT * same.ff_mult
     return int(4 * (copies * tokens * same.width + AUDIO_COPIES[same.attention] * samples))
 
 
 def dit_activations(rows: int, frames: int, config: DiffusionConfig, width: int) -> int:
-    """Bytes of one velocity of a batch of ``rows``; ``width`` bytes a number."""
+    """Return the bytes of one velocity of a batch of ``rows``; ``width`` bytes a number."""
     dit = config.dit
     tokens = frames + dit.memory_tokens
     scores = dit.heads * (2 if dit.differential else 1) * tokens / dit.width
-    copies = max(DIT_FEED_FORWARD_COPIES, DIT_ATTENTION_COPIES[dit.differential] + scores)
+    feed_forward = DIT_FEED_FORWARD_COPIES + DIT_COPIES_PER_FF_MULT * dit.ff_mult
+    copies = max(feed_forward, DIT_ATTENTION_COPIES[dit.differential] + scores)
     return int(rows * tokens * dit.width * width * copies * (1 if width == 4 else DIT_HALF_FACTOR))
 
 
 def prepared_bytes(rows: int, slots: int, config: DiffusionConfig, width: int) -> int:
-    """Bytes of the keys and values of the context, ``slots`` and the duration, in all blocks."""
+    """Return the bytes of keys and values of the context, ``slots`` and the duration, in all blocks."""
     per_block = (3 if config.dit.differential else 2) * config.dit.width
     return rows * config.dit.depth * (slots + 1) * per_block * width
 
 
 def text_activations(texts: int, slots: int, config: DiffusionConfig) -> int:
+    """Return the bytes that the text encoder needs for a batch of ``texts``."""
     text = config.text_encoder
     return int(texts * slots * (TEXT_COPIES * text.width + 3 * text.heads * slots) * 4)
 
 
 def _slots(tokens: int | None, config: DiffusionConfig) -> int:
-    """Slots of the longest text: its tokens, and one that stands for all the padding behind them."""
+    """Return the slots of the longest text: its tokens, and one that stands for all the padding after them."""
     longest = config.text_encoder.max_length
     return longest if tokens is None else min(tokens + 1, longest)
 
@@ -274,7 +284,7 @@ def _chunk_bytes(frames: int, chunk_frames: int | None, config: ModelConfig, dir
 def _largest_chunk(
     request: Request, config: ModelConfig, direction: Direction, limit: int, weights: Mapping[str, int]
 ) -> int | None:
-    """Frames of the largest chunk whose activations fit beside the autoencoder; None where it is not used."""
+    """Return the frames of the largest chunk that fits beside the autoencoder; None where it is not used."""
     if direction == "encode" and request.init is None and request.inpaint is None:
         return None
     same = config.same
@@ -317,4 +327,5 @@ def _too_much(plan: MemoryPlan, worst: Phase, config: ModelConfig, limit: int) -
 
 
 def size_text(count: int) -> str:
+    """Return a number of bytes for people."""
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
