@@ -14,16 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from sa3_mlx.common.adapters.applied import check_adapter
+from sa3_mlx.common.adapters.config import ADAPTED_PARTS, ADAPTER_TYPES, AdapterConfig, adaptable_layers
 from sa3_mlx.common.adapters.format import (
-    ADAPTED_PARTS,
     ADAPTER_FORMAT,
-    ADAPTER_TYPES,
     Adapter,
-    AdapterConfig,
     AdapterInfo,
     Float,
-    adaptable_layers,
-    check_adapter,
     open_adapter_file,
     read_adapter,
     read_finite,

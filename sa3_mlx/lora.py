@@ -1,6 +1,6 @@
 """Adapters on the linear maps of a model: unmerged beside any base, or merged [T8].
 
-Every type is ``rows * (W + B A) * cols``; see ``sa3_mlx.common.adapters.format``. Stacked adapters change, one
+Every type is ``rows * (W + B A) * cols``; see ``sa3_mlx.common.adapters.config``. Stacked adapters change, one
 after the other, the weight that the ones before them made.
 
 Shapes: O outputs, I inputs of a layer, r rank, B batch, T latent frames, C latent channels.
@@ -15,7 +15,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from sa3_mlx.common.adapters.format import Adapter, Applied
+from sa3_mlx.common.adapters.applied import Applied
+from sa3_mlx.common.adapters.format import Adapter
 from sa3_mlx.runtime import mx, nn
 
 from .dit import DiT

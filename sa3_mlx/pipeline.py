@@ -12,7 +12,7 @@ from typing import Literal, Self, cast
 import numpy as np
 from mlx.utils import tree_flatten
 
-from sa3_mlx.common.adapters.format import Applied
+from sa3_mlx.common.adapters.applied import Applied
 from sa3_mlx.common.files.audio import Audio
 from sa3_mlx.common.generation.events import Latents
 from sa3_mlx.common.generation.pipeline import BasePipeline

@@ -1,6 +1,6 @@
 """Adapters on the linear maps of a model: trained, unmerged beside any base, or merged [T8].
 
-Every type is ``rows * (W + B A) * cols``; see ``sa3_mlx.common.adapters.format``. Stacked adapters change, one
+Every type is ``rows * (W + B A) * cols``; see ``sa3_mlx.common.adapters.config``. Stacked adapters change, one
 after the other, the weight that the ones before them made.
 
 Shapes: O outputs, I inputs of a layer, r rank, B batch, T latent frames, C latent channels.
@@ -22,7 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from sa3_mlx.common.adapters.format import Adapter, AdapterConfig, Applied, singular_bases
+from sa3_mlx.common.adapters.applied import Applied, singular_bases
+from sa3_mlx.common.adapters.config import AdapterConfig
+from sa3_mlx.common.adapters.format import Adapter
 
 from .dit import DiT
 from .weights import BLOCKS

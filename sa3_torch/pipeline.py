@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sa3_mlx.common.adapters.format import Applied
+from sa3_mlx.common.adapters.applied import Applied
 from sa3_mlx.common.files.audio import Audio
 from sa3_mlx.common.files.safetensors import read_ahead
 from sa3_mlx.common.generation.events import Latents

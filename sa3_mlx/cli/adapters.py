@@ -7,14 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sa3_mlx.common.adapters.format import (
-    ADAPTER_FORMAT,
-    Adapter,
-    Applied,
-    check_adapter,
-    open_adapter_file,
-    read_adapter,
-)
+from sa3_mlx.common.adapters.applied import Applied, check_adapter
+from sa3_mlx.common.adapters.format import ADAPTER_FORMAT, Adapter, open_adapter_file, read_adapter
 from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.schema import Config

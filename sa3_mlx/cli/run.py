@@ -27,7 +27,7 @@ from sa3_mlx.cli.output.provenance import (
 from sa3_mlx.cli.output.report import report_next
 from sa3_mlx.cli.output.sink import STDOUT, check_pipe
 from sa3_mlx.cli.output.speaker import Speaker, check_speaker
-from sa3_mlx.common.adapters.format import Applied
+from sa3_mlx.common.adapters.applied import Applied
 from sa3_mlx.common.files.safetensors import TensorFile
 from sa3_mlx.common.files.wav import Subtype
 from sa3_mlx.common.generation.events import AudioChunk, Event

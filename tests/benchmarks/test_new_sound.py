@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from benchmarks.quality import new_sound
 from benchmarks.quality.bells import HELD_OUT, RATIO, bell, bells
 from benchmarks.quality.new_sound import Run, measure, new_prompts, same_audio
-from sa3_mlx.common.adapters.format import Applied
+from sa3_mlx.common.adapters.applied import Applied
 from sa3_mlx.common.model.sampling import Guidance, Sampling
 from sa3_mlx.common.quant.calibration import read_prompts
 from sa3_torch.evaluate.judge import training

@@ -12,19 +12,16 @@ import pytest
 from sa3_convert import open_adapter, write_official_adapter
 from sa3_convert.adapters import official_modules
 
-from sa3_mlx.common.adapters.format import (
+from sa3_mlx.common.adapters.applied import Applied, check_adapter
+from sa3_mlx.common.adapters.config import (
     ADAPTER_TYPES,
-    Adapter,
     AdapterConfig,
     AdapterType,
-    Applied,
     adaptable_layers,
-    check_adapter,
     expand,
-    read_adapter,
     selected_layers,
-    write_adapter,
 )
+from sa3_mlx.common.adapters.format import Adapter, read_adapter, write_adapter
 from sa3_mlx.common.files.safetensors import TensorFile, array_entry, write_tensors
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.presets import PRESETS

@@ -6,14 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from sa3_mlx.common.adapters.format import (
-    Adapter,
-    AdapterConfig,
-    AdapterInfo,
-    AdapterType,
-    selected_layers,
-    singular_bases,
-)
+from sa3_mlx.common.adapters.applied import singular_bases
+from sa3_mlx.common.adapters.config import AdapterConfig, AdapterType, selected_layers
+from sa3_mlx.common.adapters.format import Adapter, AdapterInfo
 from sa3_mlx.common.files.safetensors import TensorFile
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
 from sa3_mlx.common.model.config import ModelConfig

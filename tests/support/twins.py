@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from sa3_mlx import runtime  # noqa: F401 (before any test imports mlx)
 from sa3_mlx.cli.models.verify.twin import Twin as VerifiedTwin
-from sa3_mlx.common.adapters.format import Applied
+from sa3_mlx.common.adapters.applied import Applied
 
 KEPT = Path(__file__).parents[1] / "goldens"
 TINY = ("tiny-s", "tiny-l")

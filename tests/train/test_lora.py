@@ -14,13 +14,9 @@ from tests.support.twins import Twin, relative
 torch = pytest.importorskip("torch", reason="the training twin needs torch")
 pytest.importorskip("scipy", reason="the training extra is not installed")
 
-from sa3_mlx.common.adapters.format import (
-    ADAPTER_TYPES,
-    AdapterType,
-    Applied,
-    check_adapter,
-    read_adapter,
-)
+from sa3_mlx.common.adapters.applied import Applied, check_adapter
+from sa3_mlx.common.adapters.config import ADAPTER_TYPES, AdapterType
+from sa3_mlx.common.adapters.format import read_adapter
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.schema import ConfigError
 from sa3_torch.lora import TrainedAdapter
@@ -74,7 +70,7 @@ def test_adapters_alone_are_trained_and_exported(workspace: Path, tmp_path: Path
 
 def test_norms_are_differentiated() -> None:
     """The gradient of a DoRA is that of its formula, norm and all."""
-    from sa3_mlx.common.adapters.format import AdapterConfig
+    from sa3_mlx.common.adapters.config import AdapterConfig
     from sa3_torch.lora import add_adapter
 
     config = AdapterConfig(type="dora-rows", rank=2, alpha=4.0, include=(), exclude=())

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sa3_mlx.common.adapters.format import ADAPTER_TYPES, Adapter, AdapterType, Applied, prepare_adapters
+from sa3_mlx.common.adapters.applied import Applied, prepare_adapters
+from sa3_mlx.common.adapters.config import ADAPTER_TYPES, AdapterType
+from sa3_mlx.common.adapters.format import Adapter
 from sa3_mlx.common.generation.request import Item, Request, Residency
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.sampling import Guidance, Sampling

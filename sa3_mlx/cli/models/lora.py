@@ -16,7 +16,9 @@ from sa3_mlx.cli.adapters import describe, open_adapters, parse_lora
 from sa3_mlx.cli.backend import choose
 from sa3_mlx.cli.home import find_model, first_command
 from sa3_mlx.cli.options import CommonOptions, TypedCommand
-from sa3_mlx.common.adapters.format import Applied, adaptable_layers, prepare_adapters, with_bases, write_adapter
+from sa3_mlx.common.adapters.applied import Applied, prepare_adapters, with_bases
+from sa3_mlx.common.adapters.config import adaptable_layers
+from sa3_mlx.common.adapters.format import write_adapter
 from sa3_mlx.common.files.atomic import new_folder
 from sa3_mlx.common.files.audio import check_target
 from sa3_mlx.common.files.safetensors import TensorEntry, TensorFile, array_entry, file_hash, write_tensors

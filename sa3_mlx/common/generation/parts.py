@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sa3_mlx.common.adapters.format import Applied, prepare_adapters
+from sa3_mlx.common.adapters.applied import Applied, prepare_adapters
 from sa3_mlx.common.files.audio import Audio, check_audio
 from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE, Part, parts_of

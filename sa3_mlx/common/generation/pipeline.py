@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sa3_mlx.common.adapters.format import Applied
+from sa3_mlx.common.adapters.applied import Applied
 from sa3_mlx.common.model.checkpoint import Part
 from sa3_mlx.common.text.tokenizer import collapse_padding
 

@@ -14,16 +14,8 @@ import click
 import torch
 from torch import Tensor, nn
 
-from sa3_mlx.common.adapters.format import (
-    ADAPTED_PARTS,
-    ADAPTER_FILE,
-    ADAPTER_TYPES,
-    Adapter,
-    AdapterConfig,
-    AdapterInfo,
-    selected_layers,
-    write_adapter,
-)
+from sa3_mlx.common.adapters.config import ADAPTED_PARTS, ADAPTER_TYPES, AdapterConfig, selected_layers
+from sa3_mlx.common.adapters.format import ADAPTER_FILE, Adapter, AdapterInfo, write_adapter
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.schema import ConfigError
 from sa3_torch.lora import TrainedAdapter, add_adapter
