@@ -1,1 +1,1 @@
-"""``sa3 verify``."""
+"""Check a converted model: ``sa3 verify``."""
