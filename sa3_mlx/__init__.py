@@ -24,6 +24,9 @@ __all__ = ["PRESETS", "Guidance", "InitAudio", "Inpaint", "Item", "ModelConfig",
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        version: str = importlib.import_module(".common.version", __name__).version()
+        return version
     if name not in _LAZY:
         raise AttributeError(f"module 'sa3_mlx' has no attribute {name!r}; it has {', '.join(__all__)}")
     return getattr(importlib.import_module(_LAZY[name], __name__), name)

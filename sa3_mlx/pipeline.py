@@ -48,7 +48,9 @@ class Pipeline(BasePipeline[mx.array]):
         adapters: Sequence[Applied] = (),
         merged: bool = False,
     ) -> Self:
-        """Check a checkpoint folder and open it; no weights are read yet. ``choose_precision`` says what "auto" means.
+        """Check a model and open it: a checkpoint folder, or the name of an installed model, such as "demo".
+
+        No weights are read yet. ``choose_precision`` says what "auto" means.
 
         ``adapters`` change the DiT and the conditioner, each on top of those before it; the DiT's weights stay as they
         are, also packed ones, unless ``merged``.

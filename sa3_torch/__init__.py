@@ -25,6 +25,9 @@ __all__ = ["PRESETS", "Guidance", "InitAudio", "Inpaint", "Item", "ModelConfig",
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        version: str = importlib.import_module("sa3_mlx.common.version").version()
+        return version
     if name not in _LAZY:
         raise AttributeError(f"module 'sa3_torch' has no attribute {name!r}; it has {', '.join(__all__)}")
     return getattr(importlib.import_module(_LAZY[name]), name)

@@ -86,7 +86,9 @@ class Pipeline(BasePipeline[Tensor]):
         merged: bool = False,
         device: str = "auto",
     ) -> Self:
-        """Check a checkpoint folder and open it; no weights are read yet.
+        """Check a model and open it: a checkpoint folder, or the name of an installed model, such as "demo".
+
+        No weights are read yet.
 
         ``device`` "auto": CUDA if there is one; ``choose_precision`` says what it means for the types.
         ``adapters`` change the DiT and the conditioner, each on top of those before it; the DiT's weights stay as they

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
 
 def main() -> None:
     """Run the command line of this process and exit with its code."""
-    from .app import run
+    from .app import cli
+    from .group import run_process
 
-    sys.exit(run(sys.argv[1:]))
+    run_process(cli, "sa3")

@@ -5,17 +5,40 @@ Exit codes: 0 done, 1 checked and found wanting, 2 refused or failed, 130 interr
 
 from __future__ import annotations
 
+import difflib
+import errno
 import importlib
 import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 import click
 
+from sa3_mlx.common.terminal import flush_streams, mend_streams, one_line, say, silence
+
 # section -> command -> (module, attribute, one line of help)
 Sections = dict[str, dict[str, tuple[str, str, str]]]
+# package -> extra of ours that brings it
+_EXTRAS = {
+    "torch": "torch",
+    "sounddevice": "play",
+    **dict.fromkeys(("scipy", "mido", "tensorboard", "webdataset"), "train"),
+    "transformers": "clap",
+}
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EACCES: "look at the permissions of the file and its folder",
+    errno.EPERM: "look at the permissions of the file and its folder",
+    errno.EROFS: "choose a place on another disk",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EISDIR: "give the name of a file",
+    errno.ENOTDIR: "a part of this path is a file",
+    errno.ELOOP: "links lead in a circle",
+    errno.EMFILE: "too many files are open; raise the limit with ulimit -n",
+}
 _OUT_OF_MEMORY = re.compile(r"alloc|out of memory", re.IGNORECASE)  # in the words of mlx and torch
 
 
@@ -45,7 +68,9 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and not args[0].startswith("-") and args[0] not in self.table():
-            raise click.UsageError(f"no command {args[0]!r}; commands: {', '.join(self.table())}", ctx)
+            near = difflib.get_close_matches(args[0], self.table(), n=1)
+            meant = f"did you mean {near[0]!r}?" if near else f"commands: {', '.join(self.table())}"
+            raise click.UsageError(f"no command {args[0]!r}; {meant}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
@@ -65,19 +90,27 @@ def run_group(group: click.Group, args: Sequence[str], name: str) -> int:
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
+        say(error.format_message())
         return 2
     except (click.Abort, KeyboardInterrupt):
         _complain(name, "interrupted; nothing half-written was left")
         return 130
     except BrokenPipeError:  # `sa3 models | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)
         return 2
-    except (click.ClickException, ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
+    except Exception as error:
         if "--debug" in args:
             raise
         _complain(name, _message(error))
         return 2
+
+
+def run_process(group: click.Group, name: str) -> NoReturn:
+    """Run the command line of this process and exit with its code, whatever is closed or full around it."""
+    mend_streams()
+    code = run_group(group, sys.argv[1:], name)
+    flush_streams()
+    sys.exit(code)
 
 
 def _message(error: Exception) -> str:
@@ -91,9 +124,20 @@ def _message(error: Exception) -> str:
         return "a file is nested too deeply to be read; --debug shows which"
     if isinstance(error, RuntimeError):  # mlx and torch raise little else
         return _first_line(error)
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return str(error) or type(error).__name__
+    if isinstance(error, ModuleNotFoundError) and (extra := _EXTRAS.get((error.name or "").split(".")[0])):
+        return f"this needs {error.name}: pip install 'sa3[{extra}]'"
+    if isinstance(error, OSError) and error.strerror:
+        return _system_message(error)
+    if isinstance(error, ValueError | OSError | ImportError):
+        return str(error) or type(error).__name__
+    return f"unexpected {type(error).__name__} ({_first_line(error)}): a defect of sa3; --debug shows where"
+
+
+def _system_message(error: OSError) -> str:
+    """Return what the system refused, of which file, and what helps."""
+    name = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+    remedy = _REMEDIES.get(error.errno or 0)
+    return f"{name}{error.strerror}" + ("" if remedy is None else f"; {remedy}")
 
 
 def _first_line(error: Exception) -> str:
@@ -101,4 +145,4 @@ def _first_line(error: Exception) -> str:
 
 
 def _complain(name: str, message: str) -> None:
-    click.echo(f"{name}: {' '.join(message.split())}", err=True)
+    say(f"{name}: {one_line(message)}")

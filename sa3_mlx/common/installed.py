@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,8 @@ from sa3_mlx.common.quant.format import check_folder
 
 DEMO = "demo"
 DEMO_FOLDER = assets.DEMO
+HUB = "https://huggingface.co/"
+_HUB_ID = re.compile(rf"(?:{re.escape(HUB)})?[\w.-]*\w/[\w.-]+/?")
 DAMAGE = (ValueError, OSError, RecursionError)  # what ``open_model`` raises
 # models that are used when none is given; a quantized or a user's own one has to be asked for
 PREFERENCE = ("small-music", "medium", "small-sfx", "small-music-base", "medium-base", "small-sfx-base", DEMO)
@@ -51,12 +55,28 @@ def models_folder() -> Path:
 
 def installed() -> dict[str, Path]:
     """Return the folders of all installed models by name: released ones, the embedded demo, then all others."""
-    folder = models_folder()
-    found = {path.name: path for path in sorted(folder.iterdir())} if folder.is_dir() else {}
-    found = {name: path for name, path in found.items() if (path / CONFIG_FILE).is_file() and not name.startswith(".")}
+    try:
+        paths = sorted(models_folder().iterdir())
+    except OSError:  # there is none, or it cannot be read
+        paths = []
+    found = {path.name: path for path in paths if not path.name.startswith(".") and _holds_model(path)}
     if DEMO not in found and (DEMO_FOLDER / CONFIG_FILE).is_file():
         found[DEMO] = DEMO_FOLDER
     return {name: found[name] for name in dict.fromkeys((*PREFERENCE, *found)) if name in found}
+
+
+def _holds_model(path: Path) -> bool:
+    """Tell whether a model lies there; one that cannot be read counts, so that opening it says why."""
+    try:
+        return (path / CONFIG_FILE).is_file()
+    except OSError:
+        return True
+
+
+def known_name(text: str) -> str:
+    """Return the name of a released model that is given by its repository or page on the hub; other text as it is."""
+    repository = text.removeprefix(HUB).strip("/").lower()
+    return next((name for name, known in REPOSITORIES.items() if known.lower() == repository), text)
 
 
 def default_models() -> Iterator[tuple[str, Path]]:
@@ -66,7 +86,7 @@ def default_models() -> Iterator[tuple[str, Path]]:
 
 def licence_page(name: str) -> str | None:
     """Return the page on which the licence of a released model is accepted."""
-    return f"https://huggingface.co/{REPOSITORIES[name]}" if name in REPOSITORIES else None
+    return HUB + REPOSITORIES[name] if name in REPOSITORIES else None
 
 
 def open_model(folder: Path) -> ModelConfig:
@@ -76,26 +96,46 @@ def open_model(folder: Path) -> ModelConfig:
     return config
 
 
-def named_model(name: str, *, generates: bool) -> Model:
-    """Return a model given by name or path.
+def model_folder(model: str | Path) -> Path:
+    """Return the folder of a model that is given by its path, or by name as text.
 
-    Raises FileNotFoundError for an unknown or uninstalled one, saying what there is and how to get it; ValueError for
-    an autoencoder alone where ``generates`` asks for a diffusion model.
+    Raises FileNotFoundError for a text that is neither a folder nor the name of an installed model.
+    """
+    return Path(model) if isinstance(model, Path) or Path(model).is_dir() else find_model_folder(model)[1]
+
+
+def find_model_folder(name: str) -> tuple[str, Path]:
+    """Return what an installed model is called and its folder, given by name, hub id or path.
+
+    Raises FileNotFoundError for an unknown or uninstalled one, saying what there is and how to get it.
     """
     models = installed()
-    if name in models:
-        folder = models[name]
-    elif Path(name).is_dir():
-        folder = Path(name)
-    elif name in REPOSITORIES:
+    if name not in models and Path(name).is_dir():
+        return name, Path(name)
+    if (name := known_name(name)) in models:
+        return name, models[name]
+    if name in REPOSITORIES:
         raise FileNotFoundError(f"{name} is not installed; run 'sa3 convert {name}' (licence: {licence_page(name)})")
-    elif name in PRESETS:
+    if name in PRESETS:
         raise FileNotFoundError(f"{name}: there are no public weights of this model; convert your own checkpoint")
-    else:
+    if _HUB_ID.fullmatch(name):
         raise FileNotFoundError(
-            f"{name}: no such model or folder; installed: {', '.join(models) or 'none'}; "
-            f"known: {', '.join(REPOSITORIES)}"
+            f"{name}: no such folder, and no model of the hub that sa3 knows; known: {', '.join(REPOSITORIES.values())}"
         )
+    near = difflib.get_close_matches(name, [*models, *REPOSITORIES], n=1)
+    raise FileNotFoundError(
+        f"{name}: no such model or folder; {f'did you mean {near[0]}? ' if near else ''}"
+        f"installed: {', '.join(models) or 'none'}; known: {', '.join(REPOSITORIES)}"
+    )
+
+
+def named_model(name: str, *, generates: bool) -> Model:
+    """Return a model given by name, hub id or path.
+
+    Raises FileNotFoundError as ``find_model_folder``; ValueError for an autoencoder alone where ``generates`` asks for
+    a diffusion model.
+    """
+    name, folder = find_model_folder(name)
     config = ModelConfig.load(folder)
     if generates and config.diffusion is None:
         raise ValueError(f"{name} is an autoencoder alone and cannot generate; choose a model with a DiT")

@@ -50,21 +50,33 @@ class Config:
         require(not missing, f"{where}: missing field(s) {', '.join(missing)}")
         return cls(**{name: _parse(hints[name], data[name], f"{where}.{name}") for name in names if name in data})
 
+    def take_plain(self) -> None:
+        """Turn what programs pass, numpy scalars and lists, into numbers and tuples; for ``__post_init__``."""
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
+
     def to_dict(self, *, defaults: bool = True) -> dict[str, Any]:
         """Return plain JSON types, tuples as lists; without ``defaults``, fields at their default are left out."""
         pairs = [(field, getattr(self, field.name)) for field in dataclasses.fields(self)]
         return {
-            field.name: _plain(value, defaults=defaults)
+            field.name: _stored(value, defaults=defaults)
             for field, value in pairs
             if not isinstance(value, np.ndarray) and (defaults or value != field.default)
         }
 
 
-def _plain(value: object, *, defaults: bool) -> Any:
+def plain(value: object) -> Any:
+    """Return numpy scalars as Python's numbers and lists as tuples, also inside of tuples; all else as it is."""
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and not value.ndim):
+        return value.item()
+    return tuple(plain(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def _stored(value: object, *, defaults: bool) -> Any:
     if isinstance(value, Config):
         return value.to_dict(defaults=defaults)
     if isinstance(value, tuple):
-        return [_plain(item, defaults=defaults) for item in value]
+        return [_stored(item, defaults=defaults) for item in value]
     return value
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,6 +84,17 @@ def test_the_readme_runs_in_its_order_in_an_empty_folder(
     for words in lines:
         assert "does not know" not in ok(run(*words)).err, words
     assert len(list(Path().iterdir())) == len(lines)
+
+
+def test_the_readme_s_python_runs(tmp_path: Path) -> None:
+    pytest.importorskip("mlx.core")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "SA3_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout.endswith("Finished\n"), done.stderr
+    assert (tmp_path / "piano.flac").is_file()
 
 
 def test_readme_is_short_and_has_exactly_two_set_up_commands() -> None:

@@ -246,7 +246,8 @@ def test_a_wav_written_to_a_pipe_is_no_truncated_file(tmp_path: Path):
 def test_outputs_are_refused_before_any_work(tmp_path: Path):
     (tmp_path / "there.wav").write_bytes(b"keep me")
     for name, subtype, message in [
-        ("a.mp3", "pcm16", r"unknown audio extension '\.mp3'"),
+        ("a.aac", "pcm16", r"unknown audio extension '\.aac'"),
+        ("a.mp3", "pcm16", "cannot hold 'pcm16'; allowed: mp3"),
         ("a", "pcm16", "unknown audio extension ''"),
         ("a.flac", "float", "cannot hold 'float'; allowed: pcm16, pcm24"),
         ("a.wav", "pcm8", "cannot hold 'pcm8'"),

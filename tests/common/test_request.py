@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +15,9 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from sa3_mlx.common.generation.events import AudioChunk, Conditioned, Generation
 from sa3_mlx.common.generation.plan import plan
-from sa3_mlx.common.generation.regions import Region
+from sa3_mlx.common.generation.regions import Region, Seam
 from sa3_mlx.common.generation.request import InitAudio, Inpaint, Item, Request, extend, validate
 from sa3_mlx.common.model.presets import PRESETS
 from sa3_mlx.common.model.sampling import Guidance, Sampling
@@ -149,7 +152,15 @@ def _inpainted(*regions: tuple[float, float], samples: int = 16_000) -> Request:
 NAN, INF = float("nan"), float("inf")
 BAD = {
     "no items": (_with(items=()), "items is empty"),
-    "items as a list": (_with(items=[ITEM]), "items is empty: a request needs a tuple"),
+    "items of text": (_with(items="rain"), "items is 'rain': expected Item(prompt=..., seconds=..., seed=...)"),
+    "item of text": (_with(items=["rain"]), "items[0] is 'rain': expected Item(prompt=..., seconds=..., seed=...)"),
+    "too many items": (_with(items=(ITEM,) * 257), "items has 257 entries: allowed are up to 256"),
+    "prompt too long": (_with_item(prompt="rain " * 2001), "prompt has 10,005 characters: allowed are up to 10,000"),
+    "negative too long": (_with_item(negative_prompt="a" * 10_001), "negative prompt has 10,001 characters"),
+    "sampling of a wrong type": (_with(sampling=8), "sampling is 8: expected Sampling(sampler="),
+    "region of a number": (_inpainted(0.5), "region 0.5: expected (start, end) in seconds"),  # type: ignore[arg-type]
+    "regions no list": (_with(inpaint=dataclasses.replace(INPAINT, regions=0.5)), "inpaint regions is 0.5: expected"),
+    "region beyond all audio": (_inpainted((0.0, 1e308)), "region 0:1e+308: 1e+308 s: no audio has this length"),
     "prompt none": (_with_item(prompt=None), "prompt is NoneType: expected text"),
     "negative without guidance": (_with_item(negative_prompt="w1"), "no effect at guidance scale 1"),
     "negative of a wrong type": (_with_item(negative_prompt=3), "negative prompt is int"),
@@ -199,6 +210,32 @@ BAD = {
 }
 
 
+def test_what_programs_pass_is_taken_as_it_is_meant():
+    """Lists, one item, numpy's scalars, other floats, a number as guidance, a text as sampling."""
+    item = Item(prompt=np.str_("w3"), seconds=np.float32(2), seed=np.int64(7))
+    assert item == ITEM and type(item.seed) is int and type(item.seconds) is float
+    given = Request(items=[item], sampling="pingpong:8:1", head_room_seconds=np.float64(0.5), decode_noise=np.True_)
+    assert given == dataclasses.replace(REQUEST, head_room_seconds=0.5, decode_noise=True)
+    assert Request(items=ITEM, sampling=Sampling(sampler="pingpong", steps=np.int32(8))) == REQUEST
+    assert Sampling(sampler="euler", steps=8, guidance=4.0).guidance == Guidance(scale=4.0)
+    assert Guidance(scale=np.float64(4), interval=[0.1, np.float32(0.5)]).interval == (0.1, 0.5)
+    inpaint = Inpaint(audio=_audio().astype(np.float64), regions=[[0.5, np.float64(1)]])
+    assert inpaint.regions == INPAINT.regions and inpaint.audio.dtype == np.float32
+    validate(dataclasses.replace(given, inpaint=[inpaint]), CONFIG)
+    np.testing.assert_array_equal(InitAudio(audio=inpaint.audio.astype(np.float64), noise_level=1).audio, _audio())
+    with pytest.raises(ConfigError, match="guidance: expected an object, got str"):
+        Sampling(sampler="euler", steps=8, guidance="strong")  # type: ignore[arg-type]
+
+
+def test_every_field_of_what_users_pass_and_get_is_documented():
+    """By a comment on its line, as in all dataclasses here."""
+    for kind in (Item, InitAudio, Inpaint, Request, Sampling, Guidance, Generation, AudioChunk, Conditioned, Seam):
+        lines = inspect.getsource(kind).splitlines()
+        for field in dataclasses.fields(kind):
+            line = next(line for line in lines if re.match(rf"\s+{field.name}:", line))
+            assert "  # " in line, f"{kind.__name__}.{field.name}"
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_bad_requests_are_one_clear_line(case: str):
     request, message = BAD[case]
@@ -222,6 +259,8 @@ def test_an_autoencoder_cannot_generate_and_a_clip_cannot_be_extended_backwards(
         extend(_audio(), 2.0, CONFIG)
     with pytest.raises(ValueError, match="seconds is nan"):
         extend(_audio(), NAN, CONFIG)
+    with pytest.raises(ValueError, match=r"1e\+308 s: no audio has this length"):
+        extend(_audio(), 1e308, CONFIG)
 
 
 TWO = (ITEM, Item(prompt="w4 \u00e9", seconds=1, seed=2**63 - 1, negative_prompt="w1"))

@@ -14,6 +14,7 @@ from sa3_mlx.cli.adapters import AdapterRecord
 from sa3_mlx.cli.backend import Backend
 from sa3_mlx.common.files.audio import Audio, read_tags
 from sa3_mlx.common.files.wav import Subtype
+from sa3_mlx.common.generation.events import REQUEST_TAGS
 from sa3_mlx.common.generation.request import Item, Request
 from sa3_mlx.common.schema import Config, ConfigError, require
 
@@ -113,6 +114,8 @@ def read_provenance(path: Path) -> Provenance:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: its tags are damaged ({error})") from error
+    if data.get("format") == REQUEST_TAGS:
+        raise ValueError(f"{path}: a program saved it, and its tags hold the request alone; run that program again")
     if data.get("command") == "decode":
         raise ValueError(
             f"{path}: made by 'sa3 decode', and decoded files have no recipe to rerun; decode LATENTS again"

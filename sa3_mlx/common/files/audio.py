@@ -23,7 +23,19 @@ from .wav import Subtype, quantise, read_wav_comment, sample_bytes, wav_header
 
 Audio = NDArray[np.float32]
 
-SUBTYPES: dict[str, tuple[Subtype, ...]] = {".wav": ("pcm16", "pcm24", "float"), ".flac": ("pcm16", "pcm24")}
+SUBTYPES: dict[str, tuple[Subtype, ...]] = {  # by extension, the usual one first
+    ".wav": ("pcm16", "pcm24", "float"),
+    ".flac": ("pcm16", "pcm24"),
+    ".mp3": ("mp3",),
+    ".ogg": ("vorbis",),
+}
+_ENCODERS: dict[Subtype, tuple[str, str, float | None]] = {  # of libsndfile: format, subtype, compression 0..1
+    "pcm16": ("FLAC", "PCM_16", None),
+    "pcm24": ("FLAC", "PCM_24", None),
+    "mp3": ("MP3", "MPEG_LAYER_III", 0.0),
+    "vorbis": ("OGG", "VORBIS", 0.2),
+}
+_ENCODED_SAMPLES = 1 << 16  # that an encoder gets at once
 _MAX_SAMPLE_RATE = 768_000
 _STREAMED_BYTES = 2**32 - 2**16  # a WAV written to a pipe declares about this many bytes: unknown, not missing
 
@@ -174,12 +186,22 @@ def check_output(path: str | Path, subtype: str, *, overwrite: bool, size_bytes:
     Raises ValueError for an unknown extension or format, and as ``check_target``.
     """
     path = Path(path)
-    allowed = SUBTYPES.get(path.suffix.lower())
-    if allowed is None:
-        raise ValueError(f"{path}: unknown audio extension {path.suffix!r}; allowed: {', '.join(SUBTYPES)}")
+    allowed = _subtypes(path)
     if subtype not in allowed:
         raise ValueError(f"{path}: {path.suffix} cannot hold {subtype!r}; allowed: {', '.join(allowed)}")
     check_target(path, overwrite=overwrite, size_bytes=size_bytes)
+
+
+def usual_subtype(path: Path) -> Subtype:
+    """Return what samples become in a file with this extension. Raises ValueError for an unknown one."""
+    return _subtypes(path)[0]
+
+
+def _subtypes(path: Path) -> tuple[Subtype, ...]:
+    allowed = SUBTYPES.get(path.suffix.lower())
+    if allowed is None:
+        raise ValueError(f"{path}: unknown audio extension {path.suffix!r}; allowed: {', '.join(SUBTYPES)}")
+    return allowed
 
 
 def check_target(path: Path, *, overwrite: bool, size_bytes: int = 0) -> None:
@@ -204,9 +226,9 @@ def check_target(path: Path, *, overwrite: bool, size_bytes: int = 0) -> None:
 def write_audio(
     path: str | Path, audio: Audio, sample_rate: int, subtype: Subtype = "pcm16", *, comment: str = ""
 ) -> None:
-    """Write (L, channels) as wav or flac by extension; ``comment`` is the provenance, read back by ``read_tags``.
+    """Write (L, channels) by extension; ``comment`` is the provenance, ASCII in mp3, read back by ``read_tags``.
 
-    Equal arguments give equal bytes. Beyond full scale, pcm16 and pcm24 clip and float keeps.
+    Equal arguments give equal bytes, but for the serial number of an ogg file. Beyond full scale all clip but float.
     Raises ValueError for a wrong format or audio that is not finite, OSError (one line) when the disk refuses.
     """
     path = Path(path)
@@ -217,7 +239,7 @@ def write_audio(
 
 
 class AudioWriter:
-    """Write a wav or flac file piece by piece; ``write_audio`` is one piece. Use it in a ``with`` statement.
+    """Write an audio file piece by piece; ``write_audio`` is one piece. Use it in a ``with`` statement.
 
     An existing file is replaced, and only by a complete one, at the end of the ``with`` statement.
     """
@@ -229,46 +251,52 @@ class AudioWriter:
         self.path = Path(path)
         check_output(self.path, subtype, overwrite=True)
         self._expected, self._written, self._subtype = samples, 0, subtype
-        self._flac: soundfile.SoundFile | None = None
+        self._encoder: soundfile.SoundFile | None = None
         is_wav = self.path.suffix.lower() == ".wav"
         header = wav_header(samples, channels, sample_rate, subtype, comment) if is_wav else b""
         with ExitStack() as stack:
             self._file = stack.enter_context(stack.enter_context(new_file(self.path)).open("wb"))
             self._file.write(header)
             if not is_wav:
-                self._flac = self._open_flac(channels, sample_rate, comment)
+                self._encoder = self._open_encoder(channels, sample_rate, comment)
             self._finish = stack.pop_all()
 
     def write(self, audio: Audio) -> None:
         """Take the next samples (n, channels). Raises ValueError for samples that are not finite."""
         check_finite(audio, str(self.path))
         self._written += len(audio)
-        if self._flac is None:
+        if self._encoder is None:
             self._file.write(sample_bytes(audio, self._subtype))
-        elif self._subtype == "pcm16":
-            self._flac.write(quantise(audio, 16) << 16)  # libsndfile takes the upper bits
-        else:
-            self._flac.write(quantise(audio, 24) << 8)
+            return
+        for start in range(0, len(audio), _ENCODED_SAMPLES):
+            block = audio[start : start + _ENCODED_SAMPLES]
+            if self._subtype == "pcm16":
+                self._encoder.write(quantise(block, 16) << 16)  # libsndfile takes the upper bits
+            elif self._subtype == "pcm24":
+                self._encoder.write(quantise(block, 24) << 8)
+            else:
+                self._encoder.write(np.clip(block, -1, 1))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         with self._finish:
-            if self._flac is not None:
-                self._flac.close()
+            if self._encoder is not None:
+                self._encoder.close()
             if error is not None:
                 raise error
             if self._written != self._expected:
                 raise ValueError(f"{self.path}: {self._written} samples came, {self._expected} were announced")
 
-    def _open_flac(self, channels: int, sample_rate: int, comment: str) -> soundfile.SoundFile:
-        bits = 16 if self._subtype == "pcm16" else 24
+    def _open_encoder(self, channels: int, sample_rate: int, comment: str) -> soundfile.SoundFile:
+        form, subtype, compression = _ENCODERS[self._subtype]
+        kind = {"subtype": subtype, "format": form, "compression_level": compression}
         try:
-            file = soundfile.SoundFile(self._file, "w", sample_rate, channels, subtype=f"PCM_{bits}", format="FLAC")
+            file = soundfile.SoundFile(self._file, "w", sample_rate, channels, **kind)
         except soundfile.LibsndfileError as error:
             raise ValueError(
-                f"flac cannot hold {channels} channels at {sample_rate} Hz ({_reason(error)}); write wav"
+                f"{form.lower()} cannot hold {channels} channels at {sample_rate} Hz ({_reason(error)}); write wav"
             ) from error
         if comment:  # libsndfile refuses an empty one
             file.comment = comment
@@ -276,7 +304,7 @@ class AudioWriter:
 
 
 def read_tags(path: str | Path) -> str:
-    """Return the comment that ``write_audio`` left in a wav or flac file, "" if there is none.
+    """Return the comment that ``write_audio`` left in a file, "" if there is none.
 
     Raises FileNotFoundError for a missing file and ValueError for one that is not audio.
     """

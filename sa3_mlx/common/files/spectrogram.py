@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,12 +73,16 @@ def save_spectrogram(path: str | Path, audio: Float32Array, sample_rate: int, *,
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ValueError(f"{path}: a spectrogram is a .png file")
-    data = spectrogram(audio, sample_rate)
     with new_file(path) as partial, partial.open("wb") as file:
-        _draw(file, data, audio, sample_rate, title)
+        draw_spectrogram(file, audio, sample_rate, title=title)
 
 
-def _draw(file: object, data: Spectrogram, audio: Float32Array, sample_rate: int, title: str) -> None:
+def draw_spectrogram(file: BinaryIO, audio: Float32Array, sample_rate: int, *, title: str = "") -> None:
+    """Draw that picture into an open file. Raises ValueError for empty audio."""
+    _draw(file, spectrogram(audio, sample_rate), audio, sample_rate, title)
+
+
+def _draw(file: BinaryIO, data: Spectrogram, audio: Float32Array, sample_rate: int, title: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -110,7 +115,7 @@ def _draw(file: object, data: Spectrogram, audio: Float32Array, sample_rate: int
     image.set_yticks(ticks, [f"{tick // 1000}k" if tick >= 1000 else str(tick) for tick in ticks])
     image.minorticks_off()
     figure.colorbar(mesh, cax=bar, label="level (dB, full-scale sine = 0)")
-    figure.savefig(file, format="png", metadata={"Software": "sa3"})  # type: ignore[arg-type]
+    figure.savefig(file, format="png", metadata={"Software": "sa3"})
 
 
 def _envelope(audio: Float32Array) -> tuple[Float32Array, Float32Array]:

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Subtype = Literal["pcm16", "pcm24", "float"]
+Subtype = Literal["pcm16", "pcm24", "float", "mp3", "vorbis"]
 
 _BITS = {"pcm16": 16, "pcm24": 24, "float": 32}
 _FORMAT_PCM, _FORMAT_FLOAT = 1, 3
@@ -43,8 +43,10 @@ def wav_header(samples: int, channels: int, sample_rate: int, subtype: Subtype, 
     """Return all that stands before the samples of a RIFF/WAVE file; ``comment`` goes to LIST/INFO/ICMT as UTF-8.
 
     The length is known before the first sample, so that a file can be sent on while it is made.
-    Raises ValueError for audio beyond the 4 GiB of a WAV file.
+    Raises ValueError for audio beyond the 4 GiB of a WAV file and for samples that it cannot hold.
     """
+    if subtype not in _BITS:
+        raise ValueError(f"wav cannot hold {subtype!r}; allowed: {', '.join(_BITS)}")
     bits = _BITS[subtype]
     block = channels * bits // 8
     code = _FORMAT_FLOAT if subtype == "float" else _FORMAT_PCM

@@ -178,6 +178,7 @@ def generation(
     timings: dict[str, float],
 ) -> Generation:
     return Generation(
+        request=request,
         audio=tuple(clip.audio for clip in clips),
         sample_rate=config.sample_rate,
         seeds=tuple(item.seed for item in request.items),

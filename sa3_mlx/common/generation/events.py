@@ -5,20 +5,26 @@ Shapes: B batch, T latent frames, C latent channels, L samples.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sa3_mlx.common.files.audio import Audio
+from sa3_mlx.common.files.audio import Audio, usual_subtype, write_audio
+from sa3_mlx.common.files.wav import Subtype
+from sa3_mlx.common.version import version
 
 from .noise import Purpose, noise
 from .regions import Seam
+from .request import Request
 
+REQUEST_TAGS = "sa3-request/1"  # format of the tags of a file that a program saved
 Latents = NDArray[np.float32]
 
 
@@ -28,7 +34,7 @@ class Conditioned:
 
     frames: int  # T that the model runs on
     valid: tuple[int, ...]  # of them, per item
-    sigmas: NDArray[np.float32]  # (B, steps + 1)
+    sigmas: NDArray[np.float32]  # (B, steps + 1) times of all steps, from 1, noise, to 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,22 +58,46 @@ class Sampled:
 class AudioChunk:
     """Finished samples of one item from ``start`` on, (n, channels); an item's chunks, joined, are its audio."""
 
-    item: int
-    start: int
-    audio: Audio
+    item: int  # place in the batch
+    start: int  # sample of the clip
+    audio: Audio  # (n, channels)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Generation:
-    """The result, one entry per item; audio is not clamped to [-1, 1]."""
+    """Hold the result, one entry per item; audio is not clamped to [-1, 1]. Notebooks show it with players."""
 
+    request: Request  # what was asked for
     audio: tuple[Audio, ...]  # (L, channels)
-    sample_rate: int
-    seeds: tuple[int, ...]
+    sample_rate: int  # Hz
+    seeds: tuple[int, ...]  # of the noise
     latents: tuple[Latents, ...]  # (T of the item, C), its valid frames
     seams: tuple[tuple[Seam, ...], ...]  # empty without kept audio
     clipped_share: tuple[float, ...]  # share of sample frames beyond full scale, 0..1
     timings: Mapping[str, float]  # seconds by stage: text, encode, sample, decode; loading of weights included
+
+    def save(self, path: str | Path, item: int = 0, *, subtype: Subtype | None = None) -> Path:
+        """Write the audio of one item as .wav, .flac, .mp3 or .ogg, with the request in its tags; return the path.
+
+        An existing file is replaced. ``subtype``: of the samples; None is the usual one of the extension.
+        Raises ValueError for an item that is not there, an extension or a subtype, OSError where the disk refuses.
+        """
+        path = Path(path)
+        if not 0 <= item < len(self.audio):
+            raise ValueError(f"item is {item}: there are {len(self.audio)}, counted from 0")
+        tags = {"format": REQUEST_TAGS, "sa3": version(), "item": item, "request": self.request.to_dict()}
+        write_audio(path, self.audio[item], self.sample_rate, subtype or usual_subtype(path), comment=json.dumps(tags))
+        return path
+
+    def __repr__(self) -> str:
+        lengths = ", ".join(f"{len(audio) / self.sample_rate:.2f} s" for audio in self.audio)
+        return f"Generation({len(self.audio)} x audio at {self.sample_rate} Hz: {lengths})"
+
+    def _repr_html_(self) -> str:
+        """Return a player and a picture for every item; IPython asks for it."""
+        from .notebook import html
+
+        return html(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from sa3_mlx.common.adapters.applied import Applied, prepare_adapters
 from sa3_mlx.common.files.audio import Audio, check_audio
 from sa3_mlx.common.files.safetensors import file_hash
+from sa3_mlx.common.installed import model_folder
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE, Part, parts_of
 from sa3_mlx.common.model.chunks import chunk_plan, default_chunk_frames
 from sa3_mlx.common.model.config import ModelConfig
@@ -70,8 +71,8 @@ class LoadedParts(ABC, Generic[Array]):
     def _checked(
         folder: str | Path, adapters: Collection[Applied], *, merged: bool
     ) -> tuple[Path, ModelConfig, tuple[Applied, ...]]:
-        """Check a folder and adapters for it. Raises FileNotFoundError and ValueError: see ``Pipeline.load``."""
-        folder = Path(folder)
+        """Check a model and adapters for it. Raises FileNotFoundError and ValueError: see ``Pipeline.load``."""
+        folder = model_folder(folder)
         config = ModelConfig.load(folder)
         check_folder(folder, config)
         return folder, config, prepare_adapters(adapters, folder, config, merged=merged)
@@ -156,8 +157,13 @@ class LoadedParts(ABC, Generic[Array]):
         return {"text_encoder": self.precision.text_dtype, "dit": self.precision.dtype}.get(part, "float32")
 
     def free(self, *parts: Part) -> None:
-        """Give the memory of these parts back; they are read again when they are needed."""
+        """Give the memory of these parts back; they are read again when they are needed.
+
+        Raises ValueError for one that the model does not have.
+        """
         for part in parts:
+            if part not in (known := parts_of(self.config)):
+                raise ValueError(f"part is {part!r}: {self.config.name} has {', '.join(known)}")
             self._parts.pop(part, None)
         if "dit" in parts:
             self._adapted.clear()

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,10 +85,12 @@ class BasePipeline(LoadedParts[Array]):
         The request is checked now, everything else happens when the next event is asked for; closing the iterator stops
         the run. ``noise``: where normals come from instead of the items' seeds. ``residency``: how long weights
         stay in memory, see ``Residency``.
-        Raises ValueError for a request that cannot be done.
+        Raises ValueError for a request that cannot be done and for an unknown residency.
         """
-        source = noise or SeededNoise([item.seed for item in request.items])
-        return self._run(request, plan(request, self.config), source, residency)
+        if residency not in get_args(Residency):
+            raise ValueError(f"residency is {residency!r}: allowed are {', '.join(get_args(Residency))}")
+        planned = plan(request, self.config)
+        return self._run(request, planned, noise or SeededNoise([item.seed for item in request.items]), residency)
 
     def _run(self, request: Request, plan: Plan, noise: NoiseSource, residency: Residency) -> Iterator[Event]:
         watch = Stopwatch("text", "encode", "sample", "decode")

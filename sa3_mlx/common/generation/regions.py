@@ -36,24 +36,31 @@ class Seam:
     """One joint between kept and generated audio."""
 
     sample: int  # first generated sample ("in"), or first kept one after a region ("out")
-    side: Literal["in", "out"]
-    crossfade_samples: int
+    side: Literal["in", "out"]  # of the generated region
+    crossfade_samples: int  # inside the region
     level_difference_db: float  # generated minus kept, RMS of up to 50 ms on either side; positive: generated is louder
 
 
 def to_regions(seconds: Sequence[tuple[float, float]], sample_rate: int) -> tuple[Region, ...]:
     """Regions in seconds -> samples [int(start sr), int(end sr)), in time order; touching ones are joined [B34].
 
-    Raises ValueError for an empty, reversed, negative or overlapping region and for numbers that are not finite.
+    Raises ValueError for an empty, reversed, negative or overlapping region, for numbers that are not finite and for
+    anything but pairs of numbers.
     """
     regions: list[Region] = []
+    for pair in seconds:
+        if not (isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(time, int | float) for time in pair)):
+            raise ValueError(f"region {repr(pair)[:40]}: expected (start, end) in seconds, such as ((0.5, 0.8),)")
     for start, end in sorted(seconds):
         name = f"region {start:g}:{end:g}"
         if not (math.isfinite(start) and math.isfinite(end)):
             raise ValueError(f"{name}: start and end must be finite seconds")
         if start < 0:
             raise ValueError(f"{name}: starts before the clip; the start must be 0 or later")
-        region = Region(seconds_to_samples(start, sample_rate), seconds_to_samples(end, sample_rate))
+        try:
+            region = Region(seconds_to_samples(start, sample_rate), seconds_to_samples(end, sample_rate))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
         if region.stop <= region.start:
             raise ValueError(f"{name}: is empty; the end must come after the start")
         if regions and region.start < regions[-1].stop:

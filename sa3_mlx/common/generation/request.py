@@ -26,6 +26,8 @@ from sa3_mlx.common.schema import Config, ConfigError, require
 from .noise import check_seed
 from .regions import first_uncovered, generated_frames, to_regions
 
+ITEMS_MAX = 256  # clips of one request
+PROMPT_MAX = 10_000  # characters; models read about the first thousand
 HEAD_ROOM_MAX = 60.0
 CROSSFADE_MAX_MS = 1000.0
 DEFAULT_CROSSFADE_MS = 20.0
@@ -40,26 +42,37 @@ Residency = Literal["run", "phase", "step"]
 class Item(Config):
     """Describe one clip of a batch."""
 
-    prompt: str
-    seconds: float
-    seed: int
+    prompt: str  # what to make, at most PROMPT_MAX characters; "" leaves it to the model
+    seconds: float  # length, above 0 and up to the model's ``max_seconds``
+    seed: int  # of the noise, 0 to SEED_MAX: equal seeds give equal sounds
     negative_prompt: str | None = None  # steers away from it; needs a guidance scale other than 1
+
+    def __post_init__(self) -> None:
+        self.take_plain()
 
 
 @dataclass(frozen=True, kw_only=True)
 class InitAudio(Config):
     """Start from this audio instead of from noise alone; ``noise_level`` 1 forgets it, near 0 keeps it [B30]."""
 
-    audio: Audio  # not stored
-    noise_level: float
+    audio: Audio  # (L, channels), floats; not stored
+    noise_level: float  # above 0 and up to 1
+
+    def __post_init__(self) -> None:
+        self.take_plain()
+        object.__setattr__(self, "audio", _float32(self.audio))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inpaint(Config):
     """Generate the regions (start, end), in seconds, of this audio and keep the rest [B34]."""
 
-    audio: Audio  # not stored
-    regions: tuple[tuple[float, float], ...]
+    audio: Audio  # (L, channels), floats; not stored
+    regions: tuple[tuple[float, float], ...]  # seconds, inside the clip, not overlapping
+
+    def __post_init__(self) -> None:
+        self.take_plain()
+        object.__setattr__(self, "audio", _float32(self.audio))
 
 
 Source = TypeVar("Source", InitAudio, Inpaint)
@@ -67,18 +80,28 @@ Source = TypeVar("Source", InitAudio, Inpaint)
 
 @dataclass(frozen=True, kw_only=True)
 class Request(Config):
-    """Ask for a batch of clips. ``init`` and ``inpaint`` are shared by all items, or a tuple with one for each item."""
+    """Ask for a batch of clips. ``init`` and ``inpaint`` are shared by all items, or a tuple with one for each item.
 
-    items: tuple[Item, ...]
+    Lists stand for tuples, one ``Item`` for a batch of one, and "euler:50:3" for a ``Sampling``.
+    """
+
+    items: tuple[Item, ...]  # 1 to ITEMS_MAX clips
     sampling: Sampling | None = None  # None: the usual one of the model
-    init: InitAudio | tuple[InitAudio, ...] | None = None
-    inpaint: Inpaint | tuple[Inpaint, ...] | None = None
+    init: InitAudio | tuple[InitAudio, ...] | None = None  # audio to start from
+    inpaint: Inpaint | tuple[Inpaint, ...] | None = None  # audio to keep, but for regions
     monotone: bool = False  # schedule that only descends from the init noise level, instead of [B23]
     head_room_seconds: float | None = None  # None: the model's own [B31]
     crossfade_ms: float | None = DEFAULT_CROSSFADE_MS  # None: no paste-back, the model's audio as it is
     decode_noise: bool = False  # the two noise terms of the official decoder [B47]
     chunk_frames: int | None = None  # latent frames per decoded chunk; None: the backend's choice
     encode_chunk_frames: int | None = None  # latent frames per encoded chunk; None: the backend's choice
+
+    def __post_init__(self) -> None:
+        self.take_plain()
+        if isinstance(self.items, Item):
+            object.__setattr__(self, "items", (self.items,))
+        if isinstance(self.sampling, str):
+            object.__setattr__(self, "sampling", Sampling.parse(self.sampling))
 
     @classmethod
     def from_dict(cls, data: object, *, where: str = "request", audio: Audio | Sequence[Audio] | None = None) -> Self:
@@ -142,9 +165,9 @@ def validate(request: Request, config: ModelConfig) -> None:
     """Raise ValueError, one line that says what was given and what is allowed, unless the request can be done."""
     config.require_diffusion()
     sampling = request.sampling or config.usual_sampling
+    _check_kind(sampling, Sampling, "sampling", 'Sampling(sampler="euler", steps=50) or a text such as "euler:50:3"')
     sampling.check()
-    if not isinstance(request.items, tuple) or not request.items:
-        raise ValueError("items is empty: a request needs a tuple of at least one Item")
+    _check_count(request.items)
     for number, item in enumerate(request.items):
         _check_item(item, f"item {number}: " if len(request.items) > 1 else "", sampling, config)
     _check_sampling(request)
@@ -160,6 +183,18 @@ def validate(request: Request, config: ModelConfig) -> None:
         if size is not None:
             _check_int(size, "chunk_frames", 1, 2**20)
             check_chunk_frames(size, config.same, direction)
+
+
+def _check_count(items: object) -> None:
+    expected = "Item(prompt=..., seconds=..., seed=...)"
+    if not isinstance(items, tuple):
+        raise ValueError(f"items is {repr(items)[:40]}: expected {expected}, or several in a tuple")
+    if not items:
+        raise ValueError(f"items is empty: a request needs at least one {expected}")
+    if len(items) > ITEMS_MAX:
+        raise ValueError(f"items has {len(items):,} entries: allowed are up to {ITEMS_MAX}; make several requests")
+    for number, item in enumerate(items):
+        _check_kind(item, Item, f"items[{number}]", expected)
 
 
 def _check_item(item: Item, where: str, sampling: Sampling, config: ModelConfig) -> None:
@@ -190,6 +225,7 @@ def _check_sampling(request: Request) -> None:
 
 def _check_inpaint(inpaint: Inpaint, item: Item, name: str, config: ModelConfig) -> None:
     check_audio(inpaint.audio, f"{name} audio", config.audio_channels)
+    _check_kind(inpaint.regions, tuple, f"{name} regions", "pairs (start, end) in seconds, such as ((0.5, 0.8),)")
     if not inpaint.regions:
         raise ValueError(f"{name}: no region to generate; give at least one as (start, end) in seconds")
     regions = to_regions(inpaint.regions, config.sample_rate)
@@ -231,9 +267,21 @@ def _name(name: str, number: int, value: object) -> str:
     return f"{name} {number}" if isinstance(value, tuple) else name
 
 
+def _float32(audio: Audio) -> Audio:
+    """Return audio of other floats, as most libraries read it, in ours; anything else is refused by ``validate``."""
+    return audio.astype(np.float32, copy=False) if isinstance(audio, np.ndarray) and audio.dtype.kind == "f" else audio
+
+
+def _check_kind(value: object, kind: type, name: str, expected: str) -> None:
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} is {repr(value)[:40]}: expected {expected}")
+
+
 def _check_text(text: object, name: str) -> None:
     if not isinstance(text, str):
         raise ValueError(f"{name} is {type(text).__name__}: expected text")
+    if len(text) > PROMPT_MAX:
+        raise ValueError(f"{name} has {len(text):,} characters: allowed are up to {PROMPT_MAX:,}")
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError(f"{name} is not valid text: its bytes are not UTF-8")
 

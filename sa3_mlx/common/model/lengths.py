@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from .config import ModelConfig, SAMEConfig
 
+SAMPLES_MAX = 2**53  # up to here every number of samples is a float
 _OFFICIAL_CHUNK_PATCHES = 32  # default ``chunk_size`` of the official encoder configurations [B31]
 
 
@@ -26,7 +27,11 @@ class Lengths:
 
 
 def seconds_to_samples(seconds: float, sample_rate: int) -> int:
-    return int(seconds * sample_rate)
+    """Return whole samples. Raises ValueError for a time that no audio has: not finite, or beyond ``SAMPLES_MAX``."""
+    samples = seconds * sample_rate
+    if not abs(samples) <= SAMPLES_MAX:
+        raise ValueError(f"{seconds:g} s: no audio has this length; give seconds")
+    return int(samples)
 
 
 def samples_to_seconds(samples: int, sample_rate: int) -> float:

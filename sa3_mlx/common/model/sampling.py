@@ -19,11 +19,14 @@ STEPS_MAX = 1000
 class Guidance(Config):
     """Set classifier-free guidance [B18-B21]; the defaults are the official ones: no guidance, at scale 1."""
 
-    scale: float = 1.0
+    scale: float = 1.0  # 0 to 100; 1 is off
     apg: float = 1.0  # 0 plain guidance, 1 only the part orthogonal to the conditional prediction
-    rescale: float = 0.0
+    rescale: float = 0.0  # 0 to 1, how far the level of the guided prediction is brought back
     interval: tuple[float, float] = (0.0, 1.0)  # times t in which guidance is on
     norm_threshold: float = 0.0  # 0 off
+
+    def __post_init__(self) -> None:
+        self.take_plain()
 
     @classmethod
     def from_dict(cls, data: object, *, where: str = "guidance") -> Self:
@@ -58,7 +61,11 @@ class Sampling(Config):
 
     sampler: str  # one of SAMPLER_NAMES
     steps: int  # 1 to STEPS_MAX
-    guidance: Guidance = Guidance()
+    guidance: Guidance = Guidance()  # a number stands for its scale
+
+    def __post_init__(self) -> None:
+        self.take_plain()
+        object.__setattr__(self, "guidance", Guidance.from_dict(self.guidance))
 
     @classmethod
     def from_dict(cls, data: object, *, where: str = "sampling") -> Self:
