@@ -1,4 +1,4 @@
-"""``python -m sa3_mlx`` is the ``sa3`` command."""
+"""Run the ``sa3`` command by ``python -m sa3_mlx``."""
 
 from __future__ import annotations
 

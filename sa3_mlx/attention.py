@@ -1,4 +1,4 @@
-"""Plain and differential attention: self-attention (full, in chunks, or in a sliding window) and cross-attention.
+"""Attend plainly or differentially: self-attention (full, in chunks, or in a sliding window) and cross-attention.
 
 Shapes: B batch, N tokens, S context tokens, D width, H heads, K head size (64). Differential attention [B13] is the
 difference of two softmax maps over one V; both maps run as 2H heads of one call, then the halves are subtracted.
@@ -21,17 +21,17 @@ Heads = tuple[mx.array, mx.array, mx.array]  # queries, keys (B, N, H or 2H, K),
 
 
 def heads_first(x: mx.array) -> mx.array:
-    """(B, N, H, K) -> (B, H, N, K)"""
+    """Return (B, H, N, K) of (B, N, H, K)."""
     return x.transpose(0, 2, 1, 3)
 
 
 def merge_heads(x: mx.array) -> mx.array:
-    """(B, H, N, K) -> (B, N, H * K)"""
+    """Return (B, N, H * K) of (B, H, N, K)."""
     return x.transpose(0, 2, 1, 3).flatten(2)
 
 
 def attend(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None = None) -> mx.array:
-    """softmax(q k^T / 8) v: q, k (B, H or 2H, N, K), v (B, H, N, K) -> (B, H, N, K), fp32 softmax whatever the dtype.
+    """Return softmax(q k^T / 8) v (B, H, N, K) of q, k (B, H or 2H, N, K), v (B, H, N, K); the softmax is fp32.
 
     2H heads are the two maps of differential attention, both over v; their difference is returned. ``mask`` is boolean,
     True = may attend, or a bias of the logits.
@@ -47,7 +47,7 @@ def _attend(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.
 
 
 def window_mask(groups: int, group: int) -> mx.array:
-    """Which of 3 * group neighbouring keys a query sees: (groups, group, 3 * group) bool, the band |i - j| <= group."""
+    """Mark the keys of 3 * group neighbours that a query sees: (groups, group, 3 * group) bool, |i - j| <= group."""
     query = np.arange(group)[:, None]
     key = np.arange(3 * group)[None, :] - group  # relative to the query group
     band = (np.abs(query - key) <= group)[None]
@@ -56,7 +56,7 @@ def window_mask(groups: int, group: int) -> mx.array:
 
 
 def attend_window(q: mx.array, k: mx.array, v: mx.array, mask: mx.array) -> mx.array:
-    """As ``attend``, in a sliding window without a dense mask [B42].
+    """Attend in a sliding window without a dense mask [B42].
 
     ``mask`` comes from ``window_mask``. Keys and values have N = groups * group tokens; of every group there are as
     many queries as the mask has rows. Keys and values are overlapping strided views, with the heads as the batch axis
@@ -81,7 +81,7 @@ def attend_window(q: mx.array, k: mx.array, v: mx.array, mask: mx.array) -> mx.a
 
 
 class SelfAttention(nn.Module):
-    """Fused q, k, v (and q', k') projection, per-head norm, rotary embedding, attention, output projection [B13]."""
+    """Project to q, k, v (and q', k') at once, norm per head, rotate, attend, project out [B13]."""
 
     def __init__(self, width: int, *, differential: bool, head_norm: HeadNorm) -> None:
         super().__init__()
@@ -92,13 +92,13 @@ class SelfAttention(nn.Module):
         self.k_norm = head_norm(HEAD_SIZE)
 
     def heads(self, x: mx.array) -> Heads:
-        """Queries, keys and values of the tokens (B, N, D), normed but without their positions."""
+        """Return queries, keys and values of the tokens (B, N, D), normed but without their positions."""
         parts = self.to_qkv(x).reshape(*x.shape[:2], -1, x.shape[2] // HEAD_SIZE, HEAD_SIZE)  # (B, N, 3 or 5, H, K)
-        q, k = self.q_norm(parts[:, :, 0::3]), self.k_norm(parts[:, :, 1::3])  # with q', k' behind them
+        q, k = self.q_norm(parts[:, :, 0::3]), self.k_norm(parts[:, :, 1::3])  # with q', k' after them
         return q.flatten(2, 3), k.flatten(2, 3), parts[:, :, 2]
 
     def heads_at(self, x: mx.array, rows: slice) -> Heads:
-        """As ``heads``, but queries of the tokens ``rows`` only."""
+        """Return what ``heads`` does, with queries of the tokens ``rows`` only."""
         width = x.shape[2]
 
         def parts(tokens: mx.array, start: int, stop: int) -> mx.array:
@@ -113,22 +113,22 @@ class SelfAttention(nn.Module):
         return q.flatten(2, 3), k.flatten(2, 3), kv[:, :, 1]
 
     def mix(self, heads: Heads, q_table: Rope, k_table: Rope, attend: Attend) -> mx.array:
-        """Everything behind ``heads``: positions, attention, output projection -> (B, N, D)."""
+        """Do what follows ``heads``: positions, attention, output projection -> (B, N, D)."""
         q, k, v = (heads_first(x) for x in heads)
         return self.to_out(merge_heads(attend(rotate(q, q_table), rotate(k, k_table), v)))
 
     def __call__(self, x: mx.array, table: Rope, attend: Attend) -> mx.array:
-        """(B, N, D) -> (B, N, D)"""
+        """Map (B, N, D) to (B, N, D)."""
         return self.mix(self.heads(x), table, table, attend)
 
     def at(self, x: mx.array, rows: slice, table: Rope, attend: Attend) -> mx.array:
-        """The result for the tokens ``rows`` alone, with ``attend`` between these and all tokens."""
+        """Return the result for the tokens ``rows`` only, with ``attend`` between these and all tokens."""
         cos, sin = table
         return self.mix(self.heads_at(x, rows), (cos[rows], sin[rows]), table, attend)
 
 
 class CrossAttention(nn.Module):
-    """Attention to the context without positions [B6, B13]. Keys and values are prepared once per prompt."""
+    """Attend to the context, without positions [B6, B13]; keys and values are prepared once per prompt."""
 
     def __init__(self, width: int, *, differential: bool, head_norm: HeadNorm) -> None:
         super().__init__()
@@ -140,12 +140,12 @@ class CrossAttention(nn.Module):
         self.k_norm = head_norm(HEAD_SIZE)
 
     def prepare(self, context: mx.array) -> tuple[mx.array, mx.array]:
-        """(B, S, D) -> normed keys (B, H or 2H, S, K), values (B, H, S, K). The rows of to_kv are k, (k',) v."""
+        """Return normed keys (B, H or 2H, S, K), values (B, H, S, K) of (B, S, D). Rows of to_kv are k, (k',) v."""
         heads = context.shape[2] // HEAD_SIZE
         parts = self.to_kv(context).reshape(*context.shape[:2], -1, HEAD_SIZE)  # (B, S, 2H or 3H, K)
         return heads_first(self.k_norm(parts[:, :, :-heads])), heads_first(parts[:, :, -heads:])
 
     def __call__(self, x: mx.array, keys: mx.array, values: mx.array, bias: mx.array | None = None) -> mx.array:
-        """(B, N, D) -> (B, N, D). ``bias`` (B, 1, 1, S) is added to the logits."""
+        """Map (B, N, D) to (B, N, D); ``bias`` (B, 1, 1, S) is added to the logits."""
         q = self.q_norm(self.to_q(x).reshape(*x.shape[:2], -1, HEAD_SIZE))  # (B, N, H or 2H, K)
         return self.to_out(merge_heads(attend(heads_first(q), keys, values, bias)))

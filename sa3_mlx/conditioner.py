@@ -1,4 +1,4 @@
-"""Text states and duration to the inputs of the diffusion transformer [A5].
+"""Turn text states and duration into the inputs of the diffusion transformer [A5].
 
 Shapes: B batch, S text tokens, D context width.
 """
@@ -13,7 +13,7 @@ from sa3_mlx.runtime import mx, nn
 
 
 class Conditioner(nn.Module):
-    """Learned padding and the duration token [B4, B5, B6]."""
+    """Add the learned padding and the duration token [B4, B5, B6]."""
 
     def __init__(self, width: int, seconds_max: float) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class Conditioner(nn.Module):
         self.seconds_embed = nn.Linear(TIMESTEP_FEATURES, width)
 
     def embed_prompt(self, hidden: mx.array, mask: mx.array) -> mx.array:
-        """(B, S, D), mask (B, S) bool -> (B, S, D): the learned vector at padded positions [B4]."""
+        """Put the learned vector at padded positions of (B, S, D), mask (B, S) bool [B4]."""
         return mx.where(mask[..., None], hidden.astype(self.padding_embedding.dtype), self.padding_embedding)
 
     def embed_seconds(self, seconds: np.ndarray) -> mx.array:
@@ -31,6 +31,6 @@ class Conditioner(nn.Module):
         return self.seconds_embed(mx.array(features, dtype=self.seconds_embed.weight.dtype))
 
     def __call__(self, hidden: mx.array, mask: mx.array, seconds: np.ndarray) -> tuple[mx.array, mx.array]:
-        """-> context (B, S + 1, D), the duration token last, and the global vector (B, D) [B6]."""
+        """Return the context (B, S + 1, D), the duration token last, and the global vector (B, D) [B6]."""
         duration = self.embed_seconds(seconds)
         return mx.concatenate([self.embed_prompt(hidden, mask), duration[:, None]], axis=1), duration

@@ -1,4 +1,4 @@
-"""The diffusion transformer [A6].
+"""Predict velocities with the diffusion transformer [A6].
 
 Shapes: B batch, T latent frames, M memory tokens, N = M + T, S context tokens, D width, C latent channels, H heads,
 K head size. What depends only on the prompt, the duration and the kept audio is computed once by ``prepare``; a step is
@@ -26,7 +26,7 @@ BLOCK_EPS = 1e-5  # [B11]
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """The context as one block's cross-attention takes it."""
+    """Hold the context as one block's cross-attention takes it."""
 
     keys: mx.array  # (B, H or 2H, S, K)
     values: mx.array  # (B, H, S, K)
@@ -35,7 +35,7 @@ class Context:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """Everything of a prompt that no sampling step changes; made by ``DiT.prepare``.
+    """Hold what no sampling step of a prompt changes; made by ``DiT.prepare``.
 
     A batch may hold more rows than the contexts, which belong to the first ones, and a multiple of those of the local
     terms, which repeat: that is how ``join`` makes one batch of both halves of guidance.
@@ -48,7 +48,7 @@ class Prepared:
 
 
 def join(cond: Prepared, null: Prepared) -> Prepared:
-    """Both halves of guidance as one batch of 2B; they differ in their contexts alone."""
+    """Return both halves of guidance as one batch of 2B; they differ in their contexts only."""
     contexts = cond.contexts
     if null.contexts[0] is not None:
         contexts = tuple(_join(*pair) for pair in zip(cond.contexts, null.contexts, strict=True))
@@ -69,7 +69,7 @@ def _join(cond: Context | None, null: Context | None) -> Context:
 
 @dataclass(frozen=True, kw_only=True)
 class Sequence:
-    """What all blocks of one evaluation share: N = M + T tokens, memory tokens first."""
+    """Hold what all blocks of one evaluation share: N = M + T tokens, memory tokens first."""
 
     memory: int  # M
     table: Rope
@@ -77,7 +77,7 @@ class Sequence:
 
 
 class DiTBlock(nn.Module):
-    """Self-attention, cross-attention, local term, feed-forward, in this order [B10]."""
+    """Apply self-attention, cross-attention, local term and feed-forward, in this order [B10]."""
 
     def __init__(self, config: DiTConfig, latent_channels: int) -> None:
         super().__init__()
@@ -100,8 +100,11 @@ class DiTBlock(nn.Module):
         sequence: Sequence,
         last: bool = False,
     ) -> mx.array:
-        """x (B, N, D), modulation (B, 6 D) -> (B, N, D). The ``last`` block leaves out the memory tokens, which nobody
-        reads behind it, as soon as they have been keys: (B, T, D)."""
+        """Map x (B, N, D) with modulation (B, 6 D) to (B, N, D).
+
+        The ``last`` block leaves out the memory tokens, which nothing reads after it, once they have been keys: it
+        returns (B, T, D).
+        """
         parts = (self.scale_shift_gate + modulation)[:, None].split(6, axis=-1)  # (B, 1, D) each
         scale_a, shift_a, gate_a, scale_f, shift_f, gate_f = parts
         memory = sequence.memory
@@ -125,12 +128,12 @@ class DiTBlock(nn.Module):
 
 
 def _add_repeated(x: mx.array, local: mx.array) -> mx.array:
-    """(n B, T, D) + (B, T or 1, D)"""
+    """Return (n B, T, D) + (B, T or 1, D), the second repeated."""
     return (x.reshape(-1, len(local), *x.shape[1:]) + local).reshape(x.shape)
 
 
 class DiT(nn.Module):
-    """Predicts the velocity eps - z of the flow x_t = (1 - t) z + t eps."""
+    """Predict the velocity eps - z of the flow x_t = (1 - t) z + t eps."""
 
     def __init__(self, config: DiTConfig, latent_channels: int, context_width: int) -> None:
         super().__init__()
@@ -149,11 +152,11 @@ class DiT(nn.Module):
 
     @property
     def streamed(self) -> bool:
-        """Whether the blocks stay in the file and are read in every step; see ``load_streamed_dit``."""
+        """Tell whether the blocks stay in the file and are read in every step; see ``load_streamed_dit``."""
         return not isinstance(self.layers, list)
 
     def prepare(self, cond: Conditioning[mx.array]) -> Prepared:
-        """Context projection, cross-attention keys and values, local terms and the duration embedding."""
+        """Compute keys and values of the context, local terms and the duration embedding."""
         context, bias = None, None
         if cond.context is not None:
             context = self.to_cond_embed(cond.context)
@@ -172,16 +175,16 @@ class DiT(nn.Module):
         )
 
     def modulation(self, t: np.ndarray, seconds: mx.array) -> mx.array:
-        """t (B,) fp32 in [0, 1] on the host, seconds (B, D) -> (B, 6 D), shared by all blocks [B8]."""
+        """Return (B, 6 D), shared by all blocks, of t (B,) fp32 in [0, 1] on the host and seconds (B, D) [B8]."""
         features = timestep_features(t).astype(self.memory_tokens.dtype)
         return self.to_modulation(seconds + self.to_timestep_embed(features))
 
     def __call__(self, x: mx.array, t: np.ndarray, prepared: Prepared) -> mx.array:
-        """x (B, T, C), t (B,) fp32 on the host -> velocity (B, T, C). Values at invalid frames mean nothing."""
+        """Return the velocity (B, T, C) at x (B, T, C), t (B,) fp32 on the host; invalid frames mean nothing."""
         return self.velocity(x, self.modulation(t, prepared.seconds), prepared)
 
     def velocity(self, x: mx.array, modulation: mx.array, prepared: Prepared) -> mx.array:
-        """As a call, where the modulation (B, 6 D) of this time is already known."""
+        """Return the velocity where the modulation (B, 6 D) of this time is already known."""
         h, sequence = self.begin(x, prepared)
         final = len(self.layers) - 1
         for k, (context, local) in enumerate(zip(prepared.contexts, prepared.local, strict=True)):
@@ -190,7 +193,7 @@ class DiT(nn.Module):
         return y + self.postprocess(y)
 
     def begin(self, x: mx.array, prepared: Prepared) -> tuple[mx.array, Sequence]:
-        """What the first block takes: (B, T, C) -> (B, N, D), and what all blocks share."""
+        """Return what the first block takes, (B, N, D) of (B, T, C), and what all blocks share."""
         memory = self.config.memory_tokens
         h = self.project_in(x + self.preprocess(x))
         h = mx.concatenate([mx.broadcast_to(self.memory_tokens, (len(h), *self.memory_tokens.shape)), h], axis=1)
@@ -202,5 +205,5 @@ class DiT(nn.Module):
 
 
 def timestep_features(t: np.ndarray) -> mx.array:
-    """(B,) -> (B, 256) fp32, cosines first, computed on the host so that no device's trigonometry matters [B5, B8]."""
+    """Return (B, 256) fp32 of times (B,), cosines first, made on the host: no device's cosine matters [B5, B8]."""
     return mx.array(fourier_features(t))

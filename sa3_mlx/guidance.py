@@ -1,4 +1,4 @@
-"""Classifier-free guidance with adaptive projection [A7].
+"""Guide without a classifier, with adaptive projection [A7].
 
 Shapes: B batch, T latent frames, C latent channels.
 """
@@ -58,7 +58,7 @@ def guide(
 
 @dataclass(frozen=True, kw_only=True)
 class GuidedVelocity:
-    """velocity(x, t) with or without guidance; ``null`` is the unconditional or negative input [B18, B19].
+    """Return velocity(x, t) with or without guidance; ``null`` is the unconditional or negative input [B18, B19].
 
     ``times`` (steps, B): times that will come, whose modulations are made as one batch; others are allowed.
     """
@@ -91,7 +91,7 @@ class GuidedVelocity:
 
     @cached_property
     def _known(self) -> dict[bytes, mx.array]:
-        """Modulations (B, 6 D) by the bytes of t."""
+        """Return modulations (B, 6 D) by the bytes of t."""
         if self.times is None:
             return {}
         steps, batch = self.times.shape
@@ -104,7 +104,7 @@ class GuidedVelocity:
         return self.dit.modulation(t, self.cond.seconds) if known is None else known
 
     def __call__(self, x: mx.array, t: np.ndarray) -> mx.array:
-        """x (B, T, C), t (B,) fp32 -> (B, T, C). Every item's own t decides about the interval.
+        """Return (B, T, C) for x (B, T, C), t (B,) fp32. Every item's own t decides about the interval.
 
         In the official code the first item's decides for all [B18]; here no item depends on its batch [A15.2].
         """
@@ -125,9 +125,9 @@ def _arrays(prepared: Prepared) -> list[mx.array | None]:
 
 
 def negative(cond: Conditioning[mx.array], hidden: mx.array, mask: mx.array) -> Conditioning[mx.array]:
-    """Negative prompt (B, S, D), mask (B, S): zeros, not the learned padding, at padded positions [B19].
+    """Return the input of a negative prompt (B, S, D), mask (B, S): zeros, not the learned vector, at padding [B19].
 
-    The duration token is that of ``cond``. Equal tokens are not collapsed: see ``Conditioner.collapse`` for that.
+    The duration token is that of ``cond``; ``repeats`` is left None.
     """
     assert cond.context is not None
     tokens = hidden.astype(cond.context.dtype) * mask[..., None]

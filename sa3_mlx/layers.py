@@ -1,4 +1,4 @@
-"""Small layers shared by the diffusion transformer and the SAME autoencoder.
+"""Share small layers between the diffusion transformer and the SAME autoencoder.
 
 Shapes: B batch, N tokens, D width, H heads, K head size.
 """
@@ -28,7 +28,7 @@ def compiling(on: bool) -> None:
 
 
 def compiled(function: Function) -> Function:
-    """A function of arrays, as one graph per shape if ``compiling`` is on. Whatever else it uses must be computed."""
+    """Return a function of arrays, as one graph per shape if ``compiling`` is on; what it uses must be computed."""
     return mx.compile(function) if _compiling else function
 
 
@@ -45,25 +45,25 @@ def pointwise(group: Callable[..., mx.array]) -> Callable[..., mx.array]:
 
 @pointwise
 def silu(x: mx.array) -> mx.array:
-    """x * sigmoid(x). In fp32 without the sigmoid, which on a CPU costs half as much again as the exponential."""
+    """Return x * sigmoid(x), in fp32 without the sigmoid, which on a CPU costs 1.5 times the exponential."""
     return x / (1 + mx.exp(-x)) if x.dtype == mx.float32 else x * mx.sigmoid(x)
 
 
 @pointwise
 def gate_silu(value: mx.array, gate: mx.array) -> mx.array:
-    """value * silu(gate) [B14]"""
+    """Return value * silu(gate) [B14]."""
     return value * (gate / (1 + mx.exp(-gate)) if gate.dtype == mx.float32 else gate * mx.sigmoid(gate))
 
 
 @pointwise
 def gate_sine(value: mx.array, gate: mx.array) -> mx.array:
-    """value * sin(pi gate) [B44]"""
+    """Return value * sin(pi gate) [B44]."""
     return value * mx.sin(3.14159265359 * gate)
 
 
 @pointwise
 def scale_tanh(x: mx.array, alpha: mx.array, gamma: mx.array, beta: mx.array) -> mx.array:
-    """gamma * tanh(alpha * x) + beta [B43]; in fp32 by the exponential, which on a CPU costs two thirds of tanh."""
+    """Return gamma * tanh(alpha * x) + beta [B43], in fp32 by the exponential: on a CPU two thirds of tanh."""
     if x.dtype == mx.float32:
         return gamma + beta - 2 * gamma / (1 + mx.exp(2 * alpha * x))
     return gamma * mx.tanh(alpha * x) + beta
@@ -71,18 +71,18 @@ def scale_tanh(x: mx.array, alpha: mx.array, gamma: mx.array, beta: mx.array) ->
 
 @pointwise
 def modulate(x: mx.array, scale: mx.array, shift: mx.array) -> mx.array:
-    """x * scale + shift"""
+    """Return x * scale + shift."""
     return x * scale + shift
 
 
 @pointwise
 def add_gated(x: mx.array, branch: mx.array, gate: mx.array) -> mx.array:
-    """x + branch * gate"""
+    """Return x + branch * gate."""
     return x + branch * gate
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * gamma over the last axis, statistics in fp32 [B11]."""
+    """Return x / rms(x) * gamma over the last axis, statistics in fp32 [B11]."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class RMSNorm(nn.Module):
 
 
 class DynamicTanh(nn.Module):
-    """gamma * tanh(alpha * x) + beta with a scalar alpha, no statistics [B43]."""
+    """Return gamma * tanh(alpha * x) + beta with a scalar alpha, no statistics [B43]."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class DynamicTanh(nn.Module):
 
 
 class MLP(nn.Module):
-    """Linear, SiLU, Linear: (..., size_in) -> (..., size_out)."""
+    """Apply Linear, SiLU, Linear: (..., size_in) -> (..., size_out)."""
 
     def __init__(self, size_in: int, width: int, size_out: int, *, bias: bool) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class MLP(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Gated feed-forward: halves (value, gate); value * SiLU(gate) [B14] or value * sin(pi gate) [B44]."""
+    """Feed forward through a gate: halves (value, gate); value * SiLU(gate) [B14] or value * sin(pi gate) [B44]."""
 
     def __init__(self, width: int, mult: int, gate: Literal["silu", "sine"]) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class FeedForward(nn.Module):
 
 
 def linear_rows(layer: nn.Linear, x: mx.array, start: int, stop: int) -> mx.array:
-    """Outputs ``start..stop`` of a layer without bias, and nothing of the others: (..., D) -> (..., stop - start)."""
+    """Return outputs ``start..stop`` of a layer without bias, and no others: (..., D) -> (..., stop - start)."""
     if isinstance(layer, nn.QuantizedLinear):
         packed, scales, biases = (layer[name][start:stop] for name in ("weight", "scales", "biases"))
         size = {"group_size": layer.group_size, "bits": layer.bits}
@@ -148,13 +148,13 @@ Rope = tuple[mx.array, mx.array]
 
 @lru_cache(maxsize=8)
 def rope(start: int, stop: int) -> Rope:
-    """Rotary cos and sin for the positions start..stop-1, each (N, 16) fp32 [B12]."""
+    """Return rotary cos and sin for the positions start..stop-1, each (N, 16) fp32 [B12]."""
     cos, sin = rope_table(np.arange(start, stop))
     return mx.array(cos), mx.array(sin)
 
 
 def rotate(x: mx.array, table: Rope) -> mx.array:
-    """Half-split rotary embedding of the first dimensions of every head, in fp32: (B, H, N, K) -> same [B12]."""
+    """Rotate, half-split, the first dimensions of every head, in fp32: (B, H, N, K) -> same [B12]."""
     cos, sin = table
     size = cos.shape[-1]
     a, b = x[..., :size].astype(mx.float32), x[..., size : 2 * size].astype(mx.float32)

@@ -1,4 +1,4 @@
-"""Adapters on the linear maps of a model: unmerged beside any base, or merged [T8].
+"""Put adapters on the linear maps of a model: unmerged beside any base, or merged [T8].
 
 Every type is ``rows * (W + B A) * cols``; see ``sa3_mlx.common.adapters.config``. Stacked adapters change, one
 after the other, the weight that the ones before them made.
@@ -28,7 +28,7 @@ NORM_FLOOR = 1e-12
 
 
 def scales(weight: mx.array, magnitudes: Mapping[str, mx.array]) -> dict[str, mx.array]:
-    """Factors of rows (O,) and columns (I,) that bring norms of a weight (O, I) to magnitudes, in their order.
+    """Return factors of rows (O,) and columns (I,) that bring norms of a weight (O, I) to magnitudes, in order.
 
     The columns are those of the weight whose rows are scaled already.
     """
@@ -41,14 +41,14 @@ def scales(weight: mx.array, magnitudes: Mapping[str, mx.array]) -> dict[str, mx
 
 
 def scaled(weight: mx.array, factors: Mapping[str, mx.array]) -> mx.array:
-    """(O, I) times its factors."""
+    """Return (O, I) times its factors."""
     if "rows" in factors:
         weight = weight * factors["rows"][:, None]
     return weight * factors["cols"] if "cols" in factors else weight
 
 
 class Update(nn.Module):
-    """One adapter on one layer: W -> rows * (W + b a) * cols. Factors stay fp32: they are close to 1."""
+    """Apply one adapter to one layer: W -> rows * (W + b a) * cols. Factors stay fp32: they are close to 1."""
 
     def __init__(self, a: mx.array, b: mx.array, factors: Mapping[str, mx.array]) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Update(nn.Module):
         self.cols = factors.get("cols")  # (I,)
 
     def __call__(self, x: mx.array, product: Product) -> mx.array:
-        """Inputs (..., I) and the product with W -> the product with the changed weight, (..., O)."""
+        """Return the product (..., O) of inputs (..., I) with the changed weight, from the product with W."""
         if self.cols is not None:
             x = (x * self.cols).astype(x.dtype)
         y = product(x) + (x @ self.a.T) @ self.b.T
@@ -66,7 +66,7 @@ class Update(nn.Module):
 
 
 class AdaptedLinear(nn.Module):
-    """A linear map, quantized or not, whose weight stays as it is, and its updates beside it."""
+    """Keep a linear map, quantized or not, with its weight as it is, and updates beside it."""
 
     def __init__(self, base: nn.Module, updates: list[Update]) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class AdaptedLinear(nn.Module):
         self.updates = updates
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(..., I) -> (..., O)"""
+        """Map (..., I) to (..., O)."""
         product: Product = self.base
         for update in self.updates:
             product = _after(update, product)
@@ -88,7 +88,7 @@ def _after(update: Update, product: Product) -> Product:
 
 
 def updates_of(layer: str, weight: mx.array, adapters: Sequence[Applied]) -> tuple[list[Update], mx.array]:
-    """What adapters do to a layer with this weight (O, I) fp32, and the weight behind them all."""
+    """Return what adapters do to a layer with this weight (O, I) fp32, and the weight that they all make."""
     updates = []
     for applied in adapters:
         adapter = applied.adapter
@@ -106,12 +106,12 @@ def updates_of(layer: str, weight: mx.array, adapters: Sequence[Applied]) -> tup
 
 
 def merged_weight(layer: str, weight: np.ndarray, adapters: Sequence[Applied]) -> np.ndarray:
-    """The weight (O, I) fp32 of a layer with the adapters in it."""
+    """Return the weight (O, I) fp32 of a layer with the adapters in it."""
     return np.array(updates_of(layer, mx.array(weight), adapters)[1])
 
 
 def adapt(module: nn.Module, part: str, adapters: Sequence[Applied]) -> nn.Module:
-    """A copy of a part with adapters beside its weights, which it shares with the original.
+    """Return a copy of a part with adapters beside its weights, which it shares with the original.
 
     Of a streamed DiT every block is adapted when it is read.
     """
@@ -124,13 +124,13 @@ def adapt(module: nn.Module, part: str, adapters: Sequence[Applied]) -> nn.Modul
 
 
 def _outside(adapter: Adapter) -> Adapter:
-    """What it does outside of the blocks of the DiT."""
+    """Return what it does outside of the blocks of the DiT."""
     layers = {name: tensors for name, tensors in adapter.layers.items() if not name.startswith(BLOCKS)}
     return replace(adapter, layers=layers)
 
 
 class _AdaptedBlocks:
-    """The blocks of a streamed DiT with adapters; what these do to a block is worked out once and kept."""
+    """Give the blocks of a streamed DiT with adapters; what these do to a block is worked out once and kept."""
 
     def __init__(self, blocks: Sequence[nn.Module], adapters: Sequence[Applied]) -> None:
         self._blocks, self._adapters = blocks, adapters
@@ -148,7 +148,7 @@ class _AdaptedBlocks:
 
 
 def _updates(module: nn.Module, prefix: str, adapters: Sequence[Applied]) -> dict[str, list[Update]]:
-    """By path in a module whose layers' names begin with ``prefix``."""
+    """Return updates by path in a module whose layers' names begin with ``prefix``."""
     found = {}
     for path in layers_of(prefix, adapters):
         parent, name = _place(module, path)
@@ -167,7 +167,7 @@ def _insert(module: nn.Module, updates: Mapping[str, list[Update]]) -> None:
 
 
 def merge(module: nn.Module, part: str, adapters: Sequence[Applied]) -> nn.Module:
-    """The part itself, adapters in its weights, which keep their number type; quantized layers become plain ones."""
+    """Return the part itself, adapters in its weights, which keep their type; quantized layers become plain ones."""
     for path in layers_of(part + ".", adapters):
         parent, name = _place(module, path)
         base = parent[name]
@@ -182,13 +182,13 @@ def merge(module: nn.Module, part: str, adapters: Sequence[Applied]) -> nn.Modul
 
 
 def layers_of(prefix: str, adapters: Sequence[Applied]) -> list[str]:
-    """Layers whose names begin so and that any adapter changes, by the rest of their names."""
+    """Return layers whose names begin so and that any adapter changes, by the rest of their names."""
     names = {layer for applied in adapters for layer in applied.adapter.layers}
     return sorted(name.removeprefix(prefix) for name in names if name.startswith(prefix))
 
 
 def _copied(value: Any) -> Any:
-    """Modules anew, arrays shared."""
+    """Copy modules and share their arrays."""
     if isinstance(value, list):
         return [_copied(item) for item in value]
     if not isinstance(value, nn.Module):
@@ -200,7 +200,7 @@ def _copied(value: Any) -> Any:
 
 
 def _place(module: nn.Module, path: str) -> tuple[Any, str]:
-    """The parent of "layers.0.ff.proj_in" and its name there."""
+    """Return the parent of "layers.0.ff.proj_in" and its name there."""
     parent: Any = module
     *names, last = path.split(".")
     for name in names:
@@ -209,7 +209,7 @@ def _place(module: nn.Module, path: str) -> tuple[Any, str]:
 
 
 def _weight(layer: nn.Module) -> mx.array:
-    """(O, I) fp32, of a quantized layer what its packed words stand for."""
+    """Return (O, I) fp32, of a quantized layer what its packed words stand for."""
     if isinstance(layer, nn.QuantizedLinear):
         scales, biases = (array.astype(mx.float32) for array in (layer.scales, cast(mx.array, layer.biases)))
         return mx.dequantize(layer.weight, scales, biases, group_size=layer.group_size, bits=layer.bits)
@@ -221,7 +221,7 @@ def _dtype(layer: nn.Module) -> mx.Dtype:
 
 
 class GatedVelocity:
-    """velocity(x, t) of a model whose adapters are on in parts of the times; every item's own t decides.
+    """Return velocity(x, t) of a model whose adapters are on in parts of the times; every item's own t decides.
 
     ``make`` gives the velocity with some of the adapters on, in their order.
     """
@@ -237,7 +237,7 @@ class GatedVelocity:
         return self._made[on]
 
     def __call__(self, x: mx.array, t: np.ndarray) -> mx.array:
-        """x (B, T, C), t (B,) fp32 -> (B, T, C)"""
+        """Return (B, T, C) for x (B, T, C), t (B,) fp32."""
         active = [tuple(applied for applied in self.adapters if applied.on(time)) for time in t.tolist()]
         first, *others = dict.fromkeys(active)
         velocity = self._velocity(first)(x, t)

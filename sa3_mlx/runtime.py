@@ -1,8 +1,8 @@
-"""Imports mlx, after settling what makes its matrix products fast and exact: ``from sa3_mlx.runtime import mx, nn``.
+"""Import mlx, after settling what makes its matrix products fast and exact: ``from sa3_mlx.runtime import mx, nn``.
 
 On Linux the ``mlx[cpu]`` wheel carries the reference BLAS. OpenBLAS, loaded earlier with global symbols, takes its
-place: 32 to 67 times faster fp32 products, one and two threads [P5.1]. A torch that is
-imported later in the same process computes its products with OpenBLAS too; the torch twin alone never comes here.
+place: 32 to 67 times faster fp32 products, one and two threads [P5.1]. A torch that is imported later in the same
+process computes its products with OpenBLAS too; the torch twin by itself never comes here.
 ``status()`` says what happened.
 
 On an M5, MLX computes fp32 products with the precision of TF32 unless MLX_ENABLE_TF32 is 0: errors of 8e-4 where the
@@ -22,14 +22,14 @@ _NAMES = ("libopenblas.so.0", "libopenblasp.so.0", "libopenblas.so")  # Debian a
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """``fast``: fp32 products run at full speed. ``message``: one line for people, with what to do if they do not."""
+    """Say whether fp32 products run at full speed, and in one line what to do if they do not."""
 
     fast: bool
     message: str
 
 
 def _candidates() -> list[str]:
-    """Inside this environment (conda), then wherever the system's loader finds it."""
+    """Look inside this environment (conda), then wherever the system's loader finds it."""
     inside = [Path(sys.prefix) / "lib" / name for name in _NAMES]
     return [*(str(path) for path in inside if path.is_file()), *_NAMES]
 
@@ -65,5 +65,5 @@ __all__ = ["Status", "mx", "nn", "status"]
 
 
 def status() -> Status:
-    """What was found when this module was imported."""
+    """Return what was found when this module was imported."""
     return _STATUS

@@ -1,4 +1,4 @@
-"""SAME autoencoder: audio <-> latents [A11].
+"""Turn audio into latents and back with the SAME autoencoder [A11].
 
 Shapes: B batch, L audio samples, P patches, s patches per latent, T latent frames, C latent channels, D width,
 N = T (s + 1) tokens: every latent is a group of s patch tokens and one latent token.
@@ -18,19 +18,19 @@ LATENT_NOISE = 1e-3  # of running_std, on the latents, when decoder noise is ask
 
 
 def patch(audio: mx.array, size: int) -> mx.array:
-    """(B, L, channels) -> (B, L / size, channels * size), channel-major [B38]."""
+    """Return patches (B, L / size, channels * size) of (B, L, channels), channel-major [B38]."""
     batch, length, channels = audio.shape
     return audio.reshape(batch, length // size, size, channels).transpose(0, 1, 3, 2).flatten(2)
 
 
 def unpatch(patches: mx.array, channels: int) -> mx.array:
-    """(B, P, channels * size) -> (B, P * size, channels)"""
+    """Return (B, P * size, channels) of patches (B, P, channels * size)."""
     batch, count, width = patches.shape
     return patches.reshape(batch, count, channels, width // channels).transpose(0, 1, 3, 2).flatten(1, 2)
 
 
 class SAMEBlock(nn.Module):
-    """x + attn(dyt(x)), then x + ff(dyt(x)) [B43]."""
+    """Return x + attn(dyt(x)), then x + ff(dyt(x)) [B43]."""
 
     def __init__(self, config: SAMEConfig, *, sine_gate: bool) -> None:
         super().__init__()
@@ -40,16 +40,16 @@ class SAMEBlock(nn.Module):
         self.ff = FeedForward(config.width, config.ff_mult, "sine" if sine_gate else "silu")
 
     def heads(self, x: mx.array) -> Heads:
-        """What attention makes of every token by itself: (B, N, D) -> see ``SelfAttention.heads``."""
+        """Return what attention makes of every token (B, N, D) by itself: see ``SelfAttention.heads``."""
         return self.self_attn.heads(self.pre_norm(x))
 
     def __call__(self, x: mx.array, table: Rope, attend: Attend, heads: Heads | None = None) -> mx.array:
-        """(B, N, D) -> (B, N, D). ``heads`` of x, where they are known already."""
+        """Map (B, N, D) to (B, N, D); ``heads`` are those of x, where they are known already."""
         x = x + self.self_attn.mix(heads or self.heads(x), table, table, attend)
         return x + self.ff(self.ff_norm(x))
 
     def at(self, x: mx.array, rows: slice, table: Rope, attend: Attend) -> mx.array:
-        """The result for the tokens ``rows`` alone: a last layer of which nothing else is read."""
+        """Return the result for the tokens ``rows`` only: a last layer of which nothing else is read."""
         x = x[:, rows] + self.self_attn.at(self.pre_norm(x), rows, table, attend)
         return x + self.ff(self.ff_norm(x))
 
@@ -57,7 +57,7 @@ class SAMEBlock(nn.Module):
 def run_blocks(
     layers: list[SAMEBlock], x: mx.array, config: SAMEConfig, heads: Heads | None, *, latents_only: bool
 ) -> mx.array:
-    """The transformer over whole groups: (B, N, D) -> (B, N, D) [B41, B42].
+    """Run the transformer over whole groups: (B, N, D) -> (B, N, D) [B41, B42].
 
     ``latents_only``: -> (B, T, D), the last token of every group, all that an encoder reads. ``heads``: those of x in
     the first layer, where they are known already.
@@ -101,7 +101,7 @@ def _run_chunked(
 
 
 def _fold(x: mx.array, chunk: int) -> mx.array:
-    """(B, N, ...) -> (B N / chunk, chunk, ...)"""
+    """Return (B N / chunk, chunk, ...) of (B, N, ...)."""
     return x.reshape(-1, chunk, *x.shape[2:])
 
 
@@ -110,7 +110,7 @@ def _fold_heads(heads: Heads | None, chunk: int) -> Heads | None:
 
 
 class Bottleneck(nn.Module):
-    """Soft-norm: encode (x scale + bias) / running_std, decode only x running_std [B46]."""
+    """Norm softly: encode (x scale + bias) / running_std, decode only x running_std [B46]."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class Bottleneck(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Patches to latents before the bottleneck: (B, P, channels * patch) -> (B, T, C), whole chunks of P [B39]."""
+    """Encode patches (B, P, channels * patch), whole chunks, to latents before the bottleneck (B, T, C) [B39]."""
 
     def __init__(self, config: SAMEConfig, audio_channels: int) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents to patches: (B, T, C) -> (B, T s, channels * patch) [B39, B40]."""
+    """Decode latents (B, T, C) to patches (B, T s, channels * patch) [B39, B40]."""
 
     def __init__(self, config: SAMEConfig, audio_channels: int) -> None:
         super().__init__()
@@ -160,11 +160,11 @@ class Decoder(nn.Module):
         self.mapping = nn.Linear(config.decoder_kernel * config.width, audio_channels * config.patch_size)
 
     def __call__(self, z: mx.array, token_noise: mx.array | None = None) -> mx.array:
-        """``token_noise`` (B, T, s, D), T with or without the padding: standard normals for the new tokens [B47]."""
+        """Decode, with normals ``token_noise`` (B, T, s, D) for the new tokens, T with or without the padding [B47]."""
         batch, frames, _ = z.shape
         stride, width = self.config.stride, self.config.width
         missing = -frames % self.config.frame_multiple
-        x = mx.pad(self.project_in(z), [(0, 0), (0, missing), (0, 0)])  # zeros behind the Linear [B39]
+        x = mx.pad(self.project_in(z), [(0, 0), (0, missing), (0, 0)])  # zeros after the Linear [B39]
         new = mx.broadcast_to(self.new_token, (batch, 1, width))
         heads = None
         if token_noise is None:  # all new tokens are one: the first layer makes its heads once
@@ -182,14 +182,14 @@ class Decoder(nn.Module):
         return self.mapping(x)[:, : frames * stride]
 
     def _spread(self, x: mx.array) -> mx.array:
-        """Of every latent and, last, of the new token: (B, T + 1, ...) -> (B, N, ...), of every token of the groups."""
+        """Give every token of the groups, (B, N, ...), what its latent or, last, the new token has, (B, T + 1, ...)."""
         latents, new = x[:, :-1, None], x[:, -1:, None]
         new = mx.broadcast_to(new, (*latents.shape[:2], self.config.stride, *x.shape[2:]))
         return mx.concatenate([latents, new], axis=2).flatten(1, 2)
 
 
 class SAME(nn.Module):
-    """The autoencoder. Latents are (B, T, C); audio is (B, L, channels), not limited to [-1, 1]."""
+    """Hold the autoencoder. Latents are (B, T, C); audio is (B, L, channels), not limited to [-1, 1]."""
 
     def __init__(self, config: SAMEConfig, audio_channels: int) -> None:
         super().__init__()
@@ -200,7 +200,7 @@ class SAME(nn.Module):
         self.decoder = Decoder(config, audio_channels)
 
     def encode(self, audio: mx.array) -> mx.array:
-        """(B, L, channels) -> (B, ceil(L / R), C); the end is padded with zeros [B39, A15.5]."""
+        """Encode (B, L, channels) to (B, ceil(L / R), C); the end is padded with zeros [B39, A15.5]."""
         size = self.config.samples_per_latent
         frames = -(-audio.shape[1] // size)
         audio = mx.pad(audio, [(0, 0), (0, -audio.shape[1] % (size * self.config.frame_multiple)), (0, 0)])
@@ -209,7 +209,7 @@ class SAME(nn.Module):
     def decode(
         self, z: mx.array, latent_noise: mx.array | None = None, token_noise: mx.array | None = None
     ) -> mx.array:
-        """(B, T, C) -> (B, T R, channels). The noises are standard normals, (B, T, C) and (B, T, s, D) [B47]."""
+        """Decode (B, T, C) to (B, T R, channels). The noises are normals, (B, T, C) and (B, T, s, D) [B47]."""
         z = self.bottleneck.decode(z)
         if latent_noise is not None:
             z = z + LATENT_NOISE * self.bottleneck.running_std * latent_noise

@@ -1,4 +1,4 @@
-"""T5Gemma text encoder, encoder half [A4].
+"""Encode text with the encoder half of T5Gemma [A4].
 
 Shapes: B batch, S tokens, D width, H heads, K head size.
 """
@@ -19,7 +19,7 @@ ROPE_BASE = 10_000.0
 
 
 class GemmaNorm(nn.Module):
-    """RMS norm in fp32 with gain 1 + weight, eps 1e-6 [B2]."""
+    """Norm by RMS in fp32 with gain 1 + weight, eps 1e-6 [B2]."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class GemmaNorm(nn.Module):
 
 
 def rope_full(length: int, head_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin over all dimensions of a head, each (S, K) fp32, halves repeated [B2]."""
+    """Return cos and sin over all dimensions of a head, each (S, K) fp32, halves repeated [B2]."""
     exponent = np.arange(0, head_size, 2, dtype=np.float32) / np.float32(head_size)
     frequency = (1.0 / np.float32(ROPE_BASE) ** exponent).astype(np.float32)
     angle = np.arange(length, dtype=np.float32)[:, None] * frequency[None]
@@ -40,12 +40,12 @@ def rope_full(length: int, head_size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def gelu_tanh(x: mx.array) -> mx.array:
-    """GELU in its tanh form. The one of mlx.nn is compiled, which needs a C++ compiler at run time on Linux."""
+    """Return GELU in its tanh form. The one of mlx.nn is compiled, which needs a C++ compiler at run time on Linux."""
     return 0.5 * x * (1 + mx.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
 class TextAttention(nn.Module):
-    """Bidirectional attention, scores soft-capped at 50 before the mask, fp32 softmax [B2]."""
+    """Attend in both directions, scores soft-capped at 50 before the mask, fp32 softmax [B2]."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class TextAttention(nn.Module):
         self.o_proj = nn.Linear(width, width, bias=False)
 
     def __call__(self, x: mx.array, cos: mx.array, sin: mx.array, mask: mx.array) -> mx.array:
-        """(B, S, D), mask (B, S) bool -> (B, S, D)"""
+        """Map (B, S, D), mask (B, S) bool, to (B, S, D)."""
         shape = (*x.shape[:2], self.heads, -1)
         q, k, v = (p(x).reshape(shape).transpose(0, 2, 1, 3) for p in (self.q_proj, self.k_proj, self.v_proj))
         q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)  # (B, H, S, K)
@@ -73,7 +73,7 @@ def _rotate(x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
 
 
 class TextMLP(nn.Module):
-    """down(gelu_tanh(gate(x)) * up(x)) [B2]."""
+    """Return down(gelu_tanh(gate(x)) * up(x)) [B2]."""
 
     def __init__(self, width: int, intermediate: int) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class TextMLP(nn.Module):
 
 
 class TextLayer(nn.Module):
-    """Norms before and after both branches [B2]."""
+    """Norm before and after both branches [B2]."""
 
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class TextLayer(nn.Module):
 
 
 class FileEmbedding(nn.Module):
-    """Rows of an embedding table in a checkpoint: a prompt needs dozens of 256,000, so the table stays in the file.
+    """Read rows of an embedding table in a checkpoint: a prompt needs dozens of 256,000, so it stays in the file.
 
     ``dtype`` None keeps the file's.
     """
@@ -115,7 +115,7 @@ class FileEmbedding(nn.Module):
         self.dtype = dtype
 
     def __call__(self, ids: mx.array) -> mx.array:
-        """(B, S) int -> (B, S, D)"""
+        """Return rows (B, S, D) of ids (B, S)."""
         with TensorFile.open(self.path) as file:
             stored, (_, width) = file.info(self.name)
             rows = file.rows(self.name, np.array(ids).reshape(-1))
@@ -124,7 +124,7 @@ class FileEmbedding(nn.Module):
 
 
 class T5GemmaEncoder(nn.Module):
-    """Token ids to hidden states. Rows at padded positions are meaningless; the conditioner replaces them [B4]."""
+    """Encode token ids to hidden states. Rows at padded positions mean nothing; the conditioner replaces them [B4]."""
 
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class T5GemmaEncoder(nn.Module):
         self.norm = GemmaNorm(config.width)
 
     def __call__(self, ids: mx.array, mask: mx.array) -> mx.array:
-        """ids (B, S) int, mask (B, S) bool (True = real token) -> (B, S, D)"""
+        """Return states (B, S, D) of ids (B, S) int, mask (B, S) bool, True at real tokens."""
         x = self.embed_tokens(ids)
         x = x * mx.array(math.sqrt(self.config.width), dtype=x.dtype)  # rounded to the dtype [B2]
         tables = rope_full(ids.shape[1], self.config.width // self.config.heads)

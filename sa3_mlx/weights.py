@@ -1,4 +1,4 @@
-"""Loading of checkpoint folders, strictly: missing, unexpected and mis-shaped tensors are errors."""
+"""Load checkpoint folders, strictly: missing, unexpected and mis-shaped tensors are errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _READER = mx.new_stream(mx.cpu)
 
 
 def build_part(config: ModelConfig, part: Part) -> nn.Module:
-    """One part with random weights, which cost nothing before they are used: arrays are lazy."""
+    """Return one part with random weights, which cost nothing before they are used: arrays are lazy."""
     if part == "same":
         return SAME(config.same, config.audio_channels)
     if config.diffusion is None:
@@ -36,7 +36,7 @@ def build_part(config: ModelConfig, part: Part) -> nn.Module:
 
 
 def load_part(folder: str | Path, config: ModelConfig, part: Part, dtype: mx.Dtype | None) -> nn.Module:
-    """One part of a checkpoint; ``dtype`` None keeps the file's. A tensor is read from disk when it is first used.
+    """Read one part of a checkpoint; ``dtype`` None keeps the file's. A tensor is read from disk when it is first used.
 
     Quantized layers become ``nn.QuantizedLinear``: their weights stay packed, also in products. The table of token
     embeddings stays in the file. Reading has a stream of its own, beside what is computed meanwhile.
@@ -55,7 +55,7 @@ def load_part(folder: str | Path, config: ModelConfig, part: Part, dtype: mx.Dty
 
 
 def load_streamed_dit(folder: str | Path, config: ModelConfig, dtype: mx.Dtype | None) -> DiT:
-    """As ``load_part`` of the DiT, but its blocks stay in the file: each is read whenever it computes something."""
+    """Read the DiT without its blocks, which stay in the file: each is read whenever it computes something."""
     path = Path(folder) / WEIGHTS_FILE
     module = cast(DiT, build_part(config, "dit"))
     module.pop("layers")
@@ -70,8 +70,10 @@ def load_streamed_dit(folder: str | Path, config: ModelConfig, dtype: mx.Dtype |
 
 
 class _BlocksInFile:
-    """In the place of ``DiT.layers``: every request reads a block anew, and nobody keeps it. As arrays are lazy, a step
-    holds the weights of no more than a few blocks at a time."""
+    """Stand for ``DiT.layers``: every request reads a block again, and nothing keeps it.
+
+    As arrays are lazy, a step holds the weights of no more than a few blocks at a time.
+    """
 
     def __init__(
         self, path: Path, config: ModelConfig, names: list[str], grids: dict[str, Grid], dtype: mx.Dtype | None

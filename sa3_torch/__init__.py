@@ -1,4 +1,4 @@
-"""PyTorch twin of sa3_mlx: the same model files, plus every training stage under ``sa3_torch.train``.
+"""Twin sa3_mlx in PyTorch: the same model files, plus every training stage under ``sa3_torch.train``.
 
 Never imports mlx; shared facts come from ``sa3_mlx.common`` (numpy only). Importing the package is light:
 torch is loaded when the first name that needs it is asked for.

@@ -1,4 +1,4 @@
-"""Text states and duration to the inputs of the diffusion transformer [A5].
+"""Turn text states and duration into the inputs of the diffusion transformer [A5].
 
 Shapes: B batch, S text tokens, D context width.
 """
@@ -14,7 +14,7 @@ from sa3_mlx.common.model.features import seconds_features
 
 
 class Conditioner(nn.Module):
-    """Learned padding and the duration token [B4, B5, B6]."""
+    """Add the learned padding and the duration token [B4, B5, B6]."""
 
     def __init__(self, width: int, seconds_max: float) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class Conditioner(nn.Module):
         self.seconds_embed = nn.Linear(TIMESTEP_FEATURES, width)
 
     def embed_prompt(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """(B, S, D), mask (B, S) bool -> (B, S, D): the learned vector at padded positions [B4]."""
+        """Put the learned vector at padded positions of (B, S, D), mask (B, S) bool [B4]."""
         return torch.where(mask[..., None], hidden.to(self.padding_embedding.dtype), self.padding_embedding)
 
     def embed_seconds(self, seconds: np.ndarray) -> Tensor:
@@ -32,6 +32,6 @@ class Conditioner(nn.Module):
         return self.seconds_embed(features.to(self.seconds_embed.weight))
 
     def forward(self, hidden: Tensor, mask: Tensor, seconds: np.ndarray) -> tuple[Tensor, Tensor]:
-        """-> context (B, S + 1, D), the duration token last, and the global vector (B, D) [B6]."""
+        """Return the context (B, S + 1, D), the duration token last, and the global vector (B, D) [B6]."""
         duration = self.embed_seconds(seconds)
         return torch.cat([self.embed_prompt(hidden, mask), duration[:, None]], dim=1), duration

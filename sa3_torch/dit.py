@@ -1,4 +1,4 @@
-"""The diffusion transformer [A6].
+"""Predict velocities with the diffusion transformer [A6].
 
 Shapes: B batch, T latent frames, M memory tokens, N = M + T, S context tokens, D width, C latent channels, H heads,
 K head size. What depends only on the prompt, the duration and the kept audio is computed once by ``prepare``; a step is
@@ -28,7 +28,7 @@ BLOCK_EPS = 1e-5  # [B11]
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """The context as one block's cross-attention takes it."""
+    """Hold the context as one block's cross-attention takes it."""
 
     keys: Tensor  # (B, H or 2H, S, K)
     values: Tensor  # (B, H, S, K)
@@ -37,7 +37,7 @@ class Context:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """Everything of a prompt that no sampling step changes; made by ``DiT.prepare``.
+    """Hold what no sampling step of a prompt changes; made by ``DiT.prepare``.
 
     A batch may hold more rows than the contexts, which belong to the first ones, and a multiple of those of the local
     terms, which repeat: that is how ``join`` makes one batch of both halves of guidance.
@@ -50,7 +50,7 @@ class Prepared:
 
 
 def join(cond: Prepared, null: Prepared) -> Prepared:
-    """Both halves of guidance as one batch of 2B; they differ in their contexts alone."""
+    """Return both halves of guidance as one batch of 2B; they differ in their contexts only."""
     contexts = cond.contexts
     if null.contexts[0] is not None:
         contexts = tuple(_join(*pair) for pair in zip(cond.contexts, null.contexts, strict=True))
@@ -69,7 +69,7 @@ def _join(cond: Context | None, null: Context | None) -> Context:
 
 @dataclass(frozen=True, kw_only=True)
 class Sequence:
-    """What all blocks of one evaluation share: N = M + T tokens, memory tokens first."""
+    """Hold what all blocks of one evaluation share: N = M + T tokens, memory tokens first."""
 
     memory: int  # M
     table: Rope
@@ -77,7 +77,7 @@ class Sequence:
 
 
 class DiTBlock(nn.Module):
-    """Self-attention, cross-attention, local term, feed-forward, in this order [B10]."""
+    """Apply self-attention, cross-attention, local term and feed-forward, in this order [B10]."""
 
     def __init__(self, config: DiTConfig, latent_channels: int) -> None:
         super().__init__()
@@ -100,8 +100,11 @@ class DiTBlock(nn.Module):
         sequence: Sequence,
         last: bool = False,
     ) -> Tensor:
-        """x (B, N, D), modulation (B, 6 D) -> (B, N, D). The ``last`` block leaves out the memory tokens, which nobody
-        reads behind it, as soon as they have been keys: (B, T, D)."""
+        """Map x (B, N, D) with modulation (B, 6 D) to (B, N, D).
+
+        The ``last`` block leaves out the memory tokens, which nothing reads after it, once they have been keys: it
+        returns (B, T, D).
+        """
         parts = (self.scale_shift_gate + modulation)[:, None].chunk(6, dim=-1)  # (B, 1, D) each
         scale_a, shift_a, gate_a, scale_f, shift_f, gate_f = parts
         memory = sequence.memory
@@ -125,12 +128,12 @@ class DiTBlock(nn.Module):
 
 
 def _add_repeated(x: Tensor, local: Tensor) -> Tensor:
-    """(n B, T, D) + (B, T or 1, D)"""
+    """Return (n B, T, D) + (B, T or 1, D), the second repeated."""
     return (x.reshape(-1, len(local), *x.shape[1:]) + local).reshape(x.shape)
 
 
 class DiT(nn.Module):
-    """Predicts the velocity eps - z of the flow x_t = (1 - t) z + t eps."""
+    """Predict the velocity eps - z of the flow x_t = (1 - t) z + t eps."""
 
     def __init__(self, config: DiTConfig, latent_channels: int, context_width: int) -> None:
         super().__init__()
@@ -149,11 +152,11 @@ class DiT(nn.Module):
 
     @property
     def streamed(self) -> bool:
-        """Whether the blocks stay in the file and are read in every step; see ``load_streamed_dit``."""
+        """Tell whether the blocks stay in the file and are read in every step; see ``load_streamed_dit``."""
         return not isinstance(self.layers, nn.ModuleList)
 
     def prepare(self, cond: Conditioning[Tensor]) -> Prepared:
-        """Context projection, cross-attention keys and values, local terms and the duration embedding."""
+        """Compute keys and values of the context, local terms and the duration embedding."""
         context, bias = None, None
         if cond.context is not None:
             context = self.to_cond_embed(cond.context)
@@ -171,16 +174,16 @@ class DiT(nn.Module):
         )
 
     def modulation(self, t: Tensor, seconds: Tensor) -> Tensor:
-        """t (B,) fp32 in [0, 1], seconds (B, D) -> (B, 6 D), shared by all blocks [B8]."""
+        """Return (B, 6 D), shared by all blocks, of t (B,) fp32 in [0, 1] and seconds (B, D) [B8]."""
         features = timestep_features(t).to(self.memory_tokens.dtype)
         return self.to_modulation(seconds + self.to_timestep_embed(features))
 
     def forward(self, x: Tensor, t: Tensor, prepared: Prepared) -> Tensor:
-        """x (B, T, C), t (B,) fp32 -> velocity (B, T, C). Frames that are not valid hold meaningless values."""
+        """Return the velocity (B, T, C) at x (B, T, C), t (B,) fp32; invalid frames mean nothing."""
         return self.velocity(x, self.modulation(t, prepared.seconds), prepared)
 
     def velocity(self, x: Tensor, modulation: Tensor, prepared: Prepared) -> Tensor:
-        """As a call, where the modulation (B, 6 D) of this time is already known."""
+        """Return the velocity where the modulation (B, 6 D) of this time is already known."""
         h, sequence = self.begin(x, prepared)
         final = len(self.layers) - 1
         for k, (context, local) in enumerate(zip(prepared.contexts, prepared.local, strict=True)):
@@ -189,7 +192,7 @@ class DiT(nn.Module):
         return y + self.postprocess(y)
 
     def begin(self, x: Tensor, prepared: Prepared) -> tuple[Tensor, Sequence]:
-        """What the first block takes: (B, T, C) -> (B, N, D), and what all blocks share."""
+        """Return what the first block takes, (B, N, D) of (B, T, C), and what all blocks share."""
         memory = self.config.memory_tokens
         h = self.project_in(x + self.preprocess(x))
         h = torch.cat([self.memory_tokens.to(h.dtype).expand(len(h), -1, -1), h], dim=1)  # (B, N, D)
@@ -201,7 +204,7 @@ class DiT(nn.Module):
 
 
 def timestep_features(t: Tensor) -> Tensor:
-    """(B,) -> (B, 256), cosines first; the angle is formed in fp32 in the official order [B5, B8]."""
+    """Return (B, 256) of times (B,), cosines first; the angle is formed in fp32 in the official order [B5, B8]."""
     frequencies = torch.tensor(FREQUENCIES, device=t.device)
     angle = (t.float()[:, None] * frequencies * 2.0 * float(np.float32(np.pi))).double()
     return torch.cat([angle.cos(), angle.sin()], dim=-1).float()

@@ -1,4 +1,4 @@
-"""Quantization in the forward pass: the values that packed weights will have, bit for bit, with a straight gradient.
+"""Quantize in the forward pass: the values that packed weights will have, bit for bit, with a straight gradient.
 
 The arithmetic is that of ``sa3_mlx.common.quant.affine``. Run it eagerly and outside autocast: generated
 kernels may divide otherwise. Scales and biases follow the weights until they are frozen; from then on weights that a
@@ -35,7 +35,7 @@ def grid(groups: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 class FakeQuant(nn.Module):
-    """A parametrization: the weight of a layer reads as its quantized values, wherever it is used.
+    """Parametrize a layer: its weight reads as its quantized values, wherever it is used.
 
     ``scales`` and ``biases`` (O, G) fp32 are those of the grid once it is frozen, and zero before, which no scale is.
     """
@@ -52,7 +52,7 @@ class FakeQuant(nn.Module):
             self.register_buffer(name, torch.zeros(rows, inputs // group))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """(O, I) -> the values of ``affine.dequantize(affine.quantize(...), "F32")``, differentiable as the identity
+        """Return the values of ``affine.dequantize(affine.quantize(...), "F32")``, differentiable as the identity
         but for what a frozen grid clamps."""
         result = _StraightThrough.apply(weight, self)
         assert isinstance(result, Tensor)
@@ -73,7 +73,7 @@ class FakeQuant(nn.Module):
 
     @torch.no_grad()
     def codes(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(O, I) -> codes (O, I) uint8, scales and biases (O, G) fp32 with values of the storage type, and which
+        """Return codes (O, I) uint8 of (O, I), scales and biases (O, G) fp32 with values of the storage type, and which
         weights (O, I) a frozen grid clamps.
 
         The weight is first rounded to the storage type, as it would be in a file.
@@ -90,7 +90,7 @@ class FakeQuant(nn.Module):
         return found.to(torch.uint8).flatten(1), scale, bias, clamped.flatten(1)
 
     def packed(self, weight: Tensor) -> Packed:
-        """What a file holds: the codes and the grid of ``forward``."""
+        """Return what a file holds: the codes and the grid of ``forward``."""
         found, scales, biases, _ = (tensor.cpu().numpy() for tensor in self.codes(weight))
         return Packed(
             bits=self.bits,
@@ -102,12 +102,12 @@ class FakeQuant(nn.Module):
         )
 
     def _groups(self, weight: Tensor) -> Tensor:
-        """(O, G, group), rounded to the storage type."""
+        """Return (O, G, group), rounded to the storage type."""
         return weight.detach().to(STORAGES[self.storage]).float().unflatten(1, (-1, self.group))
 
 
 class _StraightThrough(torch.autograd.Function):
-    """The quantized values forward, the gradient backward unchanged where nothing is clamped."""
+    """Pass the quantized values forward, and the gradient backward unchanged where nothing is clamped."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, quant: FakeQuant) -> Tensor:
@@ -122,7 +122,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def add_fake_quant(layer: nn.Linear, *, bits: int, group: int, storage: Storage) -> None:
-    """From now on ``layer`` computes with quantized weights; ``latent_weight`` is what an optimizer changes.
+    """Let ``layer`` compute with quantized weights from now on; an optimizer changes its ``latent_weight``.
 
     Raises ValueError for a grid that does not fit.
     """
@@ -132,12 +132,12 @@ def add_fake_quant(layer: nn.Linear, *, bits: int, group: int, storage: Storage)
 
 
 def fake_quant(layer: nn.Linear) -> FakeQuant:
-    """The parametrization of a layer with ``add_fake_quant``."""
+    """Return the parametrization of a layer with ``add_fake_quant``."""
     found = layer.get_submodule("parametrizations.weight.0")
     assert isinstance(found, FakeQuant)
     return found
 
 
 def latent_weight(layer: nn.Linear) -> Tensor:
-    """The weight behind the quantized values of a layer with ``add_fake_quant``."""
+    """Return the weight under the quantized values of a layer with ``add_fake_quant``."""
     return layer.get_submodule("parametrizations.weight").get_parameter("original")

@@ -1,4 +1,4 @@
-"""Classifier-free guidance with adaptive projection [A7].
+"""Guide without a classifier, with adaptive projection [A7].
 
 Shapes: B batch, T latent frames, C latent channels.
 """
@@ -55,7 +55,7 @@ def guide(x: Tensor, t: Tensor, v_cond: Tensor, v_null: Tensor, guidance: Guidan
 
 @dataclass(frozen=True, kw_only=True)
 class GuidedVelocity:
-    """velocity(x, t) with or without guidance; ``null`` is the unconditional or negative input [B18, B19].
+    """Return velocity(x, t) with or without guidance; ``null`` is the unconditional or negative input [B18, B19].
 
     ``times`` (steps, B): times that will come, whose modulations are made as one batch; others are allowed.
     """
@@ -89,7 +89,7 @@ class GuidedVelocity:
 
     @cached_property
     def _known(self) -> dict[bytes, Tensor]:
-        """Modulations (B, 6 D) by the bytes of t."""
+        """Return modulations (B, 6 D) by the bytes of t."""
         if self.times is None:
             return {}
         steps, batch = self.times.shape
@@ -105,7 +105,7 @@ class GuidedVelocity:
         return torch.from_numpy(t).to(self.cond.seconds.device)
 
     def __call__(self, x: Tensor, t: np.ndarray) -> Tensor:
-        """x (B, T, C), t (B,) fp32 -> (B, T, C). Every item's own t decides about the interval.
+        """Return (B, T, C) for x (B, T, C), t (B,) fp32. Every item's own t decides about the interval.
 
         In the official code the first item's decides for all [B18]; here no item depends on its batch [A15.2].
         """
@@ -121,9 +121,9 @@ class GuidedVelocity:
 
 
 def negative(cond: Conditioning[Tensor], hidden: Tensor, mask: Tensor) -> Conditioning[Tensor]:
-    """Negative prompt (B, S, D), mask (B, S): zeros, not the learned padding, at padded positions [B19].
+    """Return the input of a negative prompt (B, S, D), mask (B, S): zeros, not the learned vector, at padding [B19].
 
-    The duration token is that of ``cond``. Equal tokens are not collapsed: see ``Conditioner.collapse`` for that.
+    The duration token is that of ``cond``; ``repeats`` is left None.
     """
     assert cond.context is not None
     tokens = hidden.to(cond.context.dtype) * mask[..., None]

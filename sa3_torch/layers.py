@@ -1,4 +1,4 @@
-"""Small layers shared by the diffusion transformer and the SAME autoencoder.
+"""Share small layers between the diffusion transformer and the SAME autoencoder.
 
 Shapes: B batch, N tokens, D width, H heads, K head size.
 """
@@ -30,37 +30,37 @@ def compiling(on: bool) -> None:
 
 
 def compiled(function: Function) -> Function:
-    """A function of tensors, as one graph per shape if ``compiling`` is on. Its next call may overwrite its result."""
+    """Return a function of tensors, as one graph per shape if ``compiling`` is on; a call may overwrite the last."""
     return torch.compile(function, mode="reduce-overhead", dynamic=False) if _compiling else function
 
 
 def gate_silu(value: Tensor, gate: Tensor) -> Tensor:
-    """value * silu(gate) [B14]"""
+    """Return value * silu(gate) [B14]."""
     return value * F.silu(gate)
 
 
 def gate_sine(value: Tensor, gate: Tensor) -> Tensor:
-    """value * sin(pi gate) [B44]"""
+    """Return value * sin(pi gate) [B44]."""
     return value * torch.sin(3.14159265359 * gate)
 
 
 def scale_tanh(x: Tensor, alpha: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-    """gamma * tanh(alpha * x) + beta [B43]"""
+    """Return gamma * tanh(alpha * x) + beta [B43]."""
     return torch.addcmul(beta, gamma, torch.tanh(alpha * x))
 
 
 def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """x * scale + shift"""
+    """Return x * scale + shift."""
     return x * scale + shift
 
 
 def add_gated(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
-    """x + branch * gate"""
+    """Return x + branch * gate."""
     return x + branch * gate
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * gamma over the last axis, statistics in fp32 [B11]."""
+    """Return x / rms(x) * gamma over the last axis, statistics in fp32 [B11]."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class RMSNorm(nn.Module):
 
 
 class DynamicTanh(nn.Module):
-    """gamma * tanh(alpha * x) + beta with a scalar alpha, no statistics [B43]."""
+    """Return gamma * tanh(alpha * x) + beta with a scalar alpha, no statistics [B43]."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class DynamicTanh(nn.Module):
 
 
 class MLP(nn.Module):
-    """Linear, SiLU, Linear: (..., size_in) -> (..., size_out)."""
+    """Apply Linear, SiLU, Linear: (..., size_in) -> (..., size_out)."""
 
     def __init__(self, size_in: int, width: int, size_out: int, *, bias: bool) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class MLP(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Gated feed-forward: halves (value, gate); value * SiLU(gate) [B14] or value * sin(pi gate) [B44]."""
+    """Feed forward through a gate: halves (value, gate); value * SiLU(gate) [B14] or value * sin(pi gate) [B44]."""
 
     def __init__(self, width: int, mult: int, gate: Literal["silu", "sine"]) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class FeedForward(nn.Module):
 
 
 def linear_rows(layer: nn.Linear, x: Tensor, start: int, stop: int) -> Tensor:
-    """Outputs ``start..stop`` of a layer without bias, and nothing of the others: (..., D) -> (..., stop - start)."""
+    """Return outputs ``start..stop`` of a layer without bias, and no others: (..., D) -> (..., stop - start)."""
     if type(layer) is not nn.Linear:  # such as one that quantizes its weight on the way
         return layer(x)[..., start:stop]
     return F.linear(x, layer.weight[start:stop])
@@ -122,7 +122,7 @@ Rope = tuple[Tensor, Tensor]
 
 @torch.compiler.assume_constant_result
 def rope(start: int, stop: int, device: torch.device) -> Rope:
-    """Rotary cos and sin for the positions start..stop-1, each (N, 16) fp32 [B12]."""
+    """Return rotary cos and sin for the positions start..stop-1, each (N, 16) fp32 [B12]."""
     return _rope(start, stop, device)
 
 
@@ -133,7 +133,7 @@ def _rope(start: int, stop: int, device: torch.device) -> Rope:
 
 
 def rotate(x: Tensor, table: Rope) -> Tensor:
-    """Half-split rotary embedding of the first dimensions of every head, in fp32: (B, H, N, K) -> same [B12]."""
+    """Rotate, half-split, the first dimensions of every head, in fp32: (B, H, N, K) -> same [B12]."""
     cos, sin = table
     size = cos.shape[-1]
     a, b, rest = x[..., :size].float(), x[..., size : 2 * size].float(), x[..., 2 * size :]

@@ -1,4 +1,4 @@
-"""Adapters on the linear maps of a model: trained, unmerged beside any base, or merged [T8].
+"""Put adapters on the linear maps of a model: trained, unmerged beside any base, or merged [T8].
 
 Every type is ``rows * (W + B A) * cols``; see ``sa3_mlx.common.adapters.config``. Stacked adapters change, one
 after the other, the weight that the ones before them made.
@@ -35,7 +35,7 @@ NORM_FLOOR = 1e-12
 
 
 def scales(weight: Tensor, magnitudes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Factors of rows (O,) and columns (I,) that bring norms of a weight (O, I) to magnitudes, in their order.
+    """Return factors of rows (O,) and columns (I,) that bring norms of a weight (O, I) to magnitudes, in order.
 
     The columns are those of the weight whose rows are scaled already.
     """
@@ -48,14 +48,14 @@ def scales(weight: Tensor, magnitudes: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def scaled(weight: Tensor, factors: Mapping[str, Tensor]) -> Tensor:
-    """(O, I) times its factors."""
+    """Return (O, I) times its factors."""
     if "rows" in factors:
         weight = weight * factors["rows"][:, None]
     return weight * factors["cols"] if "cols" in factors else weight
 
 
 class Update(nn.Module):
-    """One adapter on one layer: W -> rows * (W + b a) * cols. Factors stay fp32: they are close to 1."""
+    """Apply one adapter to one layer: W -> rows * (W + b a) * cols. Factors stay fp32: they are close to 1."""
 
     a: Tensor
     b: Tensor
@@ -70,7 +70,7 @@ class Update(nn.Module):
         self.register_buffer("cols", factors.get("cols"))  # (I,)
 
     def forward(self, x: Tensor, product: Product) -> Tensor:
-        """Inputs (..., I) and the product with W -> the product with the changed weight, (..., O)."""
+        """Return the product (..., O) of inputs (..., I) with the changed weight, from the product with W."""
         if self.cols is not None:
             x = (x * self.cols).to(x.dtype)
         y = product(x) + F.linear(F.linear(x, self.a), self.b)
@@ -78,7 +78,7 @@ class Update(nn.Module):
 
 
 class AdaptedLinear(nn.Module):
-    """A linear map whose weight stays as it is, and its updates beside it."""
+    """Keep a linear map with its weight as it is, and updates beside it."""
 
     def __init__(self, base: nn.Linear, updates: list[Update]) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class AdaptedLinear(nn.Module):
         self.updates = nn.ModuleList(updates)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., I) -> (..., O)"""
+        """Map (..., I) to (..., O)."""
 
         product: Product = partial(F.linear, weight=self.base.weight)
         for update in self.updates:
@@ -102,7 +102,7 @@ def _after(update: nn.Module, product: Product) -> Product:
 
 @torch.no_grad()
 def updates_of(layer: str, weight: Tensor, adapters: Sequence[Applied]) -> tuple[list[Update], Tensor]:
-    """What adapters do to a layer with this weight (O, I) fp32, and the weight behind them all."""
+    """Return what adapters do to a layer with this weight (O, I) fp32, and the weight that they all make."""
     updates = []
     for applied in adapters:
         adapter = applied.adapter
@@ -120,12 +120,12 @@ def updates_of(layer: str, weight: Tensor, adapters: Sequence[Applied]) -> tuple
 
 
 def merged_weight(layer: str, weight: np.ndarray, adapters: Sequence[Applied]) -> np.ndarray:
-    """The weight (O, I) fp32 of a layer with the adapters in it."""
+    """Return the weight (O, I) fp32 of a layer with the adapters in it."""
     return updates_of(layer, torch.from_numpy(weight), adapters)[1].numpy()
 
 
 def adapt(module: nn.Module, part: str, adapters: Sequence[Applied]) -> nn.Module:
-    """A copy of a part with adapters beside its weights, which it shares with the original.
+    """Return a copy of a part with adapters beside its weights, which it shares with the original.
 
     Of a streamed DiT every block is adapted when it is read.
     """
@@ -139,13 +139,13 @@ def adapt(module: nn.Module, part: str, adapters: Sequence[Applied]) -> nn.Modul
 
 
 def _outside(adapter: Adapter) -> Adapter:
-    """What it does outside of the blocks of the DiT."""
+    """Return what it does outside of the blocks of the DiT."""
     layers = {name: tensors for name, tensors in adapter.layers.items() if not name.startswith(BLOCKS)}
     return replace(adapter, layers=layers)
 
 
 class _AdaptedBlocks:
-    """The blocks of a streamed DiT with adapters; what these do to a block is worked out once and kept."""
+    """Give the blocks of a streamed DiT with adapters; what these do to a block is worked out once and kept."""
 
     def __init__(self, blocks: nn.ModuleList, adapters: Sequence[Applied]) -> None:
         self._blocks, self._adapters = blocks, adapters
@@ -163,7 +163,7 @@ class _AdaptedBlocks:
 
 
 def _updates(module: nn.Module, prefix: str, adapters: Sequence[Applied]) -> dict[str, list[Update]]:
-    """By path in a module whose layers' names begin with ``prefix``."""
+    """Return updates by path in a module whose layers' names begin with ``prefix``."""
     found = {}
     for path in layers_of(prefix, adapters):
         weight = module.get_submodule(path).get_parameter("weight")
@@ -183,7 +183,7 @@ def _insert(module: nn.Module, updates: Mapping[str, list[Update]]) -> None:
 
 @torch.no_grad()
 def merge(module: nn.Module, part: str, adapters: Sequence[Applied]) -> nn.Module:
-    """The part itself, adapters in its weights, which keep their number type."""
+    """Return the part itself, adapters in its weights, which keep their number type."""
     for path in layers_of(part + ".", adapters):
         base = module.get_submodule(path)
         assert isinstance(base, nn.Linear)
@@ -193,13 +193,13 @@ def merge(module: nn.Module, part: str, adapters: Sequence[Applied]) -> nn.Modul
 
 
 def layers_of(prefix: str, adapters: Sequence[Applied]) -> list[str]:
-    """Layers whose names begin so and that any adapter changes, by the rest of their names."""
+    """Return layers whose names begin so and that any adapter changes, by the rest of their names."""
     names = {layer for applied in adapters for layer in applied.adapter.layers}
     return sorted(name.removeprefix(prefix) for name in names if name.startswith(prefix))
 
 
 class GatedVelocity:
-    """velocity(x, t) of a model whose adapters are on in parts of the times; every item's own t decides.
+    """Return velocity(x, t) of a model whose adapters are on in parts of the times; every item's own t decides.
 
     ``make`` gives the velocity with some of the adapters on, in their order.
     """
@@ -215,7 +215,7 @@ class GatedVelocity:
         return self._made[on]
 
     def __call__(self, x: Tensor, t: np.ndarray) -> Tensor:
-        """x (B, T, C), t (B,) fp32 -> (B, T, C)"""
+        """Return (B, T, C) for x (B, T, C), t (B,) fp32."""
         active = [tuple(applied for applied in self.adapters if applied.on(time)) for time in t.tolist()]
         first, *others = dict.fromkeys(active)
         velocity = self._velocity(first)(x, t)
@@ -226,7 +226,7 @@ class GatedVelocity:
 
 
 class TrainedAdapter(nn.Module):
-    """A parametrization: the weight of a layer reads as its adapted one; norms are differentiated.
+    """Parametrize a layer: its weight reads as its adapted one; norms are differentiated.
 
     It changes nothing at the start. The -xs types keep their singular vectors as buffers.
     """
@@ -256,7 +256,7 @@ class TrainedAdapter(nn.Module):
         self.on = True  # off, the weight reads as it is
 
     def forward(self, weight: Tensor) -> Tensor:
-        """(O, I) -> (O, I) fp32"""
+        """Return the changed weight (O, I) fp32."""
         if not self.on:
             return weight.float()
         with torch.autocast(weight.device.type, enabled=False):
@@ -267,7 +267,7 @@ class TrainedAdapter(nn.Module):
 
 
 def add_adapter(layer: nn.Linear, config: AdapterConfig, random: torch.Generator) -> TrainedAdapter:
-    """From now on the layer computes with an adapted weight. The adapter is returned; the weight itself is frozen."""
+    """Let the layer compute with an adapted weight from now on; return the adapter, freeze the weight itself."""
     adapter = TrainedAdapter(layer.weight, config, random)
     parametrize.register_parametrization(layer, "weight", adapter, unsafe=True)
     layer.requires_grad_(False)

@@ -36,7 +36,7 @@ _DEVICES = "auto, cpu, cuda, cuda:N and mps"
 
 
 def choose_device(name: str) -> torch.device:
-    """Device for auto, cpu, cuda, cuda:N or mps. Raises ValueError for one that is not there.
+    """Return the device for auto, cpu, cuda, cuda:N or mps. Raises ValueError for one that is not there.
 
     Auto is CUDA where there is one, else the CPU. It is never mps, an Apple GPU: accuracy and speed of this code were
     not measured there, and MLX is the backend made for it.

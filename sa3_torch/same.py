@@ -1,4 +1,4 @@
-"""SAME autoencoder: audio <-> latents [A11].
+"""Turn audio into latents and back with the SAME autoencoder [A11].
 
 Shapes: B batch, L audio samples, P patches, s patches per latent, T latent frames, C latent channels, D width,
 N = T (s + 1) tokens: every latent is a group of s patch tokens and one latent token.
@@ -22,17 +22,17 @@ LATENT_NOISE = 1e-3  # of running_std, on the latents, when decoder noise is ask
 
 
 def patch(audio: Tensor, size: int) -> Tensor:
-    """(B, L, channels) -> (B, L / size, channels * size), channel-major [B38]."""
+    """Return patches (B, L / size, channels * size) of (B, L, channels), channel-major [B38]."""
     return audio.unflatten(1, (-1, size)).transpose(2, 3).flatten(2)
 
 
 def unpatch(patches: Tensor, channels: int) -> Tensor:
-    """(B, P, channels * size) -> (B, P * size, channels)"""
+    """Return (B, P * size, channels) of patches (B, P, channels * size)."""
     return patches.unflatten(2, (channels, -1)).transpose(2, 3).flatten(1, 2)
 
 
 class SAMEBlock(nn.Module):
-    """x + attn(dyt(x)), then x + ff(dyt(x)) [B43]."""
+    """Return x + attn(dyt(x)), then x + ff(dyt(x)) [B43]."""
 
     def __init__(self, config: SAMEConfig, *, sine_gate: bool) -> None:
         super().__init__()
@@ -42,16 +42,16 @@ class SAMEBlock(nn.Module):
         self.ff = FeedForward(config.width, config.ff_mult, "sine" if sine_gate else "silu")
 
     def heads(self, x: Tensor) -> Heads:
-        """What attention makes of every token by itself: (B, N, D) -> see ``SelfAttention.heads``."""
+        """Return what attention makes of every token (B, N, D) by itself: see ``SelfAttention.heads``."""
         return self.self_attn.heads(self.pre_norm(x))
 
     def forward(self, x: Tensor, table: Rope, attend: Attend, heads: Heads | None = None) -> Tensor:
-        """(B, N, D) -> (B, N, D). ``heads`` of x, where they are known already."""
+        """Map (B, N, D) to (B, N, D); ``heads`` are those of x, where they are known already."""
         x = x + self.self_attn.mix(heads or self.self_attn.heads(self.pre_norm(x)), table, table, attend)
         return x + self.ff(self.ff_norm(x))
 
     def at(self, x: Tensor, rows: slice, table: Rope, attend: Attend) -> Tensor:
-        """The result for the tokens ``rows`` alone: a last layer of which nothing else is read."""
+        """Return the result for the tokens ``rows`` only: a last layer of which nothing else is read."""
         x = x[:, rows] + self.self_attn.at(self.pre_norm(x), rows, table, attend)
         return x + self.ff(self.ff_norm(x))
 
@@ -59,7 +59,7 @@ class SAMEBlock(nn.Module):
 def run_blocks(
     layers: nn.ModuleList, x: Tensor, config: SAMEConfig, heads: Heads | None, *, latents_only: bool
 ) -> Tensor:
-    """The transformer over whole groups: (B, N, D) -> (B, N, D) [B41, B42].
+    """Run the transformer over whole groups: (B, N, D) -> (B, N, D) [B41, B42].
 
     ``latents_only``: -> (B, T, D), the last token of every group, all that an encoder reads. ``heads``: those of x in
     the first layer, where they are known already.
@@ -103,7 +103,7 @@ def _run_chunked(
 
 
 def _fold(x: Tensor, chunk: int) -> Tensor:
-    """(B, N, ...) -> (B N / chunk, chunk, ...)"""
+    """Return (B N / chunk, chunk, ...) of (B, N, ...)."""
     return x.reshape(-1, chunk, *x.shape[2:])
 
 
@@ -112,7 +112,7 @@ def _fold_heads(heads: Heads | None, chunk: int) -> Heads | None:
 
 
 class Bottleneck(nn.Module):
-    """Soft-norm: encode (x scale + bias) / running_std, decode only x running_std [B46]."""
+    """Norm softly: encode (x scale + bias) / running_std, decode only x running_std [B46]."""
 
     running_std: Tensor
 
@@ -130,7 +130,7 @@ class Bottleneck(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Patches to latents before the bottleneck: (B, P, channels * patch) -> (B, T, C), whole chunks of P [B39]."""
+    """Encode patches (B, P, channels * patch), whole chunks, to latents before the bottleneck (B, T, C) [B39]."""
 
     def __init__(self, config: SAMEConfig, audio_channels: int) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents to patches: (B, T, C) -> (B, T s, channels * patch) [B39, B40]."""
+    """Decode latents (B, T, C) to patches (B, T s, channels * patch) [B39, B40]."""
 
     def __init__(self, config: SAMEConfig, audio_channels: int) -> None:
         super().__init__()
@@ -161,10 +161,10 @@ class Decoder(nn.Module):
         self.mapping = nn.Linear(config.decoder_kernel * config.width, audio_channels * config.patch_size)
 
     def forward(self, z: Tensor, token_noise: Tensor | None = None) -> Tensor:
-        """``token_noise`` (B, T, s, D), T with or without the padding: standard normals for the new tokens [B47]."""
+        """Decode, with normals ``token_noise`` (B, T, s, D) for the new tokens, T with or without the padding [B47]."""
         frames = z.shape[1]
         x = self.project_in(z)
-        x = F.pad(x, (0, 0, 0, -frames % self.config.frame_multiple))  # zeros behind the Linear [B39]
+        x = F.pad(x, (0, 0, 0, -frames % self.config.frame_multiple))  # zeros after the Linear [B39]
         new = self.new_token.to(x.dtype).expand(len(x), 1, -1)
         heads = None
         if token_noise is None:  # all new tokens are one: the first layer makes its heads once
@@ -181,14 +181,14 @@ class Decoder(nn.Module):
         return self.mapping(x)[:, : frames * self.config.stride]
 
     def _spread(self, x: Tensor) -> Tensor:
-        """Of every latent and, last, of the new token: (B, T + 1, ...) -> (B, N, ...), of every token of the groups."""
+        """Give every token of the groups, (B, N, ...), what its latent or, last, the new token has, (B, T + 1, ...)."""
         latents, new = x[:, :-1, None], x[:, -1:, None]
         new = new.expand(*latents.shape[:2], self.config.stride, *x.shape[2:])
         return torch.cat([latents, new], dim=2).flatten(1, 2)
 
 
 class SAME(nn.Module):
-    """The autoencoder. Latents are (B, T, C); audio is (B, L, channels), not limited to [-1, 1]."""
+    """Hold the autoencoder. Latents are (B, T, C); audio is (B, L, channels), not limited to [-1, 1]."""
 
     def __init__(self, config: SAMEConfig, audio_channels: int) -> None:
         super().__init__()
@@ -199,14 +199,14 @@ class SAME(nn.Module):
         self.decoder = Decoder(config, audio_channels)
 
     def encode(self, audio: Tensor) -> Tensor:
-        """(B, L, channels) -> (B, ceil(L / R), C); the end is padded with zeros [B39, A15.5]."""
+        """Encode (B, L, channels) to (B, ceil(L / R), C); the end is padded with zeros [B39, A15.5]."""
         size = self.config.samples_per_latent
         frames = -(-audio.shape[1] // size)
         audio = F.pad(audio, (0, 0, 0, -audio.shape[1] % (size * self.config.frame_multiple)))
         return self.bottleneck.encode(self.encoder(patch(audio, self.config.patch_size)))[:, :frames]
 
     def decode(self, z: Tensor, latent_noise: Tensor | None = None, token_noise: Tensor | None = None) -> Tensor:
-        """(B, T, C) -> (B, T R, channels). The noises are standard normals, (B, T, C) and (B, T, s, D) [B47]."""
+        """Decode (B, T, C) to (B, T R, channels). The noises are normals, (B, T, C) and (B, T, s, D) [B47]."""
         z = self.bottleneck.decode(z)
         if latent_noise is not None:
             z = z + LATENT_NOISE * self.bottleneck.running_std * latent_noise

@@ -1,4 +1,6 @@
-"""Samplers as generators [A9]. Adding one: a generator here and in the twin, a SAMPLERS line.
+"""Sample step by step: samplers are generators [A9].
+
+A new one is a generator here and in the twin, and a line of SAMPLERS.
 
 Shapes: B batch, T latent frames, C latent channels. Each takes ``velocity(x, t)``, the start x (B, T, C), the schedule
 (B, steps + 1) fp32 on the host, and ``noise(k)``, the standard normals of step k (only pingpong asks for them). Each
@@ -20,7 +22,7 @@ Noise = Callable[[int], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """State after step ``index``: ``denoised`` is the estimate made at its start, D = x - t v; ``x`` the next state."""
+    """Hold what step ``index`` made: ``denoised``, the estimate at its start, D = x - t v, and the next state ``x``."""
 
     index: int
     denoised: Tensor
@@ -28,12 +30,12 @@ class Step:
 
 
 def _column(values: np.ndarray, x: Tensor) -> Tensor:
-    """(B,) -> (B, 1, 1) in the dtype and on the device of x."""
+    """Return (B, 1, 1) of (B,) in the dtype and on the device of x."""
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(x.device, x.dtype)[:, None, None]
 
 
 def euler(velocity: Velocity, x: Tensor, sigmas: np.ndarray, noise: Noise) -> Iterator[Step]:
-    """x + (t' - t) v [B27]."""
+    """Step to x + (t' - t) v [B27]."""
     for k in range(sigmas.shape[1] - 1):
         t, t_next = sigmas[:, k], sigmas[:, k + 1]
         v = velocity(x, t)
@@ -42,7 +44,7 @@ def euler(velocity: Velocity, x: Tensor, sigmas: np.ndarray, noise: Noise) -> It
 
 
 def pingpong(velocity: Velocity, x: Tensor, sigmas: np.ndarray, noise: Noise) -> Iterator[Step]:
-    """(1 - t') D + t' eps with fresh eps every step; none is drawn where t' is 0 for all [B27]."""
+    """Step to (1 - t') D + t' eps with fresh eps every step; none is drawn where t' is 0 for all [B27]."""
     for k in range(sigmas.shape[1] - 1):
         t, t_next = sigmas[:, k], sigmas[:, k + 1]
         denoised = x - _column(t, x) * velocity(x, t)
@@ -58,7 +60,7 @@ def _log_snr(t: np.ndarray) -> np.ndarray:
 
 
 def dpmpp(velocity: Velocity, x: Tensor, sigmas: np.ndarray, noise: Noise) -> Iterator[Step]:
-    """DPM-Solver++, second order, multistep; first order in the first step and where t' = 0 [B28]."""
+    """Step by DPM-Solver++, second order, multistep; first order in the first step and where t' = 0 [B28]."""
     previous = None
     for k in range(sigmas.shape[1] - 1):
         t, t_next = sigmas[:, k].astype(np.float64), sigmas[:, k + 1].astype(np.float64)
@@ -76,7 +78,7 @@ def dpmpp(velocity: Velocity, x: Tensor, sigmas: np.ndarray, noise: Noise) -> It
 
 
 def rk4(velocity: Velocity, x: Tensor, sigmas: np.ndarray, noise: Noise) -> Iterator[Step]:
-    """Classic fourth order Runge-Kutta, the last slope at max(t', 1e-5); one schedule row per item [B29]."""
+    """Step by classic fourth order Runge-Kutta, the last slope at max(t', 1e-5); one schedule row per item [B29]."""
     for k in range(sigmas.shape[1] - 1):
         t, t_next = sigmas[:, k], sigmas[:, k + 1]
         middle, last = (t + t_next) / 2, np.maximum(t_next, np.float32(1e-5))

@@ -1,4 +1,4 @@
-"""T5Gemma text encoder, encoder half [A4].
+"""Encode text with the encoder half of T5Gemma [A4].
 
 Shapes: B batch, S tokens, D width, H heads, K head size.
 """
@@ -21,7 +21,7 @@ ROPE_BASE = 10_000.0
 
 
 class GemmaNorm(nn.Module):
-    """RMS norm in fp32 with gain 1 + weight, eps 1e-6 [B2]."""
+    """Norm by RMS in fp32 with gain 1 + weight, eps 1e-6 [B2]."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class GemmaNorm(nn.Module):
 
 
 def rope_full(length: int, head_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin over all dimensions of a head, each (S, K) fp32, halves repeated [B2]."""
+    """Return cos and sin over all dimensions of a head, each (S, K) fp32, halves repeated [B2]."""
     exponent = np.arange(0, head_size, 2, dtype=np.float32) / np.float32(head_size)
     frequency = (1.0 / np.float32(ROPE_BASE) ** exponent).astype(np.float32)
     angle = np.arange(length, dtype=np.float32)[:, None] * frequency[None]
@@ -41,7 +41,7 @@ def rope_full(length: int, head_size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class TextAttention(nn.Module):
-    """Bidirectional attention, scores soft-capped at 50 before the mask, fp32 softmax [B2]."""
+    """Attend in both directions, scores soft-capped at 50 before the mask, fp32 softmax [B2]."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class TextAttention(nn.Module):
         self.o_proj = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
-        """(B, S, D), mask (B, S) bool -> (B, S, D)"""
+        """Map (B, S, D), mask (B, S) bool, to (B, S, D)."""
         q, k, v = (
             p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)
         )  # (B, H, S, K)
@@ -70,7 +70,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class TextMLP(nn.Module):
-    """down(gelu_tanh(gate(x)) * up(x)) [B2]."""
+    """Return down(gelu_tanh(gate(x)) * up(x)) [B2]."""
 
     def __init__(self, width: int, intermediate: int) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class TextMLP(nn.Module):
 
 
 class TextLayer(nn.Module):
-    """Norms before and after both branches [B2]."""
+    """Norm before and after both branches [B2]."""
 
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class TextLayer(nn.Module):
 
 
 class FileEmbedding(nn.Module):
-    """Rows of an embedding table in a checkpoint: a prompt needs dozens of 256,000, so the table stays in the file.
+    """Read rows of an embedding table in a checkpoint: a prompt needs dozens of 256,000, so it stays in the file.
 
     ``dtype`` None keeps the file's.
     """
@@ -112,7 +112,7 @@ class FileEmbedding(nn.Module):
         self.dtype = dtype
 
     def forward(self, ids: Tensor) -> Tensor:
-        """(B, S) int -> (B, S, D), on the device of the ids."""
+        """Return rows (B, S, D) of ids (B, S), on the device of the ids."""
         with TensorFile.open(self.path) as file:
             stored, (_, width) = file.info(self.name)
             rows = file.rows(self.name, ids.reshape(-1).cpu().numpy())
@@ -121,7 +121,7 @@ class FileEmbedding(nn.Module):
 
 
 class T5GemmaEncoder(nn.Module):
-    """Token ids to hidden states. Rows at padded positions are meaningless; the conditioner replaces them [B4]."""
+    """Encode token ids to hidden states. Rows at padded positions mean nothing; the conditioner replaces them [B4]."""
 
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class T5GemmaEncoder(nn.Module):
         self.norm = GemmaNorm(config.width)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """ids (B, S) int, mask (B, S) bool (True = real token) -> (B, S, D)"""
+        """Return states (B, S, D) of ids (B, S) int, mask (B, S) bool, True at real tokens."""
         x = self.embed_tokens(ids)
         x = x * torch.tensor(math.sqrt(self.config.width), dtype=x.dtype, device=x.device)  # rounded to the dtype [B2]
         tables = rope_full(ids.shape[1], self.config.width // self.config.heads)

@@ -41,7 +41,7 @@ class State:
 def visit(pipeline: Pipeline, request: Request) -> Iterator[State]:
     """Sample a request to its end, without decoding it, and yield every evaluation of the DiT.
 
-    Raises ValueError for guidance in an interval alone, which would leave half of the evaluations unused.
+    Raises ValueError for guidance in part of the times only, which would leave evaluations unused.
     """
     planned = plan(request, pipeline.config)
     guidance = planned.sampling.guidance

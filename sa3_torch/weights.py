@@ -1,4 +1,4 @@
-"""Loading and saving of checkpoint folders, strictly: missing, unexpected and mis-shaped tensors are errors."""
+"""Load and save checkpoint folders, strictly: missing, unexpected and mis-shaped tensors are errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BLOCKS = "dit.layers."
 
 
 def build_part(config: ModelConfig, part: Part) -> nn.Module:
-    """One part with random weights."""
+    """Return one part with random weights. Raises ValueError for one that the configuration does not have."""
     if part == "same":
         return SAME(config.same, config.audio_channels)
     if config.diffusion is None:
@@ -41,10 +41,10 @@ def build_part(config: ModelConfig, part: Part) -> nn.Module:
 def load_part(
     folder: str | Path, config: ModelConfig, part: Part, device: torch.device, dtype: torch.dtype | None
 ) -> nn.Module:
-    """One part of a checkpoint, memory-mapped; ``dtype`` None keeps the file's. The table of token embeddings stays in
-    the file.
+    """Read one part of a checkpoint, memory-mapped; ``dtype`` None keeps the file's.
 
-    Quantized layers become ordinary ones with the values that their packed weights stand for.
+    The table of token embeddings stays in the file. Quantized layers become ordinary ones with the values that their
+    packed weights stand for.
 
     Raises FileNotFoundError without a model.safetensors, ValueError for tensors that do not fit.
     """
@@ -60,7 +60,7 @@ def load_part(
 
 
 def load_streamed_dit(folder: str | Path, config: ModelConfig, device: torch.device, dtype: torch.dtype | None) -> DiT:
-    """As ``load_part`` of the DiT, but its blocks stay in the file: each is read whenever it computes something."""
+    """Read the DiT without its blocks, which stay in the file: each is read whenever it computes something."""
     path = Path(folder) / WEIGHTS_FILE
     with torch.device("meta"):
         module = cast(DiT, build_part(config, "dit"))
@@ -72,7 +72,7 @@ def load_streamed_dit(folder: str | Path, config: ModelConfig, device: torch.dev
 
 
 class _BlocksInFile:
-    """In the place of ``DiT.layers``: every request reads a block anew, and nobody keeps it."""
+    """Stand for ``DiT.layers``: every request reads a block again, and nothing keeps it."""
 
     def __init__(self, path: Path, config: ModelConfig, device: torch.device, dtype: torch.dtype | None) -> None:
         assert config.diffusion is not None
@@ -98,7 +98,7 @@ class _BlocksInFile:
 def _read_part(
     path: Path, config: ModelConfig, part: Part, device: torch.device, dtype: torch.dtype | None, left: set[str]
 ) -> dict[str, torch.Tensor]:
-    """The tensors of a part by their names in it, without those that are ``left`` in the file."""
+    """Return the tensors of a part by their names in it, without those that are ``left`` in the file."""
     with TensorFile.open(path) as tensors:
         grids = check_file(tensors, config, [part])
         wanted = {layer: grid for layer, grid in grids.items() if f"{layer}.weight" not in left}
@@ -112,13 +112,13 @@ def _read_part(
 
 
 def _unpacked(packed: Packed, device: torch.device, dtype: torch.dtype | None) -> torch.Tensor:
-    """The values of a quantized matrix, in ``dtype`` or in the type of its scales."""
+    """Return the values of a quantized matrix, in ``dtype`` or in the type of its scales."""
     own = torch.bfloat16 if packed.storage == "BF16" else torch.float16
     return torch.from_numpy(dequantize(packed, "F32")).to(device, own if dtype is None else dtype)
 
 
 class StableAudio(nn.Module):
-    """All parts as one module whose parameter names are those of the checkpoint."""
+    """Hold all parts as one module whose parameter names are those of the checkpoint."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ def save_checkpoint(folder: str | Path, config: ModelConfig, state: dict[str, to
 
 
 def load_model(folder: str | Path, device: torch.device) -> StableAudio:
-    """The whole checkpoint in fp32, for training and tests."""
+    """Read the whole checkpoint in fp32, for training and tests."""
     config = ModelConfig.load(folder)
     check_folder(Path(folder), config)
     model = StableAudio(config)
