@@ -1,4 +1,4 @@
-"""Nominal peaks of chips, for floors and plans."""
+"""List nominal peaks of chips, for floors and plans."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CHIPS_FILE = Path(__file__).with_name("chips.json")
 
 @dataclass(frozen=True, kw_only=True)
 class Chip:
-    """Peaks in TFLOPS and GB/s; ``memory_gb`` where it is the chip's own, not that of the machine."""
+    """Hold peaks in TFLOPS and GB/s; ``memory_gb`` where it is the chip's own, not that of the machine."""
 
     name: str
     gpu_cores: int | None
@@ -25,4 +25,5 @@ class Chip:
 
     @classmethod
     def load_all(cls) -> list[Self]:
+        """Read the table of all chips."""
         return [cls(**entry) for entry in json.loads(CHIPS_FILE.read_text(encoding="utf-8"))["chips"]]

@@ -1,4 +1,4 @@
-"""Strict, frozen dataclasses that are read from JSON and TOML: every field is there, known and of its type."""
+"""Read frozen dataclasses from JSON and TOML, strictly: every field is there, known and of its type."""
 
 from __future__ import annotations
 

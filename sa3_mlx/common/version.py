@@ -1,4 +1,4 @@
-"""The version of the installed package, and of its source."""
+"""Tell the version of the installed package, and of its source."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SOURCE = Path(__file__).resolve().parents[2]
 
 
 def version() -> str:
-    """Such as "0.1.0"; "0+source" when the package runs from a source folder without being installed."""
+    """Return "0.1.0" or the like; "0+source" when the package runs from a source folder without being installed."""
     try:
         return installed_version("sa3")
     except PackageNotFoundError:
@@ -19,7 +19,7 @@ def version() -> str:
 
 
 def revision() -> str:
-    """The git revision of the source, with "-dirty" for changes that are not in it; ``version()`` without git."""
+    """Return the git revision of the source, "-dirty" with changes that are not in it; ``version()`` without git."""
     if not (SOURCE / ".git").exists():
         return version()
     command = ["git", "-C", str(SOURCE), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]

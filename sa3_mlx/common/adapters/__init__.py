@@ -1,1 +1,1 @@
-"""The adapter file format, and what a set of adapters does to a model."""
+"""Describe adapters, their files, and what a set of them does to a model."""

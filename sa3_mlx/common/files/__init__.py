@@ -1,1 +1,1 @@
-"""Files in and out: audio, pictures, tensors; every write is whole or not there."""
+"""Read and write files: audio, pictures, tensors; every write is whole or not there."""

@@ -1,4 +1,4 @@
-"""Read and write safetensors files one tensor at a time, bfloat16 included, with numpy alone.
+"""Read and write safetensors files one tensor at a time, bfloat16 included, with numpy only.
 
 The numpy side of the safetensors library knows no bfloat16 and wants every tensor in memory to write a file;
 checkpoints here reach 10 GB. bfloat16 values appear as their bit patterns (uint16) in ``raw`` and exactly widened to
@@ -265,6 +265,7 @@ class TensorEntry:
 
     @property
     def nbytes(self) -> int:
+        """Return the bytes of all values."""
         return math.prod(self.shape) * STORAGE[self.dtype].itemsize
 
 

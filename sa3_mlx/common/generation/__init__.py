@@ -1,1 +1,1 @@
-"""From a request to a plan: sampling, schedule, noise, regions, memory, events."""
+"""Go from a request to a sound: plan, schedule, noise, regions, memory, run, events."""

@@ -1,4 +1,4 @@
-"""The parts of a run that need no framework: texts, given audio and start in, finished audio and report out.
+"""Do what a run needs no framework for: texts, given audio and start in, finished audio and report out.
 
 Shapes: B batch, T latent frames, C latent channels, L samples, R samples per latent.
 """
@@ -31,7 +31,7 @@ Encode = Callable[[Audio], Latents]
 
 @dataclass(frozen=True, kw_only=True)
 class Texts:
-    """Every text of a request once, and which of them each item uses."""
+    """Hold every text of a request once, and which of them each item uses."""
 
     texts: tuple[str, ...]
     prompts: NDArray[np.int32]  # (B,) rows of ``texts``
@@ -40,6 +40,7 @@ class Texts:
 
     @classmethod
     def of(cls, request: Request) -> Self:
+        """Collect the texts of a request."""
         negatives = [item.negative_prompt for item in request.items]
         used = [item.prompt for item in request.items] + [text for text in negatives if text is not None]
         texts = tuple(dict.fromkeys(used))
@@ -54,10 +55,11 @@ class Texts:
 def encode_sources(
     request: Request, plan: Plan, config: ModelConfig, encode: Encode
 ) -> tuple[Latents | None, Latents | None]:
-    """Latents of the init and of the inpaint audio of every item, (B, T, C) each, None where there is none [B35].
+    """Encode the init and the inpaint audio of every item: (B, T, C) each, None where there is none [B35].
 
-    An item's audio is cropped or padded to the length that the item would have alone, so that its latents do not depend
-    on the batch; latents beyond it, which are never valid frames, are 0. Audio that is used twice is encoded once.
+    An item's audio is cropped or padded to the length that the item would have by itself, so that its latents do not
+    depend on the batch; latents beyond it, which are never valid frames, are 0. Audio that is used twice is encoded
+    once.
     """
     known: dict[tuple[int, int], Latents] = {}
 
@@ -78,7 +80,7 @@ def encode_sources(
 
 
 def local_input(plan: Plan, inpaint_latents: Latents | None, channels: int) -> NDArray[np.float32]:
-    """Mask (1 = keep) and masked latents (B, T, 1 + C), or zeros (B, 1, 1 + C) when nothing is kept [B7, B34]."""
+    """Return mask (1 = keep) and masked latents (B, T, 1 + C), or zeros (B, 1, 1 + C) where none is kept [B7, B34]."""
     if inpaint_latents is None:
         return np.zeros((len(plan.keep_frames), 1, 1 + channels), np.float32)
     keep = plan.keep_frames[..., None]
@@ -86,7 +88,7 @@ def local_input(plan: Plan, inpaint_latents: Latents | None, channels: int) -> N
 
 
 def start_latents(plan: Plan, noise: Latents, init_latents: Latents | None) -> Latents:
-    """(1 - s) z + s eps per item, or the noise alone: (B, T, C) [B30]."""
+    """Return (1 - s) z + s eps per item, or the noise itself: (B, T, C) [B30]."""
     if init_latents is None or plan.init is None:
         return noise
     level = np.array([init.noise_level for init in plan.init], np.float32)[:, None, None]
@@ -94,7 +96,7 @@ def start_latents(plan: Plan, noise: Latents, init_latents: Latents | None) -> L
 
 
 def decode_plan(plan: Plan, row: int, chunk_frames: int | None, config: ModelConfig) -> list[Chunk]:
-    """Chunks of one item: the frames of its audio and as many valid ones behind them as the decoder looks ahead."""
+    """Plan chunks of one item: the frames of its audio and as many valid ones after them as the decoder looks ahead."""
     same = config.same
     audible = samples_to_frames(plan.lengths.output_samples[row], same)
     frames = min(plan.lengths.valid[row], pad_frames(audible + halo(same, "decode"), same))
@@ -103,7 +105,7 @@ def decode_plan(plan: Plan, row: int, chunk_frames: int | None, config: ModelCon
 
 
 def decoder_noise(source: NoiseSource, row: int, chunk: Chunk, config: ModelConfig) -> tuple[Latents, Latents]:
-    """Normals for the latents (1, n, C) and the new tokens (1, n, stride, width), by absolute frame [B47]."""
+    """Draw normals for the latents (1, n, C) and the new tokens (1, n, stride, width), by absolute frame [B47]."""
     same, frames = config.same, chunk.stop - chunk.start
     latent = source(row, DECODER_LATENT, frames, same.latent_channels, chunk.start)
     tokens = source(row, DECODER_TOKENS, frames, same.stride * same.width, chunk.start)
@@ -111,13 +113,13 @@ def decoder_noise(source: NoiseSource, row: int, chunk: Chunk, config: ModelConf
 
 
 def kept_part(chunk: Chunk, decoded: Audio, samples_per_latent: int) -> Audio:
-    """Of the audio of a whole chunk, the samples of its kept frames."""
+    """Return the samples of the kept frames from the audio of a whole chunk."""
     first, last = chunk.keep_start - chunk.start, chunk.keep_stop - chunk.start
     return decoded[first * samples_per_latent : last * samples_per_latent]
 
 
 def check_latents(latents: object, config: ModelConfig) -> None:
-    """Raises ValueError unless ``latents`` is a finite, non-empty float32 array (T, C)."""
+    """Raise ValueError unless ``latents`` is a finite, non-empty float32 array (T, C)."""
     channels = config.same.latent_channels
     if not isinstance(latents, np.ndarray) or latents.dtype != np.float32:
         kind = str(latents.dtype) if isinstance(latents, np.ndarray) else type(latents).__name__
@@ -129,7 +131,10 @@ def check_latents(latents: object, config: ModelConfig) -> None:
 
 
 def open_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
-    """Raises ValueError for an autoencoder alone and for a tokenizer whose ids the text encoder does not have."""
+    """Open the tokenizer of a checkpoint folder.
+
+    Raises ValueError for an autoencoder without a text encoder and for a tokenizer whose ids it does not have.
+    """
     if config.diffusion is None:
         raise ValueError(f"{config.name} is an autoencoder alone and reads no prompts; choose a model with a DiT")
     text, path = config.diffusion.text_encoder, folder / TOKENIZER_FILE
@@ -142,7 +147,7 @@ def open_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
 
 
 class Clip:
-    """One item's audio while it is decoded: cut to the asked length, kept samples pasted back."""
+    """Collect one item's audio while it is decoded: cut to the asked length, kept samples pasted back."""
 
     def __init__(self, row: int, request: Request, plan: Plan, config: ModelConfig) -> None:
         length = plan.lengths.output_samples[row]
@@ -166,6 +171,7 @@ class Clip:
         return AudioChunk(item=self._row, start=start, audio=self.audio[start : self._done].copy())
 
     def seams(self) -> tuple[Seam, ...]:
+        """Report the joints; empty without kept audio."""
         return () if self._paste is None else self._paste.seams(self._decoded)
 
 
@@ -177,6 +183,7 @@ def generation(
     config: ModelConfig,
     timings: dict[str, float],
 ) -> Generation:
+    """Return the result of a run with latents (B, T, C)."""
     return Generation(
         request=request,
         audio=tuple(clip.audio for clip in clips),

@@ -1,4 +1,4 @@
-"""What a run yields on its way and returns at its end, and where its noise comes from; shared by both twins.
+"""Describe what a run yields on its way and returns at its end, and where its noise comes from.
 
 Shapes: B batch, T latent frames, C latent channels, L samples.
 """
@@ -30,7 +30,7 @@ Latents = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class Conditioned:
-    """Prompts and given audio are encoded; sampling comes next."""
+    """Tell that prompts and given audio are encoded; sampling comes next."""
 
     frames: int  # T that the model runs on
     valid: tuple[int, ...]  # of them, per item
@@ -39,8 +39,11 @@ class Conditioned:
 
 @dataclass(frozen=True, kw_only=True)
 class Stepped:
-    """Step ``index`` of ``steps`` is done. ``denoised`` (B, T, C), an array of the backend, is what the model expected
-    of the end at the start of this step; frames beyond an item's valid ones mean nothing."""
+    """Tell that step ``index`` of ``steps`` is done.
+
+    ``denoised`` (B, T, C), an array of the backend, is what the model expected of the end at the start of this step;
+    frames beyond an item's valid ones mean nothing.
+    """
 
     index: int
     steps: int
@@ -49,14 +52,14 @@ class Stepped:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampled:
-    """All steps are done, and the DiT is freed if nothing stays in memory. ``latents`` (B, T, C): see ``denoised``."""
+    """Tell that all steps are done, and the DiT freed if nothing stays. ``latents`` (B, T, C): see ``denoised``."""
 
     latents: Latents
 
 
 @dataclass(frozen=True, kw_only=True)
 class AudioChunk:
-    """Finished samples of one item from ``start`` on, (n, channels); an item's chunks, joined, are its audio."""
+    """Give finished samples of one item from ``start`` on; an item's chunks, joined, are its audio."""
 
     item: int  # place in the batch
     start: int  # sample of the clip
@@ -102,7 +105,7 @@ class Generation:
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """The last event."""
+    """Give the result; this is the last event."""
 
     generation: Generation
 
@@ -111,14 +114,14 @@ Event = Conditioned | Stepped | Sampled | AudioChunk | Finished
 
 
 class NoiseSource(Protocol):
-    """Standard normals of one item for one purpose: frames ``start .. start + frames`` -> (frames, channels)."""
+    """Draw standard normals of one item for one purpose: frames ``start .. start + frames`` -> (frames, channels)."""
 
     def __call__(self, item: int, purpose: Purpose, frames: int, channels: int, start: int) -> Latents: ...
 
 
 @dataclass(frozen=True)
 class SeededNoise:
-    """The usual source: an item's noise depends on its seed alone."""
+    """Draw noise from seeds, the usual way: an item's depends on its seed and on nothing else."""
 
     seeds: Sequence[int]
 
@@ -127,13 +130,13 @@ class SeededNoise:
 
 
 def batch_of(source: NoiseSource, purpose: Purpose, shape: tuple[int, ...], channels: int) -> Latents:
-    """Noise of every item from frame 0 on, shape (B, T) -> (B, T, channels)."""
+    """Draw noise of every item from frame 0 on, shape (B, T) -> (B, T, channels)."""
     items, frames = shape
     return np.stack([source(item, purpose, frames, channels, 0) for item in range(items)])
 
 
 class Stopwatch:
-    """Seconds by stage: ``with watch("text"): ...`` adds to it. What a caller does between events does not count."""
+    """Add up seconds by stage: ``with watch("text"): ...``. What a caller does between events does not count."""
 
     def __init__(self, *stages: str) -> None:
         self.seconds = dict.fromkeys(stages, 0.0)

@@ -68,7 +68,7 @@ class Phase:
 
     @property
     def peak(self) -> int:
-        """Bytes at the worst moment."""
+        """Return the bytes at the worst moment."""
         return self.weights + self.activations
 
 
@@ -84,7 +84,7 @@ class MemoryPlan:
 
     @property
     def peak(self) -> int:
-        """Bytes at the worst moment of all phases."""
+        """Return the bytes at the worst moment of all phases."""
         return max(phase.peak for phase in self.phases)
 
     def text(self) -> str:

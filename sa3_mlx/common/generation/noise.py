@@ -1,11 +1,11 @@
-"""Counter-based noise: the same seed gives the same numbers to every backend, batch position and clip length.
+"""Draw noise by a counter: a seed gives the same numbers to every backend, batch position and clip length.
 
-Contract [A15.8]. A value depends on (seed, purpose, frame, channel) and on the
-number of channels, never on the batch, on its neighbours or on how many frames are drawn, so
+Contract [A15.8]. A value depends on (seed, purpose, frame, channel) and on the number of channels, never on the batch,
+on its neighbours or on how many frames are drawn, so
 
-- two items with one seed get the same noise, alone or in any batch,
+- two items with one seed get the same noise, by themselves or in any batch,
 - a longer clip's noise begins with the shorter clip's,
-- any range of frames can be drawn alone (``start``), so chunked decoding sees what whole decoding sees,
+- any range of frames can be drawn (``start``), so chunked decoding sees what whole decoding sees,
 - the number of steps leaves the initial noise as it is: every purpose is a stream of its own.
 
 Layout: Philox 4x64 with key (seed, 0) and the 256-bit counter (block, 0, index, stream). Each frame takes a whole
@@ -32,7 +32,7 @@ Float32Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Purpose:
-    """What noise is for: ``stream`` separates the uses, ``index`` the draws of one use (the sampler step)."""
+    """Say what noise is for: ``stream`` separates the uses, ``index`` the draws of one use (the sampler step)."""
 
     stream: int
     index: int = 0
@@ -44,25 +44,28 @@ DECODER_TOKENS = Purpose(3)  # added to the decoder's new tokens [B47]
 
 
 def step(index: int) -> Purpose:
-    """Noise that a stochastic sampler adds at the end of step ``index`` (0, 1, ...) [B27]."""
+    """Return the purpose of what a stochastic sampler adds at the end of step ``index`` (0, 1, ...) [B27].
+
+    Raises ValueError for a negative index.
+    """
     if index < 0:
         raise ValueError(f"step index is {index}: steps count from 0")
     return Purpose(1, index)
 
 
 def check_seed(seed: int) -> None:
-    """Raises ValueError unless ``seed`` is a Python int in 0 .. 2**63 - 1."""
+    """Raise ValueError unless ``seed`` is a Python int in 0 .. 2**63 - 1."""
     if type(seed) is not int or not 0 <= seed <= SEED_MAX:
         raise ValueError(f"seed is {seed!r}: allowed are the integers 0 to {SEED_MAX}")
 
 
 def random_seed() -> int:
-    """A fresh seed from the operating system, short enough to note down (0 .. 2**32 - 1)."""
+    """Return a fresh seed from the operating system, short enough to note down (0 .. 2**32 - 1)."""
     return secrets.randbelow(2**32)
 
 
 def noise(seed: int, purpose: Purpose, frames: int, channels: int, *, start: int = 0) -> Float32Array:
-    """Standard normal noise of frames ``start .. start + frames`` -> (frames, channels) float32, time-major.
+    """Draw standard normals of frames ``start .. start + frames`` -> (frames, channels) float32, time-major.
 
     Raises ValueError for a seed outside 0 .. 2**63 - 1 and for impossible sizes.
     """
@@ -82,5 +85,5 @@ def noise(seed: int, purpose: Purpose, frames: int, channels: int, *, start: int
 
 
 def batch_noise(seeds: Sequence[int], purpose: Purpose, frames: int, channels: int, *, start: int = 0) -> Float32Array:
-    """One seed per item -> (B, frames, channels) float32."""
+    """Draw noise with one seed per item -> (B, frames, channels) float32. Raises as ``noise``."""
     return np.stack([noise(seed, purpose, frames, channels, start=start) for seed in seeds])

@@ -115,17 +115,17 @@ class LoadedParts(ABC, Generic[Array]):
 
     @cached_property
     def hash(self) -> str:
-        """``"sha256:..."`` of the weights; reads the whole file once."""
+        """Hash the weights, ``"sha256:..."``; reads the whole file once."""
         return file_hash(self.folder / WEIGHTS_FILE)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """Raises ValueError for an autoencoder alone and for a tokenizer of another text encoder."""
+        """Open the tokenizer. Raises ValueError for an autoencoder without one, and for one of another text encoder."""
         return open_tokenizer(self.folder, self.config)
 
     @property
     def loaded(self) -> tuple[Part, ...]:
-        """Parts that are in memory."""
+        """List the parts that are in memory."""
         return tuple(part for part in parts_of(self.config) if part in self._parts)
 
     def load_part(self, part: Part) -> Any:

@@ -1,4 +1,4 @@
-"""Inpainting regions: from seconds to a mask of latent frames, and back into the source audio with clean seams.
+"""Turn inpainting regions from seconds to a mask of latent frames, and paste them into the source with clean seams.
 
 A region [start, stop) is generated, the rest is kept. The official code never pastes kept audio back [B30]; here the
 kept samples of the result are bit-exact copies of the source.
@@ -25,7 +25,7 @@ _SILENCE_DB = -120.0
 
 @dataclass(frozen=True)
 class Region:
-    """Samples ``start .. stop`` (exclusive) that are generated."""
+    """Mark samples ``start .. stop`` (exclusive) that are generated."""
 
     start: int
     stop: int
@@ -33,7 +33,7 @@ class Region:
 
 @dataclass(frozen=True, kw_only=True)
 class Seam:
-    """One joint between kept and generated audio."""
+    """Report one joint between kept and generated audio."""
 
     sample: int  # first generated sample ("in"), or first kept one after a region ("out")
     side: Literal["in", "out"]  # of the generated region
@@ -42,7 +42,7 @@ class Seam:
 
 
 def to_regions(seconds: Sequence[tuple[float, float]], sample_rate: int) -> tuple[Region, ...]:
-    """Regions in seconds -> samples [int(start sr), int(end sr)), in time order; touching ones are joined [B34].
+    """Turn seconds into samples [int(start sr), int(end sr)), in time order; touching regions are joined [B34].
 
     Raises ValueError for an empty, reversed, negative or overlapping region, for numbers that are not finite and for
     anything but pairs of numbers.
@@ -75,7 +75,7 @@ def to_regions(seconds: Sequence[tuple[float, float]], sample_rate: int) -> tupl
 def keep_frames(
     regions: Sequence[Region], clip_samples: int, frames: int, samples_per_latent: int
 ) -> NDArray[np.float32]:
-    """Mask of latent frames (T,) float32: 1 keep, 0 generate [B34].
+    """Return a mask of latent frames (T,) float32: 1 keep, 0 generate [B34].
 
     Frame i follows its first sample, 4096 i in the released models: generated if that sample lies in a region, or at or
     beyond ``clip_samples``, the item's own duration.
@@ -88,7 +88,7 @@ def keep_frames(
 
 
 def generated_frames(region: Region, samples_per_latent: int) -> int:
-    """Latent frames that a region makes the model generate; 0 means that it is too short to have any effect."""
+    """Count the latent frames that a region makes the model generate; with 0 it is too short to have any effect."""
     return -(-region.stop // samples_per_latent) - -(-region.start // samples_per_latent)
 
 
@@ -104,7 +104,7 @@ def paste_back(
 
 
 class PasteBack:
-    """The source with generated regions in it; a sample of the result needs that sample of the generated audio alone.
+    """Paste generated regions into the source; a sample of the result needs only that sample of the generated audio.
 
     Outside the regions every sample is the source's, bit for bit. The equal-power crossfade (at most ``crossfade_ms``,
     at most half of a region with two seams) lies inside the regions. It fades from the source itself where the source
@@ -129,7 +129,7 @@ class PasteBack:
                 self._joints.append(_joint(source, seam, samples, direction))
 
     def piece(self, generated: Audio, start: int) -> Audio:
-        """Result for the generated samples from ``start`` on, (n, channels) -> (n, channels)."""
+        """Return the result for the generated samples from ``start`` on, (n, channels) -> (n, channels)."""
         stop = start + len(generated)
         result = generated.copy()
         kept = 0
@@ -145,7 +145,7 @@ class PasteBack:
         return result
 
     def seams(self, generated: Audio) -> tuple[Seam, ...]:
-        """The report, from the whole generated audio (L, channels)."""
+        """Report all joints, from the whole generated audio (L, channels)."""
         window = max(1, round(_LEVEL_WINDOW_MS * self._sample_rate / 1000))
         seams: list[Seam] = []
         for joint in self._joints:
@@ -164,7 +164,7 @@ class PasteBack:
 
 
 def first_uncovered(regions: Sequence[Region], source_samples: int, clip_samples: int) -> int | None:
-    """First sample of the clip that is neither in a region nor in the source; None when all are. Regions in order."""
+    """Find the first sample that is neither in a region nor in the source; None when all are. Regions in order."""
     position = source_samples
     for region in regions:
         if region.start <= position:
@@ -183,7 +183,7 @@ def _check_cover(regions: Sequence[Region], length: int, source_length: int) -> 
 
 @dataclass(frozen=True)
 class _Joint:
-    """Crossfade of one seam, n samples from the seam into the region: result = kept + gain * generated."""
+    """Crossfade one seam, n samples from the seam into the region: result = kept + gain * generated."""
 
     seam: int
     direction: int  # 1: the region begins at the seam, -1: it ends there

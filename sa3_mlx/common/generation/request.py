@@ -53,7 +53,7 @@ class Item(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class InitAudio(Config):
-    """Start from this audio instead of from noise alone; ``noise_level`` 1 forgets it, near 0 keeps it [B30]."""
+    """Start from this audio and noise instead of noise only; ``noise_level`` 1 forgets it, near 0 keeps it [B30]."""
 
     audio: Audio  # (L, channels), floats; not stored
     noise_level: float  # above 0 and up to 1

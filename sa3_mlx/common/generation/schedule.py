@@ -1,4 +1,4 @@
-"""Noise schedules: t from 1 (noise) to 0 (data), one row per item [B22-B25].
+"""Make noise schedules: t from 1 (noise) to 0 (data), one row per item [B22-B25].
 
 Computed in float64 and rounded to float32 once. B batch.
 """
@@ -27,7 +27,7 @@ def sigmas(
     *,
     monotone: bool = False,
 ) -> NDArray[np.float32]:
-    """Times of every step -> (B, steps + 1) float32, first sigma_max, last 0.
+    """Return the times of every step (B, steps + 1) float32, first sigma_max, last 0.
 
     ``lengths``: effective frames of each item (B,). ``sigma_max`` in (0, 1]: one level, or one per item.
 
@@ -66,7 +66,7 @@ def _cut(shift: ShiftConfig, ramp: Float64Array, top: Float64Array, frames: Floa
 
 
 def _warp(shift: ShiftConfig, t: Float64Array, frames: Float64Array) -> Float64Array:
-    """Warp of B24: t (B, N) or (1, N), frames (B, 1) -> (B, N)."""
+    """Warp t (B, N) or (1, N) for frames (B, 1) -> (B, N) [B24]."""
     t = np.broadcast_to(t, (frames.shape[0], t.shape[1]))
     if shift.type == "logsnr":
         end = shift.end
@@ -80,7 +80,7 @@ def _warp(shift: ShiftConfig, t: Float64Array, frames: Float64Array) -> Float64A
 
 
 def _unwarp(shift: ShiftConfig, sigma: Float64Array, frames: Float64Array) -> Float64Array:
-    """Inverse of ``_warp`` for levels inside its range; outside it may leave 0..1."""
+    """Invert ``_warp`` for levels inside its range; outside it may leave 0..1."""
     if shift.type == "logsnr":
         with np.errstate(divide="ignore"):
             logit = np.log(sigma) - np.log1p(-sigma)
@@ -97,7 +97,7 @@ def _logsnr_start(shift: ShiftConfig, frames: Float64Array) -> Float64Array:
 
 
 def _alpha(shift: ShiftConfig, frames: Float64Array) -> Float64Array:
-    """full, flux and none are all alpha t / (1 + (alpha - 1) t); 'full' writes alpha as exp(-mu)."""
+    """Return alpha: full, flux and none are all alpha t / (1 + (alpha - 1) t); 'full' writes it as exp(-mu)."""
     if shift.type == "none":
         return np.ones_like(frames)
     clamped = np.clip(frames, _MIN_FRAMES, _MAX_FRAMES)

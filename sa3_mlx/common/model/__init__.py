@@ -1,1 +1,1 @@
-"""Models as data: configurations, presets, tensors of a checkpoint, lengths, chunks."""
+"""Describe models as data: configurations, presets, tensors of a checkpoint, lengths, chunks."""

@@ -1,4 +1,4 @@
-"""What is in ``model.safetensors`` of a checkpoint folder: the name and shape of every tensor, from the configuration.
+"""List what ``model.safetensors`` of a checkpoint folder holds: name and shape of every tensor, by configuration.
 
 A folder of format "sa3/1" holds ``config.json``, ``model.safetensors`` and, with a text encoder, ``tokenizer.json``.
 Weights of linear maps are (out, in). Legend: D width, C latent channels, N layer number.
@@ -30,18 +30,18 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def parts_of(config: ModelConfig) -> tuple[Part, ...]:
-    """The parts a complete checkpoint of this configuration has."""
+    """Return the parts that a complete checkpoint of this configuration has."""
     return PARTS if config.diffusion is not None else ("same",)
 
 
 def parts_in(names: Collection[str]) -> tuple[Part, ...]:
-    """The parts that these tensor names belong to, in the order of ``PARTS``."""
+    """Return the parts that these tensor names belong to, in the order of ``PARTS``."""
     found = {name.split(".", 1)[0] for name in names}
     return tuple(part for part in PARTS if part in found)
 
 
 def expected_tensors(config: ModelConfig, parts: Collection[str] | None = None) -> Shapes:
-    """Name and shape of every tensor of a checkpoint, or of some parts of it (a converted DiT without its autoencoder).
+    """Return name and shape of every tensor of a checkpoint, or of some parts of it (a DiT without its autoencoder).
 
     Raises ValueError for a part that the configuration does not have.
     """
@@ -63,7 +63,7 @@ def expected_tensors(config: ModelConfig, parts: Collection[str] | None = None) 
 
 
 def check_tensors(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Raises ValueError that lists every missing, unexpected and mis-shaped tensor of ``where`` (a file)."""
+    """Raise ValueError that lists every missing, unexpected and mis-shaped tensor of ``where`` (a file)."""
     problems = [f"missing: {name} {expected[name]}" for name in sorted(set(expected) - set(found))]
     problems += [f"unexpected: {name} {tuple(found[name])}" for name in sorted(set(found) - set(expected))]
     problems += [
@@ -87,7 +87,7 @@ def _mlp(prefix: str, in_size: int, width: int, out_size: int, *, bias: bool) ->
 
 
 def _feed_forward(prefix: str, width: int, inner: int) -> Shapes:
-    """Gated: proj_in gives value and gate [B14]."""
+    """List a gated feed-forward: proj_in gives value and gate [B14]."""
     return _linear(f"{prefix}.proj_in", 2 * inner, width, bias=True) | _linear(
         f"{prefix}.proj_out", width, inner, bias=True
     )

@@ -1,7 +1,7 @@
-"""Plans for encoding and decoding a long clip in chunks of latent frames, exact by construction.
+"""Plan to encode and decode a long clip in chunks of latent frames, exact by construction.
 
-All numbers are latent frames; audio samples are frames times ``config.samples_per_latent``. A chunk is computed alone
-on the frames ``start..stop`` and only ``keep_start..keep_stop`` of its result is used; kept ranges tile the clip.
+All numbers are latent frames; audio samples are frames times ``config.samples_per_latent``. A chunk is computed by
+itself on the frames ``start..stop`` and only ``keep_start..keep_stop`` of its result is used; kept ranges tile the clip.
 
 Why the halo of ``halo()`` frames makes chunked equal whole:
 
@@ -30,7 +30,7 @@ Direction = Literal["encode", "decode"]
 
 @dataclass(frozen=True)
 class Chunk:
-    """Frames ``start..stop`` are computed, ``keep_start..keep_stop`` of them are used; all counted in the clip."""
+    """Compute frames ``start..stop`` and use ``keep_start..keep_stop`` of them; all are counted in the clip."""
 
     start: int
     stop: int
@@ -39,12 +39,12 @@ class Chunk:
 
 
 def pad_frames(frames: int, config: SAMEConfig) -> int:
-    """Frames rounded up to what the transformer runs on: a multiple of ``config.frame_multiple``."""
+    """Return frames rounded up to what the transformer runs on: a multiple of ``config.frame_multiple``."""
     return -(-frames // config.frame_multiple) * config.frame_multiple
 
 
 def halo(config: SAMEConfig, direction: Direction) -> int:
-    """Frames to compute and drop on each inner edge of a chunk, so that the kept ones equal the whole clip's."""
+    """Return the frames to compute and drop on each inner edge of a chunk: the others equal the whole clip's."""
     if config.attention == "chunked":
         return config.span
     if direction == "encode":
@@ -53,17 +53,17 @@ def halo(config: SAMEConfig, direction: Direction) -> int:
 
 
 def default_chunk_frames(config: SAMEConfig, direction: Direction) -> int:
-    """128 frames as in the official code, more where the halo would be much of it: 192 for SAME-L."""
+    """Return 128 frames as in the official code, more where the halo would be much of it: 192 for SAME-L."""
     return pad_frames(max(128, 16 * halo(config, direction)), config)
 
 
 def stream_chunk_frames(config: SAMEConfig) -> int:
-    """Short chunks for decoding while somebody listens: the first sound comes early, the halos cost a little more."""
+    """Return short chunks for decoding while somebody listens: sound comes early, the halos cost a little more."""
     return pad_frames(max(32, 4 * halo(config, "decode")), config)
 
 
 def check_chunk_frames(chunk_frames: int, config: SAMEConfig, direction: Direction) -> None:
-    """Raises ValueError for a chunk size that cannot be exact with this autoencoder."""
+    """Raise ValueError for a chunk size that cannot be exact with this autoencoder."""
     multiple = config.frame_multiple
     smallest = 2 * halo(config, direction) + multiple
     if chunk_frames < smallest or chunk_frames % multiple:
@@ -75,7 +75,7 @@ def check_chunk_frames(chunk_frames: int, config: SAMEConfig, direction: Directi
 
 
 def chunk_plan(frames: int, chunk_frames: int | None, config: SAMEConfig, direction: Direction) -> list[Chunk]:
-    """Chunks in time order whose kept parts, joined, equal the result on the whole clip of ``frames`` frames.
+    """Return chunks in time order whose kept parts, joined, equal the result on the whole clip of ``frames`` frames.
 
     ``chunk_frames`` None, or a clip that fits into one chunk, gives one chunk. Otherwise as few chunks as possible, all
     about equally long and none longer than ``chunk_frames``: the frames computed twice are 2 ``halo()`` per inner edge.
@@ -102,7 +102,7 @@ def chunk_plan(frames: int, chunk_frames: int | None, config: SAMEConfig, direct
 
 
 def official_plan(frames: int, chunk_frames: int = 128, overlap: int = 32) -> list[Chunk]:
-    """The chunks of the official code [B48], only for comparison with its outputs: they may have visible seams.
+    """Return the chunks of the official code [B48], only for comparison with its outputs: they may have visible seams.
 
     Starts 0, hop, 2 hop ... and a last one at ``frames - chunk_frames``; half the overlap is dropped at inner edges and
     a later chunk overwrites an earlier one. For encoding it holds when the audio is a whole number of latents.

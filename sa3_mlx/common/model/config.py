@@ -1,4 +1,4 @@
-"""Strict, frozen configurations: every size of every model is data in these dataclasses.
+"""Configure models, strictly: every size of every model is data in these frozen dataclasses.
 
 Source: [A1] and [A3]. ``config.json`` of a checkpoint folder is ``ModelConfig.to_dict()``.
 """
@@ -22,7 +22,7 @@ TIMESTEP_FEATURES = 256  # [B5], [B8]
 
 @dataclass(frozen=True, kw_only=True)
 class TextEncoderConfig(Config):
-    """T5Gemma encoder half [B1, B2]. Head size is ``width // heads``."""
+    """Size the encoder half of T5Gemma [B1, B2]. Head size is ``width // heads``."""
 
     vocab_size: int
     width: int
@@ -41,7 +41,7 @@ class TextEncoderConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class DiTConfig(Config):
-    """Diffusion transformer [A6]. Heads are ``width // 64``."""
+    """Size the diffusion transformer [A6]. Heads are ``width // 64``."""
 
     width: int
     depth: int
@@ -55,12 +55,13 @@ class DiTConfig(Config):
 
     @property
     def heads(self) -> int:
+        """Count the heads of every attention."""
         return self.width // HEAD_SIZE
 
 
 @dataclass(frozen=True, kw_only=True)
 class SAMEConfig(Config):
-    """SAME autoencoder [A11].
+    """Size the SAME autoencoder [A11].
 
     ``attention`` "chunked" is SAME-S: full attention inside chunks of ``span`` latents, later layers shifted by half
     a chunk [B41]. "sliding" is SAME-L: a band that reaches ``span`` latents to each side [B42].
@@ -99,22 +100,23 @@ class SAMEConfig(Config):
 
     @property
     def heads(self) -> int:
+        """Count the heads of every attention."""
         return self.width // HEAD_SIZE
 
     @property
     def samples_per_latent(self) -> int:
-        """R: audio samples per latent frame (4096 in the released models)."""
+        """Return R, audio samples per latent frame (4096 in the released models)."""
         return self.patch_size * self.stride
 
     @property
     def frame_multiple(self) -> int:
-        """The transformer runs on a multiple of this many latents: the chunk for SAME-S, 1 for SAME-L."""
+        """Return how many latents the transformer runs on a multiple of: the chunk for SAME-S, 1 for SAME-L."""
         return self.span if self.attention == "chunked" else 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShiftConfig(Config):
-    """Sampling-time warp of the schedule [B24]; ``type`` picks the formula, the other fields its constants.
+    """Set the sampling-time warp of the schedule [B24]; ``type`` picks the formula, the other fields its constants.
 
     logsnr: (start, end, rate) = anchor log-SNR, end log-SNR, rate per octave of length over 2000 frames.
     full:   (start, end, rate) = base shift, max shift, 1.0 with the optional sine warp else 0.0.
@@ -136,7 +138,7 @@ class ShiftConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionConfig(Config):
-    """Everything beside the autoencoder."""
+    """Describe everything beside the autoencoder."""
 
     objective: Literal["rf_denoiser", "rectified_flow"]
     max_frames: int  # longest clip in latent frames, head-room included [B31]
@@ -156,7 +158,7 @@ class DiffusionConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Config):
-    """One checkpoint. ``diffusion`` is None in a checkpoint that holds only an autoencoder."""
+    """Describe one checkpoint. ``diffusion`` is None in a checkpoint that holds only an autoencoder."""
 
     name: str
     sample_rate: int  # Hz
@@ -170,9 +172,9 @@ class ModelConfig(Config):
 
     @property
     def usual_sampling(self) -> Sampling:
-        """The sampling that suits the model: its own, else the official one of its objective [B26].
+        """Return the sampling that suits the model: its own, else the official one of its objective [B26].
 
-        Raises ConfigError for an autoencoder alone.
+        Raises ConfigError for an autoencoder without a diffusion model.
         """
         if self.sampling is not None:
             return self.sampling
@@ -188,11 +190,12 @@ class ModelConfig(Config):
 
     @property
     def frames_per_second(self) -> float:
+        """Return latent frames per second of audio."""
         return self.sample_rate / self.same.samples_per_latent
 
     @property
     def max_seconds(self) -> float:
-        """Longest clip that can be asked for, in seconds; 0.0 for an autoencoder alone."""
+        """Return the longest clip that can be asked for, in seconds; 0.0 for an autoencoder by itself."""
         if self.diffusion is None:
             return 0.0
         return self.diffusion.max_frames * self.same.samples_per_latent / self.sample_rate

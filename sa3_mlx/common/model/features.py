@@ -1,4 +1,4 @@
-"""Fourier features of time and duration, and the rotary angles: float32 constants and host-side trigonometry.
+"""Compute Fourier features of time and duration, and rotary angles: float32 constants, trigonometry on the host.
 
 The angles of the Fourier features reach 62832 rad, so the last bit of a frequency decides: the constants below are the
 exact float32 values of the official code, and cos and sin are taken accurately on the host, once, for both twins
@@ -47,9 +47,9 @@ assert FREQUENCIES.size * 2 == TIMESTEP_FEATURES and ROTARY_FREQUENCIES.size * 2
 
 
 def fourier_features(values: ArrayLike) -> Float32Array:
-    """(N,) in 0..1 -> (N, 256) float32, the 128 cosines first [B5, B8].
+    """Return (N, 256) float32 of (N,) in 0..1, the 128 cosines first [B5, B8].
 
-    Used with t itself (the timestep) and with seconds / 384 (the duration). The angle is formed in float32 as
+    Used with t itself (the timestep) and with seconds / seconds_max (the duration). The angle is formed in float32 as
     ((u f) 2) pi in this order; cos and sin of that angle are computed in float64 and rounded once.
     """
     u = np.asarray(values, dtype=np.float32).reshape(-1, 1)
@@ -65,7 +65,7 @@ def seconds_features(seconds: ArrayLike, seconds_max: float) -> Float32Array:
 
 
 def rope_table(positions: ArrayLike) -> tuple[Float32Array, Float32Array]:
-    """Positions (N,) -> cos (N, 16), sin (N, 16), float32; the angle is position x frequency in float32 [B12]."""
+    """Return cos and sin (N, 16), float32, of positions (N,); the angle is position x frequency in float32 [B12]."""
     angles = np.asarray(positions, dtype=np.float32).reshape(-1, 1) * ROTARY_FREQUENCIES  # (N, 16)
     exact = angles.astype(np.float64)
     return np.cos(exact).astype(np.float32), np.sin(exact).astype(np.float32)

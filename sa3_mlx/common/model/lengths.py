@@ -1,4 +1,4 @@
-"""Seconds, samples and latent frames: the only place that converts between them [B25, B31, B32].
+"""Convert between seconds, samples and latent frames; no other place does [B25, B31, B32].
 
 Seconds become samples by ``int(seconds * sample_rate)`` in Python floats, as in the official code.
 R is ``config.same.samples_per_latent`` (4096 in the released models).
@@ -18,7 +18,7 @@ _OFFICIAL_CHUNK_PATCHES = 32  # default ``chunk_size`` of the official encoder c
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """Lengths of a batch: frames are shared, the other fields have one entry per item."""
+    """Hold the lengths of a batch: frames are shared, the other fields have one entry per item."""
 
     frames: int  # T, latent frames that the model runs on
     effective: tuple[int, ...]  # L, frames of the asked duration; the schedule and nothing else depends on it [B25]
@@ -35,7 +35,7 @@ def seconds_to_samples(seconds: float, sample_rate: int) -> int:
 
 
 def samples_to_seconds(samples: int, sample_rate: int) -> float:
-    """The shortest time that ``seconds_to_samples`` turns back into exactly ``samples``."""
+    """Return the shortest time that ``seconds_to_samples`` turns back into exactly ``samples``."""
     seconds = samples / sample_rate
     while seconds_to_samples(seconds, sample_rate) < samples:
         seconds = math.nextafter(seconds, math.inf)
@@ -43,31 +43,31 @@ def samples_to_seconds(samples: int, sample_rate: int) -> float:
 
 
 def longest(config: ModelConfig) -> str:
-    """The longest clip of a model, for people: rounded down, so that it can be asked for."""
+    """Return the longest clip of a model, for people: rounded down, so that it can be asked for."""
     return f"{math.floor(config.max_seconds * 100) / 100:.2f} s"
 
 
 def samples_to_frames(samples: int, same: SAMEConfig) -> int:
-    """Latent frames that cover ``samples``."""
+    """Return the latent frames that cover ``samples``."""
     return -(-samples // same.samples_per_latent)
 
 
 def effective_frames(seconds: float, config: ModelConfig) -> int:
-    """L: frames of a duration without head-room, at least 1 [B25]."""
+    """Return L, frames of a duration without head-room, at least 1 [B25]."""
     return max(1, samples_to_frames(seconds_to_samples(seconds, config.sample_rate), config.same))
 
 
 def length_multiple(same: SAMEConfig) -> int:
-    """A clip has a multiple of this many frames [B31]: 2 in all released models."""
+    """Return how many frames a clip has a multiple of [B31]: 2 in all released models."""
     if same.attention == "chunked":
         return same.span
     return max(1, _OFFICIAL_CHUNK_PATCHES // same.stride)
 
 
 def clip_lengths(seconds: Sequence[float], config: ModelConfig, head_room_seconds: float) -> Lengths:
-    """Lengths of a batch of durations [B31, B32]. The frame count is capped at the model's ``max_frames``.
+    """Return the lengths of a batch of durations [B31, B32]. The frame count is capped at the model's ``max_frames``.
 
-    Durations are not checked here (``request.validate`` does); an autoencoder alone raises ValueError.
+    Durations are not checked here, ``request.validate`` does. Raises ValueError for an autoencoder by itself.
     """
     if config.diffusion is None:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Number types in which the networks compute; the autoencoder and the sampler's state are always float32."""
+"""Choose number types of the networks; the autoencoder and the sampler's state are always float32."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ TEXT_DTYPES = ("auto", "float32", "bfloat16")  # activations of T5Gemma overflow
 
 @dataclass(frozen=True, kw_only=True)
 class Precision:
-    """``dtype``: of the DiT, "float32", "float16" or "bfloat16". ``text_dtype``: None is that of the file, 16 bits."""
+    """Name the types of the DiT and the text encoder: "float32", "float16", "bfloat16"; text None is the file's own."""
 
     dtype: str
     text_dtype: str | None
 
     @property
     def bytes(self) -> int:
-        """Of one number of the DiT."""
+        """Return the bytes of one number of the DiT."""
         return 4 if self.dtype == "float32" else 2
 
     @property
     def text_bytes(self) -> int:
-        """Of one number of the text encoder."""
+        """Return the bytes of one number of the text encoder."""
         return 4 if self.text_dtype == "float32" else 2
 
 
 def choose_precision(dtype: str, text_dtype: str, *, on_gpu: bool) -> Precision:
-    """What "auto" means: float32 on a CPU; on a GPU float16 for the DiT and the file's own for the text encoder [B3].
+    """Say what "auto" means: float32 on a CPU; on a GPU float16 for the DiT, the file's own for the text encoder [B3].
 
     Raises ValueError for a name that is not allowed.
     """
@@ -42,8 +42,10 @@ def choose_precision(dtype: str, text_dtype: str, *, on_gpu: bool) -> Precision:
 
 
 def allowed_precisions(dtype: str, text_dtype: str, *, on_gpu: bool) -> tuple[Precision, ...]:
-    """``choose_precision`` first, then what "auto" may become where memory is short: 16 bits, the DiT's before the
-    text encoder's."""
+    """Return what ``choose_precision`` does, then what "auto" may become where memory is short.
+
+    That is 16 bits, for the DiT before the text encoder.
+    """
     found = [choose_precision(dtype, text_dtype, on_gpu=on_gpu)]
     if dtype == "auto" and found[-1].bytes > 2:
         found.append(replace(found[-1], dtype="float16"))

@@ -1,4 +1,4 @@
-"""Every known model on one screen [A1]. Adding a size means adding one entry here."""
+"""List every known model on one screen [A1]. A new size is one entry here."""
 
 from __future__ import annotations
 

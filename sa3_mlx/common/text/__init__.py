@@ -1,1 +1,1 @@
-"""Text to token ids."""
+"""Turn text into token ids."""

@@ -1,4 +1,4 @@
-"""Text to token ids, exactly as the text encoder was trained: no BOS, no EOS, right padding with 0 [B1].
+"""Turn text into token ids, exactly as the text encoder was trained: no BOS, no EOS, right padding with 0 [B1].
 
 Shapes: B batch, S tokens.
 """
@@ -33,7 +33,7 @@ def collapse_padding(mask: NDArray[np.bool_]) -> tuple[int, NDArray[np.float32]]
 
 
 class Tokenizer:
-    """Reads a ``tokenizer.json`` of the tokenizers library; its own padding, truncation and template are not used.
+    """Read a ``tokenizer.json`` of the tokenizers library; its own padding, truncation and template are not used.
 
     Raises FileNotFoundError for a missing file and ValueError for one that is no tokenizer.
     """
@@ -53,22 +53,22 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Largest token id + 1."""
+        """Return the largest token id + 1."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     def count(self, text: str) -> int:
-        """Tokens of ``text`` before truncation: above ``max_length`` the end of the text is not heard."""
+        """Count tokens of ``text`` before truncation: above ``max_length`` the end of the text has no effect."""
         return len(self._tokens(text))
 
     def closed_vocabulary(self) -> tuple[str, ...]:
-        """All words of a tokenizer that knows whole words only, in the order of their ids; else empty."""
+        """Return all words of a tokenizer that knows whole words only, in the order of their ids; else nothing."""
         if not isinstance(self._tokenizer.model, tokenizers.models.WordLevel):
             return ()
         ids = self._tokenizer.get_vocab(with_added_tokens=False)
         return tuple(word for word in sorted(ids, key=lambda word: ids[word]) if not word.startswith("<"))
 
     def unknown(self, text: str) -> tuple[str, ...]:
-        """Words of ``text`` that a closed vocabulary does not have, then runs of characters that it leaves out
+        """Return words of ``text`` that a closed vocabulary does not have, then runs of characters that it leaves out
         (punctuation aside); empty for a tokenizer of word pieces."""
         model = self._tokenizer.model
         if not isinstance(model, tokenizers.models.WordLevel):
@@ -87,7 +87,7 @@ class Tokenizer:
         return not plain and not self._tokens(character)
 
     def encode(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        """(B,) texts -> ids (B, S) int32 and mask (B, S) bool, true at tokens, S = ``max_length``.
+        """Return ids (B, S) int32 and mask (B, S) bool, true at tokens, of (B,) texts, S = ``max_length``.
 
         A longer text is cut at the right. An empty text gives an all-false mask.
         """
