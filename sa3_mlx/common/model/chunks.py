@@ -1,7 +1,7 @@
 """Plan to encode and decode a long clip in chunks of latent frames, exact by construction.
 
 All numbers are latent frames; audio samples are frames times ``config.samples_per_latent``. A chunk is computed by
-itself on the frames ``start..stop`` and only ``keep_start..keep_stop`` of its result is used; kept ranges tile the clip.
+itself on the frames ``start..stop``, and ``keep_start..keep_stop`` of its result are used; kept ranges tile the clip.
 
 Why the halo of ``halo()`` frames makes chunked equal whole:
 
