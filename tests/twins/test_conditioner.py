@@ -37,6 +37,14 @@ def test_durations_saturate_at_both_ends(twin: Twin, checkpoints: dict[str, Path
     np.testing.assert_allclose(out, cond["seconds_total.out"][:, 0], rtol=0, atol=ABSOLUTE)
 
 
+def test_the_longest_duration_is_configured(twin: Twin) -> None:
+    """[B5]: other checkpoints of the family saturate elsewhere."""
+    conditioner = twin.module("conditioner").Conditioner(16, 47.5)
+    found = twin.numpy(conditioner.embed_seconds(np.array([23.75, 47.5, 100.0])))
+    conditioner.seconds_max = 384.0
+    np.testing.assert_array_equal(found, twin.numpy(conditioner.embed_seconds(np.array([192.0, 384.0, 384.0]))))
+
+
 def test_the_duration_is_the_last_token_and_the_global_vector(
     twin: Twin, checkpoints: dict[str, Path], model: str, cond: Cases
 ) -> None:

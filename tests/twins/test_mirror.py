@@ -13,6 +13,7 @@ import pytest
 from sa3_mlx.common.model.checkpoint import expected_tensors, parts_of
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.presets import PRESETS
+from tests.support.official_checkpoint import TINY_VARIED
 from tests.support.tiny import TINY
 
 torch = pytest.importorskip("torch")
@@ -32,7 +33,7 @@ FILES = (
     "pipeline",
     "trajectory",
 )
-CONFIGS = {**PRESETS, **TINY}
+CONFIGS = {**PRESETS, **TINY, TINY_VARIED.name: TINY_VARIED}
 # What one twin has and the other has no use for.
 TORCH_ONLY = {
     "weights": {"StableAudio", "save_checkpoint", "load_model"},  # training holds and writes whole models
