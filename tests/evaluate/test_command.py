@@ -110,7 +110,7 @@ def test_the_loss_of_the_linear_model_is_the_linear_baseline() -> None:
 
 
 def test_the_velocity_is_that_of_sampling(workspace: Path) -> None:
-    """At the states of a run (measured: equal to 1e-6)."""
+    """Compare at the states of a run (measured: equal to 1e-6)."""
     pipeline = Pipeline.load(workspace / "random", device="cpu")
     request = Request(items=(Item(prompt="low bell", seconds=0.4, seed=3),), sampling=Sampling.parse("euler:2:2"))
     conditional, _, _, empty = visit(pipeline, request)
@@ -132,7 +132,7 @@ def test_one_step_of_the_teacher_itself_has_no_error(workspace: Path) -> None:
 
 
 def test_inpainting_of_a_random_model_is_worse_than_its_own_autoencoder(workspace: Path) -> None:
-    """Whose error would be 0; a clip too short is left out."""
+    """Compare with its error, which would be 0; a clip too short is left out."""
     pipeline = Pipeline.load(workspace / "random", device="cpu")
     clip = ClipSet(workspace / "clips").clips[0]
     sound = np.random.default_rng(0).standard_normal((40_000, 2)).astype(np.float32) * 0.1
@@ -179,7 +179,7 @@ def test_every_measure_of_a_run(workspace: Path) -> None:
 
 
 def test_prompts_of_training_clips(workspace: Path) -> None:
-    """Recipes are chosen by them: no held-out clip is analysed, and nothing is said about copies."""
+    """Choose recipes by them: no held-out clip is analysed, and nothing is said about copies."""
     pipeline, clips = Pipeline.load(workspace / "random", device="cpu"), ClipSet(workspace / "clips")
     analyser, done = Analyser(judge=Judge(), spaces=()), []
     real = analyse_real(analyser, pipeline, clips, "training", 5, advance=done.append)

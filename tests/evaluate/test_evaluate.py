@@ -1,4 +1,4 @@
-"""Measures of generated sounds obey their definitions on cases whose answer is known."""
+"""Test measures of generated sounds on cases whose answer is known."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ RATE = 44_100
 
 
 def burst(seed: int, *, decay_db: float, dull: float = 0.0) -> np.ndarray:
-    """1.5 s of white noise (L, 1) that falls by ``decay_db`` a second; ``dull`` of what is above 5 kHz is taken."""
+    """Return 1.5 s of white noise (L, 1) that falls by ``decay_db`` a second, without ``dull`` of what is
+    above 5 kHz."""
     noise = np.random.default_rng(seed).standard_normal(RATE * 3 // 2)
     spectrum = np.fft.rfft(noise)
     spectrum[np.fft.rfftfreq(len(noise), 1 / RATE) > 5000] *= 1 - dull
@@ -42,7 +43,7 @@ def normals(count: int, seed: int, size: int = 6) -> np.ndarray:
 
 
 def test_frechet_distance_of_normals() -> None:
-    """|m|^2 + tr(A + B - 2 sqrt(AB)): with equal covariances the squared distance of the means."""
+    """Compute |m|^2 + tr(A + B - 2 sqrt(AB)): with equal covariances the squared distance of the means."""
     a = normals(400, 0, 8)
     assert frechet(a, a) == pytest.approx(0, abs=1e-9)
     assert frechet(a, a + 3) == pytest.approx(8 * 9)
@@ -50,7 +51,7 @@ def test_frechet_distance_of_normals() -> None:
 
 
 def test_frechet_distance_has_the_closed_form_of_the_true_normals() -> None:
-    """Diagonal covariances: |m|^2 + sum (s_a - s_b)^2 (measured: within 1 %); float32 features change nothing."""
+    """Take diagonal covariances: |m|^2 + sum (s_a - s_b)^2 (measured: within 1 %); float32 features change nothing."""
     first, second = np.array([1.0, 2.0, 0.5, 3.0]), np.array([2.0, 2.0, 1.5, 1.0])
     a, b = normals(40_000, 1, 4) * first, normals(40_000, 2, 4) * second + 0.7
     wanted = 4 * 0.49 + np.square(first - second).sum()
@@ -108,7 +109,8 @@ def joined(*parts: Analysis) -> Analysis:
 
 
 def tail_of_decay(rate: float) -> float:
-    """Of a level that falls by ``rate`` dB a second: mean power of three segments beside that of the first 15 ms."""
+    """Return the mean power of three segments beside that of the first 15 ms, for a level that falls by ``rate`` dB a
+    second."""
     a = rate * np.log(10) / 10
 
     def power(start: float, end: float) -> float:
@@ -119,7 +121,7 @@ def tail_of_decay(rate: float) -> float:
 
 
 def test_level_of_the_tail_and_brightness_of_the_attack_are_in_db() -> None:
-    """Of noise that falls by 20 and by 30 dB a second; halving what is above 5 kHz makes it 6 dB darker."""
+    """Take noise that falls by 20 and by 30 dB a second; halving what is above 5 kHz makes it 6 dB darker."""
     slow, fast = (features(burst(0, decay_db=rate)) for rate in (20, 30))
     assert tail_level(slow) == pytest.approx(tail_of_decay(20), abs=0.7)
     assert tail_level(fast) == pytest.approx(tail_of_decay(30), abs=0.7)
@@ -168,7 +170,7 @@ def steady(hz: float) -> np.ndarray:
 
 
 def test_a_cut_is_a_seam() -> None:
-    """A fading tone that becomes another one in the middle, beside the tone as it is."""
+    """Compare a fading tone that becomes another one in the middle with the tone as it is."""
     edge, fade = RATE // 2, np.exp(-3 * np.arange(RATE) / RATE)[:, None]
     low, high = fade * steady(440), fade * steady(2000)
     cut = np.concatenate([low[:edge], high[edge:]])
@@ -209,7 +211,7 @@ def test_faults_count_each_clip_once() -> None:
 
 
 class WordClap:
-    """Sound and text of the same letter have the same vector; padding would spoil the mean if it counted."""
+    """Give sound and text of the same letter the same vector; padding would spoil the mean if it counted."""
 
     def embed_audio(self, latents: torch.Tensor, valid: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         assert t.shape == (len(latents),) and not t.any()
@@ -239,9 +241,11 @@ def test_adherence_by_a_clap_on_latents() -> None:
 
 
 def fake_transformers() -> ModuleType:
-    """A CLAP whose features are the mean and the length of the sound, and the length of the text."""
+    """Make a CLAP whose features are the mean and the length of the sound, and the length of the text."""
 
     class FakeProcessor:
+        """Turn sounds and texts into two numbers each."""
+
         @classmethod
         def from_pretrained(cls, folder: Path, *, local_files_only: bool) -> FakeProcessor:
             assert local_files_only and folder.is_dir()
@@ -253,6 +257,8 @@ def fake_transformers() -> ModuleType:
             return {"values": torch.tensor(values), **({"padding": torch.tensor(padding)} if text else {})}
 
     class FakeModel(FakeProcessor):
+        """Return the numbers as features."""
+
         def eval(self) -> FakeModel:
             return self
 

@@ -24,6 +24,8 @@ RATE = 44_100
 
 @dataclass(frozen=True)
 class Written:
+    """Hold what a clip was written as."""
+
     caption: str
     label: str
     instrument: str | None
@@ -74,7 +76,7 @@ def test_chords_are_named(root, quality, third):
 
 
 def test_new_variations_of_drums_and_noises_are_recognised(judge):
-    """Another seed than the one the judge was trained on."""
+    """Draw them with another seed than the one the judge was trained on."""
     clips = [
         (recipe(generator(991, 1, d, i)), Written(name, name, None, None))
         for d, (name, recipe) in enumerate(DRUMS.items())

@@ -1,4 +1,4 @@
-"""The quantizer equals MLX bit for bit: packed words, scales, biases and decoded values."""
+"""Test that the quantizer equals MLX bit for bit: packed words, scales, biases and decoded values."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_golden_vectors(case) -> None:
 
 
 def matrices(group: int) -> dict[str, np.ndarray]:
-    """Rows of three groups: drawn from several distributions, and groups made by hand."""
+    """Return rows of three groups: drawn from several distributions, and groups made by hand."""
     rng = np.random.default_rng(group)
     shape, normal = (6, 3 * group), rng.standard_normal((6, 3 * group))
     near = rng.standard_normal(shape) * 3e-7
@@ -168,7 +168,7 @@ def test_packing_is_a_stream_of_bits_and_has_an_inverse(bits: int) -> None:
 
 @pytest.mark.parametrize(("bits", "storage"), list(itertools.product(BITS, ("F16", "BF16"))))
 def test_values_in_fp32_need_one_rounding(bits: int, storage: Storage) -> None:
-    """With half-precision scales the product is exact: float64 arithmetic, rounded once, gives the same bits."""
+    """Compare with float64 arithmetic, rounded once: with half-precision scales the product is exact."""
     weight = round_to(np.random.default_rng(bits).standard_normal((8, 128)).astype(np.float32), storage)
     packed = quantize(weight, bits=bits, group=64, storage=storage)
     scales, biases = (np.repeat(a, 64, -1).astype(np.float64) for a in (packed.scales, packed.biases))

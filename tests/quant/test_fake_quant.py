@@ -74,7 +74,7 @@ def test_a_frozen_grid_stays_and_stops_the_gradient_outside_of_its_range() -> No
 
 
 def test_the_grid_of_packed_weights_can_be_kept() -> None:
-    """Values that another grid was made for."""
+    """Use a grid that was made for other values."""
     weight = random_weight(3, 4, 64).half().float()
     packed = quantize((1.5 * weight).half().float().numpy(), bits=4, group=32, storage="F16")
     found = FakeQuant(bits=4, group=32, storage="F16", shape=(4, 64))

@@ -1,4 +1,4 @@
-"""GPTQ: smaller output error than rounding to nearest, for every width, in the same format."""
+"""Test GPTQ: smaller output error than rounding to nearest, for every width, in the same format."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sa3_mlx.common.quant.gptq import compensate, gptq, passes
 
 
 def layer(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Weights (48, 128) and inputs to calibrate on and to judge by, correlated and with a few loud channels."""
+    """Return weights (48, 128) and inputs to calibrate on and to judge by, correlated and with a few loud channels."""
     rng = np.random.default_rng(seed)
     mixing = rng.standard_normal((128, 128)) * (1 + np.arange(128)) ** -0.5
     mixing[:, 5] *= 8
@@ -26,7 +26,7 @@ def error(weight: np.ndarray, packed: Packed, inputs: np.ndarray) -> float:
 
 @pytest.mark.parametrize("bits", BITS)
 def test_output_error_is_smaller_than_that_of_rounding(bits: int) -> None:
-    """On inputs that were not calibrated on. Measured: 0.35 to 0.65 of the error of rounding."""
+    """Compare on inputs that were not calibrated on. Measured: 0.35 to 0.65 of the error of rounding."""
     weight, calibration, held_out = layer(bits)
     hessian = calibration.T.astype(np.float64) @ calibration
     found = gptq(weight, hessian, bits=bits, group=32, storage="F16")
@@ -37,7 +37,7 @@ def test_output_error_is_smaller_than_that_of_rounding(bits: int) -> None:
 
 
 def test_white_inputs_leave_nothing_to_make_up_for() -> None:
-    """With a diagonal Hessian every column is rounded to nearest on the grid of its group."""
+    """Round every column to nearest on the grid of its group where the Hessian is diagonal."""
     weight, _, _ = layer(0)
     found = gptq(weight, np.eye(128), bits=4, group=64, storage="F16")
     nearest = quantize(weight, bits=4, group=64, storage="F16")

@@ -1,4 +1,4 @@
-"""Checkpoints with quantized layers: the file says what it holds, both twins load it strictly and agree."""
+"""Test checkpoints with quantized layers: the file says what it holds, both twins load it strictly and agree."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_the_file_says_what_it_holds(source: Path, folder: Path) -> None:
 
 
 def test_other_tensors_keep_their_bytes(source: Path, folder: Path) -> None:
-    """But for single-precision matrices beside quantized ones of the DiT, which become half precision."""
+    """Except single-precision matrices beside quantized ones of the DiT, which become half precision."""
     with TensorFile.open(source / "model.safetensors") as old, TensorFile.open(folder / "model.safetensors") as new:
         for name in old.names():
             if name.removesuffix(".weight") in WIDTHS:
@@ -109,7 +109,7 @@ def test_mlx_keeps_the_weights_packed(folder: Path) -> None:
 
 @pytest.mark.parametrize("part", ["dit", "same"])
 def test_twins_agree_on_a_quantized_model(folder: Path, part: str) -> None:
-    """Measured: 1e-6 (DiT), 2e-6 (SAME)."""
+    """Compare both networks; measured: 1e-6 (DiT), 2e-6 (SAME)."""
     pytest.importorskip("torch")
     pytest.importorskip("mlx.core")
     rng, found = np.random.default_rng(0), []
@@ -132,7 +132,7 @@ def test_twins_agree_on_a_quantized_model(folder: Path, part: str) -> None:
 
 
 def test_twins_agree_on_a_quantized_text_encoder(tmp_path: Path) -> None:
-    """Stored in bfloat16, as the released ones are. Measured: 4e-7."""
+    """Store it in bfloat16, as the released ones are. Measured: 4e-7."""
     pytest.importorskip("torch")
     pytest.importorskip("mlx.core")
     assert CONFIG.diffusion is not None
@@ -162,7 +162,7 @@ def test_twins_agree_on_a_quantized_text_encoder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bits", BITS)
 def test_quantized_product_equals_the_product_with_the_values(bits: int) -> None:
-    """Measured: 4e-7 relative."""
+    """Compare products; measured: 4e-7 relative."""
     mx = pytest.importorskip("mlx.core")
     rng = np.random.default_rng(bits)
     weight, x = (rng.standard_normal(s).astype(np.float32) for s in ((24, 128), (5, 128)))
@@ -174,7 +174,7 @@ def test_quantized_product_equals_the_product_with_the_values(bits: int) -> None
 
 
 def _rewritten(folder: Path, out: Path, change) -> Path:
-    """The weight file with its entries and metadata changed."""
+    """Write the weight file with its entries and metadata changed."""
     out.mkdir()
     with TensorFile.open(folder / "model.safetensors") as file:
         entries = {n: TensorEntry(n, *file.info(n), lambda n=n: file.raw(n)) for n in file.names()}

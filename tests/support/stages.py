@@ -6,8 +6,10 @@ A stage needs one line here: name -> how to build it from the workspace and ``--
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -49,6 +51,12 @@ MODEL = dataclasses.replace(
         DEMO.diffusion, max_frames=48, dit=dataclasses.replace(DEMO.diffusion.dit, width=64, depth=1, memory_tokens=2)
     ),
 )
+PICTURES = (  # what draws them
+    "sa3_torch.train.run.logs.save_spectrogram",
+    "sa3_torch.train.run.loop.plot_run",
+    "sa3_torch.train.autoencoder.demo.draw_rows",
+    "sa3_torch.train.clap.stage.plot_matrix",
+)
 SHORT = ("train.compile=false", "train.precision='fp32'", "train.validate_every=1000", "train.save_every=1000")
 
 
@@ -74,10 +82,19 @@ def write_tiny_clips(folder: Path) -> ClipSet:
     return write_clips(folder, map(draft, range(16)), channels=1, about={})
 
 
+@contextmanager
+def without_pictures() -> Iterator[None]:
+    """Draw nothing inside: that would take longer than tiny trainings."""
+    with ExitStack() as stack:
+        for name in PICTURES:
+            stack.enter_context(patch(name))
+        yield
+
+
 def make_workspace(folder: Path) -> None:
     """Clips, a barely trained autoencoder, its latents, a tokenizer, and a model of random weights."""
     clips = write_tiny_clips(folder / "clips")
-    train(autoencoder_stage(folder, "train.steps=2"), folder / "run")
+    train(autoencoder_stage(folder, "train.steps=2"), folder / "run", evaluated=False)
     encoding = EncodeConfig(copies=2, seed=0, shard_frames=100, chunk_frames=None)
     PreEncoder(ClipSource(clips, 2), folder / "run" / "model", folder / "latents", encoding).run()
     save_tokenizer(folder / "tokenizer.json")
@@ -92,9 +109,11 @@ def export_base(workspace: Path) -> None:
     stage.export(workspace / "base", stage.model.state_dict())
 
 
-def train(stage: Stage, folder: Path) -> Trainer:
-    """A whole run."""
+def train(stage: Stage, folder: Path, *, evaluated: bool = True) -> Trainer:
+    """Run a stage to the end; without measures, demos and pictures, which take most of the time, where asked to."""
     trainer = trainer_of(stage, folder)
+    if not evaluated:
+        trainer._evaluate = lambda _log: None  # type: ignore[method-assign]
     assert trainer.run()
     return trainer
 

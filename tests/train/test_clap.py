@@ -1,4 +1,4 @@
-"""Latent CLAP: its losses, its measures, what it does with padding and noise, its folder [T6]."""
+"""Test latent CLAP: its losses, its measures, what it does with padding and noise, its folder [T6]."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def stage(workspace: Path) -> ClapStage:
 
 @pytest.fixture(scope="module")
 def made(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that a short run exported."""
+    """Return the folder that a short run exported."""
     out = tmp_path_factory.mktemp("clap")
     train(clap_stage(workspace, "train.steps=3", "train.validate_every=3"), out)
     return out / "model"
@@ -55,14 +55,14 @@ def clap(made: Path) -> LatentClap:
 
 
 def test_info_nce_by_hand() -> None:
-    """Two pairs whose cosines are 1 and 0, scale ln 3: the right one has 3/4 of the softmax."""
+    """Take two pairs whose cosines are 1 and 0, scale ln 3: the right one has 3/4 of the softmax."""
     x = torch.eye(2)
     loss = info_nce(x, x, torch.tensor([math.log(3)]), torch.eye(2, dtype=torch.bool))
     assert float(loss) == pytest.approx(-math.log(0.75), abs=1e-6)
 
 
 def test_texts_that_say_nothing_give_ln_b() -> None:
-    """Equal vectors of all sounds; and shuffled captions, where the best that a scale can do is to vanish."""
+    """Give equal vectors of all sounds; and shuffled captions, where the best that a scale can do is to vanish."""
     b, distinct = 32, torch.eye(32, dtype=torch.bool)
     same = units(1, 8).expand(b, -1)
     assert float(info_nce(same, same, torch.tensor([14.0]), distinct)) == pytest.approx(math.log(b), abs=1e-5)
@@ -74,7 +74,7 @@ def test_texts_that_say_nothing_give_ln_b() -> None:
 
 
 def test_duplicate_captions_do_not_increase_the_loss() -> None:
-    """Everything twice: as equal captions it is the same loss, as false negatives ln 2 more."""
+    """Put everything in twice: as equal captions it is the same loss, as false negatives ln 2 more."""
     audio, text, scale = units(6, 8), units(6, 8, seed=1), torch.tensor([10.0])
     once, twice = float(info_nce(audio, text, scale, torch.eye(6, dtype=torch.bool))), list(range(6)) * 2
     equal = torch.tensor([[a == b for b in twice] for a in twice])
@@ -86,7 +86,7 @@ def test_duplicate_captions_do_not_increase_the_loss() -> None:
 
 
 def test_uniformity_and_alignment_by_hand() -> None:
-    """Of opposite vectors, |x - y|^2 = 4; equal captions are no negatives, and a batch of them gives 0."""
+    """Take opposite vectors, |x - y|^2 = 4; equal captions are no negatives, and a batch of them gives 0."""
     x = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     apart = ~torch.eye(2, dtype=torch.bool)
     assert float(uniformity(x, x, apart)) == pytest.approx(-8.0)
@@ -139,7 +139,7 @@ def test_noise_and_times_of_a_part_are_those_of_the_whole(stage: ClapStage) -> N
 
 
 def test_padding_does_not_change_the_vectors(clap: LatentClap) -> None:
-    """Measured: 1e-7. Frames beyond the valid ones, a longer batch and padded text."""
+    """Add frames beyond the valid ones, a longer batch and padded text. Measured: 1e-7."""
     z, t = noise(3, 10, C), torch.tensor([0.0, 0.3, 0.9])
     valid = torch.arange(10)[None] < torch.tensor([10, 7, 1])[:, None]
     wanted = clap.embed_audio(z, valid, t)
@@ -208,7 +208,7 @@ def test_a_loaded_folder_is_what_was_trained(workspace: Path, made: Path, clap: 
 
 
 def test_another_autoencoder_is_refused(workspace: Path, made: Path, tmp_path: Path) -> None:
-    """Its own one is known again in any model, whatever else is there and in whatever float type."""
+    """Recognise its own one in any model, whatever else is there and in whatever float type."""
     assert LatentClap.load(made, autoencoder=workspace / "base").config.latent_channels == C
     state = load_model(workspace / "base", torch.device("cpu")).state_dict()
     save_checkpoint(
@@ -220,7 +220,8 @@ def test_another_autoencoder_is_refused(workspace: Path, made: Path, tmp_path: P
 
 
 def test_the_hash_of_a_part_does_not_depend_on_the_file(workspace: Path, tmp_path: Path) -> None:
-    """An autoencoder in single precision, and in half precision in a diffusion model; one weight moved is another."""
+    """Hash an autoencoder in single precision, and in half precision in a diffusion model; one weight moved
+    is another."""
     paths = [workspace / name / "model.safetensors" for name in ("run/model", "base")]
     assert len({tensors_hash(path, "same.") for path in paths}) == 1
     state = load_model(workspace / "base", torch.device("cpu")).state_dict()

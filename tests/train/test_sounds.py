@@ -1,4 +1,4 @@
-"""The recipe of the demo sounds, the clip cache and the vocabulary."""
+"""Test the recipe of the demo sounds, the clip cache and the vocabulary."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _draft(name: str, audio: np.ndarray) -> Draft:
 
 
 def _fake_render(events, font):
-    """Half a second of noise per event, of a different length each, instead of fluidsynth."""
+    """Return half a second of noise per event, of a different length each, instead of fluidsynth."""
     assert font == FONT
     rng = np.random.default_rng(1)
     return [rng.uniform(-0.5, 0.5, 22_000 + i).astype(np.float32) for i in range(len(events))]

@@ -1,4 +1,4 @@
-"""What a run of stage 0 leaves to hear and see."""
+"""Test the sounds and pictures of a run of stage 0."""
 
 from __future__ import annotations
 
@@ -18,22 +18,15 @@ from sa3_torch.train.autoencoder.demo import draw_rows, sensitivity
 from tests.support.stages import autoencoder_stage, complete_stage
 
 
-def rows_of(stage, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
-    """What the picture of a demo shows."""
-    seen: dict[str, np.ndarray] = {}
-    monkeypatch.setattr(
-        demo, "draw_rows", lambda path, rows, title: (seen.update(rows), draw_rows(path, rows, title=title))
-    )
-    with torch.no_grad():
-        stage.demo(folder, 7)
-    assert (folder / "000007.png").is_file() and (folder / "000007-latents.png").stat().st_size > 10_000
-    return seen
-
-
-def test_the_demo_shows_latents_heads_and_what_discriminators_feel(
+def test_the_demo_shows_latents_heads_and_sensitivity_and_ends_with_a_chirp(
     workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = rows_of(complete_stage(workspace), tmp_path, monkeypatch)
+    seen: dict[str, np.ndarray] = {}
+    draw = lambda path, rows, title: (seen.update(rows), draw_rows(path, rows, title=title))  # noqa: E731
+    monkeypatch.setattr(demo, "draw_rows", draw)
+    with torch.no_grad():
+        complete_stage(workspace).demo(tmp_path, 7)
+    assert (tmp_path / "000007.png").is_file() and (tmp_path / "000007-latents.png").stat().st_size > 10_000
     names = [
         f"{name}, {what}" for name in ("chroma_1", "chroma_5", "chroma_8", "level") for what in ("targets", "outputs")
     ]
@@ -42,11 +35,6 @@ def test_the_demo_shows_latents_heads_and_what_discriminators_feel(
     assert [len(seen[name]) for name in ("latents", *names)] == [frames] * 9
     assert seen["chroma_5, targets"].shape[1] == 128 and seen["level, outputs"].shape[1] == 32
     assert seen["discriminators' sensitivity, log10"].shape[1] == 257
-
-
-def test_the_sounds_end_with_a_chirp(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = autoencoder_stage(workspace)
-    assert list(rows_of(stage, tmp_path, monkeypatch)) == ["latents"]
     audio, rate = soundfile.read(tmp_path / "000007.wav")
     assert len(audio) == 2 * (4 * 16_000 + 44_100) and rate == 44_100
     chirp = audio[-2 * 44_100 : -44_100, 0]
@@ -55,8 +43,19 @@ def test_the_sounds_end_with_a_chirp(workspace: Path, tmp_path: Path, monkeypatc
     assert spectra[0] < 10 and spectra[-1] > 200
 
 
-class Ear(torch.nn.Module):
-    """Hears only the mean of the samples beyond the middle."""
+def test_without_networks_beside_it_an_autoencoder_shows_its_latents(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(demo, "save_sound", lambda path, *_, **__: seen.append(path.name))
+    monkeypatch.setattr(demo, "draw_rows", lambda path, rows, **_: seen.extend([path.name, *rows]))
+    with torch.no_grad():
+        autoencoder_stage(workspace).demo(tmp_path, 7)
+    assert seen == ["000007.wav", "000007-latents.png", "latents"]
+
+
+class LaterHalf(torch.nn.Module):
+    """Return the mean of the samples beyond the middle."""
 
     def forward(self, audio: torch.Tensor) -> list[tuple[torch.Tensor, list[torch.Tensor]]]:
         return [(audio[:, 4096:].mean((1, 2))[:, None], [])]
@@ -64,7 +63,7 @@ class Ear(torch.nn.Module):
 
 def test_sensitivity_is_where_a_discriminator_listens(workspace: Path) -> None:
     adversary = complete_stage(workspace).adversary
-    adversary.discriminators = Ear()
+    adversary.discriminators = LaterHalf()
     real, fake = torch.randn(2, 1, 8192, 2, generator=torch.Generator().manual_seed(0))
     found = sensitivity(adversary, real, 0.1 * fake)[0]
     assert found.shape == (65, 257)

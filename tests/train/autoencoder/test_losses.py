@@ -1,4 +1,4 @@
-"""Losses of the autoencoder and of flow matching: identities and hand-computed values [T1.9], [T4.9]."""
+"""Test losses of the autoencoder and of flow matching: identities and hand-computed values [T1.9], [T4.9]."""
 
 from __future__ import annotations
 

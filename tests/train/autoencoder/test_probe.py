@@ -1,4 +1,4 @@
-"""Linear probes of latents, and the measures of held-out crops."""
+"""Test linear probes of latents, and the measures of held-out crops."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_pitch_class_of_tones(midi: int, expected: int, bins: int) -> None:
 
 @pytest.fixture(scope="module")
 def notes(tmp_path_factory: pytest.TempPathFactory) -> ClipSet:
-    """Sines of two octaves at two levels; one of four is held out."""
+    """Write sines of two octaves at two levels; one of four is held out."""
 
     def draft(number: int) -> Draft:
         midi, level = 60 + number % 24, 0.2 + 0.1 * (number // 24)
@@ -88,7 +88,7 @@ def notes(tmp_path_factory: pytest.TempPathFactory) -> ClipSet:
 
 
 def mixed(audio: np.ndarray) -> np.ndarray:
-    """Latents that hold the targets, mixed: (T, 56)."""
+    """Return latents that hold the targets, mixed: (T, 56)."""
     found = Regressors(SMALL, 44_100, 1024, 56).targets(torch.from_numpy(audio)[None], len(audio) // 1024)
     targets = torch.cat([found["chroma_4"][0], found["level"][0]], dim=-1).numpy()
     return targets @ np.random.default_rng(1).standard_normal((56, 56)).astype(np.float32)

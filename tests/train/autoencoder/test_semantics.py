@@ -1,4 +1,4 @@
-"""Alignment network, regressors and critic on latents [T1.4.3] to [T1.4.5] and [T1.9]."""
+"""Test alignment network, regressors and critic on latents [T1.4.3] to [T1.4.5] and [T1.9]."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from sa3_torch.train.autoencoder.semantics import (
 )
 from sa3_torch.train.flow.times import truncated_logit_normal
 from sa3_torch.train.networks.init import seeded
+from tests.support.learning import learn
 
 RATE = 44_100
 ALIGNMENT = AlignmentConfig(width=64, depth=2)
@@ -52,7 +53,7 @@ def critic() -> Critic:
 
 
 def triples(batch: int) -> dict[str, torch.Tensor]:
-    """Sounds, texts and latents that belong together by a random code of each item."""
+    """Make sounds, texts and latents that belong together by a random code of each item."""
     code = noise(batch, 1, 6)
     return {
         "audio": (code.repeat(1, 32, 1)[:, :, :2] + 0.1 * noise(batch, 32, 2, seed=1)),
@@ -61,18 +62,6 @@ def triples(batch: int) -> dict[str, torch.Tensor]:
         "z": code.repeat(1, 4, 1) + 0.1 * noise(batch, 4, 6, seed=3),
         "captions": torch.arange(batch),
     }
-
-
-def learn(parameters, loss, steps: int, lr: float) -> tuple[float, float]:
-    optimizer, values = torch.optim.Adam(parameters, lr=lr), []
-    for _ in range(steps):
-        value = loss()
-        optimizer.zero_grad()
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
-        optimizer.step()
-        values.append(float(value.detach()))
-    return values[0], values[-1]
 
 
 @pytest.mark.parametrize(("stride", "channels"), [(1024, 64), (4096, 256)])
@@ -135,7 +124,7 @@ def test_the_gradient_reaches_latents_through_input_and_target_unless_detached()
 def test_alignment_alone_learns_one_batch() -> None:
     net, eps = alignment(), noise(3, 7, 5, seed=1)
     t, z = truncated_logit_normal(3, torch.Generator().manual_seed(0)), noise(3, 1, 5).expand(-1, 7, -1)
-    first, last = learn(net.parameters(), lambda: net.loss(z, t, eps, detach=True)["alignment"], 100, 3e-3)
+    first, last = learn(net.parameters(), lambda: net.loss(z, t, eps, detach=True)["alignment"], steps=60, rate=3e-3)
     assert last < 0.3 * first
 
 
@@ -193,7 +182,7 @@ def test_targets_of_silence_are_zero() -> None:
 
 
 def test_targets_follow_the_time_of_the_latents() -> None:
-    """Half tone, half silence: the middle of the step lies where the sound ends, whatever the stride."""
+    """Find the middle of the step where the sound ends, whatever the stride: half tone, half silence."""
     audio = tone(440, 65536)
     audio[:, 32768:] = 0
     for stride in (512, 1024, 4096):
@@ -208,7 +197,9 @@ def test_heads_alone_learn_one_batch_each() -> None:
     net, z = regressors(), noise(2, 16, 8)
     audio = torch.cat([tone(440, right=0.1), tone(3000, left=0.2)])
     for name in net.weights:
-        first, last = learn(net.parameters(), lambda name=name: net.loss(z, audio, detach=True)[name], 150, 2e-2)
+        first, last = learn(
+            net.parameters(), lambda name=name: net.loss(z, audio, detach=True)[name], steps=60, rate=3e-2
+        )
         assert last < 0.5 * first, name
 
 
@@ -256,7 +247,7 @@ def test_number_of_shifts() -> None:
 
 
 def test_pitfall_3_pairs_of_equal_captions_are_left_out_of_the_mean() -> None:
-    """With one text for all, exchanging it changes no score: such pairs would only add a constant softplus(0.5)."""
+    """Exchange a text that all have, which changes no score: such pairs would only add a constant softplus(0.5)."""
     net, batch = critic(), triples(3)
     batch["text"] = batch["text"][:1].expand(3, -1, -1)
     distinct = net.loss(**batch, corruptions=None, rows=slice(None), detach=True)["critic"]
@@ -293,8 +284,8 @@ def test_critic_alone_learns_one_batch() -> None:
     first, last = learn(
         net.parameters(),
         lambda: net.loss(**batch, corruptions=None, rows=slice(None), detach=True)["critic"],
-        80,
-        1e-3,
+        steps=80,
+        rate=1e-3,
     )
     assert last < 0.6 * first  # the margin of the normed scores ends at 0.4 as long as their weight stays small
     assert float(net.loss(**batch, corruptions=None, rows=slice(None), detach=True)["critic_accuracy"]) > 0.9

@@ -1,4 +1,4 @@
-"""The spectral loss: identities and hand-computed values [T1.4.1] and [T1.9]."""
+"""Test the spectral loss: identities and hand-computed values [T1.4.1] and [T1.9]."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from sa3_torch.train.autoencoder.spectral import (
     tight_stft,
     tight_window,
 )
+from tests.support.learning import learn
 
 DEMO = SpectralConfig(
     sizes=(128, 512),
@@ -72,16 +73,16 @@ def spectral_loss(prediction: torch.Tensor, reference: torch.Tensor, config: Spe
 
 
 def item_mean(prediction: torch.Tensor, reference: torch.Tensor, config: SpectralConfig) -> float:
-    """Weighted distance of two spectra over heard items."""
-    *rows, heard = spectral_distance(prediction, reference, config, False)
-    return float(sum(w * r for w, r in zip(config.weights.values(), rows, strict=True)).sum() / heard.sum())
+    """Return the weighted distance of two spectra over audible items."""
+    *rows, audible = spectral_distance(prediction, reference, config, False)
+    return float(sum(w * r for w, r in zip(config.weights.values(), rows, strict=True)).sum() / audible.sum())
 
 
 def three_terms(prediction: torch.Tensor, reference: torch.Tensor, config: SpectralConfig) -> torch.Tensor:
-    """The distance with which the shipped demo was trained."""
+    """Return the distance with which the shipped demo was trained."""
     axes = (1, 2)
     a, b = magnitude(prediction), magnitude(reference)
-    heard = (reference.square().sum(-1).mean(axes) > 1e-6).float()
+    audible = (reference.square().sum(-1).mean(axes) > 1e-6).float()
     contrast = ((a - b).square().sum(axes) + 1e-8).sqrt() / ((a + b).square().sum(axes).sqrt() + 1e-2)
     spread = (a.var(axes, keepdim=True) + b.var(axes, keepdim=True)).sqrt().clamp_min(1e-3)
     scale = config.log_scale * spread.detach()
@@ -93,7 +94,7 @@ def three_terms(prediction: torch.Tensor, reference: torch.Tensor, config: Spect
         + config.log_magnitude * log_magnitude
         + config.complex * torch.log1p(square / energy).mean(axes)
     )
-    return (values * heard).sum() / heard.sum().clamp_min(1)
+    return (values * audible).sum() / audible.sum().clamp_min(1)
 
 
 def test_without_the_phase_terms_the_loss_is_that_of_the_demo() -> None:
@@ -188,7 +189,7 @@ def test_shift_of_a_tone_by_one_hop_keeps_the_contrast_and_changes_the_complex_d
 
 
 def test_frequency_term_of_two_tones_is_that_of_their_phase_advance() -> None:
-    """Tones within one bin of size 64: the phase advances of a hop differ by 2 pi df hop / rate."""
+    """Compare tones within one bin of size 64: the phase advances of a hop differ by 2 pi df hop / rate."""
     time, hop = torch.arange(4096) / RATE, 16
     low, high = (torch.sin(2 * torch.pi * f * time)[None] for f in (5 * RATE / 64, 5 * RATE / 64 + 100))
     config = dataclasses.replace(only("frequency"), sizes=(64,), phase_sizes=(64,))
@@ -197,7 +198,7 @@ def test_frequency_term_of_two_tones_is_that_of_their_phase_advance() -> None:
 
 
 def test_delay_term_of_two_impulses_is_that_of_their_distance() -> None:
-    """An impulse moved by d samples turns neighbouring bins of a window of N against each other by 2 pi d / N."""
+    """Move an impulse by d samples: neighbouring bins of a window of N turn against each other by 2 pi d / N."""
     a, b = torch.zeros(1, 4096), torch.zeros(1, 4096)
     a[0, 2048], b[0, 2050] = 1.0, 1.0
     config = dataclasses.replace(only("delay"), sizes=(64,), phase_sizes=(64,))
@@ -214,7 +215,7 @@ def test_terms_without_weight_are_left_out() -> None:
 
 def test_two_halves_of_a_batch_average_to_the_whole_with_the_common_count() -> None:
     a, b = noise(4, 4096), noise(4, 4096, seed=1)
-    b[3] = 0.0  # three heard items: two in the first half, one in the second
+    b[3] = 0.0  # three audible items: two in the first half, one in the second
     halves = [
         spectral_terms(a[i : i + 2], b[i : i + 2], FULL, spectral_distance, lambda _: torch.tensor(1.5)) for i in (0, 2)
     ]
@@ -234,15 +235,8 @@ def test_each_term_alone_and_all_together_learn_one_batch(term: str) -> None:
     config = dataclasses.replace(FULL if term == "all" else only(term), sizes=(64, 256), phase_sizes=(64, 256))
     reference = noise(2, 2048)
     output = (0.5 * noise(2, 2048, seed=1)).requires_grad_()
-    optimizer = torch.optim.Adam([output], lr=0.05)
-    values = []
-    for _ in range(150):
-        loss = spectral_loss(output, reference, config)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        values.append(float(loss.detach()))
-    assert values[-1] < 0.4 * values[0], (values[0], values[-1])
+    first, last = learn([output], lambda: spectral_loss(output, reference, config), steps=60, rate=0.1)
+    assert last < 0.4 * first, (first, last)
 
 
 def test_k_weighting_is_one_at_1_khz_and_follows_the_analogue_filter() -> None:

@@ -1,4 +1,4 @@
-"""Other ways to train an autoencoder: from another one, with a frozen encoder, masked latents, at another stride."""
+"""Test other ways to train an autoencoder: from another one, with a frozen encoder, masked latents, another stride."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from sa3_torch.train.data.clip_cache import ClipSet
 from sa3_torch.train.data.pre_encode import load_autoencoder
 from sa3_torch.train.networks.init import init_autoencoder
 from sa3_torch.train.run.settings import load_settings
+from tests.support.learning import learn
 from tests.support.stages import MODEL, autoencoder_stage, train, trainer_of, variants_stage
 
 PLAIN = ("variants.latent_mask=0.0", "variants.train_encoder=1.0", "variants.other_stride=0")
@@ -26,7 +27,7 @@ WIDER = dataclasses.replace(MODEL, same=dataclasses.replace(MODEL.same, stride=1
 
 
 def parts(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """What makes latents, and the rest."""
+    """Return what makes latents, and the rest."""
     state = load_autoencoder(folder)[0].state_dict()
     decoder = {name: tensor for name, tensor in state.items() if name.startswith("decoder.")}
     return {name: tensor for name, tensor in state.items() if name not in decoder}, decoder
@@ -38,7 +39,7 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def test_decoder_alone_leaves_the_latents_bit_for_bit(workspace: Path, tmp_path: Path) -> None:
     """Weight decay and averages included; running_std too."""
-    train(variants_stage(workspace, "train.steps=3", "variants.train_encoder=0.0"), tmp_path)
+    train(variants_stage(workspace, "train.steps=3", "variants.train_encoder=0.0"), tmp_path, evaluated=False)
     before, after = parts(workspace / "run" / "model"), parts(tmp_path / "model")
     assert equal(before[0], after[0]) and not equal(before[1], after[1])
 
@@ -52,7 +53,7 @@ def test_encoder_is_frozen_after_its_share_of_the_run(workspace: Path, tmp_path:
         return inner(step)
 
     stage.losses = losses  # type: ignore[method-assign]
-    train(stage, tmp_path)
+    train(stage, tmp_path, evaluated=False)
     states.append(stage.model.encoder.state_dict())
     assert [equal(a, b) for a, b in pairwise(states)] == [False, False, True, True]
 
@@ -76,7 +77,7 @@ def test_a_start_keeps_weights_and_running_std(workspace: Path) -> None:
 
 
 def test_weights_for_another_stride_differ_in_where_new_tokens_look() -> None:
-    """A fresh autoencoder for another stride is a fresh one of that stride; and back; other weights stay."""
+    """Turn a fresh autoencoder into a fresh one of another stride, and back; other weights stay."""
     audio = torch.randn(8, 8192, 2, generator=torch.Generator().manual_seed(0))
     fresh, deep = [], dataclasses.replace(MODEL.same, encoder_depth=5, decoder_depth=6)
     wide = dataclasses.replace(deep, stride=16)
@@ -95,17 +96,12 @@ def test_weights_for_another_stride_differ_in_where_new_tokens_look() -> None:
 
 
 def test_a_start_at_another_stride_learns(workspace: Path) -> None:
-    """1024x to 4096x. running_std is measured anew."""
+    """Go from 1024x to 4096x; running_std is measured again."""
     stage = variants_stage(workspace, *PLAIN, model=WIDER)
     began = load_autoencoder(workspace / "run" / "model")[0].state_dict()
-    optimizer, values = torch.optim.AdamW(stage.model.parameters(), lr=1e-3), []
-    for _ in range(12):
-        loss = torch.stack(list(stage.losses(0).values())).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        values.append(float(loss.detach()))
-    assert values[-1] < 0.95 * values[0]
+    loss = lambda: torch.stack(list(stage.losses(0).values())).sum()  # noqa: E731
+    first, last = learn(stage.model.parameters(), loss, steps=12, rate=3e-3)
+    assert last < 0.93 * first, (first, last)
     assert stage.model.encode(torch.zeros(1, 8192, 2)).shape == (1, 2, 16)
     assert float(stage.model.bottleneck.running_std) != pytest.approx(float(began["bottleneck.running_std"]), rel=1e-3)
 
