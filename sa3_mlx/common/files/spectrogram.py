@@ -60,8 +60,10 @@ def _bands(levels: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[n
     centres = np.sqrt(edges[:-1] * edges[1:])
     result = np.interp(centres, np.arange(len(levels)), levels)
     first, stop = np.ceil(edges[:-1]).astype(int), np.minimum(np.floor(edges[1:]).astype(int) + 1, len(levels))
-    for band in np.flatnonzero(stop > first):
-        result[band] = max(result[band], levels[first[band] : stop[band]].max())
+    wide = stop > first
+    ranges = np.stack([first[wide], stop[wide]], axis=1).reshape(-1)
+    highest = np.maximum.reduceat(np.append(levels, -np.inf), ranges)[::2]
+    result[wide] = np.maximum(result[wide], highest)
     return result
 
 
