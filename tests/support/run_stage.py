@@ -1,4 +1,4 @@
-"""Trains stages of the registry in this process, for tests that start several processes or kill one.
+"""Train stages of the registry in this process, for tests that start several processes or kill one.
 
 python run_stage.py WORKSPACE OUT FOLDER:STAGE[:SETTING...] ...   each job runs in OUT/FOLDER, heeding torchrun's
 variables, and leaves its buffers in OUT/FOLDER/rankN.pt.
@@ -15,11 +15,11 @@ from torch import Tensor
 
 from sa3_torch.train.run import parallel
 from sa3_torch.train.run.stage import Stage
-from tests.support.stages import STAGES, GameStage, game_stage, trainer_of
+from tests.support.stages import STAGES, GameStage, game_stage, trainer_of, without_pictures
 
 
 def crash_stage(workspace: Path, *changes: str) -> GameStage:
-    """The second process fails in step 2."""
+    """Make a stage whose second process fails in step 2."""
     stage = game_stage(workspace, *changes)
     inner = stage.losses
 
@@ -33,7 +33,7 @@ def crash_stage(workspace: Path, *changes: str) -> GameStage:
 
 
 def slow_stage(workspace: Path, *changes: str) -> GameStage:
-    """Leaves time to be stopped."""
+    """Make a stage that leaves time to be stopped."""
     stage = game_stage(workspace, *changes)
     inner = stage.losses
 
@@ -46,6 +46,7 @@ def slow_stage(workspace: Path, *changes: str) -> GameStage:
 
 
 def buffers(stage: Stage) -> dict[str, Tensor]:
+    """Copy the buffers of all groups."""
     return {
         f"{name}.{path}": buffer.clone()
         for name, group in stage.groups.items()
@@ -57,11 +58,12 @@ def main() -> None:
     torch.set_num_threads(1)
     workspace, out = Path(sys.argv[1]), Path(sys.argv[2])
     parallel.start()
-    for job in sys.argv[3:]:
-        folder, name, *changes = job.split(":")
-        stage = {**STAGES, "crash": crash_stage, "slow": slow_stage}[name](workspace, *changes)
-        trainer_of(stage, out / folder).run()
-        torch.save(buffers(stage), out / folder / f"rank{parallel.own_slice().rank}.pt")
+    with without_pictures():
+        for job in sys.argv[3:]:
+            folder, name, *changes = job.split(":")
+            stage = {**STAGES, "crash": crash_stage, "slow": slow_stage}[name](workspace, *changes)
+            trainer_of(stage, out / folder).run()
+            torch.save(buffers(stage), out / folder / f"rank{parallel.own_slice().rank}.pt")
     parallel.finish()
 
 

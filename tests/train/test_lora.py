@@ -26,6 +26,8 @@ from tests.support.command import sa3
 from tests.support.stages import lora_stage, train
 from tests.support.tiny_checkpoint import write_checkpoint
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 def velocity(stage: LoraStage, *, on: bool = True) -> np.ndarray:
     """Of one batch at t = 0.5, with the adapters now in the stage."""

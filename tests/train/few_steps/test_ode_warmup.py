@@ -26,6 +26,8 @@ from sa3_torch.train.run.planning.count import count_step, make_fake, networks_o
 from tests.support.stages import MODEL, ode_warmup_stage
 from tests.support.tiny_checkpoint import write_checkpoint
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 DATA_STD = 0.6
 
 

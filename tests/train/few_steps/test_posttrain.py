@@ -29,6 +29,8 @@ from sa3_torch.train.flow.model import open_model
 from tests.support.stages import MODEL, posttrain_stage, trainer_of
 from tests.support.tiny_checkpoint import write_checkpoint
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 HEAD = HeadConfig(layers=2, width=16, groups=4, kernel=3)
 NO_PENALTY = ("weights.gradient_penalty=0.0", "weights.centring=0.0", "weights.contrastive=0.0")
 

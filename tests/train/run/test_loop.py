@@ -21,6 +21,8 @@ from sa3_torch.train.run.parallel import BatchSlice, clip, follow, moments, std_
 from sa3_torch.train.run.planning.timing import time_precisions
 from tests.support.stages import GameStage, autoencoder_stage, game_stage, train, trainer_of
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 COSINE = OptimizerConfig(
     learning_rate=1e-3,
     schedule="cosine",
@@ -134,6 +136,7 @@ def test_clipping_is_per_group_and_returns_the_norm_before() -> None:
     assert float(parameter.grad.norm()) == pytest.approx(1.0, rel=1e-5)
 
 
+@pytest.mark.usefixtures("pictures")
 def test_log_has_terms_raw_values_norms_rates_and_speed(tmp_path: Path) -> None:
     train(game(tmp_path, "train.steps=12"), tmp_path)
     first = rows(tmp_path)[1]
@@ -288,6 +291,7 @@ def test_losses_are_in_single_precision(workspace: Path, precision: str) -> None
     assert all(value.dtype == torch.float32 for value in terms.values())
 
 
+@pytest.mark.usefixtures("pictures")
 def test_demo_leaves_pictures_beside_its_sound(workspace: Path, tmp_path: Path) -> None:
     stage = autoencoder_stage(workspace)
     with torch.no_grad():

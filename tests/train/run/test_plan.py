@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the training twin needs torch")
 pytest.importorskip("scipy", reason="the training extra is not installed")
 
+from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.schema import ConfigError
 from sa3_torch.train.run.parallel import BatchSlice
 from sa3_torch.train.run.planning.count import LiveBytes, count_step, make_fake, networks_of, trained_of
@@ -24,6 +26,11 @@ DEVICE = Device(name="a test", gpu=False, memory=1e12, rates={"fp32": 1e12, "bf1
 
 
 def planned(name: str, workspace: Path, *changes: str, processes: int = 1) -> Plan:
+    return _planned(name, workspace, changes, processes, stages.MODEL)
+
+
+@cache
+def _planned(name: str, workspace: Path, changes: tuple[str, ...], processes: int, _model: ModelConfig) -> Plan:
     stage = STAGES[name](workspace, *changes)
     train = stage.config.train  # type: ignore[attr-defined]
     return make_plan(stage, train, processes=processes, device=DEVICE, timed=False)
@@ -69,8 +76,7 @@ def test_arithmetic_of_products_and_attention_is_counted() -> None:
 
 @pytest.mark.parametrize(("name", "frozen"), [("pretrain", {"same"}), ("distill", {"teacher"}), ("quantize", {"dit"})])
 def test_networks_of_a_stage(name: str, frozen: set[str], workspace: Path) -> None:
-    stage = STAGES[name](workspace)
-    plan = make_plan(stage, stage.config.train, processes=1, device=DEVICE, timed=False)  # type: ignore[attr-defined]
+    stage, plan = STAGES[name](workspace), planned(name, workspace)
     assert frozen <= {name for name, (own, others) in plan.parameters.items() if others and not own}
     for group in stage.groups:
         assert plan.parameters[group][0] > 0

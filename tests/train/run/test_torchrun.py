@@ -18,6 +18,7 @@ from sa3_mlx.assets import DEMO
 from sa3_torch.train.data.clip_cache import ClipSet
 from sa3_torch.train.data.pre_encode import EncodeConfig, PreEncoder
 from sa3_torch.train.data.sources import ClipSource
+from tests.support.command import sa3
 
 ROOT = Path(__file__).resolve().parents[3]
 SETTINGS = {  # of two short steps
@@ -37,22 +38,30 @@ def latents(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("command", ["pretrain", pytest.param("clap", marks=pytest.mark.slow)])
-def test_a_command_under_torchrun_ends_where_one_process_does(command: str, latents: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("no_pictures")
+def test_a_command_under_torchrun_ends_where_one_process_does(
+    command: str, latents: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Sharded by FSDP2; the first process writes the averaged weights whole. Measured: relative L2 2e-5."""
     model = {"pretrain": ("--autoencoder", DEMO), "clap": ("--model", DEMO)}[command]
     settings = ("train.steps=2", "train.precision=fp32", "train.parallel=fsdp", *SETTINGS[command])
     sets = [part for setting in settings for part in ("--set", setting)]
+    line = ["train", command, "--latents", latents, *model, *sets, "--out"]
+    alone = sa3(capfd, *line, tmp_path / "one")
+    assert alone.code == 0, alone
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    found = []
-    for name, launcher in (("one", ()), ("two", LAUNCHER)):
-        out = tmp_path / name
-        line = [sys.executable, *launcher, "-m", "sa3_mlx", "train", command, "--latents", latents, *model, *sets]
-        done = subprocess.run([*line, "--out", out], env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
-        measures, made = done.stdout.strip().splitlines()  # the first process alone speaks
-        assert measures.startswith("step 2: ") and str(out / "model") in made
-        found.append(load_file(out / "model" / "model.safetensors"))
-    one, two = found
+    both = subprocess.run(
+        [sys.executable, *LAUNCHER, "-m", "sa3_mlx", *line, tmp_path / "two"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert both.returncode == 0, both.stderr[-3000:]
+    for name, printed in (("one", alone.out), ("two", both.stdout)):
+        measures, made = printed.strip().splitlines()  # the first process alone speaks
+        assert measures.startswith("step 2: ") and str(tmp_path / name / "model") in made
+    one, two = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys()
     for key in one:
         a, b = one[key].float(), two[key].float()

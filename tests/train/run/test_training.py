@@ -23,6 +23,8 @@ from sa3_torch.train.flow.pretrain import PretrainConfig, PretrainStage
 from sa3_torch.train.run.settings import load_settings
 from tests.support.stages import DEMO, MODEL, SHORT, autoencoder_stage, pretrain_stage, train
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 @pytest.fixture
 def autoencoder(workspace: Path) -> Path:
@@ -48,7 +50,6 @@ def test_trained_model_loads_strictly_and_makes_finite_audio(workspace: Path, tm
     )
     audio = Pipeline.load(folder).generate(request).audio[0]
     assert audio.shape == (22_050, 2) and np.isfinite(audio).all()
-    assert (tmp_path / "run" / "loss.png").stat().st_size > 10_000
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert any("validation/shuffled_ratio" in row for row in rows)
 
