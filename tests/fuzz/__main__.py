@@ -1,0 +1,206 @@
+"""Fuzz the readers: ``python -m tests.fuzz --seconds 60 --seed 0``; see docs/records/robustness.md.
+
+Readers run in other processes, which may crash. It prints a table and saves the inputs of findings; the exit code is 1
+when there are others than the open ones.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import click
+
+from sa3_mlx.common.files.atomic import write_json
+
+from .engine import Fuzzer, Result
+from .known import is_open
+from .registry import targets
+from .target import ROOT, WALL_SECONDS, Case, Finding
+
+STALLED_SECONDS = WALL_SECONDS + 20  # without a new input: it hangs where no signal interrupts it
+_CURRENT = "current.pickle"
+
+
+@click.command()
+@click.option("--seconds", type=float, default=60.0, show_default=True, help="Of all targets together.")
+@click.option("--each", is_flag=True, help="The seconds are those of each target.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--only", multiple=True, metavar="NAME", help="Fuzz this target; can be repeated.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--save", type=click.Path(path_type=Path), help="Folder for findings. Default: a temporary one.")
+@click.option("--json", "as_json", type=click.Path(path_type=Path), help="Write the table as JSON.")
+@click.option("--replay", type=click.Path(path_type=Path, exists=True), help="Read the input of a saved finding again.")
+@click.option("--worker", type=click.Path(path_type=Path), hidden=True)
+def main(
+    seconds: float,
+    each: bool,
+    seed: int,
+    only: tuple[str, ...],
+    jobs: int,
+    save: Path | None,
+    as_json: Path | None,
+    replay: Path | None,
+    worker: Path | None,
+) -> None:
+    """Damage the inputs of readers and see what they do."""
+    if replay is not None:
+        _replay(replay)
+        return
+    if worker is not None:
+        _work(worker, only, seed, seconds)
+        return
+    known = targets()
+    if wrong := set(only) - set(known):
+        raise click.UsageError(f"no target {', '.join(sorted(wrong))}; targets: {', '.join(known)}")
+    names = [name for name in known if not only or name in only]
+    share = seconds if each else seconds * jobs / len(names)
+    with ThreadPoolExecutor(jobs) as pool:
+        groups = pool.map(lambda number: _fuzz(names[number::jobs], seed, share), range(jobs))
+        found = {result.target: result for group in groups for result in group}
+    results = [found[name] for name in names]
+    _print(results)
+    _save(results, save or Path(tempfile.gettempdir()) / "sa3-fuzz")
+    if as_json is not None:
+        rows = [vars(result) | {"findings": sorted(result.findings)} for result in results]
+        as_json.write_text(json.dumps(rows, indent=1) + "\n")
+    new = [f for result in results for f in result.findings.values() if not is_open(result.target, f.kind)]
+    sys.exit(1 if new else 0)
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """Yield a temporary folder, in memory where there is such a place."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as name:
+        yield Path(name)
+
+
+def _fuzz(names: list[str], seed: int, seconds: float) -> list[Result]:
+    """Fuzz targets one after the other in a process; where it crashes, another one goes on with other inputs."""
+    totals = {name: Result(name) for name in names}
+    left, attempt = dict.fromkeys(names, seconds), 0
+    while left:
+        with _folder() as folder:
+            start = time.time()
+            arguments = [word for name, time_left in left.items() for word in ("--only", f"{name}={time_left}")]
+            with (folder / "output.txt").open("wb") as output:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "tests.fuzz", "--worker", folder, "--seed", str(seed + attempt), *arguments],
+                    cwd=ROOT,
+                    stdout=output,
+                    stderr=output,
+                )
+                stalled = _watch(process, folder / _CURRENT)
+            for path in folder.glob("*.json"):
+                data = json.loads(path.read_text())
+                findings = {key: Finding.from_dict(value) for key, value in data.pop("findings").items()}
+                totals[path.stem].add(Result(**data, findings=findings))
+                del left[path.stem]
+                start = max(start, path.stat().st_mtime)
+            if process.returncode == 0:
+                break
+            words = (folder / "output.txt").read_text(errors="replace").strip()
+            if not (folder / _CURRENT).is_file():
+                raise click.ClickException(f"fuzzing could not begin: {words[-2000:]}")
+            name, case = pickle.loads((folder / _CURRENT).read_bytes())
+            totals[name].note(
+                f"{'hangs' if stalled else _ended(process.returncode)} in the process", case, words[-300:]
+            )
+            totals[name].seconds += time.time() - start
+            left[name] -= time.time() - start
+            left = {name: time_left for name, time_left in left.items() if time_left > 0}
+            attempt += 1000
+    return list(totals.values())
+
+
+def _ended(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"exit {code}"
+
+
+def _watch(process: subprocess.Popen[bytes], current: Path) -> bool:
+    """Wait for a process; kill it, and return True, when it makes no progress."""
+    while True:
+        try:
+            process.wait(timeout=5)
+            return False
+        except subprocess.TimeoutExpired:
+            if current.is_file() and time.time() - current.stat().st_mtime > STALLED_SECONDS:
+                process.kill()
+                process.wait()
+                return True
+
+
+def _work(folder: Path, jobs: tuple[str, ...], seed: int, seconds: float) -> None:
+    """Be that process: fuzz targets, given as NAME=SECONDS, and leave a file with the result of each."""
+    for job in jobs:
+        name, _, share = job.partition("=")
+        (folder / name).mkdir()
+        fuzzer = Fuzzer(targets()[name], folder / name, watch=partial(_tell, folder / _CURRENT, name))
+        result = fuzzer.run(seed=seed, seconds=float(share or seconds))
+        data = vars(result) | {"findings": {key: finding.to_dict() for key, finding in result.findings.items()}}
+        shutil.rmtree(folder / name)
+        write_json(folder / f"{name}.json", data)
+
+
+def _tell(current: Path, name: str, case: Case) -> None:
+    current.write_bytes(pickle.dumps((name, case)))
+
+
+def _print(results: list[Result]) -> None:
+    click.echo(f"{'target':<18}{'examples':>10}{'a second':>10}{'corpus':>8}{'lines':>12}  findings")
+    for result in results:
+        lines = f"{result.lines}/{result.of_lines}"
+        speed = result.examples / max(result.seconds, 1e-9)
+        count = len(result.findings)
+        click.echo(
+            f"{result.target:<18}{result.examples:>10}{speed:>10.0f}{result.corpus:>8}{lines:>12}  {count or ''}"
+        )
+    for result in results:
+        for finding in sorted(result.findings.values(), key=lambda finding: -finding.count):
+            mark = "open" if is_open(result.target, finding.kind) else "NEW "
+            click.echo(f"{mark} {result.target}: {finding.signature} ({finding.count}x; {ascii(finding.detail)[:200]})")
+
+
+def _save(results: list[Result], folder: Path) -> None:
+    count = 0
+    for result in results:
+        for number, finding in enumerate(result.findings.values()):
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / f"{result.target}-{number}.json"
+            path.write_text(json.dumps({"target": result.target, **finding.to_dict()}) + "\n")
+            count += 1
+    if count:
+        click.echo(f"{count} inputs: {folder}; --replay FILE reads one again")
+
+
+def _replay(path: Path) -> None:
+    """Read the input of a finding without limits, so that an error shows its traceback."""
+    from .target import Given, place
+
+    data = json.loads(path.read_text())
+    target, case = targets()[data["target"]], Case.from_dict(data)
+    folder = Path(tempfile.mkdtemp())
+    try:
+        target.make(folder)
+        place(folder, case)
+        click.echo(f"{target.name}, {case.file} ({case.form}): {data['signature']}")
+        click.echo(repr(target.read(Given(folder, case.file))))
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
