@@ -7,7 +7,7 @@ frames, C latent channels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, cast
 
 import numpy as np
@@ -15,9 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from sa3_torch.conditioner import Conditioner
-from sa3_torch.dit import Conditioning, DiT
+from sa3_torch.dit import DiT
 from sa3_torch.pipeline import Pipeline
 from sa3_torch.t5gemma import T5GemmaEncoder
+from sa3_torch.train.flow.conditioning import ConditionInputs, conditioning
+from sa3_torch.train.flow.path import interpolate
 from sa3_torch.train.flow.wiener import WienerBaseline
 from sa3_torch.train.run.random import Purpose, generator
 
@@ -97,14 +99,16 @@ class TorchFlow:
         encoder = cast(T5GemmaEncoder, pipeline.load_part("text_encoder"))
         conditioner = cast(Conditioner, pipeline.load_part("conditioner"))
         ids, mask = (torch.from_numpy(x).to(weight.device) for x in pipeline.tokenizer.encode(list(captions)))
-        context, duration = conditioner(encoder(ids.long(), mask), mask, np.array(seconds))
-        channels = pipeline.config.same.latent_channels
-        cond = Conditioning(
-            context=context.to(weight.dtype),
-            seconds=duration.to(weight.dtype),
-            local=torch.zeros(len(captions), 1, channels + 1, device=weight.device, dtype=weight.dtype),
+        inputs = ConditionInputs(
+            hidden=encoder(ids.long(), mask),
+            mask=mask,
+            seconds=np.array(seconds),
+            local=weight.new_zeros(len(captions), 1, pipeline.config.same.latent_channels + 1),
             valid=torch.from_numpy(valid).to(weight.device),
         )
+        cond = conditioning(conditioner, inputs)
+        assert cond.context is not None
+        cond = replace(cond, context=cond.context.to(weight.dtype), seconds=cond.seconds.to(weight.dtype))
         prepared = self.dit.prepare(cond.unconditional() if dropped else cond)
 
         @torch.no_grad()
@@ -149,7 +153,7 @@ def flow_losses(
             "dropped": model.condition(captions, seconds, valid, dropped=True),
         }
         for place, t in enumerate(times):
-            x = ((1 - t) * z + t * noise).astype(np.float32)
+            x = interpolate(z, noise, t).astype(np.float32)
             for name, velocity in velocities.items():
                 sums[name][place] += _errors(velocity(x, t) - (noise - z), valid).sum()
             for name, baseline in zip(("frame", "clip"), baselines, strict=True):
