@@ -26,6 +26,11 @@ class LoraFile:
     strength: float
     interval: tuple[float, float]
 
+    def __str__(self) -> str:
+        low, high = self.interval
+        times = "" if self.interval == (0.0, 1.0) else f":{low:g}-{high:g}"
+        return f"{self.path}" + (f":{self.strength:g}{times}" if times or self.strength != 1 else "")
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterRecord(Config):

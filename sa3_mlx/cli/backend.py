@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Backend = Literal["mlx", "torch"]
 BACKENDS: tuple[Backend, ...] = ("mlx", "torch")
 _NEEDS = {"mlx": "mlx.core", "torch": "torch"}
-_INSTALL = {"mlx": "pip install sa3", "torch": "pip install 'sa3[torch]'"}
+INSTALL = {"mlx": "pip install sa3", "torch": "pip install 'sa3[torch]'"}
 _NVIDIA = Path("/dev/nvidiactl")
 
 
@@ -47,13 +47,13 @@ def _choose(wanted: str) -> Backend:
     for backend in BACKENDS:
         if wanted == backend:
             if not available(backend):
-                raise ImportError(f"{backend} is not installed: {_INSTALL[backend]}")
+                raise ImportError(f"{backend} is not installed: {INSTALL[backend]}")
             return backend
     if available("torch") and (not available("mlx") or _NVIDIA.exists() or _slow_mlx()):
         return "torch"
     if available("mlx"):
         return "mlx"
-    raise ImportError(f"neither mlx nor torch is installed: {_INSTALL['mlx']}, or {_INSTALL['torch']}")
+    raise ImportError(f"neither mlx nor torch is installed: {INSTALL['mlx']}, or {INSTALL['torch']}")
 
 
 def _slow_mlx() -> bool:

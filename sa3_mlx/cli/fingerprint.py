@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+from sa3_mlx.cli.output.progress import Progress
 from sa3_mlx.common.files.atomic import write_json
 from sa3_mlx.common.files.safetensors import FLOATS, TensorFile, all_finite, file_hash
 from sa3_mlx.common.installed import home
@@ -16,9 +18,12 @@ from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.quant.format import check_file
 
+_PATIENCE = 2.0  # seconds before a bar appears
+_STORE_MAX = 1 << 24  # bytes
 
-def fingerprint(folder: Path, config: ModelConfig) -> str:
-    """Return the hash of ``model.safetensors``, "sha256:...".
+
+def fingerprint(folder: Path, config: ModelConfig, *, quiet: bool = False) -> str:
+    """Return the hash of ``model.safetensors``, "sha256:..."; a bar shows the first, long look unless ``quiet``.
 
     Raises FileNotFoundError without one; ValueError when its tensors do not fit the configuration or are not finite.
     """
@@ -30,18 +35,22 @@ def fingerprint(folder: Path, config: ModelConfig) -> str:
         known = _read().get(key)
         if isinstance(known, list) and known[:2] == entry and len(known) == 3:
             return str(known[2])
-        _check_finite(file)
-    digest = file_hash(path)
+        bar = Progress(quiet=quiet).bar("weights", 2 * stat.st_size / 1e6, "MB", delay=_PATIENCE)
+        with bar:
+            _check_finite(file, lambda size: bar.update(size / 1e6))
+            digest = file_hash(path, lambda size: bar.update(size / 1e6))
     _remember(key, [*entry, digest])
     return digest
 
 
-def _check_finite(file: TensorFile) -> None:
+def _check_finite(file: TensorFile, advance: Callable[[int], object]) -> None:
     for name in file.names():
         dtype, _ = file.info(name)
         if dtype not in FLOATS:
             continue
-        if not all_finite(file.raw(name), dtype):
+        values = file.raw(name)
+        advance(values.nbytes)
+        if not all_finite(values, dtype):
             raise ValueError(f"{file.path}: tensor {name} has NaN or infinite values; convert the checkpoint again")
 
 
@@ -50,9 +59,12 @@ def _store() -> Path:
 
 
 def _read() -> dict[str, object]:
+    """Return what is remembered; nothing where that is no file of a sensible size with an object in it."""
     try:
+        if not _store().is_file() or _store().stat().st_size > _STORE_MAX:  # a pipe would be waited for
+            return {}
         data = json.loads(_store().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
 

@@ -16,7 +16,7 @@ from typing import ClassVar, NoReturn
 
 import click
 
-from sa3_mlx.common.terminal import flush_streams, mend_streams, one_line, say, silence
+from sa3_mlx.common.terminal import ReaderGone, flush_streams, mend_streams, one_line, say
 
 # section -> command -> (module, attribute, one line of help)
 Sections = dict[str, dict[str, tuple[str, str, str]]]
@@ -95,8 +95,7 @@ def run_group(group: click.Group, args: Sequence[str], name: str) -> int:
     except (click.Abort, KeyboardInterrupt):
         _complain(name, "interrupted; nothing half-written was left")
         return 130
-    except BrokenPipeError:  # `sa3 models | head`
-        silence(sys.stdout)
+    except ReaderGone:
         return 2
     except Exception as error:
         if "--debug" in args:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-import click
-
-from sa3_mlx.common.installed import Model, default_model, installed, named_model
+from sa3_mlx.common.installed import Model, default_model, name_of, named_model
 from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.terminal import say
 
 
 def find_model(name: str | None, *, generates: bool) -> Model:
@@ -21,12 +20,11 @@ def find_model(name: str | None, *, generates: bool) -> Model:
         return named_model(name, generates=generates)
     model, damaged = default_model(generates=generates)
     for other, reason in damaged.items():
-        click.echo(f"note: model {other} is damaged, {model.name} is used instead ({reason})", err=True)
+        say(f"note: model {other} is damaged, {model.name} is used instead ({reason})")
     return model
 
 
 def first_command(folder: Path) -> str:
     """Return a command for a new model, by its installed name, or else its folder."""
-    name = next((name for name, path in installed().items() if path == folder), str(folder))
     what = "encode INPUT OUT.safetensors" if ModelConfig.load(folder).diffusion is None else "generate PROMPT"
-    return f"sa3 {what} --model {shlex.quote(name)}"
+    return f"sa3 {what} --model {shlex.quote(name_of(folder))}"

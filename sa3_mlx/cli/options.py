@@ -354,13 +354,15 @@ class OutputOptions:
         click.Option(
             ["--out", "-o"],
             type=click.Path(path_type=Path, allow_dash=True),
-            help=".wav, .flac, or - for WAV on a pipe. Default: from prompt and seed.",
+            help=".wav, .flac, .mp3, .ogg, or - for WAV on a pipe. Default: from prompt and seed.",
         ),
     ]
     format: Annotated[
         Subtype | None,
         click.Option(
-            ["--format"], type=click.Choice(FORMATS), help="Sample format. Default: pcm16, or what keeps the input."
+            ["--format"],
+            type=click.Choice(FORMATS),
+            help="Sample format. Default: that of the extension, or what keeps the input.",
         ),
     ]
     peak: Annotated[

@@ -28,6 +28,7 @@ from sa3_mlx.cli.output.report import report_next
 from sa3_mlx.cli.output.sink import STDOUT, check_pipe
 from sa3_mlx.cli.output.speaker import Speaker, check_speaker
 from sa3_mlx.common.adapters.applied import Applied
+from sa3_mlx.common.files.audio import SUBTYPES
 from sa3_mlx.common.files.safetensors import TensorFile
 from sa3_mlx.common.files.wav import Subtype
 from sa3_mlx.common.generation.events import AudioChunk, Event
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from sa3_mlx.common.generation.pipeline import BasePipeline
 
 _PEAK_RANGE = (-60.0, 0.0)
+_WORDS, _LETTERS = 5, 40  # of what a model does not know, in a note
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,11 @@ class Task:
         """Return the format of samples: the one asked for, or what holds kept samples exactly, in FLAC most nearly."""
         if self.output.format is not None:
             return self.output.format
+        suffix = ".wav" if self.output.out is None else self.output.out.suffix.lower()
+        allowed = SUBTYPES.get(suffix, SUBTYPES[".wav"])  # a name that is none is refused elsewhere
         if self.source is None or self.requests[0].inpaint is None:
-            return "pcm16"
-        flac = self.output.out is not None and self.output.out.suffix.lower() == ".flac"
-        return "pcm24" if flac and self.source.exact == "float" else self.source.exact
+            return allowed[0]
+        return self.source.exact if self.source.exact in allowed else allowed[-1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +99,7 @@ class Setup:
 
 def run(task: Task) -> list[Path]:
     """Check everything, load the model, make the files and print what was made; return the files."""
-    progress, config = Progress(quiet=task.output.quiet), task.model.config
+    progress, config, problems = Progress(quiet=task.output.quiet), task.model.config, list[str]()
     targets = check(task)
     setup = plan(task, progress)
     pipeline = load(task, setup)
@@ -105,10 +108,13 @@ def run(task: Task) -> list[Path]:
         for number, request in enumerate(setup.requests):
             made = provenance(task, setup, request)
             events = stream(pipeline, request, setup.memory.residency, progress)
-            output(task, events, [target for target in targets if target.batch == number], made, speaker)
+            problems += output(task, events, [target for target in targets if target.batch == number], made, speaker)
     last = targets[-1]
     if not task.output.quiet and last.path != STDOUT:
-        report_next(last.path, replace(made, item=last.item), None if task.source is None else task.source.path)
+        source = None if task.source is None else task.source.path
+        report_next(last.path, replace(made, item=last.item), source, task.options, config.max_seconds)
+    if problems:
+        raise OSError(problems[0] if len(problems) == 1 else f"{problems[0]}; {len(problems) - 1} more failed")
     return [target.path for target in targets]
 
 
@@ -128,7 +134,7 @@ def check(task: Task) -> list[Target]:
         check_pipe(task.format)
     if wanted.play:
         check_speaker(config.sample_rate, config.audio_channels)
-    targets = find_targets(task.requests, task.only, wanted.out, wanted.spectrogram, task.command)
+    targets = find_targets(task.requests, task.only, wanted.out, wanted.spectrogram, task.command, task.format)
     check_targets(targets, task.seconds, task.format, config, force=wanted.force)
     return targets
 
@@ -160,7 +166,7 @@ def plan(task: Task, progress: Progress) -> Setup:
         backend=framework,
         memory=memory,
         adapters=adapters,
-        model_hash=fingerprint(model.folder, model.config),
+        model_hash=fingerprint(model.folder, model.config, quiet=task.output.quiet),
     )
 
 
@@ -196,12 +202,14 @@ def stream(pipeline: BasePipeline[Any], request: Request, residency: Residency, 
 
 def output(
     task: Task, events: Iterable[Event], targets: Sequence[Target], made: Provenance, speaker: Speaker | None
-) -> None:
-    """Write the files of one batch while its events arrive, and print a report."""
+) -> list[str]:
+    """Write the files of one batch while its events arrive, and print a report; return what pictures failed."""
     with Outlets(targets, made, task.model.config, task.output, speaker) as outlets:
         for event in events:
             outlets.take(event)
+    problems = outlets.draw()
     outlets.report()
+    return problems
 
 
 def provenance(task: Task, setup: Setup, request: Request) -> Provenance:
@@ -270,8 +278,9 @@ def _announce(task: Task, setup: Setup, tokenizer: Tokenizer, progress: Progress
     if setup.backend == "mlx" and (note := slow_note(setup.requests, task.model.config)):
         progress.line(note)
     _warn_of_rounding(task, progress)
-    for request in setup.requests:
-        _warn_of_unheard(tokenizer, task.model.name, request.items[0].prompt, progress)
+    items = [item for request in setup.requests for item in request.items]
+    for text in dict.fromkeys(text for item in items for text in (item.prompt, item.negative_prompt) if text):
+        _warn_of_unheard(tokenizer, task.model.name, text, progress)
 
 
 def _warn_of_rounding(task: Task, progress: Progress) -> None:
@@ -280,16 +289,25 @@ def _warn_of_rounding(task: Task, progress: Progress) -> None:
     if task.source is None or first.inpaint is None or first.crossfade_ms is None:
         return
     if SAMPLE_BYTES[task.source.exact] > SAMPLE_BYTES[task.format]:
-        better = "--format pcm24" if task.source.exact == "pcm24" else "--out with .wav and --format float"
-        progress.line(f"note: kept samples are rounded to {task.format}; {better} keeps them exactly")
+        lossless, better = task.format in SUBTYPES[".wav"], "--out with .wav"
+        if lossless:
+            better = "--format pcm24" if task.source.exact == "pcm24" else "--out with .wav and --format float"
+        loss = f"are rounded to {task.format}" if lossless else f"change in {task.format}"
+        progress.line(f"note: kept samples {loss}; {better} keeps them exactly")
 
 
 def _warn_of_unheard(tokenizer: Tokenizer, name: str, prompt: str, progress: Progress) -> None:
-    """Say which part of a prompt the model does not know or read."""
+    """Say which part of a text the model does not know or read."""
     if unknown := tokenizer.unknown(prompt):
-        progress.line(f"note: {name} does not know {', '.join(map(repr, unknown))}; see 'sa3 info {shlex.quote(name)}'")
+        more = f" and {len(unknown) - _WORDS} more" if len(unknown) > _WORDS else ""
+        listed = ", ".join(repr(_short(word)) for word in unknown[:_WORDS]) + more
+        progress.line(f"note: {name} does not know {listed}; see 'sa3 info {shlex.quote(name)}'")
     count = tokenizer.count(prompt)
     if prompt.strip() and not count:
-        progress.line(f"note: {name} hears nothing of the prompt {prompt!r}")
+        progress.line(f"note: {name} hears nothing of the prompt {_short(prompt)!r}")
     if count > tokenizer.max_length:
         progress.line(f"note: the prompt has {count} tokens, {name} hears the first {tokenizer.max_length}")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LETTERS else f"{text[:_LETTERS]}..."

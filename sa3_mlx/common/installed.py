@@ -96,6 +96,11 @@ def open_model(folder: Path) -> ModelConfig:
     return config
 
 
+def name_of(folder: Path) -> str:
+    """Return the name of the installed model in a folder, or else its path."""
+    return next((name for name, path in installed().items() if path == folder), str(folder))
+
+
 def model_folder(model: str | Path) -> Path:
     """Return the folder of a model that is given by its path, or by name as text.
 

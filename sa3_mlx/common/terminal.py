@@ -17,6 +17,11 @@ from typing import TextIO
 
 # control characters but for line ends and tabs, and what turns or breaks the line: ESC, BEL, C1, bidirectional marks
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_BREAKS = re.compile(r"[^\S ]+")  # white space, spaces aside
+
+
+class ReaderGone(Exception):
+    """Report that nobody reads standard output any more, as in ``sa3 models | head``; nothing is to be said of it."""
 
 
 def clean(text: str) -> str:
@@ -25,8 +30,8 @@ def clean(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return clean text with every run of white space as one space."""
-    return clean(" ".join(text.split()))
+    """Return clean text with line ends and tabs as spaces."""
+    return clean(_BREAKS.sub(" ", text.strip()))
 
 
 def labelled(label: str, text: str, width: int) -> str:
@@ -47,17 +52,13 @@ def report(text: str) -> None:
 
 
 def show(text: str) -> None:
-    """Print on standard output what a command is for. Raises OSError where that cannot be done."""
-    error = _write(sys.stdout, text)
-    if error is not None:
-        raise _named(error)
+    """Print on standard output what a command is for. Raises OSError where that cannot be done, or ReaderGone."""
+    _check(_write(sys.stdout, text))
 
 
 def write_stdout(data: bytes) -> None:
-    """Write bytes to standard output now. Raises OSError where that cannot be done."""
-    error = _put(sys.stdout, lambda stream: stream.buffer.write(data))
-    if error is not None:
-        raise _named(error)
+    """Write bytes to standard output now. Raises OSError where that cannot be done, or ReaderGone."""
+    _check(_put(sys.stdout, lambda stream: stream.buffer.write(data)))
 
 
 def mend_streams() -> None:
@@ -110,10 +111,11 @@ def _put(stream: TextIO | None, write: Callable[[TextIO], object]) -> OSError | 
     return None
 
 
-def _named(error: OSError) -> OSError:
+def _check(error: OSError | None) -> None:
     if isinstance(error, BrokenPipeError):
-        return error
-    return OSError(f"standard output cannot be written ({error.strerror})")
+        raise ReaderGone from error
+    if error is not None:
+        raise OSError(f"standard output cannot be written ({error.strerror})") from error
 
 
 def _escape(found: re.Match[str]) -> str:

@@ -43,7 +43,7 @@ GENERATE = {
     "text dtype that overflows": (["rain", "--text-dtype", "float16"], "'auto', 'float32', 'bfloat16'"),
     "unknown device": (["rain", "--device", "tpu"], "mps"),
     "device with mlx": (["rain", "--backend", "mlx", "--device", "cpu"], "MLX chooses its own"),
-    "unknown format": (["rain", "--format", "mp3"], "pcm24"),
+    "unknown format": (["rain", "--format", "mp2"], "pcm24"),
     "guidance too large": (["rain", "--guidance", "1000"], "0 to 100"),
     "guidance nan": (["rain", "--guidance", "nan"], "finite"),
     "apg out of range": (["rain", "--guidance", "2", "--apg", "2"], "0 to 1"),
@@ -66,7 +66,19 @@ GENERATE = {
     "head-room negative": (["rain", "--head-room", "-1"], "head room"),
     "peak above full scale": (["rain", "--peak", "3"], "-60 to 0"),
     "peak nan": (["rain", "--peak", "nan"], "-60 to 0"),
-    "unknown extension": (["rain", "--out", "a.mp3"], ".flac"),
+    "unknown extension": (["rain", "--out", "a.aac"], ".flac"),
+    "mp3 in wav": (["rain", "--out", "a.wav", "--format", "mp3"], "cannot hold 'mp3'"),
+    "pcm in mp3": (["rain", "--out", "a.mp3", "--format", "pcm16"], "cannot hold 'pcm16'; allowed: mp3"),
+    "mp3 on a pipe": (["rain", "--out", "-", "--format", "mp3"], "a WAV cannot hold 'mp3'"),
+    "name too long": (["rain", "--out", "a" * 252 + ".wav"], "the name is too long"),
+    "long name of a picture": (
+        ["rain", "--out", "a.wav", "--spectrogram", "a" * 252 + ".png"],
+        "the name is too long",
+    ),
+    "prompt too long": (["rain " * 2001], "prompt has 10,005 characters"),
+    "misspelled model": (["rain", "--model", "litle"], "did you mean little?"),
+    "unknown model of the hub": (["rain", "--model", "facebook/musicgen-small"], "no model of the hub that sa3 knows"),
+    "model of the hub": (["rain", "--model", "stabilityai/stable-audio-3-medium"], "sa3 convert medium"),
     "no extension": (["rain", "--out", "a"], "extension"),
     "float in flac": (["rain", "--out", "a.flac", "--format", "float"], "cannot hold"),
     "folder missing": (["rain", "--out", "no/a.wav"], "no such folder"),
@@ -92,7 +104,10 @@ def test_no_command_at_all_shows_the_help(capfd: pytest.CaptureFixture[str]):
 
 
 def test_commands_refuse_what_they_do_not_know(refused: Callable[..., str]):
-    assert "no command 'sing'" in refused("sing")
+    assert "no command 'sing'; commands: generate" in refused("sing")
+    assert "no command 'genrate'; did you mean 'generate'?" in refused("genrate", "rain")
+    assert "Did you mean 'render'?" in refused("data", "rendr", "x")
+    assert "'--seconds'" in refused("generate", "rain", "--secnds", "1")
     assert "no such option" in refused("--sing").lower()
     assert "MODEL" in refused("info") and "no such model" in refused("info", "nothing.wav")
     assert "PROMPT" not in refused("convert", "nothing") and "released" in refused("convert", "nothing")
@@ -267,6 +282,8 @@ EDITS = {
     "region beyond the clip": (["inpaint", "in.wav", "--region", "0.5:1.5"], "outside the clip"),
     "region nan": (["inpaint", "in.wav", "--region", "nan:0.5"], "finite"),
     "regions overlap": (["inpaint", "in.wav", "--region", "0.1:0.5", "--region", "0.4:0.6"], "overlaps"),
+    "region beyond all audio": (["inpaint", "in.wav", "--region", "0:1e308"], "no audio has this length"),
+    "extend beyond all audio": (["extend", "in.wav", "--seconds", "1e308"], "no audio has this length"),
     "region too short": (["inpaint", "in.wav", "--region", "0.0085:0.0088"], "too short"),
     "clip beyond the audio": (["inpaint", "in.wav", "--region", "0.1:0.2", "--seconds", "2"], "add a region"),
     "crossfade negative": (["inpaint", "in.wav", "--region", "0.1:0.2", "--crossfade-ms", "-1"], "crossfade"),

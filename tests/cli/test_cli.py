@@ -365,7 +365,10 @@ def test_the_next_line_names_a_rerun_that_works(run: Run, tmp_path: Path):
 
 def test_the_next_line_is_short(run: Run):
     result = ok(run("generate", "rain " * 600, "--seconds", "0.2", "--steps", "1", "--out", "a.wav"))
-    assert result.out.splitlines()[-1].startswith("next   sa3 vary a.wav PROMPT --noise-level")
+    assert [line for line in result.out.splitlines() if line.startswith("next")] == [
+        "next   sa3 vary a.wav --noise-level 0.6",
+        "next   sa3 extend a.wav --seconds 0.4",
+    ]
 
 
 def test_compiling_is_for_pytorch_and_recorded(run: Run, monkeypatch: pytest.MonkeyPatch):

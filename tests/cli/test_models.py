@@ -143,7 +143,7 @@ def test_the_hash_of_weights_is_remembered_until_they_change(tmp_path: Path, mon
     monkeypatch.setenv("SA3_HOME", str(tmp_path / "home"))
     folder = write_checkpoint(tmp_path / "m", SMALL)
     first = fingerprint(folder, SMALL)
-    monkeypatch.setattr("sa3_mlx.cli.fingerprint.file_hash", lambda _path: "sha256:new")
+    monkeypatch.setattr("sa3_mlx.cli.fingerprint.file_hash", lambda *_: "sha256:new")
     assert fingerprint(folder, SMALL) == first
     shutil.rmtree(folder)
     write_checkpoint(folder, SMALL, variant="other ")

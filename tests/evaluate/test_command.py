@@ -223,7 +223,7 @@ def test_the_command(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Give two samplings, a teacher, latents: a table, a line of JSON, three files."""
+    """Give two samplings, a teacher, latents: a table, three files; JSON where it is asked for."""
     monkeypatch.setenv("SA3_HOME", str(tmp_path / "home"))
     model = str(workspace / "random")
     common = ("--data", workspace / "clips", "--backend", "torch", "--inpaint", "0", "--clips", "4", "--seeds", "2")
@@ -248,8 +248,11 @@ def test_the_command(
         tmp_path / "out",
     )
     assert result.code == 0, result
-    data = json.loads(result.out.splitlines()[-1])
-    assert json.loads((tmp_path / "out" / "report.json").read_text()) == data
+    data = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert "{" not in result.out
+    less = ("--clips", "2", "--seeds", "1", "--setting", "euler:1:1", "--json", "--out", tmp_path / "json")
+    printed = sa3(capfd, "evaluate", model, *common, *less)
+    assert json.loads(printed.out) == json.loads((tmp_path / "json" / "report.json").read_text())
     assert [row["setting"] for row in data["rows"]] == ["euler:1:1", "pingpong:2:1"]
     assert all(len(row["seeds"]) == 2 and row["spread"]["frechet_judge"] is not None for row in data["rows"])
     assert len(data["flow"]["random"]["loss"]) == 5 and len(data["one_step"]["errors"]["random"]) == 2

@@ -28,7 +28,7 @@ from .source import INPUT, PROMPT, SourceFile
 @click.option("--seconds", type=float, required=True, help="Length of the whole, INPUT included.")
 def extend(
     input_file: Path,
-    prompt: str,
+    prompt: str | None,
     seconds: float,
     paste: PasteOptions,
     sampling: SamplingOptions,
@@ -43,8 +43,9 @@ def extend(
     """
     found = find_model(model.name, generates=True)
     source = SourceFile.read(input_file, found.config)
+    wanted = source.prompt(prompt, quiet=output.quiet)
     request = replace(
-        sampling.request(prompt, seconds, found.config),
+        sampling.request(wanted, seconds, found.config),
         inpaint=continuation(source.audio, seconds, found.config),
         crossfade_ms=paste.crossfade(),
     )

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from sa3_mlx.cli.home import find_model
+from sa3_mlx.cli.inputs import is_stream, open_stream
 from sa3_mlx.cli.options import MemoryOptions, ModelOptions, OutputOptions, SamplingOptions, TypedCommand
 from sa3_mlx.cli.run import Task, run
 from sa3_mlx.common.model.config import ModelConfig
 
+PROMPTS_MAX = 1 << 24  # bytes of a file of prompts
 _USUAL_SECONDS = 10.0
 
 
@@ -57,14 +58,17 @@ def default_seconds(config: ModelConfig) -> float:
 
 
 def prompts_in(path: Path) -> Iterator[str]:
-    """Yield one prompt per line, "-" is standard input; empty lines and lines that begin with # are left out.
+    """Yield one prompt per line of a file, a pipe or, for "-", standard input; without empty lines and those after #.
 
-    Raises FileNotFoundError without the file, ValueError where it is not UTF-8.
+    Raises FileNotFoundError without the file, ValueError where it is not UTF-8 or more than ``PROMPTS_MAX``.
     """
-    if path != Path("-") and not path.is_file():
+    if not is_stream(path) and not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of prompts")
+    with open_stream(path) as file:
+        data = file.read(PROMPTS_MAX + 1)
+    if len(data) > PROMPTS_MAX:
+        raise ValueError(f"{path}: more than {PROMPTS_MAX >> 20} MiB of prompts; split it")
     try:
-        data = sys.stdin.buffer.read() if path == Path("-") else path.read_bytes()
         lines = data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a text file in UTF-8") from error

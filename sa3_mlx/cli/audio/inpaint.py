@@ -41,7 +41,7 @@ from .source import INPUT, MONOTONE, PROMPT, SourceFile
 @click.option("--seconds", type=float, help="Length. Default: that of INPUT.")
 def inpaint(
     input_file: Path,
-    prompt: str,
+    prompt: str | None,
     regions: tuple[tuple[float, float | None], ...],
     noise_level: float | None,
     monotone: bool,
@@ -60,8 +60,9 @@ def inpaint(
     found = find_model(model.name, generates=True)
     source = SourceFile.read(input_file, found.config)
     length = source.length(seconds, found)
+    wanted = source.prompt(prompt, quiet=output.quiet)
     request = replace(
-        sampling.request(prompt, length, found.config),
+        sampling.request(wanted, length, found.config),
         init=None if noise_level is None else InitAudio(audio=source.audio, noise_level=noise_level),
         inpaint=Inpaint(
             audio=source.audio, regions=tuple((start, length if end is None else end) for start, end in regions)

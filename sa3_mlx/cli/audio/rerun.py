@@ -21,6 +21,7 @@ from sa3_mlx.common.files.audio import Audio
 from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.generation.request import Request
 from sa3_mlx.common.installed import DAMAGE, Model, installed
+from sa3_mlx.common.terminal import report, say
 from sa3_mlx.common.version import version
 
 from .source import SourceFile
@@ -51,13 +52,13 @@ def rerun(
     """
     made, first = read_provenance(file), _Sound.read(file)
     chosen = find_model(model, generates=True) if model else _recorded_model(made.model)
-    digest = fingerprint(chosen.folder, chosen.config)
+    digest = fingerprint(chosen.folder, chosen.config, quiet=common.quiet)
     _same(f"model {chosen.label}", digest, made.model.hash, "name the right one with --model", force=common.force)
     options = _options(made, chosen, choose(backend or made.runtime.backend), device, force=common.force)
     source = None if made.input is None else _source(made.input, input_file, file, chosen, force=common.force)
     options = replace(options, lora=_adapters(made.model, lora, file, force=common.force))
     if made.sa3 != version() and not common.quiet:
-        click.echo(f"made with sa3 {made.sa3}, this is {version()}: the result may differ", err=True)
+        say(f"made with sa3 {made.sa3}, this is {version()}: the result may differ")
     request = Request.from_dict(made.request.to_dict(), audio=None if source is None else source.audio)
     output = OutputOptions(
         out=out or file.with_name(f"{file.stem}-rerun{file.suffix}"),
@@ -73,7 +74,7 @@ def rerun(
     )
     equal, text = first.compare(_Sound.read(again), file, again)
     if not common.quiet:
-        click.echo(f"same   {text}")
+        report(f"same   {text}")
     return 0 if equal else 1
 
 

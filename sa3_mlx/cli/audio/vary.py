@@ -23,7 +23,7 @@ from .source import INPUT, MONOTONE, PROMPT, SourceFile
 @click.option("--seconds", type=float, help="Length. Default: that of INPUT.")
 def vary(
     input_file: Path,
-    prompt: str,
+    prompt: str | None,
     noise_level: float,
     monotone: bool,
     seconds: float | None,
@@ -39,8 +39,9 @@ def vary(
     """
     found = find_model(model.name, generates=True)
     source = SourceFile.read(input_file, found.config)
+    wanted = source.prompt(prompt, quiet=output.quiet)
     request = replace(
-        sampling.request(prompt, source.length(seconds, found), found.config),
+        sampling.request(wanted, source.length(seconds, found), found.config),
         init=InitAudio(audio=source.audio, noise_level=noise_level),
         monotone=monotone,
     )

@@ -15,9 +15,10 @@ from sa3_mlx.cli.models.measure import snr_text
 from sa3_mlx.cli.options import FORMATS, BackendOptions, CommonOptions, TypedCommand
 from sa3_mlx.cli.output.progress import Progress
 from sa3_mlx.cli.output.sink import STDOUT, check_pipe, open_sink
-from sa3_mlx.common.files.audio import check_output, fit_length, read_audio
+from sa3_mlx.common.files.audio import check_output, fit_length, read_audio, usual_subtype
 from sa3_mlx.common.files.wav import Subtype
 from sa3_mlx.common.model.chunks import stream_chunk_frames
+from sa3_mlx.common.terminal import report, say
 
 from .files import output_samples, read_latents
 
@@ -25,12 +26,12 @@ from .files import output_samples, read_latents
 @click.command(cls=TypedCommand)
 @click.argument("input_file", metavar="LATENTS", type=click.Path(path_type=Path))
 @click.argument("output_file", metavar="OUT", type=click.Path(path_type=Path, allow_dash=True))
-@click.option("--format", "subtype", type=click.Choice(FORMATS), default="pcm16", show_default=True)
+@click.option("--format", "subtype", type=click.Choice(FORMATS), help="Default: the usual one of OUT, pcm16.")
 @click.option("--reference", type=click.Path(path_type=Path), help="Print the signal-to-noise ratio against this file.")
 def decode(
     input_file: Path,
     output_file: Path,
-    subtype: Subtype,
+    subtype: Subtype | None,
     reference: Path | None,
     model: BackendOptions,
     common: CommonOptions,
@@ -38,6 +39,7 @@ def decode(
     """Decode LATENTS, made by encode, to the audio file OUT, or with - to a pipe."""
     found = find_model(model.name, generates=False)
     config, piped = found.config, output_file == STDOUT
+    subtype = subtype or ("pcm16" if piped else usual_subtype(output_file))
     latents, tags = read_latents(input_file)
     samples = output_samples(input_file, latents, tags, config)
     if piped:
@@ -47,7 +49,7 @@ def decode(
         check_output(output_file, subtype, overwrite=common.force, size_bytes=size)
     wanted = None if reference is None else read_audio(reference, config.sample_rate, config.audio_channels)
     framework = backend.choose(model.backend, model.device)
-    digest = fingerprint(found.folder, config)
+    digest = fingerprint(found.folder, config, quiet=common.quiet)
     if tags.get("model_hash", digest) != digest and not common.force:
         raise ValueError(
             f"{input_file}: encoded by {tags.get('model')} ({tags['model_hash'][:19]}...), not by "
@@ -67,6 +69,7 @@ def decode(
     bar.close()
     audio = np.concatenate(pieces)
     length = f"{len(audio) / config.sample_rate:.2f} s, {config.sample_rate} Hz, {subtype}"
-    click.echo(f"file   {output_file}  ({length})", err=piped)
+    write = say if piped else report
+    write(f"file   {output_file}  ({length})")
     if wanted is not None:
-        click.echo(f"snr    {snr_text(wanted, fit_length(audio, len(wanted)))} against {reference}", err=piped)
+        write(f"snr    {snr_text(wanted, fit_length(audio, len(wanted)))} against {reference}")

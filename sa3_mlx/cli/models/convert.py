@@ -10,7 +10,8 @@ import click
 from sa3_mlx.cli.home import find_model, first_command
 from sa3_mlx.cli.options import CommonOptions, TypedCommand
 from sa3_mlx.cli.output.progress import Progress
-from sa3_mlx.common.installed import installed, licence_page, models_folder
+from sa3_mlx.common import terminal
+from sa3_mlx.common.installed import installed, known_name, licence_page, models_folder
 from sa3_mlx.common.model.presets import PRESETS, REPOSITORIES
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--name", help="Name of the model. Default: taken from SOURCE.")
 @click.option("--to-official", is_flag=True, help="Write the official layout from a converted model.")
 def convert(source: str, out: Path | None, name: str | None, to_official: bool, common: CommonOptions) -> None:
-    """Convert SOURCE, a released model's name or a checkpoint on this disk, to the folder OUT.
+    """Convert SOURCE, a released model's name or hub id or a checkpoint on this disk, to the folder OUT.
 
     Without OUT it goes to $SA3_HOME/models (default ~/.cache/sa3/models), where all commands find it by name.
 
@@ -38,8 +39,9 @@ def convert(source: str, out: Path | None, name: str | None, to_official: bool, 
         if out is None or name is not None:
             raise click.UsageError("--to-official needs OUT, and takes no --name")
         folder = find_model(source, generates=False).folder
-        click.echo(str(converter.export_official(folder, out, force=common.force)))
+        terminal.report(str(converter.export_official(folder, out, force=common.force)))
         return
+    source = source if Path(source).exists() else known_name(source)
     _refuse_ours(source)
     target = _target(source, out, name)
     if target.exists() and not common.force:
@@ -60,8 +62,7 @@ def convert(source: str, out: Path | None, name: str | None, to_official: bool, 
     finally:
         for bar in bars:
             bar.close()
-    click.echo(str(report))
-    click.echo(f"  next        {first_command(target)}")
+    terminal.report(f"{report}\n  next        {first_command(target)}")
 
 
 def _refuse_ours(source: str) -> None:

@@ -18,9 +18,11 @@ from sa3_mlx.cli import backend
 from sa3_mlx.cli.options import TypedCommand
 from sa3_mlx.cli.output.speaker import library
 from sa3_mlx.common.installed import home, installed, models_folder
+from sa3_mlx.common.terminal import labelled, show
 from sa3_mlx.common.version import version
 
-_OPTIONAL = {"scipy": "train", "mido": "train"}  # package -> extra that brings it
+_FOR_TRAINING = ("torch", "scipy", "mido", "tensorboard", "webdataset")
+_TRAIN = "pip install 'sa3[train]'"
 _SIZE = 1024
 
 
@@ -39,17 +41,25 @@ def doctor() -> int:
         problems.append(str(error))
     _models(problems)
     _line("speaker", _speaker())
-    for package, extra in _OPTIONAL.items():
-        _line(package, _package(package) or f"not installed; for training: pip install 'sa3[{extra}]'")
+    for package in _FOR_TRAINING[1:]:
+        _line(package, _package(package) or f"not installed; for training: {_TRAIN}")
     for problem in problems:
-        click.echo(f"problem: {problem}")
-    click.echo("everything needed is here" if not problems else f"{len(problems)} problem(s)")
+        show(f"problem: {problem}")
+    show(_verdict() if not problems else f"{len(problems)} problem(s)")
     return 1 if problems else 0
+
+
+def _verdict() -> str:
+    """Say what everything that is here is enough for."""
+    missing = [package for package in _FOR_TRAINING if not _package(package)]
+    if missing:
+        return f"everything needed to make sounds is here; training needs {', '.join(missing)}: {_TRAIN}"
+    return "everything needed is here"
 
 
 def _backend(name: backend.Backend, measure: Callable[[], str], problems: list[str]) -> None:
     if not backend.available(name):
-        _line(name, "not installed")
+        _line(name, f"not installed: {backend.INSTALL[name]}")
         return
     try:
         _line(name, f"{_package(name)}, {measure()}")
@@ -139,4 +149,4 @@ def _processor() -> str:
 
 
 def _line(label: str, text: str) -> None:
-    click.echo(f"{label:<12} {text}")
+    show(labelled(label, text, 12))

@@ -21,6 +21,7 @@ from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE, expected_tensors
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.lengths import longest
 from sa3_mlx.common.model.presets import PRESETS, REPOSITORIES
+from sa3_mlx.common.terminal import one_line, show
 
 
 def parameters(config: ModelConfig) -> int:
@@ -48,7 +49,7 @@ def models() -> None:
             rows.append((name, "-", "damaged", "-", str(error)))
     if not found:
         rows.append(("none", "", "", "", f"they go to {models_folder()}"))
-    click.echo(table(rows))
+    show(table(rows))
     known = [("not installed", "parameters", "longest", "get it", "licence")]
     for name in REPOSITORIES:
         if name not in found:
@@ -56,7 +57,7 @@ def models() -> None:
             page = licence_page(name) or ""
             known.append((name, _millions(config), _length(config), f"sa3 convert {name}", page))
     if len(known) > 1:
-        click.echo("\n" + table(known))
+        show("\n" + table(known))
 
 
 def _millions(config: ModelConfig) -> str:
@@ -70,6 +71,7 @@ def _length(config: ModelConfig) -> str:
 
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Return rows as text, in columns of equal width, two spaces apart."""
+    rows = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -25,6 +25,7 @@ from sa3_mlx.common.files.safetensors import TensorEntry, TensorFile, array_entr
 from sa3_mlx.common.model.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE
 from sa3_mlx.common.model.config import FORMAT, ModelConfig
 from sa3_mlx.common.quant.format import check_file
+from sa3_mlx.common.terminal import labelled, report, show
 
 _MODEL = click.option("--model", metavar="NAME|PATH", help="A model that it fits. Default: see 'sa3 models'.")
 
@@ -63,7 +64,7 @@ def info(file: Path, model: str | None) -> None:
     }
     for name, value in values.items():
         if value not in (None, ""):
-            click.echo(f"{name:<18} {value}")
+            show(labelled(name, str(value), 18))
 
 
 @lora.command(cls=TypedCommand)
@@ -84,9 +85,9 @@ def merge(model: str, adapters: tuple[str, ...], out: Path, common: CommonOption
     twin = importlib.import_module(f"sa3_{choose('auto')}.lora")
     changed = write_merged(found.folder, found.config, prepared, out, twin)
     for text, one in zip(adapters, applied, strict=True):
-        click.echo(f"{text}: {describe(one)}")
-    click.echo(f"{out}: {changed} layers of {found.label} changed")
-    click.echo(f"  next        {first_command(out)}")
+        report(f"{text}: {describe(one)}")
+    report(f"{out}: {changed} layers of {found.label} changed")
+    report(f"  next        {first_command(out)}")
 
 
 @lora.command(cls=TypedCommand)
@@ -112,7 +113,7 @@ def convert(source: Path, out: Path, model: str | None, to_official: bool, commo
         digest = converter.write_official_adapter(out, adapter, found.config)
     else:
         digest = write_adapter(out, with_bases(adapter, found.folder))
-    click.echo(f"{out}: {describe(Applied(adapter=adapter))}, {digest}")
+    report(f"{out}: {describe(Applied(adapter=adapter))}, {digest}")
 
 
 def write_merged(folder: Path, config: ModelConfig, adapters: Sequence[Applied], out: Path, twin: ModuleType) -> int:

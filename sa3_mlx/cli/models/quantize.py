@@ -13,6 +13,7 @@ from sa3_mlx.cli.backend import choose
 from sa3_mlx.cli.home import find_model, first_command
 from sa3_mlx.cli.options import CommonOptions, TypedCommand
 from sa3_mlx.cli.output.progress import Progress
+from sa3_mlx.common import terminal
 from sa3_mlx.common.generation.clips import open_tokenizer
 from sa3_mlx.common.installed import Model, models_folder
 from sa3_mlx.common.quant.calibration import CalibrationPrompt, read_prompts, usual_prompts
@@ -77,8 +78,7 @@ def quantize(
     )
     with _Bars(progress) as bars:
         report = quantize_model(options, bars.show)
-    click.echo(str(report))
-    click.echo(f"  next {first_command(options.out)}")
+    terminal.report(f"{report}\n  next {first_command(options.out)}")
 
 
 def _combined(recipe: str, text_encoder: str | None, codec: str | None) -> tuple[Recipe, str]:

@@ -23,7 +23,8 @@ from .report import report_file
 from .sink import STDOUT, Sink, open_sink
 from .speaker import Speaker
 
-SAMPLE_BYTES: dict[Subtype, int] = {"pcm16": 2, "pcm24": 3, "float": 4}
+SAMPLE_BYTES: dict[Subtype, int] = {"pcm16": 2, "pcm24": 3, "float": 4, "mp3": 1, "vorbis": 1}  # at most
+_EXTENSIONS: dict[Subtype, str] = {"mp3": ".mp3", "vorbis": ".ogg"}  # of files that are not named; others are .wav
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,28 +38,40 @@ class Target:
 
 
 def find_targets(
-    requests: Sequence[Request], only: int | None, out: Path | None, spectrogram: Path | None, command: str
+    requests: Sequence[Request],
+    only: int | None,
+    out: Path | None,
+    spectrogram: Path | None,
+    command: str,
+    form: Subtype | None = None,
 ) -> list[Target]:
     """Name the file of every clip, or of clip ``only`` of every batch: numbered where there are several.
 
-    Without ``out`` they are called after the first prompt and seed, or after the command. Raises ValueError for several
-    on standard output.
+    Without ``out`` each is called after its prompt, or the command, and its seed. Raises ValueError for several on
+    standard output.
     """
     clips = [
         (batch, item)
         for batch, request in enumerate(requests)
         for item in (range(len(request.items)) if only is None else [only])
     ]
-    first = requests[0].items[only or 0]
-    out = out or Path(f"{_slug(first.prompt) or command}-{first.seed}.wav")
     if out == STDOUT and len(clips) > 1:
         raise ValueError(f"--out - takes one sound, this would make {len(clips)}; choose a file name")
 
     def name(path: Path, number: int) -> Path:
         return path if len(clips) == 1 else numbered(path, number)
 
+    def own(batch: int, item: int) -> Path:
+        clip = requests[batch].items[item]
+        return Path(f"{_slug(clip.prompt) or command}-{clip.seed}{_EXTENSIONS.get(form or 'pcm16', '.wav')}")
+
     return [
-        Target(batch=batch, item=item, path=name(out, number), picture=spectrogram and name(spectrogram, number))
+        Target(
+            batch=batch,
+            item=item,
+            path=name(out, number) if out is not None else own(batch, item),
+            picture=spectrogram and name(spectrogram, number),
+        )
         for number, (batch, item) in enumerate(clips, start=1)
     ]
 
@@ -91,7 +104,7 @@ def check_targets(
 
 
 class Outlets:
-    """Write the files of a batch, and play them. All files appear at the end of the ``with`` statement, or none does.
+    """Write the files of a batch, and play them. All sounds appear at the end of the ``with`` statement, or none does.
 
     With a peak limit nothing leaves before the end: the last sample may decide how loud the first one is.
     """
@@ -126,24 +139,33 @@ class Outlets:
         elif isinstance(event, Finished):
             self._generation = event.generation
             self._elapsed = time.monotonic() - self._start
-            for target in self._targets.values():
-                self._finish(target, self._limited(event.generation.audio[target.item]))
+            if self._output.peak is not None:
+                for target in self._targets.values():
+                    self._write(target, self._limited(event.generation.audio[target.item]))
 
-    def _finish(self, target: Target, audio: Audio) -> None:
-        if self._output.peak is not None:
-            self._write(target, audio)
-        if target.picture is not None:
-            from sa3_mlx.common.files.spectrogram import save_spectrogram
+    def draw(self) -> list[str]:
+        """Draw the pictures, after the sounds are whole; return what went wrong with any of them."""
+        problems, audio = [], self._finished().audio
+        for target in self._targets.values():
+            if target.picture is not None:
+                from sa3_mlx.common.files.spectrogram import save_spectrogram
 
-            clip = self._batch.request.items[target.item]
-            title = f"{clip.prompt or target.path.name} (seed {clip.seed})"
-            save_spectrogram(target.picture, audio, self._config.sample_rate, title=title)
+                clip, limited = self._batch.request.items[target.item], self._limited(audio[target.item])
+                title = f"{clip.prompt or target.path.name} (seed {clip.seed})"
+                try:
+                    save_spectrogram(target.picture, limited, self._config.sample_rate, title=title)
+                except (OSError, ValueError, MemoryError) as error:
+                    problems.append(f"{error or type(error).__name__}; its sound {target.path} is whole")
+        return problems
+
+    def _finished(self) -> Generation:
+        if self._generation is None:
+            raise RuntimeError("the pipeline ended without a result")
+        return self._generation
 
     def report(self) -> None:
         """Print lines about every file; all clips of the batch shared the work."""
-        generation = self._generation
-        if generation is None:
-            raise RuntimeError("the pipeline ended without a result")
+        generation = self._finished()
         for item, target in self._targets.items():
             audio = generation.audio[item]
             report_file(

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import click
-
 from sa3_mlx.common.generation.request import Request
+from sa3_mlx.common.terminal import one_line, say
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -27,14 +26,22 @@ class Progress:
     def line(self, text: str) -> None:
         """Print one line for people, on stderr."""
         if not self.quiet:
-            click.echo(text, err=True)
+            say(text)
 
-    def bar(self, name: str, total: float, unit: str) -> tqdm:
-        """Return a bar to ``update`` and ``close``."""
+    def bar(self, name: str, total: float, unit: str, *, delay: float = 0) -> tqdm:
+        """Return a bar to ``update`` and ``close``, which appears after ``delay`` seconds."""
         from tqdm import tqdm
 
         disable = True if self.quiet else None  # None: tqdm looks whether stderr is a terminal
-        return tqdm(desc=name, total=total, unit=unit, disable=disable, bar_format=_BAR, dynamic_ncols=True)
+        return tqdm(
+            desc=one_line(name),
+            total=total,
+            unit=unit,
+            disable=disable,
+            bar_format=_BAR,
+            dynamic_ncols=True,
+            delay=delay,
+        )
 
     @contextmanager
     def watch(self, request: Request, sample_rate: int) -> Iterator[Callable[[Event], None]]:

@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -124,6 +124,27 @@ def read_provenance(path: Path) -> Provenance:
         return Provenance.from_dict(upgrade(data) if is_first(data) else data)
     except ConfigError as error:
         raise ValueError(f"{path}: its tags are damaged ({error})") from error
+
+
+def read_tags_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in the tags of a sound, empty without one. Raises as ``read_tags``."""
+    text = read_tags(path)
+    try:
+        data = json.loads(text) if text.lstrip().startswith("{") else {}
+    except (ValueError, RecursionError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def read_prompt(path: Path) -> str | None:
+    """Return the prompt in the tags of a sound that sa3 or a program with it made, None without one."""
+    try:
+        data = read_tags_object(path)
+        if data.get("format") == REQUEST_TAGS:
+            return Request.from_dict(data["request"], audio=_NO_AUDIO).items[data["item"]].prompt or None
+        return read_provenance(path).clip.prompt or None
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
 
 
 def find_input(name: str, file: Path) -> Path | None:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-import click
-
+from sa3_mlx.cli.inputs import is_stream
+from sa3_mlx.cli.options import ModelOptions
 from sa3_mlx.common.files.audio import Audio, clipped_share, peak_db
 from sa3_mlx.common.generation.regions import Seam
+from sa3_mlx.common.terminal import labelled, report, say
 
 from .provenance import Provenance, find_input
 
 _SILENT_DB = -80.0
 _LOUD_SEAM_DB = 6.0
-_LONG_PROMPT = 60  # characters
+_LABEL = 6  # columns
 
 
 def report_file(
@@ -35,14 +37,14 @@ def report_file(
     ``audio`` is what the model made, ``limited`` what was written; ``elapsed`` seconds of work for this file,
     ``first_sound`` of them before its first samples left, None if they had to wait for the last.
     """
-    err = str(path) == "-"
+    write = say if str(path) == "-" else report
     if quiet:
-        click.echo(f"{path} seed {made.clip.seed}", err=err)
+        write(f"{path} seed {made.clip.seed}")
         return
     seconds = len(audio) / sample_rate
 
     def line(label: str, text: str) -> None:
-        _line(label, text, err=err)
+        write(labelled(label, text, _LABEL))
 
     line("file", f"{path}  ({seconds:.2f} s, {sample_rate} Hz, {audio.shape[1]} channels, {made.output.format})")
     early = "" if first_sound is None else f", first sound after {first_sound:.1f} s"
@@ -56,14 +58,19 @@ def report_file(
         line("seam", _seam_text(seam, sample_rate))
 
 
-def report_next(path: Path, made: Provenance, source: Path | None) -> None:
-    """Print what to try with a file that was made from ``source``."""
-    _line("next", next_command(path, made, source))
+def report_next(path: Path, made: Provenance, source: Path | None, options: ModelOptions, longest: float) -> None:
+    """Print what to try with a file that was made from ``source``, each command on a line of its own.
+
+    ``longest`` seconds are what the model makes.
+    """
+    for command in next_commands(path, made, source, options, longest):
+        report(labelled("next", command, _LABEL))
 
 
 def _level_lines(audio: Audio, limited: Audio, made: Provenance) -> list[str]:
     lines = []
     peak, share = peak_db(audio), clipped_share(limited)
+    beyond = share_text(share, len(limited))
     if peak < _SILENT_DB:
         lines.append("the result is silent; try another seed or prompt")
     limit, edited = made.output.peak_db, made.request.inpaint is not None
@@ -71,17 +78,16 @@ def _level_lines(audio: Audio, limited: Audio, made: Provenance) -> list[str]:
         kept = "; kept parts were scaled too" if edited else ""
         lines.append(f"peak {peak:+.1f} dB was scaled down to {limit:+.1f} dB{kept}")
     if share and made.output.format == "float":
-        lines.append(f"peak {peak:+.1f} dB: {share_text(limited)} are beyond full scale, kept in the float file")
+        lines.append(f"peak {peak:+.1f} dB: {beyond} are beyond full scale, kept in the float file")
     elif share:
         advice = "a .wav with --format float" if edited and made.request.crossfade_ms is not None else "--peak -1"
-        lines.append(f"{share_text(limited)} were clipped (peak {peak:+.1f} dB); {advice} avoids it")
+        lines.append(f"{beyond} were clipped (peak {peak:+.1f} dB); {advice} avoids it")
     return lines
 
 
-def share_text(audio: Audio) -> str:
+def share_text(share: float, samples: int) -> str:
     """Say how many samples are beyond full scale: a share, or the number of a few."""
-    share = clipped_share(audio)
-    return f"{share:.2%} of samples" if share >= 1e-4 else f"{round(share * len(audio))} samples"
+    return f"{share:.2%} of samples" if share >= 1e-4 else f"{round(share * samples)} samples"
 
 
 def _seam_text(seam: Seam, sample_rate: int) -> str:
@@ -95,18 +101,27 @@ def _seam_text(seam: Seam, sample_rate: int) -> str:
     )
 
 
-def next_command(path: Path, made: Provenance, source: Path | None) -> str:
-    """Return a command that makes sense after this one."""
-    name = shlex.quote(str(path))
+def next_commands(
+    path: Path, made: Provenance, source: Path | None, options: ModelOptions, longest: float
+) -> list[str]:
+    """Return commands that make sense after this one, with model and adapters where the user named them.
+
+    The prompt of a new sound is that in the tags of ``path``.
+    """
+    name = str(path) if not str(path).startswith("-") else f"./{path}"
+    model = [] if options.name is None else ["--model", options.name]
     if made.command == "generate":
-        prompt = shlex.quote(made.clip.prompt) if len(made.clip.prompt) <= _LONG_PROMPT else "PROMPT"
-        return f"sa3 vary {name} {prompt} --noise-level 0.6, or sa3 extend {name} {prompt} --seconds N"
+        same = [*model, *(word for file in options.lora for word in ("--lora", str(file)))]
+        longer = math.floor(100 * min(2 * made.clip.seconds, longest)) / 100
+        commands = [shlex.join(["sa3", "vary", name, "--noise-level", "0.6", *same])]
+        if longer > made.clip.seconds:
+            commands.append(shlex.join(["sa3", "extend", name, "--seconds", f"{longer:g}", *same]))
+        return commands
     if made.command == "vary":
-        return "a lower --noise-level stays closer to the input, a higher one leaves it"
+        return ["a lower --noise-level stays closer to the input, a higher one leaves it"]
+    if source is not None and is_stream(source):
+        return ["another --seed makes another one"]
     found = None if made.input is None else find_input(made.input.name, path)
-    same = source is None or (found is not None and found.samefile(source))
-    return f"another --seed, or sa3 rerun {name}" + ("" if same else f" --input {shlex.quote(str(source))}")
-
-
-def _line(label: str, text: str, *, err: bool = False) -> None:
-    click.echo(f"{label:<6} {text}", err=err)
+    where = [] if source is None or (found and found.samefile(source)) else ["--input", str(source)]
+    adapters = [word for file in options.lora for word in ("--lora", str(file.path))]
+    return [f"another --seed, or {shlex.join(['sa3', 'rerun', name, *where, *model, *adapters])}"]

@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 from typing import Protocol, Self
 
-from sa3_mlx.common.files.audio import Audio, AudioWriter, check_finite
+from sa3_mlx.common.files.audio import SUBTYPES, Audio, AudioWriter, check_finite
 from sa3_mlx.common.files.wav import Subtype, sample_bytes, wav_header
+from sa3_mlx.common.terminal import write_stdout
 
 STDOUT = Path("-")
 
@@ -31,7 +32,11 @@ def open_sink(path: Path, samples: int, channels: int, sample_rate: int, subtype
 
 
 def check_pipe(subtype: str) -> None:
-    """Raise ValueError when standard output is a terminal."""
+    """Raise ValueError when standard output is a terminal or closed, and for samples that no WAV holds."""
+    if subtype not in SUBTYPES[".wav"]:
+        raise ValueError(f"--out -: a WAV cannot hold {subtype!r}; allowed: {', '.join(SUBTYPES['.wav'])}")
+    if sys.stdout is None:
+        raise ValueError("--out -: standard output is closed; give the name of a file")
     if sys.stdout.isatty():
         raise ValueError(f"--out -: a {subtype} WAV does not belong on a terminal; add for example | ffplay -i -")
 
@@ -41,18 +46,14 @@ class PipeSink:
 
     def __init__(self, samples: int, channels: int, sample_rate: int, subtype: Subtype, *, comment: str) -> None:
         self._subtype = subtype
-        self._put(wav_header(samples, channels, sample_rate, subtype, comment))
+        write_stdout(wav_header(samples, channels, sample_rate, subtype, comment))
 
     def write(self, audio: Audio) -> None:
         check_finite(audio, "standard output")
-        self._put(sample_bytes(audio, self._subtype))
+        write_stdout(sample_bytes(audio, self._subtype))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         pass
-
-    def _put(self, data: bytes) -> None:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shlex
 from importlib.util import find_spec
 from pathlib import Path
 
 import click
 from tqdm import tqdm
 
+from sa3_mlx.common.installed import name_of
 from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.terminal import report, show
 from sa3_torch.train.run.options import FOLDER, MODEL
 
 MEGABYTE = 1 << 20
@@ -19,6 +22,14 @@ def _need_torch() -> None:
     """Raise click.ClickException without PyTorch."""
     if find_spec("torch") is None:
         raise click.ClickException("this needs PyTorch: pip install 'sa3[train]'")
+
+
+def _next(stage: str, *words: Path | str) -> str:
+    return f"next: {shlex.join(['sa3', 'train', stage, *map(str, words)])}"
+
+
+def _next_autoencoder(folder: Path) -> str:
+    return _next("autoencoder", "--data", folder, "--out", "runs/autoencoder")
 
 
 @click.group()
@@ -36,9 +47,7 @@ def render(out: Path, seed: int, samples: Path | None) -> None:
 
     clips = render_demo_set(out, seed=seed, font=DEFAULT_FONT, samples_folder=samples)
     minutes = sum(clip.seconds for clip in clips.clips) / 60
-    click.echo(
-        f"{out}: {len(clips.clips)} clips, {minutes:.1f} min; next: sa3 train autoencoder --data {out} --out RUN"
-    )
+    report(f"{out}: {len(clips.clips)} clips, {minutes:.1f} min\n{_next_autoencoder(out)}")
 
 
 @data.command("import")
@@ -54,8 +63,8 @@ def import_recordings(folder: Path, out: Path, captions_required: bool) -> None:
     """Import a folder of your own recordings (clip.wav, .flac, .ogg, .mp3 with clip.txt or clip.json)."""
     from sa3_torch.train.data.user_folder import import_folder
 
-    _, report = import_folder(folder, out, captions_required=captions_required)
-    click.echo(f"{report}\nnext: sa3 train autoencoder --data {out} --out RUN")
+    _, found = import_folder(folder, out, captions_required=captions_required)
+    report(f"{found}\n{_next_autoencoder(out)}")
 
 
 @data.command("lint")
@@ -68,16 +77,16 @@ def lint(folder: Path, picture: Path | None, min_seconds: float, captions_requir
     """Check a folder of recordings. Exit code 1 when something is wrong."""
     from sa3_torch.train.data.lint import draw_report, lint_folder
 
-    report = lint_folder(
+    found = lint_folder(
         folder,
         minimum_seconds=min_seconds,
         captions_required=captions_required,
         progress=lambda files: tqdm(files, desc="lint"),
     )
     if picture is not None:
-        draw_report(report, picture)
-    click.echo(json.dumps(report.to_json(), ensure_ascii=False) if as_json else str(report))
-    if not report.good:
+        draw_report(found, picture)
+    show(json.dumps(found.to_json()) if as_json else str(found))
+    if not found.good:
         raise click.exceptions.Exit(1)
 
 
@@ -91,7 +100,7 @@ def shards(folder: Path, out: Path, shard_megabytes: int, captions_required: boo
     from sa3_torch.train.data.shards import write_shards
 
     index = write_shards(folder, out, shard_bytes=shard_megabytes * MEGABYTE, captions_required=captions_required)
-    click.echo(f"{out}: {index.samples} recordings in {len(index.shards)} shards")
+    report(f"{out}: {index.samples} recordings in {len(index.shards)} shards")
 
 
 @data.command("index")
@@ -102,7 +111,7 @@ def index(pattern: str, out: Path) -> None:
     from sa3_torch.train.data.shards import index_shards
 
     found = index_shards(pattern, out)
-    click.echo(f"{out}: {found.samples} recordings in {len(found.shards)} shards")
+    report(f"{out}: {found.samples} recordings in {len(found.shards)} shards")
 
 
 @data.command("gate")
@@ -119,9 +128,9 @@ def gate(latents: Path, data: Path, autoencoder: Path, items: int, as_json: bool
 
     config = ModelConfig.load(autoencoder)
     source = open_source(data, config.sample_rate, config.audio_channels)
-    report = check_latents(latents, source, autoencoder, items=items)
-    click.echo(json.dumps(report.to_json()) if as_json else str(report))
-    if not report.good:
+    found = check_latents(latents, source, autoencoder, items=items)
+    show(json.dumps(found.to_json()) if as_json else str(found))
+    if not found.good:
         raise click.exceptions.Exit(1)
 
 
@@ -138,7 +147,7 @@ def export_latents(latents: Path, out: Path, autoencoder: Path) -> None:
 
     opened = LatentSet(latents, autoencoder=load_autoencoder(autoencoder)[1])
     count = export_public(opened, out, ModelConfig.load(autoencoder).sample_rate)
-    click.echo(f"{out}: {count} items")
+    report(f"{out}: {count} items")
 
 
 @data.command("import-latents")
@@ -152,7 +161,7 @@ def import_latents(folder: Path, out: Path, autoencoder: Path) -> None:
     from sa3_torch.train.data.public_latents import import_public
 
     latents = import_public(folder, out, autoencoder=load_autoencoder(autoencoder)[1])
-    click.echo(f"{out}: {len(latents.items)} items")
+    report(f"{out}: {len(latents.items)} items")
 
 
 @click.command("pre-encode")
@@ -202,7 +211,7 @@ def pre_encode(
     encoder = PreEncoder(source, folder, out, config, device)
     latents = encoder.run()
     lists = ", ".join(f"{len(names)} {name}" for name, names in encoder.progress.lists().items() if names)
-    click.echo(
-        f"{out}: {len(latents.items)} items of latents{f'; left out: {lists}' if lists else ''}; "
-        f"next: sa3 train pretrain --latents {out} --autoencoder {folder} --out RUN"
+    report(
+        f"{out}: {len(latents.items)} items of latents{f'; left out: {lists}' if lists else ''}\n"
+        + _next("pretrain", "--latents", out, "--autoencoder", name_of(folder), "--out", "runs/pretrain")
     )

@@ -14,6 +14,7 @@ import click
 
 from sa3_mlx.cli import backend
 from sa3_mlx.cli.home import find_model
+from sa3_mlx.common.terminal import one_line, report, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,6 +102,7 @@ class _Models:
 @click.option("--backend", "wanted", type=click.Choice(["auto", *backend.BACKENDS]), default="auto", show_default=True)
 @click.option("--device", default="auto", show_default=True, help="For PyTorch: auto, cpu, cuda.")
 @click.option("--out", type=FOLDER, required=True, help="Folder of report.json, report.txt and report.png.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
 def evaluate(
     model: str,
     data: Path,
@@ -118,11 +120,12 @@ def evaluate(
     wanted: str,
     device: str,
     out: Path,
+    as_json: bool,
 ) -> None:
     """Measure how good MODEL is on prompts of DATA, held-out ones by default.
 
     Frechet distance, adherence to prompts, diversity, nearness to training clips, inpainting, and with --latents the
-    flow-matching loss; a table, then one line of JSON.
+    flow-matching loss, as a table.
 
     \b
     sa3 evaluate demo --data sounds --setting euler:50:3 --setting euler:8:1 --out evaluation
@@ -134,7 +137,8 @@ def evaluate(
     from sa3_torch.evaluate.measures.analysis import Analyser
     from sa3_torch.evaluate.measures.features import ClapSpace
     from sa3_torch.evaluate.real import analyse_real, real_count
-    from sa3_torch.evaluate.report import report, save_report, table
+    from sa3_torch.evaluate.report import report as summarise
+    from sa3_torch.evaluate.report import save_report, table
     from sa3_torch.evaluate.run import EvaluateOptions, Evaluator
     from sa3_torch.train.clap.network import LatentClap
     from sa3_torch.train.data.clip_cache import ClipSet
@@ -159,11 +163,10 @@ def evaluate(
     for entry in entries:
         with _bar(entry.label, seeds * evaluator.count()) as advance:
             rows.append(compare(evaluator, entry, seeds, advance))
-        found = report(rows, real, options, seeds, flow, errors, None if guide is None else guide.label)
+        found = summarise(rows, real, options, seeds, flow, errors, None if guide is None else guide.label)
         save_report(out, found)  # after every row: a long table can be stopped
-    click.echo(table(found))
-    click.echo(f"stored in {out}", err=True)
-    click.echo(json.dumps(found))
+    report(json.dumps(found) if as_json else table(found))
+    say(f"stored in {out}")
 
 
 def _teacher(models: _Models, text: str) -> Entry:
@@ -196,7 +199,7 @@ def _flow(models: _Models, entries: list[Entry], folder: Path, sounds: ClipSet) 
 def _bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
     from tqdm import tqdm
 
-    with tqdm(total=total, desc=name, unit="clip", mininterval=1.0) as bar:
+    with tqdm(total=total, desc=one_line(name), unit="clip", mininterval=1.0) as bar:
 
         def advance(count: int) -> None:
             bar.update(count)

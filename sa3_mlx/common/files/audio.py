@@ -5,6 +5,7 @@ Audio is float32 (L, channels), full scale 1.0, L samples. Lengths in seconds an
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -207,13 +208,25 @@ def _subtypes(path: Path) -> tuple[Subtype, ...]:
 def check_target(path: Path, *, overwrite: bool, size_bytes: int = 0) -> None:
     """Refuse, before any work, a file that cannot be written.
 
-    Raises ValueError for a folder, for an existing file without ``overwrite``, for a folder that is not writable and a
-    disk with less than ``size_bytes`` free; FileNotFoundError for a missing folder.
+    Raises ValueError for a name that is too long, for a folder, for an existing file without ``overwrite``, for a link
+    that leads nowhere, for a folder that is not writable and a disk with less than ``size_bytes`` free;
+    FileNotFoundError for a missing folder.
     """
+    try:
+        path.lstat()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ValueError(
+                f"{path.name[:40]}...: the name is too long for this disk; choose a shorter one"
+            ) from error
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder; make it first")
     if path.is_dir():
         raise ValueError(f"{path}: is a folder; give a file name")
+    if path.is_symlink() and not path.exists():
+        raise ValueError(
+            f"{path}: is a link to {path.readlink()}, which is not there; remove it or choose another name"
+        )
     if path.exists() and not overwrite:
         raise ValueError(f"{path}: exists already; choose another name or overwrite it with --force")
     if not os.access(path.parent, os.W_OK):

@@ -71,12 +71,14 @@ def all_finite(values: np.ndarray, dtype: str) -> bool:
     return True
 
 
-def file_hash(path: str | Path) -> str:
-    """Return ``"sha256:..."`` of the whole file."""
+def file_hash(path: str | Path, advance: Callable[[int], object] | None = None) -> str:
+    """Return ``"sha256:..."`` of the whole file; ``advance`` is told the bytes of every block."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
+            if advance is not None:
+                advance(len(block))
     return f"sha256:{digest.hexdigest()}"
 
 
