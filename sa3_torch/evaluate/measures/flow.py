@@ -143,15 +143,9 @@ def flow_losses(
     for start in range(0, len(order), batch):
         rows = order[start : start + batch]
         z, valid = padded([clips[i].latents for i in rows])
-        noise = np.stack(
-            [generator(seed, Purpose.FLOW_NOISE, i).standard_normal(z.shape[1:], np.float32) for i in rows]
-        )
-        captions, seconds = [clips[i].caption for i in rows], [clips[i].seconds for i in rows]
-        velocities = {
-            "loss": model.condition(captions, seconds, valid, dropped=False),
-            "shuffled": model.condition([shuffled[i] for i in rows], seconds, valid, dropped=False),
-            "dropped": model.condition(captions, seconds, valid, dropped=True),
-        }
+        generators = [generator(seed, Purpose.FLOW_NOISE, i) for i in rows]
+        noise = np.stack([random.standard_normal(z.shape[1:], np.float32) for random in generators])
+        velocities = _velocities(model, [clips[i] for i in rows], [shuffled[i] for i in rows], valid)
         for place, t in enumerate(times):
             x = interpolate(z, noise, t).astype(np.float32)
             for name, velocity in velocities.items():
@@ -172,6 +166,18 @@ def flow_losses(
         dropped_ratio=sum(mean["dropped"]) / sum(mean["loss"]),
         clips=len(clips),
     )
+
+
+def _velocities(
+    model: FlowModel, clips: Sequence[LatentClip], others: Sequence[str], valid: NDArray[np.bool_]
+) -> dict[str, Velocity]:
+    """Condition the model on the captions of clips, on ``others`` and on none."""
+    captions, seconds = [clip.caption for clip in clips], [clip.seconds for clip in clips]
+    return {
+        "loss": model.condition(captions, seconds, valid, dropped=False),
+        "shuffled": model.condition(others, seconds, valid, dropped=False),
+        "dropped": model.condition(captions, seconds, valid, dropped=True),
+    }
 
 
 def other_captions(clips: Sequence[LatentClip], seed: int) -> list[str]:
