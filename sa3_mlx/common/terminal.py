@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from typing import TextIO
@@ -37,6 +38,11 @@ def one_line(text: str) -> str:
 def labelled(label: str, text: str, width: int) -> str:
     """Return a line of a table: a label in ``width`` columns, then the text."""
     return f"{label:<{width}} {one_line(text)}"
+
+
+def command(*words: object) -> str:
+    """Return a command of ``sa3`` that can be copied into a shell."""
+    return shlex.join(["sa3", *map(str, words)])
 
 
 def say(text: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from sa3_mlx.cli.inputs import is_stream
 from sa3_mlx.cli.options import ModelOptions
 from sa3_mlx.common.files.audio import Audio, clipped_share, peak_db
 from sa3_mlx.common.generation.regions import Seam
-from sa3_mlx.common.terminal import labelled, report, say
+from sa3_mlx.common.terminal import command, labelled, report, say
 
 from .provenance import Provenance, find_input
 
@@ -63,8 +62,8 @@ def report_next(path: Path, made: Provenance, source: Path | None, options: Mode
 
     ``longest`` seconds are what the model makes.
     """
-    for command in next_commands(path, made, source, options, longest):
-        report(labelled("next", command, _LABEL))
+    for line in next_commands(path, made, source, options, longest):
+        report(labelled("next", line, _LABEL))
 
 
 def _level_lines(audio: Audio, limited: Audio, made: Provenance) -> list[str]:
@@ -113,9 +112,9 @@ def next_commands(
     if made.command == "generate":
         same = [*model, *(word for file in options.lora for word in ("--lora", str(file)))]
         longer = math.floor(100 * min(2 * made.clip.seconds, longest)) / 100
-        commands = [shlex.join(["sa3", "vary", name, "--noise-level", "0.6", *same])]
+        commands = [command("vary", name, "--noise-level", "0.6", *same)]
         if longer > made.clip.seconds:
-            commands.append(shlex.join(["sa3", "extend", name, "--seconds", f"{longer:g}", *same]))
+            commands.append(command("extend", name, "--seconds", f"{longer:g}", *same))
         return commands
     if made.command == "vary":
         return ["a lower --noise-level stays closer to the input, a higher one leaves it"]
@@ -124,4 +123,4 @@ def next_commands(
     found = None if made.input is None else find_input(made.input.name, path)
     where = [] if source is None or (found and found.samefile(source)) else ["--input", str(source)]
     adapters = [word for file in options.lora for word in ("--lora", str(file.path))]
-    return [f"another --seed, or {shlex.join(['sa3', 'rerun', name, *where, *model, *adapters])}"]
+    return [f"another --seed, or {command('rerun', name, *where, *model, *adapters)}"]

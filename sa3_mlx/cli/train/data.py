@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from tqdm import tqdm
 
 from sa3_mlx.common.installed import name_of
 from sa3_mlx.common.model.config import ModelConfig
-from sa3_mlx.common.terminal import report, show
+from sa3_mlx.common.terminal import command, report, show
 from sa3_torch.train.run.options import FOLDER, MODEL
 
 MEGABYTE = 1 << 20
@@ -24,12 +23,8 @@ def _need_torch() -> None:
         raise click.ClickException("this needs PyTorch: pip install 'sa3[train]'")
 
 
-def _next(stage: str, *words: Path | str) -> str:
-    return f"next: {shlex.join(['sa3', 'train', stage, *map(str, words)])}"
-
-
 def _next_autoencoder(folder: Path) -> str:
-    return _next("autoencoder", "--data", folder, "--out", "runs/autoencoder")
+    return f"next: {command('train', 'autoencoder', '--data', folder, '--out', 'runs/autoencoder')}"
 
 
 @click.group()
@@ -210,8 +205,9 @@ def pre_encode(
     source = open_source(data, model.sample_rate, model.audio_channels)
     encoder = PreEncoder(source, folder, out, config, device)
     latents = encoder.run()
+    models = ("--autoencoder", name_of(folder), "--out", "runs/pretrain")
     lists = ", ".join(f"{len(names)} {name}" for name, names in encoder.progress.lists().items() if names)
     report(
         f"{out}: {len(latents.items)} items of latents{f'; left out: {lists}' if lists else ''}\n"
-        + _next("pretrain", "--latents", out, "--autoencoder", name_of(folder), "--out", "runs/pretrain")
+        f"next: {command('train', 'pretrain', '--latents', out, *models)}"
     )

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from sa3_mlx.common.installed import name_of
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.presets import PRESETS
 from sa3_mlx.common.schema import ConfigError
@@ -26,7 +27,7 @@ from sa3_torch.train.data.clip_cache import ClipSet
 from sa3_torch.train.data.pre_encode import load_autoencoder
 from sa3_torch.train.data.shards import ShardIndex
 from sa3_torch.train.networks.init import init_student
-from sa3_torch.train.run.command import RunOptions, stage_command
+from sa3_torch.train.run.command import RunOptions, report_made, stage_command
 from sa3_torch.train.run.options import AUDIO, MODEL
 from sa3_torch.train.run.settings import check
 
@@ -129,4 +130,4 @@ def distill_autoencoder(run: RunOptions, data: str, teacher: Path, size: str) ->
     audio = open_audio(data, run.out)
     stage = DistillStage(PRESETS[size], config, audio.clips, teacher, shards=audio.shards)
     if run.train(stage, config, {"data": audio.digest, "teacher": stage.digest}):
-        click.echo(f"autoencoder: {run.out / 'model'}; it reads and writes the latents of {teacher}")
+        report_made(f"autoencoder for the latents of {name_of(teacher)}", run.out / "model")

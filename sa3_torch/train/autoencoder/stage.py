@@ -26,7 +26,7 @@ from sa3_torch.train.data.crops import AudioBatch, AudioCrops, Crops, ShardCrops
 from sa3_torch.train.data.drawing import SharesConfig
 from sa3_torch.train.data.shards import ShardIndex
 from sa3_torch.train.networks.init import init_autoencoder
-from sa3_torch.train.run.command import RunOptions, stage_command
+from sa3_torch.train.run.command import RunOptions, report_made, stage_command
 from sa3_torch.train.run.optimizers import Group, OptimizerConfig
 from sa3_torch.train.run.options import AUDIO, MODEL
 from sa3_torch.train.run.parallel import BatchSlice, mean, moments, std_of
@@ -366,4 +366,4 @@ def autoencoder(run: RunOptions, data: str, size: str, folder: Path | None, stri
     belongings = {"data": audio.digest, "start": start.digest if start else "", "stride": stride}
     if run.train(stage, config, belongings):
         made = run.out / "model"
-        click.echo(f"autoencoder: {made}; next: sa3 pre-encode --autoencoder {made} --data {data}")
+        report_made("autoencoder", made, "pre-encode", "--data", data, "--autoencoder", made, "--out", "latents")

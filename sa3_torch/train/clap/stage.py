@@ -31,7 +31,7 @@ from sa3_torch.train.flow.model import autoencoder_of
 from sa3_torch.train.flow.path import interpolate
 from sa3_torch.train.networks.init import seeded
 from sa3_torch.train.run import parallel
-from sa3_torch.train.run.command import RunOptions, stage_command
+from sa3_torch.train.run.command import RunOptions, report_made, stage_command
 from sa3_torch.train.run.optimizers import Group, OptimizerConfig
 from sa3_torch.train.run.options import AUTOENCODER, LATENTS, MODEL
 from sa3_torch.train.run.parallel import BatchSlice
@@ -237,4 +237,4 @@ def clap(run: RunOptions, model: Path, latents: tuple[Path, ...], autoencoder: P
     made_with = autoencoder_of(model, load_autoencoder(model)[0], autoencoder)
     stage = ClapStage(model, config, LatentSet(*latents, autoencoder=made_with))
     if run.train(stage, config, {"model": file_hash(model / WEIGHTS_FILE)}):
-        click.echo(f"latent CLAP: {run.out / 'model'}")
+        report_made("latent CLAP", run.out / "model")

@@ -21,6 +21,7 @@ from pathlib import Path
 import click
 import numpy as np
 
+from sa3_mlx.common.terminal import report
 from sa3_torch.train.data.clip_cache import SAMPLE_RATE, Audio, ClipSet, Draft, trim, write_clips
 from sa3_torch.train.data.recordings import hash_file
 from sa3_torch.train.run.random import Purpose, generator
@@ -363,7 +364,7 @@ def statistics(clips: ClipSet) -> str:
 def main(out: Path, seed: int, font: Path, samples_folder: Path | None) -> None:
     """Render the demo set into the cache folder OUT."""
     try:
-        click.echo(statistics(render_demo_set(out, seed=seed, font=font, samples_folder=samples_folder)))
+        report(statistics(render_demo_set(out, seed=seed, font=font, samples_folder=samples_folder)))
     except (FileNotFoundError, RuntimeError, ValueError) as error:
         raise click.ClickException(str(error)) from error
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from sa3_mlx.common.generation.schedule import sigmas
+from sa3_mlx.common.installed import name_of
 from sa3_mlx.common.model.sampling import Sampling
 from sa3_mlx.common.schema import Config, ConfigError
 from sa3_torch.guidance import GuidedVelocity
@@ -36,7 +37,7 @@ from sa3_torch.train.flow.masks import Masks
 from sa3_torch.train.flow.model import StartModel, diffusion_of, export_model, open_text
 from sa3_torch.train.flow.path import interpolate
 from sa3_torch.train.flow.validation import VALIDATION_BATCHES
-from sa3_torch.train.run.command import RunOptions, stage_command
+from sa3_torch.train.run.command import RunOptions, report_made, stage_command
 from sa3_torch.train.run.optimizers import Group, OptimizerConfig
 from sa3_torch.train.run.options import AUTOENCODER, LATENTS, MODEL
 from sa3_torch.train.run.parallel import BatchSlice
@@ -246,4 +247,6 @@ def ode_warmup(run: RunOptions, model: Path, latents: tuple[Path, ...], autoenco
     stage = OdeWarmupStage(model, config, latents, autoencoder)
     if run.train(stage, config, stage.parents):
         made = run.out / "model"
-        click.echo(f"model: {made}; next: sa3 train posttrain --model {made} --base {model}")
+        sources = [word for folder in latents for word in ("--latents", folder)]
+        then = ("train", "posttrain", "--model", made, "--base", name_of(model), *sources, "--out", "runs/posttrain")
+        report_made("model", made, *then)

@@ -32,7 +32,7 @@ from sa3_torch.train.flow.model import StartModel, diffusion_of, export_model, o
 from sa3_torch.train.flow.path import interpolate
 from sa3_torch.train.flow.validation import VALIDATION_BATCHES
 from sa3_torch.train.run import parallel
-from sa3_torch.train.run.command import RunOptions, stage_command
+from sa3_torch.train.run.command import RunOptions, report_made, stage_command
 from sa3_torch.train.run.optimizers import Group, OptimizerConfig
 from sa3_torch.train.run.options import AUTOENCODER, FOLDER, LATENTS, MODEL
 from sa3_torch.train.run.random import Purpose, item_noise, step_generator
@@ -379,4 +379,4 @@ def posttrain(
         hashes["clap"] = file_hash(clap_folder / WEIGHTS_FILE)
     stage = PosttrainStage(model, base, config, latents, clap, autoencoder)
     if run.train(stage, config, {**stage.parents, **hashes}):
-        click.echo(f'model: {run.out / "model"}; next: sa3 generate "piano note A4" --model {run.out / "model"}')
+        report_made("model", run.out / "model", "generate", "piano note A4", "--model", run.out / "model")

@@ -23,7 +23,7 @@ from sa3_torch.train.data.pre_encode import load_autoencoder
 from sa3_torch.train.demo_set.vocabulary import save_tokenizer
 from sa3_torch.train.networks.init import init_conditioner, init_dit, init_text_encoder
 from sa3_torch.train.run import parallel
-from sa3_torch.train.run.command import RunOptions, stage_command
+from sa3_torch.train.run.command import RunOptions, report_made, stage_command
 from sa3_torch.train.run.optimizers import Group
 from sa3_torch.train.run.options import FILE, LATENTS, MODEL
 from sa3_torch.train.run.stage import Split, Stage
@@ -172,7 +172,7 @@ def pretrain(
         tokenizer = start / TOKENIZER_FILE if start is not None else _write_tokenizer(run.out / TOKENIZER_FILE)
     stage = PretrainStage(PRESETS[size], config, opened, tokenizer, same, start)
     if run.train(stage, config, {}):
-        click.echo(f'model: {run.out / "model"}; next: sa3 generate "piano note A4" --model {run.out / "model"}')
+        report_made("model", run.out / "model", "generate", "piano note A4", "--model", run.out / "model")
 
 
 def _write_tokenizer(path: Path) -> Path:

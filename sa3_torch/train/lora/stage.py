@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sa3_mlx.common.adapters.config import ADAPTED_PARTS, ADAPTER_TYPES, AdapterConfig, selected_layers
 from sa3_mlx.common.adapters.format import ADAPTER_FILE, Adapter, AdapterInfo, write_adapter
+from sa3_mlx.common.installed import name_of
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.schema import ConfigError
 from sa3_torch.lora import TrainedAdapter, add_adapter
@@ -26,7 +27,7 @@ from sa3_torch.train.flow.latent_data import LatentData
 from sa3_torch.train.flow.matching import FlowConfig, FlowMatching, flow_notes, velocity_errors
 from sa3_torch.train.flow.model import StartModel, diffusion_of, open_text
 from sa3_torch.train.flow.validation import FlowValidation
-from sa3_torch.train.run.command import RunOptions, stage_command
+from sa3_torch.train.run.command import RunOptions, report_made, stage_command
 from sa3_torch.train.run.optimizers import Group
 from sa3_torch.train.run.options import AUTOENCODER, LATENTS, MODEL
 from sa3_torch.train.run.random import Purpose, purpose_generator
@@ -211,4 +212,4 @@ def lora(
     stage = LoraStage(model, config, latents, autoencoder)
     if run.train(stage, config, stage.parents):
         made = run.out / "model" / ADAPTER_FILE
-        click.echo(f"adapter: {made}; next: sa3 generate PROMPT --model {model} --lora {made}")
+        report_made("adapter", made, "generate", "PROMPT", "--model", name_of(model), "--lora", made)

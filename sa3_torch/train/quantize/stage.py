@@ -35,7 +35,7 @@ from sa3_torch.dit import Conditioning, DiT
 from sa3_torch.fake_quant import add_fake_quant, fake_quant, latent_weight
 from sa3_torch.pipeline import Pipeline
 from sa3_torch.train.run import parallel
-from sa3_torch.train.run.command import RunOptions, stage_command
+from sa3_torch.train.run.command import RunOptions, report_made, stage_command
 from sa3_torch.train.run.logs import save_sound
 from sa3_torch.train.run.optimizers import Group, OptimizerConfig
 from sa3_torch.train.run.options import FILE, MODEL
@@ -273,4 +273,4 @@ def quantize(run: RunOptions, model: Path, recipe: str | None, calibration: Path
     )
     stage = QuantizeStage(model, config, prompts)
     if run.train(stage, config, {}):
-        click.echo(f"model: {run.out / 'model'}; next: sa3 generate PROMPT --model {run.out / 'model'}")
+        report_made("model", run.out / "model", "generate", "PROMPT", "--model", run.out / "model")

@@ -12,6 +12,8 @@ from typing import Any
 import click
 import torch
 
+from sa3_mlx.common.terminal import command, report, show
+
 from . import parallel
 from .loop import Trainer
 from .options import FOLDER
@@ -54,12 +56,17 @@ class RunOptions:
             plan = make_plan(
                 stage, config.train, processes=self.dry_run.processes, device=device, timed=self.dry_run.timed
             )
-            click.echo(str(plan))
+            show(str(plan))
             plan.check()
             return False
         finished, first = Trainer(stage, config, self.out, belongings).run(), parallel.is_first()
         parallel.finish()
         return finished and first
+
+
+def report_made(what: str, made: Path, *then: Path | str) -> None:
+    """Print what a finished run made, and the words of the command of ``sa3`` that comes next."""
+    report(f"{what}: {made}" + (f"\nnext: {command(*then)}" if then else ""))
 
 
 class StageCommand(click.Command):
@@ -96,9 +103,9 @@ def stage_command(name: str, *, preset: str = "demo") -> Callable[[Callable[...,
     """Make a function the command of a stage, with the options of a run; ``preset`` is its default of --settings."""
 
     def make(function: Callable[..., None]) -> StageCommand:
-        command = click.command(name, cls=StageCommand)(function)
-        command.params += _run_options(preset)
-        return command
+        made = click.command(name, cls=StageCommand)(function)
+        made.params += _run_options(preset)
+        return made
 
     return make
 
