@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from sa3_mlx.common.files.safetensors import TensorFile
+from sa3_mlx.common.files.safetensors import FLOATS, STORAGE, TensorFile
 from sa3_mlx.common.model.checkpoint import expected_tensors
 from sa3_mlx.common.model.chunks import Direction, chunk_plan, default_chunk_frames, halo, pad_frames
 from sa3_mlx.common.model.config import DiffusionConfig, ModelConfig
@@ -45,14 +45,19 @@ DIT_FEED_FORWARD_COPIES, DIT_COPIES_PER_FF_MULT = 13.0, 3.25
 DIT_ATTENTION_COPIES = {False: 22.0, True: 35.5}  # by ``differential``; the scores come on top
 DIT_HALF_FACTOR = 1.42  # 16-bit activations meet fp32 ones in norms and rotations
 TEXT_COPIES = 20.0
-STREAMED_BLOCK = 0.65  # the share of a block of the DiT in memory at a time where they are read in every step
+# Where the blocks of the DiT are read in every step, a whole feed-forward is in memory, and these shares of the rest of
+# its block and, where its type changes, of its bytes in the file.
+STREAMED_REST = 0.25
+STREAMED_CAST = 0.82
 
 _HOW: dict[Residency, str] = {
     "run": "all parts stay",
     "phase": "parts are freed after use",
     "step": "parts are freed after use and the blocks of the DiT read in every step",
 }
-_BLOCK = re.compile(r"(dit\.layers\.\d+)\.")
+_BLOCK = re.compile(r"dit\.layers\.\d+")
+FEED_FORWARD = ".ff"  # of a block
+CAST = "cast"  # among bytes by part: see ``stored_weight_bytes``
 _IN_FILE = "embed_tokens.weight"  # its rows are read one by one
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
@@ -118,32 +123,46 @@ def part_bytes(config: ModelConfig, part: str, width: int) -> int:
 
 
 def _streamed_bytes(weights: Mapping[str, int]) -> int:
-    """Return the bytes of the DiT with only a part of its largest block in memory."""
-    blocks = [size for name, size in weights.items() if name.startswith("dit.layers.")]
-    return weights["dit"] - sum(blocks) + int(STREAMED_BLOCK * max(blocks))
+    """Return the bytes of the DiT with only a part of one block in memory."""
+    blocks = {name: size for name, size in weights.items() if _BLOCK.fullmatch(name)}
+    largest = max(blocks, key=lambda name: blocks[name])
+    feed_forward = weights[largest + FEED_FORWARD]
+    part = feed_forward + STREAMED_REST * (blocks[largest] - feed_forward) + STREAMED_CAST * weights.get(CAST, 0)
+    return weights["dit"] - sum(blocks.values()) + int(part)
 
 
 def weight_bytes(config: ModelConfig, precision: Precision) -> dict[str, int]:
-    """Return the bytes of every part of a checkpoint without quantized layers, and of each block of its DiT."""
-    blocks = [f"dit.layers.{number}" for number in range(config.require_diffusion().dit.depth)]
-    widths = _widths(precision) | dict.fromkeys(blocks, precision.bytes)
+    """Return the bytes of every part of a checkpoint without quantized layers, of blocks and their feed-forwards."""
+    widths = _widths(precision, [f"dit.layers.{number}" for number in range(config.require_diffusion().dit.depth)])
     return {part: part_bytes(config, part, width) for part, width in widths.items()}
 
 
 def stored_weight_bytes(file: TensorFile, precision: Precision) -> dict[str, int]:
-    """Return the same for a weight file, where packed words of quantized layers stay as they are."""
-    sizes, blocks = {}, {found[1] for name in file.names() if (found := _BLOCK.match(name))}
-    for part, width in (_widths(precision) | dict.fromkeys(sorted(blocks), precision.bytes)).items():
+    """Return the same for a weight file, where packed words of quantized layers stay as they are.
+
+    ``CAST``: the bytes in the file of the largest feed-forward of the DiT, as far as they change their type.
+    """
+    blocks = sorted({found[0] for name in file.names() if (found := _BLOCK.match(name))})
+    sizes = {CAST: max((_cast_bytes(file, block + FEED_FORWARD, precision) for block in blocks), default=0)}
+    for part, width in _widths(precision, blocks).items():
         names = [name for name in file.names() if name.startswith(part + ".") and not name.endswith(_IN_FILE)]
         kinds = [file.info(name) for name in names]
         sizes[part] = sum(math.prod(shape) * (4 if kind == "U32" else width) for kind, shape in kinds)
     return sizes
 
 
-def _widths(precision: Precision) -> dict[str, int]:
-    """Return the bytes of a number in memory, by part."""
+def _cast_bytes(file: TensorFile, part: str, precision: Precision) -> int:
+    """Return the bytes in a file of the floats of a part that are not of the type of the DiT."""
+    kinds = [file.info(name) for name in file.names() if name.startswith(part + ".")]
+    own = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[precision.dtype]
+    return sum(math.prod(shape) * STORAGE[kind].itemsize for kind, shape in kinds if kind in FLOATS and kind != own)
+
+
+def _widths(precision: Precision, blocks: Sequence[str]) -> dict[str, int]:
+    """Return the bytes of a number in memory, by part; blocks of the DiT and their feed-forwards are parts too."""
     text, dit = precision.text_bytes, precision.bytes
-    return {"text_encoder": text, "conditioner": 4, "dit": dit, "same.encoder": 4, "same.decoder": 4}
+    widths = {"text_encoder": text, "conditioner": 4, "dit": dit, "same.encoder": 4, "same.decoder": 4}
+    return widths | {block + end: dit for block in blocks for end in ("", FEED_FORWARD)}
 
 
 def predict(
