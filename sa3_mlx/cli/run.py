@@ -38,6 +38,7 @@ from sa3_mlx.common.installed import Model
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
 from sa3_mlx.common.model.chunks import stream_chunk_frames
 from sa3_mlx.common.model.precision import Precision, allowed_precisions
+from sa3_mlx.common.terminal import excerpt
 from sa3_mlx.common.text.tokenizer import Tokenizer
 from sa3_mlx.common.version import version
 
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from sa3_mlx.common.generation.pipeline import BasePipeline
 
 _PEAK_RANGE = (-60.0, 0.0)
-_WORDS, _LETTERS = 5, 40  # of what a model does not know, in a note
+_WORDS = 5  # of what a model does not know, in a note
 
 
 @dataclass(frozen=True)
@@ -300,14 +301,10 @@ def _warn_of_unheard(tokenizer: Tokenizer, name: str, prompt: str, progress: Pro
     """Say which part of a text the model does not know or read."""
     if unknown := tokenizer.unknown(prompt):
         more = f" and {len(unknown) - _WORDS} more" if len(unknown) > _WORDS else ""
-        listed = ", ".join(repr(_short(word)) for word in unknown[:_WORDS]) + more
+        listed = ", ".join(repr(excerpt(word)) for word in unknown[:_WORDS]) + more
         progress.line(f"note: {name} does not know {listed}; see 'sa3 info {shlex.quote(name)}'")
     count = tokenizer.count(prompt)
     if prompt.strip() and not count:
-        progress.line(f"note: {name} hears nothing of the prompt {_short(prompt)!r}")
+        progress.line(f"note: {name} hears nothing of the prompt {excerpt(prompt)!r}")
     if count > tokenizer.max_length:
         progress.line(f"note: the prompt has {count} tokens, {name} hears the first {tokenizer.max_length}")
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _LETTERS else f"{text[:_LETTERS]}..."

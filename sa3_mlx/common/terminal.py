@@ -35,6 +35,11 @@ def one_line(text: str) -> str:
     return clean(_BREAKS.sub(" ", text.strip()))
 
 
+def excerpt(text: str, letters: int = 40) -> str:
+    """Return the beginning of a text, with an ellipsis where there is more."""
+    return text if len(text) <= letters else f"{text[:letters]}..."
+
+
 def labelled(label: str, text: str, width: int) -> str:
     """Return a line of a table: a label in ``width`` columns, then the text."""
     return f"{label:<{width}} {one_line(text)}"

@@ -42,7 +42,9 @@ def extend(
     sa3 extend intro.wav "piano note C4" --seconds 4 --out longer.wav
     """
     found = find_model(model.name, generates=True)
-    source = SourceFile.read(input_file, found.config)
+    source = SourceFile.read(input_file, found.config, seconds, sampling.head_room)
+    if source.seconds >= seconds:
+        raise ValueError(f"extend to {seconds:g} s: {input_file} has {source.seconds:.3f} s; ask for a longer clip")
     wanted = source.prompt(prompt, quiet=output.quiet)
     request = replace(
         sampling.request(wanted, seconds, found.config),

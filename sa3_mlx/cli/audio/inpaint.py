@@ -58,7 +58,7 @@ def inpaint(
     sa3 inpaint song.wav "snare drum" --region 0.5:0.8 --region 2: --out fixed.wav
     """
     found = find_model(model.name, generates=True)
-    source = SourceFile.read(input_file, found.config)
+    source = SourceFile.read(input_file, found.config, seconds, sampling.head_room)
     length = source.length(seconds, found)
     wanted = source.prompt(prompt, quiet=output.quiet)
     request = replace(

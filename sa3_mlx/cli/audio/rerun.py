@@ -55,7 +55,7 @@ def rerun(
     digest = fingerprint(chosen.folder, chosen.config, quiet=common.quiet)
     _same(f"model {chosen.label}", digest, made.model.hash, "name the right one with --model", force=common.force)
     options = _options(made, chosen, choose(backend or made.runtime.backend), device, force=common.force)
-    source = None if made.input is None else _source(made.input, input_file, file, chosen, force=common.force)
+    source = None if made.input is None else _source(made, made.input, input_file, file, chosen, force=common.force)
     options = replace(options, lora=_adapters(made.model, lora, file, force=common.force))
     if made.sa3 != version() and not common.quiet:
         say(f"made with sa3 {made.sa3}, this is {version()}: the result may differ")
@@ -117,14 +117,16 @@ def _recorded_model(made: ModelRecord) -> Model:
     return named
 
 
-def _source(made: InputRecord, given: Path | None, file: Path, model: Model, *, force: bool) -> SourceFile:
+def _source(
+    made: Provenance, record: InputRecord, given: Path | None, file: Path, model: Model, *, force: bool
+) -> SourceFile:
     """Read the recorded input. Raises FileNotFoundError without it, and ValueError for another one."""
-    path = given or find_input(made.name, file)
+    path = given or find_input(record.name, file)
     if path is None:
-        raise FileNotFoundError(f"{made.name}: the input of {file} is not here; say where it is with --input")
-    found = SourceFile.read(path, model.config)
-    _same("input", found.hash, made.hash, "name the right one with --input", force=force)
-    return replace(found, name=made.name)
+        raise FileNotFoundError(f"{record.name}: the input of {file} is not here; say where it is with --input")
+    found = SourceFile.read(path, model.config, made.clip.seconds, made.request.head_room_seconds)
+    _same("input", found.hash, record.hash, "name the right one with --input", force=force)
+    return replace(found, name=record.name)
 
 
 def _adapters(made: ModelRecord, given: tuple[Path, ...], file: Path, *, force: bool) -> tuple[LoraFile, ...]:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import numpy as np
 import soundfile
 
 from sa3_mlx.cli.inputs import STDIN, input_file, is_stream
 from sa3_mlx.cli.output.provenance import read_prompt
-from sa3_mlx.common.files.audio import Audio, read_audio
+from sa3_mlx.common.files.audio import Audio, read_blocks
 from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.files.wav import Subtype
+from sa3_mlx.common.generation.request import HEAD_ROOM_MAX
 from sa3_mlx.common.installed import Model
 from sa3_mlx.common.model.config import ModelConfig
-from sa3_mlx.common.model.lengths import longest, samples_to_seconds
-from sa3_mlx.common.terminal import say
+from sa3_mlx.common.model.lengths import clip_lengths, longest, samples_to_seconds
+from sa3_mlx.common.terminal import excerpt, say
 
 INPUT = click.argument("input_file", metavar="INPUT", type=click.Path(path_type=Path, allow_dash=True))
 PROMPT = click.argument("prompt", required=False)
@@ -34,35 +37,70 @@ class SourceFile:
     name: str  # for the tags: as it was given, of an absolute path the name only
     hash: str
     exact: Subtype  # the format that holds its samples exactly: its own; float where it was resampled or is float
-    audio: Audio
+    audio: Audio  # as much as the request can use
+    seconds: float  # of the whole file, at least
     made_with: str | None  # the prompt in its tags
 
     @classmethod
-    def read(cls, path: Path, config: ModelConfig) -> SourceFile:
-        """Read a file, or with - standard input. Raises FileNotFoundError or ValueError, one line."""
+    def read(
+        cls, path: Path, config: ModelConfig, seconds: float | None = None, head_room: float | None = None
+    ) -> SourceFile:
+        """Read a file, or with - standard input, for a clip of ``seconds``; None is the whole file.
+
+        What lies beyond the clip and its head room, or the longest clip, is not read.
+        Raises FileNotFoundError or ValueError, one line.
+        """
         with input_file(path) as local:
-            audio = read_audio(local, config.sample_rate, config.audio_channels)
+            samples = _usable(config, seconds, head_room)
+            audio = _beginning(read_blocks(local, config.sample_rate, config.audio_channels), samples)
             with soundfile.SoundFile(local) as file:
                 exact = _KEEPING.get(str(file.subtype), "float") if file.samplerate == config.sample_rate else "float"
-            name = str(STDIN) if is_stream(path) else path.name if path.is_absolute() else str(path)
-            made_with = read_prompt(local)
-            return cls(path=path, name=name, hash=file_hash(local), exact=exact, audio=audio, made_with=made_with)
+                length = max(file.frames / file.samplerate, samples_to_seconds(len(audio), config.sample_rate))
+            return cls(
+                path=path,
+                name=str(STDIN) if is_stream(path) else path.name if path.is_absolute() else str(path),
+                hash=file_hash(local),
+                exact=exact,
+                audio=audio,
+                seconds=length,
+                made_with=read_prompt(local),
+            )
 
     def prompt(self, given: str | None, *, quiet: bool) -> str:
         """Return the prompt that was given, or that in its own tags, and say that; "" where there is none."""
         if given is not None:
             return given
         if not quiet:
-            own = f"that in the tags of {self.name} is taken, {self.made_with!r}"
+            own = f"that in the tags of {self.name} is taken, {excerpt(self.made_with or '')!r}"
             say(f"note: no PROMPT: {own if self.made_with else 'nothing says what to make, the model is free'}")
         return self.made_with or ""
 
     def length(self, seconds: float | None, model: Model) -> float:
         """Return the seconds that were asked for, or its own. Raises ValueError where it is too long for the model."""
-        length = samples_to_seconds(len(self.audio), model.config.sample_rate)
-        if seconds is None and length > model.config.max_seconds:
+        if seconds is None and self.seconds > model.config.max_seconds:
             raise ValueError(
-                f"{self.path}: {length:.2f} s long, {model.label} makes up to {longest(model.config)}; "
+                f"{self.path}: {self.seconds:.2f} s long, {model.label} makes up to {longest(model.config)}; "
                 "give --seconds to use its beginning"
             )
-        return length if seconds is None else seconds
+        return samples_to_seconds(len(self.audio), model.config.sample_rate) if seconds is None else seconds
+
+
+def _usable(config: ModelConfig, seconds: float | None, head_room: float | None) -> int:
+    """Return the samples that a clip of ``seconds`` uses, or the longest clip where that is none or cannot be."""
+    diffusion = config.require_diffusion()
+    longest_samples = diffusion.max_frames * config.same.samples_per_latent
+    if seconds is None or not 0 < seconds <= config.max_seconds:
+        return longest_samples + 1  # so that a longer file can be told from one of this length
+    room = diffusion.head_room_seconds if head_room is None or not 0 <= head_room <= HEAD_ROOM_MAX else head_room
+    return clip_lengths([seconds], config, room).frames * config.same.samples_per_latent
+
+
+def _beginning(blocks: Iterator[Audio], samples: int) -> Audio:
+    """Join blocks until there are so many samples, and cut there."""
+    kept, count = list[Audio](), 0
+    for block in blocks:
+        kept.append(block)
+        count += len(block)
+        if count >= samples:
+            break
+    return np.concatenate(kept)[:samples]

@@ -38,7 +38,7 @@ def vary(
     sa3 vary take.wav "marimba note A4" --noise-level 0.7 --out marimba.wav
     """
     found = find_model(model.name, generates=True)
-    source = SourceFile.read(input_file, found.config)
+    source = SourceFile.read(input_file, found.config, seconds, sampling.head_room)
     wanted = source.prompt(prompt, quiet=output.quiet)
     request = replace(
         sampling.request(wanted, source.length(seconds, found), found.config),

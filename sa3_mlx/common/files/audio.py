@@ -6,6 +6,7 @@ Audio is float32 (L, channels), full scale 1.0, L samples. Lengths in seconds an
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -36,6 +37,7 @@ _ENCODERS: dict[Subtype, tuple[str, str, float | None]] = {  # of libsndfile: fo
     "mp3": ("MP3", "MPEG_LAYER_III", 0.0),
     "vorbis": ("OGG", "VORBIS", 0.2),
 }
+_NOT_ASCII = re.compile("[^\x00-\x7f]")
 _ENCODED_SAMPLES = 1 << 16  # that an encoder gets at once
 _MAX_SAMPLE_RATE = 768_000
 _STREAMED_BYTES = 2**32 - 2**16  # a WAV written to a pipe declares about this many bytes: unknown, not missing
@@ -239,7 +241,7 @@ def check_target(path: Path, *, overwrite: bool, size_bytes: int = 0) -> None:
 def write_audio(
     path: str | Path, audio: Audio, sample_rate: int, subtype: Subtype = "pcm16", *, comment: str = ""
 ) -> None:
-    """Write (L, channels) by extension; ``comment`` is the provenance, ASCII in mp3, read back by ``read_tags``.
+    """Write (L, channels) by extension; ``comment`` is the provenance, JSON, read back by ``read_tags``.
 
     Equal arguments give equal bytes, but for the serial number of an ogg file. Beyond full scale all clip but float.
     Raises ValueError for a wrong format or audio that is not finite, OSError (one line) when the disk refuses.
@@ -311,9 +313,14 @@ class AudioWriter:
             raise ValueError(
                 f"{form.lower()} cannot hold {channels} channels at {sample_rate} Hz ({_reason(error)}); write wav"
             ) from error
-        if comment:  # libsndfile refuses an empty one
-            file.comment = comment
+        if comment:  # libsndfile refuses an empty one, and its tags of an mp3 are Latin-1
+            file.comment = comment if self._subtype != "mp3" else _NOT_ASCII.sub(_escaped, comment)
         return file
+
+
+def _escaped(found: re.Match[str]) -> str:
+    """Return a character as JSON, which tags are, writes it in ASCII."""
+    return json.dumps(found[0])[1:-1]
 
 
 def read_tags(path: str | Path) -> str:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from sa3_mlx.common.terminal import show
 from sa3_torch.train.data.clip_cache import SAMPLE_RATE, Clip, ClipSet
 from sa3_torch.train.run.random import Purpose, generator
 
@@ -106,7 +107,7 @@ def main(cache: Path, out: Path, seed: int) -> None:
     train_classifier([clips], out, seed)
     held_out = [(clips.read(clip), clip) for clip in clips.select("validation") if clip.kind != "sample"]
     for key, value in Judge(out).evaluate(held_out).items():
-        click.echo(f"{key}: {value}")
+        show(f"{key}: {value}")
 
 
 if __name__ == "__main__":

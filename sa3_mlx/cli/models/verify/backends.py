@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 
 from sa3_mlx.cli import backend, fingerprint
@@ -18,6 +17,7 @@ from sa3_mlx.common.generation.pipeline import BasePipeline
 from sa3_mlx.common.generation.request import Item, Request
 from sa3_mlx.common.installed import Model
 from sa3_mlx.common.model.lengths import seconds_to_samples
+from sa3_mlx.common.terminal import show
 
 from .golden import CaseResult
 from .twin import Twin
@@ -33,7 +33,7 @@ def compare_backends(model: Model, prompt: str, seed: int, seconds: float | None
     sampling = replace(config.usual_sampling, steps=_STEPS)
     request = Request(items=(Item(prompt=prompt, seconds=length, seed=seed),), sampling=sampling)
     _check_backends(model)
-    click.echo(
+    show(
         f"{model.label}: mlx against torch, {prompt!r}, seed {seed}, {length:g} s, {_STEPS} steps of "
         f"{sampling.sampler}, guidance {sampling.guidance.scale:g}, fp32"
     )
@@ -44,7 +44,7 @@ def compare_autoencoders(model: Model, seed: int, seconds: float | None) -> Iter
     """Encode the same noise on both backends; compare its latents, and what they decode to."""
     config, length = model.config, 4.0 if seconds is None else seconds
     _check_backends(model)
-    click.echo(f"{model.label}: mlx against torch, noise of seed {seed}, {length:g} s, fp32")
+    show(f"{model.label}: mlx against torch, noise of seed {seed}, {length:g} s, fp32")
     shape = (seconds_to_samples(length, config.sample_rate), config.audio_channels)
     audio = 0.1 * np.random.default_rng(seed).standard_normal(shape, np.float32)
     found: list[dict[str, np.ndarray]] = []

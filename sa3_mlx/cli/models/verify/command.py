@@ -13,6 +13,7 @@ from sa3_mlx.cli.models.listing import table
 from sa3_mlx.cli.options import TypedCommand, given
 from sa3_mlx.common.installed import Model
 from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.terminal import show
 
 from .backends import compare_autoencoders, compare_backends
 from .golden import AREAS, CaseResult, Golden
@@ -58,7 +59,7 @@ def verify(
         reference.check_weights(found.folder, found.config)
         fingerprint.fingerprint(found.folder, found.config)
         twin = Twin(backend.choose(wanted))
-        click.echo(f"{found.label} on {twin.name} against {golden}")
+        show(f"{found.label} on {twin.name} against {golden}")
         return _print(list(_areas(reference, twin, found.folder, found.config, areas or AREAS)), failures=failures)
 
 
@@ -117,8 +118,8 @@ def _print(results: list[CaseResult], *, failures: bool) -> int:
         else:
             lines.append((found.area, found.case, f"{found.error:.1e} {found.unit}", f"{found.limit:.0e}", verdict))
     if len(lines) > 1:
-        click.echo(table(lines))
+        show(table(lines))
     failed = sum(not found.passed for found in results)
     skipped = sum(bool(found.skipped) for found in results)
-    click.echo(f"{len(results) - failed - skipped} passed, {failed} failed, {skipped} skipped")
+    show(f"{len(results) - failed - skipped} passed, {failed} failed, {skipped} skipped")
     return 1 if failed or len(results) == skipped else 0
