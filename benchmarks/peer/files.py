@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.speed.models import PROMPT, write_tokenizer
 from sa3_mlx.common.files.atomic import write_text
 from sa3_mlx.common.files.safetensors import array_entry, write_tensors
-from sa3_mlx.common.generation.noise import INITIAL, Purpose
+from sa3_mlx.common.generation.noise import INITIAL, NoiseStream
 from sa3_mlx.common.generation.request import Item, Request, Residency
 from sa3_mlx.common.model.checkpoint import CONFIG_FILE, PARTS, TOKENIZER_FILE, WEIGHTS_FILE
 from sa3_mlx.common.model.config import FORMAT, ModelConfig
@@ -171,7 +171,7 @@ class _PortNoise:
         self._frames = frames
         self._key = mx.random.key(SEED + 1)
 
-    def __call__(self, item: int, purpose: Purpose, frames: int, channels: int, start: int) -> np.ndarray:  # noqa: ARG002
+    def __call__(self, item: int, purpose: NoiseStream, frames: int, channels: int, start: int) -> np.ndarray:  # noqa: ARG002
         key = mx.random.key(SEED)
         if purpose != INITIAL:
             self._key, key = mx.random.split(self._key)

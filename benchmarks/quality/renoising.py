@@ -39,7 +39,7 @@ from sa3_torch.evaluate.run import SEEDS_APART
 from sa3_torch.guidance import GuidedVelocity
 from sa3_torch.pipeline import Pipeline
 from sa3_torch.samplers import SAMPLERS
-from sa3_torch.train.data.clip_cache import Clip, ClipSet
+from sa3_torch.train.data.clip_cache import CachedClip, ClipSet
 
 
 @torch.no_grad()
@@ -85,7 +85,7 @@ def estimates(pipeline: Pipeline, setting: Sampling, items: Sequence[Item], step
 def measure(
     pipeline: Pipeline,
     setting: Sampling,
-    clips: Sequence[Clip],
+    clips: Sequence[CachedClip],
     judge: Judge,
     *,
     steps: int,

@@ -17,7 +17,7 @@ from sa3_torch.evaluate.measures.analysis import Analyser, Analysis
 from sa3_torch.evaluate.measures.frechet import ENOUGH, frechet, real_floor
 from sa3_torch.evaluate.measures.latent_clap import clap_adherence
 from sa3_torch.train.clap.network import LatentClap
-from sa3_torch.train.data.clip_cache import SAMPLE_RATE, Clip, ClipSet
+from sa3_torch.train.data.clip_cache import SAMPLE_RATE, CachedClip, ClipSet
 from sa3_torch.train.run.random import Purpose, generator
 
 Audio = NDArray[np.float32]
@@ -46,7 +46,7 @@ def check_rate(config: ModelConfig) -> None:
         raise ValueError(f"{config.name} works at {config.sample_rate} Hz: evaluation is for {SAMPLE_RATE} Hz")
 
 
-def captioned(clips: ClipSet, config: ModelConfig, split: str) -> list[Clip]:
+def captioned(clips: ClipSet, config: ModelConfig, split: str) -> list[CachedClip]:
     """Return the clips of a split ("train", "validation") that have a caption and are not too long for the model.
 
     Raises ValueError when there are less than two, or the rate does not fit.
@@ -58,7 +58,7 @@ def captioned(clips: ClipSet, config: ModelConfig, split: str) -> list[Clip]:
     return found
 
 
-def asked_clips(clips: ClipSet, config: ModelConfig, prompts: Prompts, count: int) -> list[Clip]:
+def asked_clips(clips: ClipSet, config: ModelConfig, prompts: Prompts, count: int) -> list[CachedClip]:
     """Return all held-out clips with a caption, or ``count`` of the training clips.
 
     Training clips do to choose between recipes: what is reported is then not what was chosen by. Raises ValueError as
@@ -70,7 +70,7 @@ def asked_clips(clips: ClipSet, config: ModelConfig, prompts: Prompts, count: in
     return [found[i] for i in generator(0, Purpose.REAL_CLIPS).permutation(len(found))[:count]]
 
 
-def audio_of(clips: ClipSet, clip: Clip, channels: int) -> Audio:
+def audio_of(clips: ClipSet, clip: CachedClip, channels: int) -> Audio:
     """Read a clip as (L, channels); a mono clip on all channels."""
     audio = clips.read(clip)
     return audio if audio.shape[1] == channels else np.repeat(audio[:, :1], channels, axis=1)
@@ -117,7 +117,7 @@ def real_count(clips: ClipSet, config: ModelConfig, prompts: Prompts, count: int
     return asked + len(_training(clips)) if prompts == "held-out" else asked
 
 
-def _training(clips: ClipSet) -> list[Clip]:
+def _training(clips: ClipSet) -> list[CachedClip]:
     found = [clip for clip in clips.select("train") if clip.captions]
     if not found:
         raise ValueError("the data holds no training clips with a caption to look for copies in")
@@ -129,8 +129,8 @@ def _floor(features: NDArray[np.float64]) -> float | None:
 
 
 def _rebuilt(
-    pipeline: BasePipeline[Any], clips: ClipSet, chosen: list[Clip], latents: list[NDArray[np.float32]]
-) -> Iterator[tuple[Audio, Clip]]:
+    pipeline: BasePipeline[Any], clips: ClipSet, chosen: list[CachedClip], latents: list[NDArray[np.float32]]
+) -> Iterator[tuple[Audio, CachedClip]]:
     """Yield the clips after encoding and decoding, and note their latents."""
     for clip in chosen:
         audio = audio_of(clips, clip, pipeline.config.audio_channels)

@@ -22,7 +22,7 @@ from sa3_torch.evaluate.measures.inpainting import SHORTEST_SAMPLES, measure_inp
 from sa3_torch.evaluate.measures.latent_clap import clap_adherence
 from sa3_torch.evaluate.measures.memorisation import memorisation
 from sa3_torch.train.clap.network import LatentClap
-from sa3_torch.train.data.clip_cache import Clip, ClipSet
+from sa3_torch.train.data.clip_cache import CachedClip, ClipSet
 from sa3_torch.train.run.random import Purpose, generator
 
 from .real import Prompts, Real, audio_of, check_rate
@@ -35,7 +35,7 @@ SEEDS_APART = 1_000_000  # between repetitions
 class ClipItem:
     """Describe a sound to make: the caption and the duration of a real clip, and a seed."""
 
-    clip: Clip
+    clip: CachedClip
     item: Item
 
 
@@ -64,11 +64,11 @@ class _Kept:
     latents: dict[int, NDArray[np.float32]] = field(default_factory=dict)
 
 
-def clip_items(clips: Sequence[Clip], count: int, seed: int) -> list[ClipItem]:
+def clip_items(clips: Sequence[CachedClip], count: int, seed: int) -> list[ClipItem]:
     """Return ``count`` sounds to make, prompts as frequent as among ``clips``, which are gone through in
     random order."""
     rng = generator(seed, Purpose.CLIP_ORDER)
-    found: list[Clip] = []
+    found: list[CachedClip] = []
     while len(found) < count:
         found += [clips[i] for i in rng.permutation(len(clips))]
     return [
@@ -135,14 +135,14 @@ class Evaluator:
             details["inpainting"] = asdict(inpainting)
         return measures, details
 
-    def _inpainted(self) -> list[Clip]:
+    def _inpainted(self) -> list[CachedClip]:
         """Return the real clips of which a part is made again: long enough ones, spread over the set; may be none."""
         long = [clip for clip in self.real.asked.clips if clip.samples >= SHORTEST_SAMPLES]
         return long[:: -(-len(long) // self.options.inpaint)] if long and self.options.inpaint else []
 
     def _sounds(
         self, pipeline: BasePipeline[Any], sampling: Sampling, chosen: list[ClipItem], kept: _Kept
-    ) -> Iterator[tuple[Audio, Clip]]:
+    ) -> Iterator[tuple[Audio, CachedClip]]:
         for rows in batches(chosen, self.options.batch):
             made = pipeline.generate(Request(items=tuple([chosen[i].item for i in rows]), sampling=sampling))
             kept.seconds += made.timings["text"] + made.timings["sample"]

@@ -12,7 +12,7 @@ from sa3_mlx.common.generation.noise import (
     DECODER_TOKENS,
     INITIAL,
     SEED_MAX,
-    Purpose,
+    NoiseStream,
     batch_noise,
     noise,
     random_seed,
@@ -85,7 +85,7 @@ def test_a_bad_seed_is_refused(seed: object):
 def test_impossible_sizes_are_refused():
     for frames, channels, start in ((-1, 4, 0), (3, 0, 0), (3, 4, -1)):
         with pytest.raises(ValueError, match="sizes must be positive"):
-            noise(0, Purpose(0), frames, channels, start=start)
+            noise(0, NoiseStream(0), frames, channels, start=start)
     with pytest.raises(ValueError, match="step index is -1"):
         step(-1)
 

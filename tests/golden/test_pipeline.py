@@ -19,7 +19,7 @@ import pytest
 from sa3_mlx.common.files.audio import Audio, fit_channels, resample
 from sa3_mlx.common.generation.clips import encode_sources, local_input
 from sa3_mlx.common.generation.events import Conditioned, Event, Finished, Generation, Stepped
-from sa3_mlx.common.generation.noise import DECODER_LATENT, DECODER_TOKENS, INITIAL, Purpose, step
+from sa3_mlx.common.generation.noise import DECODER_LATENT, DECODER_TOKENS, INITIAL, NoiseStream, step
 from sa3_mlx.common.generation.plan import Plan, plan
 from sa3_mlx.common.generation.request import InitAudio, Inpaint, Item, Request
 from sa3_mlx.common.model.config import ModelConfig
@@ -79,7 +79,7 @@ class Replay:
     case: str
     steps: int
 
-    def __call__(self, item: int, purpose: Purpose, frames: int, channels: int, start: int) -> np.ndarray:
+    def __call__(self, item: int, purpose: NoiseStream, frames: int, channels: int, start: int) -> np.ndarray:
         draws = {INITIAL: 0, DECODER_LATENT: self.steps + 1, DECODER_TOKENS: self.steps + 2}
         draws |= {step(index): index + 1 for index in range(self.steps)}
         noise = self.cases[f"{self.case}.noise{draws[purpose]}"]

@@ -12,7 +12,7 @@ from sa3_convert import export_official
 
 from sa3_mlx.common.files.safetensors import array_entry, write_tensors
 from sa3_mlx.common.generation.events import Finished, Stepped
-from sa3_mlx.common.generation.noise import INITIAL, Purpose, noise
+from sa3_mlx.common.generation.noise import INITIAL, NoiseStream, noise
 from sa3_mlx.common.generation.plan import plan
 from sa3_mlx.common.generation.request import Item, Request
 from sa3_mlx.common.model.config import ModelConfig
@@ -45,7 +45,7 @@ def record_run(
     request = Request(items=(item,), sampling=sampling, head_room_seconds=head_room, crossfade_ms=None)
     planned, found = plan(request, pipeline.config), dict[str, np.ndarray]()
 
-    def draw(_item: int, purpose: Purpose, frames: int, channels: int, start: int) -> np.ndarray:
+    def draw(_item: int, purpose: NoiseStream, frames: int, channels: int, start: int) -> np.ndarray:
         drawn = noise(item.seed, purpose, frames, channels, start=start)
         found[f"noise{0 if purpose == INITIAL else purpose.index + 1}"] = drawn.T[None]
         return drawn

@@ -6,6 +6,7 @@ A stage needs one line here: name -> how to build it from the workspace and ``--
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -32,6 +33,7 @@ from sa3_torch.train.few_steps.posttrain import PosttrainConfig, PosttrainStage
 from sa3_torch.train.flow.model import open_model
 from sa3_torch.train.flow.pretrain import PretrainConfig, PretrainStage
 from sa3_torch.train.lora.stage import LoraConfig, LoraStage
+from sa3_torch.train.networks import init
 from sa3_torch.train.quantize.stage import QuantizeConfig, QuantizeStage
 from sa3_torch.train.run.loop import Trainer
 from sa3_torch.train.run.optimizers import Group, OptimizerConfig
@@ -51,6 +53,23 @@ MODEL = dataclasses.replace(
         DEMO.diffusion, max_frames=48, dit=dataclasses.replace(DEMO.diffusion.dit, width=64, depth=1, memory_tokens=2)
     ),
 )
+Components = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def _remembered(components: Components) -> Components:
+    """Compute the principal components of the same crops once: they take longer than all else of a tiny autoencoder."""
+    known = dict[bytes, tuple[Tensor, Tensor]]()
+
+    def remember(rows: Tensor) -> tuple[Tensor, Tensor]:
+        key = hashlib.sha256(rows.numpy().tobytes()).digest()
+        if key not in known:
+            known[key] = components(rows)
+        return known[key]
+
+    return remember
+
+
+init._principal_components = _remembered(init._principal_components)
 PICTURES = (  # what draws them
     "sa3_torch.train.run.logs.save_spectrogram",
     "sa3_torch.train.run.loop.plot_run",

@@ -20,7 +20,7 @@ from sa3_mlx.common.files.audio import Audio, usual_subtype, write_audio
 from sa3_mlx.common.files.wav import Subtype
 from sa3_mlx.common.version import version
 
-from .noise import Purpose, noise
+from .noise import NoiseStream, noise
 from .regions import Seam
 from .request import Request
 
@@ -116,7 +116,7 @@ Event = Conditioned | Stepped | Sampled | AudioChunk | Finished
 class NoiseSource(Protocol):
     """Draw standard normals of one item for one purpose: frames ``start .. start + frames`` -> (frames, channels)."""
 
-    def __call__(self, item: int, purpose: Purpose, frames: int, channels: int, start: int) -> Latents: ...
+    def __call__(self, item: int, purpose: NoiseStream, frames: int, channels: int, start: int) -> Latents: ...
 
 
 @dataclass(frozen=True)
@@ -125,11 +125,11 @@ class SeededNoise:
 
     seeds: Sequence[int]
 
-    def __call__(self, item: int, purpose: Purpose, frames: int, channels: int, start: int) -> Latents:
+    def __call__(self, item: int, purpose: NoiseStream, frames: int, channels: int, start: int) -> Latents:
         return noise(self.seeds[item], purpose, frames, channels, start=start)
 
 
-def batch_of(source: NoiseSource, purpose: Purpose, shape: tuple[int, ...], channels: int) -> Latents:
+def batch_of(source: NoiseSource, purpose: NoiseStream, shape: tuple[int, ...], channels: int) -> Latents:
     """Draw noise of every item from frame 0 on, shape (B, T) -> (B, T, channels)."""
     items, frames = shape
     return np.stack([source(item, purpose, frames, channels, 0) for item in range(items)])

@@ -31,26 +31,26 @@ Float32Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Purpose:
+class NoiseStream:
     """Say what noise is for: ``stream`` separates the uses, ``index`` the draws of one use (the sampler step)."""
 
     stream: int
     index: int = 0
 
 
-INITIAL = Purpose(0)  # the noise that sampling starts from
-DECODER_LATENT = Purpose(2)  # added to the latents before decoding [B47]
-DECODER_TOKENS = Purpose(3)  # added to the decoder's new tokens [B47]
+INITIAL = NoiseStream(0)  # the noise that sampling starts from
+DECODER_LATENT = NoiseStream(2)  # added to the latents before decoding [B47]
+DECODER_TOKENS = NoiseStream(3)  # added to the decoder's new tokens [B47]
 
 
-def step(index: int) -> Purpose:
+def step(index: int) -> NoiseStream:
     """Return the purpose of what a stochastic sampler adds at the end of step ``index`` (0, 1, ...) [B27].
 
     Raises ValueError for a negative index.
     """
     if index < 0:
         raise ValueError(f"step index is {index}: steps count from 0")
-    return Purpose(1, index)
+    return NoiseStream(1, index)
 
 
 def check_seed(seed: int) -> None:
@@ -64,7 +64,7 @@ def random_seed() -> int:
     return secrets.randbelow(2**32)
 
 
-def noise(seed: int, purpose: Purpose, frames: int, channels: int, *, start: int = 0) -> Float32Array:
+def noise(seed: int, purpose: NoiseStream, frames: int, channels: int, *, start: int = 0) -> Float32Array:
     """Draw standard normals of frames ``start .. start + frames`` -> (frames, channels) float32, time-major.
 
     Raises ValueError for a seed outside 0 .. 2**63 - 1 and for impossible sizes.
@@ -84,6 +84,8 @@ def noise(seed: int, purpose: Purpose, frames: int, channels: int, *, start: int
     return normals.reshape(frames, blocks * 4)[:, :channels].astype(np.float32)
 
 
-def batch_noise(seeds: Sequence[int], purpose: Purpose, frames: int, channels: int, *, start: int = 0) -> Float32Array:
+def batch_noise(
+    seeds: Sequence[int], purpose: NoiseStream, frames: int, channels: int, *, start: int = 0
+) -> Float32Array:
     """Draw noise with one seed per item -> (B, frames, channels) float32. Raises as ``noise``."""
     return np.stack([noise(seed, purpose, frames, channels, start=start) for seed in seeds])

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from sa3_mlx.common.terminal import show
-from sa3_torch.train.data.clip_cache import SAMPLE_RATE, Clip, ClipSet
+from sa3_torch.train.data.clip_cache import SAMPLE_RATE, CachedClip, ClipSet
 from sa3_torch.train.run.random import Purpose, generator
 
 from .classifier import WEIGHTS, features
@@ -28,7 +28,7 @@ VERSIONS = 4  # damaged versions of each clip
 STEPS, BATCH, RATE, DECAY = 3000, 128, 2e-3, 2e-3
 
 
-def class_name(clip: Clip) -> str:
+def class_name(clip: CachedClip) -> str:
     """Name the class of a clip: "note:piano", "kick"."""
     return f"{clip.label}:{clip.instrument}" if clip.instrument else clip.label
 

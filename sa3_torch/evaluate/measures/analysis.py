@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sa3_torch.evaluate.judge.classifier import Classifier, features
 from sa3_torch.evaluate.judge.judge import Judge, verdict
-from sa3_torch.train.data.clip_cache import Clip
+from sa3_torch.train.data.clip_cache import CachedClip
 
 from .faults import Faults, clip_faults, faults
 from .features import FeatureSpace
@@ -30,7 +30,7 @@ class Analysis:
     in which copies are searched; ``faults``: shares of silent, broken and clipped ones.
     """
 
-    clips: tuple[Clip, ...]
+    clips: tuple[CachedClip, ...]
     verdicts: tuple[dict[str, Any], ...]
     spaces: dict[str, Float]
     detail: Float
@@ -41,7 +41,7 @@ class Analysis:
         """Return the caption of every clip."""
         return [clip.caption for clip in self.clips]
 
-    def judged(self, classifier: Classifier) -> list[tuple[Clip, dict[str, Any]]]:
+    def judged(self, classifier: Classifier) -> list[tuple[CachedClip, dict[str, Any]]]:
         """Return the clips of classes that the classifier knows, with their verdicts."""
         pairs = zip(self.clips, self.verdicts, strict=True)
         return [(clip, found) for clip, found in pairs if classifier.knows(clip.label)]
@@ -55,13 +55,13 @@ class Analyser:
     spaces: Sequence[FeatureSpace]
 
     def analyse(
-        self, sounds: Iterable[tuple[Audio, Clip]], advance: Callable[[int], None] = lambda _: None
+        self, sounds: Iterable[tuple[Audio, CachedClip]], advance: Callable[[int], None] = lambda _: None
     ) -> Analysis:
         """Analyse clips (L, channels), at least one; ``advance`` is called once for each.
 
         Raises ValueError without clips.
         """
-        clips: list[Clip] = []
+        clips: list[CachedClip] = []
         verdicts: list[dict[str, Any]] = []
         hidden, detail, found_faults = [], [], []
         embedded: dict[str, list[Float]] = {space.name: [] for space in self.spaces}

@@ -19,7 +19,7 @@ from sa3_mlx.common.generation.request import Inpaint, Item, Request
 from sa3_mlx.common.model.lengths import samples_to_seconds
 from sa3_mlx.common.model.sampling import Sampling
 from sa3_torch.train.autoencoder.metrics import WINDOW, log_mel
-from sa3_torch.train.data.clip_cache import Clip
+from sa3_torch.train.data.clip_cache import CachedClip
 
 Audio = NDArray[np.float32]
 
@@ -79,7 +79,7 @@ def kept_error(
 
 def measure_inpainting(
     pipeline: BasePipeline[Any],
-    clips: Sequence[tuple[Audio, Clip]],
+    clips: Sequence[tuple[Audio, CachedClip]],
     sampling: Sampling,
     *,
     seed: int,
@@ -116,7 +116,7 @@ def measure_inpainting(
     )
 
 
-def _request(chosen: Sequence[tuple[Audio, Clip]], sampling: Sampling, rate: int, seed: int) -> Request:
+def _request(chosen: Sequence[tuple[Audio, CachedClip]], sampling: Sampling, rate: int, seed: int) -> Request:
     lengths = [samples_to_seconds(len(audio), rate) for audio, _ in chosen]
     items = [
         Item(prompt=clip.caption, seconds=seconds, seed=seed + row)

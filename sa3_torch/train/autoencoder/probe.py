@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from sa3_torch.train.autoencoder.semantics.regressors import pitch_class
 from sa3_torch.train.data.augment import pan_mono
-from sa3_torch.train.data.clip_cache import Audio, Clip, ClipSet
+from sa3_torch.train.data.clip_cache import Audio, CachedClip, ClipSet
 from sa3_torch.train.run.random import Purpose, generator
 
 from .metrics import effective_rank, kurtosis, r_squared
@@ -92,13 +92,13 @@ class Probe:
             "pitch_class_of_targets": self._pitch_class(held_out, [read.targets for read in held_out]),
         }
 
-    def _chosen(self, split: str, count: int) -> list[Clip]:
+    def _chosen(self, split: str, count: int) -> list[CachedClip]:
         found = self.clips.select(split)
         if not found:
             raise ValueError(f"the clips have no {split} split: a probe is fitted on train and scored on validation")
         return found[:: -(-len(found) // count)]
 
-    def _read(self, clip: Clip, seed: int) -> Read:
+    def _read(self, clip: CachedClip, seed: int) -> Read:
         audio = self.clips.read(clip)
         if audio.shape[1] == 1:
             position = self.pan * float(generator(seed, Purpose.PROBE_PAN, clip.offset).uniform(-1, 1))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sa3_torch.same import SAME
-from sa3_torch.train.data.clip_cache import Audio, Clip, ClipSet
+from sa3_torch.train.data.clip_cache import Audio, CachedClip, ClipSet
 
 from .losses import soft_norm_loss
 from .metrics import effective_rank, kurtosis, log_mel_l1, multi_stft, si_sdr, spectral_convergence, stereo_correlation
@@ -30,12 +30,12 @@ class Reconstructor:
         """Encode (N, 2) -> (1, T, C)."""
         return self.model.encode(torch.from_numpy(audio)[None].to(self.device))
 
-    def pair(self, clip: Clip) -> tuple[Audio, NDArray[np.float32]]:
+    def pair(self, clip: CachedClip) -> tuple[Audio, NDArray[np.float32]]:
         """Return original and reconstruction, (N, 2) each."""
         audio = self.audio(clip)
         return audio, self.again(audio)
 
-    def audio(self, clip: Clip) -> Audio:
+    def audio(self, clip: CachedClip) -> Audio:
         """Read a clip as (N, 2)."""
         audio = self.clips.read(clip, 0, self.samples)
         return np.repeat(audio, self.model.audio_channels, axis=1) if audio.shape[1] == 1 else audio

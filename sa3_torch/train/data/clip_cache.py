@@ -1,7 +1,7 @@
 """Clip cache: one memory-mappable array of concatenated audio plus an index. numpy only.
 
 A cache folder holds ``audio.npy``, float16 of shape (total samples, channels) with channels 1 or 2, and
-``index.json``: {"format", "sample_rate", "about", "clips": [Clip, ...]}. ``offset`` and ``samples`` of a clip are
+``index.json``: {"format", "sample_rate", "about", "clips": [CachedClip, ...]}. ``offset`` and ``samples`` of a clip are
 rows of the array. float16 keeps 11 bits of mantissa at any level: its noise lies 66 dB below the signal.
 """
 
@@ -27,7 +27,7 @@ Audio = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clip:
+class CachedClip:
     """One sound. ``captions`` are alternatives that say the same; the first is canonical; empty: no caption."""
 
     id: str
@@ -71,7 +71,7 @@ def write_clips(folder: Path, drafts: Iterable[Draft], *, channels: int, about: 
     """Write a cache folder (created; an existing cache is replaced) and open it. ``about`` says how it was made."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "index.json").unlink(missing_ok=True)  # the index is written last: a cache with an index is complete
-    clips: list[Clip] = []
+    clips: list[CachedClip] = []
     offset = 0
     with (folder / "audio.npy").open("wb") as file:
         _write_header(file, 0, channels)
@@ -80,7 +80,7 @@ def write_clips(folder: Path, drafts: Iterable[Draft], *, channels: int, about: 
             samples = _write_audio(file, draft, channels)
             fields = {f.name: getattr(draft, f.name) for f in dataclasses.fields(draft) if f.name != "audio"}
             fields["seconds"] = round(samples / SAMPLE_RATE, 6) if draft.seconds is None else draft.seconds
-            clips.append(Clip(**fields, offset=offset, samples=samples))
+            clips.append(CachedClip(**fields, offset=offset, samples=samples))
             offset += samples
         file.seek(0)
         _write_header(file, offset, channels)
@@ -133,7 +133,7 @@ def read_index(folder: Path, *expected: str) -> dict[str, Any]:
 
 
 class ClipSet:
-    """An opened cache: ``clips`` (list of Clip), ``audio`` (total, channels) float16 memory map, ``about``."""
+    """An opened cache: ``clips`` (list of CachedClip), ``audio`` (total, channels) float16 memory map, ``about``."""
 
     def __init__(self, folder: Path) -> None:
         index = read_index(folder, FORMAT)
@@ -142,19 +142,19 @@ class ClipSet:
                 f"{folder}: expected clips at {SAMPLE_RATE} Hz, got {len(index['clips'])} at {index['sample_rate']} Hz"
             )
         self.about: dict[str, Any] = index["about"]
-        self.clips = [Clip(**{**entry, "captions": tuple(entry["captions"])}) for entry in index["clips"]]
+        self.clips = [CachedClip(**{**entry, "captions": tuple(entry["captions"])}) for entry in index["clips"]]
         self.audio = np.load(folder / "audio.npy", mmap_mode="r")
         self.channels: int = self.audio.shape[1]
         needed = max(clip.offset + clip.samples for clip in self.clips)
         if needed > len(self.audio):
             raise ValueError(f"{folder}: audio.npy has {len(self.audio)} samples, its index needs {needed}")
 
-    def read(self, clip: Clip, start: int = 0, stop: int | None = None) -> Audio:
+    def read(self, clip: CachedClip, start: int = 0, stop: int | None = None) -> Audio:
         """Samples [start, stop) of a clip, (samples, channels) float32."""
         stop = clip.samples if stop is None else min(stop, clip.samples)
         return np.asarray(self.audio[clip.offset + start : clip.offset + stop], dtype=np.float32)
 
-    def select(self, split: str) -> list[Clip]:
+    def select(self, split: str) -> list[CachedClip]:
         """Clips of one split, "train" or "validation"."""
         if split not in ("train", "validation"):
             raise ValueError(f"split must be train or validation, got {split!r}")

@@ -20,7 +20,7 @@ from sa3_torch.train.run.random import Purpose, generator
 from sa3_torch.train.run.settings import check
 
 from .augment import PER_ITEMS, AugmentConfig, Crop, augment, chirp, draw_gain, is_silent
-from .clip_cache import Clip, ClipSet
+from .clip_cache import CachedClip, ClipSet
 from .drawing import draw_caption, draw_weights
 from .recordings import refuse_failures
 from .shards import ShardIndex, ShardSample, ShardStream
@@ -101,7 +101,7 @@ class AudioCrops:
         audio, captions, ids = zip(*chosen, strict=True)
         return AudioBatch(audio=torch.from_numpy(np.stack(audio)), captions=captions, ids=ids)
 
-    def _crop(self, rng: np.random.Generator) -> tuple[Clip, Crop, float]:
+    def _crop(self, rng: np.random.Generator) -> tuple[CachedClip, Crop, float]:
         clip = self.clips[min(int(np.searchsorted(self._cumulative, rng.random())), len(self.clips) - 1)]
         crop = draw_crop(rng, clip.samples, self.samples, lambda start, stop: self.set.read(clip, start, stop))
         return clip, crop, draw_gain(rng, self.quietest_db)

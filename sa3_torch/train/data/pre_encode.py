@@ -104,7 +104,7 @@ def silence_latent(same: SAME) -> Tensor:
 
 
 @dataclass
-class Progress:
+class EncodeProgress:
     """What the complete shards hold; every list of names is part of the details."""
 
     next: int = 0  # the first recording that is not done
@@ -154,19 +154,19 @@ class PreEncoder:
             self._finish()
         return LatentSet(self.out, autoencoder=self.digest)
 
-    def _resume(self, plan: dict[str, Any]) -> Progress:
+    def _resume(self, plan: dict[str, Any]) -> EncodeProgress:
         path = self.out / "plan.json"
         remove_partials(self.out)
         if not path.is_file():
             if any(self.out.glob("shard-*")):
                 raise ValueError(f"{self.out} holds shards without a plan.json; choose an empty folder")
             write_json(path, plan)
-            return Progress()
+            return EncodeProgress()
         found = json.loads(path.read_text(encoding="utf-8"))
         if found != plan:
             names = ", ".join(sorted(name for name in plan if found.get(name) != plan[name])) or "format"
             raise ValueError(f"{self.out} was begun with another {names}; choose another folder or remove this one")
-        progress = Progress()
+        progress = EncodeProgress()
         while (about := shard_path(self.out, progress.shards).with_suffix(".json")).is_file():
             data = json.loads(about.read_text(encoding="utf-8"))
             progress.next, progress.shards = data["next"], progress.shards + 1

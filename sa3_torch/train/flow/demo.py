@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sa3_mlx.common.generation.noise import INITIAL, Purpose, batch_noise
+from sa3_mlx.common.generation.noise import INITIAL, NoiseStream, batch_noise
 from sa3_mlx.common.generation.noise import step as noise_of_step
 from sa3_mlx.common.generation.schedule import sigmas
 from sa3_mlx.common.model.config import ShiftConfig
@@ -44,7 +44,7 @@ def sample(networks: Networks, batch: LatentBatch, sampling: Sampling, shift: Sh
         guidance=sampling.guidance,
     )
 
-    def noise(purpose: Purpose) -> Tensor:
+    def noise(purpose: NoiseStream) -> Tensor:
         return torch.from_numpy(batch_noise(seeds, purpose, frames, channels)).to(networks.device)
 
     schedule = sigmas(shift, sampling.steps, 1.0, [frames] * len(seeds))

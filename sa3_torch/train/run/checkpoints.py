@@ -24,7 +24,7 @@ from . import parallel
 
 KEPT = 3  # newest ones; milestones stay
 Tensors = dict[str, dict[str, Tensor]]  # table -> name -> the live tensor
-Progress = dict[str, Any]  # JSON values
+RunProgress = dict[str, Any]  # JSON values
 
 
 class Checkpoints:
@@ -40,7 +40,7 @@ class Checkpoints:
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
 
-    def save(self, step: int, tensors: Tensors, progress: Progress) -> None:
+    def save(self, step: int, tensors: Tensors, progress: RunProgress) -> None:
         """Write one, in place of one of the same step; the oldest of more than three go, but for milestones."""
         with ExitStack() as stack:
             if parallel.is_first():
@@ -59,7 +59,7 @@ class Checkpoints:
                     shutil.rmtree(self.path(old))
         parallel.wait()
 
-    def load(self, tensors: Tensors) -> tuple[Progress | None, list[str]]:
+    def load(self, tensors: Tensors) -> tuple[RunProgress | None, list[str]]:
         """Read the newest one that can be read into ``tensors``, in place.
 
         Returns its progress, None where there is no checkpoint, and a line for each that is damaged. Raises ValueError
@@ -75,7 +75,7 @@ class Checkpoints:
             raise ValueError("; ".join(damaged) + f"; to begin anew, remove {self.folder}")
         return None, damaged
 
-    def _try(self, step: int, tensors: Tensors) -> tuple[Progress | None, str]:
+    def _try(self, step: int, tensors: Tensors) -> tuple[RunProgress | None, str]:
         """Its progress, or None and what is wrong with it; all processes come to the same result."""
         path, progress = self.path(step), None
         sums, problem = _checksums(path), ""

@@ -21,6 +21,8 @@ from sa3_torch.train.data.shards import write_shards
 from sa3_torch.train.run.settings import load_settings
 from tests.support.stages import MODEL, SHORT, train
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 SETTINGS = (*SHORT, "train.batch=4", "train.steps=2", "crop_samples=8192", "shards.streams=2", "shards.window=3")
 
 

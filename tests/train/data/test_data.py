@@ -16,7 +16,7 @@ from sa3_mlx.common.text.tokenizer import Tokenizer
 from sa3_torch.train.data import user_folder
 from sa3_torch.train.data.augment import NO_AUGMENTATION
 from sa3_torch.train.data.batches import LatentBatches
-from sa3_torch.train.data.clip_cache import SAMPLE_RATE, Clip, ClipSet, Draft, write_clips
+from sa3_torch.train.data.clip_cache import SAMPLE_RATE, CachedClip, ClipSet, Draft, write_clips
 from sa3_torch.train.data.crops import AudioCrops
 from sa3_torch.train.data.drawing import draw_weights
 from sa3_torch.train.data.latents import LatentItem, LatentSet, write_latents
@@ -119,7 +119,7 @@ def test_impossible_crops_are_refused(clips):
         )
 
 
-def _item(clip: Clip) -> LatentItem:
+def _item(clip: CachedClip) -> LatentItem:
     return LatentItem(
         id=clip.id,
         captions=clip.captions,

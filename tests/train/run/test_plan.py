@@ -15,9 +15,9 @@ pytest.importorskip("scipy", reason="the training extra is not installed")
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.schema import ConfigError
 from sa3_torch.train.run.parallel import BatchSlice
-from sa3_torch.train.run.planning.count import LiveBytes, count_step, make_fake, networks_of, trained_of
+from sa3_torch.train.run.planning.count import StepCounter, count_step, make_fake, networks_of, trained_of
 from sa3_torch.train.run.planning.device import Device
-from sa3_torch.train.run.planning.plan import Plan, make_plan
+from sa3_torch.train.run.planning.plan import TrainingPlan, make_plan
 from tests.support import stages
 from tests.support.command import refused_line, sa3, snapshot
 from tests.support.stages import STAGES
@@ -25,12 +25,12 @@ from tests.support.stages import STAGES
 DEVICE = Device(name="a test", gpu=False, memory=1e12, rates={"fp32": 1e12, "bf16": 1e13}, nominal=True)
 
 
-def planned(name: str, workspace: Path, *changes: str, processes: int = 1) -> Plan:
+def planned(name: str, workspace: Path, *changes: str, processes: int = 1) -> TrainingPlan:
     return _planned(name, workspace, changes, processes, stages.MODEL)
 
 
 @cache
-def _planned(name: str, workspace: Path, changes: tuple[str, ...], processes: int, _model: ModelConfig) -> Plan:
+def _planned(name: str, workspace: Path, changes: tuple[str, ...], processes: int, _model: ModelConfig) -> TrainingPlan:
     stage = STAGES[name](workspace, *changes)
     train = stage.config.train  # type: ignore[attr-defined]
     return make_plan(stage, train, processes=processes, device=DEVICE, timed=False)
@@ -51,7 +51,7 @@ def test_a_step_without_values_takes_what_a_real_one_takes(name: str, workspace:
 
 
 def test_bytes_are_those_of_living_tensors() -> None:
-    with LiveBytes() as memory:
+    with StepCounter() as memory:
         a = torch.zeros(1000)
         assert memory.live == 4000
         b = a.view(10, 100).T  # no storage of its own
@@ -64,14 +64,13 @@ def test_bytes_are_those_of_living_tensors() -> None:
 
 
 def test_arithmetic_of_products_and_attention_is_counted() -> None:
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from sa3_torch.train.run.planning.count import ATTENTION, _attention
-
     q, k = torch.zeros(2, 3, 5, 64), torch.zeros(2, 3, 7, 64)
-    with FlopCounterMode(display=False, custom_mapping={ATTENTION: _attention}) as flops:
+    with StepCounter() as counter:
         torch.nn.functional.scaled_dot_product_attention(q, k, k)
-    assert flops.get_total_flops() == 4 * 2 * 3 * 5 * 7 * 64
+    assert counter.flops == 4 * 2 * 3 * 5 * 7 * 64
+    with StepCounter() as counter:
+        torch.nn.functional.linear(q, torch.zeros(8, 64))
+    assert counter.flops == 2 * 2 * 3 * 5 * 64 * 8
 
 
 @pytest.mark.parametrize(("name", "frozen"), [("pretrain", {"same"}), ("distill", {"teacher"}), ("quantize", {"dit"})])

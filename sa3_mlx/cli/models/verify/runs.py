@@ -16,7 +16,7 @@ import numpy as np
 from sa3_mlx.cli import backend
 from sa3_mlx.common.generation.clips import encode_sources, local_input
 from sa3_mlx.common.generation.events import Stepped
-from sa3_mlx.common.generation.noise import INITIAL, Purpose, step
+from sa3_mlx.common.generation.noise import INITIAL, NoiseStream, step
 from sa3_mlx.common.generation.pipeline import BasePipeline
 from sa3_mlx.common.generation.plan import Plan, plan
 from sa3_mlx.common.generation.request import Request
@@ -126,7 +126,7 @@ class _StoredNoise:
     golden: Golden
     case: str
 
-    def __call__(self, item: int, purpose: Purpose, frames: int, channels: int, start: int) -> np.ndarray:
+    def __call__(self, item: int, purpose: NoiseStream, frames: int, channels: int, start: int) -> np.ndarray:
         number = 0 if purpose == INITIAL else purpose.index + 1
         assert purpose in (INITIAL, step(purpose.index)), "no decoder noise in these runs"
         stored = self.golden.last("e2e", self.case, f"noise{number}")

@@ -7,9 +7,8 @@ is fused, as it is on a GPU.
 
 from __future__ import annotations
 
-import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,36 +17,37 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 from sa3_torch.train.run.optimizers import Trained, take_turn
 from sa3_torch.train.run.parallel import BatchSlice
 from sa3_torch.train.run.stage import Stage
 
 Shape = tuple[int, ...]
-ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepCount:
-    """Of one micro-batch of one process, forward and backward."""
+    """Hold what one micro-batch of one process takes, forward and backward."""
 
     flops: int  # of matrix products, convolutions and attention
     peak_bytes: int  # of what the step makes, gradients included
     gradient_bytes: int  # what is left of it
 
 
-class LiveBytes(TorchDispatchMode):
-    """Bytes of all tensors that were made since it was entered and are still alive, and their maximum."""
+class StepCounter(TorchDispatchMode):
+    """Count arithmetic, and the bytes of all tensors that are made from now on and still alive."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = self.peak = 0
+        self.flops = self.live = self.peak = 0
         self._seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        formula = FORMULAS.get(func._overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **(kwargs or {}), out_val=result)
         known = {_storage(tensor)._cdata for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and _storage(tensor)._cdata not in known:
@@ -128,36 +128,33 @@ def trained_of(stage: Stage) -> Trained:
 
 
 def count_step(stage: Stage, trained: Trained, step: int, slices: list[BatchSlice]) -> StepCount:
-    """The first of the micro-batches ``slices`` of a process in ``step``; with fake networks nothing is computed.
+    """Count the first of the micro-batches ``slices`` of a process in ``step``; with fake networks nothing is computed.
 
-    It runs twice, as the counter of FLOPs keeps tensors alive. FLOPs are the mean over a period of the stage.
+    FLOPs are the mean over a period of the stage.
     """
     turn = stage.turn(step)
     take_turn(trained, turn)
-    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Using `torch.compile")  # the hooks of the counter, twice
-        with LiveBytes() as memory:
+    with torch.compiler.set_stance("force_eager"):
+        with StepCounter() as counter:
             run_slice(stage, step, slices)
+        flops = counter.flops
         gradients = sum(parameter.grad.nbytes for parameter in trained[turn] if parameter.grad is not None)
-        if not stage.period():
-            flops = _count_flops(stage, step, slices)
-        else:  # the next period, of which nothing is kept yet, then one of its later steps
+        if stage.period():  # the next period, of which nothing is kept yet, then one of its later steps
             first, later = (_count_flops(stage, step + stage.period(), slices) for _ in range(2))
             flops = later + (first - later) // stage.period()
     for parameter in trained[turn]:
         parameter.grad = None
-    return StepCount(flops=flops, peak_bytes=memory.peak, gradient_bytes=gradients)
+    return StepCount(flops=flops, peak_bytes=counter.peak, gradient_bytes=gradients)
 
 
 def _count_flops(stage: Stage, step: int, slices: list[BatchSlice]) -> int:
-    counter = FlopCounterMode(display=False, custom_mapping={ATTENTION: _attention, ATTENTION_BACKWARD: _backward})
-    with counter:
+    with StepCounter() as counter:
         run_slice(stage, step, slices)
-    return counter.get_total_flops()
+    return counter.flops
 
 
 def run_slice(stage: Stage, step: int, slices: list[BatchSlice]) -> Tensor:
-    """The loss of the first of these micro-batches; adds to the gradients."""
+    """Return the loss of the first of these micro-batches; its gradients are added."""
     if len(slices) > 1:
         with torch.no_grad():
             stage.prepare(step, slices)
@@ -179,7 +176,7 @@ def _attention(
     scale: float | None = None,  # noqa: ARG001
     out_shape: object = None,  # noqa: ARG001
 ) -> int:
-    """Scores and weighted sums."""
+    """Count scores and weighted sums."""
     batch, heads, queries, width = query
     return 2 * batch * heads * queries * key[2] * (width + value[3])
 
@@ -198,6 +195,13 @@ def _backward(
     scale: float | None = None,  # noqa: ARG001
     out_shape: object = None,  # noqa: ARG001
 ) -> int:
-    """Scores again, and four products for the gradients."""
+    """Count scores again, and four products for the gradients."""
     batch, heads, queries, width = query
     return 2 * batch * heads * queries * key[2] * (3 * width + 2 * value[3])
+
+
+FORMULAS: dict[Any, Callable[..., int]] = {
+    **flop_registry,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: shape_wrapper(_attention),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: shape_wrapper(_backward),
+}

@@ -53,7 +53,7 @@ class Memory:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class TrainingPlan:
     """``parameters``: name of the network -> trained and frozen ones."""
 
     stage: str
@@ -131,7 +131,7 @@ class Plan:
         ]
 
 
-def make_plan(stage: Stage, train: TrainConfig, *, processes: int, device: Device, timed: bool) -> Plan:
+def make_plan(stage: Stage, train: TrainConfig, *, processes: int, device: Device, timed: bool) -> TrainingPlan:
     """The plan of a new stage, which is of no use afterwards: its weights lose their values.
 
     Raises ConfigError where the batch cannot be cut into equal parts.
@@ -157,7 +157,7 @@ def make_plan(stage: Stage, train: TrainConfig, *, processes: int, device: Devic
         memory = _spread(memory, stage, train, processes)
     changed = {id(parameter) for parameters in trained.values() for parameter in parameters}
     counted: set[int] = set()  # adapters are parts of two networks
-    return Plan(
+    return TrainingPlan(
         stage=stage.name,
         train=train,
         processes=processes,
