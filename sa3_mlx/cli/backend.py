@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sa3_mlx.pipeline import Pipeline
 
 Backend = Literal["mlx", "torch"]
+DEVICES = ("auto", "cpu", "cuda", "mps")
 BACKENDS: tuple[Backend, ...] = ("mlx", "torch")
 _NEEDS = {"mlx": "mlx.core", "torch": "torch"}
 INSTALL = {"mlx": "pip install sa3", "torch": "pip install 'sa3[torch]'"}

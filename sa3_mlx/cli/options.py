@@ -26,9 +26,9 @@ from sa3_mlx.common.model.precision import DTYPES, TEXT_DTYPES
 from sa3_mlx.common.model.sampling import SAMPLER_NAMES, Guidance, Sampling
 
 from .adapters import LoraFile, parse_lora
+from .backend import DEVICES
 
 FORMATS: tuple[Subtype, ...] = get_args(Subtype)
-DEVICES = ("auto", "cpu", "cuda", "mps")
 _DEBUG = click.Option(["--debug"], is_flag=True, expose_value=False, help="Show the traceback of an error.")
 
 

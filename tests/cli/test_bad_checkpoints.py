@@ -201,6 +201,9 @@ def varied(shared_home: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
         ("item", 1),
         ("format", "sa3-sound/3"),
         ("model", None),
+        ("runtime.dtype", "int3"),
+        ("runtime.text_dtype", "float16"),
+        ("runtime.device", "a" * 5000),
     ],
 )
 def test_rerun_refuses_tags_of_another_type(
@@ -215,6 +218,38 @@ def test_rerun_refuses_tags_of_another_type(
     write_audio("w.wav", tone(0.1), RATE, comment=json.dumps(tags))
     message = refused("rerun", "w.wav", "--force")
     assert "its tags are damaged" in message and field in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("request.items.seconds", 1e308, "seconds is 1e+308: little makes"),
+        ("request.init.noise_level", -1, "init noise level is -1"),
+        ("request.head_room_seconds", 1e308, "head room is 1e+308"),
+        ("request.chunk_frames", 3, "chunk_frames is 3"),
+        ("request.inpaint", [], "inpaint has 0 entries"),
+    ],
+)
+def test_rerun_names_the_file_whose_tags_ask_too_much(
+    refused: Callable[..., str], varied: dict[str, Any], name: str, value: object, text: str
+):
+    write_tone(Path("in.wav"))
+    tags = json.loads(json.dumps(varied))
+    *groups, field = name.split(".")
+    table = tags
+    for group in groups:
+        table = table[group][0] if group == "items" else table[group]
+    table[field] = value
+    write_audio("w.wav", tone(0.1), RATE, comment=json.dumps(tags))
+    message = refused("rerun", "w.wav", "--force")
+    assert f"w.wav: its tags ask for what little cannot make: {text}" in message
+
+
+def test_an_input_with_an_impossible_name_is_asked_for(refused: Callable[..., str], varied: dict[str, Any]):
+    varied = varied | {"input": {"name": "a" * 5000, "hash": "sha256:0"}}
+    write_audio("w.wav", tone(0.1), RATE, comment=json.dumps(varied))
+    message = refused("rerun", "w.wav")
+    assert len(message) < 1600 and message.startswith("sa3: aaaa")
 
 
 def test_decoded_files_have_no_recipe(refused: Callable[..., str]):

@@ -75,6 +75,8 @@ GENERATE = {
         ["rain", "--out", "a.wav", "--spectrogram", "a" * 252 + ".png"],
         "the name is too long",
     ),
+    "memory beyond count": (["rain", "--max-memory", f"{'9' * 5000}GB"], "size is '999"),
+    "seed of thousands of digits": (["rain", "--seed", "9" * 5000], "seed"),
     "prompt too long": (["rain " * 2001], "prompt has 10,005 characters"),
     "misspelled model": (["rain", "--model", "litle"], "did you mean little?"),
     "unknown model of the hub": (["rain", "--model", "facebook/musicgen-small"], "no model of the hub that sa3 knows"),
@@ -319,6 +321,8 @@ def _write_latents(kind: str) -> Path:
         "whole numbers": {"latents": good.astype(np.int32)},
         "nan": {"latents": good * np.nan},
         "wrong length": {"latents": good},
+        "length of thousands of digits": {"latents": good},
+        "length of another script": {"latents": good},
         "other model": {"latents": good},
         "truncated": {"latents": good},
         "other format": {"latents": good},
@@ -326,6 +330,8 @@ def _write_latents(kind: str) -> Path:
     encoded = {"format": "sa3-encoded/1"}
     tags = {
         "wrong length": encoded | {"samples": "9000"},
+        "length of thousands of digits": encoded | {"samples": "9" * 5000},
+        "length of another script": encoded | {"samples": "²"},
         "other format": {"format": "sa3-latents/1"},
         "other model": encoded | {"model": "m", "model_hash": "sha256:other"},
     }
@@ -351,6 +357,9 @@ def _write_latents(kind: str) -> Path:
     elif kind == "npy with a damaged header":
         np.save(path, good)
         path.write_bytes(path.read_bytes().replace(b"'shape'", b"'shape"))
+    elif kind == "npy of more than it has":
+        np.save(path, good)
+        path.write_bytes(path.read_bytes().replace(b"(4, 8)", b"(9000000000000,8)").replace(b" " * 10 + b"\n", b"\n"))
     elif kind == "npy beyond float32":
         np.save(path, np.full((4, 8), 1e300))
     elif kind == "npy of objects":
@@ -370,6 +379,9 @@ LATENTS = {
     "whole numbers": "int32",
     "nan": "NaN",
     "wrong length": "9000 samples",
+    "length of thousands of digits": "999... samples, which does not fit 4 frames",
+    "length of another script": "² samples, which does not fit 4 frames",
+    "npy of more than it has": "z.npy: not a file of latents, or damaged",
     "other model": "encoded by m",
     "truncated": "truncated",
     "npy of objects": "not a file of latents",

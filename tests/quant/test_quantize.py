@@ -173,8 +173,12 @@ def test_prompt_files(tmp_path: Path, pipeline: Pipeline) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text("# mine\n8 rain on tin\n\n1.5 kick\n2 a\n3 b\n")
     assert read_prompts(path)[:2] == (CalibrationPrompt(8.0, "rain on tin"), CalibrationPrompt(1.5, "kick"))
-    path.write_text("rain on tin\n" * 5)
-    with pytest.raises(ValueError, match="line 1: expected SECONDS TEXT"):
+    for line in ("rain on tin", "nan rain", "inf rain", "-1 rain", "0 rain"):
+        path.write_text(f"{line}\n" * 5)
+        with pytest.raises(ValueError, match="line 1: expected SECONDS TEXT"):
+            read_prompts(path)
+    path.write_bytes(b"1 rain \xff\n" * 5)
+    with pytest.raises(ValueError, match=r"prompts\.txt: not a text file in UTF-8"):
         read_prompts(path)
     path.write_text("1 rain\n")
     with pytest.raises(ValueError, match="has 1 prompts; at least 4"):

@@ -11,15 +11,15 @@ import numpy as np
 import soundfile
 
 from sa3_mlx.cli.adapters import LoraFile
-from sa3_mlx.cli.backend import Backend, choose
+from sa3_mlx.cli.backend import DEVICES, Backend, choose
 from sa3_mlx.cli.fingerprint import fingerprint
 from sa3_mlx.cli.home import find_model
-from sa3_mlx.cli.options import DEVICES, CommonOptions, MemoryOptions, ModelOptions, OutputOptions, TypedCommand
+from sa3_mlx.cli.options import CommonOptions, MemoryOptions, ModelOptions, OutputOptions, TypedCommand
 from sa3_mlx.cli.output.provenance import InputRecord, ModelRecord, Provenance, find_input, read_provenance
 from sa3_mlx.cli.run import Task, run
 from sa3_mlx.common.files.audio import Audio
 from sa3_mlx.common.files.safetensors import file_hash
-from sa3_mlx.common.generation.request import Request
+from sa3_mlx.common.generation.request import Request, validate
 from sa3_mlx.common.installed import DAMAGE, Model, installed
 from sa3_mlx.common.terminal import report, say
 from sa3_mlx.common.version import version
@@ -59,7 +59,11 @@ def rerun(
     options = replace(options, lora=_adapters(made.model, lora, file, force=common.force))
     if made.sa3 != version() and not common.quiet:
         say(f"made with sa3 {made.sa3}, this is {version()}: the result may differ")
-    request = Request.from_dict(made.request.to_dict(), audio=None if source is None else source.audio)
+    try:
+        request = Request.from_dict(made.request.to_dict(), audio=None if source is None else source.audio)
+        validate(request, chosen.config)
+    except ValueError as error:
+        raise ValueError(f"{file}: its tags ask for what {chosen.label} cannot make: {error}") from error
     output = OutputOptions(
         out=out or file.with_name(f"{file.stem}-rerun{file.suffix}"),
         format=made.output.format,

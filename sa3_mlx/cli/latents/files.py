@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from sa3_mlx.common.files.safetensors import TensorFile, array_entry, write_tens
 from sa3_mlx.common.generation.events import Latents
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.lengths import samples_to_frames
+from sa3_mlx.common.terminal import excerpt
 
 _FORMAT = "sa3-encoded/1"
 _SUFFIXES = (".safetensors", ".npy")
@@ -57,12 +60,23 @@ def read_latents(path: Path) -> tuple[Latents, dict[str, str]]:
             _check_format(path, file.metadata)
             return _checked(path, file.read("latents")), file.metadata
     tags = _read_sidecar(_sidecar(path))
+    return _checked(path, _read_npy(path)), tags
+
+
+def _read_npy(path: Path) -> NDArray[np.generic]:
+    """Read an array as ``numpy.save`` writes it, once its header and the size of the file fit."""
+    forms = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     try:
         with path.open("rb") as file:
-            latents = np.lib.format.read_array(file, allow_pickle=False)
+            shape, _, dtype = forms[np.lib.format.read_magic(file)](file)
+            if file.tell() + math.prod(shape) * dtype.itemsize != path.stat().st_size:
+                raise ValueError("its header does not fit its size")
+            file.seek(0)
+            return np.lib.format.read_array(file, allow_pickle=False)
     except Exception as error:  # numpy raises many kinds for a damaged header
-        raise ValueError(f"{path}: not a file of latents ({error})") from error
-    return _checked(path, latents), tags
+        raise ValueError(
+            f"{path}: not a file of latents, or damaged; expected numbers (frames, channels) as numpy saves them"
+        ) from error
 
 
 def _read_sidecar(path: Path) -> dict[str, str]:
@@ -104,6 +118,6 @@ def output_samples(path: Path, latents: Latents, tags: dict[str, str], config: M
     text = tags.get("samples")
     if text is None:
         return len(latents) * config.same.samples_per_latent
-    if not text.isdigit() or samples_to_frames(int(text), config.same) != len(latents):
-        raise ValueError(f"{path}: its tags say {text} samples, which does not fit {len(latents)} frames")
+    if not re.fullmatch(r"[0-9]{1,18}", text) or samples_to_frames(int(text), config.same) != len(latents):
+        raise ValueError(f"{path}: its tags say {excerpt(text)} samples, which does not fit {len(latents)} frames")
     return int(text)

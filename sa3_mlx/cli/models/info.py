@@ -67,6 +67,8 @@ def describe(what: str) -> Facts:
     if path == STDIN or path.is_file() or is_stream(path):
         with input_file(path) as file:
             return {**_file(file), "file": what}
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{what}: neither a file nor a folder")
     if path.is_dir() and (facts := describe_folder(path)) is not None:
         return facts
     if path.is_dir() and not (path / CONFIG_FILE).is_file():

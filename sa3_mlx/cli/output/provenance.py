@@ -11,11 +11,12 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from sa3_mlx.cli.adapters import AdapterRecord
-from sa3_mlx.cli.backend import Backend
+from sa3_mlx.cli.backend import DEVICES, Backend
 from sa3_mlx.common.files.audio import Audio, read_tags
 from sa3_mlx.common.files.wav import Subtype
 from sa3_mlx.common.generation.events import REQUEST_TAGS
 from sa3_mlx.common.generation.request import Item, Request
+from sa3_mlx.common.model.precision import DTYPES, TEXT_DTYPES
 from sa3_mlx.common.schema import Config, ConfigError, require
 
 from .first_tags import is_first, upgrade
@@ -49,6 +50,11 @@ class RuntimeRecord(Config):
     compiled: bool  # PyTorch's steps and decoder
     dtype: str
     text_dtype: str
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("device", DEVICES), ("dtype", DTYPES), ("text_dtype", TEXT_DTYPES)):
+            value = getattr(self, name)
+            require(value in allowed, f"runtime.{name} is {value!r}: allowed are {', '.join(allowed)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,4 +155,7 @@ def read_prompt(path: Path) -> str | None:
 
 def find_input(name: str, file: Path) -> Path | None:
     """Find the recorded input of a file: from here, or beside the file."""
-    return next((p for p in (Path(name), file.parent / name, file.parent / Path(name).name) if p.is_file()), None)
+    try:
+        return next((p for p in (Path(name), file.parent / name, file.parent / Path(name).name) if p.is_file()), None)
+    except OSError:  # a name that no file can have
+        return None

@@ -197,8 +197,11 @@ def pre_encode(
 ) -> None:
     """Encode all captioned sounds to latents, once; the same command goes on where it was stopped."""
     _need_torch()
+    from sa3_torch.pipeline import choose_device
     from sa3_torch.train.data.pre_encode import EncodeConfig, PreEncoder
     from sa3_torch.train.data.sources import open_source
+
+    choose_device(device)  # which refuses one that is not there
 
     config = EncodeConfig(copies=copies, seed=seed, shard_frames=shard_frames, chunk_frames=chunk_frames)
     model = ModelConfig.load(folder)

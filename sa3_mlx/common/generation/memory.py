@@ -107,9 +107,10 @@ def parse_size(text: str) -> int:
     """Return the bytes of "6GB", "800 MB", "2.5GiB". Raises ValueError for anything else."""
     found = _SIZE.fullmatch(text)
     unit = _UNITS.get(found[2].lower()) if found else None
-    if found is None or unit is None or float(found[1]) <= 0 or (unit == 1 and float(found[1]) < 10**6):
-        raise ValueError(f"size is {text!r}: expected a number with a unit, such as 6GB, 800MB or 4GiB")
-    return int(float(found[1]) * unit)
+    count = float(found[1]) * (unit or 0) if found else 0.0
+    if found is None or unit is None or not 0 < count < 2**60 or (unit == 1 and count < 10**6):
+        raise ValueError(f"size is {text[:40]!r}: expected a number with a unit, such as 6GB, 800MB or 4GiB")
+    return int(count)
 
 
 def part_bytes(config: ModelConfig, part: str, width: int) -> int:

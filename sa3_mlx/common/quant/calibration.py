@@ -5,6 +5,7 @@ Every fourth prompt only judges. A file of prompts has one a line, with its leng
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,17 +91,24 @@ DEMO = tuple(
 def read_prompts(path: Path) -> tuple[CalibrationPrompt, ...]:
     """Read lines of "SECONDS TEXT"; empty ones and those that start with # are skipped.
 
-    Raises ValueError for a line that is none, and for fewer than four prompts.
+    Raises ValueError for a file that is not UTF-8, for a line that is none, and for fewer than four prompts.
     """
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text file in UTF-8") from error
+    for number, line in enumerate(lines, 1):
         seconds, _, text = line.strip().partition(" ")
         if not seconds or seconds.startswith("#"):
             continue
         try:
-            found.append(CalibrationPrompt(float(seconds), text.strip()))
-        except ValueError as error:
-            raise ValueError(f"{path}: line {number}: expected SECONDS TEXT, such as '8 rain on tin'") from error
+            length = float(seconds)
+        except ValueError:
+            length = math.nan
+        if not 0 < length < math.inf:
+            raise ValueError(f"{path}: line {number}: expected SECONDS TEXT, such as '8 rain on tin'")
+        found.append(CalibrationPrompt(length, text.strip()))
     if len(found) < HELD_OUT_EVERY:
         raise ValueError(f"{path}: has {len(found)} prompts; at least {HELD_OUT_EVERY} are needed")
     return tuple(found)
