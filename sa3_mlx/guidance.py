@@ -18,7 +18,7 @@ from sa3_mlx.runtime import mx
 from .dit import DiT, Prepared, join
 from .layers import compiled
 
-Step = Callable[[mx.array, mx.array], mx.array]  # x (B, T, C), modulation (B, 6 D) -> velocity (B, T, C)
+ModulatedVelocity = Callable[[mx.array, mx.array], mx.array]  # (B, T, C), (B, 6 D) -> (B, T, C)
 
 
 def project(difference: mx.array, reference: mx.array, valid: mx.array | None) -> tuple[mx.array, mx.array]:
@@ -75,14 +75,14 @@ class GuidedVelocity:
         return join(self.cond, self.null)
 
     @cached_property
-    def _one_step(self) -> Step:
+    def _one_step(self) -> ModulatedVelocity:
         return self._compiled(self.cond)
 
     @cached_property
-    def _guided_step(self) -> Step:
+    def _guided_step(self) -> ModulatedVelocity:
         return self._compiled(self._both)
 
-    def _compiled(self, prepared: Prepared) -> Step:
+    def _compiled(self, prepared: Prepared) -> ModulatedVelocity:
         def velocity(x: mx.array, modulation: mx.array) -> mx.array:
             return self.dit.velocity(x, modulation, prepared)
 

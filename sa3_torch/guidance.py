@@ -19,7 +19,7 @@ from sa3_mlx.common.model.sampling import Guidance
 from .dit import DiT, Prepared, join
 from .layers import compiled
 
-Step = Callable[[Tensor, Tensor], Tensor]  # x (B, T, C), modulation (B, 6 D) -> velocity (B, T, C)
+ModulatedVelocity = Callable[[Tensor, Tensor], Tensor]  # (B, T, C), (B, 6 D) -> (B, T, C)
 
 
 def project(difference: Tensor, reference: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -72,14 +72,14 @@ class GuidedVelocity:
         return join(self.cond, self.null)
 
     @cached_property
-    def _one_step(self) -> Step:
+    def _one_step(self) -> ModulatedVelocity:
         return self._compiled(self.cond)
 
     @cached_property
-    def _guided_step(self) -> Step:
+    def _guided_step(self) -> ModulatedVelocity:
         return self._compiled(self._both)
 
-    def _compiled(self, prepared: Prepared) -> Step:
+    def _compiled(self, prepared: Prepared) -> ModulatedVelocity:
         dit = self.dit  # not self, which keeps the result: memory would wait for the garbage collector
 
         def velocity(x: Tensor, modulation: Tensor) -> Tensor:

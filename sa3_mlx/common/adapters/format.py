@@ -27,7 +27,7 @@ METADATA_KEY = "adapter"
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 
 Float = NDArray[np.float32]
-Tensors = Mapping[str, Float]  # kind -> values, of one layer
+LayerTensors = Mapping[str, Float]  # kind -> values, of one layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Adapter:
     """Hold a file in memory: tensors (fp32) by layer and kind."""
 
     info: AdapterInfo
-    layers: Mapping[str, Tensors]
+    layers: Mapping[str, LayerTensors]
 
     @property
     def config(self) -> AdapterConfig:

@@ -51,7 +51,7 @@ from .plan import Plan, plan
 from .request import Request, Residency
 
 Velocity = Callable[[Array, NDArray[np.float32]], Array]  # x (B, T, C), t (B,) -> (B, T, C)
-Draw = Callable[[int], Array]  # number of a step -> standard normals (B, T, C)
+Noise = Callable[[int], Array]  # number of a step -> standard normals (B, T, C)
 
 
 class BasePipeline(LoadedParts[Array]):
@@ -67,7 +67,7 @@ class BasePipeline(LoadedParts[Array]):
 
     @abstractmethod
     def _steps(
-        self, plan: Plan, velocity: Velocity[Array], start: Array, draw: Draw[Array]
+        self, plan: Plan, velocity: Velocity[Array], start: Array, draw: Noise[Array]
     ) -> Iterator[tuple[Array, Array]]:
         """Sample from ``start``: after every step, computed, what the model expects of the end and the new state."""
 
@@ -182,7 +182,7 @@ class BasePipeline(LoadedParts[Array]):
         cond: Conditioning[Array],
         null: Conditioning[Array] | None,
         start: Array,
-        draw: Draw[Array],
+        draw: Noise[Array],
         watch: Stopwatch,
     ) -> Generator[Stepped, None, Latents]:
         """Go from the start (B, T, C) to the latents of the end; every step is computed before it is announced."""

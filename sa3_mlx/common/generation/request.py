@@ -75,7 +75,7 @@ class Inpaint(Config):
         object.__setattr__(self, "audio", _float32(self.audio))
 
 
-Source = TypeVar("Source", InitAudio, Inpaint)
+Given = TypeVar("Given", InitAudio, Inpaint)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,8 +246,8 @@ def _check_inpaint(inpaint: Inpaint, item: Item, name: str, config: ModelConfig)
 
 
 def per_item(
-    value: Source | tuple[Source, ...] | None, kind: type[Source], name: str, request: Request
-) -> tuple[Source, ...] | None:
+    value: Given | tuple[Given, ...] | None, kind: type[Given], name: str, request: Request
+) -> tuple[Given, ...] | None:
     """Return one value for every item: the tuple itself, or a shared value repeated.
 
     Raises ValueError for a tuple of another length and for values of another type.
