@@ -14,11 +14,13 @@ import numpy as np
 from sa3_mlx.common.files.atomic import new_folder, write_json, write_text
 from sa3_mlx.common.files.safetensors import (
     STORAGE,
+    OnTensor,
     TensorEntry,
     TensorFile,
     all_finite,
     array_entry,
     to_bf16_bits,
+    watched,
     write_tensors,
 )
 from sa3_mlx.common.model.checkpoint import (
@@ -52,7 +54,6 @@ from .report import Report
 from .source import MODEL_CONFIG_FILE, OfficialSource, find_source, is_ours
 from .text_config import official_text_config
 
-OnTensor = Callable[[int, int, str], None]  # bytes written, bytes in all, tensor that comes next
 Stored = dict[str, tuple[TensorFile, str]]  # full-file name -> where it is stored, under which name
 
 DTYPES = ("F32", "F16", "BF16")
@@ -79,7 +80,7 @@ def convert(source: str | Path, out: Path, *, name: str | None, force: bool, pro
         entries = [_import_entry(pair, stored) for pair in pairs(config, parts)]
         _check_space(out, entries)
         with new_folder(out.absolute()) as folder:
-            digest = write_tensors(folder / WEIGHTS_FILE, _watched(entries, progress), {"format": FORMAT})
+            digest = write_tensors(folder / WEIGHTS_FILE, watched(entries, progress), {"format": FORMAT})
             write_text(folder / CONFIG_FILE, config.to_json())
             if found.text is not None:
                 shutil.copyfile(found.text.tokenizer, folder / TOKENIZER_FILE)
@@ -88,7 +89,7 @@ def convert(source: str | Path, out: Path, *, name: str | None, force: bool, pro
     return _report(config.name, found.label, out, parts, entries, digest, dropped, start)
 
 
-def export_official(folder: Path, out: Path, *, force: bool) -> Report:
+def export_official(folder: Path, out: Path, *, force: bool, progress: OnTensor | None = None) -> Report:
     """Write a checkpoint of ours in the official layout: model_config.json, model.safetensors and, with a text encoder,
     the folder t5gemma-b-b-ul2.
 
@@ -111,6 +112,8 @@ def export_official(folder: Path, out: Path, *, force: bool) -> Report:
         if config.diffusion is None:  # an autoencoder alone has bare names
             main = [replace(entry, name=entry.name.removeprefix(AUTOENCODER_PREFIX)) for entry in main]
         _check_space(out, [*main, *encoder])
+        entries = watched([*main, *encoder], progress)
+        main, encoder = entries[: len(main)], entries[len(main) :]
         with new_folder(out.absolute()) as new:
             digest = write_tensors(new / WEIGHTS_FILE, main, {"format": "pt"})
             write_json(new / MODEL_CONFIG_FILE, official_model_config(config))
@@ -256,24 +259,6 @@ def _check_space(out: Path, entries: list[TensorEntry]) -> None:
     free = shutil.disk_usage(parent).free
     if free < size:
         raise OSError(f"{parent}: {size / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free")
-
-
-def _watched(entries: list[TensorEntry], progress: OnTensor | None) -> list[TensorEntry]:
-    """Return the same entries; each reports its turn."""
-    if progress is None:
-        return entries
-    total, done = sum(entry.nbytes for entry in entries), 0
-
-    def watched(entry: TensorEntry) -> TensorEntry:
-        def load() -> np.ndarray:
-            nonlocal done
-            progress(done, total, entry.name)
-            done += entry.nbytes
-            return entry.load()
-
-        return replace(entry, load=load)
-
-    return [watched(entry) for entry in entries]
 
 
 def _report(

@@ -12,8 +12,10 @@ from sa3_mlx.cli.home import find_model
 from sa3_mlx.cli.inputs import input_file
 from sa3_mlx.cli.models.measure import snr_text
 from sa3_mlx.cli.options import BackendOptions, TypedCommand
+from sa3_mlx.cli.output.progress import Progress
 from sa3_mlx.common.files.audio import fit_length, read_audio
 from sa3_mlx.common.files.safetensors import file_hash
+from sa3_mlx.common.model.lengths import samples_to_frames
 from sa3_mlx.common.terminal import report
 
 from .files import check_latents_file, write_latents
@@ -44,7 +46,8 @@ def encode(given: Path, output_file: Path, check: bool, force: bool, model: Back
         "input_hash": digest,
     }
     pipeline = backend.load(found.folder, framework, device=model.device)
-    latents = pipeline.encode(audio)
+    with Progress(quiet=False).bar("encode", samples_to_frames(len(audio), config.same), "frames") as bar:
+        latents = pipeline.encode(audio, advance=bar.update)
     write_latents(output_file, latents, tags)
     report(f"file   {output_file}  ({latents.shape[0]} frames x {latents.shape[1]} channels, {found.label})")
     if check:

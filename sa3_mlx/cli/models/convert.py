@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -13,9 +12,6 @@ from sa3_mlx.cli.output.progress import Progress
 from sa3_mlx.common import terminal
 from sa3_mlx.common.installed import installed, known_name, licence_page, models_folder
 from sa3_mlx.common.model.presets import PRESETS, REPOSITORIES
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
 
 
 @click.command(cls=TypedCommand)
@@ -35,11 +31,14 @@ def convert(source: str, out: Path | None, name: str | None, to_official: bool, 
     """
     import sa3_convert as converter
 
+    progress = Progress(quiet=common.quiet)
     if to_official:
         if out is None or name is not None:
             raise click.UsageError("--to-official needs OUT, and takes no --name")
         folder = find_model(source, generates=False).folder
-        terminal.report(str(converter.export_official(folder, out, force=common.force)))
+        with progress.tensors("export") as show:
+            report = converter.export_official(folder, out, force=common.force, progress=show)
+        terminal.report(str(report))
         return
     source = source if Path(source).exists() else known_name(source)
     _refuse_ours(source)
@@ -47,21 +46,10 @@ def convert(source: str, out: Path | None, name: str | None, to_official: bool, 
     if target.exists() and not common.force:
         raise ValueError(f"{target}: exists already; give another folder, or --force to replace it")
     page = licence_page(source)
-    progress = Progress(quiet=common.quiet)
     if page is not None and not Path(source).exists():
         progress.line(f"{source}: from {page} (its licence applies)")
-    bars: list[tqdm] = []
-
-    def show(done: int, total: int, _tensor: str) -> None:
-        if not bars:
-            bars.append(progress.bar("convert", total / 1e6, "MB"))
-        bars[0].update(done / 1e6 - bars[0].n)
-
-    try:
+    with progress.tensors("convert") as show:
         report = converter.convert(source, target, name=name, force=common.force, progress=show)
-    finally:
-        for bar in bars:
-            bar.close()
     terminal.report(f"{report}\n  next        {first_command(target)}")
 
 

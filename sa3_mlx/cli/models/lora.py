@@ -16,12 +16,21 @@ from sa3_mlx.cli.adapters import describe, open_adapters, parse_lora
 from sa3_mlx.cli.backend import choose
 from sa3_mlx.cli.home import find_model, first_command
 from sa3_mlx.cli.options import CommonOptions, TypedCommand
+from sa3_mlx.cli.output.progress import Progress
 from sa3_mlx.common.adapters.applied import Applied, prepare_adapters, with_bases
 from sa3_mlx.common.adapters.config import adaptable_layers
 from sa3_mlx.common.adapters.format import write_adapter
 from sa3_mlx.common.files.atomic import new_folder
 from sa3_mlx.common.files.audio import check_target
-from sa3_mlx.common.files.safetensors import TensorEntry, TensorFile, array_entry, file_hash, write_tensors
+from sa3_mlx.common.files.safetensors import (
+    OnTensor,
+    TensorEntry,
+    TensorFile,
+    array_entry,
+    file_hash,
+    watched,
+    write_tensors,
+)
 from sa3_mlx.common.model.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE
 from sa3_mlx.common.model.config import FORMAT, ModelConfig
 from sa3_mlx.common.quant.format import check_file
@@ -83,7 +92,8 @@ def merge(model: str, adapters: tuple[str, ...], out: Path, common: CommonOption
         raise ValueError(f"{out}: exists already; give another folder, or --force to replace a model")
     prepared = prepare_adapters(applied, found.folder, found.config, merged=True)
     twin = importlib.import_module(f"sa3_{choose('auto')}.lora")
-    changed = write_merged(found.folder, found.config, prepared, out, twin)
+    with Progress(quiet=common.quiet).tensors("merge") as show_progress:
+        changed = write_merged(found.folder, found.config, prepared, out, twin, show_progress)
     for text, one in zip(adapters, applied, strict=True):
         report(f"{text}: {describe(one)}")
     report(f"{out}: {changed} layers of {found.label} changed")
@@ -116,7 +126,14 @@ def convert(source: Path, out: Path, model: str | None, to_official: bool, commo
     report(f"{out}: {describe(Applied(adapter=adapter))}, {digest}")
 
 
-def write_merged(folder: Path, config: ModelConfig, adapters: Sequence[Applied], out: Path, twin: ModuleType) -> int:
+def write_merged(
+    folder: Path,
+    config: ModelConfig,
+    adapters: Sequence[Applied],
+    out: Path,
+    twin: ModuleType,
+    progress: OnTensor | None = None,
+) -> int:
     """Write the checkpoint ``folder`` with adapters in it to ``out``, which appears when it is complete.
 
     ``twin`` is the ``lora`` module that computes -> layers changed. Raises ValueError for a quantized model.
@@ -127,7 +144,7 @@ def write_merged(folder: Path, config: ModelConfig, adapters: Sequence[Applied],
             raise ValueError(f"{folder}: is quantized; merge into the model that it was made from, then quantize that")
         entries = [_entry(file, name, changed, adapters, twin) for name in file.names()]
         with new_folder(out) as made:
-            write_tensors(made / WEIGHTS_FILE, entries, {"format": FORMAT})
+            write_tensors(made / WEIGHTS_FILE, watched(entries, progress), {"format": FORMAT})
             for name in (CONFIG_FILE, TOKENIZER_FILE):
                 shutil.copyfile(folder / name, made / name)
     return len(changed)

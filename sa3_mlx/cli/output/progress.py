@@ -44,6 +44,22 @@ class Progress:
         )
 
     @contextmanager
+    def tensors(self, name: str) -> Iterator[Callable[[int, int, str], None]]:
+        """Yield a function that takes how many bytes of how many are written, and moves a bar."""
+        bars: list[tqdm] = []
+
+        def show(done: int, total: int, _tensor: str) -> None:
+            if not bars:
+                bars.append(self.bar(name, total / 1e6, "MB"))
+            bars[0].update(done / 1e6 - bars[0].n)
+
+        try:
+            yield show
+        finally:
+            for bar in bars:
+                bar.close()
+
+    @contextmanager
     def watch(self, request: Request, sample_rate: int) -> Iterator[Callable[[Event], None]]:
         """Yield a function that takes every event of a run and moves the bars."""
         from sa3_mlx.common.generation.events import AudioChunk, Conditioned, Stepped

@@ -17,6 +17,33 @@ from sa3_torch.train.run.options import FOLDER, MODEL
 MEGABYTE = 1 << 20
 
 
+class _Share(click.ParamType):
+    """Read a share of files such as 5% (or 5) as 0.05."""
+
+    name = "percent"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        try:
+            percent = float(str(value).removesuffix("%"))
+        except ValueError:
+            percent = -1.0
+        if not 0 <= percent <= 100:
+            self.fail(f"{value!r} is not a share of the files, such as 5%", param, ctx)
+        return percent / 100
+
+
+_SKIP_UNREADABLE = click.option(
+    "--skip-unreadable",
+    type=_Share(),
+    default="1%",
+    show_default=True,
+    help="Skip unreadable files, and name them, when no more than this share of all are.",
+)
+_FORCE = click.option("--force", is_flag=True, help="Replace the cache that is there.")
+
+
 def _need_torch() -> None:
     """Raise click.ClickException without PyTorch."""
     if find_spec("torch") is None:
@@ -40,7 +67,13 @@ def render(out: Path, seed: int, samples: Path | None) -> None:
     """Render the captioned demo sounds with fluidsynth and numpy."""
     from sa3_torch.train.demo_set.sounds import DEFAULT_FONT, render_demo_set
 
-    clips = render_demo_set(out, seed=seed, font=DEFAULT_FONT, samples_folder=samples)
+    clips = render_demo_set(
+        out,
+        seed=seed,
+        font=DEFAULT_FONT,
+        samples_folder=samples,
+        progress=lambda drafts: tqdm(drafts, desc="render", unit="clip", disable=None),
+    )
     minutes = sum(clip.seconds for clip in clips.clips) / 60
     report(f"{out}: {len(clips.clips)} clips, {minutes:.1f} min\n{_next_autoencoder(out)}")
 
@@ -54,11 +87,17 @@ def render(out: Path, seed: int, samples: Path | None) -> None:
     show_default=True,
     help="Skip recordings without a caption, or import them for the autoencoder alone.",
 )
-def import_recordings(folder: Path, out: Path, captions_required: bool) -> None:
+@_SKIP_UNREADABLE
+@_FORCE
+def import_recordings(
+    folder: Path, out: Path, captions_required: bool, skip_unreadable: float, force: bool
+) -> None:
     """Import a folder of your own recordings (clip.wav, .flac, .ogg, .mp3 with clip.txt or clip.json)."""
     from sa3_torch.train.data.user_folder import import_folder
 
-    _, found = import_folder(folder, out, captions_required=captions_required)
+    _, found = import_folder(
+        folder, out, captions_required=captions_required, tolerated=skip_unreadable, replace=force
+    )
     report(f"{found}\n{_next_autoencoder(out)}")
 
 

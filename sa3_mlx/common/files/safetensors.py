@@ -15,7 +15,7 @@ import math
 import os
 import struct
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -284,6 +284,27 @@ def array_entry(name: str, array: np.ndarray, dtype: str | None = None) -> Tenso
         return array if array.dtype == STORAGE[dtype] else array.astype(STORAGE[dtype])
 
     return TensorEntry(name, dtype, tuple(array.shape), load)
+
+
+OnTensor = Callable[[int, int, str], None]  # bytes written, bytes in all, tensor that comes next
+
+
+def watched(entries: list[TensorEntry], progress: OnTensor | None) -> list[TensorEntry]:
+    """Return the same entries; each reports its turn."""
+    if progress is None:
+        return entries
+    total, done = sum(entry.nbytes for entry in entries), 0
+
+    def watch(entry: TensorEntry) -> TensorEntry:
+        def load() -> np.ndarray:
+            nonlocal done
+            progress(done, total, entry.name)
+            done += entry.nbytes
+            return entry.load()
+
+        return replace(entry, load=load)
+
+    return [watch(entry) for entry in entries]
 
 
 def write_tensors(path: str | Path, entries: Iterable[TensorEntry], metadata: dict[str, str]) -> str:

@@ -169,9 +169,12 @@ class LoadedParts(ABC, Generic[Array]):
             self._adapted.clear()
         self._empty_cache()
 
-    def encode(self, audio: Audio, *, chunk_frames: int | None = None) -> Latents:
+    def encode(
+        self, audio: Audio, *, chunk_frames: int | None = None, advance: Callable[[int], object] | None = None
+    ) -> Latents:
         """Encode audio (L, channels) float32 at the model's sample rate, chunk by chunk -> latents (ceil(L / R), C).
 
+        ``advance`` is told the frames of every chunk that is done.
         Raises ValueError for audio that does not fit and for a chunk size that cannot be exact.
         """
         check_audio(audio, "encode", self.config.audio_channels)
@@ -182,6 +185,8 @@ class LoadedParts(ABC, Generic[Array]):
         for chunk in chunk_plan(frames, size, config, "encode"):
             latents = self._encode(audio[chunk.start * ratio : chunk.stop * ratio])
             kept.append(latents[chunk.keep_start - chunk.start : chunk.keep_stop - chunk.start])
+            if advance is not None:
+                advance(len(kept[-1]))
         return np.concatenate(kept)
 
     def decode(self, latents: Latents) -> Audio:

@@ -14,8 +14,9 @@ import shutil
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import click
@@ -320,19 +321,28 @@ def samples(seed: int, folder: Path) -> Iterator[Draft]:
         )
 
 
-def render_demo_set(folder: Path, *, seed: int, font: Path | None, samples_folder: Path | None) -> ClipSet:
-    """Render the demo set into a cache folder (see clip_cache.py) and open it.
+def render_demo_set(
+    folder: Path,
+    *,
+    seed: int,
+    font: Path | None,
+    samples_folder: Path | None,
+    progress: Callable[[Iterable[Draft]], Iterable[Draft]] = iter,
+) -> ClipSet:
+    """Render the demo set into a cache folder (see clip_cache.py) and open it; every clip passes ``progress``.
 
     ``font`` None: only what numpy synthesises (drums and noises). ``samples_folder`` None: no extra one-shots. Raises
     FileNotFoundError when fluidsynth, the font or the samples are missing, RuntimeError when rendering fails.
     """
-    drafts: list[Draft] = []
+    sources: list[Iterable[Draft]] = []
     if font is not None:
-        rendered = [*notes(seed, font), *chords(seed, font), *kit_drums(seed, font)]
-        drafts += [replace(draft, licence=FONT_LICENCES.get(font.name, "")) for draft in rendered]
-    drafts += [replace(draft, licence="none needed: synthesised") for draft in synthesised(seed)]
+        licence = FONT_LICENCES.get(font.name, "")
+        rendered = chain(notes(seed, font), chords(seed, font), kit_drums(seed, font))
+        sources.append(replace(draft, licence=licence) for draft in rendered)
+    sources.append(replace(draft, licence="none needed: synthesised") for draft in synthesised(seed))
     if samples_folder is not None:
-        drafts += samples(seed, samples_folder)
+        sources.append(samples(seed, samples_folder))
+    drafts = list(progress(chain.from_iterable(sources)))
     about = {
         "recipe": "sa3_torch.train.sounds",  # the name under which caches were made first: hashes depend on it
         "seed": seed,
