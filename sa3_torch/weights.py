@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from sa3_mlx.common.files.atomic import write_text
 from sa3_mlx.common.files.safetensors import TensorFile, array_entry, write_tensors
 from sa3_mlx.common.model.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Part, check_tensors, expected_tensors, parts_of
 from sa3_mlx.common.model.config import FORMAT, ModelConfig
@@ -139,7 +140,7 @@ def save_checkpoint(folder: str | Path, config: ModelConfig, state: dict[str, to
     arrays = {name: tensor.detach().to("cpu", torch.float32).numpy() for name, tensor in state.items()}
     entries = [array_entry(name, array, dtype) for name, array in arrays.items()]
     digest = write_tensors(folder / WEIGHTS_FILE, entries, {"format": FORMAT})
-    (folder / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
+    write_text(folder / CONFIG_FILE, config.to_json())
     return digest
 
 
