@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import resource
+import shlex
 import signal
+import subprocess
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +24,7 @@ WALL_SECONDS = 10.0  # or so much, where other work keeps the processor busy
 PIPE_SECONDS = 2.0  # or so much, where it waits for what does not come
 ROOM = 1 << 30  # bytes that an input may allocate beyond what the process has
 LONGEST = 1000  # characters of a message
+_UNSEEN = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)  # by users
 Form = Literal["bytes", "missing", "folder", "pipe", "loop"]
 
 
@@ -133,9 +137,12 @@ def remove(path: Path) -> None:
 def check(target: Target, folder: Path, case: Case, lines: Lines) -> tuple[str, str] | None:
     """Read one case; return the signature and the words of what must not happen, None where all is well."""
     place(folder, case)
+    pipe = folder / case.file if case.form == "pipe" else None
     try:
-        with _limits(PIPE_SECONDS if case.form == "pipe" else WALL_SECONDS), _tracing(lines):
-            target.read(Given(folder, case.file))
+        with warnings.catch_warnings(record=True) as said, _closing_late(pipe):
+            warnings.simplefilter("always")
+            with _limits(WALL_SECONDS if pipe is None else PIPE_SECONDS), _tracing(lines):
+                target.read(Given(folder, case.file))
     except (ValueError, OSError) as error:
         return _judge(target, folder, case, error)
     except HungError as error:
@@ -144,7 +151,8 @@ def check(target: Target, folder: Path, case: Case, lines: Lines) -> tuple[str, 
         return f"wrong value in {traceback.extract_tb(error.__traceback__)[-1].line}", _short(error)
     except Exception as error:
         return f"{type(error).__name__} in {_where(error)}", _short(error)
-    return None
+    seen = [warning for warning in said if not issubclass(warning.category, _UNSEEN)]
+    return ("a warning in what is read", str(seen[0].message)[:200]) if seen else None
 
 
 def _judge(target: Target, folder: Path, case: Case, error: Exception) -> tuple[str, str] | None:
@@ -180,6 +188,20 @@ def _where(error: BaseException) -> str:
     if not frames:
         return "nowhere of ours"
     return f"{Path(frames[-1].filename).relative_to(ROOT).as_posix()}:{frames[-1].name}"
+
+
+@contextmanager
+def _closing_late(pipe: Path | None) -> Iterator[None]:
+    """End a pipe, which has no writer, a little after its time; some libraries cannot be interrupted before that."""
+    if pipe is None:
+        yield
+        return
+    script = f"sleep {PIPE_SECONDS + 0.5}; while true; do : <> {shlex.quote(str(pipe))}; sleep 0.1; done"
+    with subprocess.Popen(["sh", "-c", script]) as process:
+        try:
+            yield
+        finally:
+            process.kill()
 
 
 @contextmanager
