@@ -63,7 +63,8 @@ def data() -> None:
 @click.argument("out", type=FOLDER)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--samples", type=FOLDER, default=None, help="Folder of one-shots without captions, e.g. Sonic Pi's.")
-def render(out: Path, seed: int, samples: Path | None) -> None:
+@_FORCE
+def render(out: Path, seed: int, samples: Path | None, force: bool) -> None:
     """Render the captioned demo sounds with fluidsynth and numpy."""
     from sa3_torch.train.demo_set.sounds import DEFAULT_FONT, render_demo_set
 
@@ -73,6 +74,7 @@ def render(out: Path, seed: int, samples: Path | None) -> None:
         font=DEFAULT_FONT,
         samples_folder=samples,
         progress=lambda drafts: tqdm(drafts, desc="render", unit="clip", disable=None),
+        overwrite=force,
     )
     minutes = sum(clip.seconds for clip in clips.clips) / 60
     report(f"{out}: {len(clips.clips)} clips, {minutes:.1f} min\n{_next_autoencoder(out)}")
@@ -89,14 +91,12 @@ def render(out: Path, seed: int, samples: Path | None) -> None:
 )
 @_SKIP_UNREADABLE
 @_FORCE
-def import_recordings(
-    folder: Path, out: Path, captions_required: bool, skip_unreadable: float, force: bool
-) -> None:
+def import_recordings(folder: Path, out: Path, captions_required: bool, skip_unreadable: float, force: bool) -> None:
     """Import a folder of your own recordings (clip.wav, .flac, .ogg, .mp3 with clip.txt or clip.json)."""
     from sa3_torch.train.data.user_folder import import_folder
 
     _, found = import_folder(
-        folder, out, captions_required=captions_required, tolerated=skip_unreadable, replace=force
+        folder, out, captions_required=captions_required, tolerated=skip_unreadable, overwrite=force
     )
     report(f"{found}\n{_next_autoencoder(out)}")
 

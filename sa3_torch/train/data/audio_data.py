@@ -63,7 +63,7 @@ def _index_of(place: str, run: Path) -> ShardIndex:
 def _held_out(shard: Shard, folder: Path) -> ClipSet:
     about = {"shard": shard.hash}
     if parallel.is_first() and not ((folder / "index.json").is_file() and ClipSet(folder).about == about):
-        write_clips(folder, islice(_drafts(shard), HELD_OUT), channels=2, about=about)
+        write_clips(folder, islice(_drafts(shard), HELD_OUT), channels=2, about=about, overwrite=True)
     parallel.wait()
     return ClipSet(folder)
 

@@ -17,12 +17,13 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from sa3_mlx.common.files.atomic import write_json
+from sa3_mlx.common.files.atomic import new_folder, write_json
 
 from .recordings import ATTRIBUTION, Credit, write_attribution
 
 FORMAT = "sa3-clips/1"
 SAMPLE_RATE = 44_100
+_FILES = ("audio.npy", "index.json", ATTRIBUTION)
 Audio = NDArray[np.float32]
 
 
@@ -67,13 +68,48 @@ class Draft:
     fields: dict[str, Any] = field(default_factory=dict)
 
 
-def write_clips(folder: Path, drafts: Iterable[Draft], *, channels: int, about: dict[str, Any]) -> ClipSet:
-    """Write a cache folder (created; an existing cache is replaced) and open it. ``about`` says how it was made."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "index.json").unlink(missing_ok=True)  # the index is written last: a cache with an index is complete
+def write_clips(
+    folder: Path, drafts: Iterable[Draft], *, channels: int, about: dict[str, Any], overwrite: bool = False
+) -> ClipSet:
+    """Write a cache folder as a whole and open it. ``about`` says how it was made.
+
+    Raises ValueError as ``check_place``, and for drafts that a cache cannot hold; what was there then stays as it was.
+    """
+    check_place(folder, overwrite=overwrite)
+    with new_folder(folder) as partial:
+        clips = _write_drafts(partial / "audio.npy", drafts, channels)
+        if not clips:
+            raise ValueError(f"no clips for {folder}")
+        entries = [dataclasses.asdict(clip) for clip in clips]
+        write_json(
+            partial / "index.json", {"format": FORMAT, "sample_rate": SAMPLE_RATE, "about": about, "clips": entries}
+        )
+        credits = [Credit(id=clip.id, licence=clip.licence, source=clip.source, fields=clip.fields) for clip in clips]
+        write_attribution(partial / ATTRIBUTION, credits)
+    return ClipSet(folder)
+
+
+def check_place(folder: Path, *, overwrite: bool) -> None:
+    """Raise ValueError unless a cache may be written to ``folder``: a new or empty one, or with ``overwrite`` a cache."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: is a file; give a folder")
+    names = (path.name for path in folder.iterdir() if path.suffix != ".partial")  # those are of processes that ended
+    others = sorted(name for name in names if name not in (*_FILES, ".DS_Store"))
+    if others:
+        raise ValueError(f"{folder}: holds {others[0]}, which is no part of a cache; choose an empty folder")
+    if (folder / "index.json").is_file():
+        read_index(folder, FORMAT)  # that of something else is not replaced
+    if not overwrite and any((folder / name).exists() for name in _FILES):
+        raise ValueError(f"{folder}: holds a cache already; choose an empty folder or replace it with --force")
+
+
+def _write_drafts(path: Path, drafts: Iterable[Draft], channels: int) -> list[CachedClip]:
+    """Write the array of a cache; return where each draft lies in it."""
     clips: list[CachedClip] = []
     offset = 0
-    with (folder / "audio.npy").open("wb") as file:
+    with path.open("wb") as file:
         _write_header(file, 0, channels)
         start = file.tell()
         for draft in drafts:
@@ -88,14 +124,7 @@ def write_clips(folder: Path, drafts: Iterable[Draft], *, channels: int, about: 
             raise RuntimeError(
                 "this numpy writes array headers whose size depends on the shape; 1.25 or later does not"
             )
-    if not clips:
-        raise ValueError(f"no clips for {folder}")
-    entries = [dataclasses.asdict(clip) for clip in clips]
-    index = {"format": FORMAT, "sample_rate": SAMPLE_RATE, "about": about, "clips": entries}
-    write_json(folder / "index.json", index)
-    credits = [Credit(id=clip.id, licence=clip.licence, source=clip.source, fields=clip.fields) for clip in clips]
-    write_attribution(folder / ATTRIBUTION, credits)
-    return ClipSet(folder)
+    return clips
 
 
 def _write_audio(file: BinaryIO, draft: Draft, channels: int) -> int:

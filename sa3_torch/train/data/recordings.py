@@ -183,11 +183,17 @@ def hash_file(path: Path) -> str:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
-def refuse_failures(paths: Sequence[str], files: int, what: str) -> None:
-    """Raises ValueError with the list when more than 1 % of ``files`` files are ``what``."""
-    if len(paths) > TOLERATED * files:
+def refuse_failures(paths: Sequence[str], files: int, what: str, tolerated: float = TOLERATED) -> None:
+    """Raise ValueError with the list when more than a share ``tolerated``, 0..1, of ``files`` files are ``what``."""
+    if len(paths) > tolerated * files:
         listing = "; ".join(paths[:20]) + ("; ..." if len(paths) > 20 else "")
-        raise ValueError(f"{len(paths)} of {files} files are {what}, more than 1 %: {listing}")
+        raise ValueError(f"{len(paths)} of {files} files are {what}, more than {100 * tolerated:g} %: {listing}")
+
+
+def check_apart(folder: Path, out: Path) -> None:
+    """Raise ValueError where ``out`` is the folder that is read, or holds it."""
+    if out.resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise ValueError(f"{out}: the recordings lie in it; choose another folder to write to")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from sa3_mlx.common.files.audio import read_blocks
 
-from .clip_cache import SAMPLE_RATE, ClipSet, Draft, write_clips
-from .recordings import find_audio, inspect, read_sidecar, refuse_failures
+from .clip_cache import SAMPLE_RATE, ClipSet, Draft, check_place, write_clips
+from .recordings import TOLERATED, check_apart, find_audio, inspect, read_sidecar, refuse_failures
 
 VALIDATION_SHARE = 0.1
 
@@ -50,34 +50,31 @@ def split_of(digest: str) -> str:
     return "validation" if first < 256 * VALIDATION_SHARE else "train"
 
 
-def import_folder(folder: Path, out: Path, *, captions_required: bool) -> tuple[ClipSet, ImportReport]:
-    """Import ``folder`` into the cache folder ``out``.
+def import_folder(
+    folder: Path, out: Path, *, captions_required: bool, tolerated: float = TOLERATED, overwrite: bool = False
+) -> tuple[ClipSet, ImportReport]:
+    """Import ``folder`` into the cache folder ``out``; with ``overwrite`` a cache that is there makes room.
 
     ``captions_required``: files without a caption are skipped (for models with text); otherwise they are imported
     without one (for the autoencoder). Unreadable files, and files with a sidecar that is not valid, are counted, named
-    and skipped. Raises ValueError with the list when more than 1 % of the files are unreadable or, where required,
-    without a caption, or when nothing is left; then ``out`` holds no complete cache. The split is by the hash of the
-    file.
+    and skipped. Raises ValueError with the list when more than a share ``tolerated`` of the files are unreadable or
+    more than 1 %, where required, without a caption, when nothing is left, and as ``check_place``; what ``out`` held
+    before stays then. The split is by the hash of the file.
     """
     files = find_audio(folder)
+    check_apart(folder, out)
+    check_place(out, overwrite=overwrite)
     report = ImportReport(files=len(files))
     about = {"recipe": "sa3_torch.train.user_folder", "files": len(files), "captions_required": captions_required}
-    try:
-        clips = write_clips(out, _drafts(folder, files, captions_required, report), channels=2, about=about)
-        _refuse_losses(report, captions_required)
-    except ValueError:
-        for name in ("index.json", "audio.npy", "ATTRIBUTION.tsv"):
-            (out / name).unlink(missing_ok=True)
-        _refuse_losses(report, captions_required)
-        raise
-    return clips, report
 
+    def drafts() -> Iterator[Draft]:
+        yield from _drafts(folder, files, captions_required, report)
+        refuse_failures(report.unreadable, report.files, "unreadable", tolerated)
+        if captions_required:
+            what = "without a caption (a .txt or .json file of the same name)"
+            refuse_failures(report.without_caption, report.files, what)
 
-def _refuse_losses(report: ImportReport, captions_required: bool) -> None:
-    refuse_failures(report.unreadable, report.files, "unreadable")
-    if captions_required:
-        what = "without a caption (a .txt or .json file of the same name)"
-        refuse_failures(report.without_caption, report.files, what)
+    return write_clips(out, drafts(), channels=2, about=about, overwrite=overwrite), report
 
 
 def _drafts(folder: Path, files: list[Path], captions_required: bool, report: ImportReport) -> Iterator[Draft]:

@@ -23,7 +23,7 @@ import click
 import numpy as np
 
 from sa3_mlx.common.terminal import report
-from sa3_torch.train.data.clip_cache import SAMPLE_RATE, Audio, ClipSet, Draft, trim, write_clips
+from sa3_torch.train.data.clip_cache import SAMPLE_RATE, Audio, ClipSet, Draft, check_place, trim, write_clips
 from sa3_torch.train.data.recordings import hash_file
 from sa3_torch.train.run.random import Purpose, generator
 
@@ -328,12 +328,15 @@ def render_demo_set(
     font: Path | None,
     samples_folder: Path | None,
     progress: Callable[[Iterable[Draft]], Iterable[Draft]] = iter,
+    overwrite: bool = False,
 ) -> ClipSet:
     """Render the demo set into a cache folder (see clip_cache.py) and open it; every clip passes ``progress``.
 
     ``font`` None: only what numpy synthesises (drums and noises). ``samples_folder`` None: no extra one-shots. Raises
-    FileNotFoundError when fluidsynth, the font or the samples are missing, RuntimeError when rendering fails.
+    FileNotFoundError when fluidsynth, the font or the samples are missing, RuntimeError when rendering fails, ValueError
+    as ``check_place``.
     """
+    check_place(folder, overwrite=overwrite)
     sources: list[Iterable[Draft]] = []
     if font is not None:
         licence = FONT_LICENCES.get(font.name, "")
@@ -350,7 +353,7 @@ def render_demo_set(
         "font_sha256": hashlib.sha256(font.read_bytes()).hexdigest() if font else None,
         "samples": samples_folder is not None,
     }
-    return write_clips(folder, drafts, channels=1, about=about)
+    return write_clips(folder, drafts, channels=1, about=about, overwrite=overwrite)
 
 
 def statistics(clips: ClipSet) -> str:
