@@ -66,7 +66,8 @@ def describe(what: str) -> Facts:
         return _model(find_model(what, generates=False))
     if path == STDIN or path.is_file() or is_stream(path):
         with input_file(path) as file:
-            return {**_file(file), "file": what}
+            found = _file(file)
+            return {**found, "file": what} if "file" in found else found
     if path.exists() and not path.is_dir():
         raise ValueError(f"{what}: neither a file nor a folder")
     if path.is_dir() and (facts := describe_folder(path)) is not None:
