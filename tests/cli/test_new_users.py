@@ -266,3 +266,9 @@ def test_of_a_long_sound_as_much_is_read_as_is_used(run: Run, monkeypatch: pytes
     assert time.monotonic() - started < 60
     assert Path("v-long.wav").read_bytes()[-6000:] == Path("v-short.wav").read_bytes()[-6000:]
     assert "long.wav: 601.00 s long, little makes up to 3.20 s" in run("vary", "long.wav").err
+    monkeypatch.setattr("sa3_mlx.cli.audio.source._HASHED_MAX", 1000)
+    ok(run("vary", "long.wav", "bell", "--seconds", "0.5", "--seed", "1", "--steps", "1", "--out", "h.wav"))
+    made = read_provenance(Path("h.wav"))
+    assert made.input is not None and made.input.hash.startswith("audio-sha256:")
+    assert "byte for byte" in ok(run("rerun", "h.wav")).out
+    assert made.request == read_provenance(Path("v-long.wav")).request

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ PROMPT = click.argument("prompt", required=False)
 MONOTONE = click.option(
     "--monotone", is_flag=True, help="Only ever remove noise. Default: the official schedule, which adds some again."
 )
+_HASHED_MAX = 1 << 26  # bytes of a file that is read to its end for its hash in any case
 _KEEPING: dict[str, Subtype] = {"PCM_16": "pcm16", "PCM_U8": "pcm16", "PCM_S8": "pcm16", "PCM_24": "pcm24"}
 
 
@@ -35,7 +37,7 @@ class SourceFile:
 
     path: Path
     name: str  # for the tags: as it was given, of an absolute path the name only
-    hash: str
+    hash: str  # of the file; of a long one that is not read to its end, of the audio
     exact: Subtype  # the format that holds its samples exactly: its own; float where it was resampled or is float
     audio: Audio  # as much as the request can use
     seconds: float  # of the whole file, at least
@@ -52,17 +54,18 @@ class SourceFile:
         """
         with input_file(path) as local:
             samples = _usable(config, seconds, head_room)
-            audio = _beginning(read_blocks(local, config.sample_rate, config.audio_channels), samples)
+            audio, whole = _beginning(read_blocks(local, config.sample_rate, config.audio_channels), samples)
             with soundfile.SoundFile(local) as file:
                 exact = _KEEPING.get(str(file.subtype), "float") if file.samplerate == config.sample_rate else "float"
-                length = max(file.frames / file.samplerate, samples_to_seconds(len(audio), config.sample_rate))
+                declared = file.frames / file.samplerate
+            length, short = samples_to_seconds(len(audio), config.sample_rate), local.stat().st_size <= _HASHED_MAX
             return cls(
                 path=path,
                 name=str(STDIN) if is_stream(path) else path.name if path.is_absolute() else str(path),
-                hash=file_hash(local),
+                hash=file_hash(local) if whole or short else _audio_hash(audio),
                 exact=exact,
                 audio=audio,
-                seconds=length,
+                seconds=length if whole else max(declared, length),
                 made_with=read_prompt(local),
             )
 
@@ -95,12 +98,17 @@ def _usable(config: ModelConfig, seconds: float | None, head_room: float | None)
     return clip_lengths([seconds], config, room).frames * config.same.samples_per_latent
 
 
-def _beginning(blocks: Iterator[Audio], samples: int) -> Audio:
-    """Join blocks until there are so many samples, and cut there."""
+def _audio_hash(audio: Audio) -> str:
+    """Return what stands for the hash of a long file of which only this was read."""
+    return f"audio-sha256:{hashlib.sha256(audio.tobytes()).hexdigest()}"
+
+
+def _beginning(blocks: Iterator[Audio], samples: int) -> tuple[Audio, bool]:
+    """Join blocks until there are so many samples, and cut there; return whether that was all."""
     kept, count = list[Audio](), 0
     for block in blocks:
         kept.append(block)
         count += len(block)
         if count >= samples:
             break
-    return np.concatenate(kept)[:samples]
+    return np.concatenate(kept)[:samples], count < samples
