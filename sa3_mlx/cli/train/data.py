@@ -129,11 +129,18 @@ def lint(folder: Path, picture: Path | None, min_seconds: float, captions_requir
 @click.argument("out", type=FOLDER)
 @click.option("--shard-megabytes", type=click.IntRange(1), default=1024, show_default=True)
 @click.option("--captions-required/--captions-optional", default=True, show_default=True)
-def shards(folder: Path, out: Path, shard_megabytes: int, captions_required: bool) -> None:
+@_SKIP_UNREADABLE
+def shards(folder: Path, out: Path, shard_megabytes: int, captions_required: bool, skip_unreadable: float) -> None:
     """Pack a folder of recordings into WebDataset shards with an index."""
     from sa3_torch.train.data.shards import write_shards
 
-    index = write_shards(folder, out, shard_bytes=shard_megabytes * MEGABYTE, captions_required=captions_required)
+    index = write_shards(
+        folder,
+        out,
+        shard_bytes=shard_megabytes * MEGABYTE,
+        captions_required=captions_required,
+        tolerated=skip_unreadable,
+    )
     report(f"{out}: {index.samples} recordings in {len(index.shards)} shards")
 
 
@@ -224,6 +231,7 @@ def import_latents(folder: Path, out: Path, autoencoder: Path) -> None:
 )
 @click.option("--chunk-frames", type=click.IntRange(1), default=None, help="Frames encoded at once. Default: 30 s.")
 @click.option("--device", default="cpu", show_default=True, help="Such as cuda.")
+@_SKIP_UNREADABLE
 def pre_encode(
     data: Path,
     folder: Path,
@@ -233,6 +241,7 @@ def pre_encode(
     shard_frames: int,
     chunk_frames: int | None,
     device: str,
+    skip_unreadable: float,
 ) -> None:
     """Encode all captioned sounds to latents, once; the same command goes on where it was stopped."""
     _need_torch()
@@ -245,7 +254,7 @@ def pre_encode(
     config = EncodeConfig(copies=copies, seed=seed, shard_frames=shard_frames, chunk_frames=chunk_frames)
     model = ModelConfig.load(folder)
     source = open_source(data, model.sample_rate, model.audio_channels)
-    encoder = PreEncoder(source, folder, out, config, device)
+    encoder = PreEncoder(source, folder, out, config, device, skip_unreadable)
     latents = encoder.run()
     models = ("--autoencoder", name_of(folder), "--out", "runs/pretrain")
     lists = ", ".join(f"{len(names)} {name}" for name, names in encoder.progress.lists().items() if names)

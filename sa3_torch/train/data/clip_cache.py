@@ -8,7 +8,6 @@ rows of the array. float16 keeps 11 bits of mantissa at any level: its noise lie
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from sa3_mlx.common.files.atomic import new_folder, write_json
 
-from .recordings import ATTRIBUTION, Credit, write_attribution
+from .recordings import ATTRIBUTION, Credit, read_json, write_attribution
 
 FORMAT = "sa3-clips/1"
 SAMPLE_RATE = 44_100
@@ -90,7 +89,7 @@ def write_clips(
 
 
 def check_place(folder: Path, *, overwrite: bool) -> None:
-    """Raise ValueError unless a cache may be written to ``folder``: a new or empty one, or with ``overwrite`` a cache."""
+    """Raise ValueError unless ``folder`` may become a cache: it is new or empty, or is one, with ``overwrite``."""
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -149,16 +148,15 @@ def _write_header(file: BinaryIO, rows: int, channels: int) -> None:
 def read_index(folder: Path, *expected: str) -> dict[str, Any]:
     """``index.json`` of a cache of a format ``expected``. Raises FileNotFoundError, ValueError for another or none."""
     path, names = folder / "index.json", " or ".join(expected)
+    if not folder.exists():
+        raise FileNotFoundError(f"{folder}: no such folder")
     if not path.is_file():
         raise FileNotFoundError(f"{folder}: no index.json, so it is not a complete {names} cache; make it again")
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from error
-    found = index.get("format") if isinstance(index, dict) else None
+    index = read_json(path)
+    found = index.get("format")
     if found not in expected:
         raise ValueError(f"{path}: expected format {names}, got {found}")
-    return dict(index)
+    return index
 
 
 class ClipSet:

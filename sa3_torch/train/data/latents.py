@@ -14,7 +14,8 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from sa3_mlx.common.files.atomic import new_file, write_json
+from sa3_mlx.common.files.atomic import WriteError, new_file, write_json
 from sa3_mlx.common.files.safetensors import array_entry, file_hash, write_tensors
 
 from .clip_cache import read_index
@@ -58,39 +59,57 @@ def shard_path(folder: Path, shard: int) -> Path:
 
 
 class ShardFile:
-    """Write a shard: rows are appended, and the header is filled in when it is closed."""
+    """Write a shard: rows are appended, and the header is filled in when it is closed.
+
+    Every method raises WriteError where the disk refuses, so that it is told from a recording that cannot be read.
+    """
 
     def __init__(self, path: Path, channels: int) -> None:
         self.path, self.channels, self.rows = path, channels, 0
-        self._file = path.open("wb")
-        self._file.write(bytes(_HEADER_BYTES))
+        with self._writing():
+            self._file = path.open("wb", buffering=0)
+            self._put(bytes(_HEADER_BYTES))
 
     def append(self, latents: Tensor, name: str) -> None:
-        """Latents (T, C) of the item ``name``."""
+        """Append latents (T, C) of the item ``name``. Raises ValueError for others."""
         if latents.ndim != 2 or latents.shape[1] != self.channels:
             raise ValueError(f"{name}: latents must be (T, {self.channels}), got {tuple(latents.shape)}")
         if not torch.isfinite(latents).all():
             raise ValueError(f"{name}: latents are not finite")
-        self._file.write(latents.detach().float().cpu().contiguous().numpy().astype("<f4").tobytes())
+        with self._writing():
+            self._put(latents.detach().float().cpu().contiguous().numpy().astype("<f4").tobytes())
         self.rows += len(latents)
 
     def rollback(self, rows: int) -> None:
-        """Forget what was appended behind ``rows``."""
+        """Forget what was appended after ``rows``."""
         self.rows = rows
-        self._file.seek(_HEADER_BYTES + rows * self.channels * 4)
-        self._file.truncate()
+        with self._writing():
+            self._file.seek(_HEADER_BYTES + rows * self.channels * 4)
+            self._file.truncate()
 
     def close(self) -> str:
-        """Complete the file -> its hash."""
+        """Complete the file; return its hash."""
         size = self.rows * self.channels * 4
         header = {"latents": {"dtype": "F32", "shape": [self.rows, self.channels], "data_offsets": [0, size]}}
         text = json.dumps(header, separators=(",", ":")).encode().ljust(_HEADER_BYTES - 8)
-        self._file.seek(0)
-        self._file.write(struct.pack("<Q", len(text)) + text)
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with self._writing():
+            self._file.seek(0)
+            self._put(struct.pack("<Q", len(text)) + text)
+            os.fsync(self._file.fileno())
+            self._file.close()
         return file_hash(self.path)
+
+    def _put(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while len(rest):  # an unbuffered file may take less than all
+            rest = rest[self._file.write(rest) :]
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise WriteError(self.path, error.strerror or str(error), error.errno) from error
 
 
 def write_silence(folder: Path, silence: Tensor) -> None:

@@ -8,7 +8,6 @@ Shapes: L audio samples, T latent frames, C latent channels, R samples per laten
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sa3_mlx.common.files.atomic import new_file, remove_partials, write_json
+from sa3_mlx.common.files.atomic import WriteError, new_file, remove_partials, write_json
 from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
 from sa3_mlx.common.model.chunks import check_chunk_frames, default_chunk_frames, halo, pad_frames
@@ -32,8 +31,8 @@ from sa3_torch.weights import load_part
 
 from .clip_cache import Audio
 from .latents import LATENT_FORMAT, LatentItem, LatentSet, ShardFile, shard_path, write_silence
-from .recordings import ATTRIBUTION, SILENT, Credit, refuse_failures, write_attribution
-from .sources import Recording, Source
+from .recordings import ATTRIBUTION, SILENT, TOLERATED, Credit, read_json, refuse_failures, write_attribution
+from .sources import Recording, Source, digest_rows
 
 PLAN_FORMAT = "sa3-pre-encode/1"
 SILENCE_FRAMES = 32
@@ -123,8 +122,17 @@ class EncodeProgress:
 class PreEncoder:
     """Encodes ``source`` with the autoencoder of ``folder`` into ``out``; goes on where an earlier run was stopped."""
 
-    def __init__(self, source: Source, folder: Path, out: Path, config: EncodeConfig, device: str = "cpu") -> None:
-        self.source, self.out, self.config = source, out, config
+    def __init__(
+        self,
+        source: Source,
+        folder: Path,
+        out: Path,
+        config: EncodeConfig,
+        device: str = "cpu",
+        tolerated: float = TOLERATED,
+    ) -> None:
+        """Open ``out``, in which an earlier run may have begun; ``tolerated``: the share that may be unreadable."""
+        self.source, self.out, self.config, self.tolerated = source, out, config, tolerated
         self.model_config = ModelConfig.load(folder)
         self.same, self.digest = load_autoencoder(folder, device)
         self.chunk = chunk_size(self.same, self.model_config.sample_rate, config.chunk_frames)
@@ -142,7 +150,8 @@ class PreEncoder:
     def run(self) -> LatentSet:
         """Encode what is left -> the opened latents.
 
-        Raises ValueError with the list when more than 1 % of the recordings cannot be read or have no caption.
+        Raises ValueError with the list when more than the tolerated share of the recordings cannot be read or more than
+        1 % have no caption, and WriteError where the disk refuses.
         """
         if not (self.out / "details.json").is_file():
             names = self.source.names
@@ -162,33 +171,60 @@ class PreEncoder:
                 raise ValueError(f"{self.out} holds shards without a plan.json; choose an empty folder")
             write_json(path, plan)
             return EncodeProgress()
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found != plan:
-            names = ", ".join(sorted(name for name in plan if found.get(name) != plan[name])) or "format"
-            raise ValueError(f"{self.out} was begun with another {names}; choose another folder or remove this one")
+        found = read_json(path)
+        others = [name for name in plan if found.get(name) != plan[name]]
+        complete = shard_path(self.out, 0).with_suffix(".json").is_file()
+        if complete and others and (others != ["recordings"] or (self.out / "index.json").is_file()):
+            raise self._another(others)
         progress = EncodeProgress()
         while (about := shard_path(self.out, progress.shards).with_suffix(".json")).is_file():
-            data = json.loads(about.read_text(encoding="utf-8"))
+            data = read_json(about)
+            rows = digest_rows(self.source.rows[progress.next : data["next"]])
+            if others and data.get("recordings") != rows:
+                if not data["failures"]:
+                    raise self._another(others)
+                self._forget(progress.shards)  # what it left out has been mended, so it is encoded again
+                break
             progress.next, progress.shards = data["next"], progress.shards + 1
             progress.seen.update(item["source"] for item in data["items"])
             for name, values in progress.lists().items():
                 values += data[name]
+        if others:
+            write_json(path, plan)
         return progress
+
+    def _another(self, names: list[str]) -> ValueError:
+        what = ", ".join(sorted(names))
+        return ValueError(f"{self.out} was begun with another {what}; choose another folder or remove this one")
+
+    def _forget(self, first: int) -> None:
+        """Remove shards from ``first`` on, the last one first."""
+        numbers = range(first, len(list(self.out.glob("shard-*.json"))))
+        for number in reversed(numbers):
+            shard_path(self.out, number).with_suffix(".json").unlink(missing_ok=True)
+            shard_path(self.out, number).unlink(missing_ok=True)
 
     def _shard(self) -> None:
         """Encode recordings until a shard is full, and close it."""
         progress, before = self.progress, {name: len(values) for name, values in self.progress.lists().items()}
-        path, progress.items = shard_path(self.out, progress.shards), []
+        path, progress.items, first = shard_path(self.out, progress.shards), [], progress.next
         with new_file(path) as partial:
             shard = ShardFile(partial, self.model_config.same.latent_channels)
             while progress.next < len(self.source.names) and shard.rows < self.config.shard_frames:
                 self._recording(shard, progress.next)
                 progress.next += 1
-                refuse_failures(progress.failures, len(self.source.names), "unreadable")
+                refuse_failures(progress.failures, len(self.source.names), "unreadable", self.tolerated)
                 refuse_failures(progress.without_caption, len(self.source.names), "without a caption")
             rows, digest = shard.rows, shard.close()
         lists = {name: values[before[name] :] for name, values in progress.lists().items()}
-        about = {"rows": rows, "hash": digest, "next": progress.next, **lists, "items": progress.items}
+        about = {
+            "rows": rows,
+            "hash": digest,
+            "next": progress.next,
+            "recordings": digest_rows(self.source.rows[first : progress.next]),
+            **lists,
+            "items": progress.items,
+        }
         write_json(path.with_suffix(".json"), about)  # now it counts
         progress.shards += 1
 
@@ -203,6 +239,8 @@ class PreEncoder:
                 progress.without_caption.append(name)
                 return
             items, peak = self._encode(shard, recording, number)
+        except WriteError:  # of the disk, not of the recording
+            raise
         except (ValueError, OSError) as error:
             shard.rollback(rows)
             progress.failures.append(f"{name}: {error}")

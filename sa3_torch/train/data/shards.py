@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from sa3_mlx.common.files.atomic import write_json
+from sa3_mlx.common.files.atomic import new_folder, write_json
 from sa3_mlx.common.files.audio import check_finite, fit_channels, open_blocks, resample
 from sa3_torch.train.run.random import Purpose, generator
 
@@ -27,9 +27,12 @@ from .clip_cache import SAMPLE_RATE, Audio
 from .recordings import (
     ATTRIBUTION,
     SUFFIXES,
+    TOLERATED,
     Credit,
     Sidecar,
+    check_apart,
     find_audio,
+    hash_file,
     inspect,
     parse_sidecar,
     read_sidecar,
@@ -125,52 +128,61 @@ class ShardSample:
             raise ValueError(f"{self.id}: cannot be read as audio ({error})") from error
 
 
-def write_shards(folder: Path, out: Path, *, shard_bytes: int, captions_required: bool) -> ShardIndex:
+def write_shards(
+    folder: Path, out: Path, *, shard_bytes: int, captions_required: bool, tolerated: float = TOLERATED
+) -> ShardIndex:
     """Pack the recordings of ``folder`` into shards of about ``shard_bytes``, with index and attribution list.
 
     Equal files give equal shards. Unreadable files and, where required, those without a caption are left out and named
-    in the index; raises ValueError with the list when they are more than 1 %, or when nothing is left.
+    in the index; raises ValueError with the list when more than a share ``tolerated`` of the files are unreadable or
+    more than 1 % without a caption, or when nothing is left; then nothing is left in ``out``, either.
     """
     wds, files = _library(), find_audio(folder)
-    out.mkdir(parents=True, exist_ok=True)
-    if any(out.glob("*.tar")) or (out / "index.json").exists():
-        raise ValueError(f"{out} holds shards already; choose an empty folder")
+    check_apart(folder, out)
+    if out.exists() and (not out.is_dir() or any(path.suffix != ".partial" for path in out.iterdir())):
+        holds = any(out.glob("*.tar")) or (out / "index.json").exists()
+        raise ValueError(f"{out} {'holds shards already' if holds else 'is not empty'}; choose an empty folder")
     shards: list[Shard] = []
     credits: list[Credit] = []
-    left_out: dict[str, list[str]] = {"unreadable": [], "without a caption": []}
-    pending = _samples(folder, files, captions_required, left_out, credits)
-    sample = next(pending, None)
-    while sample is not None:
-        path, count, size = out / f"audio-{len(shards):06d}.tar", 0, 0
-        with wds.TarWriter(str(path), encoder=False, mtime=0, user="", group="", compress=False) as writer:
-            while sample is not None and (not count or size < shard_bytes):
-                size += writer.write(sample)
-                count += 1
-                sample = next(pending, None)
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        shards.append(Shard(name=path.name, samples=count, bytes=path.stat().st_size, hash=f"sha256:{digest}"))
-    for what, names in left_out.items():
-        refuse_failures(names, len(files), what)
-    if not shards:
-        raise ValueError(f"nothing to pack in {folder}")
-    _write_index(out / "index.json", shards, left_out)
-    write_attribution(out / ATTRIBUTION, credits)
+    unreadable, without_caption = list[str](), list[str]()
+    pending = _samples(folder, files, unreadable, without_caption if captions_required else None, credits)
+    with new_folder(out) as partial:
+        sample = next(pending, None)
+        while sample is not None:
+            path, count, size = partial / f"audio-{len(shards):06d}.tar", 0, 0
+            with wds.TarWriter(str(path), encoder=False, mtime=0, user="", group="", compress=False) as writer:
+                while sample is not None and (not count or size < shard_bytes):
+                    size += writer.write(sample)
+                    count += 1
+                    sample = next(pending, None)
+            digest = hash_file(path)
+            shards.append(Shard(name=path.name, samples=count, bytes=path.stat().st_size, hash=digest))
+        refuse_failures(unreadable, len(files), "unreadable", tolerated)
+        refuse_failures(without_caption, len(files), "without a caption")
+        if not shards:
+            raise ValueError(f"nothing to pack in {folder}")
+        _write_index(partial / "index.json", shards, {"unreadable": unreadable, "without a caption": without_caption})
+        write_attribution(partial / ATTRIBUTION, credits)
     return open_index(str(out))
 
 
 def _samples(
-    folder: Path, files: list[Path], captions_required: bool, left_out: dict[str, list[str]], credits: list[Credit]
+    folder: Path,
+    files: list[Path],
+    unreadable: list[str],
+    without_caption: list[str] | None,
+    credits: list[Credit],
 ) -> Iterator[dict[str, Any]]:
+    """Yield what is packed, and list what is not; ``without_caption`` None: captions are not needed."""
     for number, path in enumerate(files):
         name = path.relative_to(folder).as_posix()
         try:
             facts, sidecar = inspect(path), read_sidecar(path)
         except (ValueError, OSError) as error:
-            left_out["unreadable"].append(f"{name}: {error}")
+            unreadable.append(f"{name}: {error}")
             continue
-        if captions_required and not sidecar.captions:
-            left_out["without a caption"].append(name)
+        if without_caption is not None and not sidecar.captions:
+            without_caption.append(name)
             continue
         about = {
             **sidecar.fields,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -40,10 +40,11 @@ class Recording:
 
 
 class Source(Protocol):
-    """``names`` of the recordings in a fixed order; ``listing`` changes when there are others."""
+    """``names`` of the recordings in a fixed order; ``listing`` changes when there are others, as do their ``rows``."""
 
     names: list[str]
     listing: str
+    rows: list[tuple[object, ...]]  # what tells each recording from others, without reading it
     unique: bool  # whether the same audio under two names is encoded once
 
     def recording(self, number: int) -> Recording:
@@ -70,7 +71,8 @@ class ClipSource:
         if not self._clips:
             raise ValueError("no clip of the cache has a caption, and a diffusion model is trained on captions")
         self.names = [clip.id for clip in self._clips]
-        self.listing = _digest([(clip.id, clip.offset, clip.samples) for clip in self._clips])
+        self.rows = [(clip.id, clip.offset, clip.samples) for clip in self._clips]
+        self.listing = digest_rows(self.rows)
 
     def recording(self, number: int) -> Recording:
         clip = self._clips[number]
@@ -106,7 +108,8 @@ class FolderSource:
         self._folder, self._sample_rate, self._channels = folder, sample_rate, channels
         self._files = find_audio(folder)
         self.names = [path.relative_to(folder).as_posix() for path in self._files]
-        self.listing = _digest([(n, path.stat().st_size) for n, path in zip(self.names, self._files, strict=True)])
+        self.rows = [(n, path.stat().st_size) for n, path in zip(self.names, self._files, strict=True)]
+        self.listing = digest_rows(self.rows)
 
     def recording(self, number: int) -> Recording:
         path = self._files[number]
@@ -135,7 +138,8 @@ class ShardSource:
         self._sample_rate, self._channels = sample_rate, channels
         self._places = [(shard.name, place) for shard in index.shards for place in range(shard.samples)]
         self.names = [f"{name.rpartition('/')[2]}/{place}" for name, place in self._places]
-        self.listing = _digest([(shard.name, shard.hash) for shard in index.shards])
+        self.rows = [(shard.name, shard.hash, place) for shard in index.shards for place in range(shard.samples)]
+        self.listing = digest_rows([(shard.name, shard.hash) for shard in index.shards])
         self._next, self._reader = -1, iter(())  # type: tuple[int, Iterator[ShardSample]]
 
     def recording(self, number: int) -> Recording:
@@ -169,7 +173,8 @@ class ShardSource:
         return sample
 
 
-def _digest(rows: object) -> str:
+def digest_rows(rows: Sequence[tuple[object, ...]]) -> str:
+    """Return "sha256:..." of what tells recordings from others."""
     return f"sha256:{hashlib.sha256(json.dumps(rows).encode()).hexdigest()}"
 
 

@@ -333,8 +333,8 @@ def render_demo_set(
     """Render the demo set into a cache folder (see clip_cache.py) and open it; every clip passes ``progress``.
 
     ``font`` None: only what numpy synthesises (drums and noises). ``samples_folder`` None: no extra one-shots. Raises
-    FileNotFoundError when fluidsynth, the font or the samples are missing, RuntimeError when rendering fails, ValueError
-    as ``check_place``.
+    FileNotFoundError when fluidsynth, the font or the samples are missing, RuntimeError when rendering fails,
+    ValueError as ``check_place``.
     """
     check_place(folder, overwrite=overwrite)
     sources: list[Iterable[Draft]] = []
