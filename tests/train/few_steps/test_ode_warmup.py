@@ -191,7 +191,8 @@ def test_a_student_learns_one_stored_batch(workspace: Path) -> None:
 def test_validation_begins_at_the_error_of_the_base(workspace: Path) -> None:
     with torch.no_grad():
         measures = ode_warmup_stage(workspace).validate()
-    assert measures["one_step_ratio"] == measures["ratio"] == measures["ratio_t1.000"] == 1
+    ratios = [measures[name] for name in ("one_step_ratio", "ratio", "ratio_t1.000")]
+    assert ratios == pytest.approx([1, 1, 1], rel=1e-5)  # two copies of the weights may be summed in other blocks
     assert measures["one_step"] == pytest.approx(measures["one_step_base"]) and measures["one_step"] > 0
 
 

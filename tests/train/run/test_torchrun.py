@@ -59,8 +59,8 @@ def test_a_command_under_torchrun_ends_where_one_process_does(
     )
     assert both.returncode == 0, both.stderr[-3000:]
     for name, printed in (("one", alone.out), ("two", both.stdout)):
-        measures, made = printed.strip().splitlines()  # the first process alone speaks
-        assert measures.startswith("step 2: ") and str(tmp_path / name / "model") in made
+        measures, made, further = printed.strip().splitlines()  # only the first process speaks
+        assert measures.startswith("step 2: ") and str(tmp_path / name / "model") in made and "next: " in further
     one, two = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys()
     for key in one:
