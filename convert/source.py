@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sa3_mlx.common.installed import known_name
 from sa3_mlx.common.model.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE
 from sa3_mlx.common.model.config import FORMAT
 from sa3_mlx.common.model.presets import PRESETS, REPOSITORIES
@@ -39,12 +40,15 @@ class TextFolder:
 
 
 def find_source(source: str | Path) -> OfficialSource:
-    """Resolve and read everything but the weights. Raises FileNotFoundError, ValueError, and OSError of a download."""
+    """Resolve a path, a name or an id of the hub, and read everything but the weights.
+
+    Raises FileNotFoundError, ValueError, and OSError of a download.
+    """
     path = Path(source)
     if path.exists():
         return _read(path if path.is_dir() else path.parent, path if path.is_file() else None, str(source), None)
-    if str(source) in REPOSITORIES:
-        return _read(download(REPOSITORIES[str(source)]), None, REPOSITORIES[str(source)], str(source))
+    if (name := known_name(str(source))) in REPOSITORIES:
+        return _read(download(REPOSITORIES[name]), None, REPOSITORIES[name], name)
     known = ", ".join(REPOSITORIES)
     if str(source) in PRESETS:
         raise ValueError(f"{source}: there are no public weights of this model; released models: {known}")

@@ -150,12 +150,14 @@ def check_refused(done: subprocess.CompletedProcess[str], tmp_path: Path, *words
 
 
 def test_a_released_name_downloads_converts_and_works_offline_afterwards(hub, tmp_path):
+    """The page on the hub stands for the name."""
     done = convert_by_name(tmp_path, hub.port)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("small-music ")
     assert json.loads((tmp_path / "ours" / "config.json").read_text())["name"] == "small-music"
     (tmp_path / "ours").rename(tmp_path / "first")
-    again = convert_by_name(tmp_path, 1, offline=True)
+    page = "https://huggingface.co/stabilityai/stable-audio-3-small-music"
+    again = convert_by_name(tmp_path, 1, offline=True, name=page)
     assert again.returncode == 0, again.stdout + again.stderr
     first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "ours"))
     assert first == second

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from sa3_mlx.common.files.spectrogram import save_spectrogram
+from sa3_mlx.common.terminal import clean
 
 from . import parallel
 
@@ -75,7 +76,7 @@ class RunLog:
 
     def say(self, text: str) -> None:
         if self._bar is not None:
-            tqdm.write(text)
+            tqdm.write(clean(text))
 
     def __enter__(self) -> Self:
         return self
