@@ -9,11 +9,11 @@ from pathlib import Path
 
 import click
 import numpy as np
-import soundfile
 
 from sa3_mlx.cli.inputs import STDIN, input_file, is_stream
 from sa3_mlx.cli.output.provenance import read_prompt
 from sa3_mlx.common.files.audio import Audio, read_blocks
+from sa3_mlx.common.files.audio_file import open_audio_file
 from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.files.wav import Subtype
 from sa3_mlx.common.generation.request import HEAD_ROOM_MAX
@@ -55,9 +55,9 @@ class SourceFile:
         with input_file(path) as local:
             samples = _usable(config, seconds, head_room)
             audio, whole = _beginning(read_blocks(local, config.sample_rate, config.audio_channels), samples)
-            with soundfile.SoundFile(local) as file:
+            with open_audio_file(local) as file:
                 exact = _KEEPING.get(str(file.subtype), "float") if file.samplerate == config.sample_rate else "float"
-                declared = file.frames / file.samplerate
+                declared = (file.samples or 0) / file.samplerate
             length, short = samples_to_seconds(len(audio), config.sample_rate), local.stat().st_size <= _HASHED_MAX
             return cls(
                 path=path,

@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 import numpy as np
-import soundfile
 
 from sa3_mlx.cli.fingerprint import fingerprint
 from sa3_mlx.cli.home import find_model
@@ -19,6 +18,7 @@ from sa3_mlx.cli.options import TypedCommand
 from sa3_mlx.cli.output.provenance import Provenance, read_provenance, read_tags_object
 from sa3_mlx.cli.output.report import share_text
 from sa3_mlx.common.files.audio import read_blocks, read_tags
+from sa3_mlx.common.files.audio_file import open_audio_file
 from sa3_mlx.common.files.safetensors import TensorFile
 from sa3_mlx.common.installed import Model, installed, open_model
 from sa3_mlx.common.model.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, expected_tensors
@@ -128,10 +128,10 @@ def _model(model: Model) -> Facts:
 
 def _sound(path: Path) -> Facts:
     tags = read_tags(path)
-    with soundfile.SoundFile(path) as file:
-        rate, channels, samples, subtype = file.samplerate, file.channels, file.frames, str(file.subtype)
+    with open_audio_file(path) as file:
+        rate, channels, samples, subtype = file.samplerate, file.channels, file.samples, str(file.subtype)
     facts: Facts = {"kind": "sound", "file": ""}
-    if samples <= _LONG_SECONDS * rate:
+    if samples is None or samples <= _LONG_SECONDS * rate:
         samples, levels = _levels(path, rate, channels)
     else:
         levels = {"level": f"peak not measured: longer than {_LONG_SECONDS:g} s"}

@@ -18,12 +18,10 @@ from typing import Self
 import numpy as np
 import soundfile
 import soxr
-from numpy.typing import NDArray
 
 from .atomic import new_file
+from .audio_file import BLOCK_SAMPLES, RATES, Audio, AudioFile, check_finite, check_name, open_audio_file
 from .wav import Subtype, quantise, read_wav_comment, sample_bytes, wav_header
-
-Audio = NDArray[np.float32]
 
 SUBTYPES: dict[str, tuple[Subtype, ...]] = {  # by extension, the usual one first
     ".wav": ("pcm16", "pcm24", "float"),
@@ -39,8 +37,6 @@ _ENCODERS: dict[Subtype, tuple[str, str, float | None]] = {  # of libsndfile: fo
 }
 _NOT_ASCII = re.compile("[^\x00-\x7f]")
 _ENCODED_SAMPLES = 1 << 16  # that an encoder gets at once
-_MAX_SAMPLE_RATE = 768_000
-_STREAMED_BYTES = 2**32 - 2**16  # a WAV written to a pipe declares about this many bytes: unknown, not missing
 
 
 def read_audio(path: str | Path, sample_rate: int, channels: int) -> Audio:
@@ -49,91 +45,44 @@ def read_audio(path: str | Path, sample_rate: int, channels: int) -> Audio:
     Mono is repeated, of more channels the first ones are taken, the level is left alone [B35].
     Raises FileNotFoundError for a missing file; ValueError for one that is unreadable, truncated, empty or not finite.
     """
-    path = Path(path)
-    with _open(path) as file:
-        declared, file_rate = file.frames, file.samplerate
-        try:
-            audio = file.read(dtype="float32", always_2d=True)
-        except (soundfile.LibsndfileError, OSError, MemoryError) as error:
-            raise _unreadable(str(path), error) from error
-        _check_length(str(path), file, len(audio), declared)
-    check_finite(audio, str(path))
-    return resample(fit_channels(audio, channels), file_rate, sample_rate)
+    return np.concatenate(list(read_blocks(path, sample_rate, channels)))
 
 
 def read_blocks(
-    path: str | Path, sample_rate: int, channels: int, block_samples: int = 1 << 18
+    path: str | Path, sample_rate: int, channels: int, block_samples: int = BLOCK_SAMPLES
 ) -> Generator[Audio, None, None]:
-    """Yield the audio of ``read_audio``, bit for bit, without holding the file in memory.
+    """Yield the audio of ``read_audio`` without holding the file in memory.
 
     Pieces have about ``block_samples`` at the rate of the file. Raises the same errors, some of them only when the bad
     place is reached.
     """
-    with _open(Path(path)) as file:
-        yield from open_blocks(file, str(path), sample_rate, channels, block_samples)
+    with open_audio_file(Path(path)) as file:
+        yield from open_blocks(file, sample_rate, channels, block_samples)
 
 
 def open_blocks(
-    file: soundfile.SoundFile, name: str, sample_rate: int, channels: int, block_samples: int = 1 << 18
+    file: AudioFile, sample_rate: int, channels: int, block_samples: int = BLOCK_SAMPLES
 ) -> Generator[Audio, None, None]:
-    """Yield what ``read_blocks`` does of an open file, from its start; ``name`` is for messages."""
-    declared, read, stream = file.frames, 0, None
+    """Yield what ``read_blocks`` does of an open file, from its start."""
+    read = given = 0
+    stream = None
     if file.samplerate != sample_rate:
         _check_rates(file.samplerate, sample_rate)
         stream = soxr.ResampleStream(file.samplerate, sample_rate, channels, dtype="float32", quality="VHQ")
-    try:
-        while len(block := file.read(block_samples, dtype="float32", always_2d=True)):
-            check_finite(block, name)
-            read += len(block)
-            block = fit_channels(block, channels)
-            block = block if stream is None else stream.resample_chunk(block)
-            if len(block):
-                yield block
-    except (soundfile.LibsndfileError, OSError, MemoryError) as error:
-        raise _unreadable(name, error) from error
-    _check_length(name, file, read, declared)
-    if stream is not None:
-        rest: Audio = stream.resample_chunk(np.zeros((0, channels), np.float32), last=True)
-        if len(rest):
-            yield rest
-
-
-def _open(path: Path) -> soundfile.SoundFile:
-    _check_name(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such audio file")
-    if not path.is_file():
-        raise ValueError(f"{path}: not a file; expected an audio file such as wav or flac")
-    try:
-        return soundfile.SoundFile(path)
-    except (soundfile.LibsndfileError, OSError, MemoryError) as error:
-        raise _unreadable(str(path), error) from error
-
-
-def _unreadable(name: str, error: BaseException) -> ValueError:
-    return ValueError(f"{name}: cannot be read as audio ({_reason(error)})")
-
-
-def _check_length(name: str, file: soundfile.SoundFile, read: int, declared: int) -> None:
-    if read < declared or _cut_short(file.extra_info):
-        raise ValueError(f"{name}: the file is truncated, it ends before the length in its header; get a complete copy")
-    if not read:
-        raise ValueError(f"{name}: the file holds no audio (0 samples)")
-
-
-def _check_name(path: Path) -> None:
-    """Refuse a name that is not UTF-8: libsndfile and the tags of what is made take no other."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{str(path)!r}: the name of the file is not UTF-8; rename the file") from error
-
-
-def check_finite(audio: Audio, name: str) -> None:
-    """Raise ValueError that names the first sample that is NaN or infinite."""
-    finite = np.isfinite(audio).all(axis=1)
-    if not finite.all():
-        raise ValueError(f"{name}: sample {int(np.argmin(finite))} is not a finite number; repair the audio first")
+    for raw in file.blocks(block_samples):
+        read += len(raw)
+        block = fit_channels(raw, channels)
+        block = block if stream is None else stream.resample_chunk(block)
+        given += len(block)
+        if len(block):
+            yield block
+    rest = np.zeros((0, channels), np.float32)
+    if stream is not None and len(rest := stream.resample_chunk(rest, last=True)):
+        yield rest
+    if not given + len(rest):
+        raise ValueError(
+            f"{file.label}: {read} samples at {file.samplerate} Hz are less than one sample at {sample_rate} Hz"
+        )
 
 
 def check_audio(audio: object, name: str, channels: int) -> None:
@@ -179,8 +128,8 @@ def resample(audio: Audio, from_rate: int, to_rate: int) -> Audio:
 
 def _check_rates(*rates: int) -> None:
     for rate in rates:
-        if not 1 <= rate <= _MAX_SAMPLE_RATE:
-            raise ValueError(f"sample rate is {rate} Hz: allowed are 1 to {_MAX_SAMPLE_RATE}")
+        if not RATES[0] <= rate <= RATES[1]:
+            raise ValueError(f"sample rate is {rate} Hz: allowed are {RATES[0]} to {RATES[1]}")
 
 
 def check_output(path: str | Path, subtype: str, *, overwrite: bool, size_bytes: int = 0) -> None:
@@ -311,7 +260,7 @@ class AudioWriter:
             file = soundfile.SoundFile(self._file, "w", sample_rate, channels, **kind)
         except soundfile.LibsndfileError as error:
             raise ValueError(
-                f"{form.lower()} cannot hold {channels} channels at {sample_rate} Hz ({_reason(error)}); write wav"
+                f"{form.lower()} cannot hold {channels} channels at {sample_rate} Hz; write wav"
             ) from error
         if comment:  # libsndfile refuses an empty one, and its tags of an mp3 are Latin-1
             file.comment = comment if self._subtype != "mp3" else _NOT_ASCII.sub(_escaped, comment)
@@ -329,16 +278,13 @@ def read_tags(path: str | Path) -> str:
     Raises FileNotFoundError for a missing file and ValueError for one that is not audio.
     """
     path = Path(path)
-    _check_name(path)
+    check_name(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such audio file")
     if comment := read_wav_comment(path):
         return comment
-    try:
-        with soundfile.SoundFile(path) as file:
-            return str(file.comment)
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise ValueError(f"{path}: cannot be read as audio ({_reason(error)})") from error
+    with open_audio_file(path) as file:
+        return str(file.comment)
 
 
 def clipped_share(audio: Audio) -> float:
@@ -361,19 +307,3 @@ def apply_peak(audio: Audio, limit_db: float) -> Audio:
         raise ValueError(f"peak is {limit_db} dB: allowed are -60 to 0")
     excess = peak_db(audio) - limit_db
     return audio if excess <= 0 else (audio * np.float32(10 ** (-excess / 20))).astype(np.float32)
-
-
-def _cut_short(info: str) -> bool:
-    """Tell whether a WAV or AIFF lost its end: libsndfile reads what is there, and says so only in its log."""
-    found = re.search(r"(?:data|SSND)\s*:\s*(\d+) \(should be (\d+)\)", info)
-    return found is not None and int(found[2]) < int(found[1]) < _STREAMED_BYTES
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, soundfile.LibsndfileError):
-        text = str(error.error_string).removeprefix("Error : ")
-    elif isinstance(error, OSError):
-        text = error.strerror or str(error)
-    else:
-        text = str(error) or type(error).__name__
-    return " ".join(text.split()).rstrip(".")

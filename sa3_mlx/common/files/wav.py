@@ -18,6 +18,7 @@ Subtype = Literal["pcm16", "pcm24", "float", "mp3", "vorbis"]
 
 _BITS = {"pcm16": 16, "pcm24": 24, "float": 32}
 _FORMAT_PCM, _FORMAT_FLOAT = 1, 3
+_MAX_LIST_BYTES = 1 << 24  # of a chunk of tags, whatever its header says
 
 
 def quantise(audio: NDArray[np.float32], bits: int) -> NDArray[np.int32]:
@@ -71,7 +72,8 @@ def read_wav_comment(path: str | Path) -> str:
         while len(header := file.read(8)) == 8:
             name, size = header[:4], struct.unpack("<I", header[4:])[0]
             if name == b"LIST":
-                body = file.read(size)
+                body = file.read(min(size, _MAX_LIST_BYTES))
+                file.seek(size - len(body), 1)
                 for tag, value in _subchunks(body[4:]):
                     if body[:4] == b"INFO" and tag == b"ICMT":
                         return value.rstrip(b"\0").decode("utf-8", errors="replace")

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 
-from sa3_mlx.common.files.audio import read_blocks
+from sa3_mlx.common.files.audio_file import open_audio_file
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 TOLERATED = 0.01  # the share of files that may be unreadable, and that may lack a caption where one is needed
@@ -158,21 +157,20 @@ class Facts:
 def inspect(path: Path) -> Facts:
     """Read a file through once, block by block. Raises ValueError or OSError when it cannot be read to its end."""
     digest = hash_file(path)
-    try:
-        info = soundfile.info(path)
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"{path}: cannot be read as audio ({str(error.error_string).strip().rstrip('.')})") from error
-    samples, peak, energy, clipped, equal = 0, 0.0, 0.0, 0, info.channels == 2
-    for block in read_blocks(path, info.samplerate, info.channels):
-        samples += len(block)
-        peak = max(peak, float(np.abs(block).max()))
-        energy += float(np.square(block, dtype=np.float64).sum())
-        clipped += clipped_samples(block)
-        equal = equal and np.array_equal(block[:, 0], block[:, 1])
-    mean = energy / (samples * info.channels)
+    samples, peak, energy, clipped = 0, 0.0, 0.0, 0
+    with open_audio_file(path) as file:
+        rate, channels = file.samplerate, file.channels
+        equal = channels == 2
+        for block in file.blocks():
+            samples += len(block)
+            peak = max(peak, float(np.abs(block).max()))
+            energy += float(np.square(block, dtype=np.float64).sum())
+            clipped += clipped_samples(block)
+            equal = equal and np.array_equal(block[:, 0], block[:, 1])
+    mean = energy / (samples * channels)
     return Facts(
-        sample_rate=info.samplerate,
-        channels=info.channels,
+        sample_rate=rate,
+        channels=channels,
         samples=samples,
         peak=peak,
         rms_db=10 * math.log10(mean) if mean > 0 else -math.inf,

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 
 from sa3_mlx.common.files.atomic import new_folder, write_json
-from sa3_mlx.common.files.audio import check_finite, fit_channels, open_blocks, resample
+from sa3_mlx.common.files.audio import fit_channels, open_blocks, resample
+from sa3_mlx.common.files.audio_file import AudioFile, check_finite
 from sa3_torch.train.run.random import Purpose, generator
 
 from .clip_cache import SAMPLE_RATE, Audio
@@ -91,24 +91,25 @@ class ShardSample:
     def facts(self) -> tuple[int, int]:
         """Length in samples at 44.1 kHz, and the sample rate of the file."""
         with self._open() as file:
-            return round(file.frames * SAMPLE_RATE / file.samplerate), file.samplerate
+            samples = sum(map(len, file.blocks())) if file.samples is None else file.samples
+            return round(samples * SAMPLE_RATE / file.samplerate), file.samplerate
 
     def read(self, start: int, stop: int) -> Audio:
         """Samples [start, stop) at 44.1 kHz, what there is of them, (n, 2). Raises ValueError as ``read_audio``."""
         with self._open() as file:
-            ratio = file.samplerate / SAMPLE_RATE
-            context = 0 if file.samplerate == SAMPLE_RATE else _CONTEXT  # a resampler rings where its input begins
-            first = min(max(int(start * ratio) - context, 0), file.frames)
-            wanted = min(int(np.ceil(stop * ratio)) + context, file.frames) - first
-            file.seek(first)
-            try:
-                audio = file.read(wanted, dtype="float32", always_2d=True)
-            except (soundfile.LibsndfileError, OSError) as error:
-                raise ValueError(f"{self.id}: cannot be read as audio ({error})") from error
-            if len(audio) < wanted:
-                raise ValueError(f"{self.id}: the file is truncated")
-            check_finite(audio, self.id)
-            rate = file.samplerate
+            rate, ratio = file.samplerate, file.samplerate / SAMPLE_RATE
+            context = 0 if rate == SAMPLE_RATE else _CONTEXT  # a resampler rings where its input begins
+            first, last = max(int(start * ratio) - context, 0), int(np.ceil(stop * ratio)) + context
+            if file.samples is None:  # read from its start, as it cannot be gone to a place
+                audio = file.take(last)[first:]
+            else:
+                first = min(first, file.samples)
+                wanted = min(last, file.samples) - first
+                file.seek(first)
+                audio = file.take(wanted)
+                if len(audio) < wanted:
+                    raise ValueError(f"{self.id}: the file is truncated")
+            check_finite(audio, self.id, first)
         if not len(audio):
             return np.zeros((0, 2), np.float32)
         lead = start - round(first / ratio)
@@ -117,15 +118,12 @@ class ShardSample:
     def blocks(self, sample_rate: int, channels: int) -> Iterator[Audio]:
         """The whole audio piece by piece, as ``read_blocks``."""
         with self._open() as file:
-            yield from open_blocks(file, self.id, sample_rate, channels)
+            yield from open_blocks(file, sample_rate, channels)
 
-    def _open(self) -> soundfile.SoundFile:
+    def _open(self) -> AudioFile:
         if self.problem:
             raise ValueError(f"{self.id}: {self.problem}")
-        try:
-            return soundfile.SoundFile(io.BytesIO(self.data))
-        except (soundfile.LibsndfileError, OSError) as error:
-            raise ValueError(f"{self.id}: cannot be read as audio ({error})") from error
+        return AudioFile(io.BytesIO(self.data), self.id)
 
 
 def write_shards(
