@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import functools
+import json
+import reprlib
+import sys
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import MISSING, dataclass
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
+
+from sa3_mlx.common.terminal import excerpt, one_line
+
+_LETTERS = 80  # of a value in a message
+_BRIEF = reprlib.Repr()
+_BRIEF.maxlevel, _BRIEF.maxstring, _BRIEF.maxlong, _BRIEF.maxother = 3, _LETTERS, _LETTERS, _LETTERS
 
 
 class ConfigError(ValueError):
@@ -22,12 +33,57 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def quoted(value: object) -> str:
+    """Return a value for a message: as Python writes it, in one line, the middle or the end left out where it is
+    long."""
+    try:
+        return excerpt(one_line(_BRIEF.repr(value)), _LETTERS)
+    except ValueError:  # Python writes no integer of thousands of digits
+        return "a number of thousands of digits"
+
+
+def is_finite(value: object) -> bool:
+    """Tell whether a value is a number, True and False aside, that a float can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def listed(names: Iterable[object]) -> str:
+    """Return names for a message: the first ones, in one line."""
+    words = [one_line(excerpt(str(name))) for name in names]
+    return ", ".join(words[:8]) + (f", and {len(words) - 8} more" if len(words) > 8 else "")
+
+
+def reason(error: BaseException) -> str:
+    """Return what an error of a library says, in one line, its end left out where it is long."""
+    return excerpt(one_line(str(error)), 200) or type(error).__name__
+
+
+def parse_object(text: str | bytes, where: str) -> dict[str, Any]:
+    """Return the object that a JSON text is. Raises ConfigError, one line that begins with ``where``, for all else."""
+    try:
+        data = json.loads(text)
+    except RecursionError as error:
+        raise ConfigError(f"{where}: not valid JSON (it is nested too deeply)") from error
+    except ValueError as error:
+        raise ConfigError(f"{where}: not valid JSON ({reason(error)})") from error
+    require(isinstance(data, dict), f"{where}: expected an object in JSON format, got {type(data).__name__}")
+    return typing.cast(dict[str, Any], data)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file. Raises FileNotFoundError, OSError and ConfigError, which name the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    return parse_object(path.read_bytes(), str(path))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Read and write the fields of a dataclass strictly; everything that is stored as JSON or TOML derives from it.
 
-    Fields are numbers, text, bool, Literal, tuples, other Configs, None in a union with one of these, and arrays, which
-    are not stored: ``to_dict`` leaves them out and ``from_dict`` finds them as arrays among the data.
+    Fields are numbers, text, bool, Literal, tuples, other Configs, None in a union with one of these, dictionaries with
+    whatever JSON has, and arrays, which are not stored: ``to_dict`` leaves them out and ``from_dict`` finds them as
+    arrays among the data.
     """
 
     @classmethod
@@ -41,14 +97,16 @@ class Config:
             return data
         if not isinstance(data, dict):
             raise ConfigError(f"{where}: expected an object, got {type(data).__name__}")
-        hints = typing.get_type_hints(cls)
-        fields = dataclasses.fields(cls)
-        names = [field.name for field in fields]
-        unknown = sorted(set(data) - set(names))
-        missing = sorted({field.name for field in fields if field.default is MISSING} - set(data))
-        require(not unknown, f"{where}: unknown field(s) {', '.join(map(str, unknown))}; allowed: {', '.join(names)}")
+        hints, needed = _hints(cls)
+        unknown = sorted(map(str, data.keys() - hints.keys()))
+        missing = sorted(needed - data.keys())
+        require(not unknown, f"{where}: unknown field(s) {listed(unknown)}; allowed: {', '.join(hints)}")
         require(not missing, f"{where}: missing field(s) {', '.join(missing)}")
-        return cls(**{name: _parse(hints[name], data[name], f"{where}.{name}") for name in names if name in data})
+        values = {name: _parse(hint, data[name], f"{where}.{name}") for name, hint in hints.items() if name in data}
+        try:
+            return cls(**values)
+        except ConfigError as error:  # of values that do not fit each other, or a range
+            raise ConfigError(f"{where}: {error}") from error
 
     def take_plain(self) -> None:
         """Turn what programs pass, numpy scalars and lists, into numbers and tuples; for ``__post_init__``."""
@@ -72,6 +130,14 @@ def plain(value: object) -> Any:
     return tuple(plain(item) for item in value) if isinstance(value, list | tuple) else value
 
 
+@functools.cache
+def _hints(kind: type[Config]) -> tuple[dict[str, Any], frozenset[str]]:
+    """Return the type of every field, and the fields that have no default."""
+    hints, fields = typing.get_type_hints(kind), dataclasses.fields(kind)
+    needed = (field.name for field in fields if field.default is MISSING and field.default_factory is MISSING)
+    return {field.name: hints[field.name] for field in fields}, frozenset(needed)
+
+
 def _stored(value: object, *, defaults: bool) -> Any:
     if isinstance(value, Config):
         return value.to_dict(defaults=defaults)
@@ -90,7 +156,8 @@ def _parse(hint: Any, value: object, where: str) -> Any:
         chosen = next((option for option in options if (typing.get_origin(option) is tuple) == listed), options[0])
         return _parse(chosen, value, where)
     if origin is Literal:
-        require(value in arguments, f"{where}: got {value!r}, allowed: {', '.join(map(repr, arguments))}")
+        if not any(value == argument and type(value) is type(argument) for argument in arguments):
+            raise ConfigError(f"{where}: got {quoted(value)}, allowed: {', '.join(map(repr, arguments))}")
         return value
     if origin is tuple:
         return _parse_tuple(arguments, value, where)
@@ -99,18 +166,20 @@ def _parse(hint: Any, value: object, where: str) -> Any:
         return value
     if isinstance(hint, type) and issubclass(hint, Config):
         return hint.from_dict(value, where=where)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    require(type(value) is hint, f"{where}: expected {getattr(hint, '__name__', hint)}, got {value!r}")
-    if isinstance(value, float):
-        require(math.isfinite(value), f"{where}: must be finite, got {value!r}")
+    if hint is float and type(value) is int and is_finite(value):
+        return float(value)
+    kind = origin or hint
+    if type(value) is not kind:
+        raise ConfigError(f"{where}: expected {kind.__name__}, got {quoted(value)}")
+    if isinstance(value, float) and not is_finite(value):
+        raise ConfigError(f"{where}: must be finite, got {value!r}")
     return value
 
 
 def _parse_tuple(arguments: tuple[Any, ...], value: object, where: str) -> tuple[Any, ...]:
     """Read ``tuple[item, ...]`` or a tuple of one type with a fixed length, such as ``tuple[float, float]``."""
-    require(isinstance(value, list | tuple), f"{where}: expected a list, got {value!r}")
+    require(isinstance(value, list | tuple), f"{where}: expected a list, got {quoted(value)}")
     values = typing.cast(list[object], value)
     if arguments[-1] is not Ellipsis:
-        require(len(values) == len(arguments), f"{where}: expected {len(arguments)} values, got {value!r}")
+        require(len(values) == len(arguments), f"{where}: expected {len(arguments)} values, got {quoted(value)}")
     return tuple(_parse(arguments[0], item, f"{where}[{number}]") for number, item in enumerate(values))

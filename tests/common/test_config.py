@@ -63,6 +63,13 @@ def test_feed_forwards_have_the_configured_width() -> None:
         ({"diffusion": {"seconds_max": None}}, "config.diffusion.seconds_max: expected float, got None"),
         ({"same": {"width": None}}, "config.same.width: expected int, got None"),
         ({"same": {"kernel": 3}}, "config.same: unknown field(s) kernel"),
+        ({"same": {"stride": 10_000}}, "config.same: same.span: "),
+        ({"same": {"stride": 10**6}}, "config.same: SAMEConfig.stride: must be at most 16384, got 1000000"),
+        ({"same": {"span": 10**18}}, "config.same: SAMEConfig.span: must be at most 16384, got 1000000000000000000"),
+        ({"diffusion": {"max_frames": 2**63}}, "config.diffusion: DiffusionConfig.max_frames: must be at most 1048576"),
+        ({"diffusion": {"seconds_max": 10**400}}, "config.diffusion.seconds_max: expected float, got 1000000"),
+        ({"same": {"attention": "chunked\n" * 10_000}}, "config.same.attention: got 'chunked\\nchunked"),
+        ({"same": {"kernel\n" * 10_000: 3}}, "config.same: unknown field(s) kernel kernel"),
     ],
 )
 def test_impossible_values_are_one_line(change: dict[str, dict[str, Any]], message: str) -> None:
@@ -71,4 +78,4 @@ def test_impossible_values_are_one_line(change: dict[str, dict[str, Any]], messa
         data[name] |= fields
     with pytest.raises(ConfigError) as caught:
         ModelConfig.from_dict(data)
-    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 400

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from sa3_mlx.common.files.audio import Audio
 from sa3_mlx.common.model.lengths import seconds_to_samples
+from sa3_mlx.common.schema import is_finite, quoted
 
 _LEVEL_WINDOW_MS = 50.0
 _SILENCE_DB = -120.0
@@ -50,11 +51,11 @@ def to_regions(seconds: Sequence[tuple[float, float]], sample_rate: int) -> tupl
     regions: list[Region] = []
     for pair in seconds:
         if not (isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(time, int | float) for time in pair)):
-            raise ValueError(f"region {repr(pair)[:40]}: expected (start, end) in seconds, such as ((0.5, 0.8),)")
+            raise ValueError(f"region {quoted(pair)}: expected (start, end) in seconds, such as ((0.5, 0.8),)")
+        if not all(map(is_finite, pair)):
+            raise ValueError(f"region {quoted(pair)}: start and end must be finite seconds")
     for start, end in sorted(seconds):
         name = f"region {start:g}:{end:g}"
-        if not (math.isfinite(start) and math.isfinite(end)):
-            raise ValueError(f"{name}: start and end must be finite seconds")
         if start < 0:
             raise ValueError(f"{name}: starts before the clip; the start must be 0 or later")
         try:

@@ -9,7 +9,6 @@ Shapes: L samples; audio is float32 (L, channels) at the model's sample rate.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeVar
@@ -21,7 +20,7 @@ from sa3_mlx.common.model.chunks import Direction, check_chunk_frames
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.lengths import longest, samples_to_seconds, seconds_to_samples
 from sa3_mlx.common.model.sampling import Sampling
-from sa3_mlx.common.schema import Config, ConfigError, require
+from sa3_mlx.common.schema import Config, ConfigError, is_finite, parse_object, quoted, require
 
 from .noise import check_seed
 from .regions import first_uncovered, generated_frames, to_regions
@@ -118,11 +117,7 @@ class Request(Config):
     @classmethod
     def from_json(cls, text: str, *, audio: Audio | Sequence[Audio] | None = None) -> Self:
         """Read the text of ``to_json``. Raises ConfigError, one line."""
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"request: not valid JSON ({error})") from error
-        return cls.from_dict(data, audio=audio)
+        return cls.from_dict(parse_object(text, "request"), audio=audio)
 
     def to_json(self) -> str:
         """Return the request as JSON, without audio."""
@@ -188,7 +183,7 @@ def validate(request: Request, config: ModelConfig) -> None:
 def _check_count(items: object) -> None:
     expected = "Item(prompt=..., seconds=..., seed=...)"
     if not isinstance(items, tuple):
-        raise ValueError(f"items is {repr(items)[:40]}: expected {expected}, or several in a tuple")
+        raise ValueError(f"items is {quoted(items)}: expected {expected}, or several in a tuple")
     if not items:
         raise ValueError(f"items is empty: a request needs at least one {expected}")
     if len(items) > ITEMS_MAX:
@@ -274,7 +269,7 @@ def _float32(audio: Audio) -> Audio:
 
 def _check_kind(value: object, kind: type, name: str, expected: str) -> None:
     if not isinstance(value, kind):
-        raise ValueError(f"{name} is {repr(value)[:40]}: expected {expected}")
+        raise ValueError(f"{name} is {quoted(value)}: expected {expected}")
 
 
 def _check_text(text: object, name: str) -> None:
@@ -287,8 +282,8 @@ def _check_text(text: object, name: str) -> None:
 
 
 def _finite(value: float, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{name} is {value!r}: expected a finite number")
+    if not is_finite(value):
+        raise ValueError(f"{name} is {quoted(value)}: expected a finite number")
     return value
 
 
@@ -299,4 +294,4 @@ def _check_range(value: float, name: str, low: float, high: float, unit: str = "
 
 def _check_int(value: int, name: str, low: int, high: int) -> None:
     if type(value) is not int or not low <= value <= high:
-        raise ValueError(f"{name} is {value!r}: allowed are the integers {low} to {high}")
+        raise ValueError(f"{name} is {quoted(value)}: allowed are the integers {low} to {high}")

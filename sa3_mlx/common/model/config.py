@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sa3_mlx.common.schema import Config, ConfigError, require
+from sa3_mlx.common.schema import Config, ConfigError, quoted, read_object, require
 
 from .sampling import Guidance, Sampling
 
@@ -18,6 +18,17 @@ FORMAT = "sa3/1"
 HEAD_SIZE = 64  # of every attention in the DiT and in SAME
 ROTARY_SIZE = 32  # rotated dimensions of a head of 64 [B12]
 TIMESTEP_FEATURES = 256  # [B5], [B8]
+
+# The most that a field may say, far beyond every model and what hardware holds: what is read before the weights, and
+# does not have to fit them, cannot make anything large.
+WIDTH_MAX = 2**16
+DEPTH_MAX = 2**10
+VOCABULARY_MAX = 2**24
+TOKENS_MAX = 2**14  # of a prompt, of the memory of the DiT, of a chunk of SAME
+SAMPLES_MAX = 2**20  # per latent
+FRAMES_MAX = 2**20
+RATE_MAX = 2**20  # Hz
+CHANNELS_MAX = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +43,10 @@ class TextEncoderConfig(Config):
     max_length: int  # tokens, padding included
 
     def __post_init__(self) -> None:
-        _positive(self, "vocab_size", "width", "intermediate", "depth", "heads", "max_length")
+        _bounded(self, VOCABULARY_MAX, "vocab_size", "intermediate")
+        _bounded(self, WIDTH_MAX, "width", "heads")
+        _bounded(self, DEPTH_MAX, "depth")
+        _bounded(self, TOKENS_MAX, "max_length")
         require(
             self.width % self.heads == 0 and (self.width // self.heads) % 2 == 0,
             f"text_encoder: width {self.width} must be heads ({self.heads}) times an even head size",
@@ -50,7 +64,9 @@ class DiTConfig(Config):
     ff_mult: int = 4  # inner width of the feed-forward over width
 
     def __post_init__(self) -> None:
-        _positive(self, "width", "depth", "memory_tokens", "ff_mult")
+        _bounded(self, WIDTH_MAX, "width")
+        _bounded(self, DEPTH_MAX, "depth", "ff_mult")
+        _bounded(self, TOKENS_MAX, "memory_tokens")
         require(self.width % HEAD_SIZE == 0, f"dit.width: must be a multiple of {HEAD_SIZE}, got {self.width}")
 
     @property
@@ -81,8 +97,17 @@ class SAMEConfig(Config):
     ff_mult: int = 3  # inner width of the feed-forward over width
 
     def __post_init__(self) -> None:
-        _positive(self, "patch_size", "stride", "latent_channels", "width", "encoder_depth", "decoder_depth", "span")
-        _positive(self, "ff_mult")
+        _bounded(self, WIDTH_MAX, "patch_size", "latent_channels", "width")
+        _bounded(self, DEPTH_MAX, "encoder_depth", "decoder_depth", "ff_mult")
+        _bounded(self, TOKENS_MAX, "stride", "span")
+        require(
+            self.span * (self.stride + 1) <= TOKENS_MAX,
+            f"same.span: {self.span} latents of {self.stride + 1} tokens are more than {TOKENS_MAX} tokens of a chunk",
+        )
+        require(
+            self.samples_per_latent <= SAMPLES_MAX,
+            f"same.stride: {self.stride} patches of {self.patch_size} samples are more than {SAMPLES_MAX} per latent",
+        )
         require(self.width % HEAD_SIZE == 0, f"same.width: must be a multiple of {HEAD_SIZE}, got {self.width}")
         require(
             0 <= self.sine_gate_layers <= self.decoder_depth,
@@ -149,7 +174,7 @@ class DiffusionConfig(Config):
     seconds_max: float = 384.0  # the duration embedding saturates here [B5]
 
     def __post_init__(self) -> None:
-        _positive(self, "max_frames", "seconds_max")
+        _bounded(self, FRAMES_MAX, "max_frames", "seconds_max")
         require(
             0 <= self.head_room_seconds <= 60,
             f"diffusion.head_room_seconds: allowed 0..60, got {self.head_room_seconds}",
@@ -168,7 +193,8 @@ class ModelConfig(Config):
     sampling: Sampling | None = None  # the usual one; None: the official one of the objective [B26]
 
     def __post_init__(self) -> None:
-        _positive(self, "sample_rate", "audio_channels")
+        _bounded(self, RATE_MAX, "sample_rate")
+        _bounded(self, CHANNELS_MAX, "audio_channels")
 
     @property
     def usual_sampling(self) -> Sampling:
@@ -210,18 +236,17 @@ class ModelConfig(Config):
         path = Path(folder) / "config.json"
         if not path.is_file():
             raise FileNotFoundError(f"{folder}: no config.json there; expected a folder made by 'sa3 convert'")
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: not valid JSON ({error})") from error
-        found = data.pop("format", None) if isinstance(data, dict) else None
+        data = read_object(path)
+        found = data.pop("format", None)
         require(
-            found == FORMAT, f"{path}: format is {found!r}, this version reads {FORMAT!r}; convert the checkpoint again"
+            found == FORMAT,
+            f"{path}: format is {quoted(found)}, this version reads {FORMAT!r}; convert the checkpoint again",
         )
         return cls.from_dict(data, where=str(path))
 
 
-def _positive(config: Config, *names: str) -> None:
+def _bounded(config: Config, most: int, *names: str) -> None:
     for name in names:
-        value = getattr(config, name)
-        require(value > 0, f"{type(config).__name__}.{name}: must be positive, got {value}")
+        value, where = getattr(config, name), f"{type(config).__name__}.{name}"
+        require(value > 0, f"{where}: must be positive, got {quoted(value)}")
+        require(value <= most, f"{where}: must be at most {most}, got {quoted(value)}")

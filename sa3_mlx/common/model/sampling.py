@@ -5,11 +5,10 @@ Requests, models, demos of a training, teachers, evaluation and benchmarks hold 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Self
 
-from sa3_mlx.common.schema import Config, ConfigError
+from sa3_mlx.common.schema import Config, ConfigError, is_finite, quoted
 
 SAMPLER_NAMES = ("euler", "pingpong", "dpmpp", "rk4")
 STEPS_MAX = 1000
@@ -42,7 +41,7 @@ class Guidance(Config):
         _check_range(self.rescale, "guidance rescale", 0, 1)
         _check_range(self.norm_threshold, "guidance norm threshold", 0, 1e9)
         if len(self.interval) != 2:
-            raise ConfigError(f"guidance interval is {self.interval}: expected (start, end)")
+            raise ConfigError(f"guidance interval is {quoted(self.interval)}: expected (start, end)")
         start, end = self.interval
         for bound in self.interval:
             _check_finite(bound, "guidance interval")
@@ -88,10 +87,10 @@ class Sampling(Config):
             found = cls(sampler=sampler, steps=int(steps), guidance=guidance)
         except ValueError as error:
             raise ConfigError(
-                f"{text!r}: expected SAMPLER:STEPS:GUIDANCE[:APG] such as euler:50:3 or dpmpp:15:3:0"
+                f"{quoted(text)}: expected SAMPLER:STEPS:GUIDANCE[:APG] such as euler:50:3 or dpmpp:15:3:0"
             ) from error
         if sampler not in SAMPLER_NAMES:
-            raise ConfigError(f"{text!r}: sampler is {sampler!r}: allowed are {', '.join(SAMPLER_NAMES)}")
+            raise ConfigError(f"{quoted(text)}: sampler is {quoted(sampler)}: allowed are {', '.join(SAMPLER_NAMES)}")
         return found
 
     def __str__(self) -> str:
@@ -101,15 +100,15 @@ class Sampling(Config):
     def check(self) -> None:
         """Raise ConfigError for an unknown sampler, a number of steps out of range and impossible guidance."""
         if type(self.steps) is not int or not 1 <= self.steps <= STEPS_MAX:
-            raise ConfigError(f"steps is {self.steps!r}: allowed are the integers 1 to {STEPS_MAX}")
+            raise ConfigError(f"steps is {quoted(self.steps)}: allowed are the integers 1 to {STEPS_MAX}")
         if self.sampler not in SAMPLER_NAMES:
-            raise ConfigError(f"sampler is {self.sampler!r}: allowed are {', '.join(SAMPLER_NAMES)}")
+            raise ConfigError(f"sampler is {quoted(self.sampler)}: allowed are {', '.join(SAMPLER_NAMES)}")
         self.guidance.check()
 
 
 def _check_finite(value: float, name: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ConfigError(f"{name} is {value!r}: expected a finite number")
+    if not is_finite(value):
+        raise ConfigError(f"{name} is {quoted(value)}: expected a finite number")
 
 
 def _check_range(value: float, name: str, low: float, high: float) -> None:
