@@ -30,8 +30,8 @@ ONLY_FSDP = ("variants", "distill", "text")  # under DDP they are as the stages 
 PAIRS = [(name, kind) for name in STAGES for kind in KINDS if kind == "fsdp" or name not in ONLY_FSDP]
 RECOMPUTED = ("autoencoder", "pretrain")  # with activation checkpointing of their blocks
 WIDENED = ("autoencoder", "game")  # begun by one process, then two; the others differ in nothing that matters to it
-LEARNING = [pytest.param(name, marks=pytest.mark.slow if name == "distill" else ()) for name in STAGES]
-KILLED = tuple(STAGES)
+LEARNT = {"distill": ("latent_l1", "latent_mse")}  # the terms that fall; all together where none are named
+KILLED = [pytest.param(name, marks=() if name == "autoencoder" else pytest.mark.slow) for name in STAGES]
 
 
 def run_until(name: str, workspace: Path, folder: Path, stop_at: int, *changes: str) -> None:
@@ -76,20 +76,23 @@ def whole(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
     return get
 
 
-@pytest.mark.parametrize("name", LEARNING)
+@pytest.mark.parametrize("name", STAGES)
 def test_stage_learns_one_batch(name: str, workspace: Path) -> None:
-    """To 0.8 of the first loss within 60 steps."""
+    """To 0.8 of the first loss within 60 steps. Measured: within 2 to 18, with every term of the autoencoder 46.
+
+    The student of distillation learns the latents; the other terms change little, as the game with a discriminator that
+    stays as it is outweighs them."""
     stage = STAGES[name](workspace, "train.steps=1")
     group = stage.groups[stage.turn(0)]
-    optimizer = torch.optim.AdamW(group.network.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(group.network.parameters(), lr=3e-4 if name == "distill" else 3e-3)
     values = []
     for _ in range(60):
-        loss = sum(stage.losses(0).values())
+        terms = stage.losses(0)
         optimizer.zero_grad()
-        loss.backward()
+        sum(terms.values()).backward()
         assert all(p.grad is not None for p in group.network.parameters() if p.requires_grad)
         optimizer.step()
-        values.append(float(loss.detach()))
+        values.append(sum(float(terms[term].detach()) for term in LEARNT.get(name, terms)))
         if values[-1] < 0.8 * values[0]:
             return
     pytest.fail(f"{values[0]} -> {values[-1]}")
@@ -143,7 +146,8 @@ def one_process(request: pytest.FixtureRequest, workspace: Path, tmp_path_factor
     out = tmp_path_factory.mktemp("one")
     command = [sys.executable, str(SCRIPT), str(workspace), str(out)]
     jobs = [f"{name}:{name}:train.steps={STEPS}" for name in STAGES]
-    for name in KILLED if request.config.getoption("-m") == "slow" else ("autoencoder",):
+    asked = (item for item in request.session.items if item.name.startswith("test_killed_run"))
+    for name in [item.callspec.params["name"] for item in asked]:
         killed, whole = (":".join([folder + name, name, *killed_settings(name)]) for folder in ("killed-", "whole-"))
         with subprocess.Popen([*command, killed], env=environment(), stderr=subprocess.DEVNULL) as process:
             while process.poll() is None and not list(out.glob(f"killed-{name}/checkpoints/step-*/progress.json")):
@@ -157,9 +161,7 @@ def one_process(request: pytest.FixtureRequest, workspace: Path, tmp_path_factor
     return out
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == "autoencoder" else pytest.mark.slow) for name in KILLED]
-)
+@pytest.mark.parametrize("name", KILLED)
 def test_killed_run_goes_on_bit_for_bit(name: str, workspace: Path, one_process: Path) -> None:
     killed, whole = (
         trainer_of(STAGES[name](workspace, *killed_settings(name)), one_process / f"{folder}-{name}")
