@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from sa3_mlx.common.files.atomic import new_folder, write_json
 
+from .entries import parse_entries
 from .recordings import ATTRIBUTION, Credit, read_json, write_attribution
 
 FORMAT = "sa3-clips/1"
@@ -159,18 +160,36 @@ def read_index(folder: Path, *expected: str) -> dict[str, Any]:
     return index
 
 
+def _map_array(path: Path) -> NDArray[np.float16]:
+    """Map the array of a cache, (total samples, channels). Raises FileNotFoundError, or ValueError for another."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: missing; make the cache again")
+    try:
+        array: NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError, SyntaxError, OverflowError) as error:
+        raise ValueError(f"{path}: damaged or truncated; make the cache again") from error
+    if (
+        not isinstance(array, np.ndarray)
+        or array.ndim != 2
+        or array.dtype != np.float16
+        or not 1 <= array.shape[1] <= 2
+    ):
+        raise ValueError(f"{path}: expected float16 (samples, 1 or 2 channels); make the cache again")
+    return array
+
+
 class ClipSet:
     """An opened cache: ``clips`` (list of CachedClip), ``audio`` (total, channels) float16 memory map, ``about``."""
 
     def __init__(self, folder: Path) -> None:
         index = read_index(folder, FORMAT)
-        if index["sample_rate"] != SAMPLE_RATE or not index["clips"]:
+        self.about: dict[str, Any] = index.get("about") or {}
+        self.clips = parse_entries(CachedClip, index.get("clips"), f"{folder / 'index.json'}: clips")
+        if index.get("sample_rate") != SAMPLE_RATE or not self.clips:
             raise ValueError(
-                f"{folder}: expected clips at {SAMPLE_RATE} Hz, got {len(index['clips'])} at {index['sample_rate']} Hz"
+                f"{folder}: expected clips at {SAMPLE_RATE} Hz, got {len(self.clips)} at {index.get('sample_rate')} Hz"
             )
-        self.about: dict[str, Any] = index["about"]
-        self.clips = [CachedClip(**{**entry, "captions": tuple(entry["captions"])}) for entry in index["clips"]]
-        self.audio = np.load(folder / "audio.npy", mmap_mode="r")
+        self.audio = _map_array(folder / "audio.npy")
         self.channels: int = self.audio.shape[1]
         needed = max(clip.offset + clip.samples for clip in self.clips)
         if needed > len(self.audio):

@@ -16,19 +16,21 @@ import os
 import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sa3_mlx.common.files.atomic import WriteError, new_file, write_json
 from sa3_mlx.common.files.safetensors import array_entry, file_hash, write_tensors
 
 from .clip_cache import read_index
+from .entries import parse_entries
+from .recordings import read_json
 
 LATENT_FORMAT = "sa3-latents/2"
 _HEADER_BYTES = 256  # of a shard, so that it can be filled in when the number of rows is known
@@ -146,11 +148,23 @@ def write_latents(
 def _count(folder: Path, autoencoder: str) -> int:
     """Shards in the folder, which this autoencoder must have made."""
     index = read_index(folder, LATENT_FORMAT)
-    if index["autoencoder"] != autoencoder:
-        raise ValueError(
-            f"{folder} was encoded by autoencoder {index['autoencoder']}, not by {autoencoder}; encode it again"
-        )
-    return int(index["shards"])
+    if (made := index.get("autoencoder")) != autoencoder:
+        raise ValueError(f"{folder} was encoded by autoencoder {made}, not by {autoencoder}; encode it again")
+    count = index.get("shards")
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise ValueError(f"{folder / 'index.json'}: shards is {count!r}; expected a whole number, at least 1")
+    return count
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Name the file, and what to do, in errors of the library."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: missing; encode the recordings again")
+    try:
+        yield
+    except (SafetensorError, OSError, TypeError) as error:  # damaged, truncated, without the tensor, another dtype
+        raise ValueError(f"{path}: damaged, truncated or no file of latents; encode the recordings again") from error
 
 
 class LatentSet:
@@ -161,27 +175,34 @@ class LatentSet:
 
     def __init__(self, *folders: Path, autoencoder: str) -> None:
         self.folders, self.autoencoder = folders, autoencoder
-        shards = [shard_path(folder, number) for folder in folders for number in range(_count(folder, autoencoder))]
-        silence: Any = safe_open(folders[0] / "silence.safetensors", framework="pt")  # the library is untyped
-        self.silence: Tensor = silence.get_tensor("silence")
+        counts = [(folder, _count(folder, autoencoder)) for folder in folders]
+        quiet = folders[0] / "silence.safetensors"
+        with _reading(quiet):
+            silence: Any = safe_open(quiet, framework="pt")  # the library is untyped
+            self.silence: Tensor = silence.get_tensor("silence")
+        if self.silence.ndim != 1 or not self.silence.is_floating_point():
+            raise ValueError(f"{quiet}: expected the latent of silence (C,), got {tuple(self.silence.shape)}")
         self.channels = len(self.silence)
         self.items: list[LatentItem] = []
         self._shards: list[Any] = []
-        for path in shards:
-            self._open_shard(path)
+        for folder, count in counts:
+            for number in range(count):
+                self._open_shard(shard_path(folder, number))
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.folders))
 
     def _open_shard(self, path: Path) -> None:
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: missing; encode the recordings again")
-        about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        number = len(self._shards)
-        items = [LatentItem(**{**x, "captions": tuple(x["captions"]), "shard": number}) for x in about["items"]]
-        file: Any = safe_open(path, framework="pt")  # memory-mapped
-        latents = file.get_slice("latents")
-        rows, channels = latents.get_shape()
+        with _reading(path):
+            file: Any = safe_open(path, framework="pt")  # memory-mapped
+            latents = file.get_slice("latents")
+            shape, dtype = list(latents.get_shape()), latents.get_dtype()
+        if len(shape) != 2 or dtype != "F32":
+            raise ValueError(f"{path}: expected latents (rows, C) in float32; encode the recordings again")
+        described = path.with_suffix(".json")
+        found = parse_entries(LatentItem, read_json(described).get("items"), f"{described}: items")
+        (rows, channels), number = shape, len(self._shards)
+        items = [replace(item, shard=number) for item in found]
         needed = max((item.offset + item.frames for item in items), default=0)
         if needed > rows or channels != self.channels:
             raise ValueError(

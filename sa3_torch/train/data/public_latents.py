@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sa3_mlx.common.files.atomic import write_json
 
+from .entries import parse_entry
 from .latents import LatentItem, LatentSet, write_latents
 from .recordings import ATTRIBUTION, Credit, parse_sidecar, write_attribution
 from .user_folder import split_of
@@ -69,9 +70,12 @@ def import_public(folder: Path, out: Path, *, autoencoder: str) -> LatentSet:
     quiet = folder / "silence.npy"
     if not files or not quiet.is_file():
         raise ValueError(f"{folder}: expected NNN.npy with NNN.json, and silence.npy")
-    silence = np.load(quiet, allow_pickle=False)
-    if silence.ndim != 3:
-        raise ValueError(f"{quiet}: expected shape (1, C, T), got {silence.shape}")
+    try:
+        silence = np.load(quiet, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{quiet}: damaged, truncated or no array") from error
+    if silence.ndim != 3 or not silence.size or silence.dtype.kind not in "fiu":
+        raise ValueError(f"{quiet}: expected numbers of shape (1, C, T), got {silence.dtype} {silence.shape}")
     middle = torch.from_numpy(silence[0, :, silence.shape[2] // 2].astype(np.float32))
     return write_latents(out, _items(folder, files, autoencoder), silence=middle, autoencoder=autoencoder)
 
@@ -82,7 +86,7 @@ def _items(folder: Path, files: list[Path], autoencoder: str) -> Iterator[tuple[
             about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
             latents = np.load(path, allow_pickle=False)
             item, frames = _item(path.relative_to(folder).as_posix(), about, latents)
-        except (ValueError, OSError, KeyError) as error:
+        except (ValueError, OSError, EOFError, RecursionError) as error:
             raise ValueError(f"{path}: not a pair of the public layout ({' '.join(str(error).split())})") from error
         made = about.get("autoencoder", autoencoder)
         if made != autoencoder:
@@ -92,6 +96,8 @@ def _items(folder: Path, files: list[Path], autoencoder: str) -> Iterator[tuple[
 
 def _item(name: str, about: dict[str, Any], latents: np.ndarray) -> tuple[LatentItem, int]:
     """The item, and its valid frames."""
+    if not isinstance(about, dict) or not {"padding_mask", "prompt"} <= about.keys():
+        raise ValueError("its JSON is no object with padding_mask and prompt")
     mask = np.asarray(about["padding_mask"])
     if latents.ndim != 2 or mask.shape != (latents.shape[1],) or not mask.any():
         raise ValueError(f"latents {latents.shape} and padding_mask {mask.shape} do not belong together")
@@ -100,20 +106,23 @@ def _item(name: str, about: dict[str, Any], latents: np.ndarray) -> tuple[Latent
     sidecar = parse_sidecar({**fields, "prompt": about.get("prompts", about["prompt"])})
     if sidecar.seconds_total is None:
         raise ValueError("seconds_total is missing")
-    source = about.get("source", "")
-    item = LatentItem(
-        id=about.get("id", name),
-        captions=sidecar.captions,
-        seconds=sidecar.seconds_total,
-        shard=0,
-        offset=0,
-        frames=0,
-        kind=about.get("kind", "user"),
-        label=about.get("label", "user"),
-        midi=about.get("midi"),
-        split=about.get("split") or (split_of(source) if source else "train"),
-        source=source,
-        licence=sidecar.licence,
-        fields=sidecar.fields,
-    )
-    return item, int(np.flatnonzero(mask)[-1]) + 1
+    if not sidecar.captions:
+        raise ValueError("its prompt is empty, and a diffusion model is trained on prompts")
+    source = about.get("source") or ""
+    frames = int(np.flatnonzero(mask)[-1]) + 1
+    entry = {
+        "id": about.get("id", name),
+        "captions": sidecar.captions,
+        "seconds": sidecar.seconds_total,
+        "shard": 0,
+        "offset": 0,
+        "frames": frames,
+        "kind": about.get("kind", "user"),
+        "label": about.get("label", "user"),
+        "midi": about.get("midi"),
+        "split": about.get("split") or (split_of(source) if source else "train"),
+        "source": source,
+        "licence": sidecar.licence,
+        "fields": sidecar.fields,
+    }
+    return parse_entry(LatentItem, entry, "its JSON"), frames

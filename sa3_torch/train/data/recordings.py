@@ -39,10 +39,14 @@ class Sidecar:
 
 
 def find_audio(folder: Path) -> list[Path]:
-    """Audio files below ``folder``, sorted. Raises FileNotFoundError without the folder, ValueError without files."""
+    """Audio files below ``folder``, sorted, without ``._NAME``, in which a Mac keeps what is said of NAME.
+
+    Raises FileNotFoundError without the folder, ValueError without files.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    named = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.name[:2] != "._")
+    files = sorted(path for path in named if path.is_file())
     if not files:
         raise ValueError(f"no audio files ({', '.join(SUFFIXES)}) in {folder}")
     return files
@@ -63,7 +67,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_sidecar(path: Path) -> Sidecar:
     """The sidecar of an audio file, an empty one where there is none. Raises ValueError for one that is not valid."""
-    described, text = path.with_suffix(".json"), path.with_suffix(".txt")
+    described, text = _beside(path, ".json"), _beside(path, ".txt")
     try:
         if described.is_file():
             return parse_sidecar(json.loads(described.read_text(encoding="utf-8")))
@@ -72,6 +76,12 @@ def read_sidecar(path: Path) -> Sidecar:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"sidecar is not valid: {' '.join(str(error).split())}") from error
     return Sidecar()
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    """Return the neighbour with a suffix, in capitals where only that is there."""
+    usual, capitals = path.with_suffix(suffix), path.with_suffix(suffix.upper())
+    return capitals if capitals.is_file() and not usual.is_file() else usual
 
 
 def parse_sidecar(data: object) -> Sidecar:

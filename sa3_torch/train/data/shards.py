@@ -10,6 +10,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import lzma
+import re
+import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -24,6 +28,7 @@ from sa3_mlx.common.files.audio_file import AudioFile, check_finite
 from sa3_torch.train.run.random import Purpose, generator
 
 from .clip_cache import SAMPLE_RATE, Audio
+from .entries import parse_entries
 from .recordings import (
     ATTRIBUTION,
     SUFFIXES,
@@ -35,12 +40,17 @@ from .recordings import (
     hash_file,
     inspect,
     parse_sidecar,
+    read_json,
     read_sidecar,
     refuse_failures,
     write_attribution,
 )
 
 SHARD_FORMAT = "sa3-shards/1"
+_MAX_SHARDS, _MAX_SAMPLES = 1_000_000, 100_000_000  # of an index, of a shard
+_DIGITS = 12  # of a number in a pattern
+_NO_TAR = "no tar file with recordings, or damaged or truncated; get a complete copy"
+_UNREADABLE = (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, RecursionError)
 _CONTEXT = 1024  # samples of a file read around a piece that is resampled
 
 
@@ -208,12 +218,19 @@ def open_index(place: str) -> ShardIndex:
     _check_url(url)
     if "://" not in url and not Path(url).is_file():
         raise FileNotFoundError(f"{url}: no such file; make it with `sa3 data index` where others made the shards")
-    with closing(wds.gopen(url, "rb")) as stream:
-        data = json.loads(stream.read())
-    if data.get("format") != SHARD_FORMAT or not data["shards"]:
-        raise ValueError(f"{url}: expected format {SHARD_FORMAT} with shards, got {data.get('format')}")
+    try:
+        with closing(wds.gopen(url, "rb")) as stream:
+            data = json.loads(stream.read())
+    except _UNREADABLE as error:
+        raise ValueError(f"{url}: cannot be read, or is not valid JSON") from error
+    if not isinstance(data, dict) or data.get("format") != SHARD_FORMAT or not data.get("shards"):
+        found = data.get("format") if isinstance(data, dict) else None
+        raise ValueError(f"{url}: expected format {SHARD_FORMAT} with shards, got {found}")
     base = url.rpartition("/")[0]
-    shards = [Shard(**shard) for shard in data["shards"]]
+    shards = parse_entries(Shard, data["shards"], f"{url}: shards")
+    for shard in shards:
+        if shard.samples > _MAX_SAMPLES:
+            raise ValueError(f"{url}: {shard.name} has {shard.samples} samples; up to {_MAX_SAMPLES} are allowed")
     whole = [not base or "://" in shard.name or shard.name.startswith("/") for shard in shards]
     named = [shard.name if full else f"{base}/{shard.name}" for shard, full in zip(shards, whole, strict=True)]
     for name in named:
@@ -229,12 +246,20 @@ def _check_url(url: str) -> None:
 
 
 def index_shards(pattern: str, out: Path) -> ShardIndex:
-    """Read shards of others through once, "name-{000000..000009}.tar" or one URL, and write their index to ``out``."""
+    """Read shards of others through once, "name-{000000..000009}.tar" or one URL, and write their index to ``out``.
+
+    An index that is there is replaced. Raises ValueError for another file there, for a pattern that stands for too many
+    names, and for what is no tar file, or a damaged one.
+    """
+    if out.exists() and (not out.is_file() or read_json(out).get("format") != SHARD_FORMAT):
+        raise ValueError(f"{out}: is no index of shards, so it is not replaced; choose another name")
     wds = _library()
     shards = []
-    for url in wds.shardlists.expand_urls(pattern):
+    for url in _expand(pattern):
         _check_url(url)
         count = sum(1 for _ in read_shard(url))
+        if not count:
+            raise ValueError(f"{url}: {_NO_TAR}")
         digest, size = hashlib.sha256(), 0
         with closing(wds.gopen(url, "rb")) as stream:
             while block := stream.read(1 << 24):
@@ -246,25 +271,58 @@ def index_shards(pattern: str, out: Path) -> ShardIndex:
     return ShardIndex(shards=tuple(shards))
 
 
+def _expand(pattern: str) -> list[str]:
+    """Return the names that a pattern stands for. Raises ValueError for too many, before they are made."""
+    count = 1
+    for first, last, step in re.findall(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?\}", pattern):
+        count *= abs(int(last[:_DIGITS]) - int(first[:_DIGITS])) // max(1, abs(int(step[:_DIGITS] or 1))) + 1
+    for choices in re.findall(r"\{([^{}]*,[^{}]*)\}", pattern):
+        count *= choices.count(",") + 1
+    count *= 64 ** len(re.findall(r"\{[A-Za-z]\.\.", pattern))
+    if count > _MAX_SHARDS:
+        raise ValueError(f"{pattern}: stands for about {count:,} names; up to {_MAX_SHARDS:,} are allowed")
+    try:
+        return list(_library().shardlists.expand_urls(pattern))
+    except ValueError as error:
+        raise ValueError(f"{pattern}: not a pattern of names such as name-{{000..009}}.tar") from error
+
+
 def read_shard(url: str) -> Iterator[ShardSample]:
-    """All samples of a shard in order; those without audio, or with a JSON that is not valid, have a ``problem``."""
-    wds = _library()
-    _check_url(url)
-    for sample in wds.tariterators.tarfile_samples(iter([{"url": url}])):
+    """All samples of a shard in order; those without audio, or with a JSON that is not valid, have a ``problem``.
+
+    Raises FileNotFoundError, or ValueError for what is no tar file, or a damaged one.
+    """
+    for sample in _tar_samples(url):
         name, sidecar, problem = f"{url}: {sample['__key__']}", Sidecar(), ""
         suffix = next((name for name in SUFFIXES if name[1:] in sample), None)
         if suffix is None:
             problem = f"no audio among {', '.join(key for key in sample if key[0] != '_')}"
         try:
             sidecar = parse_sidecar(json.loads(sample["json"])) if "json" in sample else sidecar
-        except ValueError as error:
-            problem = f"sidecar is not valid: {error}"
+        except (ValueError, RecursionError) as error:
+            problem = f"sidecar is not valid: {' '.join(str(error).split())}"
         yield ShardSample(
             id=str(sidecar.fields.get("id", name)),
             sidecar=sidecar,
             problem=problem,
             data=b"" if suffix is None else sample[suffix[1:]],
         )
+
+
+def _tar_samples(url: str) -> Iterator[dict[str, Any]]:
+    """Yield the samples of a tar file as the library groups them, with errors in our own words."""
+    _check_url(url)
+    if "://" not in url and not Path(url).is_file():
+        raise FileNotFoundError(f"{url}: no such file")
+    samples = _library().tariterators.tarfile_samples(iter([{"url": url}]))
+    while True:
+        try:
+            sample = next(samples, None)
+        except _UNREADABLE as error:
+            raise ValueError(f"{url}: {_NO_TAR}") from error
+        if sample is None:
+            return
+        yield sample
 
 
 class ShardStream:

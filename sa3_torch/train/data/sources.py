@@ -71,7 +71,7 @@ class ClipSource:
         if not self._clips:
             raise ValueError("no clip of the cache has a caption, and a diffusion model is trained on captions")
         self.names = [clip.id for clip in self._clips]
-        self.rows = [(clip.id, clip.offset, clip.samples) for clip in self._clips]
+        self.rows: list[tuple[object, ...]] = [(clip.id, clip.offset, clip.samples) for clip in self._clips]
         self.listing = digest_rows(self.rows)
 
     def recording(self, number: int) -> Recording:
@@ -108,7 +108,9 @@ class FolderSource:
         self._folder, self._sample_rate, self._channels = folder, sample_rate, channels
         self._files = find_audio(folder)
         self.names = [path.relative_to(folder).as_posix() for path in self._files]
-        self.rows = [(n, path.stat().st_size) for n, path in zip(self.names, self._files, strict=True)]
+        self.rows: list[tuple[object, ...]] = [
+            (n, path.stat().st_size) for n, path in zip(self.names, self._files, strict=True)
+        ]
         self.listing = digest_rows(self.rows)
 
     def recording(self, number: int) -> Recording:
@@ -138,7 +140,9 @@ class ShardSource:
         self._sample_rate, self._channels = sample_rate, channels
         self._places = [(shard.name, place) for shard in index.shards for place in range(shard.samples)]
         self.names = [f"{name.rpartition('/')[2]}/{place}" for name, place in self._places]
-        self.rows = [(shard.name, shard.hash, place) for shard in index.shards for place in range(shard.samples)]
+        self.rows: list[tuple[object, ...]] = [
+            (shard.name, shard.hash, place) for shard in index.shards for place in range(shard.samples)
+        ]
         self.listing = digest_rows([(shard.name, shard.hash) for shard in index.shards])
         self._next, self._reader = -1, iter(())  # type: tuple[int, Iterator[ShardSample]]
 

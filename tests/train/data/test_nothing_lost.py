@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import re
+import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -180,3 +182,147 @@ def test_a_disk_that_is_full_for_a_moment_leaves_no_recording_out(
     assert not list((tmp_path / "out").glob(".*")) and not list((tmp_path / "out").glob("shard*"))
     assert run([str(word) for word in words]) == 0
     assert len(json.loads((tmp_path / "out" / "shard-00000.json").read_text())["items"]) == 102
+
+
+# --- what is damaged, or is something else
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory: pytest.TempPathFactory, autoencoder: Path) -> Path:
+    root = tmp_path_factory.mktemp("encoded")
+    _record(root / "in", "a", "b", rate=RATE_OF_MODEL)
+    words = ["pre-encode", "--data", root / "in", "--autoencoder", autoencoder, "--copies", "1", "--out", root / "out"]
+    assert run([str(word) for word in words]) == 0
+    return root / "out"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"id": None}, "entry 1: id is None; expected a text that is not empty"),
+        ({"id": ""}, "entry 1: id is ''"),
+        ({"captions": 5}, "entry 1: captions is 5; expected a list of texts"),
+        ({"captions": [5]}, r"entry 1: captions is \[5\]"),
+        ({"frames": 0}, "entry 1: frames is 0; expected a whole number, at least 1"),
+        ({"seconds": -2.0}, r"entry 1: seconds is -2\.0; expected a number of seconds, at least 0"),
+        ({"seconds": float("nan")}, "entry 1: seconds is nan"),
+        ({"offset": -1}, "entry 1: offset is -1"),
+        ({"colour": 1}, "entry 1: 'colour' is not known"),
+    ],
+)
+def test_latent_items_that_cannot_be_are_named(
+    encoded: Path, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    from sa3_torch.train.data.latents import LatentSet
+
+    shutil.copytree(encoded, tmp_path / "latents")
+    path = tmp_path / "latents" / "shard-00000.json"
+    about = json.loads(path.read_text())
+    about["items"][1] |= change
+    path.write_text(json.dumps(about))
+    digest = json.loads((encoded / "index.json").read_text())["autoencoder"]
+    with pytest.raises(ValueError, match=message) as caught:
+        LatentSet(tmp_path / "latents", autoencoder=digest)
+    assert str(caught.value).startswith(f"{path}: items: ") and "\n" not in str(caught.value)
+
+
+def test_an_item_without_an_id_is_named(encoded: Path, tmp_path: Path) -> None:
+    from sa3_torch.train.data.latents import LatentSet
+
+    shutil.copytree(encoded, tmp_path / "latents")
+    path = tmp_path / "latents" / "shard-00000.json"
+    about = json.loads(path.read_text())
+    del about["items"][0]["id"]
+    path.write_text(json.dumps(about))
+    digest = json.loads((encoded / "index.json").read_text())["autoencoder"]
+    with pytest.raises(ValueError, match="entry 0: id is missing"):
+        LatentSet(tmp_path / "latents", autoencoder=digest)
+
+
+@pytest.mark.parametrize("name", ["shard-00000.safetensors", "silence.safetensors", "index.json", "shard-00000.json"])
+@pytest.mark.parametrize("size", [0, 5, 100, -4])
+def test_damaged_latents_are_one_line(encoded: Path, tmp_path: Path, name: str, size: int) -> None:
+    from sa3_torch.train.data.latents import LatentSet
+
+    shutil.copytree(encoded, tmp_path / "latents")
+    path = tmp_path / "latents" / name
+    path.write_bytes(path.read_bytes()[:size])
+    digest = json.loads((encoded / "index.json").read_text())["autoencoder"]
+    with pytest.raises(ValueError, match="damaged, truncated|not valid JSON") as caught:
+        LatentSet(tmp_path / "latents", autoencoder=digest)
+    assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "about", [{"prompt": ""}, {"seconds_total": -1}, {"id": 3}, {"prompt": 5}, {"padding_mask": []}]
+)
+def test_public_latents_that_cannot_be_are_refused(tmp_path: Path, about: dict[str, object]) -> None:
+    from sa3_torch.train.data.public_latents import import_public
+
+    (tmp_path / "in").mkdir()
+    np.save(tmp_path / "in" / "0.npy", np.zeros((4, 2), np.float32))
+    np.save(tmp_path / "in" / "silence.npy", np.zeros((1, 4, 2), np.float32))
+    good = {"prompt": "a", "seconds_start": 0, "seconds_total": 1, "padding_mask": [1, 1], "sample_rate": 8}
+    (tmp_path / "in" / "0.json").write_text(json.dumps(good | about))
+    with pytest.raises(ValueError, match=r"0\.npy: not a pair of the public layout \("):
+        import_public(tmp_path / "in", tmp_path / "out", autoencoder="sha256:a")
+    (tmp_path / "in" / "0.json").write_text("[1]")
+    with pytest.raises(ValueError, match="its JSON is no object"):
+        import_public(tmp_path / "in", tmp_path / "out", autoencoder="sha256:a")
+    assert not (tmp_path / "out" / "index.json").exists()
+
+
+def test_shards_that_are_damaged_or_no_tar_files_are_one_line(tmp_path: Path, refused: Callable[..., str]) -> None:
+    pytest.importorskip("webdataset", reason="the training extra is not installed")
+    assert run(["data", "shards", str(_record(tmp_path / "in", "a", "b")), str(tmp_path / "out")]) == 0
+    tar, index = tmp_path / "out" / "audio-000000.tar", tmp_path / "index.json"
+    data = tar.read_bytes()
+    for size in (700, 3000, 0):
+        tar.write_bytes(data[:size])
+        assert f"{tar}: no tar file with recordings, or damaged" in refused("data", "index", tar, index)
+    tar.write_text("words " * 1000)
+    assert f"{tar}: no tar file" in refused("data", "index", tar, index)
+    assert "no such file" in refused("data", "index", tmp_path / "none.tar", index)
+    assert not index.exists()
+    tar.write_bytes(data)
+    index.write_text('{"pages": 3}')
+    assert "is no index of shards" in refused("data", "index", tar, index)
+
+
+@pytest.mark.parametrize("pattern", ["{0..999999999}.tar", "{0..9999}-{0..9999}.tar", "x{a..z}{a..z}{a..z}{a..z}.tar"])
+def test_patterns_without_an_end_are_refused_at_once(tmp_path: Path, pattern: str, refused: Callable[..., str]) -> None:
+    pytest.importorskip("webdataset", reason="the training extra is not installed")
+    started = time.monotonic()
+    assert "up to 1,000,000 are allowed" in refused("data", "index", pattern, tmp_path / "index.json")
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("size", [0, 60, 130, -1])
+def test_a_damaged_cache_is_one_line(tmp_path: Path, size: int) -> None:
+    from sa3_torch.train.data.clip_cache import ClipSet
+    from sa3_torch.train.data.user_folder import import_folder
+
+    import_folder(_record(tmp_path / "in", "a"), tmp_path / "cache", captions_required=True)
+    path = tmp_path / "cache" / "audio.npy"
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(ValueError, match=r"audio\.npy: damaged or truncated; make the cache again"):
+        ClipSet(tmp_path / "cache")
+
+
+def test_a_misspelled_folder_is_called_that(tmp_path: Path) -> None:
+    from sa3_torch.train.data.clip_cache import FORMAT, read_index
+
+    with pytest.raises(FileNotFoundError, match=r"sonuds: no such folder$"):
+        read_index(tmp_path / "sonuds", FORMAT)
+
+
+def test_folders_of_a_mac_are_read(tmp_path: Path) -> None:
+    from sa3_torch.train.data.recordings import find_audio, read_sidecar
+
+    _record(tmp_path, "a", "b")
+    (tmp_path / "._a.wav").write_bytes(b"\0\5\26\7")
+    (tmp_path / "a.txt").rename(tmp_path / "a.TXT")
+    (tmp_path / "b.JSON").write_text('{"prompt": "from b"}')
+    assert [path.name for path in find_audio(tmp_path)] == ["a.wav", "b.wav"]
+    assert read_sidecar(tmp_path / "a.wav").captions == ("sound a",)
+    assert read_sidecar(tmp_path / "b.wav").captions == ("from b",)
