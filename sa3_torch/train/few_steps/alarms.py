@@ -10,7 +10,7 @@ ROWS = 20  # over which a value is averaged before it is judged
 
 @dataclass(frozen=True)
 class HealthyRange:
-    """The range of a value of the log, and what leaving it at either end means."""
+    """Hold the range of a value of the log, and what leaving it at either end means."""
 
     low: float
     high: float
@@ -29,14 +29,14 @@ ADVERSARIAL = {  # [T7.4]
 
 @dataclass
 class BalanceAlarms:
-    """Says once for each value that it is out of its range; ``table``: name in the log -> range."""
+    """Say once for each value that it is out of its range; ``table``: name in the log -> range."""
 
     table: dict[str, HealthyRange]
     _seen: dict[str, deque[float]] = field(default_factory=dict)
     _said: set[str] = field(default_factory=set)
 
     def alarms(self, values: dict[str, float]) -> list[str]:
-        """Sentences about what has become unhealthy with this row."""
+        """Return sentences about what has become unhealthy with this row."""
         found = []
         for name, healthy in self.table.items():
             if name not in values or name in self._said:

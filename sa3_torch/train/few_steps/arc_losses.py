@@ -15,17 +15,17 @@ from torch import Tensor
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of every item over valid positions: (B, N), (B, N) bool -> (B,). Other values do not matter."""
+    """Return the mean of every item over valid positions: (B, N), (B, N) bool -> (B,). Other values do not matter."""
     return torch.where(mask, values, 0.0).sum(1) / mask.sum(1).clamp_min(1)
 
 
 def relativistic(better: Tensor, worse: Tensor, mask: Tensor) -> Tensor:
-    """softplus(worse - better) of every item: small where ``better`` has the higher scores, ln 2 where equal."""
+    """Return softplus(worse - better) of every item: small where ``better`` has the higher scores, ln 2 where equal."""
     return masked_mean(F.softplus(worse - better), mask)
 
 
 def mean_of_usable(losses: Tensor, usable: Tensor, total: int, parts: int) -> Tensor:
-    """Mean of losses (B,) over usable items: 0 without a gradient where the whole batch has none.
+    """Return the mean of losses (B,) over usable items: 0 without a gradient where the whole batch has none.
 
     ``total`` usable items are in all ``parts`` of the batch, whose results are averaged.
     """
@@ -33,12 +33,12 @@ def mean_of_usable(losses: Tensor, usable: Tensor, total: int, parts: int) -> Te
 
 
 def finite_difference(scores: Tensor, moved: Tensor, mask: Tensor) -> Tensor:
-    """Squared change of the scores of every item under a small step of its input -> (B,)."""
+    """Return the squared change of the scores of every item under a small step of its input: (B,)."""
     return masked_mean((moved - scores).square(), mask)
 
 
 def geodesic(a: Tensor, u: Tensor) -> Tensor:
-    """2 arcsin^2(|a - u| / 2) of unit vectors (B, E) -> (B,): 0 where equal, pi^2 / 8 at right angles.
+    """Return 2 arcsin^2(|a - u| / 2) of unit vectors (B, E): (B,), 0 where equal, pi^2 / 8 at right angles.
 
     The slope is infinite at opposite vectors; the argument stays below 1 - 1e-6.
     """
@@ -47,7 +47,7 @@ def geodesic(a: Tensor, u: Tensor) -> Tensor:
 
 
 def other_prompts(captions: Sequence[str], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """For every item another one whose prompt it gets: order (B,), a permutation, and which are usable (B,) bool.
+    """Draw for every item another whose prompt it gets: order (B,), a permutation, and which are usable (B,) bool.
 
     Items are sorted by caption in random order, then moved on by the size of the largest group: nobody gets an equal
     caption unless one fills more than half of the batch; then as few as possible do, and are not usable.

@@ -1,7 +1,7 @@
 """Heads of the latent discriminator: hidden states to a map of scores [T7.1].
 
 What stands at frames that are not valid changes no score: it is zeroed before every convolution, and group norm takes
-its statistics over valid positions alone. All convolutions pad so that n frames give ceil(n / stride) positions; the
+its statistics over valid positions only. All convolutions pad so that n frames give ceil(n / stride) positions; the
 official last kernel of 4 without padding, which needs 64 frames, differs in that.
 
 Shapes: B batch, T latent frames, N positions of scores, W channels. Channels-first inside.
@@ -39,7 +39,7 @@ class HeadConfig(Config):
 
 
 class MaskedGroupNorm(nn.Module):
-    """Group norm whose statistics, in fp32, are those of valid positions."""
+    """Apply group norm whose statistics, in fp32, are those of valid positions."""
 
     def __init__(self, groups: int, width: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class MaskedGroupNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """(B, W, N), mask (B, N) -> (B, W, N) float32, zero where not valid."""
+        """Map (B, W, N), mask (B, N) to (B, W, N) float32, zero where not valid."""
         mask = mask[:, None, None]  # (B, 1, 1, N)
         grouped = torch.where(mask, x.float().unflatten(1, (self.groups, -1)), 0.0)  # (B, G, W / G, N)
         count = mask.sum((2, 3), keepdim=True).clamp_min(1) * grouped.shape[2]
@@ -60,7 +60,7 @@ class MaskedGroupNorm(nn.Module):
 
 
 class Strided(nn.Module):
-    """Half as many positions: convolution k4 s2 p1, group norm, SiLU."""
+    """Halve the positions: convolution k4 s2 p1, group norm, SiLU."""
 
     def __init__(self, width_in: int, width: int, groups: int) -> None:
         super().__init__()

@@ -64,7 +64,7 @@ class StartModel:
 
     @classmethod
     def open(cls, folder: Path, latents: Sequence[Path], autoencoder: Path | None) -> Self:
-        """``autoencoder`` is the folder of the one that made the latents; needed where the model does not say which.
+        """Open all of it; ``autoencoder`` is the folder of the one that made the latents, where the model does not say.
 
         Raises FileNotFoundError or ValueError for what is missing or does not belong together.
         """

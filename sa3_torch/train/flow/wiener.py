@@ -31,7 +31,7 @@ _FEWEST = 8  # clips of a fit
 
 @dataclass(frozen=True, kw_only=True)
 class Gaussian:
-    """N(mean, Sigma): eigenvalues ``values`` (R,) along ``vectors`` (D, R), ``rest`` in every other direction."""
+    """Hold N(mean, Sigma): eigenvalues ``values`` (R,) along ``vectors`` (D, R), ``rest`` in every other direction."""
 
     mean: Float  # (D,)
     values: Float
@@ -41,7 +41,7 @@ class Gaussian:
 
     @classmethod
     def fit(cls, samples: NDArray[np.floating]) -> Gaussian:
-        """From samples (N, D): sample covariance, shrunk towards the identity as Ledoit and Wolf (2004) do."""
+        """Fit samples (N, D) by their covariance, shrunk towards the identity as Ledoit and Wolf (2004) do."""
         if samples.ndim != 2 or len(samples) < 2:
             raise ValueError(f"samples have shape {samples.shape}: expected (N, D) with N at least 2")
         count, size = samples.shape
@@ -70,7 +70,7 @@ class Gaussian:
         )
 
     def velocity(self, x: NDArray[np.floating], t: float) -> Float:
-        """Linear estimate of the velocity at states (N, D) of time ``t`` in (0, 1] -> (N, D)."""
+        """Estimate the velocity linearly at states (N, D) of time ``t`` in (0, 1] -> (N, D)."""
         y = x - (1 - t) * self.mean
         outside = _slope(np.array(self.rest), t)
         along = (y @ self.vectors) * (_slope(self.values, t) - outside)
@@ -82,12 +82,12 @@ def _slope(values: Float, t: float) -> Float:
 
 
 def wiener_error(values: NDArray[np.floating], t: float) -> float:
-    """Mean squared error of the velocity in closed form, for data whose true covariance has these eigenvalues."""
+    """Return the mean squared error of the velocity in closed form, for data whose covariance has these eigenvalues."""
     return float(np.mean(values / ((1 - t) ** 2 * values + t * t)))
 
 
 class WienerBaseline:
-    """Fitted on training latents: a sequence of (T, C), one a clip.
+    """Predict velocities by what is fitted to training latents, a sequence of (T, C), one a clip.
 
     ``scope`` "clip" falls back to "frame" for lengths of which there are fewer than eight training clips or whose clips
     have more than ``LARGEST`` values. Fits are made when a length is first asked for.
@@ -104,7 +104,7 @@ class WienerBaseline:
         self._clips: dict[int, Gaussian | None] = {}
 
     def fit_of(self, frames: int) -> Gaussian | None:
-        """The fit for clips of so many frames; None: that of single frames is used."""
+        """Return the fit for clips of so many frames; None: that of single frames is used."""
         if frames not in self._clips:
             enough = [z for z in self._latents if len(z) >= frames] if self.scope == "clip" else []
             possible = len(enough) >= _FEWEST and frames * enough[0].shape[1] <= LARGEST
@@ -114,13 +114,15 @@ class WienerBaseline:
         return self._clips[frames]
 
     def velocity(self, x: NDArray[np.floating], t: float) -> Float:
-        """States (T, C) of one clip at time ``t`` -> (T, C)."""
+        """Estimate the velocity at states (T, C) of one clip at time ``t`` -> (T, C)."""
         fit = self.fit_of(len(x))
         return self.frame.velocity(x, t) if fit is None else fit.velocity(x.reshape(1, -1), t).reshape(x.shape)
 
     def errors(self, z: NDArray[np.floating], valid: NDArray[np.bool_], noise: NDArray[np.floating], t: float) -> Float:
-        """Mean squared error of the velocity over the valid frames of every clip: z, noise (B, T, C), valid (B, T) with
-        the padding last -> (B,)."""
+        """Return the mean squared error of the velocity over the valid frames of every clip: (B,).
+
+        z, noise (B, T, C); valid (B, T) with the padding last.
+        """
         found = []
         for clip, length, eps in zip(z, valid.sum(axis=1).tolist(), noise, strict=True):
             data, eps = clip[:length].astype(np.float64), eps[:length].astype(np.float64)
@@ -129,7 +131,7 @@ class WienerBaseline:
         return np.array(found)
 
     def zero_errors(self, z: NDArray[np.floating], valid: NDArray[np.bool_], noise: NDArray[np.floating]) -> Float:
-        """As ``errors`` for the prediction of the mean, which is the same at all times: about 1 + the variance."""
+        """Return the same for the prediction of the mean, at all times: about 1 + the variance."""
         found = []
         for clip, length, eps in zip(z, valid.sum(axis=1).tolist(), noise, strict=True):
             velocity = eps[:length].astype(np.float64) - clip[:length]

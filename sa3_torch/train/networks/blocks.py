@@ -15,7 +15,7 @@ from sa3_torch.layers import FeedForward, RMSNorm, Rope, modulate
 
 
 class ModulatedBlock(nn.Module):
-    """Modulated self-attention and feed-forward as in the DiT; both end in zeros at the start."""
+    """Apply modulated self-attention and feed-forward as in the DiT; both end in zeros at the start."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class ModulatedBlock(nn.Module):
             nn.init.zeros_(last.weight)
 
     def forward(self, x: Tensor, modulation: Tensor, table: Rope, attend: Attend) -> Tensor:
-        """x (B, N, D), modulation (B, 6 D) -> (B, N, D)"""
+        """Map x (B, N, D), with modulation (B, 6 D), to (B, N, D)."""
         parts = (self.scale_shift_gate + modulation)[:, None].chunk(6, dim=-1)  # (B, 1, D) each
         scale_a, shift_a, gate_a, scale_f, shift_f, gate_f = parts
         h = self.self_attn(modulate(self.pre_norm(x), 1 + scale_a, shift_a), table, attend)

@@ -44,7 +44,7 @@ ZERO_MAPS = ("to_modulation.fc2.weight", "preprocess.weight", "postprocess.weigh
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """What torch draws inside, such as default initial weights, follows from ``seed``; its generator is put back."""
+    """Let what torch draws inside, such as default initial weights, follow from ``seed``; its generator is put back."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
@@ -52,7 +52,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 @torch.no_grad()
 def init_autoencoder(same: SAME, audio: Tensor, seed: int) -> None:
-    """Overwrite all weights. ``audio`` (B, L, channels) gives the principal components; L is a multiple of the patch.
+    """Set all weights. ``audio`` (B, L, channels) gives the principal components; L is a multiple of the patch.
 
     Raises ValueError when it holds fewer loud patches than the model is wide.
     """
@@ -83,7 +83,7 @@ def init_autoencoder(same: SAME, audio: Tensor, seed: int) -> None:
 
 
 def _principal_components(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Singular values and right singular vectors of (n, m), the same for any number of threads.
+    """Return singular values and right singular vectors of (n, m), the same for any number of threads.
 
     So in float64, as the vectors of nearly equal values are sensitive, and with signs that a fixed direction chooses.
     """
@@ -95,7 +95,7 @@ def _principal_components(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def init_student(student: SAME, teacher: SAME, audio: Tensor, seed: int) -> None:
-    """``init_autoencoder``, then the latents of both are brought together by least squares on ``audio``.
+    """Start as ``init_autoencoder``, then bring the latents of both together by least squares on ``audio``.
 
     The last map of the student's encoder gives the teacher's latents as well as a linear map of its tokens can; the
     first map of its decoder takes them to the student's own code, on which the rest was initialised.
@@ -114,7 +114,7 @@ def init_student(student: SAME, teacher: SAME, audio: Tensor, seed: int) -> None
 
 
 def _ridge(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight (O, I) and bias (O,) of the linear map nearest to x (N, I) -> y (N, O)."""
+    """Return weight (O, I) and bias (O,) of the linear map nearest to x (N, I) -> y (N, O)."""
     mean_x, mean_y = x.mean(0), y.mean(0)
     x, y = (x - mean_x).double(), (y - mean_y).double()
     gram = x.T @ x
@@ -164,7 +164,7 @@ def _init_attention(layer: SAMEBlock, config: SAMEConfig, first: int, random: to
 
 
 def position_query(number: int, stride: int) -> Tensor:
-    """What the ``number``-th head of a stack asks for from a new token: 1 to ``stride`` tokens back -> (head size,)."""
+    """Return what the ``number``-th head of a stack asks for from a new token, 1 to ``stride`` back: (head size,)."""
     half, frequencies = ROTARY_SIZE // 2, torch.tensor(ROTARY_FREQUENCIES)
     distance = number % stride + 1
     look_back = torch.zeros(HEAD_SIZE)
@@ -175,7 +175,7 @@ def position_query(number: int, stride: int) -> Tensor:
 
 @torch.no_grad()
 def init_dit(dit: DiT, seed: int) -> None:
-    """Xavier for matrices; zero for what ends a branch, so every block starts as the identity."""
+    """Set matrices by Xavier, and to zero what ends a branch, so every block starts as the identity."""
     random = torch.Generator().manual_seed(seed)
     for name, parameter in dit.named_parameters():
         ends_branch = name.startswith("layers.") and name.endswith(("to_out.weight", "proj_out.weight", "fc2.weight"))
@@ -191,7 +191,7 @@ def init_dit(dit: DiT, seed: int) -> None:
 
 @torch.no_grad()
 def init_conditioner(conditioner: Conditioner, seed: int) -> None:
-    """Learned padding at zero, Xavier for the duration embedding."""
+    """Set the learned padding to zero and the duration embedding by Xavier."""
     conditioner.padding_embedding.zero_()
     nn.init.xavier_uniform_(conditioner.seconds_embed.weight, generator=torch.Generator().manual_seed(seed))
     conditioner.seconds_embed.bias.zero_()
@@ -199,7 +199,7 @@ def init_conditioner(conditioner: Conditioner, seed: int) -> None:
 
 @torch.no_grad()
 def init_text_encoder(encoder: T5GemmaEncoder, seed: int) -> None:
-    """For models that train their own small text encoder: unit-scale embeddings after the sqrt(width) factor."""
+    """Set a small text encoder that is trained along: unit-scale embeddings after the sqrt(width) factor."""
     random = torch.Generator().manual_seed(seed)
     for name, parameter in encoder.named_parameters():
         if name == "embed_tokens.weight":

@@ -44,7 +44,7 @@ class RunLog:
         self._bar = tqdm(total=steps, initial=step, desc=name, unit="step", mininterval=2.0)
 
     def _forget_after(self, step: int) -> None:
-        """Rows behind the checkpoint that is resumed from are written again; a torn last line is dropped."""
+        """Drop rows after the checkpoint that is resumed from, which are written again, and a torn last line."""
         if not self.path.is_file():
             return
         kept = []
@@ -58,7 +58,7 @@ class RunLog:
         self.path.write_text("".join(kept), encoding="utf-8")
 
     def write(self, row: Row) -> None:
-        """A row with its "step"."""
+        """Write a row with its "step"."""
         if self._bar is None:
             return
         with self.path.open("a", encoding="utf-8") as file:
@@ -68,7 +68,7 @@ class RunLog:
                 self._board.add_scalar(name, value, row["step"])
 
     def advance(self, terms: dict[str, float] | None) -> None:
-        """One step further; ``terms`` are shown behind the bar."""
+        """Move one step on; ``terms`` are shown after the bar."""
         if self._bar is not None:
             if terms is not None:
                 self._bar.set_postfix({name: f"{value:.3f}" for name, value in terms.items()}, refresh=False)
@@ -88,7 +88,7 @@ class RunLog:
 
 
 def save_sound(path: Path, audio: NDArray[np.float32], sample_rate: int, *, title: str) -> None:
-    """Audio (L, channels), clipped to [-1, 1], to ``path`` (.wav), and its spectrogram beside it (.png)."""
+    """Write audio (L, channels), clipped to [-1, 1], to ``path`` (.wav), and its spectrogram beside it (.png)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sf.write(path, audio.clip(-1, 1), sample_rate)
     save_spectrogram(path.with_suffix(".png"), audio, sample_rate, title=title)

@@ -46,7 +46,7 @@ class OptimizerConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Parameters that are trained together: those of ``network`` that require a gradient."""
+    """Hold parameters that are trained together: those of ``network`` that require a gradient."""
 
     network: nn.Module
     optimizer: OptimizerConfig
@@ -63,7 +63,7 @@ def take_turn(trained: Trained, turn: str | None) -> None:
 
 
 def learning_rate_at(config: OptimizerConfig, *, step: int, steps: int, update: int) -> float:
-    """Rate of a group in ``step`` of ``steps``, which is its own ``update``-th, counted from 0.
+    """Return the rate of a group in ``step`` of ``steps``, which is its own ``update``-th, counted from 0.
 
     cosine: linear warm-up, then from learning_rate to final_learning_rate. inverse:
     (1 - w^(k+1)) max(floor, base (1 + k / gamma)^-0.5) with w = 1 - 1 / warmup_steps [T0.4].
@@ -95,7 +95,7 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def optimizer_tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The state itself, not a copy, by parameter name: "encoder.mapping.weight/exp_avg"."""
+    """Return the state itself, not a copy, by parameter name: "encoder.mapping.weight/exp_avg"."""
     return {
         f"{name}/{key}": value
         for name, parameter in network.named_parameters()
@@ -105,7 +105,7 @@ def optimizer_tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> d
 
 
 class Ema:
-    """Power EMA: its k-th update has beta_k = min(decay, 1 - (1 + k)^-3/4); buffers are copied [T0.4].
+    """Average weights: the k-th update has beta_k = min(decay, 1 - (1 + k)^-3/4); buffers are copied [T0.4].
 
     It is updated in every ``every``-th step; for the first ``after`` steps it is a copy of the weights (1.3, step 5).
     """
@@ -136,7 +136,7 @@ class Ema:
 
 
 class UpdateRatio:
-    """|change| / |weights| of an optimiser's update, over the first SAMPLED values of every parameter of a process."""
+    """Measure |change| / |weights| of an optimiser's update, over the first SAMPLED values of every parameter."""
 
     @torch.no_grad()
     def __init__(self, parameters: list[Tensor]) -> None:
@@ -149,7 +149,7 @@ class UpdateRatio:
 
     @torch.no_grad()
     def after(self) -> float:
-        """The same on all processes."""
+        """Return the ratio, the same on all processes."""
         pairs = [(self._sample(p) - b, b) for p, b in zip(self.parameters, self.before, strict=True)]
         squares = [torch.stack([change.square().sum(), before.square().sum()]) for change, before in pairs]
         change, weights = total(torch.stack(squares).sum(0)).tolist()

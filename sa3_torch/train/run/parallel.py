@@ -47,13 +47,13 @@ UNITS: dict[type[nn.Module], tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class BatchSlice:
-    """Which of ``world`` equal slices of the global batch: that of a process, or one of its micro-batches."""
+    """Say which of ``world`` equal slices of the global batch: that of a process, or one of its micro-batches."""
 
     rank: int = 0
     world: int = 1
 
     def rows(self, batch: int) -> slice:
-        """The rows of a global batch that are in this slice. Raises ConfigError when they cannot be equally many."""
+        """Return the rows of a global batch in this slice. Raises ConfigError when they cannot be equally many."""
         if batch % self.world:
             raise ConfigError(
                 f"batch is {batch}: {self.world} parts (processes times train.accumulate) need a multiple of it"
@@ -62,7 +62,7 @@ class BatchSlice:
         return slice(self.rank * size, (self.rank + 1) * size)
 
     def micro_batches(self, count: int) -> list[BatchSlice]:
-        """This slice cut into ``count``; one process with two micro-batches reads what two processes read."""
+        """Cut this slice into ``count``; one process with two micro-batches reads what two processes read."""
         return [BatchSlice(rank=self.rank * count + i, world=self.world * count) for i in range(count)]
 
 
@@ -88,12 +88,12 @@ def own_slice() -> BatchSlice:
 
 
 def is_first() -> bool:
-    """Whether this process writes logs and files."""
+    """Return whether this process writes logs and files."""
     return own_slice().rank == 0
 
 
 def wait() -> None:
-    """Until all processes are here."""
+    """Wait until all processes are here."""
     if dist.is_initialized():
         dist.barrier()
 
@@ -107,7 +107,7 @@ def of_first(value: Value | None) -> Value:
 
 
 def own_device() -> torch.device:
-    """The GPU of this process when there is one, else the CPU."""
+    """Return the GPU of this process when there is one, else the CPU."""
     if not torch.cuda.is_available() or (dist.is_initialized() and dist.get_backend() == "gloo"):
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
@@ -133,7 +133,7 @@ def moments(x: Tensor) -> Tensor:
 
 
 def std_of(moments: Tensor) -> Tensor:
-    """Standard deviation over all processes from the ``moments`` of each: scalar float32, the same everywhere."""
+    """Return the standard deviation over all processes from the ``moments`` of each: float32, the same everywhere."""
     count, first, second = total(moments)
     return ((second - first.square() / count) / (count - 1)).clamp_min(0).sqrt().float()
 
@@ -150,7 +150,7 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 def follow(average: Tensor, value: Tensor, decay: float) -> None:
-    """average <- decay average + (1 - decay) value, in place, unless the value is not finite.
+    """Set average <- decay average + (1 - decay) value, in place, unless the value is not finite.
 
     ``value`` must be the same on all processes (``std_of``, ``mean``).
     """
@@ -159,7 +159,7 @@ def follow(average: Tensor, value: Tensor, decay: float) -> None:
 
 
 class Turn(nn.Module):
-    """Owns the networks of a turn and runs ``work`` inside its forward, where the hooks of DDP and FSDP2 are in place.
+    """Own the networks of a turn and run ``work`` inside its forward, where the hooks of DDP and FSDP2 are in place.
 
     So ``work`` may call the raw networks, and parts of them, as it likes.
     """
@@ -173,7 +173,7 @@ class Turn(nn.Module):
 
 
 def wrap_ddp(networks: dict[str, nn.Module]) -> dict[str, nn.Module]:
-    """A wrapper per group: in the turn of one, the others are raw, frozen modules."""
+    """Make a wrapper per group: in the turn of one, the others are raw, frozen modules."""
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # a new name since torch 2.13
         return {
             name: DistributedDataParallel(Turn({name: network}), broadcast_buffers=False)
@@ -182,7 +182,7 @@ def wrap_ddp(networks: dict[str, nn.Module]) -> dict[str, nn.Module]:
 
 
 def wrap_fsdp(networks: dict[str, nn.Module], device: torch.device, *, bf16: bool) -> dict[str, nn.Module]:
-    """Shards the networks in place, by ``UNITS``, then the rest; one wrapper for all turns.
+    """Shard the networks in place, by ``UNITS``, then the rest; return one wrapper for all turns.
 
     ``bf16``: units travel in bf16, their gradients in fp32; what lies outside of units stays fp32.
     """
@@ -208,7 +208,7 @@ def wrap_fsdp(networks: dict[str, nn.Module], device: torch.device, *, bf16: boo
 
 @contextmanager
 def last_micro_batch(turn: nn.Module, last: bool) -> Iterator[None]:
-    """Gradients are exchanged in the last micro-batch alone."""
+    """Exchange gradients only in the last micro-batch."""
     if isinstance(turn, FSDPModule):
         turn.set_requires_gradient_sync(last)
         yield
@@ -221,7 +221,7 @@ def last_micro_batch(turn: nn.Module, last: bool) -> Iterator[None]:
 
 @contextmanager
 def whole_weights(turn: nn.Module) -> Iterator[None]:
-    """Every sharded parameter in full on each process, so that one alone can run forward passes."""
+    """Keep every sharded parameter in full on each process, so that a single one can run forward passes."""
     units = [module for module in turn.modules() if isinstance(module, FSDPModule)]
     for unit in units:
         unit.set_reshard_after_forward(False, recurse=False)
@@ -235,7 +235,7 @@ def whole_weights(turn: nn.Module) -> Iterator[None]:
 
 
 def gather(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of sharded tensors in full, on the CPU of the first process; the others get an empty dictionary."""
+    """Copy sharded tensors in full to the CPU of the first process; the others get an empty dictionary."""
     kept: dict[str, Tensor] = {}
     for name, tensor in state.items():
         full = whole(tensor)
@@ -245,15 +245,15 @@ def gather(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor in full, on every process; any other as it is."""
+    """Return a sharded tensor in full, on every process; any other as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def own_share(tensor: Tensor) -> Tensor:
-    """What this process holds of a sharded tensor; any other as it is."""
+    """Return what this process holds of a sharded tensor; any other as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def clip(parameters: list[Tensor], limit: float) -> Tensor:
-    """Scales gradients down to a norm of at most ``limit``; returns the norm before, the same on all processes."""
+    """Scale gradients down to a norm of at most ``limit``; return the norm before, the same on all processes."""
     return whole(nn.utils.clip_grad_norm_(parameters, limit))

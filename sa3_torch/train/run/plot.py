@@ -67,7 +67,7 @@ def plot_run(folder: Path, title: str) -> Path:
 
 
 def _plot_terms(panel: Axes, terms: dict[str, list[tuple[int, float]]]) -> None:
-    """Running means of the training terms, their names beside them."""
+    """Draw running means of the training terms, their names beside them."""
     for number, (name, points) in enumerate(terms.items()):
         steps, values = (np.array(column) for column in zip(*points, strict=True))
         ends = np.arange(1, len(values) + 1)

@@ -1,4 +1,4 @@
-"""Activation checkpointing: blocks keep their inputs alone and compute the rest again in the backward pass.
+"""Activation checkpointing: blocks keep only their inputs and compute the rest again in the backward pass.
 
 Gradients are the same, bit for bit, for a third more arithmetic [T10].
 """
@@ -22,7 +22,7 @@ METHODS: dict[type[nn.Module], tuple[str, ...]] = {
 
 
 def checkpoint_blocks(network: nn.Module) -> None:
-    """From now on the transformer blocks inside ``network`` do so. Names and weights stay.
+    """Let the transformer blocks inside ``network`` do so from now on. Names and weights stay.
 
     Before FSDP2 wraps them, so that they are gathered when they compute again; they draw no random numbers.
     """

@@ -73,7 +73,7 @@ def _storage(tensor: Tensor) -> torch.UntypedStorage:
 
 
 def networks_of(stage: Stage) -> dict[str, nn.Module]:
-    """All that a stage holds, by the name of its attribute: trained ones under the names of their groups, first."""
+    """Find all networks that a stage holds, by names of attributes; trained ones by those of their groups, first."""
     found = {name: group.network for name, group in stage.groups.items()}
     inside = {number for network in found.values() for number in _tensors(network)}
     for name, network in _modules(stage, 2):
@@ -89,7 +89,7 @@ def _tensors(network: nn.Module) -> set[int]:
 
 
 def _modules(holder: object, depth: int) -> Iterator[tuple[str, nn.Module]]:
-    """Modules among the attributes of an object, in its dictionaries, and in objects of this package that it holds."""
+    """Yield modules among the attributes of an object, in its dictionaries, and in objects of ours that it holds."""
     for name, value in vars(holder).items():
         for key, one in value.items() if isinstance(value, dict) else [(name, value)]:
             if isinstance(one, nn.Module):
@@ -103,7 +103,7 @@ def make_fake(networks: dict[str, nn.Module]) -> None:
     mode, made = FakeTensorMode(allow_non_fake_inputs=True), dict[int, tuple[Tensor, Tensor]]()
 
     def fake(tensor: Tensor) -> Tensor:
-        """One for each, which is kept, so that no other gets its number."""
+        """Make one for each tensor, which is kept, so that no other gets its number."""
         if id(tensor) not in made:
             value: Tensor = mode.from_tensor(tensor.detach(), static_shapes=True)
             if isinstance(tensor, nn.Parameter):
@@ -120,7 +120,7 @@ def make_fake(networks: dict[str, nn.Module]) -> None:
 
 
 def trained_of(stage: Stage) -> Trained:
-    """Before the first turn, which freezes the other groups."""
+    """Return the trained parameters, before the first turn, which freezes the other groups."""
     return {
         name: [parameter for parameter in group.network.parameters() if parameter.requires_grad]
         for name, group in stage.groups.items()

@@ -16,7 +16,7 @@ PRODUCT = 1024  # rows of the product that is timed where a chip's rate is not k
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """``rates`` in FLOP/s by precision, ``memory`` in bytes."""
+    """Describe a device: ``rates`` in FLOP/s by precision, ``memory`` in bytes."""
 
     name: str
     gpu: bool
@@ -26,7 +26,7 @@ class Device:
 
     @classmethod
     def find(cls, name: str | None) -> Self:
-        """A chip with memory of its own by its name, or what this process would train on.
+        """Return a chip with memory of its own by its name, or what this process would train on.
 
         Raises ValueError for an unknown name.
         """
@@ -53,7 +53,7 @@ class Device:
 
 
 def _product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a plain product, the best of a few."""
+    """Measure the FLOP/s of a plain product, the best of a few."""
     a = torch.ones(PRODUCT, PRODUCT, device=device, dtype=dtype)
     best = float("inf")
     for _ in range(4):

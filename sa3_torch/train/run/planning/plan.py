@@ -37,7 +37,7 @@ TIMED_STEPS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes of one process at the worst moment of a step."""
+    """Hold the bytes of one process at the worst moment of a step."""
 
     weights: int  # of networks that are trained
     gradients: int
@@ -54,7 +54,7 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """``parameters``: name of the network -> trained and frozen ones."""
+    """Hold what a training takes. ``parameters``: name of the network -> trained and frozen ones."""
 
     stage: str
     train: TrainConfig
@@ -69,14 +69,14 @@ class TrainingPlan:
 
     @property
     def seconds(self) -> float:
-        """Of a step."""
+        """Return those of a step."""
         if self.timed is not None:
             return self.timed
         return self.flops / self.device.rates[self.precision] / (UTILISATION if self.device.nominal else 1)
 
     @property
     def room(self) -> int:
-        """Bytes for a process: every one has a GPU of its own, or its share of the machine."""
+        """Return the bytes for a process: every one has a GPU of its own, or its share of the machine."""
         return int(self.device.memory / (1 if self.device.gpu else self.processes))
 
     def check(self) -> None:
@@ -132,7 +132,7 @@ class TrainingPlan:
 
 
 def make_plan(stage: Stage, train: TrainConfig, *, processes: int, device: Device, timed: bool) -> TrainingPlan:
-    """The plan of a new stage, which is of no use afterwards: its weights lose their values.
+    """Plan the run of a new stage, which is of no use afterwards: its weights lose their values.
 
     Raises ConfigError where the batch cannot be cut into equal parts.
     """
@@ -177,7 +177,7 @@ def _window(steps: int) -> range:
 
 
 def _turns(stage: Stage, steps: int) -> list[tuple[str, int]]:
-    """Every group's turn late in the run."""
+    """Find a turn of every group late in the run."""
     found: dict[str, int] = {}
     for step in _window(steps):
         found.setdefault(stage.turn(step), step)
@@ -199,7 +199,7 @@ def _bytes(network: nn.Module) -> int:
 
 
 def _constant_memory(stage: Stage, trained: Trained, networks: Mapping[str, nn.Module]) -> Memory:
-    """What is there whatever the batch."""
+    """Count what is there whatever the batch."""
     states = [make_optimizer(group).state for group in stage.groups.values()]
     return Memory(
         weights=sum(_bytes(networks[name]) for name in trained),
@@ -213,7 +213,7 @@ def _constant_memory(stage: Stage, trained: Trained, networks: Mapping[str, nn.M
 
 
 def _with_step(memory: Memory, counts: list[StepCount], train: TrainConfig, device: Device) -> Memory:
-    """The worst of the backward passes and of the optimiser's updates.
+    """Add the worst of the backward passes and of the optimiser's updates.
 
     In a later micro-batch the gradients of the earlier ones are there already. On a GPU the update makes one more copy
     of what it changes.
@@ -227,7 +227,8 @@ def _with_step(memory: Memory, counts: list[StepCount], train: TrainConfig, devi
 
 
 def _spread(memory: Memory, stage: Stage, train: TrainConfig, processes: int) -> Memory:
-    """DDP adds a copy of all gradients; FSDP2 cuts everything that is trained, and gathers a unit and the next."""
+    """Add what several processes take: DDP a copy of all gradients; FSDP2 cuts all that is trained, and gathers a unit
+    and the next."""
     networks = [group.network for group in stage.groups.values()]
     parameters = sum(p.nbytes for network in networks for p in network.parameters() if p.requires_grad)
     if train.parallel == "ddp":
@@ -246,7 +247,7 @@ def _spread(memory: Memory, stage: Stage, train: TrainConfig, processes: int) ->
 
 
 def _own_bytes(unit: nn.Module) -> int:
-    """Of parameters that no unit inside of it gathers."""
+    """Count the bytes of parameters that no unit inside of this one gathers."""
     own = sum(parameter.nbytes for parameter in unit.parameters(recurse=False))
     return own + sum(_own_bytes(child) for child in unit.children() if type(child) not in UNITS)
 
@@ -285,5 +286,5 @@ def _count(parameters: int) -> str:
 
 
 def _time(seconds: float) -> str:
-    """Hours, minutes and seconds."""
+    """Write hours, minutes and seconds."""
     return str(timedelta(seconds=round(seconds)))

@@ -13,7 +13,7 @@ TIMED_STEPS = 5
 
 
 def time_precisions(stage: Stage) -> dict[str, float]:
-    """Seconds of forward and backward of the first step, the mean over five and over processes, for fp32 and bf16.
+    """Return seconds of forward and backward of the first step, the mean over five and over processes, by precision.
 
     Leaves weights and buffers as they were, and no gradients.
     """
