@@ -7,6 +7,7 @@ import shlex
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import click
 import pytest
@@ -75,7 +76,7 @@ def test_after_a_training(
     monkeypatch.setenv("SA3_HOME", str(tmp_path / "home"))
     function, stage, arguments, expected = COMMANDS[module]
     found = importlib.import_module(f"sa3_torch.train.{module}")
-    made = SimpleNamespace(parents={}, digest="", clips=None, shards=None)
+    made = MagicMock(parents={}, digest="")
     monkeypatch.setattr(found, stage, lambda *_, **__: made)
     for name in ("open_audio", "LatentSet"):
         monkeypatch.setattr(found, name, lambda *_, **__: made, raising=False)

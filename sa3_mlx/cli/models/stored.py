@@ -16,28 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from sa3_mlx.common.adapters.format import ADAPTER_FORMAT, METADATA_KEY
+from sa3_mlx.common.files.objects import read_object
 from sa3_mlx.common.files.safetensors import TensorFile, file_hash
 from sa3_mlx.common.model.checkpoint import CONFIG_FILE
 
 Facts = dict[str, Any]
 INDEX_FILE, SETTINGS_FILE = "index.json", "settings.json"
-JSON_MAX = 1 << 29  # bytes
 _TAIL = 1 << 16  # bytes of a log in which its last rows are
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises FileNotFoundError without the file, ValueError for anything else."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    if path.stat().st_size > JSON_MAX:
-        raise ValueError(f"{path}: more than {JSON_MAX >> 20} MiB, no file of sa3 is that large")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: expected an object, got {type(data).__name__}")
-    return data
 
 
 def describe_folder(folder: Path) -> Facts | None:

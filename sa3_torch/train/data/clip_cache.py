@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sa3_mlx.common.files.atomic import new_folder, write_json
+from sa3_mlx.common.files.objects import read_object
 
 from .entries import parse_entries
-from .recordings import ATTRIBUTION, Credit, read_json, write_attribution
+from .recordings import ATTRIBUTION, Credit, write_attribution
 
 FORMAT = "sa3-clips/1"
 SAMPLE_RATE = 44_100
@@ -153,7 +154,7 @@ def read_index(folder: Path, *expected: str) -> dict[str, Any]:
         raise FileNotFoundError(f"{folder}: no such folder")
     if not path.is_file():
         raise FileNotFoundError(f"{folder}: no index.json, so it is not a complete {names} cache; make it again")
-    index = read_json(path)
+    index = read_object(path)
     found = index.get("format")
     if found not in expected:
         raise ValueError(f"{path}: expected format {names}, got {found}")

@@ -26,11 +26,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sa3_mlx.common.files.atomic import WriteError, new_file, write_json
+from sa3_mlx.common.files.objects import read_object
 from sa3_mlx.common.files.safetensors import array_entry, file_hash, write_tensors
 
 from .clip_cache import read_index
 from .entries import parse_entries
-from .recordings import read_json
 
 LATENT_FORMAT = "sa3-latents/2"
 _HEADER_BYTES = 256  # of a shard, so that it can be filled in when the number of rows is known
@@ -200,7 +200,7 @@ class LatentSet:
         if len(shape) != 2 or dtype != "F32":
             raise ValueError(f"{path}: expected latents (rows, C) in float32; encode the recordings again")
         described = path.with_suffix(".json")
-        found = parse_entries(LatentItem, read_json(described).get("items"), f"{described}: items")
+        found = parse_entries(LatentItem, read_object(described).get("items"), f"{described}: items")
         (rows, channels), number = shape, len(self._shards)
         items = [replace(item, shard=number) for item in found]
         needed = max((item.offset + item.frames for item in items), default=0)

@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sa3_mlx.common.files.atomic import WriteError, new_file, remove_partials, write_json
+from sa3_mlx.common.files.objects import read_object
 from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
 from sa3_mlx.common.model.chunks import check_chunk_frames, default_chunk_frames, halo, pad_frames
@@ -31,7 +32,7 @@ from sa3_torch.weights import load_part
 
 from .clip_cache import Audio
 from .latents import LATENT_FORMAT, LatentItem, LatentSet, ShardFile, shard_path, write_silence
-from .recordings import ATTRIBUTION, SILENT, TOLERATED, Credit, read_json, refuse_failures, write_attribution
+from .recordings import ATTRIBUTION, SILENT, TOLERATED, Credit, refuse_failures, write_attribution
 from .sources import Recording, Source, digest_rows
 
 PLAN_FORMAT = "sa3-pre-encode/1"
@@ -171,14 +172,14 @@ class PreEncoder:
                 raise ValueError(f"{self.out} holds shards without a plan.json; choose an empty folder")
             write_json(path, plan)
             return EncodeProgress()
-        found = read_json(path)
+        found = read_object(path)
         others = [name for name in plan if found.get(name) != plan[name]]
         complete = shard_path(self.out, 0).with_suffix(".json").is_file()
         if complete and others and (others != ["recordings"] or (self.out / "index.json").is_file()):
             raise self._another(others)
         progress = EncodeProgress()
         while (about := shard_path(self.out, progress.shards).with_suffix(".json")).is_file():
-            data = read_json(about)
+            data = read_object(about)
             rows = digest_rows(self.source.rows[progress.next : data["next"]])
             if others and data.get("recordings") != rows:
                 if not data["failures"]:

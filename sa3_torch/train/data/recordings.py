@@ -52,19 +52,6 @@ def find_audio(folder: Path) -> list[Path]:
     return files
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file. Raises FileNotFoundError, or ValueError for anything else, one line."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON ({' '.join(str(error).split())})") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(found).__name__}")
-    return found
-
-
 def read_sidecar(path: Path) -> Sidecar:
     """The sidecar of an audio file, an empty one where there is none. Raises ValueError for one that is not valid."""
     described, text = _beside(path, ".json"), _beside(path, ".txt")

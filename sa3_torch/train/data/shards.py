@@ -25,6 +25,7 @@ import numpy as np
 from sa3_mlx.common.files.atomic import new_folder, write_json
 from sa3_mlx.common.files.audio import fit_channels, open_blocks, resample
 from sa3_mlx.common.files.audio_file import AudioFile, check_finite
+from sa3_mlx.common.files.objects import read_object
 from sa3_torch.train.run.random import Purpose, generator
 
 from .clip_cache import SAMPLE_RATE, Audio
@@ -40,7 +41,6 @@ from .recordings import (
     hash_file,
     inspect,
     parse_sidecar,
-    read_json,
     read_sidecar,
     refuse_failures,
     write_attribution,
@@ -251,7 +251,7 @@ def index_shards(pattern: str, out: Path) -> ShardIndex:
     An index that is there is replaced. Raises ValueError for another file there, for a pattern that stands for too many
     names, and for what is no tar file, or a damaged one.
     """
-    if out.exists() and (not out.is_file() or read_json(out).get("format") != SHARD_FORMAT):
+    if out.exists() and (not out.is_file() or read_object(out).get("format") != SHARD_FORMAT):
         raise ValueError(f"{out}: is no index of shards, so it is not replaced; choose another name")
     wds = _library()
     shards = []
