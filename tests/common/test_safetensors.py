@@ -137,6 +137,12 @@ GOOD = {"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
         ([1, 2], b"", "not an object"),
         (b"{not json", b"", "invalid safetensors header"),
         (b'{"a": 1, "a": 2}', b"", "a appears twice"),
+        (b'{"a": 1}', b"", "tensor 'a' is 1, must have dtype, shape and data_offsets"),
+        (b'{"__metadata__": [1]}', b"", r"its __metadata__ is \[1\], must be an object of texts"),
+        (b'{"__metadata__": {"a": 1}}', b"", "its __metadata__ is {'a': 1}, must be an object of texts"),
+        (b"[" * 100_000, b"", "nested too deeply"),
+        (b'{"a": {"dtype": "F32", "shape": [0, 1%s], "data_offsets": [0, 0]}}' % (b"0" * 60), b"", "has shape"),
+        (b'{"%s": {"dtype": [], "shape": [], "data_offsets": [0, 0]}}' % (b"x" * 10_000), b"", "has dtype"),
     ],
 )
 def test_damaged_files_are_named_in_one_line(tmp_path, header, data, message):

@@ -17,14 +17,15 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from sa3_mlx.common.model.checkpoint import Shapes, expected_tensors
-from sa3_mlx.common.model.config import ModelConfig
-from sa3_mlx.common.schema import Config, ConfigError
+from sa3_mlx.common.model.config import WIDTH_MAX, ModelConfig
+from sa3_mlx.common.schema import Config, ConfigError, quoted
 
 ADAPTED_PARTS = ("conditioner", "dit")
 AdapterType = Literal["lora", "dora-rows", "dora-cols", "bora", "lora-xs", "dora-rows-xs", "dora-cols-xs", "bora-xs"]
 ADAPTER_TYPES: tuple[AdapterType, ...] = get_args(AdapterType)
 _MAX_EXPANDED = 10_000  # names that one pattern may stand for
 _RANGE = re.compile(r"\[(\d+)-(\d+)\]")
+_MAX_LETTERS = 1000  # of a pattern
 
 
 def expand(pattern: str) -> list[str]:
@@ -36,10 +37,12 @@ def expand(pattern: str) -> list[str]:
         raise ConfigError(
             "a pattern is empty: expected a part of a layer's name, such as 'self_attn' or 'layers.[0-5].'"
         )
+    if len(pattern) > _MAX_LETTERS:
+        raise ConfigError(f"pattern {quoted(pattern)} is longer than {_MAX_LETTERS} characters")
     pieces = _RANGE.split(pattern.strip())
     ranges = [sorted((int(a), int(b))) for a, b in zip(pieces[1::3], pieces[2::3], strict=True)]
     if math.prod(b - a + 1 for a, b in ranges) > _MAX_EXPANDED:
-        raise ConfigError(f"pattern {pattern!r} stands for more than {_MAX_EXPANDED} names")
+        raise ConfigError(f"pattern {quoted(pattern)} stands for more than {_MAX_EXPANDED} names")
     texts = pieces[0::3]
     numbers = itertools.product(*(range(a, b + 1) for a, b in ranges))
     return ["".join(f"{text}{n}" for text, n in zip(texts, chosen, strict=False)) + texts[-1] for chosen in numbers]
@@ -65,8 +68,8 @@ class AdapterConfig(Config):
     exclude: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ConfigError(f"rank is {self.rank}: allowed is at least 1")
+        if not 1 <= self.rank <= WIDTH_MAX:
+            raise ConfigError(f"rank is {quoted(self.rank)}: allowed is at least 1 and at most {WIDTH_MAX}")
         if not 0 < self.alpha < math.inf:
             raise ConfigError(f"alpha is {self.alpha:g}: allowed is above 0; the usual one is the rank, {self.rank}")
         for pattern in (*self.include, *self.exclude):
@@ -124,6 +127,9 @@ def selected_layers(adapter: AdapterConfig, config: ModelConfig) -> Shapes:
             f"layers of {config.name}, such as {next(iter(layers))}"
         )
     small = [name for name, shape in chosen.items() if adapter.frozen_bases and min(shape) < adapter.rank]
+    largest = max(max(shape) for shape in chosen.values())
+    if adapter.rank > largest:
+        raise ValueError(f"rank is {adapter.rank}: the largest of the layers has {largest} outputs; take a lower rank")
     if small:
         raise ValueError(
             f"rank is {adapter.rank}: {small[0]} has {min(chosen[small[0]])} singular vectors; take a lower rank, or "

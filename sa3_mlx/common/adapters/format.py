@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sa3_mlx.common.files.safetensors import TensorFile, all_finite, array_entry, write_tensors
-from sa3_mlx.common.schema import Config, ConfigError
+from sa3_mlx.common.schema import Config, listed, parse_object, quoted
 
 from .config import AdapterConfig
 
@@ -77,10 +77,10 @@ def read_finite(file: TensorFile, name: str) -> Float:
     """Read one tensor as fp32. Raises ValueError for one that is no float, or not finite."""
     dtype, _ = file.info(name)
     if dtype not in ("F32", "F16", "BF16"):
-        raise ValueError(f"{file.path}: tensor {name} has dtype {dtype}; supported: F32, F16, BF16")
+        raise ValueError(f"{file.path}: tensor {listed([name])} has dtype {dtype}; supported: F32, F16, BF16")
     values = file.read(name)
     if not all_finite(values, "F32"):
-        raise ValueError(f"{file.path}: tensor {name} has NaN or infinite values")
+        raise ValueError(f"{file.path}: tensor {listed([name])} has NaN or infinite values")
     return values
 
 
@@ -101,14 +101,11 @@ def read_adapter(path: str | Path) -> Adapter:
     with open_adapter_file(path) as file:
         if file.metadata.get("format") != ADAPTER_FORMAT:
             raise ValueError(
-                f"{path}: format is {file.metadata.get('format')!r}, expected {ADAPTER_FORMAT!r}; 'sa3 lora convert' "
-                "reads the official layout"
+                f"{path}: format is {quoted(file.metadata.get('format'))}, expected {ADAPTER_FORMAT!r}; "
+                "'sa3 lora convert' reads the official layout"
             )
-        try:
-            data = json.loads(file.metadata[METADATA_KEY])
-        except (KeyError, ValueError, RecursionError) as error:
-            raise ConfigError(f"{path}: its adapter entry is missing or not valid JSON ({error})") from error
-        info = AdapterInfo.from_dict(data, where=f"{path}: {METADATA_KEY}")
+        where = f"{path}: {METADATA_KEY}"
+        info = AdapterInfo.from_dict(parse_object(file.metadata.get(METADATA_KEY, ""), where), where=where)
         layers: dict[str, dict[str, Float]] = {}
         for name in file.names():
             layer, _, kind = name.rpartition(".")

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+
+from sa3_mlx.common.schema import listed, quoted, reason
 
 from .atomic import new_file
 
@@ -43,6 +46,7 @@ STORAGE: dict[str, np.dtype[Any]] = {
 FLOATS = ("F64", "F32", "F16", "BF16")
 _OF_NUMPY = {storage: name for name, storage in STORAGE.items() if name != "BF16"}
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+_MAX_DIMENSIONS, _MAX_DIMENSION = 32, 2**40  # of a tensor, also of one without values
 _BLOCK_BYTES = 1 << 24
 _BLOCK_ELEMENTS = 1 << 22
 
@@ -212,40 +216,61 @@ def _read_header(path: Path, file: io.BufferedReader) -> tuple[dict[str, _Slot],
         header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_unique_pairs)
         if not isinstance(header, dict):
             raise TypeError("not an object")
-        metadata = header.pop("__metadata__", {})
+        metadata = _parse_metadata(header.pop("__metadata__", {}))
         slots = {name: _parse_slot(name, entry, 8 + length) for name, entry in header.items()}
+    except RecursionError as error:
+        raise ValueError(f"{path}: invalid safetensors header: it is nested too deeply") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: invalid safetensors header: {error}") from error
+        raise ValueError(f"{path}: invalid safetensors header: {reason(error)}") from error
     end = 8 + length
     for name, slot in sorted(slots.items(), key=lambda item: (item[1].offset, _slot_bytes(item[1]))):
         if slot.offset != end:
-            raise ValueError(f"{path}: invalid safetensors header: tensor {name} does not follow the one before it")
+            raise ValueError(
+                f"{path}: invalid safetensors header: tensor {quoted(name)} does not follow the one before it"
+            )
         end += _slot_bytes(slot)
     if end > size:
         raise ValueError(f"{path}: truncated: {end} bytes expected, the file has {size}; download or copy it again")
     if end < size:
         raise ValueError(f"{path}: {size - end} bytes too long: {end} bytes expected, the file has {size}")
-    return slots, {str(key): str(value) for key, value in dict(metadata).items()}
+    return slots, metadata
 
 
 def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} appears twice")
+        ((name, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"{listed([name])} appears twice")
     return result
 
 
-def _parse_slot(name: str, entry: dict[str, Any], data_start: int) -> _Slot:
-    dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype not in STORAGE:
-        raise ValueError(f"tensor {name} has dtype {dtype}; supported: {', '.join(STORAGE)}")
-    if not all(type(value) is int and value >= 0 for value in (*shape, begin, end)):
-        raise ValueError(f"tensor {name} has a negative or fractional size")
-    slot = _Slot(dtype, tuple(shape), data_start + begin)
+def _parse_metadata(metadata: object) -> dict[str, str]:
+    """Check that it is what the format allows; the libraries that read the tensors stumble over anything else."""
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise TypeError(f"its __metadata__ is {quoted(metadata)}, must be an object of texts")
+    return metadata
+
+
+def _parse_slot(name: str, entry: object, data_start: int) -> _Slot:
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise TypeError(f"tensor {quoted(name)} is {quoted(entry)}, must have dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in STORAGE:
+        raise ValueError(f"tensor {quoted(name)} has dtype {listed([dtype])}; supported: {', '.join(STORAGE)}")
+    if not (_are_sizes(shape, _MAX_DIMENSION) and len(shape) <= _MAX_DIMENSIONS):
+        raise ValueError(f"tensor {quoted(name)} has shape {quoted(shape)}, which is none, or has a negative size")
+    if not (_are_sizes(offsets, 2**63) and len(offsets) == 2):
+        raise ValueError(f"tensor {quoted(name)} has data_offsets {quoted(offsets)}, must be two sizes")
+    slot, (begin, end) = _Slot(dtype, tuple(shape), data_start + offsets[0]), offsets
     if end - begin != _slot_bytes(slot):
-        raise ValueError(f"tensor {name} has {end - begin} bytes, its shape {tuple(shape)} needs {_slot_bytes(slot)}")
+        raise ValueError(
+            f"tensor {quoted(name)} has {end - begin} bytes, its shape {quoted(shape)} needs {_slot_bytes(slot)}"
+        )
     return slot
+
+
+def _are_sizes(values: object, most: int) -> bool:
+    return isinstance(values, list) and all(type(value) is int and 0 <= value < most for value in values)
 
 
 def _slot_bytes(slot: _Slot) -> int:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Literal, get_args
 
+from sa3_mlx.common.schema import listed
+
 from .config import (
     HEAD_SIZE,
     TIMESTEP_FEATURES,
@@ -26,6 +28,7 @@ TOKENIZER_FILE = "tokenizer.json"
 Part = Literal["text_encoder", "conditioner", "dit", "same"]  # first component of every tensor name
 PARTS: tuple[Part, ...] = get_args(Part)
 
+_LISTED = 6  # problems of a file
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -63,16 +66,20 @@ def expected_tensors(config: ModelConfig, parts: Collection[str] | None = None) 
 
 
 def check_tensors(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Raise ValueError that lists every missing, unexpected and mis-shaped tensor of ``where`` (a file)."""
+    """Raise ValueError that counts the missing, unexpected and mis-shaped tensors of ``where`` (a file) and lists the
+    first of them."""
     problems = [f"missing: {name} {expected[name]}" for name in sorted(set(expected) - set(found))]
-    problems += [f"unexpected: {name} {tuple(found[name])}" for name in sorted(set(found) - set(expected))]
+    problems += [f"unexpected: {listed([name])} {found[name]}" for name in sorted(set(found) - set(expected))]
     problems += [
         f"wrong shape: {name} is {tuple(found[name])}, must be {expected[name]}"
         for name in sorted(set(expected) & set(found))
         if tuple(found[name]) != expected[name]
     ]
     if problems:
-        raise ValueError(f"{where}: {len(problems)} tensor(s) do not fit the configuration: {'; '.join(problems)}")
+        more = "; ..." if len(problems) > _LISTED else ""
+        raise ValueError(
+            f"{where}: {len(problems)} tensor(s) do not fit the configuration: {'; '.join(problems[:_LISTED])}{more}"
+        )
 
 
 def _linear(prefix: str, out_size: int, in_size: int, *, bias: bool) -> Shapes:

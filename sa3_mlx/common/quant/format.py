@@ -16,7 +16,7 @@ from typing import cast
 from sa3_mlx.common.files.safetensors import TensorFile
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE, Shapes, check_tensors, expected_tensors
 from sa3_mlx.common.model.config import ModelConfig
-from sa3_mlx.common.schema import Config, ConfigError
+from sa3_mlx.common.schema import Config, parse_object, quoted
 
 from .affine import Packed, Storage, check_grid
 
@@ -66,11 +66,8 @@ class Quantization(Config):
         """Return the entry of a file, or None. Raises ConfigError for one that cannot be read."""
         if METADATA_KEY not in file.metadata:
             return None
-        try:
-            data = json.loads(file.metadata[METADATA_KEY])
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{file.path}: its quantization entry is not valid JSON ({error})") from error
-        return cls.from_dict(data, where=f"{file.path}: {METADATA_KEY}")
+        where = f"{file.path}: {METADATA_KEY}"
+        return cls.from_dict(parse_object(file.metadata[METADATA_KEY], where), where=where)
 
 
 def stored_tensors(shapes: Shapes, grids: Mapping[str, Grid]) -> Shapes:
@@ -82,7 +79,7 @@ def stored_tensors(shapes: Shapes, grids: Mapping[str, Grid]) -> Shapes:
     for path, grid in grids.items():
         shape = shapes.get(f"{path}.weight", ())
         if len(shape) != 2:
-            raise ValueError(f"quantization: the model has no linear map {path!r}")
+            raise ValueError(f"quantization: the model has no linear map {quoted(path)}")
         check_grid(grid.bits, grid.group, shape[1])
         stored[f"{path}.weight"] = (shape[0], shape[1] * grid.bits // 32)
         stored[f"{path}.scales"] = stored[f"{path}.biases"] = (shape[0], shape[1] // grid.group)
@@ -92,7 +89,7 @@ def stored_tensors(shapes: Shapes, grids: Mapping[str, Grid]) -> Shapes:
 def check_file(file: TensorFile, config: ModelConfig, parts: Collection[str] | None = None) -> dict[str, Grid]:
     """Check a weight file, or some of its parts, strictly; return the grids of its quantized layers by path.
 
-    Raises ValueError that lists every tensor that does not fit the configuration.
+    Raises ValueError for tensors that do not fit the configuration.
     """
     quantization = Quantization.read(file)
     grids = {} if quantization is None else quantization.grids()
@@ -110,8 +107,7 @@ def check_file(file: TensorFile, config: ModelConfig, parts: Collection[str] | N
 
 
 def check_folder(folder: Path, config: ModelConfig) -> None:
-    """Check ``folder/model.safetensors``. Raises ValueError that lists every tensor that does not fit the
-    configuration."""
+    """Check ``folder/model.safetensors``. Raises ValueError for tensors that do not fit the configuration."""
     with TensorFile.open(folder / WEIGHTS_FILE) as file:
         check_file(file, config)
 
