@@ -9,6 +9,7 @@ import re
 import shutil
 import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -420,3 +421,31 @@ def test_a_bad_sample_is_counted_from_the_start_of_the_file(tmp_path: Path):
     soundfile.write(tmp_path / "a.wav", audio, 44_100, "FLOAT")
     with pytest.raises(ValueError, match="sample 4321 is not a finite number"):
         list(read_blocks(tmp_path / "a.wav", 44_100, 2, 1000))
+
+
+@pytest.mark.parametrize(("name", "subtype"), [*KINDS, ("a.mp3", "mp3"), ("a.ogg", "vorbis")])
+def test_a_disk_that_is_full_anywhere_is_one_line_and_leaves_the_old_file(tmp_path: Path, name: str, subtype: Subtype):
+    """Limits on the size of a file, in a process of its own, which must not print a word besides."""
+    program = """
+import resource, sys
+import numpy as np
+from sa3_mlx.common.files.audio import write_audio
+audio = np.random.default_rng(0).uniform(-0.9, 0.9, (100_000, 2)).astype(np.float32)
+for size in (0, 10, 100, 5000, 8192, 30_000, 65_536, 150_000):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    try:
+        write_audio(sys.argv[1], audio, 44_100, sys.argv[2], comment="x" * 3000)
+    except OSError as error:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        print(error)
+    else:
+        assert size > 30_000 and sys.argv[2] in ("mp3", "vorbis")  # they are that small
+        break
+"""
+    path = tmp_path / name
+    path.write_bytes(b"old")
+    done = subprocess.run([sys.executable, "-c", program, path, subtype], capture_output=True, text=True, check=True)
+    said = done.stdout.splitlines()
+    assert len(said) >= 6 and done.stderr == "" and _names(tmp_path) == [name]
+    assert all(line.startswith(f"{path}: could not be written (File too large)") for line in said)
+    assert path.read_bytes() == b"old" or len(said) < 8

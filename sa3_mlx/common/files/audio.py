@@ -10,10 +10,10 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import soundfile
@@ -202,6 +202,43 @@ def write_audio(
         writer.write(audio)
 
 
+class _Output:
+    """Take what an encoder writes: errors cannot pass through the library, so the first one waits for ``check``."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._position, self._end = file, 0, 0
+        self._error: OSError | None = None
+
+    def check(self) -> None:
+        """Raise the OSError that was met."""
+        if self._error is not None:
+            raise self._error
+
+    def write(self, data: bytes) -> int:
+        """Write where the encoder believes to be; after an error nothing is."""
+        self._try(self._file.write, data)
+        self._position += len(data)
+        self._end = max(self._end, self._position)
+        return len(data)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Go to a place."""
+        self._position = (0, self._position, self._end)[whence] + offset
+        self._try(self._file.seek, self._position)
+        return self._position
+
+    def tell(self) -> int:
+        """Return the place."""
+        return self._position
+
+    def _try(self, call: Callable[[Any], object], argument: object) -> None:
+        try:
+            if self._error is None:
+                call(argument)
+        except OSError as error:
+            self._error = error
+
+
 class AudioWriter:
     """Write an audio file piece by piece; ``write_audio`` is one piece. Use it in a ``with`` statement.
 
@@ -221,6 +258,7 @@ class AudioWriter:
         with ExitStack() as stack:
             self._file = stack.enter_context(stack.enter_context(new_file(self.path)).open("wb"))
             self._file.write(header)
+            self._output = _Output(self._file)
             if not is_wav:
                 self._encoder = self._open_encoder(channels, sample_rate, comment)
             self._finish = stack.pop_all()
@@ -240,6 +278,7 @@ class AudioWriter:
                 self._encoder.write(quantise(block, 24) << 8)
             else:
                 self._encoder.write(np.clip(block, -1, 1))
+            self._output.check()
 
     def __enter__(self) -> Self:
         return self
@@ -250,6 +289,7 @@ class AudioWriter:
                 self._encoder.close()
             if error is not None:
                 raise error
+            self._output.check()
             if self._written != self._expected:
                 raise ValueError(f"{self.path}: {self._written} samples came, {self._expected} were announced")
 
@@ -257,7 +297,7 @@ class AudioWriter:
         form, subtype, compression = _ENCODERS[self._subtype]
         kind = {"subtype": subtype, "format": form, "compression_level": compression}
         try:
-            file = soundfile.SoundFile(self._file, "w", sample_rate, channels, **kind)
+            file = soundfile.SoundFile(self._output, "w", sample_rate, channels, **kind)
         except soundfile.LibsndfileError as error:
             raise ValueError(
                 f"{form.lower()} cannot hold {channels} channels at {sample_rate} Hz; write wav"

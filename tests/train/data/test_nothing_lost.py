@@ -248,7 +248,7 @@ def test_damaged_latents_are_one_line(encoded: Path, tmp_path: Path, name: str, 
     path = tmp_path / "latents" / name
     path.write_bytes(path.read_bytes()[:size])
     digest = json.loads((encoded / "index.json").read_text())["autoencoder"]
-    with pytest.raises(ValueError, match="damaged, truncated|not valid JSON") as caught:
+    with pytest.raises(ValueError, match=r"damaged, truncated|not valid JSON") as caught:
         LatentSet(tmp_path / "latents", autoencoder=digest)
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
 

@@ -100,7 +100,7 @@ def test_settings_that_no_model_can_run_are_named(
 
 
 def test_damaged_caches_are_refused_in_one_line(tmp_path: Path) -> None:
-    for text, message in (("{}", "expected format sa3-clips/1, got None"), ("{", "not valid JSON"), ("[]", "got None")):
+    for text, message in (("{}", "expected format sa3-clips/1, got None"), ("{", "not valid JSON"), ("[]", "expected a JSON object, got list")):
         (tmp_path / "index.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             ClipSet(tmp_path)
