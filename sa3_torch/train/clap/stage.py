@@ -25,6 +25,7 @@ from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.schema import ConfigError
 from sa3_torch.train.data.batches import LatentBatch, LatentBatches
 from sa3_torch.train.data.drawing import SharesConfig
+from sa3_torch.train.data.identity import latents_identity
 from sa3_torch.train.data.latents import LatentItem, LatentSet
 from sa3_torch.train.data.pre_encode import load_autoencoder
 from sa3_torch.train.flow.model import autoencoder_of
@@ -235,6 +236,8 @@ def clap(run: RunOptions, model: Path, latents: tuple[Path, ...], autoencoder: P
     """Train a model of how well texts describe latents, noisy ones too (latent CLAP)."""
     config = run.settings(ClapConfig, "clap")
     made_with = autoencoder_of(model, load_autoencoder(model)[0], autoencoder)
-    stage = ClapStage(model, config, LatentSet(*latents, autoencoder=made_with))
-    if run.train(stage, config, {"model": file_hash(model / WEIGHTS_FILE)}):
+    opened = LatentSet(*latents, autoencoder=made_with)
+    stage = ClapStage(model, config, opened)
+    belongings = {"model": file_hash(model / WEIGHTS_FILE), "latents": latents_identity(opened)}
+    if run.train(stage, config, belongings):
         report_made("latent CLAP", run.out / "model")

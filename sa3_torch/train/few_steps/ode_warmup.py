@@ -30,6 +30,7 @@ from sa3_mlx.common.schema import Config, ConfigError
 from sa3_torch.guidance import GuidedVelocity
 from sa3_torch.samplers import SAMPLERS
 from sa3_torch.train.data.batches import LatentBatch
+from sa3_torch.train.data.identity import latents_identity
 from sa3_torch.train.flow.conditioning import ConditionInputs, Networks, conditioning
 from sa3_torch.train.flow.latent_data import ClipsConfig, LatentData
 from sa3_torch.train.flow.losses import flow_loss
@@ -54,7 +55,7 @@ VALIDATION_ITEMS = 8  # of a batch
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig(Config):
-    """How the base model samples what is learnt: DPM-Solver++, in the official code with plain guidance."""
+    """Say how the base model samples what is learnt: DPM-Solver++, in the official code with plain guidance."""
 
     sampling: Sampling  # its sampler adds no noise
     refresh_rate: int  # steps for which its samples are kept
@@ -70,7 +71,7 @@ class TeacherConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class OdeWarmupConfig(StageConfig):
-    """Settings of ``sa3 train ode-warmup``."""
+    """Hold the settings of ``sa3 train ode-warmup``."""
 
     optimizer: OptimizerConfig
     clips: ClipsConfig
@@ -92,7 +93,7 @@ class Trajectory:
     masks: Masks
 
     def at(self, picks: Tensor) -> tuple[Tensor, Tensor]:
-        """State (B, T, C) and time (B,) of every item at its own step ``picks`` (B,)."""
+        """Return state (B, T, C) and time (B,) of every item at its own step ``picks`` (B,)."""
         rows = torch.arange(len(picks), device=picks.device)
         return self.states[picks, rows], self.times[picks, rows]
 
@@ -146,7 +147,7 @@ class OdeWarmupStage(Stage):
         return {"one_step": loss}
 
     def trajectory(self, start: int) -> Trajectory:
-        """The teacher's run on this slice of the batch of step ``start``; computed once, held until the next."""
+        """Return the teacher's run on this slice of the batch of step ``start``; it is held until the next."""
         weights = id(self.teacher.conditioner.padding_embedding)  # others in a plan
         key = (start, self.batch_slice, self.precision, weights)
         if key not in self._kept:
@@ -163,8 +164,8 @@ class OdeWarmupStage(Stage):
 
     @torch.no_grad()
     def _run(self, batch: LatentBatch, masks: Masks, noise: Tensor, levels: Tensor) -> Trajectory:
-        """The teacher's sampler from data with ``noise`` (B, T, C) of ``levels`` (B,), on what the base's own schedule
-        has below them."""
+        """Run the teacher's sampler from data with ``noise`` (B, T, C) of ``levels`` (B,), on the base's schedule below
+        them."""
         config, lengths = self.config.teacher, masks.valid.sum(1).tolist()
         schedule = sigmas(self.teacher_shift, config.sampling.steps, levels.tolist(), lengths, monotone=True)
         x = interpolate(batch.latents, noise, levels).to(self.device)
@@ -186,8 +187,8 @@ class OdeWarmupStage(Stage):
         )
 
     def validate(self) -> dict[str, float]:
-        """One-step errors on held-out prompts, nothing kept: at t = 1 relative to the variance, and everywhere relative
-        to those that the base itself makes in one step without guidance."""
+        """Measure one-step errors on held-out prompts, nothing kept: at t = 1 relative to the variance, and everywhere
+        relative to those that the base itself makes in one step without guidance."""
         count = self.config.teacher.sampling.steps
         shown = sorted({0, count // 4, count // 2, 3 * count // 4, count - 1})
         errors = torch.zeros(2, len(shown))  # of student and base
@@ -226,12 +227,12 @@ def _no_noise(step: int) -> Tensor:
 
 
 def _error(estimate: Tensor, run: Trajectory) -> Tensor:
-    """Mean squared error over generated frames."""
+    """Return the mean squared error over generated frames."""
     return flow_loss(estimate, run.result, run.masks.generated, run.masks.kept, 0.0)
 
 
 def relative_error(estimate: Tensor, run: Trajectory) -> Tensor:
-    """The same divided by the variance of the teacher's results over these frames, mean over channels."""
+    """Return the same divided by the variance of the teacher's results over these frames, mean over channels."""
     share = run.masks.generated[..., None] / run.masks.generated.sum().clamp_min(1)  # (B, T, 1), sum 1
     mean = (share * run.result).sum((0, 1))
     return _error(estimate, run) / (share * (run.result - mean).square()).sum((0, 1)).mean().clamp_min(1e-8)
@@ -245,7 +246,7 @@ def ode_warmup(run: RunOptions, model: Path, latents: tuple[Path, ...], autoenco
     """Teach a model to reach its guided samples in one step (stage 2)."""
     config = run.settings(OdeWarmupConfig, "ode-warmup")
     stage = OdeWarmupStage(model, config, latents, autoencoder)
-    if run.train(stage, config, stage.parents):
+    if run.train(stage, config, {**stage.parents, "latents": latents_identity(stage.latents.latents)}):
         made = run.out / "model"
         sources = [word for folder in latents for word in ("--latents", folder)]
         then = ("train", "posttrain", "--model", made, "--base", name_of(model), *sources, "--out", "runs/posttrain")

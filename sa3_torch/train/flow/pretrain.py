@@ -13,11 +13,13 @@ import click
 import torch
 from torch import Tensor
 
-from sa3_mlx.common.model.checkpoint import TOKENIZER_FILE
+from sa3_mlx.common.files.safetensors import file_hash
+from sa3_mlx.common.model.checkpoint import TOKENIZER_FILE, WEIGHTS_FILE
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.presets import PRESETS
 from sa3_torch.same import SAME
 from sa3_torch.t5gemma import T5GemmaEncoder
+from sa3_torch.train.data.identity import latents_identity
 from sa3_torch.train.data.latents import LatentSet
 from sa3_torch.train.data.pre_encode import load_autoencoder
 from sa3_torch.train.demo_set.vocabulary import save_tokenizer
@@ -171,7 +173,13 @@ def pretrain(
     if tokenizer is None:
         tokenizer = start / TOKENIZER_FILE if start is not None else _write_tokenizer(run.out / TOKENIZER_FILE)
     stage = PretrainStage(PRESETS[size], config, opened, tokenizer, same, start)
-    if run.train(stage, config, {}):
+    belongings = {
+        "latents": latents_identity(opened),
+        "autoencoder": digest,
+        "tokenizer": file_hash(tokenizer),
+        "start": "" if start is None else file_hash(start / WEIGHTS_FILE),
+    }
+    if run.train(stage, config, belongings):
         report_made("model", run.out / "model", "generate", "piano note A4", "--model", run.out / "model")
 
 

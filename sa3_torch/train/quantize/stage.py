@@ -13,6 +13,7 @@ Scales and biases follow the weights and are frozen for the last part of the run
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -24,7 +25,9 @@ import click
 import torch
 from torch import Tensor, nn
 
+from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.generation.clips import open_tokenizer
+from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.quant.calibration import CalibrationPrompt, continued, read_prompts, requests, usual_prompts
 from sa3_mlx.common.quant.format import Grid
@@ -272,5 +275,7 @@ def quantize(run: RunOptions, model: Path, recipe: str | None, calibration: Path
         read_prompts(calibration) if calibration else usual_prompts(open_tokenizer(model, ModelConfig.load(model)))
     )
     stage = QuantizeStage(model, config, prompts)
-    if run.train(stage, config, {}):
+    asked = hashlib.sha256(repr(prompts).encode("utf-8")).hexdigest()
+    belongings = {"model": file_hash(model / WEIGHTS_FILE), "prompts": f"sha256:{asked}"}
+    if run.train(stage, config, belongings):
         report_made("model", run.out / "model", "generate", "PROMPT", "--model", run.out / "model")

@@ -1,6 +1,8 @@
 """Checkpoints of running trainings: a folder per step, written beside and renamed, readable by any number of processes.
 
-``checkpoints/step-00001500/`` holds the tensors (torch.distributed.checkpoint) and ``progress.json``, written last.
+``checkpoints/step-00001500/`` holds the tensors (torch.distributed.checkpoint), their ``index.json`` and
+``progress.json``, written last. Nothing in it is a pickle; earlier versions wrote one (``.metadata``), which can run
+code when it is read, so their checkpoints are read only where the user trusts them.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from torch import Tensor
 from sa3_mlx.common.files.atomic import new_folder, remove_partials, write_json
 
 from . import parallel
+from .checkpoint_index import INDEX_FILE, PICKLED, IndexReader, IndexWriter
 
 KEPT = 3  # newest ones; milestones stay
 Tensors = dict[str, dict[str, Tensor]]  # table -> name -> the live tensor
@@ -28,13 +31,13 @@ RunProgress = dict[str, Any]  # JSON values
 
 
 class Checkpoints:
-    """Those of one run folder. Every method is called by all processes."""
+    """Keep those of one run folder. Every method is called by all processes."""
 
-    def __init__(self, folder: Path, milestone_every: int) -> None:
-        self.folder, self.milestone_every = folder / "checkpoints", milestone_every
+    def __init__(self, folder: Path, milestone_every: int, *, trusted: bool = False) -> None:
+        self.folder, self.milestone_every, self.trusted = folder / "checkpoints", milestone_every, trusted
 
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, oldest first."""
+        """List the steps of the complete checkpoints, oldest first."""
         return sorted(int(path.parent.name.removeprefix("step-")) for path in self.folder.glob("step-*/progress.json"))
 
     def path(self, step: int) -> Path:
@@ -48,7 +51,7 @@ class Checkpoints:
                 folder = stack.enter_context(new_folder(self.path(step)))
             folder = parallel.of_first(folder if parallel.is_first() else None)
             with _quiet():
-                dcp.save(tensors, checkpoint_id=folder, no_dist=not dist.is_initialized())
+                dcp.save(tensors, storage_writer=IndexWriter(folder), no_dist=not dist.is_initialized())
             parallel.wait()
             sums = _checksums(folder)
             if parallel.is_first():
@@ -63,7 +66,7 @@ class Checkpoints:
         """Read the newest one that can be read into ``tensors``, in place.
 
         Returns its progress, None where there is no checkpoint, and a line for each that is damaged. Raises ValueError
-        when all are.
+        when all are, and for one of an earlier version that is not trusted.
         """
         damaged: list[str] = []
         for step in reversed(self.steps()):
@@ -75,9 +78,20 @@ class Checkpoints:
             raise ValueError("; ".join(damaged) + f"; to begin anew, remove {self.folder}")
         return None, damaged
 
+    def _reader(self, path: Path) -> dcp.FileSystemReader:
+        return IndexReader(path) if (path / INDEX_FILE).is_file() else dcp.FileSystemReader(path)
+
+    def _check_trust(self, path: Path) -> None:
+        if (path / PICKLED).is_file() and not (path / INDEX_FILE).is_file() and not self.trusted:
+            raise ValueError(
+                f"{path}: an earlier version wrote its index as a pickle, which can run code when it is read; add "
+                "--trust-run if this run is your own"
+            )
+
     def _try(self, step: int, tensors: Tensors) -> tuple[RunProgress | None, str]:
-        """Its progress, or None and what is wrong with it; all processes come to the same result."""
+        """Return its progress, or None and what is wrong with it; all processes come to the same result."""
         path, progress = self.path(step), None
+        self._check_trust(path)
         sums, problem = _checksums(path), ""
         try:
             progress = json.loads((path / "progress.json").read_text())
@@ -89,16 +103,16 @@ class Checkpoints:
             return None, problem or "as another process sees it"
         try:
             with _quiet():
-                dcp.load(tensors, checkpoint_id=path, no_dist=not dist.is_initialized())
+                dcp.load(tensors, storage_reader=self._reader(path), no_dist=not dist.is_initialized())
         except (Exception, dcp.api.CheckpointException):  # what torch raises depends on what it is
             problem = "its tensors are not those of this run"
         return (progress, "") if _all_fine(problem) else (None, problem or "as another process sees it")
 
 
 def _checksums(folder: Path) -> dict[str, int]:
-    """CRC-32 of the files of tensors by name; each process reads some of them."""
+    """Return the CRC-32 of the files of tensors by name; each process reads some of them."""
     own, sums = parallel.own_slice(), {}
-    files = sorted(path for path in folder.iterdir() if path.suffix != ".json")
+    files = sorted(path for path in folder.iterdir() if path.name != "progress.json")
     for path in files[own.rank :: own.world]:
         checksum = 0
         with path.open("rb") as file:
@@ -117,5 +131,5 @@ def _all_fine(problem: str) -> bool:
 
 
 def _quiet() -> warnings.catch_warnings[None]:
-    """Without the library's remarks about single processes and its own old formats."""
+    """Leave out the library's remarks about single processes and its own old formats."""
     return warnings.catch_warnings(action="ignore")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,6 +13,7 @@ from typing import Any
 import click
 import torch
 
+from sa3_mlx.common.files.atomic import locked
 from sa3_mlx.common.terminal import command, report, show
 
 from . import parallel
@@ -40,6 +42,7 @@ class RunOptions:
     preset: str
     changes: tuple[str, ...]
     dry_run: DryRun | None
+    trusted: bool  # checkpoints of earlier versions, which hold pickles, are read
 
     def settings(self, kind: type[Settings], stage: str, *changes: str) -> Settings:
         """Read the settings, with the user's changes and these. Raises ConfigError, naming what is wrong."""
@@ -59,7 +62,10 @@ class RunOptions:
             show(str(plan))
             plan.check()
             return False
-        finished, first = Trainer(stage, config, self.out, belongings).run(), parallel.is_first()
+        self.out.mkdir(parents=True, exist_ok=True)
+        with locked(self.out) if parallel.is_first() else nullcontext():
+            finished = Trainer(stage, config, self.out, belongings, trusted=self.trusted).run()
+        first = parallel.is_first()
         parallel.finish()
         return finished and first
 
@@ -70,7 +76,7 @@ def report_made(what: str, made: Path, *then: Path | str) -> None:
 
 
 class StageCommand(click.Command):
-    """A command whose function gets the options of the run as one parameter ``run``, once torchrun's other processes,
+    """Give the function of a command the options of the run as one parameter ``run``, once torchrun's other processes,
     if any, have been joined."""
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -92,6 +98,7 @@ class StageCommand(click.Command):
             preset=ctx.params.pop("settings"),
             changes=ctx.params.pop("changes"),
             dry_run=asked if wanted else None,
+            trusted=ctx.params.pop("trust_run"),
         )
         if threads is not None:
             torch.set_num_threads(threads)
@@ -120,6 +127,11 @@ def _run_options(preset: str) -> list[click.Parameter]:
             multiple=True,
             metavar="KEY=VALUE",
             help="Change one setting, e.g. train.steps=100.",
+        ),
+        click.Option(
+            ["--trust-run"],
+            is_flag=True,
+            help="Go on with a run of an earlier version, whose checkpoints can run code: only if it is your own.",
         ),
         click.Option(["--threads"], type=number, help="CPU threads."),
         click.Option(

@@ -34,16 +34,18 @@ LOG_EVERY = 10
 
 
 class Trainer:
-    """Runs a stage in ``folder``: checkpoints/, log.jsonl, loss.png, tensorboard/, demo/ and, at the end, model/ (the
+    """Run a stage in ``folder``: checkpoints/, log.jsonl, loss.png, tensorboard/, demo/ and, at the end, model/ (the
     EMA). Under torchrun every process makes one, with the same arguments."""
 
-    def __init__(self, stage: Stage, config: StageConfig, folder: Path, belongings: Belongings) -> None:
+    def __init__(
+        self, stage: Stage, config: StageConfig, folder: Path, belongings: Belongings, *, trusted: bool = False
+    ) -> None:
         self.stage, self.config, self.folder = stage, config.train, folder
         train = config.train
         self.slices = parallel.own_slice().micro_batches(train.accumulate)
         self.slices[0].rows(train.batch)  # raises where the batch cannot be cut so
         folder.mkdir(parents=True, exist_ok=True)
-        self.checkpoints = Checkpoints(folder, train.milestone_every)
+        self.checkpoints = Checkpoints(folder, train.milestone_every, trusted=trusted)
         keep_settings(folder, config, belongings, resumed=bool(self.checkpoints.steps()))
         self.networks = {name: group.network for name, group in stage.groups.items()}
         if train.checkpoint_blocks:
@@ -112,15 +114,13 @@ class Trainer:
                 self.save()
 
     def _train_step(self, log: RunLog) -> None:
-        """One group's turn: gradients of all micro-batches, clipping, optimiser, EMA."""
+        """Take one group's turn: gradients of all micro-batches, clipping, optimiser, EMA."""
         stage, config = self.stage, self.config
         name = stage.turn(self.step)
         optimizer, settings = self.optimizers[name], stage.groups[name].optimizer
         rate = learning_rate_at(settings, step=self.step, steps=config.steps, update=self.updates[name])
         set_rate(optimizer, rate)
         values = self._gradients(name)
-        for parameter in stage.frozen(self.step):
-            parameter.grad = None
         norm = float(parallel.clip(self.trained[name], settings.clip_norm))
         self.updates[name] += 1
         ratio = UpdateRatio(self.trained[name]) if self.updates[name] % LOG_EVERY == 0 else None
@@ -137,7 +137,7 @@ class Trainer:
             self.shown[f"update_ratio/{name}"] = ratio.after()
 
     def _gradients(self, name: str) -> dict[str, float]:
-        """Gradients of a turn; its terms and notes, averaged over micro-batches and processes."""
+        """Compute the gradients of a turn; return its terms and notes, averaged over micro-batches and processes."""
         stage, turn, count = self.stage, self.turns[name], len(self.slices)
         take_turn(self.trained, name)
         for network in self.networks.values():
@@ -156,7 +156,7 @@ class Trainer:
         return self._agree(sums)
 
     def _agree(self, sums: dict[str, Tensor]) -> dict[str, float]:
-        """Means over processes; and all stop when one was asked to."""
+        """Return means over processes; all stop when one was asked to."""
         asked = torch.tensor(float(self.asked), device=self.stage.device)
         *means, stopped = parallel.mean(torch.stack([*sums.values(), asked])).tolist()
         self.stop = stopped > 0
@@ -176,7 +176,7 @@ class Trainer:
             )
 
     def _choose_precision(self, log: RunLog) -> None:
-        """Where it is "auto" and this run has not chosen: the one in which steps are faster [T0.3]."""
+        """Take the one in which steps are faster, where it is "auto" and this run has not chosen [T0.3]."""
         if self.precision is None:
             self.stage.batch_slice = self.slices[0]
             seconds = time_precisions(self.stage)
@@ -187,7 +187,7 @@ class Trainer:
         self.stage.precision = self.precision
 
     def _evaluate(self, log: RunLog) -> None:
-        """Measures and demos of the averaged weights, by the first process; the others wait."""
+        """Write measures and demos of the averaged weights, by the first process; the others wait."""
         stage = self.stage
         with self._averaged():
             if parallel.is_first():
@@ -205,7 +205,7 @@ class Trainer:
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
-        """The averaged weights are in the model, in evaluation mode and whole on every process."""
+        """Keep the averaged weights in the model, in evaluation mode and whole on every process."""
         stage = self.stage
         stage.batch_slice = BatchSlice()
         self.ema.swap(stage.model)
@@ -223,7 +223,7 @@ class Trainer:
         self.asked = True
 
     def _tensors(self) -> Tensors:
-        """All that a checkpoint holds, not copies; the EMA and every group's weights, buffers and optimiser."""
+        """Return all that a checkpoint holds, not copies; the EMA and every group's weights, buffers and optimiser."""
         tables: Tensors = {"ema": self.ema.state}
         for name, network in self.networks.items():
             tables[f"weights/{name}"] = network.state_dict()
@@ -231,7 +231,7 @@ class Trainer:
         return tables
 
     def save(self) -> None:
-        """A checkpoint of this step, unless there is one."""
+        """Write a checkpoint of this step, unless there is one."""
         if self.step != self.saved:
             progress = {
                 "updates": self.updates,
@@ -243,7 +243,7 @@ class Trainer:
             self.saved = self.step
 
     def _resume(self) -> list[str]:
-        """Go on from the newest good checkpoint; returns remarks on damaged ones."""
+        """Start from the newest good checkpoint; return remarks on damaged ones."""
         progress, remarks = self.checkpoints.load(self._tensors())
         if progress is not None:
             self.step = self.saved = progress["step"]

@@ -6,6 +6,7 @@ those of the base, key by key.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import tomllib
@@ -15,15 +16,36 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sa3_mlx.common.files.atomic import write_text
-from sa3_mlx.common.schema import Config, ConfigError
+from sa3_mlx.common.files.objects import read_object
+from sa3_mlx.common.schema import Config, ConfigError, listed, quoted, reason
 
 from . import parallel
 
 # These change where and how fast a run computes, not what; a run may go on with others.
 FREE = ("train.parallel", "train.accumulate", "train.checkpoint_blocks")
+LENGTH = "train.steps"  # a run may be lengthened
+RUN_FORMAT = "sa3-run/1"  # from it on, the belongings of a run are complete
 PRESETS = Path(__file__).parents[1] / "presets"
 # Settings that earlier versions had, with the only value that is left.
+ANY = object()  # of a number that only mattered with another one
 GONE: dict[str, object] = {
+    "variants.train_encoder": 1.0,
+    "variants.latent_mask": 0.0,
+    "variants.other_stride": 0,
+    "variants.other_every": ANY,
+    "variants": {},
+    "adversarial.mode": "full",
+    "adversarial.noise.masked": False,
+    "adversarial.noise.masked_db": ANY,
+    "adversarial.noise.instance": False,
+    "adversarial.noise": {},
+    "adversarial.discriminators.convolutional.pqmf_bands": [],
+    "adversarial.discriminators.convolutional.chroma_bins": 0,
+    "adversarial.discriminators.convolutional.chroma_size": ANY,
+    "adversarial.discriminators.transformer.chroma_views": [],
+    "adversarial.discriminators.transformer.chroma_bins": ANY,
+    "adversarial.discriminators.transformer.chroma_size": ANY,
+    "adversarial.discriminators.transformer.chroma_hop": ANY,
     "coupling": "off",
     "normalize": "none",
     "times.sampler": "truncated_logit_normal",
@@ -51,7 +73,7 @@ def check(config: Config, low: float, high: float, *names: str) -> None:
         value = getattr(config, name)
         if not low <= value <= high:
             allowed = f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
-            raise ConfigError(f"{name} is {value!r}: allowed is {allowed}")
+            raise ConfigError(f"{name} is {quoted(value)}: allowed is {allowed}")
 
 
 def preset_names(stage: str) -> list[str]:
@@ -75,17 +97,17 @@ def _read(stage: str, source: str, seen: tuple[str, ...]) -> Table:
     path = Path(source) if source.endswith(".toml") else PRESETS / f"{stage}-{source}.toml"
     if not path.is_file():
         raise ConfigError(
-            f"no settings {source!r} for {stage}; presets: {', '.join(preset_names(stage))}, or a .toml file"
+            f"no settings {quoted(source)} for {stage}; presets: {', '.join(preset_names(stage))}, or a .toml file"
         )
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML ({error})") from error
+    except (ValueError, RecursionError) as error:  # of the text, its encoding, or a number of thousands of digits
+        raise ConfigError(f"{path}: not valid TOML ({reason(error)})") from error
     base = data.pop("base", None)
     if base is None:
         return data
     if not isinstance(base, str) or base in seen:
-        raise ConfigError(f"{path}: base is {base!r}: expected a preset of {stage} that does not lead back here")
+        raise ConfigError(f"{path}: base is {quoted(base)}: expected a preset of {stage} that does not lead back here")
     return _overlaid(_read(stage, base, (*seen, source, base)), data)
 
 
@@ -97,23 +119,23 @@ def _overlaid(base: Table, over: Table) -> Table:
 def _apply(data: Table, change: str) -> None:
     key, separator, text = change.partition("=")
     if not separator:
-        raise ConfigError(f"--set {change!r}: expected key=value, for example train.steps=100")
+        raise ConfigError(f"--set {quoted(change)}: expected key=value, for example train.steps=100")
     key = key.strip()
     *tables, name = key.split(".")
     table = data
     for part in tables:
         inner = table.get(part)
         if not isinstance(inner, dict):
-            raise ConfigError(f"--set {change!r}: there is no table {part!r}")
+            raise ConfigError(f"--set {quoted(change)}: there is no table {quoted(part)}")
         table = inner
     value: object
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text.strip()
     known = name in table or key in GONE or key in (f"teacher.{former}" for former in TEACHER)
     if not known and not isinstance(value, dict):  # a table may switch on what the preset leaves out
-        raise ConfigError(f"--set {change!r}: unknown key {name!r}; allowed: {', '.join(table)}")
+        raise ConfigError(f"--set {quoted(change)}: unknown key {quoted(name)}; allowed: {', '.join(table)}")
     table[name] = value
 
 
@@ -125,59 +147,74 @@ def upgrade(data: Table) -> None:
     teacher = data.get("teacher")
     if isinstance(teacher, dict) and not {*TEACHER}.isdisjoint(teacher):
         sampling = teacher.setdefault("sampling", {"sampler": "dpmpp", "guidance": {}})
-        if not isinstance(sampling["guidance"], dict):
+        if not isinstance(sampling, dict):
+            raise ConfigError(f"teacher.sampling is {quoted(sampling)}: expected a table")
+        if not isinstance(sampling.setdefault("guidance", {}), dict):
             sampling["guidance"] = {"scale": sampling["guidance"]}
         for name in (name for name in TEACHER if name in teacher):
             table = sampling if name == "steps" else sampling["guidance"]
             table["scale" if name == "guidance" else name] = teacher.pop(name)
         if sampling["guidance"].get("scale") == 1:
             sampling["guidance"] = {}
-    shares = data.get("clips", {}).get("mask_shares", [])
-    if len(shares) == 4 and not shares[3]:  # the fourth kind of masks went
+    shares = _table(data, "clips").get("mask_shares", [])
+    if isinstance(shares, list) and len(shares) == 4 and not shares[3]:  # the fourth kind of masks went
         data["clips"]["mask_shares"] = shares[:3]
     for key, left in GONE.items():
         *tables, name = key.split(".")
-        table = data
-        for part in tables:
-            table = table.get(part) or {}
-        if name in table and (value := table.pop(name)) != left:
-            raise ConfigError(f"{key} is {value!r}: this setting went, only {left!r} is left; leave it out")
+        table = functools.reduce(_table, tables, data)
+        if name in table and (value := table.pop(name)) not in (left, None) and left is not ANY:
+            raise ConfigError(f"{key} is {quoted(value)}: this setting went, only {left!r} is left; leave it out")
+
+
+def _table(data: Table, name: str) -> Table:
+    """Return a table of a table, an empty one in place of anything else."""
+    found = data.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def keep_settings(folder: Path, config: Config, belongings: Belongings, *, resumed: bool) -> None:
-    """Write the settings and belongings of a new run to ``settings.json``; None and "" among the latter do not count.
+    """Write the settings and belongings of a run to ``settings.json``; None and "" among the latter do not count.
 
-    Raises ConfigError when a run goes on with others. They are compared as configurations, so a file that an earlier
-    version wrote serves, too.
+    Raises ConfigError when a run goes on with others, but for more steps, and for a file that is not of a run. They are
+    compared as configurations, so a file that an earlier version wrote serves, too; belongings that it did not know yet
+    are taken as they are.
     """
     path = folder / "settings.json"
     if not parallel.is_first():
         return
     ours = {name: value for name, value in belongings.items() if value}
+    written = json.dumps({"format": RUN_FORMAT, **config.to_dict(), **ours}, sort_keys=True) + "\n"
+    stored = read_object(path) if path.is_file() else {"train": {}}
+    if not isinstance(stored.get("train"), dict):
+        raise ConfigError(f"{path}: these are not the settings of a run; choose another folder")
     if not resumed or not path.is_file():
-        write_text(path, json.dumps({**config.to_dict(), **ours}, sort_keys=True) + "\n")
+        write_text(path, written)
         return
+    complete = stored.pop("format", None) == RUN_FORMAT
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path}: not valid JSON ({error}); the run cannot go on") from error
-    upgrade(stored)
+        upgrade(stored)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
     settings = {field.name: stored.pop(field.name) for field in fields(config) if field.name in stored}
     old = _flat({**type(config).from_dict(settings, where=str(path)).to_dict(), **stored})
     new = _flat({**config.to_dict(), **ours})
-    other = [key for key in sorted(old | new) if key not in FREE and old.get(key) != new.get(key)]
+    allowed = {*FREE, *(() if complete else ours.keys() - stored.keys())}
+    if new[LENGTH] > old[LENGTH]:
+        allowed.add(LENGTH)
+    other = [key for key in sorted(old | new) if key not in allowed and old.get(key) != new.get(key)]
     if other:
-        key = other[0]
-        more = f" (and {len(other) - 1} more)" if len(other) > 1 else ""
+        key, more = other[0], f" (and {len(other) - 1} more)" if len(other) > 1 else ""
+        was, now = quoted(old.get(key)), quoted(new.get(key))
         raise ConfigError(
-            f"{folder} holds a run with {key} = {old.get(key)!r}, now it is {new.get(key)!r}{more}; choose another "
-            "folder or give the same settings"
+            f"{folder} holds a run with {listed([key])} = {was}, now it is {now}{more}; choose another folder or give "
+            "the same settings"
         )
+    write_text(path, written)
 
 
-def _flat(tree: Table, prefix: str = "") -> dict[str, object]:
+def _flat(tree: Table, prefix: str = "") -> dict[str, Any]:
     """Join the names of tables: {"train": {"seed": 0}} -> {"train.seed": 0}."""
-    flat: dict[str, object] = {}
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
     return flat

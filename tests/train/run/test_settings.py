@@ -16,7 +16,7 @@ from sa3_torch.train.clap.stage import ClapConfig
 from sa3_torch.train.few_steps.ode_warmup import OdeWarmupConfig
 from sa3_torch.train.few_steps.posttrain import PosttrainConfig
 from sa3_torch.train.flow.pretrain import PretrainConfig
-from sa3_torch.train.run.settings import keep_settings, load_settings
+from sa3_torch.train.run.settings import RUN_FORMAT, keep_settings, load_settings
 
 # What the versions before 2026-12 wrote beside runs of the demo presets.
 CLIPS = (
@@ -71,7 +71,13 @@ def test_runs_of_earlier_versions_go_on(stage: str, tmp_path: Path) -> None:
     (tmp_path / "settings.json").write_text(stored)
     same = load_settings(kind, stage, "demo", ())
     keep_settings(tmp_path, same, {"autoencoder": "sha256:1", "clap": ""}, resumed=True)
-    assert (tmp_path / "settings.json").read_text() == stored
+    kept = json.loads((tmp_path / "settings.json").read_text())
+    assert kept["format"] == RUN_FORMAT and kept["train"] == same.to_dict()["train"]
+    (tmp_path / "settings.json").write_text(stored)
+    keep_settings(tmp_path, same, {"autoencoder": "sha256:1", "latents": "sha256:3"}, resumed=True)  # it knew none
+    with pytest.raises(ConfigError, match=r"a run with latents = 'sha256:3', now it is 'sha256:4'; choose"):
+        keep_settings(tmp_path, same, {"autoencoder": "sha256:1", "latents": "sha256:4"}, resumed=True)
+    (tmp_path / "settings.json").write_text(stored)
     with pytest.raises(ConfigError, match=r"a run with autoencoder = 'sha256:1', now it is 'sha256:2'; choose"):
         keep_settings(tmp_path, same, {"autoencoder": "sha256:2"}, resumed=True)
     other = load_settings(kind, stage, "demo", ("train.seed=1",))
@@ -112,3 +118,19 @@ def test_a_file_says_what_differs_from_a_preset(tmp_path: Path) -> None:
         path.write_text(f"base = {base}\n")
         with pytest.raises(ConfigError, match=message):
             load_settings(ClapConfig, "clap", str(path), ())
+
+
+def test_a_run_may_be_lengthened_and_not_shortened(tmp_path: Path) -> None:
+    short, long = (load_settings(PretrainConfig, "pretrain", "demo", (f"train.steps={n}",)) for n in (4, 5))
+    keep_settings(tmp_path, short, {}, resumed=False)
+    keep_settings(tmp_path, long, {}, resumed=True)
+    with pytest.raises(ConfigError, match=r"a run with train\.steps = 5, now it is 4; choose another folder"):
+        keep_settings(tmp_path, short, {}, resumed=True)
+
+
+@pytest.mark.parametrize("text", ['{"editor.fontSize": 12}', "[]", "no JSON"])
+def test_settings_of_something_else_are_left_alone(text: str, tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"settings\.json"):
+        keep_settings(tmp_path, load_settings(PretrainConfig, "pretrain", "demo", ()), {}, resumed=False)
+    assert (tmp_path / "settings.json").read_text() == text

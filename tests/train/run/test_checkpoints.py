@@ -1,0 +1,106 @@
+"""Checkpoints of runs hold no pickle; those of earlier versions, which do, are read after an explicit word."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import warnings
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the training twin needs torch")
+import torch.distributed.checkpoint as dcp
+
+from sa3_mlx.common.files.atomic import locked
+from sa3_torch.train.run.checkpoint_index import INDEX_FILE, PICKLED
+from sa3_torch.train.run.checkpoints import Checkpoints, _checksums
+
+
+def tables(value: float) -> dict[str, dict[str, torch.Tensor]]:
+    """Make tensors of several types and shapes, one of them without a number."""
+    return {
+        "weights/a": {"layer.weight": torch.full((3, 2), value), "count": torch.tensor(int(value))},
+        "ema": {"half": torch.full((4,), value, dtype=torch.bfloat16), "none": torch.zeros(0)},
+    }
+
+
+def write_as_before(folder: Path, step: int, value: float) -> Path:
+    """Write a checkpoint as earlier versions did, with the library's own index."""
+    path = folder / "checkpoints" / f"step-{step:08d}"
+    path.mkdir(parents=True)
+    with warnings.catch_warnings(action="ignore"):
+        dcp.save(tables(value), checkpoint_id=path, no_dist=True)
+    (path / "progress.json").write_text(json.dumps({"step": step, "checksums": _checksums(path)}))
+    return path
+
+
+class Boom:
+    """Leave a mark where it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, tuple[str, ...]]:
+        return Path.mkdir, (self.mark,)
+
+
+def test_a_checkpoint_comes_back_and_holds_no_pickle(tmp_path: Path) -> None:
+    Checkpoints(tmp_path, 0).save(3, tables(2.0), {"updates": {"a": 1}})
+    folder = Checkpoints(tmp_path, 0).path(3)
+    assert not (folder / PICKLED).exists() and (folder / INDEX_FILE).is_file()
+    found = tables(0.0)
+    progress, remarks = Checkpoints(tmp_path, 0).load(found)
+    assert progress == {"step": 3, "updates": {"a": 1}} and not remarks
+    for table, expected in tables(2.0).items():
+        for name, tensor in expected.items():
+            assert torch.equal(found[table][name], tensor)
+
+
+def test_a_pickle_beside_the_index_is_not_read(tmp_path: Path) -> None:
+    Checkpoints(tmp_path, 0).save(3, tables(2.0), {})
+    (Checkpoints(tmp_path, 0).path(3) / PICKLED).write_bytes(pickle.dumps(Boom(tmp_path / "mark")))
+    progress, _ = Checkpoints(tmp_path, 0).load(tables(0.0))
+    assert progress is not None and not (tmp_path / "mark").exists()
+
+
+def test_a_checkpoint_of_an_earlier_version_needs_a_word(tmp_path: Path) -> None:
+    path = write_as_before(tmp_path, 4, 5.0)
+    with pytest.raises(ValueError, match="can run code when it is read; add --trust-run"):
+        Checkpoints(tmp_path, 0).load(tables(0.0))
+    found = tables(0.0)
+    progress, _ = Checkpoints(tmp_path, 0, trusted=True).load(found)
+    assert progress == {"step": 4} and float(found["weights/a"]["layer.weight"][0, 0]) == 5.0
+    (path / PICKLED).write_bytes(pickle.dumps(Boom(tmp_path / "mark")))
+    (path / "progress.json").write_text(json.dumps({"step": 4, "checksums": _checksums(path)}))
+    with pytest.raises(ValueError, match="--trust-run"):
+        Checkpoints(tmp_path, 0).load(tables(0.0))
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda index: index.update(format="other"),
+        lambda index: index.pop("stored"),
+        lambda index: index["stored"][0].update(file="../../elsewhere"),
+        lambda index: index["tensors"]["ema.half"].update(dtype="load"),
+        lambda index: index["tensors"]["ema.half"].update(size=[10**9]),
+    ],
+)
+def test_a_damaged_index_is_left_out(change: object, tmp_path: Path) -> None:
+    """A checkpoint whose checksums were made to fit is refused by what it says."""
+    Checkpoints(tmp_path, 0).save(3, tables(2.0), {})
+    folder = Checkpoints(tmp_path, 0).path(3)
+    index = json.loads((folder / INDEX_FILE).read_text())
+    change(index)  # type: ignore[operator]
+    (folder / INDEX_FILE).write_text(json.dumps(index))
+    progress = json.loads((folder / "progress.json").read_text())
+    (folder / "progress.json").write_text(json.dumps({**progress, "checksums": _checksums(folder)}))
+    with pytest.raises(ValueError, match="damaged"):
+        Checkpoints(tmp_path, 0).load(tables(0.0))
+
+
+def test_a_folder_is_locked_for_one_process(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(OSError, match="another process works in this folder"), locked(tmp_path):
+        pass
