@@ -25,12 +25,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sa3_mlx.common.files.atomic import WriteError, new_file, write_json
+from sa3_mlx.common.files.atomic import WriteError, new_folder, write_json
 from sa3_mlx.common.files.objects import read_object
 from sa3_mlx.common.files.safetensors import array_entry, file_hash, write_tensors
 
 from .clip_cache import read_index
 from .entries import parse_entries
+from .recordings import check_empty
 
 LATENT_FORMAT = "sa3-latents/2"
 _HEADER_BYTES = 256  # of a shard, so that it can be filled in when the number of rows is known
@@ -125,23 +126,21 @@ def write_latents(
 ) -> LatentSet:
     """Write latents (T, C) that are at hand as one shard, and open it. The places in the items are filled in here.
 
-    ``autoencoder`` is the hash of the autoencoder's weights.
+    ``autoencoder`` is the hash of the autoencoder's weights. Raises ValueError for a folder that holds something.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "index.json").unlink(missing_ok=True)
-    path, items = shard_path(folder, 0), list[dict[str, Any]]()
-    with new_file(path) as partial:
-        shard = ShardFile(partial, len(silence))
+    check_empty(folder)
+    with new_folder(folder) as partial:
+        path, items = shard_path(partial, 0), list[dict[str, Any]]()
+        shard = ShardFile(path, len(silence))
         for item, latents in encoded:
             place = {"shard": 0, "offset": shard.rows, "frames": len(latents)}
             shard.append(latents, item.id)
             items.append({**asdict(item), **place})
         if not items:
             raise ValueError(f"no latents for {folder}")
-        about = {"rows": shard.rows, "hash": shard.close(), "items": items}
-    write_json(path.with_suffix(".json"), about)
-    write_silence(folder, silence)
-    write_json(folder / "index.json", {"format": LATENT_FORMAT, "autoencoder": autoencoder, "shards": 1})
+        write_json(path.with_suffix(".json"), {"rows": shard.rows, "hash": shard.close(), "items": items})
+        write_silence(partial, silence)
+        write_json(partial / "index.json", {"format": LATENT_FORMAT, "autoencoder": autoencoder, "shards": 1})
     return LatentSet(folder, autoencoder=autoencoder)
 
 

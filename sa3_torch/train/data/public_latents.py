@@ -6,6 +6,7 @@ frame), sample_rate; and one ``silence.npy`` (1, C, T).
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sa3_mlx.common.files.atomic import write_json
+from sa3_mlx.common.files.atomic import new_folder, write_json
 
 from .entries import parse_entry
 from .latents import LatentItem, LatentSet, write_latents
-from .recordings import ATTRIBUTION, Credit, parse_sidecar, write_attribution
+from .recordings import ATTRIBUTION, Credit, check_empty, parse_sidecar, write_attribution
 from .user_folder import split_of
 
 SILENCE_FRAMES = 64
@@ -27,37 +28,47 @@ SILENCE_FRAMES = 64
 
 def export_public(latents: LatentSet, out: Path, sample_rate: int) -> int:
     """Write every item -> how many. The padded tail is not stored, so every mask is ones."""
-    if out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty; choose an empty folder")
-    out.mkdir(parents=True, exist_ok=True)
-    for number, item in enumerate(latents.items):
-        name = f"{number:010d}"
-        np.save(out / f"{name}.npy", np.ascontiguousarray(latents.read(item).numpy().T))
-        about = {
-            **item.fields,
-            "prompt": item.captions[0] if item.captions else "",
-            "prompts": list(item.captions),
-            "seconds_start": item.fields.get("seconds_start", 0),
-            "seconds_total": item.seconds,
-            "padding_mask": [1] * item.frames,
-            "sample_rate": sample_rate,
-            "licence": item.licence,
-            "id": item.id,
-            "source": item.source,
-            "split": item.split,
-            "kind": item.kind,
-            "label": item.label,
-            "midi": item.midi,
-            "autoencoder": latents.autoencoder,
-        }
-        write_json(out / f"{name}.json", about)
-    silence = latents.silence.numpy()[None, :, None]
-    np.save(out / "silence.npy", np.ascontiguousarray(np.repeat(silence, SILENCE_FRAMES, axis=2)))
-    credits = [
-        Credit(id=item.id, licence=item.licence, source=item.source, fields=item.fields) for item in latents.items
-    ]
-    write_attribution(out / ATTRIBUTION, credits)
+    check_empty(out)
+    with new_folder(out) as partial:
+        for number, item in enumerate(latents.items):
+            name = f"{number:010d}"
+            _save(partial / f"{name}.npy", latents.read(item).numpy().T)
+            write_json(partial / f"{name}.json", _described(item, sample_rate, latents.autoencoder))
+        silence = latents.silence.numpy()[None, :, None]
+        _save(partial / "silence.npy", np.repeat(silence, SILENCE_FRAMES, axis=2))
+        credits = [
+            Credit(id=item.id, licence=item.licence, source=item.source, fields=item.fields) for item in latents.items
+        ]
+        write_attribution(partial / ATTRIBUTION, credits)
     return len(latents.items)
+
+
+def _described(item: LatentItem, sample_rate: int, autoencoder: str) -> dict[str, Any]:
+    """Return what the JSON beside the latents of an item says."""
+    return {
+        **item.fields,
+        "prompt": item.captions[0] if item.captions else "",
+        "prompts": list(item.captions),
+        "seconds_start": item.fields.get("seconds_start", 0),
+        "seconds_total": item.seconds,
+        "padding_mask": [1] * item.frames,
+        "sample_rate": sample_rate,
+        "licence": item.licence,
+        "id": item.id,
+        "source": item.source,
+        "split": item.split,
+        "kind": item.kind,
+        "label": item.label,
+        "midi": item.midi,
+        "autoencoder": autoencoder,
+    }
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    """Write an array by way of memory: numpy has words of its own for a full disk, without its reason."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array))
+    path.write_bytes(buffer.getbuffer())
 
 
 def import_public(folder: Path, out: Path, *, autoencoder: str) -> LatentSet:

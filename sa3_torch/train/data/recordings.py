@@ -204,6 +204,13 @@ def check_apart(folder: Path, out: Path) -> None:
         raise ValueError(f"{out}: the recordings lie in it; choose another folder to write to")
 
 
+def check_empty(out: Path) -> None:
+    """Raise ValueError unless ``out`` is new, or an empty folder."""
+    if out.exists() and (not out.is_dir() or any(path.suffix != ".partial" for path in out.iterdir())):
+        holds = any(out.glob("*.tar")) or any(out.glob("shard-*")) or (out / "index.json").exists()
+        raise ValueError(f"{out} {'holds shards already' if holds else 'is not empty'}; choose an empty folder")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Credit:
     """One line of an attribution list."""

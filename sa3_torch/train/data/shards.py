@@ -37,6 +37,7 @@ from .recordings import (
     Credit,
     Sidecar,
     check_apart,
+    check_empty,
     find_audio,
     hash_file,
     inspect,
@@ -147,9 +148,7 @@ def write_shards(
     """
     wds, files = _library(), find_audio(folder)
     check_apart(folder, out)
-    if out.exists() and (not out.is_dir() or any(path.suffix != ".partial" for path in out.iterdir())):
-        holds = any(out.glob("*.tar")) or (out / "index.json").exists()
-        raise ValueError(f"{out} {'holds shards already' if holds else 'is not empty'}; choose an empty folder")
+    check_empty(out)
     shards: list[Shard] = []
     credits: list[Credit] = []
     unreadable, without_caption = list[str](), list[str]()

@@ -6,6 +6,8 @@ import errno
 import json
 import re
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -326,3 +328,42 @@ def test_folders_of_a_mac_are_read(tmp_path: Path) -> None:
     assert [path.name for path in find_audio(tmp_path)] == ["a.wav", "b.wav"]
     assert read_sidecar(tmp_path / "a.wav").captions == ("sound a",)
     assert read_sidecar(tmp_path / "b.wav").captions == ("from b",)
+
+
+# --- a full disk
+
+_LIMITED = """
+import resource, sys
+from sa3_mlx.cli.app import run
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+sys.exit(run(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("limit", [0, 150, 600, 3000])
+@pytest.mark.parametrize("command", ["import", "shards", "pre-encode", "export-latents", "import-latents"])
+def test_a_full_disk_is_one_line_with_name_and_remedy_and_leaves_nothing(
+    tmp_path: Path, autoencoder: Path, encoded: Path, command: str, limit: int
+) -> None:
+    out, model = tmp_path / "out", ["--autoencoder", autoencoder]
+    folder = _record(tmp_path / "in", *"abcd", rate=RATE_OF_MODEL)
+    public = tmp_path / "public"
+    if command == "import-latents":
+        assert run([str(word) for word in ("data", "export-latents", encoded, public, *model)]) == 0
+    words = {
+        "import": ["data", "import", folder, out],
+        "shards": ["data", "shards", folder, out],
+        "pre-encode": ["pre-encode", "--data", folder, "--out", out, *model],
+        "export-latents": ["data", "export-latents", encoded, out, *model],
+        "import-latents": ["data", "import-latents", public, out, *model],
+    }[command]
+    program = [sys.executable, "-c", _LIMITED, str(limit), *map(str, words)]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    if limit == 3000 and done.returncode == 0:
+        return  # all of its files are smaller
+    said = [line for line in done.stderr.splitlines() if "sa3: " in line]
+    assert done.returncode == 2 and len(said) == 1 and "Traceback" not in done.stderr
+    assert re.search(rf"sa3: {out}\S*: could not be written \(File too large\).*; raise the limit", said[0])
+    assert command == "pre-encode" or not out.exists()
+    assert not [path for path in tmp_path.rglob(".*") if path.name != ".lock"]
+    assert run([str(word) for word in words]) == 0
