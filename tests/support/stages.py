@@ -148,12 +148,9 @@ def autoencoder_stage(workspace: Path, *changes: str) -> AutoencoderStage:
     return AutoencoderStage(MODEL, config, ClipSet(workspace / "clips"))
 
 
-def variants_stage(workspace: Path, *changes: str, model: ModelConfig = MODEL) -> AutoencoderStage:
-    """From a checkpoint, with zeros in the latents, a batch of two at another stride, the encoder frozen at half."""
-    variants = ("latent_mask=0.1", "train_encoder=0.5", "other_stride=8", "other_every=2")
-    rate = ("generator.warmup_steps=1", "generator.learning_rate=1e-3")
-    settings = (*SHORT, "train.batch=4", "crop_samples=8192", *rate, *(f"variants.{line}" for line in variants))
-    config = load_settings(AutoencoderConfig, "autoencoder", "demo", (*settings, *changes))
+def started_stage(workspace: Path, *changes: str, model: ModelConfig = MODEL) -> AutoencoderStage:
+    """Begin with the workspace's autoencoder."""
+    config = autoencoder_stage(workspace, "generator.learning_rate=1e-3", *changes).config
     return AutoencoderStage(model, config, ClipSet(workspace / "clips"), start=Start.open(workspace / "run" / "model"))
 
 
@@ -177,8 +174,6 @@ def complete_stage(workspace: Path, *changes: str) -> AutoencoderStage:
         "semantics.alignment.depth=1",
         "semantics.critic.depth=1",
         "adversarial.start_step=0",
-        "adversarial.noise.masked=true",
-        "adversarial.noise.instance=true",
         "adversarial.discriminators.transformer.depth=1",
         "adversarial.discriminators.transformer.min_width=64",
         "adversarial.discriminators.transformer.max_width=64",
@@ -369,7 +364,6 @@ def game_stage(_workspace: Path, *changes: str) -> GameStage:
 
 STAGES: dict[str, Callable[..., Stage]] = {
     "autoencoder": autoencoder_stage,
-    "variants": variants_stage,
     "complete": complete_stage,
     "distill": distill_stage,
     "pretrain": pretrain_stage,

@@ -85,7 +85,7 @@ def sensitivity(adversary: Adversary, real: Tensor, fake: Tensor) -> Tensor:
     spectrum = torch.stft(signals, SIZE, HOP, window=window, return_complex=True).requires_grad_()
     decoded = torch.istft(spectrum, SIZE, HOP, window=window, length=fake.shape[1])
     decoded = decoded.unflatten(0, (len(fake), -1)).transpose(1, 2)
-    (gradient,) = torch.autograd.grad(adversary.quiet_term(real.detach(), decoded), spectrum)
+    (gradient,) = torch.autograd.grad(adversary.generator_term(real.detach(), decoded), spectrum)
     return gradient.abs().unflatten(0, (len(fake), -1)).mean(1).transpose(1, 2).clamp_min(1e-12)
 
 

@@ -66,9 +66,6 @@ class DistillStage(AutoencoderStage):
         shards: ShardIndex | None = None,
     ) -> None:
         """Open the teacher, a checkpoint folder. Raises ConfigError when its latents have another shape."""
-        if config.variants is not None and config.variants.other_stride:
-            other = config.variants.other_stride
-            raise ConfigError(f"variants.other_stride is {other}: latents of a teacher have one stride; choose 0")
         self.teacher, self.digest = load_autoencoder(teacher)
         own, its = model.same, self.teacher.config
         if (own.latent_channels, own.samples_per_latent) != (its.latent_channels, its.samples_per_latent):

@@ -35,7 +35,7 @@ from sa3_torch.train.run.stage import Split, Stage, StageConfig
 from sa3_torch.weights import save_checkpoint
 
 from .adversary import AdversarialConfig, Adversary
-from .coder import PLAIN, Coder, VariantsConfig
+from .coder import Coder
 from .demo import save_demo
 from .losses import Comparison, latent_statistics, soft_norm_loss, waveform_loss
 from .reconstruct import Reconstructor, measure_reconstructions
@@ -60,7 +60,6 @@ class AutoencoderConfig(StageConfig):
     softnorm_weight: float
     shares: SharesConfig
     augment: AugmentConfig
-    variants: VariantsConfig | None = None
     shards: ShardsConfig | None = None  # for data that are shards
     semantics: SemanticsConfig | None = None
     adversarial: AdversarialConfig | None = None
@@ -101,12 +100,9 @@ class AutoencoderStage(Stage):
         """Train and measure on ``clips``; where there are ``shards``, train on these and measure on the clips."""
         super().__init__()
         self.model_config, self.config, self.clips, self.shards = model, config, clips, shards
-        variants = config.variants or PLAIN
-        if not variants.train_encoder and start is None:
-            raise ConfigError("variants.train_encoder is 0 without a start: the encoder would stay as it began")
         self.model: SAME = SAME(model.same, model.audio_channels)
         self.crops: Crops = self._crops()
-        self.coder = Coder(self.model, variants, config.train, self.crops.items)
+        self.coder = Coder(self.model, config.train, self.crops.items)
         self.coder.check_crops(config.crop_samples, model.name)
         self.coder.settled = self._initialise(start)
         self.spectral = SpectralLoss(config.spectral, config.train, model.sample_rate)
@@ -138,8 +134,7 @@ class AutoencoderStage(Stage):
         config, model = self.config.adversarial, self.model_config
         if config is None or not config.on:
             return None
-        items, seed = self.crops.items, self.config.train.seed
-        return Adversary(config, model.sample_rate, model.audio_channels, items=items, seed=seed)
+        return Adversary(config, model.audio_channels, seed=self.config.train.seed)
 
     def _groups(self) -> dict[str, Group]:
         network: nn.Module = self.model
@@ -212,24 +207,20 @@ class AutoencoderStage(Stage):
     def turn(self, step: int) -> str:
         return "discriminator" if self.adversary is not None and self.adversary.is_trained(step) else "generator"
 
-    def frozen(self, step: int) -> list[Tensor]:
-        return self.coder.frozen(step) if self.turn(step) == "generator" else []
-
     def losses(self, step: int) -> dict[str, Tensor]:
         batch = self._batch(step, self.batch_slice)
         audio = batch.audio.to(self.device)
-        with self.coder.stride(step):
-            if self.turn(step) == "discriminator":
-                return self._discriminator_losses(audio, step)
-            return self._generator_losses(audio, batch.captions, step)
+        if self.turn(step) == "discriminator":
+            return self._discriminator_losses(audio, step)
+        return self._generator_losses(audio, batch.captions, step)
 
     def _generator_losses(self, audio: Tensor, captions: tuple[str, ...], step: int) -> dict[str, Tensor]:
         with self.autocast():
-            u = self.coder.raw_latents(audio, step)
+            u = self.coder.raw_latents(audio)
             if self.config.train.accumulate == 1:
                 self._follow_std(std_of(moments(u)), step)
             z = u / self.model.bottleneck.running_std.clone()
-            output = self.coder.decoded(self.coder.masked(z, step, self.batch_slice), step, self.batch_slice)
+            output = self.coder.decoded(z, step, self.batch_slice)
         self.notes |= {f"latents/{name}": value for name, value in latent_statistics(z).items()}
         self.notes["latents/r"] = self.model.bottleneck.running_std.mean()
         comparisons = self._comparisons(z, output, audio, step)
@@ -281,33 +272,29 @@ class AutoencoderStage(Stage):
         if self.adversary is None or not self.adversary.reaches_generator(step):
             return {}
         with self.autocast():
-            raw = self.adversary.terms(comparisons, step=step, batch_slice=self.batch_slice)
+            raw = self.adversary.terms(comparisons)
         return {name: self.weighted(name, self.adversary.weights[name], value) for name, value in raw.items()}
 
     def _discriminator_losses(self, audio: Tensor, step: int) -> dict[str, Tensor]:
         assert self.adversary is not None
-        batch_slice, micro_batches = self.batch_slice, self.config.train.accumulate
         with self.autocast():
             with torch.no_grad():
-                z = self.coder.raw_latents(audio, step) / self.model.bottleneck.running_std
-                output = self.coder.decoded(self.coder.masked(z, step, batch_slice), step, batch_slice)
+                z = self.coder.raw_latents(audio) / self.model.bottleneck.running_std
+                output = self.coder.decoded(z, step, self.batch_slice)
                 comparisons = self._comparisons(z, output, audio, step)
-            loss = self.adversary.loss(comparisons, step=step, batch_slice=batch_slice, micro_batches=micro_batches)
-        self.notes["measured/discriminator_mean"] = self.adversary.noise.loss_mean.detach()
-        return {"discriminator": loss}
+            return {"discriminator": self.adversary.loss(comparisons)}
 
     def prepare(self, step: int, slices: list[BatchSlice]) -> None:
         """Find running_std and the audible items by size of the whole batch, by which micro-batches are divided."""
         if self.turn(step) == "discriminator":
             return
         found, counts = [], []
-        with self.coder.stride(step):
-            for each in slices:
-                audio = self._batch(step, each).audio.to(self.device)
-                with self.autocast():
-                    found.append(moments(self.coder.raw_latents(audio, step)))
-                counts.append(self.spectral.count(audio, step))
-            self._follow_std(std_of(torch.stack(found).sum(0)), step)
+        for each in slices:
+            audio = self._batch(step, each).audio.to(self.device)
+            with self.autocast():
+                found.append(moments(self.coder.raw_latents(audio)))
+            counts.append(self.spectral.count(audio, step))
+        self._follow_std(std_of(torch.stack(found).sum(0)), step)
         self.spectral.know(mean(torch.stack(counts).mean(0)))
 
     def _follow_std(self, std: Tensor, step: int) -> None:

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .filters import DAUBECHIES_4, chroma_filters, pqmf_filters
-from .spectral import magnitude, tight_stft
+from .filters import DAUBECHIES_4
+from .spectral import tight_stft
 
 
 def full_precision(x: Tensor) -> torch.autocast:
@@ -43,26 +43,7 @@ def wavelet(audio: Tensor, levels: int) -> Tensor:
     return torch.cat(parts, dim=3).transpose(1, 2).flatten(2)
 
 
-def pqmf(audio: Tensor, bands: int) -> Tensor:
-    """Split (B, L, channels) -> (B, channels * bands, L / bands): critically sampled sub-bands, low to high."""
-    filters = torch.from_numpy(pqmf_filters(bands)).to(audio.device)[:, None]  # (bands, 1, taps)
-    signal = pad_to_multiple(audio.float(), bands).transpose(1, 2)  # (B, channels, L)
-    with full_precision(audio):
-        out = F.conv1d(signal.flatten(0, 1)[:, None], filters, stride=bands, padding=filters.shape[2] // 2)
-    out = out[..., : signal.shape[2] // bands]
-    return out.unflatten(0, signal.shape[:2]).flatten(1, 2)
-
-
 def spectrogram(audio: Tensor, size: int, hop: int) -> Tensor:
     """Return the tight transform of every channel, (B, L, channels) -> (B, channels, K, F, 2)."""
     channels = audio.transpose(1, 2)
     return tight_stft(channels.flatten(0, 1), size, hop).unflatten(0, channels.shape[:2])
-
-
-def chromagram(
-    audio: Tensor, sample_rate: int, *, bins: int, size: int, hop: int, octave: float, width: float
-) -> Tensor:
-    """Return the pitch classes of the octaves around ``octave``: (B, L, channels) -> (B, channels, K, bins)."""
-    filters = torch.from_numpy(chroma_filters(bins, size, sample_rate, octave, width)).to(audio.device)
-    with full_precision(audio):
-        return torch.log1p(magnitude(spectrogram(audio, size, hop))) @ filters.T

@@ -23,12 +23,13 @@ from .optimizers import Group
 from .parallel import BatchSlice
 from .settings import check
 
+BATCH_MAX = 2**14  # far beyond every recipe: a batch is in memory before anything can be said of it
 Compiled = Callable[..., Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Config):
-    """What every stage needs. ``every`` and ``after`` count steps of all groups."""
+    """Hold what every stage needs. ``every`` and ``after`` count steps of all groups."""
 
     seed: int
     steps: int
@@ -48,6 +49,7 @@ class TrainConfig(Config):
     def __post_init__(self) -> None:
         check(self, 0, math.inf, "seed", "ema_after", "milestone_every")
         check(self, 1, math.inf, "steps", "batch", "accumulate", "ema_every", "save_every", "validate_every")
+        check(self, 1, BATCH_MAX, "batch", "accumulate")
         check(self, 0, 1 - 1e-12, "ema_decay")
         if self.precision == "auto" and self.parallel == "fsdp":
             raise ConfigError("precision is 'auto' with parallel 'fsdp': choose 'bf16' or 'fp32', or parallel 'ddp'")
@@ -70,7 +72,7 @@ class StageConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Data that a stage reads, for its plan."""
+    """Describe data that a stage reads, for its plan."""
 
     name: str
     items: int
@@ -78,7 +80,7 @@ class Split:
 
 
 class Stage(ABC):
-    """One training stage: what is trained, on which losses. The loop sets ``precision`` and ``batch_slice``."""
+    """Say what is trained, on which losses. The loop sets ``precision`` and ``batch_slice``."""
 
     name: str
     model: nn.Module  # its state is averaged and exported
@@ -94,32 +96,28 @@ class Stage(ABC):
         """Name of the group that is trained in a step; the parameters of the others are frozen meanwhile."""
         return next(iter(self.groups))
 
-    def frozen(self, step: int) -> list[Tensor]:  # noqa: ARG002 (few stages freeze part of a group)
-        """Parameters of the turn's group that a step does not change, weight decay included; their gradients are 0."""
-        return []
-
     @abstractmethod
     def losses(self, step: int) -> dict[str, Tensor]:
-        """Weighted terms of a step on ``batch_slice``, means over its items, whose sum is minimised; no slash in names.
+        """Return weighted terms of a step on ``batch_slice``, means over its items, whose sum is minimised.
 
         Every parameter of the turn's group has a part in it, with a gradient of zero if need be, and which networks run
         depends on the step, not on the items: several processes wait for each other at both.
         """
 
     def prepare(self, step: int, slices: list[BatchSlice]) -> None:  # noqa: B027 (most stages have nothing to prepare)
-        """Only before a step of several micro-batches, without gradients: what the losses need of all of them."""
+        """Compute what the losses need of all of several micro-batches, before them and without gradients."""
 
     def period(self) -> int:
-        """For its plan: for so many steps serves what the first of them computes beside its losses; 0: nothing does."""
+        """Return for how many steps serves what the first of them computes beside its losses; 0: nothing does."""
         return 0
 
     def data(self) -> tuple[Split, ...]:
-        """What is read in the run, for its plan; empty where a stage does not say."""
+        """Return what is read in the run, for its plan; empty where a stage does not say."""
         return ()
 
     @abstractmethod
     def validate(self) -> dict[str, float]:
-        """Measures on held-out data, with the weights now in ``model``.
+        """Measure on held-out data, with the weights now in ``model``.
 
         Under FSDP2 in bf16 this and ``demo`` run under autocast: their results need a ``float()``.
         """
@@ -134,18 +132,18 @@ class Stage(ABC):
         too."""
 
     def alarms(self, values: dict[str, float]) -> list[str]:  # noqa: ARG002 (most stages have none)
-        """Plain sentences about a row of the log that a user should read now."""
+        """Return plain sentences about a row of the log that a user should read now."""
         return []
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def weighted(self, name: str, weight: float, value: Tensor) -> Tensor:
-        """A term; its raw value is logged as "name/raw"."""
+        """Return a weighted term; its raw value is logged as "name/raw"."""
         self.notes[f"{name}/raw"] = value.detach()
         return weight * value
 
 
 def maybe_compile(function: Compiled, enabled: bool) -> Compiled:
-    """torch.compile where the configuration asks for it."""
+    """Compile where the configuration asks for it."""
     return torch.compile(function) if enabled else function

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("no_pictures")
 SCRIPT = Path(__file__).resolve().parents[2] / "support" / "run_stage.py"
 STEPS = 3
 KINDS = ("ddp", "fsdp")
-ONLY_FSDP = ("variants", "distill", "text")  # under DDP they are as the stages that they vary
+ONLY_FSDP = ("distill", "text")  # under DDP they are as the stages that they vary
 PAIRS = [(name, kind) for name in STAGES for kind in KINDS if kind == "fsdp" or name not in ONLY_FSDP]
 RECOMPUTED = ("autoencoder", "pretrain")  # with activation checkpointing of their blocks
 WIDENED = ("autoencoder", "game")  # begun by one process, then two; the others differ in nothing that matters to it

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from sa3_torch.attention import attend_window, heads_first, merge_heads, window_mask
 from sa3_torch.layers import DynamicTanh, Rope, gate_silu, rope, rotate
 from sa3_torch.same import patch
-from sa3_torch.train.autoencoder.transforms import chromagram, pad_to_multiple, spectrogram, wavelet
+from sa3_torch.train.autoencoder.transforms import pad_to_multiple, spectrogram
 
-from .config import ChromaView, TransformerConfig, View
+from .config import TransformerConfig, View
 
 MATCHED_BLOCKS = 2  # blocks whose outputs are matched as features
 
@@ -101,13 +101,12 @@ class Resampler(nn.Module):
 
 
 class ViewDiscriminator(nn.Module):
-    """Look at patches, complex spectrogram or wavelet of the audio by a ``Resampler``."""
+    """Look at patches or the complex spectrogram of the audio by a ``Resampler``."""
 
     def __init__(self, view: View, config: TransformerConfig, audio_channels: int) -> None:
         super().__init__()
         self.view = view
-        per_channel = {"patch": view.size, "stft": 2 * (view.size // 2 + 1), "wavelet": 1 << view.size}[view.kind]
-        inputs = audio_channels * per_channel
+        inputs = audio_channels * (view.size if view.kind == "patch" else 2 * (view.size // 2 + 1))
         self.net = Resampler(inputs, config.width(inputs), config, view.stride, view.window)
 
     def forward(self, audio: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -118,29 +117,4 @@ class ViewDiscriminator(nn.Module):
         size = self.view.size
         if self.view.kind == "patch":
             return patch(pad_to_multiple(audio, size), size)
-        if self.view.kind == "wavelet":
-            return wavelet(audio, size)
         return spectrogram(audio, size, size // 4).movedim(2, 1).flatten(2)
-
-
-class ChromaViewDiscriminator(nn.Module):
-    """Look at pitch classes around one octave by a ``Resampler``."""
-
-    def __init__(self, view: ChromaView, config: TransformerConfig, sample_rate: int, audio_channels: int) -> None:
-        super().__init__()
-        self.view, self.config, self.sample_rate = view, config, sample_rate
-        inputs = audio_channels * config.chroma_bins
-        self.net = Resampler(inputs, config.width(inputs), config, view.stride, view.window)
-
-    def forward(self, audio: Tensor) -> tuple[Tensor, list[Tensor]]:
-        config = self.config
-        chroma = chromagram(
-            audio,
-            self.sample_rate,
-            bins=config.chroma_bins,
-            size=config.chroma_size,
-            hop=config.chroma_hop,
-            octave=self.view.octave,
-            width=self.view.width,
-        )
-        return self.net(chroma.movedim(2, 1).flatten(2))
