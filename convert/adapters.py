@@ -25,9 +25,10 @@ from sa3_mlx.common.adapters.format import (
     read_adapter,
     read_finite,
 )
+from sa3_mlx.common.files.objects import parse_object
 from sa3_mlx.common.files.safetensors import TensorFile, array_entry, write_tensors
 from sa3_mlx.common.model.config import ModelConfig
-from sa3_mlx.common.schema import ConfigError
+from sa3_mlx.common.schema import ConfigError, listed, quoted
 
 from .keys import pairs
 
@@ -103,7 +104,7 @@ def _from_official(file: TensorFile, config: ModelConfig) -> Adapter:
     for name in file.names():
         found = _KEY.fullmatch(name)
         if found is None or found[2] not in (*_KINDS, *_DERIVED):
-            raise ValueError(f"{file.path}: tensor {name} is none of an adapter")
+            raise ValueError(f"{file.path}: tensor {listed([name])} is none of an adapter")
         if found[2] in _DERIVED:
             continue
         if found[1] not in layers_of:
@@ -114,10 +115,10 @@ def _from_official(file: TensorFile, config: ModelConfig) -> Adapter:
     if unknown:
         total = len(layers) + len(set(unknown))
         raise ValueError(
-            f"{file.path}: {len(layers)} of its {total} layers are in {config.name} (not {unknown[0]}); use the model "
-            "that it was trained on, or one of its size"
+            f"{file.path}: {len(layers)} of its {total} layers are in {config.name} (not {listed(unknown[:1])}); use "
+            "the model that it was trained on, or one of its size"
         )
-    data = _lora_config(file)
+    data = parse_object(file.metadata.get("lora_config", "{}"), f"{file.path}: lora_config")
     kind = _adapter_type(file.path, data, layers)
     squeezed = {layer: {name: _squeezed(name, v) for name, v in tensors.items()} for layer, tensors in layers.items()}
     info = AdapterInfo(
@@ -130,16 +131,6 @@ def _from_official(file: TensorFile, config: ModelConfig) -> Adapter:
     return Adapter(info=info, layers=squeezed)
 
 
-def _lora_config(file: TensorFile) -> dict[str, Any]:
-    try:
-        data = json.loads(file.metadata.get("lora_config", "{}"))
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{file.path}: lora_config is not valid JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"{file.path}: lora_config is no object")
-    return data
-
-
 def _adapter_type(path: Path, data: dict[str, Any], layers: dict[str, dict[str, Float]]) -> str:
     """Return the recorded type; "dora" means columns where an old file has magnitudes (1, I), else rows."""
     kind = data.get("adapter_type", "lora")
@@ -147,7 +138,7 @@ def _adapter_type(path: Path, data: dict[str, Any], layers: dict[str, dict[str, 
         old = [tensors["magnitude"] for tensors in layers.values() if "magnitude" in tensors]
         return "dora-cols" if old and old[0].ndim == 2 and old[0].shape[0] == 1 else "dora-rows"
     if kind not in ADAPTER_TYPES:
-        raise ConfigError(f"{path}: adapter_type is {kind!r}; supported: {', '.join(ADAPTER_TYPES)}")
+        raise ConfigError(f"{path}: adapter_type is {quoted(kind)}; supported: {', '.join(ADAPTER_TYPES)}")
     return str(kind)
 
 

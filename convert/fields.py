@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from sa3_mlx.common.schema import ConfigError
+from sa3_mlx.common.schema import ConfigError, is_finite, listed, quoted
 
 _REQUIRED: Any = object()
+
+
+@contextmanager
+def about(label: str) -> Iterator[None]:
+    """Put the name of what is read before the words of a ConfigError."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{label}: {error}") from error
 
 
 class Fields:
@@ -36,10 +46,10 @@ class Fields:
                 raise ConfigError(f"{self.where}.{name}: missing")
             return default
         value = self._data[name]
-        if kind is float and type(value) is int:
+        if kind is float and type(value) is int and is_finite(value):
             value = float(value)
         if type(value) is not kind:
-            raise ConfigError(f"{self.where}.{name}: expected {kind.__name__}, got {value!r}")
+            raise ConfigError(f"{self.where}.{name}: expected {kind.__name__}, got {quoted(value)}")
         return value
 
     def child(self, name: str) -> Fields:
@@ -54,7 +64,7 @@ class Fields:
             raise ConfigError(f"{self.where}.{name}: missing; must be {allowed!r}")
         if value != allowed or (type(value) is bool) != (type(allowed) is bool):  # 1 is not true
             absent = "" if name in self._data else " (absent, which means this)"
-            raise ConfigError(f"{self.where}.{name}: got {value!r}{absent}, supported: {allowed!r}")
+            raise ConfigError(f"{self.where}.{name}: got {quoted(value)}{absent}, supported: {allowed!r}")
 
     def constants(self, table: Iterable[tuple[str, Any, Any]]) -> None:
         """Do so for every (name, allowed, default)."""
@@ -69,4 +79,4 @@ class Fields:
         """Refuse the fields that nothing asked for."""
         unknown = sorted(set(self._data) - self._seen)
         if unknown:
-            raise ConfigError(f"{self.where}: unknown field(s) {', '.join(unknown)}; no model here knows their meaning")
+            raise ConfigError(f"{self.where}: unknown field(s) {listed(unknown)}; no model here knows their meaning")

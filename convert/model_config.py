@@ -21,7 +21,7 @@ from sa3_mlx.common.model.config import (
     SAMEConfig,
     ShiftConfig,
 )
-from sa3_mlx.common.schema import ConfigError
+from sa3_mlx.common.schema import ConfigError, quoted
 
 from .fields import Fields
 from .text_config import parse_text_config
@@ -124,7 +124,7 @@ def parse_model_config(data: object, *, name: str, text_config: object | None) -
     model_type = root.take("model_type", str)
     if model_type not in (DIFFUSION_TYPE, AUTOENCODER_TYPE):
         raise ConfigError(
-            f"model_config.model_type: got {model_type!r}, supported: {DIFFUSION_TYPE!r}, {AUTOENCODER_TYPE!r}"
+            f"model_config.model_type: got {quoted(model_type)}, supported: {DIFFUSION_TYPE!r}, {AUTOENCODER_TYPE!r}"
         )
     sample_rate, audio_channels = root.take("sample_rate", int), root.take("audio_channels", int, 2)
     sample_size = root.take("sample_size", int)  # means nothing for an autoencoder alone
@@ -194,7 +194,7 @@ def _one(fields: Fields, name: str, kind: type, default: list[Any] | None = None
     """Take the entry of a list with one entry per resampling stage; all known models have one stage."""
     values = fields.take(name, list) if default is None else fields.take(name, list, default)
     if len(values) != 1 or type(values[0]) is not kind:
-        raise ConfigError(f"{fields.where}.{name}: got {values!r}, supported: a list of one {kind.__name__}")
+        raise ConfigError(f"{fields.where}.{name}: got {quoted(values)}, supported: a list of one {kind.__name__}")
     return values[0]
 
 
@@ -245,7 +245,7 @@ def _multiple(fields: Fields, name: str, default: int) -> int:
     """Take the inner width of a feed-forward in widths, a whole number."""
     value: float = fields.take(name, float, float(default))
     if value < 1 or not value.is_integer():
-        raise ConfigError(f"{fields.where}.{name}: got {value!r}, supported: whole numbers from 1")
+        raise ConfigError(f"{fields.where}.{name}: got {quoted(value)}, supported: whole numbers from 1")
     return int(value)
 
 
@@ -254,7 +254,9 @@ def _attention(fields: Fields, stride: int) -> tuple[Literal["chunked", "sliding
     window = fields.optional("sliding_window", list)
     if window is not None:
         if len(window) != 2 or window[0] != window[1] or type(window[0]) is not int:
-            raise ConfigError(f"{fields.where}.sliding_window: got {window!r}, supported: two equal whole numbers")
+            raise ConfigError(
+                f"{fields.where}.sliding_window: got {quoted(window)}, supported: two equal numbers"
+            )
         fields.constant("chunk_midpoint_shift", False, default=False)
         fields.constant("chunk_size", 32, default=32)  # only rounds lengths up, and 32 is what generate() assumes [B31]
         return "sliding", window[0]
@@ -279,7 +281,7 @@ def _diffusion(model: Fields, same: SAMEConfig, max_frames: int, text_config: ob
     objective = fields.take("diffusion_objective", str, "v")
     if objective not in ("rf_denoiser", "rectified_flow"):
         raise ConfigError(
-            f"{fields.where}.diffusion_objective: got {objective!r}, supported: 'rf_denoiser', 'rectified_flow'"
+            f"{fields.where}.diffusion_objective: got {quoted(objective)}, supported: 'rf_denoiser', 'rectified_flow'"
         )
     shift = _shift(fields)
     dit = _dit(fields.child("config"), same.latent_channels, text_width)
@@ -311,7 +313,7 @@ def _conditioning(fields: Fields) -> tuple[int, int, float]:
     ]
     found = {entry.take("id", str): entry for entry in entries}
     if sorted(found) != ["prompt", "seconds_total"] or len(entries) != 2:
-        raise ConfigError(f"{fields.where}.configs: got ids {list(found)}, supported: prompt, seconds_total")
+        raise ConfigError(f"{fields.where}.configs: got ids {quoted(list(found))}, supported: prompt, seconds_total")
     found["prompt"].constant("type", "t5gemma")
     prompt = found["prompt"].child("config")
     max_length = prompt.take("max_length", int, 128)
@@ -325,7 +327,7 @@ def _conditioning(fields: Fields) -> tuple[int, int, float]:
     seconds.constant("min_val", 0, default=0)
     seconds_max = seconds.take("max_val", float, 1.0)
     if not 0 < seconds_max < math.inf:
-        raise ConfigError(f"{seconds.where}.max_val: got {seconds_max!r}, supported: finite numbers above 0")
+        raise ConfigError(f"{seconds.where}.max_val: got {quoted(seconds_max)}, supported: finite numbers above 0")
     seconds.constant("fourier_features_type", "expo", default="learned")
     seconds.constant("output_dim", width, default=width)
     for part in (prompt, seconds, *entries, fields):
@@ -390,6 +392,6 @@ def _shift(diffusion: Fields) -> ShiftConfig:
                 start, end = fields.take("alpha_min", float, 1.0), fields.take("alpha_max", float, 1.0)
                 shift = ShiftConfig(type="flux", start=start, end=end, rate=0.0)
         case _:
-            raise ConfigError(f"{fields.where}.type: got {kind!r}, supported: none, full, flux, logsnr")
+            raise ConfigError(f"{fields.where}.type: got {quoted(kind)}, supported: none, full, flux, logsnr")
     fields.done()
     return shift

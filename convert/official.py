@@ -37,6 +37,7 @@ from sa3_mlx.common.model.features import ROTARY_FREQUENCIES
 from sa3_mlx.common.quant.format import Quantization
 
 from .export_config import official_model_config
+from .fields import about
 from .keys import (
     AUTOENCODER_PREFIX,
     TEXT_PREFIXES,
@@ -73,7 +74,8 @@ def convert(source: str | Path, out: Path, *, name: str | None, force: bool, pro
     check_out(out, force=force, replaceable=is_ours)
     found = find_source(source)
     text_config = None if found.text is None else found.text.config
-    config = parse_model_config(found.model_config, name=name or found.name_hint, text_config=text_config)
+    with about(found.label):
+        config = parse_model_config(found.model_config, name=name or found.name_hint, text_config=text_config)
     with ExitStack() as stack:
         stored, parts = _stored_tensors(found, config, stack)
         dropped = _check_official(stored, config, parts, found)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sa3_mlx.common.files.objects import read_object
 from sa3_mlx.common.installed import known_name
 from sa3_mlx.common.model.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE
 from sa3_mlx.common.model.config import FORMAT
 from sa3_mlx.common.model.presets import PRESETS, REPOSITORIES
-from sa3_mlx.common.schema import ConfigError
 
+from .fields import about
 from .hub import download
 from .model_config import TextLocation, text_location
 
@@ -64,8 +64,9 @@ def _read(folder: Path, weights: Path | None, label: str, known_name: str | None
     config_path = folder / MODEL_CONFIG_FILE
     if not config_path.is_file():
         raise FileNotFoundError(f"{folder}: no {MODEL_CONFIG_FILE} there; it must lie beside the weights")
-    model_config = read_json(config_path)
-    location = text_location(model_config)
+    model_config = read_object(config_path)
+    with about(label):
+        location = text_location(model_config)
     return OfficialSource(
         label=label,
         weights=weights or _weights_in(folder),
@@ -81,18 +82,9 @@ def is_ours(folder: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        return read_object(path).get("format") == FORMAT
+    except (ValueError, OSError):
         return False
-    return isinstance(data, dict) and data.get("format") == FORMAT
-
-
-def read_json(path: Path) -> Any:
-    """Parse a file. Raises ConfigError, naming it, where it is not JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path}: not valid JSON ({error})") from error
 
 
 def _weights_in(folder: Path) -> Path:
@@ -115,11 +107,11 @@ def _text_folder(folder: Path, location: TextLocation) -> TextFolder:
             what = "tokenizer" if name == TOKENIZER_FILE else "text encoder"
             origin = f" (it comes with https://huggingface.co/{location.repo_id})" if location.repo_id else ""
             raise FileNotFoundError(f"{text}: no {name}, so the {what} is missing{origin}")
-    tokenizer = read_json(text / TOKENIZER_FILE)
-    if not isinstance(tokenizer, dict) or not isinstance(tokenizer.get("model"), dict):
+    tokenizer = read_object(text / TOKENIZER_FILE)
+    if not isinstance(tokenizer.get("model"), dict):
         raise ValueError(f"{text / TOKENIZER_FILE}: not a tokenizer of the tokenizers library (no 'model' in it)")
     return TextFolder(
-        weights=text / WEIGHTS_FILE, config=read_json(text / CONFIG_FILE), tokenizer=text / TOKENIZER_FILE
+        weights=text / WEIGHTS_FILE, config=read_object(text / CONFIG_FILE), tokenizer=text / TOKENIZER_FILE
     )
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import reprlib
 import sys
 import types
 import typing
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -56,25 +54,6 @@ def listed(names: Iterable[object]) -> str:
 def reason(error: BaseException) -> str:
     """Return what an error of a library says, in one line, its end left out where it is long."""
     return excerpt(one_line(str(error)), 200) or type(error).__name__
-
-
-def parse_object(text: str | bytes, where: str) -> dict[str, Any]:
-    """Return the object that a JSON text is. Raises ConfigError, one line that begins with ``where``, for all else."""
-    try:
-        data = json.loads(text)
-    except RecursionError as error:
-        raise ConfigError(f"{where}: not valid JSON (it is nested too deeply)") from error
-    except ValueError as error:
-        raise ConfigError(f"{where}: not valid JSON ({reason(error)})") from error
-    require(isinstance(data, dict), f"{where}: expected an object in JSON format, got {type(data).__name__}")
-    return typing.cast(dict[str, Any], data)
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file. Raises FileNotFoundError, OSError and ConfigError, which name the file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    return parse_object(path.read_bytes(), str(path))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,7 +63,7 @@ def _set_shape(arrays: dict[str, np.ndarray]) -> None:
 CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda m: (m / "config.json").unlink(), "no config.json"),
     "config is not JSON": (lambda m: (m / "config.json").write_text("{"), "not valid JSON"),
-    "config is a list": (lambda m: (m / "config.json").write_text("[]"), "format"),
+    "config is a list": (lambda m: (m / "config.json").write_text("[]"), "expected a JSON object"),
     "config of another format": (lambda m: _edit_config(m, lambda c: c.update(format="sa3/9")), "sa3/9"),
     "unknown field": (lambda m: _edit_config(m, lambda c: c.update(speed=3)), "unknown field(s) speed"),
     "missing field": (lambda m: _edit_config(m, lambda c: c["same"].pop("width")), "missing field(s) width"),

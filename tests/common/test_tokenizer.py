@@ -92,3 +92,26 @@ def test_a_closed_vocabulary_names_the_words_it_does_not_have(tmp_path: Path) ->
     Library(BPE({"<unk>": 0, "a": 1}, [], unk_token="<unk>")).save(str(tmp_path / "pieces.json"))
     pieces = Tokenizer(tmp_path / "pieces.json", 4)
     assert pieces.closed_vocabulary() == () and pieces.unknown("ab") == ()
+
+
+def test_files_that_are_meant_to_fail_are_named(tmp_path: Path) -> None:
+    from tokenizers import Regex
+    from tokenizers import Tokenizer as Library
+    from tokenizers.models import WordLevel
+    from tokenizers.normalizers import Replace, Sequence
+    from tokenizers.pre_tokenizers import Split
+
+    def refused(library: Library, text: str) -> str:
+        library.save(str(tmp_path / "x.json"))
+        with pytest.raises(ValueError, match=r"x\.json") as caught:
+            Tokenizer(tmp_path / "x.json", 4).encode([text])
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+        return str(caught.value)
+
+    assert "UNK" in refused(Library(WordLevel({"a": 0}, unk_token="<unk>")), "b\n" * 1000)
+    endless = Library(WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>"))
+    endless.pre_tokenizer = Split(Regex("(a+)+$"), "isolated")
+    assert "retry-limit" in refused(endless, "a" * 40 + "!")
+    growing = Library(WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>"))
+    growing.normalizer = Sequence([Replace("a", "a" * 100)] * 9)
+    assert "times as long" in refused(growing, "a")

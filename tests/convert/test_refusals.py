@@ -64,7 +64,7 @@ BROKEN = {
     ),
     "no_config": (lambda s: (s / "model_config.json").unlink(), "no model_config.json there"),
     "config_not_json": (lambda s: (s / "model_config.json").write_text("{"), "not valid JSON"),
-    "config_not_an_object": (lambda s: (s / "model_config.json").write_text("[]"), "expected an object"),
+    "config_not_an_object": (lambda s: (s / "model_config.json").write_text("[]"), "expected a JSON object"),
     "no_weights": (lambda s: (s / "model.safetensors").unlink(), "no model.safetensors there"),
     "several_weights": (
         lambda s: [(s / "model.safetensors").rename(s / "a.safetensors"), (s / "b.safetensors").write_bytes(b"")],

@@ -127,12 +127,14 @@ def selected_layers(adapter: AdapterConfig, config: ModelConfig) -> Shapes:
             f"layers of {config.name}, such as {next(iter(layers))}"
         )
     small = [name for name, shape in chosen.items() if adapter.frozen_bases and min(shape) < adapter.rank]
-    largest = max(max(shape) for shape in chosen.values())
-    if adapter.rank > largest:
-        raise ValueError(f"rank is {adapter.rank}: the largest of the layers has {largest} outputs; take a lower rank")
     if small:
         raise ValueError(
             f"rank is {adapter.rank}: {small[0]} has {min(chosen[small[0]])} singular vectors; take a lower rank, or "
             "exclude this layer"
+        )
+    largest = max(max(shape) for shape in chosen.values())
+    if adapter.rank > largest:
+        raise ValueError(
+            f"rank is {adapter.rank}: no layer has more than {largest} inputs or outputs; take a lower rank"
         )
     return chosen

@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sa3_mlx.common.files.objects import parse_object
 from sa3_mlx.common.files.safetensors import TensorFile, all_finite, array_entry, write_tensors
-from sa3_mlx.common.schema import Config, listed, parse_object, quoted
+from sa3_mlx.common.schema import Config, listed, quoted
 
 from .config import AdapterConfig
 

@@ -16,11 +16,12 @@ from typing import Any, Literal, Self, TypeVar
 import numpy as np
 
 from sa3_mlx.common.files.audio import Audio, check_audio
+from sa3_mlx.common.files.objects import parse_object
 from sa3_mlx.common.model.chunks import Direction, check_chunk_frames
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.lengths import longest, samples_to_seconds, seconds_to_samples
 from sa3_mlx.common.model.sampling import Sampling
-from sa3_mlx.common.schema import Config, ConfigError, is_finite, parse_object, quoted, require
+from sa3_mlx.common.schema import Config, ConfigError, is_finite, quoted, require
 
 from .noise import check_seed
 from .regions import first_uncovered, generated_frames, to_regions

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sa3_mlx.common.schema import Config, ConfigError, quoted, read_object, require
+from sa3_mlx.common.files.objects import read_object
+from sa3_mlx.common.schema import Config, ConfigError, quoted, require
 
 from .sampling import Guidance, Sampling
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from sa3_mlx.common.files.objects import parse_object
 from sa3_mlx.common.files.safetensors import TensorFile
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE, Shapes, check_tensors, expected_tensors
 from sa3_mlx.common.model.config import ModelConfig
-from sa3_mlx.common.schema import Config, parse_object, quoted
+from sa3_mlx.common.schema import Config, quoted
 
 from .affine import Packed, Storage, check_grid
 

@@ -5,6 +5,7 @@ Shapes: B batch, S tokens.
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from collections.abc import Sequence
 from itertools import groupby
@@ -14,7 +15,10 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
+from sa3_mlx.common.schema import quoted, reason
+
 PAD_ID = 0
+_MAX_GROWTH = 1000
 
 
 def collapse_padding(mask: NDArray[np.bool_]) -> tuple[int, NDArray[np.float32]]:
@@ -35,7 +39,8 @@ def collapse_padding(mask: NDArray[np.bool_]) -> tuple[int, NDArray[np.float32]]
 class Tokenizer:
     """Read a ``tokenizer.json`` of the tokenizers library; its own padding, truncation and template are not used.
 
-    Raises FileNotFoundError for a missing file and ValueError for one that is no tokenizer.
+    Raises FileNotFoundError for a missing file and ValueError for one that is no tokenizer, or, when it is used, for
+    one that fails at a text; the message names the file.
     """
 
     def __init__(self, path: str | Path, max_length: int) -> None:
@@ -46,7 +51,10 @@ class Tokenizer:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
-            raise ValueError(f"{path}: not a tokenizer of the tokenizers library ({error})") from error
+            raise ValueError(f"{path}: not a tokenizer of the tokenizers library ({reason(error)})") from error
+        if _growth(self._tokenizer.normalizer) > _MAX_GROWTH:
+            raise ValueError(f"{path}: its normalizer makes a text more than {_MAX_GROWTH} times as long")
+        self._path = path
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.max_length = max_length
@@ -54,7 +62,7 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         """Return the largest token id + 1."""
-        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def count(self, text: str) -> int:
         """Count tokens of ``text`` before truncation: above ``max_length`` the end of the text has no effect."""
@@ -73,7 +81,7 @@ class Tokenizer:
         model = self._tokenizer.model
         if not isinstance(model, tokenizers.models.WordLevel):
             return ()
-        found = self._tokenizer.encode(text, add_special_tokens=False)
+        found = self._encoding(text)
         words = [
             text[start:stop].strip()
             for name, (start, stop) in zip(found.tokens, found.offsets, strict=True)
@@ -100,9 +108,28 @@ class Tokenizer:
         return ids, mask
 
     def _tokens(self, text: str) -> list[int]:
+        return self._encoding(text).ids
+
+    def _encoding(self, text: str) -> tokenizers.Encoding:
         if not isinstance(text, str):
             raise ValueError(f"prompt is {type(text).__name__}: expected text")
         try:
-            return self._tokenizer.encode(text, add_special_tokens=False).ids
+            return self._tokenizer.encode(text, add_special_tokens=False)
         except TypeError as error:  # a lone surrogate: bytes that are not UTF-8
             raise ValueError("prompt is not valid text: its bytes are not UTF-8") from error
+        except BaseException as error:  # the library raises bare Exception, and panics at a pattern without end
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise ValueError(f"{self._path}: fails at {quoted(text)} ({reason(error)}); get another copy") from error
+
+
+def _growth(normalizer: tokenizers.normalizers.Normalizer | None) -> int:
+    """Return how many times as long a text may become by what replaces parts of it."""
+    if normalizer is None:
+        return 1
+    steps, growth = [json.loads(normalizer.__getstate__())], 1
+    while steps:
+        step = steps.pop()
+        steps += step.get("normalizers", [])
+        growth *= max(1, len(step.get("content", "")), len(step.get("prepend", "")))
+    return growth

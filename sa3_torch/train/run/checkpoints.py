@@ -7,7 +7,6 @@ code when it is read, so their checkpoints are read only where the user trusts t
 
 from __future__ import annotations
 
-import json
 import shutil
 import warnings
 import zlib
@@ -21,13 +20,16 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from sa3_mlx.common.files.atomic import new_folder, remove_partials, write_json
+from sa3_mlx.common.files.objects import read_object
+from sa3_mlx.common.schema import listed
 
 from . import parallel
 from .checkpoint_index import INDEX_FILE, PICKLED, IndexReader, IndexWriter
 
 KEPT = 3  # newest ones; milestones stay
 Tensors = dict[str, dict[str, Tensor]]  # table -> name -> the live tensor
-RunProgress = dict[str, Any]  # JSON values
+RunProgress = dict[str, Any]  # JSON values, these among them
+_PROGRESS = {"step": int, "updates": dict, "bad_steps": dict, "precision": str, "revision": str | None}
 
 
 class Checkpoints:
@@ -94,10 +96,13 @@ class Checkpoints:
         self._check_trust(path)
         sums, problem = _checksums(path), ""
         try:
-            progress = json.loads((path / "progress.json").read_text())
-            wrong = [name for name, expected in progress.pop("checksums").items() if sums.get(name) != expected]
-            problem = f"{', '.join(wrong)} changed" if wrong else ""
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            progress = read_object(path / "progress.json")
+            expected = progress.pop("checksums")
+            wrong = [name for name in expected if sums.get(name) != expected[name]]
+            problem = f"{listed(wrong)} changed" if wrong else ""
+            if not all(isinstance(progress[name], kind) for name, kind in _PROGRESS.items()):
+                problem = "progress.json is not that of a run"
+        except (OSError, ValueError, KeyError, TypeError):
             problem = "progress.json cannot be read"
         if not _all_fine(problem):
             return None, problem or "as another process sees it"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ import torch.distributed.checkpoint as dcp
 from sa3_mlx.common.files.atomic import locked
 from sa3_torch.train.run.checkpoint_index import INDEX_FILE, PICKLED
 from sa3_torch.train.run.checkpoints import Checkpoints, _checksums
+
+PROGRESS = {"updates": {"a": 1}, "bad_steps": {"a": 0}, "precision": "fp32", "revision": None}
 
 
 def tables(value: float) -> dict[str, dict[str, torch.Tensor]]:
@@ -31,7 +34,7 @@ def write_as_before(folder: Path, step: int, value: float) -> Path:
     path.mkdir(parents=True)
     with warnings.catch_warnings(action="ignore"):
         dcp.save(tables(value), checkpoint_id=path, no_dist=True)
-    (path / "progress.json").write_text(json.dumps({"step": step, "checksums": _checksums(path)}))
+    (path / "progress.json").write_text(json.dumps({"step": step, **PROGRESS, "checksums": _checksums(path)}))
     return path
 
 
@@ -46,19 +49,19 @@ class Boom:
 
 
 def test_a_checkpoint_comes_back_and_holds_no_pickle(tmp_path: Path) -> None:
-    Checkpoints(tmp_path, 0).save(3, tables(2.0), {"updates": {"a": 1}})
+    Checkpoints(tmp_path, 0).save(3, tables(2.0), PROGRESS)
     folder = Checkpoints(tmp_path, 0).path(3)
     assert not (folder / PICKLED).exists() and (folder / INDEX_FILE).is_file()
     found = tables(0.0)
     progress, remarks = Checkpoints(tmp_path, 0).load(found)
-    assert progress == {"step": 3, "updates": {"a": 1}} and not remarks
+    assert progress == {"step": 3, **PROGRESS} and not remarks
     for table, expected in tables(2.0).items():
         for name, tensor in expected.items():
             assert torch.equal(found[table][name], tensor)
 
 
 def test_a_pickle_beside_the_index_is_not_read(tmp_path: Path) -> None:
-    Checkpoints(tmp_path, 0).save(3, tables(2.0), {})
+    Checkpoints(tmp_path, 0).save(3, tables(2.0), PROGRESS)
     (Checkpoints(tmp_path, 0).path(3) / PICKLED).write_bytes(pickle.dumps(Boom(tmp_path / "mark")))
     progress, _ = Checkpoints(tmp_path, 0).load(tables(0.0))
     assert progress is not None and not (tmp_path / "mark").exists()
@@ -70,9 +73,9 @@ def test_a_checkpoint_of_an_earlier_version_needs_a_word(tmp_path: Path) -> None
         Checkpoints(tmp_path, 0).load(tables(0.0))
     found = tables(0.0)
     progress, _ = Checkpoints(tmp_path, 0, trusted=True).load(found)
-    assert progress == {"step": 4} and float(found["weights/a"]["layer.weight"][0, 0]) == 5.0
+    assert progress == {"step": 4, **PROGRESS} and float(found["weights/a"]["layer.weight"][0, 0]) == 5.0
     (path / PICKLED).write_bytes(pickle.dumps(Boom(tmp_path / "mark")))
-    (path / "progress.json").write_text(json.dumps({"step": 4, "checksums": _checksums(path)}))
+    (path / "progress.json").write_text(json.dumps({"step": 4, **PROGRESS, "checksums": _checksums(path)}))
     with pytest.raises(ValueError, match="--trust-run"):
         Checkpoints(tmp_path, 0).load(tables(0.0))
     assert not (tmp_path / "mark").exists()
@@ -90,7 +93,7 @@ def test_a_checkpoint_of_an_earlier_version_needs_a_word(tmp_path: Path) -> None
 )
 def test_a_damaged_index_is_left_out(change: object, tmp_path: Path) -> None:
     """A checkpoint whose checksums were made to fit is refused by what it says."""
-    Checkpoints(tmp_path, 0).save(3, tables(2.0), {})
+    Checkpoints(tmp_path, 0).save(3, tables(2.0), PROGRESS)
     folder = Checkpoints(tmp_path, 0).path(3)
     index = json.loads((folder / INDEX_FILE).read_text())
     change(index)  # type: ignore[operator]
@@ -104,3 +107,17 @@ def test_a_damaged_index_is_left_out(change: object, tmp_path: Path) -> None:
 def test_a_folder_is_locked_for_one_process(tmp_path: Path) -> None:
     with locked(tmp_path), pytest.raises(OSError, match="another process works in this folder"), locked(tmp_path):
         pass
+
+
+@pytest.mark.parametrize(
+    "change", [lambda progress: progress.pop("updates"), lambda progress: progress.update(bad_steps=[1] * 10_000)]
+)
+def test_progress_that_is_not_of_a_run_is_damage(tmp_path: Path, change: Callable[[dict[str, object]], object]) -> None:
+    Checkpoints(tmp_path, 0).save(3, tables(2.0), PROGRESS)
+    path = Checkpoints(tmp_path, 0).path(3) / "progress.json"
+    progress = json.loads(path.read_text())
+    change(progress)
+    path.write_text(json.dumps(progress))
+    with pytest.raises(ValueError, match=r"progress\.json") as caught:
+        Checkpoints(tmp_path, 0).load(tables(0.0))
+    assert len(str(caught.value)) < 1000
