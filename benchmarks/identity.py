@@ -89,14 +89,11 @@ SOUNDS: dict[str, str] = {  # a name -> the command; its seed is its place
     "extend": f'extend SOURCE "violin note A4" {EULER} {ON} --seconds 2.5',
 }
 ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "HF_HUB_OFFLINE"), "1")
-NOT_COMPARED = (
-    "steps_per_second",
-    "items_per_second",
-    "precision/",
-    "revision",
-    "alarm",
-    "masks/spans",
-)  # in a training log
+NOT_COMPARED = (  # in a training log: what is timed or told, and what is measured no more
+    *("steps_per_second", "items_per_second", "precision/", "revision", "alarm"),
+    *("masks/spans", "measured/discriminator_mean"),
+)
+GONE = "noise.loss_mean"  # a tensor of training checkpoints that served a setting that went
 NAMES, ERROR = re.compile("<(.+?)>"), re.compile(r" \S+ (absolute|relative) ")  # in a command; in what verify prints
 PRINTED, JSON = "errors.txt", ("config.json", "model_config.json", "tokenizer.json")
 Jobs = Iterator[tuple[str, str]]  # names and commands
@@ -204,15 +201,17 @@ def tensors_of(path: Path) -> Iterator[bytes | str]:
 
 
 def checkpoint_of(path: Path) -> Iterator[bytes | str]:
-    """Yield the same of the training checkpoint whose ``.metadata`` this is."""
+    """Yield the same of the training checkpoint whose ``progress.json`` this is."""
     import torch
     import torch.distributed.checkpoint as dcp
 
-    reader = dcp.FileSystemReader(path.parent)
+    from sa3_torch.train.run.checkpoint_index import PICKLED, IndexReader
+
+    reader = (dcp.FileSystemReader if (path.parent / PICKLED).is_file() else IndexReader)(path.parent)
     tensors: dict[str, Any] = {
         name: torch.empty(about.size, dtype=about.properties.dtype)
         for name, about in sorted(reader.read_metadata().state_dict_metadata.items())
-        if isinstance(about, dcp.metadata.TensorStorageMetadata)
+        if isinstance(about, dcp.metadata.TensorStorageMetadata) and GONE not in name
     }
     with warnings.catch_warnings(action="ignore"):  # it tells that there is one process
         dcp.load(tensors, storage_reader=reader, no_dist=True)
@@ -238,7 +237,7 @@ READERS: dict[str, Callable[[Path], Iterable[bytes | str]]] = {
     ".wav": samples_of,
     ".npy": samples_of,
     ".safetensors": tensors_of,
-    ".metadata": checkpoint_of,
+    "progress.json": checkpoint_of,
     ".tar": lambda path: [path.read_bytes()],  # they hold no time
     "log.jsonl": losses_of,
     PRINTED: errors_of,
