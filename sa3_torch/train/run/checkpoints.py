@@ -10,7 +10,8 @@ from __future__ import annotations
 import shutil
 import warnings
 import zlib
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from sa3_mlx.common.files.atomic import new_folder, remove_partials, write_json
+from sa3_mlx.common.files.atomic import WriteError, new_folder, remove_partials, write_json
 from sa3_mlx.common.files.objects import read_object
 from sa3_mlx.common.schema import listed
 
@@ -52,7 +53,7 @@ class Checkpoints:
                 remove_partials(self.folder)
                 folder = stack.enter_context(new_folder(self.path(step)))
             folder = parallel.of_first(folder if parallel.is_first() else None)
-            with _quiet():
+            with _quiet(), _refusing(self.path(step)):
                 dcp.save(tensors, storage_writer=IndexWriter(folder), no_dist=not dist.is_initialized())
             parallel.wait()
             sums = _checksums(folder)
@@ -133,6 +134,19 @@ def _checksums(folder: Path) -> dict[str, int]:
 def _all_fine(problem: str) -> bool:
     flag = torch.tensor(float(bool(problem)), device=parallel.own_device())
     return not float(parallel.total(flag))
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Turn what the library raises where the disk refuses into one line that names the checkpoint."""
+    try:
+        yield
+    except (dcp.api.CheckpointException, RuntimeError, OSError) as error:
+        problem = error.failures if isinstance(error, dcp.api.CheckpointException) else {0: (error, None)}
+        cause = next(iter(problem.values()))[0]
+        number = getattr(cause, "errno", None)
+        reason = getattr(cause, "strerror", None) or next(iter(str(cause).splitlines()), type(cause).__name__)
+        raise WriteError(path, reason, number) from error
 
 
 def _quiet() -> warnings.catch_warnings[None]:

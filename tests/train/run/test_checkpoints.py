@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 import warnings
@@ -121,3 +122,24 @@ def test_progress_that_is_not_of_a_run_is_damage(tmp_path: Path, change: Callabl
     with pytest.raises(ValueError, match=r"progress\.json") as caught:
         Checkpoints(tmp_path, 0).load(tables(0.0))
     assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[enforce fail at inline_container.cc] . PytorchStreamWriter failed writing file\nmore"),
+        OSError(errno.ENOSPC, "No space left on device"),
+        dcp.api.CheckpointException("save", {0: (OSError(errno.ENOSPC, "No space left on device"), None)}),
+    ],
+)
+def test_a_disk_that_refuses_is_one_line(error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Checkpoints(tmp_path, 0).save(3, tables(2.0), {})
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(dcp, "save", refuse)
+    with pytest.raises(OSError, match=r"step-00000004: could not be written") as found:
+        Checkpoints(tmp_path, 0).save(4, tables(3.0), {})
+    assert "\n" not in str(found.value)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
