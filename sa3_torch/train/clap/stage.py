@@ -25,7 +25,6 @@ from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.schema import ConfigError
 from sa3_torch.train.data.batches import LatentBatch, LatentBatches
 from sa3_torch.train.data.drawing import SharesConfig
-from sa3_torch.train.data.identity import latents_identity
 from sa3_torch.train.data.latents import LatentItem, LatentSet
 from sa3_torch.train.data.pre_encode import load_autoencoder
 from sa3_torch.train.flow.model import autoencoder_of
@@ -238,6 +237,6 @@ def clap(run: RunOptions, model: Path, latents: tuple[Path, ...], autoencoder: P
     made_with = autoencoder_of(model, load_autoencoder(model)[0], autoencoder)
     opened = LatentSet(*latents, autoencoder=made_with)
     stage = ClapStage(model, config, opened)
-    belongings = {"model": file_hash(model / WEIGHTS_FILE), "latents": latents_identity(opened)}
+    belongings = {"model": file_hash(model / WEIGHTS_FILE), "latents": opened.identity()}
     if run.train(stage, config, belongings):
         report_made("latent CLAP", run.out / "model")

@@ -11,6 +11,7 @@ Shapes: T latent frames, C latent channels.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import struct
@@ -231,3 +232,18 @@ class LatentSet:
         for item, at in pieces:
             squares += (self.read(item, at, at + _STATISTICS_ROWS).double() - mean).square().sum(0)
         return mean.float(), (squares / max(count - 1, 1)).sqrt().float()
+
+    def identity(self) -> str:
+        """Return "sha256:..." of the hashes that stand beside all shards, in their order.
+
+        Raises OSError and ValueError for a shard without a readable description.
+        """
+        found = hashlib.sha256()
+        for folder in self.folders:
+            shards = json.loads((folder / "index.json").read_text(encoding="utf-8"))["shards"]
+            for number in range(shards):
+                path = shard_path(folder, number).with_suffix(".json")
+                about = json.loads(path.read_text(encoding="utf-8"))
+                described = json.dumps([about["hash"], about["items"]], sort_keys=True)
+                found.update(described.encode("utf-8"))
+        return f"sha256:{found.hexdigest()}"

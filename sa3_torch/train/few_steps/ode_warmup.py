@@ -30,7 +30,6 @@ from sa3_mlx.common.schema import Config, ConfigError
 from sa3_torch.guidance import GuidedVelocity
 from sa3_torch.samplers import SAMPLERS
 from sa3_torch.train.data.batches import LatentBatch
-from sa3_torch.train.data.identity import latents_identity
 from sa3_torch.train.flow.conditioning import ConditionInputs, Networks, conditioning
 from sa3_torch.train.flow.latent_data import ClipsConfig, LatentData
 from sa3_torch.train.flow.losses import flow_loss
@@ -246,7 +245,7 @@ def ode_warmup(run: RunOptions, model: Path, latents: tuple[Path, ...], autoenco
     """Teach a model to reach its guided samples in one step (stage 2)."""
     config = run.settings(OdeWarmupConfig, "ode-warmup")
     stage = OdeWarmupStage(model, config, latents, autoencoder)
-    if run.train(stage, config, {**stage.parents, "latents": latents_identity(stage.latents.latents)}):
+    if run.train(stage, config, {**stage.parents, "latents": stage.latents.latents.identity()}):
         made = run.out / "model"
         sources = [word for folder in latents for word in ("--latents", folder)]
         then = ("train", "posttrain", "--model", made, "--base", name_of(model), *sources, "--out", "runs/posttrain")

@@ -24,7 +24,6 @@ from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
 from sa3_mlx.common.schema import Config, ConfigError
 from sa3_torch.train.clap.network import LatentClap
 from sa3_torch.train.data.batches import LatentBatch
-from sa3_torch.train.data.identity import latents_identity
 from sa3_torch.train.flow.conditioning import ConditionInputs, Networks
 from sa3_torch.train.flow.demo import sample
 from sa3_torch.train.flow.latent_data import ClipsConfig, LatentData
@@ -379,5 +378,5 @@ def posttrain(
         clap = LatentClap.load(clap_folder, autoencoder=base, device=str(parallel.own_device()))
         hashes["clap"] = file_hash(clap_folder / WEIGHTS_FILE)
     stage = PosttrainStage(model, base, config, latents, clap, autoencoder)
-    if run.train(stage, config, {**stage.parents, **hashes, "latents": latents_identity(stage.latents.latents)}):
+    if run.train(stage, config, {**stage.parents, **hashes, "latents": stage.latents.latents.identity()}):
         report_made("model", run.out / "model", "generate", "piano note A4", "--model", run.out / "model")

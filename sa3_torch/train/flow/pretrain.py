@@ -19,7 +19,6 @@ from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.presets import PRESETS
 from sa3_torch.same import SAME
 from sa3_torch.t5gemma import T5GemmaEncoder
-from sa3_torch.train.data.identity import latents_identity
 from sa3_torch.train.data.latents import LatentSet
 from sa3_torch.train.data.pre_encode import load_autoencoder
 from sa3_torch.train.demo_set.vocabulary import save_tokenizer
@@ -174,7 +173,7 @@ def pretrain(
         tokenizer = start / TOKENIZER_FILE if start is not None else _write_tokenizer(run.out / TOKENIZER_FILE)
     stage = PretrainStage(PRESETS[size], config, opened, tokenizer, same, start)
     belongings = {
-        "latents": latents_identity(opened),
+        "latents": opened.identity(),
         "autoencoder": digest,
         "tokenizer": file_hash(tokenizer),
         "start": "" if start is None else file_hash(start / WEIGHTS_FILE),

@@ -20,7 +20,6 @@ from sa3_mlx.common.installed import name_of
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.schema import ConfigError
 from sa3_torch.lora import TrainedAdapter, add_adapter
-from sa3_torch.train.data.identity import latents_identity
 from sa3_torch.train.data.latents import LatentSet
 from sa3_torch.train.flow.conditioning import Networks
 from sa3_torch.train.flow.demo import demo_batch, sample, write_demo
@@ -211,6 +210,6 @@ def lora(
     changes = [f"adapter.{name}={value}" for name, value in given.items() if value is not None]
     config = run.settings(LoraConfig, "lora", *changes)
     stage = LoraStage(model, config, latents, autoencoder)
-    if run.train(stage, config, {**stage.parents, "latents": latents_identity(stage.latents.latents)}):
+    if run.train(stage, config, {**stage.parents, "latents": stage.latents.latents.identity()}):
         made = run.out / "model" / ADAPTER_FILE
         report_made("adapter", made, "generate", "PROMPT", "--model", name_of(model), "--lora", made)
