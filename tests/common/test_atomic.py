@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -44,6 +45,8 @@ def test_a_file_appears_at_the_end_and_replaces_the_old_one(tmp_path: Path) -> N
     assert (tmp_path / "a").read_text() == "new" and _names(tmp_path) == ["a"]
     write_json(tmp_path / "a", {"ä": [1]})
     assert (tmp_path / "a").read_text(encoding="utf-8") == '{\n "ä": [\n  1\n ]\n}\n'
+    write_json(tmp_path / "a", name := os.fsdecode(b"\xe4.wav"))
+    assert json.loads((tmp_path / "a").read_bytes()) == name
 
 
 def test_an_error_leaves_the_old_file(tmp_path: Path) -> None:

@@ -113,21 +113,17 @@ def _fuzz(names: list[str], seed: int, seconds: float) -> list[Result]:
             if process.returncode == 0:
                 break
             words = (folder / "output.txt").read_text(errors="replace").strip()
-            if not (folder / _CURRENT).is_file():
-                raise click.ClickException(f"fuzzing could not begin: {words[-2000:]}")
+            if process.returncode > 0 or not (folder / _CURRENT).is_file():
+                raise click.ClickException(f"fuzzing itself failed: {words[-2000:]}")
             name, case = pickle.loads((folder / _CURRENT).read_bytes())
             totals[name].note(
-                f"{'hangs' if stalled else _ended(process.returncode)} in the process", case, words[-300:]
+                f"{'hangs' if stalled else signal.Signals(-process.returncode).name} in the process", case, words[-300:]
             )
             totals[name].seconds += time.time() - start
             left[name] -= time.time() - start
             left = {name: time_left for name, time_left in left.items() if time_left > 0}
             attempt += 1000
     return list(totals.values())
-
-
-def _ended(code: int) -> str:
-    return signal.Signals(-code).name if code < 0 else f"exit {code}"
 
 
 def _watch(process: subprocess.Popen[bytes], current: Path) -> bool:

@@ -28,6 +28,7 @@ from sa3_mlx.common.installed import open_model
 from sa3_mlx.common.model.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, expected_tensors
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.precision import Precision
+from sa3_mlx.common.model.sampling import Sampling
 from sa3_mlx.common.quant.affine import BITS
 from sa3_mlx.common.quant.format import Grid, check_file
 from sa3_mlx.common.quant.recipes import layers_of
@@ -74,10 +75,13 @@ def _read_config(given: Given) -> None:
     expected_tensors(config)
     if config.diffusion is None:
         return
-    request = Request(items=(replace(ITEM, seconds=min(0.3, config.max_seconds)),))
-    validate(request, config)
-    plan(request, config)
-    predict(replace(request, sampling=config.usual_sampling), config, Precision(dtype="float32", text_dtype="float32"))
+    request = Request(items=(replace(ITEM, seconds=min(0.3, config.max_seconds)),), sampling=config.usual_sampling)
+    try:
+        validate(request, config)
+        plan(request, config)
+        predict(request, config, Precision(dtype="float32", text_dtype="float32"))
+    except ValueError as error:  # it is about the request
+        raise ValueError(f"{given.path}: {error}") from error
 
 
 def _checkpoint(folder: Path) -> dict[str, str]:
@@ -94,6 +98,16 @@ def _read_checkpoint(given: Given) -> None:
         tokenizer.encode(["low kick", "", "é b"])
         tokenizer.unknown("low kick b")
         tokenizer.closed_vocabulary()
+
+
+def _run_pipeline(given: Given) -> None:
+    """Make a short sound with a configuration whose weights fit."""
+    from sa3_mlx.pipeline import Pipeline
+
+    pipeline = Pipeline.load(given.folder)
+    request = Request(items=(replace(ITEM, seconds=0.1),), sampling=Sampling(sampler="euler", steps=1))
+    (audio,) = pipeline.generate(request).audio
+    assert np.isfinite(audio).all()
 
 
 def _quantized(folder: Path) -> dict[str, str]:
@@ -250,6 +264,15 @@ TARGETS = (
         _checkpoint,
         _read_checkpoint,
         (f"{_MODEL}/checkpoint.py", "sa3_mlx/common/quant/format.py", "sa3_mlx/common/text/tokenizer.py"),
+    ),
+    Target(
+        "pipeline",
+        lambda folder: {name: kind for name, kind in _checkpoint(folder).items() if name == CONFIG_FILE},
+        _run_pipeline,
+        ("sa3_mlx/pipeline.py", "sa3_mlx/weights.py"),
+        names_file=False,
+        room=8 << 30,
+        crashes=True,
     ),
     Target(
         "quantized",

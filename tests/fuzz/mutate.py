@@ -10,6 +10,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+_DEEPEST = 100  # beyond, only the text is damaged: how far Python goes down depends on where it begins
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 Mutation = Callable[[Draw, bytes], bytes]
 
@@ -17,7 +18,7 @@ _NUMBERS = (0, -1, 1, 2, 7, 255, 2**16, 2**31 - 1, 2**31, 2**32, 2**62, 2**63, -
 _FLOATS = (0.0, -0.0, 0.5, 1e-320, 1e308, -1e308, float("nan"), float("inf"), -float("inf"))
 _TEXTS = ("", " ", "nan", "a", "0", "../../x", "\x00", "\x1b[2J\x07", "\ud800", "é" * 40, "a" * 5000, "[0-999999999]")
 _OTHERS: tuple[Any, ...] = (None, True, False, [], {}, [[]], [None], {"": None}, [0] * 300, {"a": {"b": {"c": 1}}})
-ODD = st.one_of(*(st.sampled_from(kind) for kind in (_NUMBERS, _FLOATS, _TEXTS, _OTHERS)))
+ODD = st.one_of(*(st.sampled_from(kind) for kind in (_NUMBERS, _FLOATS, _TEXTS, _OTHERS))).map(copy.deepcopy)
 JUNK = st.recursive(
     ODD | st.text(max_size=12) | st.integers() | st.floats(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
@@ -134,6 +135,15 @@ def damaged_value(draw: Draw, value: Any) -> Any:
     return value
 
 
+def _depth(data: bytes) -> int:
+    """Return about how deeply a JSON text is nested."""
+    depth = deepest = 0
+    for byte in data:
+        depth += (byte in b"[{") - (byte in b"]}")
+        deepest = max(deepest, depth)
+    return deepest
+
+
 def damaged_json(draw: Draw, data: bytes) -> bytes:
     """Damage the document, or now and then its text."""
     kind = _number(draw, 0, 9)
@@ -141,6 +151,8 @@ def damaged_json(draw: Draw, data: bytes) -> bytes:
         return damaged_text(draw, data)
     if kind == 1:
         return damaged_bytes(draw, data)
+    if _depth(data) > _DEEPEST:
+        return damaged_text(draw, data)
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):

@@ -22,7 +22,6 @@ SOURCES = tuple(f"{ROOT / name}{os.sep}" for name in ("sa3_mlx", "sa3_torch", "c
 CPU_SECONDS = 2.0  # an input may cost so much
 WALL_SECONDS = 10.0  # or so much, where other work keeps the processor busy
 PIPE_SECONDS = 2.0  # or so much, where it waits for what does not come
-ROOM = 1 << 30  # bytes that an input may allocate beyond what the process has
 LONGEST = 1000  # characters of a message
 _UNSEEN = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)  # by users
 Form = Literal["bytes", "missing", "folder", "pipe", "loop"]
@@ -54,6 +53,8 @@ class Target:
     covers: tuple[str, ...]  # files whose lines are counted
     names_file: bool = True  # an error says which file it is about
     forms: bool = True  # the file may be missing, a folder, a pipe, a link to itself
+    room: int = 1 << 30  # bytes that an input may allocate beyond what the process has
+    crashes: bool = False  # what goes wrong may end the process: it is only read in one of its own
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def check(target: Target, folder: Path, case: Case, lines: Lines) -> tuple[str, 
     try:
         with warnings.catch_warnings(record=True) as said, _closing_late(pipe):
             warnings.simplefilter("always")
-            with _limits(WALL_SECONDS if pipe is None else PIPE_SECONDS), _tracing(lines):
+            with _limits(WALL_SECONDS if pipe is None else PIPE_SECONDS, target.room), _tracing(lines):
                 target.read(Given(folder, case.file))
     except (ValueError, OSError) as error:
         return _judge(target, folder, case, error)
@@ -215,22 +216,24 @@ def _tracing(lines: Lines) -> Iterator[None]:
 
 
 @contextmanager
-def _limits(wall_seconds: float) -> Iterator[None]:
+def _limits(wall_seconds: float, room: int) -> Iterator[None]:
     """Bound the processor time, the waiting and, on Linux, the memory."""
     pages = Path("/proc/self/statm")
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     handlers = {number: signal.signal(number, _interrupt) for number in (signal.SIGPROF, signal.SIGALRM)}
     if pages.exists():
         size = int(pages.read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (size + ROOM, hard))
+        resource.setrlimit(resource.RLIMIT_AS, (size + room, hard))
     signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
     signal.setitimer(signal.ITIMER_REAL, wall_seconds)
     try:
         yield
     finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        for number in handlers:  # one that comes too late does nothing
+            signal.signal(number, signal.SIG_IGN)
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
         for number, handler in handlers.items():
             signal.signal(number, handler)
 

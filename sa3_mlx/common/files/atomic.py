@@ -99,7 +99,10 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, data: Any) -> None:
     """Write a JSON file as a whole, indented. Raises WriteError where the disk refuses."""
-    write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(data, indent=1, ensure_ascii=False)
+    if any("\ud800" <= character <= "\udfff" for character in text):  # of names of files that are not UTF-8
+        text = json.dumps(data, indent=1)
+    write_text(path, text + "\n")
 
 
 @contextmanager
