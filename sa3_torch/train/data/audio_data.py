@@ -26,14 +26,14 @@ class AudioData:
 
     @property
     def digest(self) -> str:
-        """Of the shards, "" without: a run may not go on with others."""
+        """Return what tells the shards from others, "" without: a run may not go on with others."""
         if self.shards is None:
             return ""
         return hashlib.sha256(" ".join(shard.hash for shard in self.shards.shards).encode()).hexdigest()
 
 
 def open_audio(place: str, run: Path) -> AudioData:
-    """``place``: a clip cache; a folder or URL with the index of shards, or that file; shards without one, as
+    """Open ``place``: a clip cache; a folder or URL with the index of shards, or that file; shards without one, as
     "s3://bucket/name-{000000..000009}.tar", which are read through once.
 
     The last shard is held out: the beginnings of its first samples become a clip cache in the folder ``run``, where
@@ -69,7 +69,7 @@ def _held_out(shard: Shard, folder: Path) -> ClipSet:
 
 
 def _drafts(shard: Shard) -> Iterator[Draft]:
-    """Samples whose first two seconds can be read and are not silent."""
+    """Yield drafts of the samples whose first two seconds can be read and are not silent."""
     for sample in read_shard(shard.name):
         try:
             audio = sample.read(0, min(sample.facts()[0], HELD_OUT_SECONDS * SAMPLE_RATE))

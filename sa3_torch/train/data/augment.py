@@ -50,12 +50,12 @@ NO_AUGMENTATION = AugmentConfig(chirps_per_16=0, silence=0.0, tail=0.0, tail_pat
 
 
 def is_silent(audio: Crop) -> bool:
-    """Whether the peak is below -60 dBFS."""
+    """Say whether the peak is below -60 dBFS."""
     return not np.abs(audio).max(initial=0.0) >= SILENCE
 
 
 def draw_gain(rng: np.random.Generator, quietest_db: float) -> float:
-    """A factor from 0 dB down to ``quietest_db``, mostly near 0, of random polarity."""
+    """Draw a factor from 0 dB down to ``quietest_db``, mostly near 0, of random polarity."""
     level = 10 ** (quietest_db * rng.random() ** 2 / 20)
     return level * (1.0 if rng.random() < 0.5 else -1.0)
 
@@ -68,14 +68,14 @@ def pan_mono(audio: Crop, position: float) -> Crop:
 
 
 def zero_tail(audio: Crop, patches: int) -> Crop:
-    """The last ``patches`` patches of 256 samples become zeros, so that padded final chunks are learnt."""
+    """Make zeros of the last ``patches`` patches of 256 samples, so that padded final chunks are learnt."""
     out = audio.copy()
     out[max(0, len(out) - patches * TAIL_PATCH) :] = 0
     return out
 
 
 def chirp(rng: np.random.Generator, samples: int) -> Crop:
-    """An exponential sweep -> (samples, 2), the same on both channels.
+    """Make an exponential sweep -> (samples, 2), the same on both channels.
 
     Its start lies log-uniformly in 100 Hz to 22 kHz; it goes 2 to 6.5 octaves up or down, no further than the band's
     edge, at -24 to -6 dB, with a random phase and a dither of 1e-4.

@@ -93,7 +93,7 @@ class LatentBatches:
         self._text = {text: (ids[i], mask[i]) for i, text in enumerate(texts)}
 
     def batch(self, step: int) -> LatentBatch:
-        """The batch of a step, on the CPU."""
+        """Return the batch of a step, on the CPU."""
         rng = generator(self.seed, Purpose.LATENT_BATCH, step)
         members, weights = self._buckets[int(rng.choice(len(self._buckets), p=self._shares))]
         items = [members[i] for i in rng.choice(len(members), size=self.batch_size, p=weights)]

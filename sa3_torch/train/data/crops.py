@@ -80,7 +80,7 @@ class AudioCrops:
         self._cumulative = np.cumsum(draw_weights([clip.kind for clip in self.clips], shares))
 
     def batch(self, step: int, rows: slice | None = None) -> AudioBatch:
-        """The items of a step, or those of ``rows`` among them: what one process of several trains on.
+        """Return the items of a step, or those of ``rows`` among them: what one process of several trains on.
 
         Which crops are drawn does not depend on ``rows``; only the kept ones are worked on.
         """
@@ -108,7 +108,7 @@ class AudioCrops:
 
 
 def draw_crop(rng: np.random.Generator, length: int, samples: int, read: Callable[[int, int], Crop]) -> Crop:
-    """A crop (samples, 2) of a sound of ``length`` samples; ``read(start, stop)`` gives what there is of it.
+    """Draw a crop (samples, 2) of a sound of ``length`` samples; ``read(start, stop)`` gives what there is of it.
 
     It starts anywhere from a quarter of its length before the sound to where a quarter of it lies behind the end; a
     third start at the onset. Outside is silence; what is silent throughout is drawn again.
@@ -171,7 +171,7 @@ class ShardCrops:
         self._streams: dict[int, ShardStream] = {}
 
     def batch(self, step: int, rows: slice | None = None) -> AudioBatch:
-        """The items of a step, or those of ``rows`` among them."""
+        """Return the items of a step, or those of ``rows`` among them."""
         group = PER_ITEMS + self.augment.chirps_per_16
         chosen: list[tuple[Crop, str, str]] = []
         for item in range(self.items)[rows or slice(None)]:

@@ -26,7 +26,7 @@ class SharesConfig(Config):
 
 
 def draw_weights(kinds: Sequence[str], shares: Mapping[str, float] | None) -> NDArray[np.float64]:
-    """Probability of each item: its kind's share over the items of that kind; ``shares`` None: all items alike.
+    """Return the probability of each item: its kind's share over the items of that kind; ``shares`` None: all alike.
 
     Raises ValueError when the items have a kind that ``shares`` does not name; a share without items is ignored.
     """
@@ -42,7 +42,7 @@ def draw_weights(kinds: Sequence[str], shares: Mapping[str, float] | None) -> ND
 
 
 def draw_caption(captions: Sequence[str], rng: np.random.Generator) -> str:
-    """The canonical caption 60 % of the time, an alternative otherwise; "" where there is none. Always two draws."""
+    """Draw the canonical caption 60 % of the time, an alternative otherwise; "" where there is none. Two draws."""
     pick, canonical = int(rng.integers(1, max(len(captions), 2))), rng.random() < CANONICAL
     if not captions:
         return ""
@@ -50,7 +50,7 @@ def draw_caption(captions: Sequence[str], rng: np.random.Generator) -> str:
 
 
 def draw_parts(parts: Sequence[str], rng: np.random.Generator) -> str:
-    """The parts of a caption in random order, each with probability 1/2, at least one [T4.1]."""
+    """Draw parts of a caption, in random order, each with probability 1/2, at least one [T4.1]."""
     kept = np.flatnonzero(rng.random(len(parts)) < 0.5)
     if not len(kept):
         kept = rng.integers(len(parts), size=1)

@@ -117,7 +117,7 @@ class ShardFile:
 
 
 def write_silence(folder: Path, silence: Tensor) -> None:
-    """``silence`` (C,) is the latent of zeros."""
+    """Write ``silence`` (C,), the latent of zeros."""
     values = silence.detach().float().cpu().numpy()
     write_tensors(folder / "silence.safetensors", [array_entry("silence", np.ascontiguousarray(values))], {})
 
@@ -146,7 +146,7 @@ def write_latents(
 
 
 def _count(folder: Path, autoencoder: str) -> int:
-    """Shards in the folder, which this autoencoder must have made."""
+    """Count the shards in the folder, which this autoencoder must have made."""
     index = read_index(folder, LATENT_FORMAT)
     if (made := index.get("autoencoder")) != autoencoder:
         raise ValueError(f"{folder} was encoded by autoencoder {made}, not by {autoencoder}; encode it again")
@@ -213,7 +213,7 @@ class LatentSet:
         self._shards.append(latents)
 
     def read(self, item: LatentItem, start: int = 0, stop: int | None = None) -> Tensor:
-        """Frames [start, stop) of an item -> (T, C) float32."""
+        """Read frames [start, stop) of an item -> (T, C) float32."""
         stop = item.frames if stop is None else min(stop, item.frames)
         rows: Tensor = self._shards[item.shard][item.offset + start : item.offset + stop]
         return rows.float()

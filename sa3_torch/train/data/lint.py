@@ -63,7 +63,7 @@ class LintReport:
         return not any(file.problems for file in self.files)
 
     def to_json(self) -> dict[str, Any]:
-        """Levels of digital silence are null."""
+        """Return what JSON can hold: levels of digital silence are null."""
         facts = [file.facts for file in self.files if file.facts]
         rows = []
         for file in self.files:
@@ -151,7 +151,7 @@ def _facts(path: Path, minimum_seconds: float) -> tuple[Facts | None, list[str],
 
 
 def draw_report(report: LintReport, path: Path) -> None:
-    """Levels, durations, formats and what was found, as a PNG."""
+    """Draw levels, durations, formats and what was found, as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")

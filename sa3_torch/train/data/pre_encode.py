@@ -41,7 +41,7 @@ WHOLE_SECONDS = 30  # shorter recordings are encoded in one piece
 
 
 def load_autoencoder(folder: Path, device: str = "cpu") -> tuple[SAME, str]:
-    """The frozen autoencoder of a checkpoint folder in fp32, and the hash of its weights."""
+    """Load the frozen autoencoder of a checkpoint folder in fp32, and the hash of its weights."""
     same = load_part(folder, ModelConfig.load(folder), "same", torch.device(device), torch.float32)
     assert isinstance(same, SAME)
     return same, file_hash(folder / WEIGHTS_FILE)
@@ -65,7 +65,7 @@ class EncodeConfig(Config):
 
 
 def chunk_size(same: SAME, sample_rate: int, chunk_frames: int | None) -> int:
-    """Frames that are encoded at once. Raises ValueError for a size that cannot be exact."""
+    """Return how many frames are encoded at once. Raises ValueError for a size that cannot be exact."""
     if chunk_frames is None:
         whole = pad_frames(-(-WHOLE_SECONDS * sample_rate // same.config.samples_per_latent), same.config)
         return max(whole, default_chunk_frames(same.config, "encode"))
@@ -75,7 +75,7 @@ def chunk_size(same: SAME, sample_rate: int, chunk_frames: int | None) -> int:
 
 @torch.no_grad()
 def encode_blocks(same: SAME, blocks: Iterator[Audio], chunk_frames: int, lead: int = 0) -> Iterator[Tensor]:
-    """Audio in pieces (n, channels), behind ``lead`` zeros -> latents in pieces (T, C): ceil(L / R) frames in all.
+    """Encode audio in pieces (n, channels), behind ``lead`` zeros, to latents in pieces (T, C): ceil(L / R) frames.
 
     Chunks overlap by the halo of chunks.py, which makes them equal to the whole but for rounding. At most one
     chunk of audio is held.
@@ -98,7 +98,7 @@ def encode_blocks(same: SAME, blocks: Iterator[Audio], chunk_frames: int, lead: 
 
 @torch.no_grad()
 def silence_latent(same: SAME) -> Tensor:
-    """The latent of zeros away from the ends -> (C,)."""
+    """Encode zeros: the latent away from the ends -> (C,)."""
     zeros = torch.zeros(1, SILENCE_FRAMES * same.config.samples_per_latent, same.audio_channels)
     return same.encode(zeros.to(same.bottleneck.running_std.device))[0, SILENCE_FRAMES // 2]
 
@@ -300,7 +300,7 @@ class PreEncoder:
         return items, peak
 
     def _finish(self) -> None:
-        """Silence, index, attribution and details, once every recording has been seen."""
+        """Write silence, index, attribution and details, once every recording has been seen."""
         write_silence(self.out, silence_latent(self.same))
         index = {"format": LATENT_FORMAT, "autoencoder": self.digest, "shards": self.progress.shards}
         write_json(self.out / "index.json", index)

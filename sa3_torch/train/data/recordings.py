@@ -39,7 +39,7 @@ class Sidecar:
 
 
 def find_audio(folder: Path) -> list[Path]:
-    """Audio files below ``folder``, sorted, without ``._NAME``, in which a Mac keeps what is said of NAME.
+    """Find the audio files below ``folder``, sorted, without ``._NAME``, in which a Mac keeps what is said of NAME.
 
     Raises FileNotFoundError without the folder, ValueError without files.
     """
@@ -53,7 +53,7 @@ def find_audio(folder: Path) -> list[Path]:
 
 
 def read_sidecar(path: Path) -> Sidecar:
-    """The sidecar of an audio file, an empty one where there is none. Raises ValueError for one that is not valid."""
+    """Read the sidecar of an audio file, an empty one where there is none. Raises ValueError for a damaged one."""
     described, text = _beside(path, ".json"), _beside(path, ".txt")
     try:
         if described.is_file():
@@ -72,7 +72,7 @@ def _beside(path: Path, suffix: str) -> Path:
 
 
 def parse_sidecar(data: object) -> Sidecar:
-    """The content of a JSON sidecar -> Sidecar. Without ``prompt`` the caption is made of the text fields, bpm and key.
+    """Parse a JSON sidecar. Without ``prompt`` the caption is made of the text fields, bpm and key.
 
     Raises ValueError naming the key that is not valid.
     """
@@ -116,7 +116,7 @@ def _lines(texts: Sequence[str]) -> tuple[str, ...]:
 
 
 def caption_parts(fields: dict[str, Any]) -> list[str]:
-    """What a caption without ``prompt`` is made of: the text fields, bpm and key."""
+    """Return what a caption without ``prompt`` is made of: the text fields, bpm and key."""
     parts: list[str] = []
     for name in TEXT_FIELDS:
         value = fields.get(name)
@@ -178,7 +178,7 @@ def inspect(path: Path) -> Facts:
 
 
 def clipped_samples(audio: np.ndarray) -> int:
-    """Samples of (L, channels) that lie in runs of at least three at full scale in one channel."""
+    """Count samples of (L, channels) that lie in runs of at least three at full scale in one channel."""
     high = np.pad(np.abs(audio) >= CLIPPED, ((CLIPPED_RUN - 1, CLIPPED_RUN - 1), (0, 0)))
     full = np.lib.stride_tricks.sliding_window_view(high, CLIPPED_RUN, axis=0).all(-1)  # starts of runs
     spread = np.lib.stride_tricks.sliding_window_view(full, CLIPPED_RUN, axis=0).any(-1)
@@ -186,7 +186,7 @@ def clipped_samples(audio: np.ndarray) -> int:
 
 
 def hash_file(path: Path) -> str:
-    """ "sha256:..." of a file."""
+    """Return "sha256:..." of a file."""
     with path.open("rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
@@ -222,7 +222,7 @@ class Credit:
 
 
 def write_attribution(path: Path, credits: Sequence[Credit]) -> None:
-    """A table of tabs: name, licence ("unknown" where the sidecar names none), author or source, hash."""
+    """Write a table with tabs: name, licence ("unknown" where the sidecar names none), author or source, hash."""
     rows = ["file\tlicence\tby\tsource"]
     for credit in credits:
         by = [str(credit.fields[name]) for name in ("author", "artist", "attribution", "url") if name in credit.fields]

@@ -45,7 +45,7 @@ class ImportReport:
 
 
 def split_of(digest: str) -> str:
-    """The split of a file by its hash "sha256:...": one in ten is held out."""
+    """Return the split of a file by its hash "sha256:...": one in ten is held out."""
     first = int(digest.removeprefix("sha256:")[:2], 16)
     return "validation" if first < 256 * VALIDATION_SHARE else "train"
 
