@@ -32,6 +32,7 @@ class Command:
     finished: Callable[[Path], bool] | None = None
     resumes: bool = False  # an unfinished unit is what the same command goes on with
     repeats: bool = True  # the command may run where it has run already
+    timed: tuple[str, ...] = ()  # files that say how long something took
     needs_torch: bool = False
 
     @property
@@ -107,6 +108,9 @@ BATCH = (*GENERATE, "--model", "little", "--batch", "2", "--out", "x.wav", "--sp
 INFERENCE = (
     _sound("generate wav", "x.wav", *GENERATE),
     _sound("generate flac", "x.flac", *GENERATE),
+    _sound("generate mp3", "x.mp3", *GENERATE),
+    _sound("generate ogg", "x.ogg", *GENERATE),
+    Command(name="generate to a pipe", words=(*GENERATE, "--model", "little", "--seed", "2", "--out", "-"), units=()),
     Command(
         name="generate batch",
         words=(*BATCH, "--seed", "3"),
@@ -244,6 +248,7 @@ TRAINING_COMMANDS = (
         words=("data", "import-latents", f"{IN}/public", "made", *AUTOENCODER),
         units=("made",),
         finished=_opens_latents,
+        repeats=False,
         needs_torch=True,
     ),
     _training(
@@ -269,6 +274,7 @@ TRAINING_COMMANDS = (
             *("--inpaint", "0", "--setting", "euler:1:1", "--backend", "torch", "--out", "made"),
         ),
         units=("made/report.json", "made/report.txt", "made/report.png"),
+        timed=("made/report.json", "made/report.txt", "made/report.png"),
         needs_torch=True,
     ),
 )
