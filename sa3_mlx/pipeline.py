@@ -13,7 +13,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from sa3_mlx.common.adapters.applied import Applied
-from sa3_mlx.common.files.audio import Audio
+from sa3_mlx.common.files.audio_file import Audio
 from sa3_mlx.common.generation.events import Latents
 from sa3_mlx.common.generation.pipeline import BasePipeline
 from sa3_mlx.common.generation.plan import Plan

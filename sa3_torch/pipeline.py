@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sa3_mlx.common.adapters.applied import Applied
-from sa3_mlx.common.files.audio import Audio
+from sa3_mlx.common.files.audio_file import Audio
 from sa3_mlx.common.files.safetensors import read_ahead
 from sa3_mlx.common.generation.events import Latents
 from sa3_mlx.common.generation.pipeline import BasePipeline

@@ -76,7 +76,7 @@ class Config:
             return data
         if not isinstance(data, dict):
             raise ConfigError(f"{where}: expected an object, got {type(data).__name__}")
-        hints, needed = _hints(cls)
+        hints, needed = _hints(typing.cast(Any, cls))
         unknown = sorted(map(str, data.keys() - hints.keys()))
         missing = sorted(needed - data.keys())
         require(not unknown, f"{where}: unknown field(s) {listed(unknown)}; allowed: {', '.join(hints)}")

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sa3_mlx.common.files.audio import Audio, fit_channels, resample
+from sa3_mlx.common.files.audio import fit_channels, resample
+from sa3_mlx.common.files.audio_file import Audio
 from sa3_mlx.common.generation.clips import encode_sources, local_input
 from sa3_mlx.common.generation.events import Conditioned, Event, Finished, Generation, Stepped
 from sa3_mlx.common.generation.noise import DECODER_LATENT, DECODER_TOKENS, INITIAL, NoiseStream, step

@@ -12,8 +12,8 @@ import numpy as np
 
 from sa3_mlx.cli.inputs import STDIN, input_file, is_stream
 from sa3_mlx.cli.output.provenance import read_prompt
-from sa3_mlx.common.files.audio import Audio, read_blocks
-from sa3_mlx.common.files.audio_file import open_audio_file
+from sa3_mlx.common.files.audio import read_blocks
+from sa3_mlx.common.files.audio_file import Audio, open_audio_file
 from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.files.wav import Subtype
 from sa3_mlx.common.generation.request import HEAD_ROOM_MAX

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Self
 
 from sa3_mlx.cli.options import OutputOptions
-from sa3_mlx.common.files.audio import Audio, apply_peak, check_output, check_target
+from sa3_mlx.common.files.audio import apply_peak, check_output, check_target
+from sa3_mlx.common.files.audio_file import Audio
 from sa3_mlx.common.files.wav import Subtype
 from sa3_mlx.common.generation.events import AudioChunk, Event, Finished, Generation
 from sa3_mlx.common.generation.request import Request

@@ -12,7 +12,8 @@ import numpy as np
 
 from sa3_mlx.cli.adapters import AdapterRecord
 from sa3_mlx.cli.backend import DEVICES, Backend
-from sa3_mlx.common.files.audio import Audio, read_tags
+from sa3_mlx.common.files.audio import read_tags
+from sa3_mlx.common.files.audio_file import Audio
 from sa3_mlx.common.files.wav import Subtype
 from sa3_mlx.common.generation.events import REQUEST_TAGS
 from sa3_mlx.common.generation.request import Item, Request

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from sa3_mlx.cli.inputs import is_stream
 from sa3_mlx.cli.options import ModelOptions
-from sa3_mlx.common.files.audio import Audio, clipped_share, peak_db
+from sa3_mlx.common.files.audio import clipped_share, peak_db
+from sa3_mlx.common.files.audio_file import Audio
 from sa3_mlx.common.generation.regions import Seam
 from sa3_mlx.common.terminal import command, labelled, report, say
 

@@ -11,7 +11,7 @@ from typing import Self
 
 import numpy as np
 
-from sa3_mlx.common.files.audio import Audio
+from sa3_mlx.common.files.audio_file import Audio
 
 INSTALL = "pip install 'sa3[play]'"
 _BLOCKS_A_SECOND = 10  # how soon an error stops the sound

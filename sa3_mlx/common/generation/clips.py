@@ -13,7 +13,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from sa3_mlx.common.files.audio import Audio, clipped_share, fit_length
+from sa3_mlx.common.files.audio import clipped_share, fit_length
+from sa3_mlx.common.files.audio_file import Audio
 from sa3_mlx.common.model.checkpoint import TOKENIZER_FILE
 from sa3_mlx.common.model.chunks import Chunk, chunk_plan, default_chunk_frames, halo, pad_frames
 from sa3_mlx.common.model.config import ModelConfig

@@ -16,7 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sa3_mlx.common.files.audio import Audio, usual_subtype, write_audio
+from sa3_mlx.common.files.audio import usual_subtype, write_audio
+from sa3_mlx.common.files.audio_file import Audio
 from sa3_mlx.common.files.wav import Subtype
 from sa3_mlx.common.version import version
 

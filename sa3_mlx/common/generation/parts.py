@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sa3_mlx.common.adapters.applied import Applied, prepare_adapters
-from sa3_mlx.common.files.audio import Audio, check_audio
+from sa3_mlx.common.files.audio import check_audio
+from sa3_mlx.common.files.audio_file import Audio
 from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.installed import model_folder
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE, Part, parts_of

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sa3_mlx.common.files.audio import Audio
+from sa3_mlx.common.files.audio_file import Audio
 from sa3_mlx.common.model.lengths import seconds_to_samples
 from sa3_mlx.common.schema import is_finite, quoted
 

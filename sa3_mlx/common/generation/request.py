@@ -15,7 +15,8 @@ from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 
-from sa3_mlx.common.files.audio import Audio, check_audio
+from sa3_mlx.common.files.audio import check_audio
+from sa3_mlx.common.files.audio_file import Audio
 from sa3_mlx.common.files.objects import parse_object
 from sa3_mlx.common.model.chunks import Direction, check_chunk_frames
 from sa3_mlx.common.model.config import ModelConfig

@@ -6,6 +6,7 @@ Shapes: B batch, S tokens.
 from __future__ import annotations
 
 import json
+import string
 import unicodedata
 from collections.abc import Sequence
 from itertools import groupby
@@ -52,7 +53,7 @@ class Tokenizer:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             raise ValueError(f"{path}: not a tokenizer of the tokenizers library ({reason(error)})") from error
-        if _growth(self._tokenizer.normalizer) > _MAX_GROWTH:
+        if _grows(self._tokenizer.normalizer):
             raise ValueError(f"{path}: its normalizer makes a text more than {_MAX_GROWTH} times as long")
         self._path = path
         self._tokenizer.no_padding()
@@ -123,13 +124,27 @@ class Tokenizer:
             raise ValueError(f"{self._path}: fails at {quoted(text)} ({reason(error)}); get another copy") from error
 
 
-def _growth(normalizer: tokenizers.normalizers.Normalizer | None) -> int:
-    """Return how many times as long a text may become by what replaces parts of it."""
+def _grows(normalizer: tokenizers.normalizers.Normalizer | None) -> bool:
+    """Tell whether what replaces parts of a text makes one more than ``_MAX_GROWTH`` times as long, step by step.
+
+    The text that is tried is made of all patterns and of all that comes in their place.
+    """
     if normalizer is None:
-        return 1
-    steps, growth = [json.loads(normalizer.__getstate__())], 1
-    while steps:
-        step = steps.pop()
-        steps += step.get("normalizers", [])
-        growth *= max(1, len(step.get("content", "")), len(step.get("prepend", "")))
-    return growth
+        return False
+    state = json.loads(normalizer.__getstate__())
+    steps = state.get("normalizers", [state])
+    parts = [step.get("content", step.get("prepend", "")) for step in steps]
+    if max(map(len, parts), default=0) > _MAX_GROWTH:
+        return True
+    text = string.printable + "".join(parts) + "".join(str(step.get("pattern", "")) for step in steps)
+    limit = _MAX_GROWTH * len(text)
+    for step in steps:
+        if "pattern" in step:
+            (kind, pattern), content = next(iter(step["pattern"].items())), step["content"]
+            wanted = tokenizers.Regex(pattern) if kind == "Regex" else pattern
+            text = tokenizers.normalizers.Replace(wanted, content).normalize_str(text)
+        else:
+            text = step.get("prepend", "") + text
+        if len(text) > limit:
+            return True
+    return False

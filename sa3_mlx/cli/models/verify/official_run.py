@@ -9,7 +9,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from sa3_mlx.common.files.audio import Audio, fit_channels, resample
+from sa3_mlx.common.files.audio import fit_channels, resample
+from sa3_mlx.common.files.audio_file import Audio
 from sa3_mlx.common.generation.request import InitAudio, Inpaint, Item, Request
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.sampling import Guidance, Sampling
