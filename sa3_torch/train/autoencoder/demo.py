@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sa3_mlx.common.files.atomic import new_file
 from sa3_torch.train.data.augment import chirp
 from sa3_torch.train.data.clip_cache import Audio
 from sa3_torch.train.run.logs import save_sound
@@ -98,7 +99,8 @@ def draw_rows(path: Path, rows: Mapping[str, NDArray[np.float32]], *, title: str
         panel.set_title(name, fontsize=9)
         panel.set_xticks([])
     figure.suptitle(title)
-    figure.savefig(path, dpi=80)
+    with new_file(path) as partial:
+        figure.savefig(partial, dpi=80, format="png")
     plt.close(figure)
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from sa3_mlx.common.files.atomic import new_file
+
 from .clip_cache import SAMPLE_RATE
 from .recordings import Facts, find_audio, inspect, read_sidecar
 
@@ -174,7 +176,8 @@ def draw_report(report: LintReport, path: Path) -> None:
     shapes = Counter(f"{f.sample_rate} Hz, {f.channels} ch" for f in facts)
     _bars(formats, dict(shapes.most_common(8)), "formats", set())
     _bars(findings, {name: report.counts[name] for name in {**PROBLEMS, **NOTES}}, "found", set(PROBLEMS))
-    figure.savefig(path, dpi=110)
+    with new_file(path) as partial:
+        figure.savefig(partial, dpi=110, format="png")
     plt.close(figure)
 
 

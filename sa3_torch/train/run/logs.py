@@ -12,6 +12,7 @@ import soundfile as sf
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from sa3_mlx.common.files.atomic import new_file
 from sa3_mlx.common.files.spectrogram import save_spectrogram
 from sa3_mlx.common.terminal import clean
 
@@ -90,5 +91,6 @@ class RunLog:
 def save_sound(path: Path, audio: NDArray[np.float32], sample_rate: int, *, title: str) -> None:
     """Write audio (L, channels), clipped to [-1, 1], to ``path`` (.wav), and its spectrogram beside it (.png)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    sf.write(path, audio.clip(-1, 1), sample_rate)
+    with new_file(path) as partial:
+        sf.write(partial, audio.clip(-1, 1), sample_rate, format="WAV")
     save_spectrogram(path.with_suffix(".png"), audio, sample_rate, title=title)

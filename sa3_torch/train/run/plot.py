@@ -11,6 +11,8 @@ import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 
+from sa3_mlx.common.files.atomic import new_file
+
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -61,7 +63,8 @@ def plot_run(folder: Path, title: str) -> Path:
     figure.suptitle(title)
     figure.tight_layout()
     path = folder / "loss.png"
-    figure.savefig(path, dpi=90)
+    with new_file(path) as partial:
+        figure.savefig(partial, dpi=90, format="png")
     plt.close(figure)
     return path
 
@@ -88,5 +91,6 @@ def plot_matrix(path: Path, values: NDArray[np.floating], names: Sequence[str], 
         axes.set_yticks(range(len(names)), names, fontsize=6)
     axes.set(xticks=[], title=title)
     figure.tight_layout()
-    figure.savefig(path, dpi=90)
+    with new_file(path) as partial:
+        figure.savefig(partial, dpi=90, format="png")
     plt.close(figure)
