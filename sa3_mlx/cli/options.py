@@ -24,6 +24,7 @@ from sa3_mlx.common.generation.request import DEFAULT_CROSSFADE_MS, Item, Reques
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.precision import DTYPES, TEXT_DTYPES
 from sa3_mlx.common.model.sampling import SAMPLER_NAMES, Guidance, Sampling
+from sa3_mlx.common.schema import quoted
 
 from .adapters import LoraFile, parse_lora
 from .backend import DEVICES
@@ -92,7 +93,7 @@ def parse_region(text: str) -> tuple[float, float | None]:
     except ValueError:
         colon = ""
     if not colon:
-        raise ValueError(f"{text!r}: expected START:END in seconds, such as 1.5:3 or 2:")
+        raise ValueError(f"{quoted(text)}: expected START:END in seconds, such as 1.5:3 or 2:")
     return region
 
 

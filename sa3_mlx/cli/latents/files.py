@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
-import math
 import re
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sa3_mlx.common.files.arrays import map_array
 from sa3_mlx.common.files.atomic import new_file
 from sa3_mlx.common.files.audio import check_target
+from sa3_mlx.common.files.objects import parse_object
 from sa3_mlx.common.files.safetensors import TensorFile, array_entry, write_tensors
 from sa3_mlx.common.generation.events import Latents
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.lengths import samples_to_frames
+from sa3_mlx.common.schema import quoted
 from sa3_mlx.common.terminal import excerpt
 
 _FORMAT = "sa3-encoded/1"
+_NO_LATENTS = "not a file of latents, or damaged; expected numbers (frames, channels) as numpy saves them"
 _SUFFIXES = (".safetensors", ".npy")
 
 
@@ -43,8 +47,9 @@ def write_latents(path: Path, latents: Latents, tags: dict[str, str]) -> None:
         return
     with new_file(_sidecar(path)) as sidecar, new_file(path) as partial:
         sidecar.write_text(json.dumps(tags, indent=1), encoding="utf-8")
-        with partial.open("wb") as file:
-            np.save(file, latents)
+        buffer = io.BytesIO()  # to a file on a full disk numpy writes a part, without an error
+        np.save(buffer, latents)
+        partial.write_bytes(buffer.getbuffer())
 
 
 def read_latents(path: Path) -> tuple[Latents, dict[str, str]]:
@@ -60,34 +65,15 @@ def read_latents(path: Path) -> tuple[Latents, dict[str, str]]:
             _check_format(path, file.metadata)
             return _checked(path, file.read("latents")), file.metadata
     tags = _read_sidecar(_sidecar(path))
-    return _checked(path, _read_npy(path)), tags
-
-
-def _read_npy(path: Path) -> NDArray[np.generic]:
-    """Read an array as ``numpy.save`` writes it, once its header and the size of the file fit."""
-    forms = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    try:
-        with path.open("rb") as file:
-            shape, _, dtype = forms[np.lib.format.read_magic(file)](file)
-            if file.tell() + math.prod(shape) * dtype.itemsize != path.stat().st_size:
-                raise ValueError("its header does not fit its size")
-            file.seek(0)
-            return np.lib.format.read_array(file, allow_pickle=False)
-    except Exception as error:  # numpy raises many kinds for a damaged header
-        raise ValueError(
-            f"{path}: not a file of latents, or damaged; expected numbers (frames, channels) as numpy saves them"
-        ) from error
+    return _checked(path, map_array(path, _NO_LATENTS)), tags
 
 
 def _read_sidecar(path: Path) -> dict[str, str]:
     """Read the tags beside a .npy file; none without the file."""
     if not path.is_file():
         return {}
-    try:
-        data = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path}: not the tags of latents ({error})") from error
-    tags = {str(key): str(value) for key, value in data.items()}
+    data = parse_object(path.read_bytes(), f"{path}: not the tags of latents")
+    tags = {key: str(value) for key, value in data.items()}
     _check_format(path, tags)
     return tags
 
@@ -96,7 +82,7 @@ def _check_format(path: Path, tags: dict[str, str]) -> None:
     """Refuse tags of another format; latents without any are welcome, they come from elsewhere."""
     if tags and tags.get("format") != _FORMAT:
         raise ValueError(
-            f"{path}: its format is {tags.get('format')!r}, expected {_FORMAT!r} as 'sa3 encode' writes it"
+            f"{path}: its format is {quoted(tags.get('format'))}, expected {_FORMAT!r} as 'sa3 encode' writes it"
         )
 
 

@@ -15,6 +15,7 @@ def parse_object(text: str | bytes, where: str) -> dict[str, Any]:
     """Return the object that a JSON text is. Raises ConfigError, one line that begins with ``where``, for all else."""
     try:
         found = json.loads(text)
+        json.dumps(found, ensure_ascii=False).encode()  # halves of a character cannot be written again
     except RecursionError as error:
         raise ConfigError(f"{where}: not valid JSON (it is nested too deeply)") from error
     except ValueError as error:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import string
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 
@@ -49,11 +50,10 @@ class Tokenizer:
             raise ValueError(f"max_length is {max_length}: at least 1 token is needed")
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path}: no tokenizer there; the checkpoint folder needs its tokenizer.json")
-        try:
+        with _library(f"{path}: not a tokenizer of the tokenizers library"):
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise ValueError(f"{path}: not a tokenizer of the tokenizers library ({reason(error)})") from error
-        if _grows(self._tokenizer.normalizer):
+            grows = _grows(self._tokenizer.normalizer)
+        if grows:
             raise ValueError(f"{path}: its normalizer makes a text more than {_MAX_GROWTH} times as long")
         self._path = path
         self._tokenizer.no_padding()
@@ -115,13 +115,23 @@ class Tokenizer:
         if not isinstance(text, str):
             raise ValueError(f"prompt is {type(text).__name__}: expected text")
         try:
-            return self._tokenizer.encode(text, add_special_tokens=False)
+            with _library(f"{self._path}: fails at {quoted(text)}"):
+                return self._tokenizer.encode(text, add_special_tokens=False)
         except TypeError as error:  # a lone surrogate: bytes that are not UTF-8
             raise ValueError("prompt is not valid text: its bytes are not UTF-8") from error
-        except BaseException as error:  # the library raises bare Exception, and panics at a pattern without end
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-                raise
-            raise ValueError(f"{self._path}: fails at {quoted(text)} ({reason(error)}); get another copy") from error
+
+
+@contextmanager
+def _library(words: str) -> Iterator[None]:
+    """Turn errors of the library, which raises bare Exception and panics at a pattern without end, into ValueError."""
+    try:
+        yield
+    except TypeError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"{words} ({reason(error)})") from error
 
 
 def _grows(normalizer: tokenizers.normalizers.Normalizer | None) -> bool:

@@ -16,8 +16,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from sa3_mlx.common.files.arrays import map_array
 from sa3_mlx.common.files.atomic import new_folder, write_json
 from sa3_mlx.common.files.objects import read_object
+from sa3_mlx.common.schema import listed, quoted
 
 from .entries import parse_entries
 from .recordings import ATTRIBUTION, Credit, write_attribution
@@ -157,24 +159,14 @@ def read_index(folder: Path, *expected: str) -> dict[str, Any]:
     index = read_object(path)
     found = index.get("format")
     if found not in expected:
-        raise ValueError(f"{path}: expected format {names}, got {found}")
+        raise ValueError(f"{path}: expected format {names}, got {listed([found])}")
     return index
 
 
 def _map_array(path: Path) -> NDArray[np.float16]:
     """Map the array of a cache, (total samples, channels). Raises FileNotFoundError, or ValueError for another."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: missing; make the cache again")
-    try:
-        array: NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError, SyntaxError, OverflowError) as error:
-        raise ValueError(f"{path}: damaged or truncated; make the cache again") from error
-    if (
-        not isinstance(array, np.ndarray)
-        or array.ndim != 2
-        or array.dtype != np.float16
-        or not 1 <= array.shape[1] <= 2
-    ):
+    array = map_array(path, "damaged or truncated; make the cache again")
+    if array.ndim != 2 or array.dtype != np.float16 or not 1 <= array.shape[1] <= 2:
         raise ValueError(f"{path}: expected float16 (samples, 1 or 2 channels); make the cache again")
     return array
 
@@ -188,8 +180,12 @@ class ClipSet:
         self.clips = parse_entries(CachedClip, index.get("clips"), f"{folder / 'index.json'}: clips")
         if index.get("sample_rate") != SAMPLE_RATE or not self.clips:
             raise ValueError(
-                f"{folder}: expected clips at {SAMPLE_RATE} Hz, got {len(self.clips)} at {index.get('sample_rate')} Hz"
+                f"{folder}: expected clips at {SAMPLE_RATE} Hz, got {len(self.clips)} at "
+                f"{quoted(index.get('sample_rate'))} Hz"
             )
+        for clip in self.clips:
+            if not clip.samples:
+                raise ValueError(f"{folder}: clip {quoted(clip.id)} has no samples; make the cache again")
         self.audio = _map_array(folder / "audio.npy")
         self.channels: int = self.audio.shape[1]
         needed = max(clip.offset + clip.samples for clip in self.clips)

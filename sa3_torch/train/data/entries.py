@@ -7,8 +7,9 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from sa3_mlx.common.schema import quoted
+
 _Entry = TypeVar("_Entry")
-_TEXT_LENGTH = 50  # of a value in an error
 
 
 def _whole(least: int) -> tuple[str, Callable[[Any], bool]]:
@@ -50,12 +51,12 @@ def parse_entry(kind: type[_Entry], entry: object, where: str) -> _Entry:
         raise ValueError(f"{where}: expected an object, got {type(entry).__name__}")
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for name in entry.keys() - fields.keys():
-        raise ValueError(f"{where}: {name!r} is not known")
+        raise ValueError(f"{where}: {quoted(name)} is not known")
     for name, field in fields.items():
         if name in entry:
             words, holds = _RULES[name]
             if not holds(entry[name]):
-                raise ValueError(f"{where}: {name} is {repr(entry[name])[:_TEXT_LENGTH]}; expected {words}")
+                raise ValueError(f"{where}: {name} is {quoted(entry[name])}; expected {words}")
         elif field.default is field.default_factory is dataclasses.MISSING:
             raise ValueError(f"{where}: {name} is missing")
     values = {name: tuple(value) if name == "captions" else value for name, value in entry.items()}

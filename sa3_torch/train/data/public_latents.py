@@ -7,7 +7,6 @@ frame), sample_rate; and one ``silence.npy`` (1, C, T).
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sa3_mlx.common.files.arrays import map_array
 from sa3_mlx.common.files.atomic import new_folder, write_json
+from sa3_mlx.common.files.objects import read_object
+from sa3_mlx.common.schema import listed, reason
 
 from .entries import parse_entry
 from .latents import LatentItem, LatentSet, write_latents
@@ -81,10 +83,7 @@ def import_public(folder: Path, out: Path, *, autoencoder: str) -> LatentSet:
     quiet = folder / "silence.npy"
     if not files or not quiet.is_file():
         raise ValueError(f"{folder}: expected NNN.npy with NNN.json, and silence.npy")
-    try:
-        silence = np.load(quiet, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{quiet}: damaged, truncated or no array") from error
+    silence = map_array(quiet, "damaged, truncated or no array")
     if silence.ndim != 3 or not silence.size or silence.dtype.kind not in "fiu":
         raise ValueError(f"{quiet}: expected numbers of shape (1, C, T), got {silence.dtype} {silence.shape}")
     middle = torch.from_numpy(silence[0, :, silence.shape[2] // 2].astype(np.float32))
@@ -94,21 +93,23 @@ def import_public(folder: Path, out: Path, *, autoencoder: str) -> LatentSet:
 def _items(folder: Path, files: list[Path], autoencoder: str) -> Iterator[tuple[LatentItem, Tensor]]:
     for path in files:
         try:
-            about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-            latents = np.load(path, allow_pickle=False)
+            about = read_object(path.with_suffix(".json"))
+            latents = map_array(path, "damaged, truncated or no array")
             item, frames = _item(path.relative_to(folder).as_posix(), about, latents)
-        except (ValueError, OSError, EOFError, RecursionError) as error:
-            raise ValueError(f"{path}: not a pair of the public layout ({' '.join(str(error).split())})") from error
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{path}: not a pair of the public layout ({reason(error)})") from error
         made = about.get("autoencoder", autoencoder)
         if made != autoencoder:
-            raise ValueError(f"{path} was encoded by autoencoder {made}, not by {autoencoder}; encode it again")
+            raise ValueError(
+                f"{path} was encoded by autoencoder {listed([made])}, not by {autoencoder}; encode it again"
+            )
         yield item, torch.from_numpy(np.ascontiguousarray(latents[:, :frames].T.astype(np.float32)))
 
 
 def _item(name: str, about: dict[str, Any], latents: np.ndarray) -> tuple[LatentItem, int]:
     """The item, and its valid frames."""
-    if not isinstance(about, dict) or not {"padding_mask", "prompt"} <= about.keys():
-        raise ValueError("its JSON is no object with padding_mask and prompt")
+    if not {"padding_mask", "prompt"} <= about.keys():
+        raise ValueError("its JSON has no padding_mask or no prompt")
     mask = np.asarray(about["padding_mask"])
     if latents.ndim != 2 or mask.shape != (latents.shape[1],) or not mask.any():
         raise ValueError(f"latents {latents.shape} and padding_mask {mask.shape} do not belong together")

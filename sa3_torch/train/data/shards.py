@@ -26,6 +26,7 @@ from sa3_mlx.common.files.atomic import new_folder, write_json
 from sa3_mlx.common.files.audio import fit_channels, open_blocks, resample
 from sa3_mlx.common.files.audio_file import AudioFile, check_finite
 from sa3_mlx.common.files.objects import read_object
+from sa3_mlx.common.schema import listed, quoted, reason
 from sa3_torch.train.run.random import Purpose, generator
 
 from .clip_cache import SAMPLE_RATE, Audio
@@ -49,6 +50,7 @@ from .recordings import (
 
 SHARD_FORMAT = "sa3-shards/1"
 _MAX_SHARDS, _MAX_SAMPLES = 1_000_000, 100_000_000  # of an index, of a shard
+_LETTERS = 800  # of a name
 _DIGITS = 12  # of a number in a pattern
 _NO_TAR = "no tar file with recordings, or damaged or truncated; get a complete copy"
 _UNREADABLE = (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, RecursionError)
@@ -224,7 +226,7 @@ def open_index(place: str) -> ShardIndex:
         raise ValueError(f"{url}: cannot be read, or is not valid JSON") from error
     if not isinstance(data, dict) or data.get("format") != SHARD_FORMAT or not data.get("shards"):
         found = data.get("format") if isinstance(data, dict) else None
-        raise ValueError(f"{url}: expected format {SHARD_FORMAT} with shards, got {found}")
+        raise ValueError(f"{url}: expected format {SHARD_FORMAT} with shards, got {quoted(found)}")
     base = url.rpartition("/")[0]
     shards = parse_entries(Shard, data["shards"], f"{url}: shards")
     for shard in shards:
@@ -241,7 +243,11 @@ def open_index(place: str) -> ShardIndex:
 
 def _check_url(url: str) -> None:
     if url.startswith(("pipe:", "-")):
-        raise ValueError(f"{url}: commands are not run for data; give a path or a URL such as s3://bucket/name.tar")
+        raise ValueError(
+            f"{quoted(url)}: commands are not run for data; give a path or a URL such as s3://bucket/name.tar"
+        )
+    if len(url) > _LETTERS:
+        raise ValueError(f"{quoted(url)}: a name of {len(url):,} characters; up to {_LETTERS} are allowed")
 
 
 def index_shards(pattern: str, out: Path) -> ShardIndex:
@@ -272,6 +278,7 @@ def index_shards(pattern: str, out: Path) -> ShardIndex:
 
 def _expand(pattern: str) -> list[str]:
     """Return the names that a pattern stands for. Raises ValueError for too many, before they are made."""
+    _check_url(pattern)
     count = 1
     for first, last, step in re.findall(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?\}", pattern):
         count *= abs(int(last[:_DIGITS]) - int(first[:_DIGITS])) // max(1, abs(int(step[:_DIGITS] or 1))) + 1
@@ -282,7 +289,7 @@ def _expand(pattern: str) -> list[str]:
         raise ValueError(f"{pattern}: stands for about {count:,} names; up to {_MAX_SHARDS:,} are allowed")
     try:
         return list(_library().shardlists.expand_urls(pattern))
-    except ValueError as error:
+    except (ValueError, AssertionError, RecursionError) as error:  # braces without a pair, unknown ${NAMES}
         raise ValueError(f"{pattern}: not a pattern of names such as name-{{000..009}}.tar") from error
 
 
@@ -295,11 +302,11 @@ def read_shard(url: str) -> Iterator[ShardSample]:
         name, sidecar, problem = f"{url}: {sample['__key__']}", Sidecar(), ""
         suffix = next((name for name in SUFFIXES if name[1:] in sample), None)
         if suffix is None:
-            problem = f"no audio among {', '.join(key for key in sample if key[0] != '_')}"
+            problem = f"no audio among {listed(key for key in sample if not key.startswith('_'))}"
         try:
             sidecar = parse_sidecar(json.loads(sample["json"])) if "json" in sample else sidecar
         except (ValueError, RecursionError) as error:
-            problem = f"sidecar is not valid: {' '.join(str(error).split())}"
+            problem = f"sidecar is not valid: {reason(error)}"
         yield ShardSample(
             id=str(sidecar.fields.get("id", name)),
             sidecar=sidecar,

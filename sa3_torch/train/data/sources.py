@@ -149,7 +149,7 @@ class ShardSource:
     def recording(self, number: int) -> Recording:
         sample = self._sample(number)
         if sample.problem:
-            raise ValueError(sample.problem)
+            raise ValueError(f"{self.names[number]}: {sample.problem}")
         sidecar, source = sample.sidecar, f"sha256:{hashlib.sha256(sample.data).hexdigest()}"
         return Recording(
             id=self.names[number],

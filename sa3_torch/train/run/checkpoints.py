@@ -118,7 +118,7 @@ class Checkpoints:
 def _checksums(folder: Path) -> dict[str, int]:
     """Return the CRC-32 of the files of tensors by name; each process reads some of them."""
     own, sums = parallel.own_slice(), {}
-    files = sorted(path for path in folder.iterdir() if path.name != "progress.json")
+    files = sorted(path for path in folder.iterdir() if path.name != "progress.json" and path.is_file())
     for path in files[own.rank :: own.world]:
         checksum = 0
         with path.open("rb") as file:

@@ -209,7 +209,8 @@ def keep_settings(folder: Path, config: Config, belongings: Belongings, *, resum
             f"{folder} holds a run with {listed([key])} = {was}, now it is {now}{more}; choose another folder or give "
             "the same settings"
         )
-    write_text(path, written)
+    if old != new or not complete:
+        write_text(path, written)
 
 
 def _flat(tree: Table, prefix: str = "") -> dict[str, Any]:

@@ -269,7 +269,7 @@ def test_public_latents_that_cannot_be_are_refused(tmp_path: Path, about: dict[s
     with pytest.raises(ValueError, match=r"0\.npy: not a pair of the public layout \("):
         import_public(tmp_path / "in", tmp_path / "out", autoencoder="sha256:a")
     (tmp_path / "in" / "0.json").write_text("[1]")
-    with pytest.raises(ValueError, match="its JSON is no object"):
+    with pytest.raises(ValueError, match="expected a JSON object"):
         import_public(tmp_path / "in", tmp_path / "out", autoencoder="sha256:a")
     assert not (tmp_path / "out" / "index.json").exists()
 
