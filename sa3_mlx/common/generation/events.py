@@ -101,7 +101,11 @@ class Generation:
         """Return a player and a picture for every item; IPython asks for it."""
         from .notebook import html
 
-        return html(self)
+        captions = (
+            f"{item.prompt or 'no prompt'} (seed {item.seed}, {len(audio) / self.sample_rate:.2f} s)"
+            for item, audio in zip(self.request.items, self.audio, strict=True)
+        )
+        return html(zip(captions, self.audio, strict=True), self.sample_rate)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,32 +5,26 @@ from __future__ import annotations
 import base64
 import html as text
 import io
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 import numpy as np
 import soundfile
 
+from sa3_mlx.common.files.audio_file import Audio
 from sa3_mlx.common.files.spectrogram import draw_spectrogram
 
-if TYPE_CHECKING:
-    from .events import Generation
+
+def html(clips: Iterable[tuple[str, Audio]], sample_rate: int) -> str:
+    """Return a caption, a player (FLAC, 16 bits) and a picture for every clip: its caption and audio (L, channels)."""
+    return "".join(_clip(caption, audio, sample_rate) for caption, audio in clips)
 
 
-def html(generation: Generation) -> str:
-    """Return a caption, a player (FLAC, 16 bits) and a picture for every clip."""
-    return "".join(_clip(generation, item) for item in range(len(generation.audio)))
-
-
-def _clip(generation: Generation, item: int) -> str:
-    asked, audio = generation.request.items[item], generation.audio[item]
-    caption = text.escape(
-        f"{asked.prompt or 'no prompt'} (seed {asked.seed}, {len(audio) / generation.sample_rate:.2f} s)"
-    )
+def _clip(caption: str, audio: Audio, sample_rate: int) -> str:
     sound, picture = io.BytesIO(), io.BytesIO()
-    soundfile.write(sound, np.clip(audio, -1, 1), generation.sample_rate, format="FLAC", subtype="PCM_16")
-    draw_spectrogram(picture, audio, generation.sample_rate)
+    soundfile.write(sound, np.clip(audio, -1, 1), sample_rate, format="FLAC", subtype="PCM_16")
+    draw_spectrogram(picture, audio, sample_rate)
     return (
-        f"<figure><figcaption>{caption}</figcaption>"
+        f"<figure><figcaption>{text.escape(caption)}</figcaption>"
         f'<audio controls src="data:audio/flac;base64,{_encoded(sound)}"></audio><br>'
         f'<img style="max-width: 40em" alt="spectrogram" src="data:image/png;base64,{_encoded(picture)}"></figure>'
     )
