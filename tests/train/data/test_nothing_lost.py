@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import re
+import resource
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -332,18 +332,21 @@ def test_folders_of_a_mac_are_read(tmp_path: Path) -> None:
 
 # --- a full disk
 
-_LIMITED = """
-import resource, sys
-from sa3_mlx.cli.app import run
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
-sys.exit(run(sys.argv[2:]))
-"""
+
+@contextmanager
+def _full_disk(limit: int) -> Iterator[None]:
+    """Let no file of this process grow beyond ``limit`` bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
 @pytest.mark.parametrize("limit", [0, 150, 600, 3000])
 @pytest.mark.parametrize("command", ["import", "shards", "pre-encode", "export-latents", "import-latents"])
 def test_a_full_disk_is_one_line_with_name_and_remedy_and_leaves_nothing(
-    tmp_path: Path, autoencoder: Path, encoded: Path, command: str, limit: int
+    tmp_path: Path, autoencoder: Path, encoded: Path, command: str, limit: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, model = tmp_path / "out", ["--autoencoder", autoencoder]
     folder = _record(tmp_path / "in", *"abcd", rate=RATE_OF_MODEL)
@@ -357,12 +360,14 @@ def test_a_full_disk_is_one_line_with_name_and_remedy_and_leaves_nothing(
         "export-latents": ["data", "export-latents", encoded, out, *model],
         "import-latents": ["data", "import-latents", public, out, *model],
     }[command]
-    program = [sys.executable, "-c", _LIMITED, str(limit), *map(str, words)]
-    done = subprocess.run(program, capture_output=True, text=True, check=False)
-    if limit == 3000 and done.returncode == 0:
+    capsys.readouterr()
+    with _full_disk(limit):
+        code = run([str(word) for word in words])
+    errors = capsys.readouterr().err
+    if limit == 3000 and code == 0:
         return  # all of its files are smaller
-    said = [line for line in done.stderr.splitlines() if "sa3: " in line]
-    assert done.returncode == 2 and len(said) == 1 and "Traceback" not in done.stderr
+    said = [line for line in errors.splitlines() if "sa3: " in line]
+    assert code == 2 and len(said) == 1 and "Traceback" not in errors
     assert re.search(rf"sa3: {out}\S*: could not be written \(File too large\).*; raise the limit", said[0])
     assert command == "pre-encode" or not out.exists()
     assert not [path for path in tmp_path.rglob(".*") if path.name != ".lock"]
