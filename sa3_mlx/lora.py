@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
+from mlx.utils import tree_flatten, tree_unflatten
 
 from sa3_mlx.common.adapters.applied import Applied
 from sa3_mlx.common.adapters.format import Adapter
@@ -149,10 +150,9 @@ class _AdaptedBlocks:
 
 def _updates(module: nn.Module, prefix: str, adapters: Sequence[Applied]) -> dict[str, list[Update]]:
     """Return updates by path in a module whose layers' names begin with ``prefix``."""
-    found = {}
+    found, layers = {}, _linears(module)
     for path in layers_of(prefix, adapters):
-        parent, name = _place(module, path)
-        base = parent[name]
+        base = layers[path]
         found[path], _ = updates_of(prefix + path, _weight(base), adapters)
         for update in found[path]:
             update.a, update.b = update.a.astype(_dtype(base)), update.b.astype(_dtype(base))
@@ -161,23 +161,23 @@ def _updates(module: nn.Module, prefix: str, adapters: Sequence[Applied]) -> dic
 
 
 def _insert(module: nn.Module, updates: Mapping[str, list[Update]]) -> None:
-    for path, own in updates.items():
-        parent, name = _place(module, path)
-        parent[name] = AdaptedLinear(parent[name], own)
+    layers = _linears(module)
+    adapted = [(path, AdaptedLinear(layers[path], own)) for path, own in updates.items()]
+    module.update_modules(tree_unflatten(adapted))
 
 
 def merge(module: nn.Module, part: str, adapters: Sequence[Applied]) -> nn.Module:
     """Return the part itself, adapters in its weights, which keep their type; quantized layers become plain ones."""
+    layers = _linears(module)
     for path in layers_of(part + ".", adapters):
-        parent, name = _place(module, path)
-        base = parent[name]
+        base = layers.pop(path)  # one layer after the other, so that only one has two weights
         _, weight = updates_of(f"{part}.{path}", _weight(base), adapters)
         merged = nn.Linear(1, 1, bias=False)
         merged.weight = weight.astype(_dtype(base))
         if "bias" in base:
             merged.bias = base.bias
         mx.eval(merged.parameters())
-        parent[name] = merged.eval()
+        module.update_modules(tree_unflatten([(path, merged.eval())]))
     return module
 
 
@@ -199,13 +199,9 @@ def _copied(value: Any) -> Any:
     return new
 
 
-def _place(module: nn.Module, path: str) -> tuple[Any, str]:
-    """Return the parent of "layers.0.ff.proj_in" and its name there."""
-    parent: Any = module
-    *names, last = path.split(".")
-    for name in names:
-        parent = parent[int(name)] if name.isdigit() else parent[name]
-    return parent, last
+def _linears(module: nn.Module) -> dict[str, nn.Module]:
+    """Return the layers of a part that hold weights, by their paths such as "layers.0.ff.proj_in"."""
+    return dict(tree_flatten(module.leaf_modules(), is_leaf=nn.Module.is_module))
 
 
 def _weight(layer: nn.Module) -> mx.array:
