@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from importlib.util import find_spec
 
 import click
@@ -34,7 +35,7 @@ def preload(*, training: bool) -> None:
     if training:
         for name in _TRAINING:
             importlib.import_module(name)
-        for name in ("autoencoder.stage", "flow.pretrain", "lora.stage", "data.pre_encode"):
+        for name in ("autoencoder.stage", "flow.pretrain", "lora.stage", "data.encode.pre_encode"):
             importlib.import_module(f"sa3_torch.train.{name}")
         for name in ("comparison", "real", "report", "run", "stored", "judge.judge", "measures.analysis"):
             importlib.import_module(f"sa3_torch.evaluate.{name}")

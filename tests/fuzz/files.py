@@ -280,8 +280,10 @@ TARGETS = (
         lambda given: open_model(given.folder / "quantized"),
         ("sa3_mlx/common/quant/format.py",),
     ),
-    Target("fingerprints", _fingerprints, _read_fingerprints, ("sa3_mlx/cli/fingerprint.py",)),
-    Target("audio", _audio, _read_audio, (f"{_FILES}/audio.py", f"{_FILES}/wav.py", "sa3_mlx/cli/audio/source.py")),
+    Target("fingerprints", _fingerprints, _read_fingerprints, ("sa3_mlx/cli/fingerprint.py", f"{_FILES}/objects.py")),
+    Target(
+        "audio", _audio, _read_audio, (f"{_FILES}/audio_file.py", f"{_FILES}/wav.py", "sa3_mlx/cli/audio/source.py")
+    ),
     Target(
         "tags",
         _tags,
@@ -295,7 +297,7 @@ TARGETS = (
         names_file=False,
         forms=False,
     ),
-    Target("latents", _latents, _read_latents, ("sa3_mlx/cli/latents/files.py",)),
+    Target("latents", _latents, _read_latents, ("sa3_mlx/cli/latents/files.py", f"{_FILES}/arrays.py")),
     Target(
         "adapters",
         _adapters,
@@ -306,7 +308,7 @@ TARGETS = (
         "adapter-settings",
         _adapter_settings,
         _read_adapter_settings,
-        ("sa3_mlx/common/adapters/format.py",),
+        ("sa3_mlx/common/adapters/config.py",),
         names_file=False,
         forms=False,
     ),

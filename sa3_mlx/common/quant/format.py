@@ -99,7 +99,11 @@ def check_file(file: TensorFile, config: ModelConfig, parts: Collection[str] | N
         prefixes = tuple(f"{part}." for part in parts)
         grids = {path: grid for path, grid in grids.items() if path.startswith(prefixes)}
         found = {name: shape for name, shape in found.items() if name.startswith(prefixes)}
-    check_tensors(stored_tensors(expected_tensors(config, parts), grids), found, str(file.path))
+    try:
+        stored = stored_tensors(expected_tensors(config, parts), grids)
+    except ValueError as error:
+        raise ValueError(f"{file.path}: {error}") from error
+    check_tensors(stored, found, str(file.path))
     for path in grids:
         kinds = [file.info(f"{path}.{name}")[0] for name in ("weight", "scales", "biases")]
         if kinds[0] != "U32" or kinds[1] != kinds[2] or kinds[1] not in STORAGES:
