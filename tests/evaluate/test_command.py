@@ -32,9 +32,9 @@ from sa3_torch.evaluate.run import EvaluateOptions, Evaluator, batches, clip_ite
 from sa3_torch.evaluate.stored import split_latents
 from sa3_torch.pipeline import Pipeline
 from sa3_torch.train.data.clip_cache import ClipSet
+from sa3_torch.train.data.encode.pre_encode import EncodeConfig, PreEncoder
+from sa3_torch.train.data.encode.sources import ClipSource
 from sa3_torch.train.data.latents import LatentSet
-from sa3_torch.train.data.pre_encode import EncodeConfig, PreEncoder
-from sa3_torch.train.data.sources import ClipSource
 from sa3_torch.train.flow.wiener import WienerBaseline
 from sa3_torch.trajectory import visit
 

@@ -70,9 +70,9 @@ def make_inference_world(world: World) -> None:
 
 def make_training_world(world: World) -> None:
     """Make what training reads, and what it made before."""
+    from sa3_torch.train.data.encode.pre_encode import load_autoencoder
+    from sa3_torch.train.data.encode.public_latents import export_public
     from sa3_torch.train.data.latents import LatentSet
-    from sa3_torch.train.data.pre_encode import load_autoencoder
-    from sa3_torch.train.data.public_latents import export_public
     from sa3_torch.train.data.shards import write_shards
     from tests.support.stages import make_workspace
 

@@ -15,11 +15,11 @@ from sa3_mlx.common.files.audio import write_audio
 from sa3_torch.evaluate.stored import open_latents, split_latents
 from sa3_torch.train.autoencoder.stage import AutoencoderConfig
 from sa3_torch.train.data.clip_cache import ClipSet
+from sa3_torch.train.data.encode.public_latents import export_public, import_public
+from sa3_torch.train.data.encode.sources import open_source, whole
 from sa3_torch.train.data.latents import LatentItem, LatentSet, write_latents
-from sa3_torch.train.data.public_latents import export_public, import_public
 from sa3_torch.train.data.recordings import find_audio, inspect, read_sidecar
 from sa3_torch.train.data.shards import index_shards, open_index, read_shard, write_shards
-from sa3_torch.train.data.sources import open_source, whole
 from sa3_torch.train.flow.pretrain import PretrainConfig
 from sa3_torch.train.lora.stage import LoraConfig
 from sa3_torch.train.run.checkpoints import Checkpoints
@@ -248,11 +248,11 @@ def _read_run(given: Given) -> None:
 
 TARGETS = (
     Target("latent-set", _latent_set, _read_latent_set, (f"{_DATA}/latents.py", "sa3_torch/evaluate/stored.py")),
-    Target("public-latents", _public, _read_public, (f"{_DATA}/public_latents.py",)),
-    Target("sidecars", _sidecars, _read_sidecars, (f"{_DATA}/recordings.py", f"{_DATA}/sources.py")),
-    Target("shards", _shards, _read_shards, (f"{_DATA}/shards.py", f"{_DATA}/sources.py")),
+    Target("public-latents", _public, _read_public, (f"{_DATA}/encode/public_latents.py",)),
+    Target("sidecars", _sidecars, _read_sidecars, (f"{_DATA}/recordings.py", f"{_DATA}/encode/sources.py")),
+    Target("shards", _shards, _read_shards, (f"{_DATA}/shards.py", f"{_DATA}/encode/sources.py")),
     Target("shard-patterns", _patterns, _read_pattern, (f"{_DATA}/shards.py",), names_file=False, forms=False),
-    Target("clip-cache", _clip_cache, _read_clip_cache, (f"{_DATA}/clip_cache.py", f"{_DATA}/sources.py")),
+    Target("clip-cache", _clip_cache, _read_clip_cache, (f"{_DATA}/clip_cache.py", f"{_DATA}/encode/sources.py")),
     Target("settings", _settings, _read_settings, ("sa3_torch/train/run/settings.py",)),
     Target("changes", _changes, _read_changes, ("sa3_torch/train/run/settings.py",), names_file=False, forms=False),
     Target("run-settings", _run_settings, _read_run_settings, ("sa3_torch/train/run/settings.py",)),

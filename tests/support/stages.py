@@ -24,9 +24,9 @@ from sa3_torch.train.autoencoder.stage import AutoencoderConfig, AutoencoderStag
 from sa3_torch.train.autoencoder.start import Start
 from sa3_torch.train.clap.stage import ClapConfig, ClapStage
 from sa3_torch.train.data.clip_cache import ClipSet, Draft, write_clips
+from sa3_torch.train.data.encode.pre_encode import EncodeConfig, PreEncoder, load_autoencoder
+from sa3_torch.train.data.encode.sources import ClipSource
 from sa3_torch.train.data.latents import LatentSet
-from sa3_torch.train.data.pre_encode import EncodeConfig, PreEncoder, load_autoencoder
-from sa3_torch.train.data.sources import ClipSource
 from sa3_torch.train.demo_set.vocabulary import save_tokenizer
 from sa3_torch.train.few_steps.ode_warmup import OdeWarmupConfig, OdeWarmupStage
 from sa3_torch.train.few_steps.posttrain import PosttrainConfig, PosttrainStage

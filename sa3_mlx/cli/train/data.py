@@ -165,7 +165,7 @@ def gate(latents: Path, data: Path, autoencoder: Path, items: int, as_json: bool
     """Check that pre-encoded latents decode as well as fresh ones. Exit code 1 when they do not."""
     _need_torch()
     from sa3_torch.train.autoencoder.gate import check_latents
-    from sa3_torch.train.data.sources import open_source
+    from sa3_torch.train.data.encode.sources import open_source
 
     config = ModelConfig.load(autoencoder)
     source = open_source(data, config.sample_rate, config.audio_channels)
@@ -182,9 +182,9 @@ def gate(latents: Path, data: Path, autoencoder: Path, items: int, as_json: bool
 def export_latents(latents: Path, out: Path, autoencoder: Path) -> None:
     """Write latents in the public layout: NNN.npy with NNN.json, and silence.npy."""
     _need_torch()
+    from sa3_torch.train.data.encode.pre_encode import load_autoencoder
+    from sa3_torch.train.data.encode.public_latents import export_public
     from sa3_torch.train.data.latents import LatentSet
-    from sa3_torch.train.data.pre_encode import load_autoencoder
-    from sa3_torch.train.data.public_latents import export_public
 
     opened = LatentSet(latents, autoencoder=load_autoencoder(autoencoder)[1])
     count = export_public(opened, out, ModelConfig.load(autoencoder).sample_rate)
@@ -198,8 +198,8 @@ def export_latents(latents: Path, out: Path, autoencoder: Path) -> None:
 def import_latents(folder: Path, out: Path, autoencoder: Path) -> None:
     """Read latents in the public layout; only you know whether they are this autoencoder's: try `sa3 data gate`."""
     _need_torch()
-    from sa3_torch.train.data.pre_encode import load_autoencoder
-    from sa3_torch.train.data.public_latents import import_public
+    from sa3_torch.train.data.encode.pre_encode import load_autoencoder
+    from sa3_torch.train.data.encode.public_latents import import_public
 
     latents = import_public(folder, out, autoencoder=load_autoencoder(autoencoder)[1])
     report(f"{out}: {len(latents.items)} items")
@@ -246,8 +246,8 @@ def pre_encode(
     """Encode all captioned sounds to latents, once; the same command goes on where it was stopped."""
     _need_torch()
     from sa3_torch.pipeline import choose_device
-    from sa3_torch.train.data.pre_encode import EncodeConfig, PreEncoder
-    from sa3_torch.train.data.sources import open_source
+    from sa3_torch.train.data.encode.pre_encode import EncodeConfig, PreEncoder
+    from sa3_torch.train.data.encode.sources import open_source
 
     choose_device(device)  # which refuses one that is not there
 

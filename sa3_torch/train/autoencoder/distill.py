@@ -24,7 +24,7 @@ from sa3_mlx.common.model.presets import PRESETS
 from sa3_mlx.common.schema import ConfigError
 from sa3_torch.train.data.audio_data import open_audio
 from sa3_torch.train.data.clip_cache import ClipSet
-from sa3_torch.train.data.pre_encode import load_autoencoder
+from sa3_torch.train.data.encode.pre_encode import load_autoencoder
 from sa3_torch.train.data.shards import ShardIndex
 from sa3_torch.train.networks.init import init_student
 from sa3_torch.train.run.command import RunOptions, report_made, stage_command

@@ -15,9 +15,9 @@ import torch
 
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_torch.same import SAME
+from sa3_torch.train.data.encode.pre_encode import load_autoencoder
+from sa3_torch.train.data.encode.sources import Source
 from sa3_torch.train.data.latents import LatentItem, LatentSet
-from sa3_torch.train.data.pre_encode import load_autoencoder
-from sa3_torch.train.data.sources import Source
 
 from .metrics import log_mel_l1
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from sa3_mlx.common.model.config import HEAD_SIZE, ModelConfig, SAMEConfig
 from sa3_mlx.common.schema import ConfigError
 from sa3_torch.same import SAME
-from sa3_torch.train.data.pre_encode import load_autoencoder
+from sa3_torch.train.data.encode.pre_encode import load_autoencoder
 from sa3_torch.train.networks.init import position_query
 
 

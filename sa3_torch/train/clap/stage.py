@@ -25,8 +25,8 @@ from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.schema import ConfigError
 from sa3_torch.train.data.batches import LatentBatch, LatentBatches
 from sa3_torch.train.data.drawing import SharesConfig
+from sa3_torch.train.data.encode.pre_encode import load_autoencoder
 from sa3_torch.train.data.latents import LatentItem, LatentSet
-from sa3_torch.train.data.pre_encode import load_autoencoder
 from sa3_torch.train.flow.model import autoencoder_of
 from sa3_torch.train.flow.path import interpolate
 from sa3_torch.train.networks.init import seeded

@@ -17,8 +17,8 @@ from sa3_mlx.common.model.checkpoint import TOKENIZER_FILE, WEIGHTS_FILE
 from sa3_mlx.common.model.config import DiffusionConfig, ModelConfig
 from sa3_mlx.common.text.tokenizer import Tokenizer
 from sa3_torch.same import SAME
+from sa3_torch.train.data.encode.pre_encode import load_autoencoder
 from sa3_torch.train.data.latents import LatentSet
-from sa3_torch.train.data.pre_encode import load_autoencoder
 from sa3_torch.weights import StableAudio, load_model, save_checkpoint
 
 PARENTS_FILE, AUTOENCODER = "parents.json", "autoencoder"  # in the folder of an exported model

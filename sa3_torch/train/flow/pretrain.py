@@ -19,8 +19,8 @@ from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.presets import PRESETS
 from sa3_torch.same import SAME
 from sa3_torch.t5gemma import T5GemmaEncoder
+from sa3_torch.train.data.encode.pre_encode import load_autoencoder
 from sa3_torch.train.data.latents import LatentSet
-from sa3_torch.train.data.pre_encode import load_autoencoder
 from sa3_torch.train.demo_set.vocabulary import save_tokenizer
 from sa3_torch.train.networks.init import init_conditioner, init_dit, init_text_encoder
 from sa3_torch.train.run import parallel

@@ -13,7 +13,7 @@ pytest.importorskip("scipy", reason="the training extra is not installed")
 from sa3_mlx.common.schema import ConfigError
 from sa3_torch.same import SAME
 from sa3_torch.train.autoencoder.start import restride
-from sa3_torch.train.data.pre_encode import load_autoencoder
+from sa3_torch.train.data.encode.pre_encode import load_autoencoder
 from sa3_torch.train.networks.init import init_autoencoder
 from tests.support.learning import learn
 from tests.support.stages import MODEL, started_stage

@@ -21,10 +21,10 @@ from sa3_mlx.cli.app import run
 from sa3_mlx.common.model.chunks import halo
 from sa3_torch.same import SAME
 from sa3_torch.train.autoencoder.gate import check_latents
+from sa3_torch.train.data.encode.pre_encode import EncodeConfig, PreEncoder, encode_blocks, load_autoencoder
+from sa3_torch.train.data.encode.public_latents import export_public, import_public
+from sa3_torch.train.data.encode.sources import FolderSource, open_source
 from sa3_torch.train.data.latents import LatentSet
-from sa3_torch.train.data.pre_encode import EncodeConfig, PreEncoder, encode_blocks, load_autoencoder
-from sa3_torch.train.data.public_latents import export_public, import_public
-from sa3_torch.train.data.sources import FolderSource, open_source
 from tests.support.command import AUTOENCODER, RATE, snapshot
 from tests.support.tiny import TINY
 from tests.support.tiny_checkpoint import write_checkpoint
@@ -173,7 +173,7 @@ import sys, time
 sys.path.insert(0, sys.argv[1])
 from sa3_mlx.cli.app import run
 if sys.argv[2] == "slow":
-    from sa3_torch.train.data.pre_encode import PreEncoder
+    from sa3_torch.train.data.encode.pre_encode import PreEncoder
     inner = PreEncoder._recording
     PreEncoder._recording = lambda *arguments: (inner(*arguments), time.sleep(0.3))
 for out in sys.argv[3].split(","):

@@ -259,7 +259,7 @@ def test_damaged_latents_are_one_line(encoded: Path, tmp_path: Path, name: str, 
     "about", [{"prompt": ""}, {"seconds_total": -1}, {"id": 3}, {"prompt": 5}, {"padding_mask": []}]
 )
 def test_public_latents_that_cannot_be_are_refused(tmp_path: Path, about: dict[str, object]) -> None:
-    from sa3_torch.train.data.public_latents import import_public
+    from sa3_torch.train.data.encode.public_latents import import_public
 
     (tmp_path / "in").mkdir()
     np.save(tmp_path / "in" / "0.npy", np.zeros((4, 2), np.float32))

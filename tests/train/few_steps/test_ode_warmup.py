@@ -15,7 +15,7 @@ from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.sampling import Sampling
 from sa3_mlx.common.schema import ConfigError
 from sa3_torch.dit import Prepared
-from sa3_torch.train.data.pre_encode import load_autoencoder
+from sa3_torch.train.data.encode.pre_encode import load_autoencoder
 from sa3_torch.train.few_steps.denoiser import few_step_config
 from sa3_torch.train.few_steps.ode_warmup import OdeWarmupStage
 from sa3_torch.train.flow import demo

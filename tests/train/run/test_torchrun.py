@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from sa3_mlx.assets import DEMO
 from sa3_torch.train.data.clip_cache import ClipSet
-from sa3_torch.train.data.pre_encode import EncodeConfig, PreEncoder
-from sa3_torch.train.data.sources import ClipSource
+from sa3_torch.train.data.encode.pre_encode import EncodeConfig, PreEncoder
+from sa3_torch.train.data.encode.sources import ClipSource
 from tests.support.command import sa3
 
 ROOT = Path(__file__).resolve().parents[3]

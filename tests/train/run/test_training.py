@@ -17,8 +17,8 @@ from sa3_mlx.common.model.sampling import Sampling
 from sa3_mlx.common.schema import ConfigError
 from sa3_torch.train.autoencoder.stage import AutoencoderConfig
 from sa3_torch.train.data.clip_cache import ClipSet
+from sa3_torch.train.data.encode.pre_encode import load_autoencoder
 from sa3_torch.train.data.latents import LatentSet
-from sa3_torch.train.data.pre_encode import load_autoencoder
 from sa3_torch.train.flow.pretrain import PretrainConfig, PretrainStage
 from sa3_torch.train.run.settings import load_settings
 from tests.support.stages import DEMO, MODEL, SHORT, autoencoder_stage, pretrain_stage, train
@@ -100,7 +100,11 @@ def test_settings_that_no_model_can_run_are_named(
 
 
 def test_damaged_caches_are_refused_in_one_line(tmp_path: Path) -> None:
-    for text, message in (("{}", "expected format sa3-clips/1, got None"), ("{", "not valid JSON"), ("[]", "expected a JSON object, got list")):
+    for text, message in (
+        ("{}", "expected format sa3-clips/1, got None"),
+        ("{", "not valid JSON"),
+        ("[]", "expected a JSON object, got list"),
+    ):
         (tmp_path / "index.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             ClipSet(tmp_path)

@@ -27,12 +27,12 @@ from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.schema import Config, ConfigError
 from sa3_mlx.common.version import version
 from sa3_torch.same import SAME
+from sa3_torch.train.data.clip_cache import Audio
+from sa3_torch.train.data.latents import LATENT_FORMAT, LatentItem, LatentSet, ShardFile, shard_path, write_silence
+from sa3_torch.train.data.recordings import ATTRIBUTION, SILENT, TOLERATED, Credit, refuse_failures, write_attribution
 from sa3_torch.train.run.random import Purpose, generator
 from sa3_torch.weights import load_part
 
-from .clip_cache import Audio
-from .latents import LATENT_FORMAT, LatentItem, LatentSet, ShardFile, shard_path, write_silence
-from .recordings import ATTRIBUTION, SILENT, TOLERATED, Credit, refuse_failures, write_attribution
 from .sources import Recording, Source, digest_rows
 
 PLAN_FORMAT = "sa3-pre-encode/1"

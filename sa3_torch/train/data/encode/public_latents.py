@@ -19,11 +19,10 @@ from sa3_mlx.common.files.arrays import map_array
 from sa3_mlx.common.files.atomic import new_folder, write_json
 from sa3_mlx.common.files.objects import read_object
 from sa3_mlx.common.schema import listed, reason
-
-from .entries import parse_entry
-from .latents import LatentItem, LatentSet, write_latents
-from .recordings import ATTRIBUTION, Credit, check_empty, parse_sidecar, write_attribution
-from .user_folder import split_of
+from sa3_torch.train.data.entries import parse_entry
+from sa3_torch.train.data.latents import LatentItem, LatentSet, write_latents
+from sa3_torch.train.data.recordings import ATTRIBUTION, Credit, check_empty, parse_sidecar, write_attribution
+from sa3_torch.train.data.user_folder import split_of
 
 SILENCE_FRAMES = 64
 

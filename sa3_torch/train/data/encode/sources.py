@@ -13,11 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from sa3_mlx.common.files.audio import fit_channels, read_blocks
-
-from .clip_cache import FORMAT, Audio, ClipSet, read_index
-from .recordings import find_audio, hash_file, read_sidecar
-from .shards import SHARD_FORMAT, ShardIndex, ShardSample, open_index, read_shard
-from .user_folder import split_of
+from sa3_torch.train.data.clip_cache import FORMAT, Audio, ClipSet, read_index
+from sa3_torch.train.data.recordings import find_audio, hash_file, read_sidecar
+from sa3_torch.train.data.shards import SHARD_FORMAT, ShardIndex, ShardSample, open_index, read_shard
+from sa3_torch.train.data.user_folder import split_of
 
 _BLOCK = 1 << 18  # samples
 
