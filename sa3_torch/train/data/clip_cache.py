@@ -150,7 +150,7 @@ def _write_header(file: BinaryIO, rows: int, channels: int) -> None:
 
 
 def read_index(folder: Path, *expected: str) -> dict[str, Any]:
-    """``index.json`` of a cache of a format ``expected``. Raises FileNotFoundError, ValueError for another or none."""
+    """Read ``index.json`` of a cache of a format ``expected``. Raises FileNotFoundError; ValueError for another."""
     path, names = folder / "index.json", " or ".join(expected)
     if not folder.exists():
         raise FileNotFoundError(f"{folder}: no such folder")
@@ -193,19 +193,19 @@ class ClipSet:
             raise ValueError(f"{folder}: audio.npy has {len(self.audio)} samples, its index needs {needed}")
 
     def read(self, clip: CachedClip, start: int = 0, stop: int | None = None) -> Audio:
-        """Samples [start, stop) of a clip, (samples, channels) float32."""
+        """Read samples [start, stop) of a clip, (samples, channels) float32."""
         stop = clip.samples if stop is None else min(stop, clip.samples)
         return np.asarray(self.audio[clip.offset + start : clip.offset + stop], dtype=np.float32)
 
     def select(self, split: str) -> list[CachedClip]:
-        """Clips of one split, "train" or "validation"."""
+        """Return the clips of one split, "train" or "validation"."""
         if split not in ("train", "validation"):
             raise ValueError(f"split must be train or validation, got {split!r}")
         return [clip for clip in self.clips if clip.split == split]
 
 
 def trim(audio: Audio, *, maximum_seconds: float, minimum_seconds: float) -> Audio:
-    """Mono clip cut at its onset and at its end: what lies below -60 dBFS at the end goes, a 10 ms fade closes it.
+    """Cut a mono clip at its onset and at its end: what lies below -60 dBFS at the end goes, a 10 ms fade closes it.
 
     The onset is the first sample above -45 dB of the peak, less 2 ms with a fade in. Shorter than the minimum:
     padded with zeros.

@@ -106,7 +106,7 @@ def _items(folder: Path, files: list[Path], autoencoder: str) -> Iterator[tuple[
 
 
 def _item(name: str, about: dict[str, Any], latents: np.ndarray) -> tuple[LatentItem, int]:
-    """The item, and its valid frames."""
+    """Return the item and its valid frames."""
     if not {"padding_mask", "prompt"} <= about.keys():
         raise ValueError("its JSON has no padding_mask or no prompt")
     mask = np.asarray(about["padding_mask"])

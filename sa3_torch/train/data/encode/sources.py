@@ -51,7 +51,7 @@ class Source(Protocol):
 
 
 def open_source(path: Path, sample_rate: int, channels: int) -> Source:
-    """A clip cache or shards (a folder with an ``index.json`` that says so), or a folder of recordings."""
+    """Open a clip cache or shards (a folder with an ``index.json`` that says so), or a folder of recordings."""
     if (path / "index.json").is_file():
         if read_index(path, FORMAT, SHARD_FORMAT)["format"] == SHARD_FORMAT:
             return ShardSource(open_index(str(path)), sample_rate, channels)
@@ -165,7 +165,7 @@ class ShardSource:
         )
 
     def _sample(self, number: int) -> ShardSample:
-        """Sequential reading keeps a shard open; any other place is reached from the start of its shard."""
+        """Return a sample. Reading in order keeps a shard open; any other place is reached from its shard's start."""
         shard, place = self._places[number]
         if number != self._next or place == 0:
             self._reader = islice(read_shard(shard), place, None)
@@ -182,5 +182,5 @@ def digest_rows(rows: Sequence[tuple[object, ...]]) -> str:
 
 
 def whole(recording: Recording) -> Audio:
-    """All blocks of a recording in one array."""
+    """Return all blocks of a recording in one array."""
     return np.concatenate(list(recording.blocks()))
