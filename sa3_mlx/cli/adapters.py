@@ -11,7 +11,7 @@ from sa3_mlx.common.adapters.applied import Applied, check_adapter
 from sa3_mlx.common.adapters.format import ADAPTER_FORMAT, Adapter, open_adapter_file, read_adapter
 from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.model.config import ModelConfig
-from sa3_mlx.common.schema import Config
+from sa3_mlx.common.schema import Config, quoted
 
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)"
 _LORA = re.compile(rf"(.+?)(?::([-+]?{_NUMBER})(?::({_NUMBER})-({_NUMBER}))?)?")
@@ -46,7 +46,7 @@ def parse_lora(text: str) -> LoraFile:
     """Read FILE[:STRENGTH[:FROM-TO]]. Raises ValueError for a strength or an interval that no adapter can have."""
     found = _LORA.fullmatch(text)
     if found is None:
-        raise ValueError(f"{text!r}: expected FILE[:STRENGTH[:FROM-TO]], such as bell.safetensors:0.8:0.2-1")
+        raise ValueError(f"{quoted(text)}: expected FILE[:STRENGTH[:FROM-TO]], such as bell.safetensors:0.8:0.2-1")
     path, strength, low, high = Path(found[1]), found[2], found[3], found[4]
     file = LoraFile(
         path=path,
@@ -55,7 +55,9 @@ def parse_lora(text: str) -> LoraFile:
         interval=(0.0, 1.0) if low is None else (float(low), float(high)),
     )
     if not 0 <= file.interval[0] <= file.interval[1] <= 1:
-        raise ValueError(f"{text!r}: FROM-TO are times with 0 <= FROM <= TO <= 1; 1 is noise, where sampling begins")
+        raise ValueError(
+            f"{quoted(text)}: FROM-TO are times with 0 <= FROM <= TO <= 1; 1 is noise, where sampling begins"
+        )
     return file
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sa3_mlx.common.schema import require
+from sa3_mlx.common.schema import listed, require
 
 _CLIP = ("prompt", "negative_prompt", "seconds")
 _SAMPLING = ("sampler", "steps", "guidance")
@@ -34,7 +34,7 @@ def upgrade(data: dict[str, Any]) -> dict[str, Any]:
     Raises ConfigError for missing and unknown fields, and where the seed is not the one of its place in the batch.
     """
     wrong = sorted(FIELDS.symmetric_difference(data))
-    require(not wrong, f"not those of this version of sa3, differing: {', '.join(wrong)}")
+    require(not wrong, f"not those of this version of sa3, differing: {listed(wrong)}")
     seeds, item = data["batch_seeds"], data["batch_index"]
     require(isinstance(seeds, list), f"tags.batch_seeds: expected a list, got {seeds!r}")
     fits = type(item) is int and 0 <= item < len(seeds) and seeds[item] == data["seed"]

@@ -18,7 +18,7 @@ from sa3_mlx.common.files.wav import Subtype
 from sa3_mlx.common.generation.events import REQUEST_TAGS
 from sa3_mlx.common.generation.request import Item, Request
 from sa3_mlx.common.model.precision import DTYPES, TEXT_DTYPES
-from sa3_mlx.common.schema import Config, ConfigError, require
+from sa3_mlx.common.schema import Config, ConfigError, reason, require
 
 from .first_tags import is_first, upgrade
 
@@ -120,7 +120,7 @@ def read_provenance(path: Path) -> Provenance:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: its tags are damaged ({error})") from error
+        raise ValueError(f"{path}: its tags are damaged ({reason(error)})") from error
     if data.get("format") == REQUEST_TAGS:
         raise ValueError(f"{path}: a program saved it, and its tags hold the request alone; run that program again")
     if data.get("command") == "decode":

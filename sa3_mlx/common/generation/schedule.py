@@ -106,10 +106,12 @@ def _alpha(shift: ShiftConfig, frames: Float64Array) -> Float64Array:
     else:
         low, high = math.log(shift.start), math.log(shift.end)
         position = np.log(clamped / _MIN_FRAMES) / math.log(_MAX_FRAMES / _MIN_FRAMES)
-    alpha: Float64Array = np.exp(low + (high - low) * position)
+    with np.errstate(over="ignore"):
+        alpha: Float64Array = np.exp(low + (high - low) * position)
     return alpha
 
 
 def _sigmoid(x: Float64Array) -> Float64Array:
-    result: Float64Array = 1 / (1 + np.exp(-x))
+    with np.errstate(over="ignore"):  # to 0
+        result: Float64Array = 1 / (1 + np.exp(-x))
     return result

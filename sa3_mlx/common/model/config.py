@@ -160,6 +160,7 @@ class ShiftConfig(Config):
         for name, value in (("start", self.start), ("end", self.end)):
             if not low < value <= 100 and self.type != "none":
                 raise ConfigError(f"shift.{name}: allowed for {self.type} is above {low:g} to 100, got {value:g}")
+        require(abs(self.rate) <= 100, f"shift.rate: allowed is -100 to 100, got {self.rate:g}")
 
 
 @dataclass(frozen=True, kw_only=True)

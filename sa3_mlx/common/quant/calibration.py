@@ -91,9 +91,12 @@ DEMO = tuple(
 def read_prompts(path: Path) -> tuple[CalibrationPrompt, ...]:
     """Read lines of "SECONDS TEXT"; empty ones and those that start with # are skipped.
 
-    Raises ValueError for a file that is not UTF-8, for a line that is none, and for fewer than four prompts.
+    Raises FileNotFoundError, and ValueError for a file that is not UTF-8, for a line that is none, and for fewer than
+    four prompts.
     """
     found = []
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:

@@ -29,6 +29,7 @@ from torch import Tensor
 from sa3_mlx.common.files.atomic import WriteError, new_folder, write_json
 from sa3_mlx.common.files.objects import read_object
 from sa3_mlx.common.files.safetensors import array_entry, file_hash, write_tensors
+from sa3_mlx.common.schema import listed, quoted
 
 from .clip_cache import read_index
 from .entries import parse_entries
@@ -149,10 +150,10 @@ def _count(folder: Path, autoencoder: str) -> int:
     """Count the shards in the folder, which this autoencoder must have made."""
     index = read_index(folder, LATENT_FORMAT)
     if (made := index.get("autoencoder")) != autoencoder:
-        raise ValueError(f"{folder} was encoded by autoencoder {made}, not by {autoencoder}; encode it again")
+        raise ValueError(f"{folder} was encoded by autoencoder {listed([made])}, not by {autoencoder}; encode it again")
     count = index.get("shards")
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise ValueError(f"{folder / 'index.json'}: shards is {count!r}; expected a whole number, at least 1")
+        raise ValueError(f"{folder / 'index.json'}: shards is {quoted(count)}; expected a whole number, at least 1")
     return count
 
 

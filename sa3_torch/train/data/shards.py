@@ -27,6 +27,7 @@ from sa3_mlx.common.files.audio import fit_channels, open_blocks, resample
 from sa3_mlx.common.files.audio_file import AudioFile, check_finite
 from sa3_mlx.common.files.objects import read_object
 from sa3_mlx.common.schema import listed, quoted, reason
+from sa3_mlx.common.terminal import one_line
 from sa3_torch.train.run.random import Purpose, generator
 
 from .clip_cache import SAMPLE_RATE, Audio
@@ -246,6 +247,8 @@ def _check_url(url: str) -> None:
         raise ValueError(
             f"{quoted(url)}: commands are not run for data; give a path or a URL such as s3://bucket/name.tar"
         )
+    if one_line(url) != url:
+        raise ValueError(f"{quoted(url)}: a name with line ends or control characters, or spaces around it")
     if len(url) > _LETTERS:
         raise ValueError(f"{quoted(url)}: a name of {len(url):,} characters; up to {_LETTERS} are allowed")
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from sa3_mlx.common.files.atomic import write_text
 from sa3_mlx.common.files.objects import read_object
-from sa3_mlx.common.schema import Config, ConfigError, listed, quoted, reason
+from sa3_mlx.common.schema import Config, ConfigError, is_finite, listed, quoted, reason
 
 from . import parallel
 
@@ -25,6 +25,7 @@ from . import parallel
 FREE = ("train.parallel", "train.accumulate", "train.checkpoint_blocks")
 LENGTH = "train.steps"  # a run may be lengthened
 RUN_FORMAT = "sa3-run/1"  # from it on, the belongings of a run are complete
+_LARGEST = 2**62  # of any number
 PRESETS = Path(__file__).parents[1] / "presets"
 # Settings that earlier versions had, with the only value that is left.
 ANY = object()  # of a number that only mattered with another one
@@ -70,10 +71,16 @@ Belongings = Mapping[str, str | int | None]  # what a run must go on with beside
 def check(config: Config, low: float, high: float, *names: str) -> None:
     """Raises ConfigError for a field of a settings table outside low..high."""
     for name in names:
-        value = getattr(config, name)
-        if not low <= value <= high:
-            allowed = f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
+        value, most = getattr(config, name), min(high, _LARGEST)
+        if not low <= value <= most:
+            allowed = (
+                f"at least {_short(low)}" if high == math.inf and value < low else f"{_short(low)} to {_short(most)}"
+            )
             raise ConfigError(f"{name} is {quoted(value)}: allowed is {allowed}")
+
+
+def _short(bound: float) -> str:
+    return f"{bound:g}" if is_finite(bound) else quoted(bound)
 
 
 def preset_names(stage: str) -> list[str]:
