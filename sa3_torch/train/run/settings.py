@@ -85,7 +85,7 @@ def _short(bound: float) -> str:
 
 def preset_names(stage: str) -> list[str]:
     """List the presets of a stage."""
-    return sorted(path.stem.removeprefix(f"{stage}-") for path in PRESETS.glob(f"{stage}-*.toml"))
+    return sorted(path.stem for path in (PRESETS / stage).glob("*.toml"))
 
 
 def load_settings(kind: type[Settings], stage: str, source: str, changes: tuple[str, ...]) -> Settings:
@@ -101,7 +101,7 @@ def load_settings(kind: type[Settings], stage: str, source: str, changes: tuple[
 
 
 def _read(stage: str, source: str, seen: tuple[str, ...]) -> Table:
-    path = Path(source) if source.endswith(".toml") else PRESETS / f"{stage}-{source}.toml"
+    path = Path(source) if source.endswith(".toml") else PRESETS / stage / f"{source}.toml"
     if not path.is_file():
         raise ConfigError(
             f"no settings {quoted(source)} for {stage}; presets: {', '.join(preset_names(stage))}, or a .toml file"
