@@ -90,6 +90,11 @@ def test_patterns_without_a_layer_are_refused(model: ModelConfig) -> None:
 def test_rank_beyond_the_singular_vectors_is_refused(model: ModelConfig) -> None:
     with pytest.raises(ValueError, match=r"rank is 17: dit\.preprocess has 16 singular vectors"):
         selected_layers(adapter_config("lora-xs", rank=17, include=("dit.preprocess",)), model)
+    with pytest.raises(ValueError, match="rank is 17: no layer has more than 16 inputs or outputs"):
+        selected_layers(adapter_config("lora", rank=17, include=("dit.preprocess",)), model)
+    for rank in (10**6, 2**63):
+        with pytest.raises(ValueError, match=f"rank is {rank}: allowed is at least 1 and at most 65536"):
+            adapter_config("lora", rank=rank)
 
 
 @pytest.mark.parametrize(("strength", "interval"), [(float("nan"), (0, 1)), (1, (0.5, 0.2)), (1, (-1, 1)), (1, (0, 2))])
