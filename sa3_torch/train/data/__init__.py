@@ -1,1 +1,1 @@
-"""What training reads: caches, folders, shards, crops, latents."""
+"""Read what models are trained on: caches, folders, shards, crops, latents."""

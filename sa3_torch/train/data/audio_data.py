@@ -1,4 +1,4 @@
-"""What ``--data`` of the autoencoder stages may be: a clip cache, or WebDataset shards."""
+"""Open what ``--data`` of the autoencoder stages may be: a clip cache, or WebDataset shards."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def open_audio(place: str, run: Path) -> AudioData:
         return AudioData(clips=ClipSet(Path(place)))
     index = _index_of(place, run)
     if len(index.shards) < 2:
-        raise ValueError(f"{place}: one shard alone; the last one is held out, so make more, smaller shards")
+        raise ValueError(f"{place}: only one shard; the last one is held out, so make more, smaller shards")
     *shards, last = index.shards
     return AudioData(clips=_held_out(last, run / "held-out"), shards=ShardIndex(shards=tuple(shards)))
 

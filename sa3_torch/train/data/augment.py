@@ -28,7 +28,7 @@ CHIRP_DITHER = 1e-4
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig(Config):
-    """What is done to crops beside level and polarity; zeros switch a line off."""
+    """Settings of what is done to crops besides level and polarity; zeros switch a line off."""
 
     chirps_per_16: int  # items that are added for every 16 crops
     silence: float  # share of crops that become silence
@@ -61,7 +61,7 @@ def draw_gain(rng: np.random.Generator, quietest_db: float) -> float:
 
 
 def pan_mono(audio: Crop, position: float) -> Crop:
-    """Move a crop with two equal channels: -1 is left alone, 0 unchanged, 1 right alone. True stereo is unchanged."""
+    """Move a crop with two equal channels: -1 is left alone, 0 unchanged, 1 only right. True stereo is unchanged."""
     if not position or not np.array_equal(audio[:, 0], audio[:, 1]):
         return audio
     return audio * np.array([min(1.0, 1 - position), min(1.0, 1 + position)], np.float32)

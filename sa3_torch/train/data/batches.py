@@ -1,4 +1,4 @@
-"""What a model of latents is trained on: endless batches of pre-encoded latents with their prompts.
+"""Draw endless batches of pre-encoded latents with their prompts, on which a model of latents is trained.
 
 Batches are functions of (seed, step): a resumed run sees exactly those that an uninterrupted one sees.
 
@@ -24,7 +24,7 @@ from .recordings import caption_parts
 
 
 class TextEncoding(Protocol):
-    """What LatentBatches need of a tokenizer: texts -> ids (B, S) int32 and mask (B, S) bool, True for a real token."""
+    """A tokenizer, as LatentBatches need it: texts -> ids (B, S) int32 and mask (B, S) bool, True for a real token."""
 
     def encode(self, texts: list[str]) -> tuple[NDArray[np.int32], NDArray[np.bool_]]: ...
 
@@ -55,7 +55,7 @@ class LatentBatches:
     """Endless batches of latents, of similar lengths, padded to a multiple of ``multiple`` frames.
 
     ``head_room_frames`` more frames of silence follow the longest item; they are not valid. The canonical caption is
-    drawn 60 % of the time, an alternative otherwise; a caption that was made of fields (recordings.py) is made anew of
+    drawn 60 % of the time, an alternative otherwise; a caption that was made of fields (recordings.py) is made again of
     some of them. Of items longer than ``max_frames`` a random part inside them is taken; ``seconds`` stays their full
     duration. Items without a caption are left out and counted in ``skipped``.
     """

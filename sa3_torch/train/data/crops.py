@@ -1,4 +1,4 @@
-"""What an autoencoder is trained on: endless random crops of a clip cache, or of WebDataset shards.
+"""Draw endless random crops of a clip cache, or of WebDataset shards, on which an autoencoder is trained.
 
 Batches are functions of (seed, step): a resumed run sees exactly those that an uninterrupted one sees.
 
@@ -110,7 +110,7 @@ class AudioCrops:
 def draw_crop(rng: np.random.Generator, length: int, samples: int, read: Callable[[int, int], Crop]) -> Crop:
     """Draw a crop (samples, 2) of a sound of ``length`` samples; ``read(start, stop)`` gives what there is of it.
 
-    It starts anywhere from a quarter of its length before the sound to where a quarter of it lies behind the end; a
+    It starts anywhere from a quarter of its length before the sound to where a quarter of it lies after the end; a
     third start at the onset. Outside is silence; what is silent throughout is drawn again.
     """
     margin = samples // 4
@@ -141,7 +141,7 @@ class ShardCrops:
     """Endless crops, a function of (seed, step), of any number of processes.
 
     A batch is made of ``streams`` streams of shards, each of which gives an equal part of its crops; a process that
-    asks for some rows opens the streams of those rows alone. Samples that cannot be read are named in ``failures``, the
+    asks for some rows opens only the streams of those rows. Samples that cannot be read are named in ``failures``, the
     next one takes their place, and more than 1 % of all samples stop the run.
     """
 

@@ -106,7 +106,7 @@ def lint_folder(
 ) -> LintReport:
     """Read every audio file below ``folder`` once. ``progress`` may wrap the list of files, as tqdm does.
 
-    ``captions_required`` False: for the autoencoder alone; a missing caption is nothing to report.
+    ``captions_required`` False: only the autoencoder is trained; a missing caption is nothing to report.
     Raises FileNotFoundError without the folder, ValueError without audio files.
     """
     first: dict[str, str] = {}

@@ -29,7 +29,7 @@ TEXT_FIELDS = ("description", "title", "genre", "style", "mood", "instruments", 
 
 @dataclass(frozen=True, kw_only=True)
 class Sidecar:
-    """What is said about a recording; ``seconds_start`` and ``seconds_total`` place an excerpt in its piece."""
+    """Captions and facts beside a recording; ``seconds_start`` and ``seconds_total`` place an excerpt in its piece."""
 
     captions: tuple[str, ...] = ()
     seconds_start: float = 0.0
@@ -131,7 +131,7 @@ def caption_parts(fields: dict[str, Any]) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What one audio file holds, at its own rate. Levels are in dB of full scale, -inf for digital silence."""
+    """Content of one audio file, at its own rate. Levels are in dB of full scale, -inf for digital silence."""
 
     sample_rate: int
     channels: int

@@ -103,13 +103,13 @@ class ShardSample:
     problem: str = ""  # why it cannot be used
 
     def facts(self) -> tuple[int, int]:
-        """Length in samples at 44.1 kHz, and the sample rate of the file."""
+        """Return the length in samples at 44.1 kHz, and the sample rate of the file."""
         with self._open() as file:
             samples = sum(map(len, file.blocks())) if file.samples is None else file.samples
             return round(samples * SAMPLE_RATE / file.samplerate), file.samplerate
 
     def read(self, start: int, stop: int) -> Audio:
-        """Samples [start, stop) at 44.1 kHz, what there is of them, (n, 2). Raises ValueError as ``read_audio``."""
+        """Read samples [start, stop) at 44.1 kHz, what there is of them, (n, 2). Raises ValueError as read_audio."""
         with self._open() as file:
             rate, ratio = file.samplerate, file.samplerate / SAMPLE_RATE
             context = 0 if rate == SAMPLE_RATE else _CONTEXT  # a resampler rings where its input begins
@@ -130,7 +130,7 @@ class ShardSample:
         return resample(fit_channels(audio, 2), rate, SAMPLE_RATE)[lead : lead + stop - start]
 
     def blocks(self, sample_rate: int, channels: int) -> Iterator[Audio]:
-        """The whole audio piece by piece, as ``read_blocks``."""
+        """Yield the whole audio piece by piece, as ``read_blocks``."""
         with self._open() as file:
             yield from open_blocks(file, sample_rate, channels)
 
@@ -213,7 +213,7 @@ def _write_index(path: Path, shards: Sequence[Shard], left_out: dict[str, list[s
 
 
 def open_index(place: str) -> ShardIndex:
-    """The index of a folder or URL that holds ``index.json``, or of that file. Raises ValueError when it is not one."""
+    """Open the index of a folder or URL that holds ``index.json``, or of that file. Raises ValueError for another."""
     wds = _library()
     place = place.rstrip("/")
     url = place if place.endswith(".json") else f"{place}/index.json"
@@ -297,7 +297,7 @@ def _expand(pattern: str) -> list[str]:
 
 
 def read_shard(url: str) -> Iterator[ShardSample]:
-    """All samples of a shard in order; those without audio, or with a JSON that is not valid, have a ``problem``.
+    """Yield all samples of a shard in order; those without audio, or with a JSON that is not valid, have a ``problem``.
 
     Raises FileNotFoundError, or ValueError for what is no tar file, or a damaged one.
     """
@@ -337,8 +337,8 @@ def _tar_samples(url: str) -> Iterator[dict[str, Any]]:
 class ShardStream:
     """Endless samples of one stream of several, a function of (seed, number).
 
-    Stream s of n owns the shards s, s + n, ...; every epoch their order is drawn anew, and within windows of ``window``
-    samples, which are held in memory, the order of the samples.
+    Stream s of n owns the shards s, s + n, ...; every epoch their order is drawn again, and within windows of
+    ``window`` samples, which are held in memory, the order of the samples.
     """
 
     def __init__(self, index: ShardIndex, *, seed: int, stream: int, streams: int, window: int) -> None:
@@ -354,7 +354,7 @@ class ShardStream:
         self._reader: tuple[tuple[int, int], Iterator[ShardSample]] | None = None  # what it gives next, and the rest
 
     def sample(self, number: int) -> ShardSample:
-        """The sample of this number; numbers in rising order read every shard once."""
+        """Return the sample of this number; numbers in rising order read every shard once."""
         epoch, place = divmod(number, self.samples)
         window, within = divmod(place, self.window)
         if self._loaded != (epoch, window):
@@ -373,7 +373,7 @@ class ShardStream:
         return next(reader)
 
     def _read_from(self, epoch: int, place: int) -> Iterator[ShardSample]:
-        """The samples of an epoch in the order of their shards, from ``place`` on."""
+        """Yield the samples of an epoch in the order of their shards, from ``place`` on."""
         for number in generator(self.seed, Purpose.SHARD_ORDER, self.stream, epoch).permutation(len(self._shards)):
             shard = self._shards[number]
             if place >= shard.samples:

@@ -20,7 +20,7 @@ VALIDATION_SHARE = 0.1
 
 @dataclass
 class ImportReport:
-    """What happened to each file; the lists hold "path: reason" or the path alone."""
+    """Report on each file; the lists hold "path: reason" or only the path."""
 
     files: int = 0
     imported: int = 0

@@ -3,7 +3,7 @@
 One step: the base samples a batch with guidance; its states X_k at times t_k, its result z_T and the whole condition
 are kept for ``refresh_rate`` steps. Every item picks a k; z = X_k - t_k v(X_k, t_k); squared error to z_T.
 
-From pure noise alone the states are those of guided trajectories. Ping-pong sampling asks for others, estimates with
+From pure noise only, the states are those of guided trajectories. Ping-pong sampling asks for others, estimates with
 new noise, which guidance has not shaped yet; a share of the trajectories therefore begins with data and noise.
 
 What is kept is a function of the step at which it was drawn, so a resumed run computes it again and goes on alike.

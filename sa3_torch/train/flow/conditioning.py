@@ -1,4 +1,4 @@
-"""What a diffusion model is told of a batch, and the networks that it is told to.
+"""Tell a diffusion model about its batch: the networks, their inputs, the conditioning.
 
 Shapes: B batch, T latent frames, S text tokens, D width of the text states, C latent channels.
 """

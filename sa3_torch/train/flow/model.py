@@ -25,7 +25,7 @@ PARENTS_FILE, AUTOENCODER = "parents.json", "autoencoder"  # in the folder of an
 
 
 def diffusion_of(config: ModelConfig) -> DiffusionConfig:
-    """Return the part of the diffusion model. Raises ValueError for an autoencoder alone."""
+    """Return the part of the diffusion model. Raises ValueError for a model that is only an autoencoder."""
     if config.diffusion is None:
         raise ValueError(f"{config.name} has no diffusion model to train")
     return config.diffusion
@@ -42,7 +42,7 @@ def new_model(config: ModelConfig) -> StableAudio:
 def open_model(folder: Path) -> tuple[StableAudio, ModelConfig, SAME]:
     """Open a checkpoint as the start of a later stage, in fp32 on the CPU: what is trained, and its autoencoder.
 
-    Raises FileNotFoundError for a missing file, ValueError for one that does not fit and for an autoencoder alone.
+    Raises FileNotFoundError for a missing file, ValueError for one that does not fit or is only an autoencoder.
     """
     model = load_model(folder, torch.device("cpu"))
     diffusion_of(model.config)

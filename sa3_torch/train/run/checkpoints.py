@@ -78,7 +78,7 @@ class Checkpoints:
                 return progress, damaged
             damaged.append(f"{self.path(step)}: damaged ({problem}), left out")
         if damaged:
-            raise ValueError("; ".join(damaged) + f"; to begin anew, remove {self.folder}")
+            raise ValueError("; ".join(damaged) + f"; to start again, remove {self.folder}")
         return None, damaged
 
     def _reader(self, path: Path) -> dcp.FileSystemReader:

@@ -90,7 +90,7 @@ class StageCommand(click.Command):
                 raise click.UsageError("--dry-run plans for several processes by --processes N, without torchrun", ctx)
             out = Path(ctx.with_resource(TemporaryDirectory()))
         elif asked != DryRun(processes=1, device=None, timed=False):
-            raise click.UsageError("--processes, --device and --time are for --dry-run alone", ctx)
+            raise click.UsageError("--processes, --device and --time are only for --dry-run", ctx)
         elif out is None:
             raise click.UsageError("give the folder of the run, --out RUN, or --dry-run", ctx)
         ctx.params["run"] = RunOptions(

@@ -1,4 +1,4 @@
-"""What a run leaves to look at: ``log.jsonl``, tensorboard, a progress bar, sounds with their spectrograms."""
+"""Write what a run leaves to look at: ``log.jsonl``, tensorboard, a progress bar, sounds with their spectrograms."""
 
 from __future__ import annotations
 

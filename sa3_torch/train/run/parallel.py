@@ -231,7 +231,7 @@ def whole_weights(turn: nn.Module) -> Iterator[None]:
         unit.set_reshard_after_forward(unit is not turn, recurse=False)
         unit.reshard()
     if isinstance(turn, FSDPModule):
-        turn.reset_iter_state()  # else the order of gathering would differ where one process alone ran them
+        turn.reset_iter_state()  # else the order of gathering would differ where only one process ran them
 
 
 def gather(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""What a training stage is: the settings that all have, and what the loop asks of each.
+"""Define a training stage: the settings that all have, and what the loop asks of each.
 
 A stage is a function of (weights, step): its batches and its noise come from counter-based generators keyed by the
 step, so a run that was stopped and resumed equals one that was not.

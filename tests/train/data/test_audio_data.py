@@ -63,7 +63,7 @@ def test_shards_without_an_index_are_indexed_once(packed: Path, tmp_path: Path) 
     (index,) = tmp_path.glob("shards-*.json")
     made = index.stat().st_mtime_ns
     assert open_audio(place, tmp_path).digest == data.digest and index.stat().st_mtime_ns == made
-    with pytest.raises(ValueError, match="one shard alone; the last one is held out"):
+    with pytest.raises(ValueError, match="only one shard; the last one is held out"):
         open_audio(f"{packed}/audio-000000.tar", tmp_path)
 
 

@@ -228,7 +228,7 @@ def test_checkpoint_of_other_networks_is_not_read(tmp_path: Path) -> None:
 def test_nothing_but_damaged_checkpoints_is_refused(tmp_path: Path) -> None:
     trainer = train(game(tmp_path, "train.steps=2"), tmp_path)
     (trainer.checkpoints.path(2) / "progress.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"step-00000002: damaged .*; to begin anew, remove "):
+    with pytest.raises(ValueError, match=r"step-00000002: damaged .*; to start again, remove "):
         trainer_of(game(tmp_path, "train.steps=2"), tmp_path)
 
 

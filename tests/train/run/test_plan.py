@@ -225,7 +225,7 @@ def test_the_command_refuses(
         *arguments(workspace, "--dry-run", "--processes", "2", "--set", "train.batch=5")
     )
     assert "give the folder of the run" in line("pretrain", *arguments(workspace)[1:5])
-    assert "are for --dry-run alone" in line(*arguments(workspace, "--out", "x"))
+    assert "are only for --dry-run" in line(*arguments(workspace, "--out", "x"))
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "without torchrun" in line(*arguments(workspace, "--dry-run"))
     monkeypatch.delenv("WORLD_SIZE")

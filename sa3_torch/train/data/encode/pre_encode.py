@@ -1,7 +1,7 @@
 """Pre-encoding: every captioned recording to latents, once [T3].
 
 Recordings are read, encoded and written piece by piece, so that memory does not grow with their length. What is done
-stands in complete shards: the same command goes on behind the last one, and the result is the same to the bit.
+stands in complete shards: the same command goes on after the last one, and the result is the same to the bit.
 
 Shapes: L audio samples, T latent frames, C latent channels, R samples per latent.
 """
@@ -75,7 +75,7 @@ def chunk_size(same: SAME, sample_rate: int, chunk_frames: int | None) -> int:
 
 @torch.no_grad()
 def encode_blocks(same: SAME, blocks: Iterator[Audio], chunk_frames: int, lead: int = 0) -> Iterator[Tensor]:
-    """Encode audio in pieces (n, channels), behind ``lead`` zeros, to latents in pieces (T, C): ceil(L / R) frames.
+    """Encode audio in pieces (n, channels), after ``lead`` zeros, to latents in pieces (T, C): ceil(L / R) frames.
 
     Chunks overlap by the halo of chunks.py, which makes them equal to the whole but for rounding. At most one
     chunk of audio is held.
@@ -105,7 +105,7 @@ def silence_latent(same: SAME) -> Tensor:
 
 @dataclass
 class EncodeProgress:
-    """What the complete shards hold; every list of names is part of the details."""
+    """Content of the complete shards; every list of names is part of the details."""
 
     next: int = 0  # the first recording that is not done
     shards: int = 0
@@ -256,7 +256,7 @@ class PreEncoder:
     def _encode(self, shard: ShardFile, recording: Recording, number: int) -> tuple[list[LatentItem], float]:
         """Encode the copies of a recording -> their items, and the peak of the audio.
 
-        The first copy is the recording as it is; the others lie behind a random silence of less than one frame, so that
+        The first copy is the recording as it is; the others follow a random silence of less than one frame, so that
         the model meets every phase of a sound against the latent grid.
         """
         copies = self.config.copies if recording.split == "train" else 1

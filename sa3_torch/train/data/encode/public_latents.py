@@ -75,7 +75,7 @@ def _save(path: Path, array: np.ndarray) -> None:
 def import_public(folder: Path, out: Path, *, autoencoder: str) -> LatentSet:
     """Read such a folder into the native layout. ``autoencoder`` is the hash of the weights that made it.
 
-    Frames behind the last valid one are cut. Raises ValueError when the folder says that another autoencoder made it,
+    Frames after the last valid one are cut. Raises ValueError when the folder says that another autoencoder made it,
     or for a file that is not valid, naming it.
     """
     files = sorted(path for path in folder.rglob("*.npy") if path.name != "silence.npy")

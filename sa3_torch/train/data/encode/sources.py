@@ -1,4 +1,4 @@
-"""What can be encoded to latents: a clip cache, a folder of recordings, shards: one interface [T3]."""
+"""Open what can be encoded to latents: a clip cache, a folder of recordings, shards: one interface [T3]."""
 
 from __future__ import annotations
 
