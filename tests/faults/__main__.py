@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -97,6 +98,7 @@ def _make(world: World, *, training: bool) -> None:
 
 def _run(faults: list[Fault], plans: dict[str, Plan], world: World, folder: Path, jobs: int) -> list[dict[str, Any]]:
     """Bring on the faults in several processes, each in a world of its own."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the temporary folder goes
     children = {}
     for number in range(jobs):
         pid = os.fork()

@@ -35,8 +35,11 @@ def preload(*, training: bool) -> None:
     if training:
         for name in _TRAINING:
             importlib.import_module(name)
-        for name in ("autoencoder.stage", "flow.pretrain", "lora.stage", "data.encode.pre_encode"):
+        for name in ("autoencoder.stage", "flow.pretrain", "lora.stage"):
             importlib.import_module(f"sa3_torch.train.{name}")
+        data = importlib.import_module("sa3_torch.train.data")
+        for found in pkgutil.walk_packages(data.__path__, f"{data.__name__}."):
+            importlib.import_module(found.name)
         for name in ("comparison", "real", "report", "run", "stored", "judge.judge", "measures.analysis"):
             importlib.import_module(f"sa3_torch.evaluate.{name}")
         _add_preset()

@@ -20,6 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 import click
 
@@ -32,6 +34,7 @@ from .target import ROOT, WALL_SECONDS, Case, Finding
 
 STALLED_SECONDS = WALL_SECONDS + 20  # without a new input: it hangs where no signal interrupts it
 _CURRENT = "current.pickle"
+_workers: list[subprocess.Popen[bytes]] = []
 
 
 @click.command()
@@ -65,6 +68,7 @@ def main(
     known = targets()
     if wrong := set(only) - set(known):
         raise click.UsageError(f"no target {', '.join(sorted(wrong))}; targets: {', '.join(known)}")
+    signal.signal(signal.SIGTERM, _stop)
     names = [name for name in known if not only or name in only]
     share = seconds if each else seconds * jobs / len(names)
     with ThreadPoolExecutor(jobs) as pool:
@@ -78,6 +82,14 @@ def main(
         as_json.write_text(json.dumps(rows, indent=1) + "\n")
     new = [f for result in results for f in result.findings.values() if not is_open(result.target, f.kind)]
     sys.exit(1 if new else 0)
+
+
+def _stop(_number: int, _frame: FrameType | None) -> NoReturn:
+    """End the workers, so that their folders go, and this process."""
+    for process in _workers:
+        process.kill()
+    _workers.clear()
+    raise click.Abort
 
 
 @contextmanager
@@ -103,6 +115,7 @@ def _fuzz(names: list[str], seed: int, seconds: float) -> list[Result]:
                     stdout=output,
                     stderr=output,
                 )
+                _workers.append(process)
                 stalled = _watch(process, folder / _CURRENT)
             for path in folder.glob("*.json"):
                 data = json.loads(path.read_text())
@@ -110,7 +123,7 @@ def _fuzz(names: list[str], seed: int, seconds: float) -> list[Result]:
                 totals[path.stem].add(Result(**data, findings=findings))
                 del left[path.stem]
                 start = max(start, path.stat().st_mtime)
-            if process.returncode == 0:
+            if process.returncode == 0 or process not in _workers:
                 break
             words = (folder / "output.txt").read_text(errors="replace").strip()
             if process.returncode > 0 or not (folder / _CURRENT).is_file():

@@ -19,6 +19,7 @@ from sa3_mlx.cli.latents.files import output_samples, read_latents, write_latent
 from sa3_mlx.cli.output.provenance import Provenance, read_provenance
 from sa3_mlx.common.adapters.format import AdapterConfig, write_adapter
 from sa3_mlx.common.files.audio import read_audio, read_blocks, read_tags, write_audio
+from sa3_mlx.common.files.objects import read_object
 from sa3_mlx.common.files.safetensors import TensorFile, array_entry, write_tensors
 from sa3_mlx.common.generation.clips import open_tokenizer
 from sa3_mlx.common.generation.memory import predict
@@ -226,8 +227,7 @@ def _adapter_settings(folder: Path) -> dict[str, str]:
 
 
 def _read_adapter_settings(given: Given) -> None:
-    data = json.loads((given.folder / "settings.json").read_bytes())
-    config = AdapterConfig.from_dict(data, where="settings.json")
+    config = AdapterConfig.from_dict(read_object(given.path), where="settings.json")
     config.selects("dit.layers.2.ff.proj_in")
     config.shapes((64, 64))
 

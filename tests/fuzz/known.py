@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 OPEN: dict[str, tuple[str, ...]] = {
-    "config": ("a warning",),  # of numpy: a shift of the schedule with a huge rate
-    "pipeline": ("a warning",),
     "audio": ("SIGSEGV",),  # of libmpg123, on damaged mp3 files
-    "tags": ("a long message", "several lines"),
-    "options": ("a long message",),
-    "calibration": ("hangs",),
-    "shard-patterns": ("several lines",),
+    "adapters": ("a long message",),
+    "sidecars": ("a long message",),
 }
 
 

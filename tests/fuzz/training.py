@@ -247,7 +247,12 @@ def _read_run(given: Given) -> None:
 
 
 TARGETS = (
-    Target("latent-set", _latent_set, _read_latent_set, (f"{_DATA}/latents.py", "sa3_torch/evaluate/stored.py")),
+    Target(
+        "latent-set",
+        _latent_set,
+        _read_latent_set,
+        (f"{_DATA}/latents.py", f"{_DATA}/entries.py", "sa3_torch/evaluate/stored.py"),
+    ),
     Target("public-latents", _public, _read_public, (f"{_DATA}/encode/public_latents.py",)),
     Target("sidecars", _sidecars, _read_sidecars, (f"{_DATA}/recordings.py", f"{_DATA}/encode/sources.py")),
     Target("shards", _shards, _read_shards, (f"{_DATA}/shards.py", f"{_DATA}/encode/sources.py")),
