@@ -254,9 +254,7 @@ def _attention(fields: Fields, stride: int) -> tuple[Literal["chunked", "sliding
     window = fields.optional("sliding_window", list)
     if window is not None:
         if len(window) != 2 or window[0] != window[1] or type(window[0]) is not int:
-            raise ConfigError(
-                f"{fields.where}.sliding_window: got {quoted(window)}, supported: two equal numbers"
-            )
+            raise ConfigError(f"{fields.where}.sliding_window: got {quoted(window)}, supported: two equal numbers")
         fields.constant("chunk_midpoint_shift", False, default=False)
         fields.constant("chunk_size", 32, default=32)  # only rounds lengths up, and 32 is what generate() assumes [B31]
         return "sliding", window[0]
