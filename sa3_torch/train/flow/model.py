@@ -11,7 +11,7 @@ from typing import Self, cast
 import torch
 from torch import Tensor
 
-from sa3_mlx.common.files.atomic import write_json
+from sa3_mlx.common.files.atomic import new_folder, write_json
 from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.model.checkpoint import TOKENIZER_FILE, WEIGHTS_FILE
 from sa3_mlx.common.model.config import DiffusionConfig, ModelConfig
@@ -122,6 +122,7 @@ def export_model(
 ) -> None:
     """Write the whole model: text encoder, conditioner, DiT and the frozen autoencoder, in fp16, with the tokenizer."""
     state = {**weights, **{f"same.{k}": v for k, v in same.state_dict().items()}}
-    save_checkpoint(folder, config, state, "F16")
-    (folder / TOKENIZER_FILE).write_bytes(tokenizer_file.read_bytes())
-    write_json(folder / PARENTS_FILE, parents)
+    with new_folder(folder) as made:
+        save_checkpoint(made, config, state, "F16")
+        (made / TOKENIZER_FILE).write_bytes(tokenizer_file.read_bytes())
+        write_json(made / PARENTS_FILE, parents)
