@@ -38,10 +38,17 @@ COLUMNS = ("kept", "done", "unfinished", "lost", "half-written", "left-overs", "
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--only", multiple=True, metavar="COMMAND", help="Such as 'lora merge'; can be repeated.")
 @click.option("--kind", "kinds", multiple=True, type=click.Choice(list(KINDS)), help="Can be repeated.")
+@click.option("--every-call", is_flag=True, help="Instead of drawn faults: kill before every call that writes.")
 @click.option("--jobs", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--json", "as_json", type=click.Path(path_type=Path), help="Write every fault and the table.")
 def main(
-    faults: int, seed: int, only: tuple[str, ...], kinds: tuple[Kind, ...], jobs: int, as_json: Path | None
+    faults: int,
+    seed: int,
+    only: tuple[str, ...],
+    kinds: tuple[Kind, ...],
+    every_call: bool,
+    jobs: int,
+    as_json: Path | None,
 ) -> None:
     """Disturb commands and see what is lost."""
     if wrong := set(only) - set(COMMANDS):
@@ -55,12 +62,14 @@ def main(
         world = World(folder / "world")
         _make(world, training=training)
         plans = {command.name: make_plan(command, world, folder / "plans" / command.name) for command in commands}
-        chosen = draw(commands, faults, seed, kinds or tuple(KINDS))
+        chosen = every(plans) if every_call else draw(commands, faults, seed, kinds or tuple(KINDS))
         rows = _run(chosen, plans, world, folder, jobs)
     table = summarise(rows)
     _print(rows, table)
     if as_json is not None:
-        as_json.write_text(json.dumps({"faults": faults, "seed": seed, "table": table, "rows": rows}, indent=1) + "\n")
+        as_json.write_text(
+            json.dumps({"faults": len(rows), "seed": seed, "table": table, "rows": rows}, indent=1) + "\n"
+        )
     sys.exit(1 if any(not is_open(row["command"], kind) for row in rows for kind, _ in row["problems"]) else 0)
 
 
@@ -78,6 +87,15 @@ def draw(commands: Sequence[Command], count: int, seed: int, kinds: Sequence[Kin
         command = commands[number % len(commands)]
         faults.append(Fault(command=command.name, kind=deck.pop(), seed=choose.getrandbits(32)))
     return faults
+
+
+def every(plans: dict[str, Plan]) -> list[Fault]:
+    """List a kill before every writing call of every command."""
+    return [
+        Fault(command=name, kind="kill-call", seed=0, call=call)
+        for name, plan in plans.items()
+        for call in range(1, plan.events + 1)
+    ]
 
 
 @contextmanager
@@ -120,8 +138,9 @@ def _work(faults: list[Fault], plans: dict[str, Plan], world: World, path: Path)
                 outcome = disturb(fault, plans[fault.command], world, world.folder / "work")
                 file.write(json.dumps(as_row(outcome)) + "\n")
                 file.flush()
+                where = f"{fault.command}, {fault.kind}, seed {fault.seed}, call {fault.call}"
                 for kind, words in outcome.problems:
-                    print(f"[{number}] {fault.command}, {fault.kind}, seed {fault.seed}: {kind}: {words}", flush=True)
+                    print(f"[{number}] {where}: {kind}: {words}", flush=True)
         code = 0
     except BaseException:
         import traceback

@@ -59,6 +59,7 @@ class Fault:
     command: str
     kind: Kind
     seed: int
+    call: int | None = None  # of a killed process: before which writing call; None: drawn
 
 
 @dataclass(kw_only=True)
@@ -183,7 +184,7 @@ def _run_disturbed(fault: Fault, plan: Plan, world: World, work: Path, choose: r
         return [first.wait(LIMIT), second.wait(LIMIT)]
     made = Disturbance()
     if kind == "kill-call":
-        made = Disturbance(kill_event=choose.randint(1, max(1, plan.events)))
+        made = Disturbance(kill_event=fault.call or choose.randint(1, max(1, plan.events)))
     elif kind in _SIGNALS:
         made = Disturbance(signal=_SIGNALS[kind], after=moment)
     elif kind == "file-limit":
