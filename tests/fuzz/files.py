@@ -271,6 +271,7 @@ TARGETS = (
         _run_pipeline,
         ("sa3_mlx/pipeline.py", "sa3_mlx/weights.py"),
         names_file=False,
+        seconds=20.0,
         room=8 << 30,
         crashes=True,
     ),

@@ -6,6 +6,9 @@ OPEN: dict[str, tuple[str, ...]] = {
     "audio": ("SIGSEGV",),  # of libmpg123, on damaged mp3 files
     "adapters": ("a long message",),
     "sidecars": ("a long message",),
+    "tags": ("a long message",),
+    "shard-patterns": ("a long message", "hangs"),
+    "run-checkpoints": ("IndexError",),
 }
 
 

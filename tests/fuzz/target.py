@@ -19,9 +19,8 @@ from typing import Any, Literal
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = tuple(f"{ROOT / name}{os.sep}" for name in ("sa3_mlx", "sa3_torch", "convert"))
-CPU_SECONDS = 2.0  # an input may cost so much
-WALL_SECONDS = 10.0  # or so much, where other work keeps the processor busy
-PIPE_SECONDS = 2.0  # or so much, where it waits for what does not come
+BUSY = 5  # times as long may pass, where other work keeps the processor busy
+PIPE_SECONDS = 2.0  # may pass where a reader waits for what does not come
 LONGEST = 1000  # characters of a message
 _UNSEEN = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)  # by users
 Form = Literal["bytes", "missing", "folder", "pipe", "loop"]
@@ -53,7 +52,8 @@ class Target:
     covers: tuple[str, ...]  # files whose lines are counted
     names_file: bool = True  # an error says which file it is about
     forms: bool = True  # the file may be missing, a folder, a pipe, a link to itself
-    room: int = 1 << 30  # bytes that an input may allocate beyond what the process has
+    seconds: float = 2.0  # of the processor that an input may cost
+    room: int = 1 << 30  # bytes that it may allocate beyond what the process has
     crashes: bool = False  # what goes wrong may end the process: it is only read in one of its own
 
 
@@ -142,12 +142,12 @@ def check(target: Target, folder: Path, case: Case, lines: Lines) -> tuple[str, 
     try:
         with warnings.catch_warnings(record=True) as said, _closing_late(pipe):
             warnings.simplefilter("always")
-            with _limits(WALL_SECONDS if pipe is None else PIPE_SECONDS, target.room), _tracing(lines):
+            with _limits(target, waits=pipe is not None), _tracing(lines):
                 target.read(Given(folder, case.file))
     except (ValueError, OSError) as error:
         return _judge(target, folder, case, error)
     except HungError as error:
-        return f"hangs in {_where(error)}", f"{case.form}: more than {CPU_SECONDS:g} s"
+        return f"hangs in {_where(error)}", f"{case.form}: more than {target.seconds:g} s"
     except AssertionError as error:
         return f"wrong value in {traceback.extract_tb(error.__traceback__)[-1].line}", _short(error)
     except Exception as error:
@@ -216,16 +216,16 @@ def _tracing(lines: Lines) -> Iterator[None]:
 
 
 @contextmanager
-def _limits(wall_seconds: float, room: int) -> Iterator[None]:
+def _limits(target: Target, *, waits: bool) -> Iterator[None]:
     """Bound the processor time, the waiting and, on Linux, the memory."""
     pages = Path("/proc/self/statm")
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     handlers = {number: signal.signal(number, _interrupt) for number in (signal.SIGPROF, signal.SIGALRM)}
     if pages.exists():
         size = int(pages.read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (size + room, hard))
-    signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
-    signal.setitimer(signal.ITIMER_REAL, wall_seconds)
+        resource.setrlimit(resource.RLIMIT_AS, (size + target.room, hard))
+    signal.setitimer(signal.ITIMER_PROF, target.seconds)
+    signal.setitimer(signal.ITIMER_REAL, PIPE_SECONDS if waits else BUSY * target.seconds)
     try:
         yield
     finally:
