@@ -14,7 +14,7 @@ import pytest
 
 from sa3_mlx.assets import DEMO
 from sa3_mlx.cli.app import cli
-from tests.cli.test_documentation import resolve
+from tests.project.test_commands_in_docs import resolve
 from tests.support.adapters import adapter_config, random_adapter
 from tests.support.command import Run, ok, use_home
 
