@@ -87,7 +87,7 @@ class GuidedVelocity:
             return self.dit.velocity(x, modulation, prepared)
 
         mx.eval(self.dit.parameters(), _arrays(prepared))  # or a compiled graph would compute them at every call
-        return velocity if self.dit.streamed else compiled(velocity)
+        return velocity if self.dit.streamed else compiled(velocity, "compiled_step")
 
     @cached_property
     def _known(self) -> dict[bytes, mx.array]:

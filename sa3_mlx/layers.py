@@ -14,31 +14,23 @@ import numpy as np
 from sa3_mlx.common.model.features import rope_table
 from sa3_mlx.runtime import mx, nn
 
+from .choices import way
+
 Function = Callable[..., mx.array]
-_compiling = mx.default_device().type == mx.DeviceType.gpu
 
 
-def compiling(on: bool) -> None:
-    """Run groups of elementwise operations and whole sampling steps compiled, or operation by operation.
-
-    At the start it is on where there is a GPU. On a CPU it gains nothing, and on Linux it needs g++ at run time.
-    """
-    global _compiling
-    _compiling = on
-
-
-def compiled(function: Function) -> Function:
-    """Return a function of arrays, as one graph per shape if ``compiling`` is on; what it uses must be computed."""
-    return mx.compile(function) if _compiling else function
+def compiled(function: Function, choice: str) -> Function:
+    """Return a function of arrays, as one graph per shape where that choice says so; what it uses must be computed."""
+    return mx.compile(function) if way(choice) == "compiled" else function
 
 
 def pointwise(group: Callable[..., mx.array]) -> Callable[..., mx.array]:
-    """Mark a function of arrays as such a group; it is compiled once per number type."""
+    """Mark a function as a group of elementwise operations, which may be compiled, once per number type."""
     compiled = mx.compile(group, shapeless=True)
 
     @wraps(group)
     def run(*arrays: mx.array) -> mx.array:
-        return compiled(*arrays) if _compiling else group(*arrays)
+        return compiled(*arrays) if way("compiled_pointwise") == "compiled" else group(*arrays)
 
     return run
 

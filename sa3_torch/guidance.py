@@ -85,7 +85,7 @@ class GuidedVelocity:
         def velocity(x: Tensor, modulation: Tensor) -> Tensor:
             return dit.velocity(x, modulation, prepared)
 
-        return velocity if self.dit.streamed else compiled(velocity)
+        return velocity if self.dit.streamed else compiled(velocity, "compiled_step")
 
     @cached_property
     def _known(self) -> dict[bytes, Tensor]:

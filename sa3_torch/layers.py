@@ -16,22 +16,14 @@ from torch import Tensor, nn
 
 from sa3_mlx.common.model.features import rope_table
 
+from .choices import way
+
 Function = Callable[..., Tensor]
-_compiling = False
 
 
-def compiling(on: bool) -> None:
-    """Run whole sampling steps and the decoder compiled, on CUDA as one graph of kernels, or operation by operation.
-
-    At the start it is off: compiling takes up to minutes for every new length, which only repeated runs win back.
-    """
-    global _compiling
-    _compiling = on
-
-
-def compiled(function: Function) -> Function:
-    """Return a function of tensors, as one graph per shape if ``compiling`` is on; a call may overwrite the last."""
-    return torch.compile(function, mode="reduce-overhead", dynamic=False) if _compiling else function
+def compiled(function: Function, choice: str) -> Function:
+    """Return a function of tensors, as one graph per shape where that choice says so; a call may overwrite the last."""
+    return torch.compile(function, mode="reduce-overhead", dynamic=False) if way(choice) == "compiled" else function
 
 
 def gate_silu(value: Tensor, gate: Tensor) -> Tensor:

@@ -142,7 +142,7 @@ class Pipeline(BasePipeline[Tensor]):
         return self._numpy(self.autoencoder("encoder").encode(self._array(audio[None]))[0])
 
     def _decode(self, latents: Latents, *noises: Latents) -> Audio:
-        decode = compiled(self.autoencoder("decoder").decode)
+        decode = compiled(self.autoencoder("decoder").decode, "compiled_decoder")
         return self._numpy(decode(self._array(latents[None]), *(self._array(noise) for noise in noises))[0])
 
     def _steps(

@@ -134,10 +134,11 @@ def _open(work: Work) -> tuple[BasePipeline[Any], Callable[[Any], None], MemoryC
 def _open_torch(work: Work) -> tuple[BasePipeline[Any], Callable[[Any], None], MemoryCounter]:
     import torch
 
-    from sa3_torch.layers import compiling
+    from sa3_torch.choices import use
     from sa3_torch.pipeline import Pipeline, choose_device
 
-    compiling(work.compiled)
+    for place in ("compiled_step", "compiled_decoder"):
+        use(place, "compiled" if work.compiled else "plain")
     device = choose_device(work.device)
     pipeline = Pipeline.load(work.folder, dtype=work.dtype, text_dtype=work.text_dtype, device=work.device)
     if device.type == "cuda":

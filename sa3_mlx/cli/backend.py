@@ -81,9 +81,10 @@ def load(
     kind = importlib.import_module(f"sa3_{backend}.pipeline").Pipeline
     pipeline: Pipeline
     if backend == "torch":
-        from sa3_torch.layers import compiling
+        from sa3_torch.choices import use
 
-        compiling(compiled)
+        for place in ("compiled_step", "compiled_decoder"):
+            use(place, "compiled" if compiled else "plain")
         pipeline = kind.load(folder, **usual, device=device)
     else:
         pipeline = kind.load(folder, **usual)

@@ -372,12 +372,14 @@ def test_the_next_line_is_short(run: Run):
 
 
 def test_compiling_is_for_pytorch_and_recorded(run: Run, monkeypatch: pytest.MonkeyPatch):
-    layers = pytest.importorskip("sa3_torch.layers")
-    calls: list[bool] = []
-    monkeypatch.setattr(layers, "compiling", calls.append)
+    choices = pytest.importorskip("sa3_torch.choices")
+    said: list[str] = []
+    monkeypatch.setattr(choices, "use", lambda place, way: said.append(f"{place} {way}"))
     args = ("generate", "rain", "--seconds", "0.2", "--steps", "1", "--backend", "torch")
+    compiled = ["compiled_step compiled", "compiled_decoder compiled"]
     ok(run(*args, "--compile", "--out", "a.wav"))
-    assert calls == [True] and read_provenance(Path("a.wav")).runtime.compiled
+    assert said == compiled and read_provenance(Path("a.wav")).runtime.compiled
     ok(run("rerun", "a.wav"))
     ok(run(*args, "--out", "b.wav"))
-    assert calls == [True, True, False] and not read_provenance(Path("b.wav")).runtime.compiled
+    assert said == [*compiled, *compiled, "compiled_step plain", "compiled_decoder plain"]
+    assert not read_provenance(Path("b.wav")).runtime.compiled

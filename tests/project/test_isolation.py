@@ -20,6 +20,7 @@ sys.meta_path.insert(0, Blocked())
 sys.path.insert(0, {root!r})
 """
 MODEL_FILES = (
+    "choices",
     "layers",
     "attention",
     "t5gemma",

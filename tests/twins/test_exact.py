@@ -24,6 +24,7 @@ SLOTS = 12  # text tokens of the tiny models
 COUNTS = (3, 0, 7)  # real tokens of a batch
 FULL = (3, SLOTS, 7)  # with a prompt that leaves no slot empty
 CONTEXT, LATENT, WIDTH = 48, 16, 128
+COMPILED = ("compiled_step", "compiled_pointwise")  # the second one is MLX's
 compiler = pytest.mark.skipif(
     sys.platform == "linux" and shutil.which("g++") is None, reason="MLX and PyTorch compile with g++ on Linux"
 )
@@ -58,12 +59,6 @@ def _conditioning(twin: Twin, counts: tuple[int, ...], *, collapsed: bool, local
         valid=None,
         local=twin.array(np.zeros((batch, 1, 1 + LATENT), np.float32) if local is None else local),
     )
-
-
-def _mlx_on_gpu() -> bool:
-    import mlx.core as mx
-
-    return bool(mx.default_device().type == mx.DeviceType.gpu)
 
 
 def _velocity(twin: Twin, dit: Any, cond: Any, frames: int = 9) -> np.ndarray:
@@ -173,6 +168,7 @@ def test_text_of_real_tokens_equals_text_with_padding(twin: Twin, folder: Path) 
 def test_compiled_pointwise_groups_equal_plain_ones(dtype: str) -> None:
     mx = pytest.importorskip("mlx.core")
     layers = pytest.importorskip("sa3_mlx.layers")
+    using = pytest.importorskip("sa3_mlx.choices").using
     x, y, z = (mx.array(_normal(3, 7, seed=seed)).astype(getattr(mx, dtype)) for seed in (1, 2, 3))
     groups = {
         layers.silu: (x,),
@@ -182,14 +178,12 @@ def test_compiled_pointwise_groups_equal_plain_ones(dtype: str) -> None:
         layers.add_gated: (x, y, z),
         layers.scale_tanh: (x, y[0, :1], y[0], z[0]),
     }
-    plain = [np.array(group(*arrays)) for group, arrays in groups.items()]
-    layers.compiling(True)
-    try:
-        compiled = [np.array(group(*arrays)) for group, arrays in groups.items()]
-    finally:
-        layers.compiling(_mlx_on_gpu())
-    for found, wanted in zip(compiled, plain, strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=1e-6 if dtype == "float32" else 4e-3)
+    found = {}
+    for way in ("plain", "compiled"):
+        with using({"compiled_pointwise": way}):
+            found[way] = [np.array(group(*arrays)) for group, arrays in groups.items()]
+    for compiled, plain in zip(found["compiled"], found["plain"], strict=True):
+        np.testing.assert_allclose(compiled, plain, rtol=1e-6 if dtype == "float32" else 4e-3)
 
 
 def test_formulas_by_the_exponential_equal_their_names() -> None:
@@ -246,19 +240,16 @@ def test_generated_code_of_steps_equals_plain_steps(folder: Path, scale: float) 
 
 
 def _check_compiled(twin: Twin, folder: Path, scale: float) -> None:
-    dit, layers, guidance = twin.load(folder, "dit"), twin.module("layers"), twin.module("guidance")
+    dit, choices, guidance = twin.load(folder, "dit"), twin.module("choices"), twin.module("guidance")
     cond = _conditioning(twin, COUNTS, collapsed=True)
     null = cond.unconditional()
     outputs = []
-    try:
-        for on in (False, True):
-            layers.compiling(on)
+    for way in ("plain", "compiled"):
+        with choices.using({name: way for name in choices.CHOICES.places if name in COMPILED}):
             velocity = guidance.GuidedVelocity(
                 dit=dit, cond=dit.prepare(cond), null=dit.prepare(null), guidance=Guidance(scale=scale)
             )
             x = twin.array(_normal(len(COUNTS), 9, LATENT))
             outputs.append([twin.numpy(velocity(x, np.full(len(COUNTS), t, np.float32))) for t in (0.9, 0.4)])
-    finally:
-        layers.compiling(twin.name == "mlx" and _mlx_on_gpu())
     for found, wanted in zip(*outputs, strict=True):
         assert relative(found, wanted) < CLOSE

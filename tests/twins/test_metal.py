@@ -89,16 +89,12 @@ def test_attention_with_a_bias_of_the_logits(dtype: str) -> None:
 def test_the_autoencoder_with_and_without_compiled_groups(
     random_models: dict[str, Path], model: str, compiled: bool
 ) -> None:
-    same, layers = MLX.load(random_models[model], "same"), MLX.module("layers")
+    same, using = MLX.load(random_models[model], "same"), MLX.module("choices").using
     z = MLX.array(np.random.default_rng(2).standard_normal((1, 7, 16), np.float32))
     outputs = []
     for name, fused in (("gpu", compiled), ("cpu", False)):
-        layers.compiling(fused)
-        try:
-            with _device(name):
-                outputs.append(MLX.numpy(same.decode(z)))
-        finally:
-            layers.compiling(True)
+        with using({"compiled_pointwise": "compiled" if fused else "plain"}), _device(name):
+            outputs.append(MLX.numpy(same.decode(z)))
     assert relative(outputs[0], outputs[1]) < 1e-2
 
 

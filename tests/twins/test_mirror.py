@@ -20,6 +20,7 @@ torch = pytest.importorskip("torch")
 mlx_utils = pytest.importorskip("mlx.utils")
 
 FILES = (
+    "choices",
     "layers",
     "attention",
     "t5gemma",

@@ -1,0 +1,33 @@
+"""List the places of the MLX twin that have several ways to the same result: ``way("compiled_step")``.
+
+A place is one line here and an ``if way(...) == ...`` where it computes. ``sa3 tune`` checks and times every way of
+every place and needs no other word; ``common/tuning/choice.py`` says what the fields mean.
+"""
+
+from __future__ import annotations
+
+from sa3_mlx.common.tuning.choice import Choice, Choices
+from sa3_mlx.runtime import mx
+
+CHOICES = Choices(
+    (
+        Choice(
+            name="compiled_step",
+            about="a velocity of the DiT as one compiled graph; on Linux it needs g++ at run time",
+            ways=("plain", "compiled"),
+            usual={"cpu": "plain", "gpu": "compiled"},
+            work=("step",),
+            tolerance=5e-6,
+        ),
+        Choice(
+            name="compiled_pointwise",
+            about="groups of elementwise operations as one kernel each; on Linux it needs g++ at run time",
+            ways=("plain", "compiled"),
+            usual={"cpu": "plain", "gpu": "compiled"},
+            work=("step", "decode"),
+            tolerance=5e-6,
+        ),
+    ),
+    "gpu" if mx.default_device().type == mx.DeviceType.gpu else "cpu",
+)
+way, use, using = CHOICES.way, CHOICES.use, CHOICES.using

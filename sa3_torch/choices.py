@@ -1,0 +1,31 @@
+"""List the places of the PyTorch twin that have several ways to the same result; the twin of ``sa3_mlx/choices.py``."""
+
+from __future__ import annotations
+
+import torch
+
+from sa3_mlx.common.tuning.choice import Choice, Choices
+
+# Compiling takes up to minutes for every new length, which only repeated runs win back: ``--compile`` asks for it.
+CHOICES = Choices(
+    (
+        Choice(
+            name="compiled_step",
+            about="a velocity of the DiT compiled, on CUDA as one graph of kernels",
+            ways=("plain", "compiled"),
+            usual={"cpu": "plain", "gpu": "plain"},
+            work=("step",),
+            asked={"compiled": 1e-5},
+        ),
+        Choice(
+            name="compiled_decoder",
+            about="the decoder of SAME compiled, on CUDA as one graph of kernels",
+            ways=("plain", "compiled"),
+            usual={"cpu": "plain", "gpu": "plain"},
+            work=("decode",),
+            asked={"compiled": 1e-5},
+        ),
+    ),
+    "gpu" if torch.cuda.is_available() else "cpu",
+)
+way, use, using = CHOICES.way, CHOICES.use, CHOICES.using

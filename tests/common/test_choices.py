@@ -1,0 +1,61 @@
+"""Places with several ways: what the user said, else what was tuned, else the usual way."""
+
+from __future__ import annotations
+
+import pytest
+
+from sa3_mlx.common.tuning.choice import Choice, Choices
+
+PLACES = (
+    Choice(
+        name="sum", about="", ways=("plain", "fast", "rough"), usual={"cpu": "plain", "gpu": "fast"}, work=("step",)
+    ),
+    Choice(
+        name="product",
+        about="",
+        ways=("plain", "half"),
+        usual={"cpu": "plain", "gpu": "plain"},
+        work=("decode",),
+        asked={"half": 1e-3},
+    ),
+)
+
+
+def test_the_usual_way_is_that_of_the_device() -> None:
+    assert Choices(PLACES, "cpu").way("sum") == "plain"
+    assert Choices(PLACES, "gpu").way("sum") == "fast"
+
+
+def test_words_of_the_user_go_before_what_was_tuned() -> None:
+    choices = Choices(PLACES, "cpu")
+    with choices.tuned({"sum": "fast"}):
+        assert choices.way("sum") == "fast"
+        with choices.using({"sum": "rough", "product": "half"}):
+            assert (choices.way("sum"), choices.way("product")) == ("rough", "half")
+        assert (choices.way("sum"), choices.way("product")) == ("fast", "plain")
+        choices.use("sum", "rough")
+    assert choices.way("sum") == "rough"
+
+
+def test_ways_end_with_their_block_also_after_an_error() -> None:
+    choices = Choices(PLACES, "cpu")
+    refused = pytest.raises(ValueError, match=r"^sum is 'slow': allowed are plain, fast, rough$")
+    with refused, choices.using({"product": "half", "sum": "slow"}):
+        pass
+    with pytest.raises(RuntimeError), choices.tuned({"sum": "fast"}):
+        raise RuntimeError
+    assert (choices.way("sum"), choices.way("product")) == ("plain", "plain")
+
+
+def test_unknown_names_are_refused_in_one_line() -> None:
+    choices = Choices(PLACES, "cpu")
+    for ask in (lambda: choices.way("rest"), lambda: choices.use("rest", "plain")):
+        with pytest.raises(ValueError, match=r"^no place is called 'rest': there are sum, product$"):
+            ask()
+
+
+def test_a_way_to_be_asked_for_is_not_the_usual_one() -> None:
+    with pytest.raises(ValueError, match="must ask for"):
+        Choice(name="a", about="", ways=("b",), usual={"cpu": "b"}, work=("step",), asked={"b": 1.0})
+    with pytest.raises(ValueError, match="allowed are b"):
+        Choice(name="a", about="", ways=("b",), usual={"cpu": "c"}, work=("step",))
