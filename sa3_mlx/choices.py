@@ -10,6 +10,8 @@ from sa3_mlx.common.tuning.choice import Choice, Choices
 from sa3_mlx.runtime import mx
 
 CHOICES = Choices(
+    "mlx",
+    "gpu" if mx.default_device().type == mx.DeviceType.gpu else "cpu",
     (
         Choice(
             name="compiled_step",
@@ -28,6 +30,5 @@ CHOICES = Choices(
             tolerance=5e-6,
         ),
     ),
-    "gpu" if mx.default_device().type == mx.DeviceType.gpu else "cpu",
 )
 way, use, using = CHOICES.way, CHOICES.use, CHOICES.using

@@ -8,6 +8,8 @@ from sa3_mlx.common.tuning.choice import Choice, Choices
 
 # Compiling takes up to minutes for every new length, which only repeated runs win back: ``--compile`` asks for it.
 CHOICES = Choices(
+    "torch",
+    "gpu" if torch.cuda.is_available() else "cpu",
     (
         Choice(
             name="compiled_step",
@@ -26,6 +28,5 @@ CHOICES = Choices(
             asked={"compiled": 1e-5},
         ),
     ),
-    "gpu" if torch.cuda.is_available() else "cpu",
 )
 way, use, using = CHOICES.way, CHOICES.use, CHOICES.using

@@ -22,12 +22,12 @@ PLACES = (
 
 
 def test_the_usual_way_is_that_of_the_device() -> None:
-    assert Choices(PLACES, "cpu").way("sum") == "plain"
-    assert Choices(PLACES, "gpu").way("sum") == "fast"
+    assert Choices("mlx", "cpu", PLACES).way("sum") == "plain"
+    assert Choices("mlx", "gpu", PLACES).way("sum") == "fast"
 
 
 def test_words_of_the_user_go_before_what_was_tuned() -> None:
-    choices = Choices(PLACES, "cpu")
+    choices = Choices("mlx", "cpu", PLACES)
     with choices.tuned({"sum": "fast"}):
         assert choices.way("sum") == "fast"
         with choices.using({"sum": "rough", "product": "half"}):
@@ -38,7 +38,7 @@ def test_words_of_the_user_go_before_what_was_tuned() -> None:
 
 
 def test_ways_end_with_their_block_also_after_an_error() -> None:
-    choices = Choices(PLACES, "cpu")
+    choices = Choices("mlx", "cpu", PLACES)
     refused = pytest.raises(ValueError, match=r"^sum is 'slow': allowed are plain, fast, rough$")
     with refused, choices.using({"product": "half", "sum": "slow"}):
         pass
@@ -47,8 +47,36 @@ def test_ways_end_with_their_block_also_after_an_error() -> None:
     assert (choices.way("sum"), choices.way("product")) == ("plain", "plain")
 
 
+def test_a_setting_of_the_process_is_made_when_its_way_changes() -> None:
+    made: list[str] = []
+    threads = Choice(
+        name="threads", about="", ways=("all", "one"), usual={"cpu": "all"}, work=("step",), apply=made.append
+    )
+    choices = Choices("mlx", "cpu", (*PLACES, threads))
+    with choices.tuned({"threads": "one"}), choices.using({"sum": "fast"}):
+        assert made == ["one"]
+    assert made == ["one", "all"]
+
+
+def test_a_setting_of_a_new_process_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = Choice(
+        name="limits",
+        about="",
+        ways=("usual", "large"),
+        usual={"cpu": "usual"},
+        work=("step",),
+        environment={"large": {"SA3_TEST_LIMIT": "200"}},
+    )
+    choices = Choices("mlx", "cpu", (limits,))
+    assert choices.way("limits") == "usual"
+    with pytest.raises(ValueError, match="limits is settled when a process begins: large needs SA3_TEST_LIMIT=200"):
+        choices.use("limits", "large")
+    monkeypatch.setenv("SA3_TEST_LIMIT", "200")
+    assert Choices("mlx", "cpu", (limits,)).way("limits") == "large"
+
+
 def test_unknown_names_are_refused_in_one_line() -> None:
-    choices = Choices(PLACES, "cpu")
+    choices = Choices("mlx", "cpu", PLACES)
     for ask in (lambda: choices.way("rest"), lambda: choices.use("rest", "plain")):
         with pytest.raises(ValueError, match=r"^no place is called 'rest': there are sum, product$"):
             ask()

@@ -7,13 +7,15 @@ keeps the ways that were taken when it was made.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
 Kind = Literal["cpu", "gpu"]
-Work = Literal["step", "decode", "encode"]  # what is timed: a velocity of the DiT, or a clip through half of SAME
+Twin = Literal["mlx", "torch"]
+Work = Literal["step", "decode", "encode"]  # what is timed: the steps of a clip, or a clip through half of SAME
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +24,9 @@ class Choice:
 
     ``tolerance`` bounds the relative error (L2, fp32) of a way against the plain form; 0 asks for the same bits.
     Results in 16 bits may be off by as many of their own roundings.
+
+    Most places ask ``way(name)``. A setting of the whole process is made by ``apply``, or, where only a new process can
+    have it, by ``environment``: variables that the framework reads when it is imported.
     """
 
     name: str
@@ -31,9 +36,11 @@ class Choice:
     work: tuple[Work, ...]  # what it can make faster
     tolerance: float = 0.0
     asked: Mapping[str, float] = field(default_factory=dict)  # ways never taken without the user's word: their errors
+    apply: Callable[[str], object] | None = None
+    environment: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # by way
 
     def __post_init__(self) -> None:
-        for way in (*self.usual.values(), *self.asked):
+        for way in (*self.usual.values(), *self.asked, *self.environment):
             self.check(way)
         if set(self.usual.values()) & set(self.asked):
             raise ValueError(f"{self.name}: a way that the user must ask for is not the usual one")
@@ -49,20 +56,22 @@ class Choice:
             raise ValueError(f"{self.name} is {way!r}: allowed are {', '.join(self.ways)}")
         return way
 
+    def in_environment(self, usual: str) -> str:
+        """Return the way that this process goes by its environment."""
+        fitting = (way for way, wanted in self.environment.items() if wanted.items() <= os.environ.items())
+        return next(fitting, usual)
+
 
 class Choices:
     """Hold the places of one twin, and the way that each of them goes."""
 
-    def __init__(self, places: Sequence[Choice], kind: Kind) -> None:
+    def __init__(self, twin: Twin, kind: Kind, places: Sequence[Choice]) -> None:
+        self.twin, self.kind = twin, kind
         self.places = {place.name: place for place in places}
-        self.kind = kind
+        self.usual = {place.name: place.in_environment(place.usual[kind]) for place in places}
         self._tuned: dict[str, str] = {}
         self._said: dict[str, str] = {}
-        self._settle()
-
-    def _settle(self) -> None:
-        usual = {name: place.usual[self.kind] for name, place in self.places.items()}
-        self._ways = usual | self._tuned | self._said
+        self._ways = dict(self.usual)
 
     def place(self, name: str) -> Choice:
         """Return a place. Raises ValueError for an unknown name."""
@@ -78,31 +87,41 @@ class Choices:
             return self.place(name).plain
 
     def use(self, name: str, way: str) -> None:
-        """Go this way from now on. Raises ValueError for an unknown place or way."""
-        self.place(name).check(way)
-        self._said[name] = way
-        self._settle()
+        """Go this way from now on. Raises ValueError for an unknown place or way, or one that needs a new process."""
+        self._settle(self._tuned, {**self._said, **self._checked({name: way})})
 
     @contextmanager
     def using(self, ways: Mapping[str, str]) -> Iterator[None]:
         """Go these ways inside the ``with`` block. Raises ValueError as ``use``."""
-        before = dict(self._said)
+        before, now = self._said, {**self._said, **self._checked(ways)}
+        self._settle(self._tuned, now)
         try:
-            for name, way in ways.items():
-                self.use(name, way)
             yield
         finally:
-            self._said = before
-            self._settle()
+            self._settle(self._tuned, before)
 
     @contextmanager
     def tuned(self, ways: Mapping[str, str]) -> Iterator[None]:
         """Go these ways inside the ``with`` block, where the user said nothing. Raises ValueError as ``use``."""
-        before = self._tuned
-        self._tuned = {name: self.place(name).check(way) for name, way in ways.items()}
-        self._settle()
+        before, now = self._tuned, self._checked(ways)
+        self._settle(now, self._said)
         try:
             yield
         finally:
-            self._tuned = before
-            self._settle()
+            self._settle(before, self._said)
+
+    def _checked(self, ways: Mapping[str, str]) -> dict[str, str]:
+        for name, way in ways.items():
+            place = self.place(name)
+            if place.check(way) != self.usual[name] and place.environment:
+                wanted = " ".join(f"{key}={value}" for key, value in place.environment.get(way, {}).items())
+                raise ValueError(f"{name} is settled when a process begins: {way} needs {wanted or 'no'} before it")
+        return dict(ways)
+
+    def _settle(self, tuned: dict[str, str], said: dict[str, str]) -> None:
+        before, self._tuned, self._said = self._ways, tuned, said
+        self._ways = {**self.usual, **tuned, **said}
+        for name, way in self._ways.items():
+            apply = self.places[name].apply
+            if apply is not None and way != before[name]:
+                apply(way)
