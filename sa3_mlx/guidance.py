@@ -83,11 +83,13 @@ class GuidedVelocity:
         return self._compiled(self._both)
 
     def _compiled(self, prepared: Prepared) -> ModulatedVelocity:
-        def velocity(x: mx.array, modulation: mx.array) -> mx.array:
-            return self.dit.velocity(x, modulation, prepared)
+        dit = self.dit  # not self, which keeps the result: memory would wait for the garbage collector
 
-        mx.eval(self.dit.parameters(), _arrays(prepared))  # or a compiled graph would compute them at every call
-        return velocity if self.dit.streamed else compiled(velocity, "compiled_step")
+        def velocity(x: mx.array, modulation: mx.array) -> mx.array:
+            return dit.velocity(x, modulation, prepared)
+
+        mx.eval(dit.parameters(), _arrays(prepared))  # or a compiled graph would compute them at every call
+        return velocity if dit.streamed else compiled(velocity, "compiled_step")
 
     @cached_property
     def _known(self) -> dict[bytes, mx.array]:

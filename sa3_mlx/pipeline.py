@@ -19,15 +19,13 @@ from sa3_mlx.common.generation.pipeline import BasePipeline
 from sa3_mlx.common.generation.plan import Plan
 from sa3_mlx.common.model.checkpoint import Part
 from sa3_mlx.common.model.precision import choose_precision
-from sa3_mlx.runtime import mx, nn
+from sa3_mlx.runtime import mx, nn, on_gpu
 
 from .guidance import GuidedVelocity, negative
 from .lora import GatedVelocity, adapt, merge
 from .same import SAME
-from .samplers import SAMPLERS
-from .weights import load_part, load_streamed_dit
-
-_TOGETHER = 2  # tensors
+from .samplers import SAMPLERS, Step
+from .weights import load_part, load_streamed_dit, read_weights
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
@@ -58,8 +56,7 @@ class Pipeline(BasePipeline[mx.array]):
         Raises FileNotFoundError for a missing file, ValueError for a bad configuration, tensor or dtype, and for an
         adapter that does not fit.
         """
-        on_gpu = mx.default_device().type == mx.DeviceType.gpu
-        precision = choose_precision(dtype, text_dtype, on_gpu=on_gpu)
+        precision = choose_precision(dtype, text_dtype, on_gpu=on_gpu())
         folder, config, prepared = cls._checked(folder, adapters, merged=merged)
         return cls(folder, config, precision, prepared, merged=merged)
 
@@ -84,27 +81,39 @@ class Pipeline(BasePipeline[mx.array]):
             return load_streamed_dit(self.folder, self.config, dtype)
         module = load_part(self.folder, self.config, part, dtype)
         if part != "same":  # whose halves are read apart
-            _read_weights(module)
+            read_weights(module, self.folder, part + ".")
         return module
 
-    def prefetch_decoder(self) -> None:
-        """Begin to read the autoencoder's decoder beside what is computed meanwhile."""
-        same = cast(SAME, self.load_part("same"))
-        mx.async_eval(same.decoder.parameters())
+    @property
+    def launches_ahead(self) -> bool:
+        """Tell whether the next piece of work is launched before one is brought back, so that no device waits."""
+        return on_gpu()
+
+    def prefetch_decoder(self, done: int, steps: int) -> None:
+        """Read the share of the autoencoder's decoder that is due after ``done`` steps, beside the one under way.
+
+        Not all of it at once: MLX waits while more than ten operations are under way, so the first step would.
+        """
+        if 0 < done < steps:
+            same = cast(SAME, self.load_part("same"))
+            arrays = [array for _, array in cast(list[tuple[str, mx.array]], tree_flatten(same.decoder.parameters()))]
+            mx.async_eval(arrays[len(arrays) * (done - 1) // (steps - 1) : len(arrays) * done // (steps - 1)])
 
     def autoencoder(self, half: Literal["encoder", "decoder"]) -> SAME:
         """Return the autoencoder with one half in memory; the other one stays in the file until it is needed."""
         same = cast(SAME, self.load_part("same"))
-        _read_weights(same.bottleneck)
-        _read_weights(same[half])
+        for name in ("bottleneck", half):
+            read_weights(same[name], self.folder, f"same.{name}.")
         return same
 
     def _encode(self, audio: Audio) -> Latents:
         return np.array(self.autoencoder("encoder").encode(mx.array(audio[None]))[0])
 
-    def _decode(self, latents: Latents, *noises: Latents) -> Audio:
+    def _decode(self, latents: Latents, *noises: Latents) -> mx.array:
         same = self.autoencoder("decoder")
-        return np.array(same.decode(mx.array(latents[None]), *(mx.array(noise) for noise in noises))[0])
+        audio = same.decode(mx.array(latents[None]), *(mx.array(noise) for noise in noises))[0]
+        mx.async_eval(audio)
+        return audio
 
     def _steps(
         self,
@@ -113,22 +122,21 @@ class Pipeline(BasePipeline[mx.array]):
         start: mx.array,
         draw: Callable[[int], mx.array],
     ) -> Iterator[tuple[mx.array, mx.array]]:
-        dtype = DTYPES[self.precision.dtype]
+        dtype, ahead = DTYPES[self.precision.dtype], self.launches_ahead
 
         def in_fp32(x: mx.array, t: np.ndarray) -> mx.array:
             return velocity(x.astype(dtype), t).astype(mx.float32)
 
-        steps = SAMPLERS[plan.sampling.sampler](in_fp32, start, plan.sigmas, draw)
-        done = next(steps)
-        for _ in range(plan.sampling.steps):
-            mx.async_eval(done.x, done.denoised)
-            computing, done = done, next(steps, done)  # the next graph is built meanwhile
-            mx.eval(computing.x, computing.denoised)
-            yield computing.denoised, computing.x
-
-
-def _read_weights(module: nn.Module) -> None:
-    """Bring the weights into memory, a few at a time: beside one that changes its type is only its own old copy."""
-    arrays = [array for _, array in cast(list[tuple[str, mx.array]], tree_flatten(module.parameters()))]
-    for start in range(0, len(arrays), _TOGETHER):
-        mx.eval(*arrays[start : start + _TOGETHER])
+        computing: Step | None = None
+        for step in SAMPLERS[plan.sampling.sampler](in_fp32, start, plan.sigmas, draw):
+            if ahead:
+                mx.async_eval(step.x, step.denoised)
+            if computing is not None:  # since before the graph of this step was built
+                mx.eval(computing.x, computing.denoised)
+                yield computing.denoised, computing.x
+            if not ahead:
+                mx.async_eval(step.x, step.denoised)
+            computing = step
+        assert computing is not None
+        mx.eval(computing.x, computing.denoised)
+        yield computing.denoised, computing.x

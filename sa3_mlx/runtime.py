@@ -5,6 +5,10 @@ place: 32 to 67 times faster fp32 products, one and two threads [P5.1]. A torch 
 process computes its products with OpenBLAS too; the torch twin by itself never comes here.
 ``status()`` says what happened.
 
+On macOS versions of MLX that compute wrongly on an Apple GPU are refused (``refusal``). There MLX gathers up to 200
+operations, or 200 MB of their inputs, before it hands them to the GPU: fewer hand-overs for some memory, which the plan
+counts [P8]. The user's own MLX_MAX_OPS_PER_BUFFER and MLX_MAX_MB_PER_BUFFER go before.
+
 On an M5, MLX computes fp32 products with the precision of TF32 unless MLX_ENABLE_TF32 is 0: errors of 8e-4 where the
 autoencoder expects 3e-7 [P5.4]. Here it is 0 unless the user has set it: 1 is faster there.
 """
@@ -13,10 +17,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import sys
 from dataclasses import dataclass
+from importlib.metadata import version as installed_version
 from pathlib import Path
 
+OLDEST = (0, 31, 2)  # of MLX, on macOS
+SETTINGS = {"MLX_ENABLE_TF32": "0", "MLX_MAX_OPS_PER_BUFFER": "200", "MLX_MAX_MB_PER_BUFFER": "200"}  # of MLX on macOS
 _NAMES = ("libopenblas.so.0", "libopenblasp.so.0", "libopenblas.so")  # Debian and most others, Fedora, conda
 
 
@@ -54,14 +62,34 @@ def _load() -> Status:
     )
 
 
+def refusal(version: str) -> str | None:
+    """Say why this version of MLX must not be used on an Apple GPU, in one line; None where it may."""
+    found = tuple(int(digits) for digits in re.findall(r"\d+", version)[:3])
+    if found < OLDEST:
+        reason = "its attention on an Apple GPU rounds queries to 16 bits, and it lacks what sa3 calls"
+    elif found == (0, 32, 0):
+        reason = "its compiled kernels are wrong on an Apple GPU"
+    else:
+        return None
+    return f"mlx {version} is installed: {reason}; pip install -U 'mlx>={'.'.join(map(str, OLDEST))},!=0.32.0'"
+
+
 _STATUS = _load()
 if sys.platform == "darwin":
-    os.environ.setdefault("MLX_ENABLE_TF32", "0")
+    if (_reason := refusal(installed_version("mlx"))) is not None:
+        raise ImportError(_reason)
+    for _name, _value in SETTINGS.items():
+        os.environ.setdefault(_name, _value)
 
 import mlx.core as mx  # noqa: E402 (after the above, which it reads)
 import mlx.nn as nn  # noqa: E402
 
-__all__ = ["Status", "mx", "nn", "status"]
+__all__ = ["Status", "mx", "nn", "on_gpu", "refusal", "status"]
+
+
+def on_gpu() -> bool:
+    """Tell whether MLX computes on a GPU."""
+    return bool(mx.default_device().type == mx.DeviceType.gpu)
 
 
 def status() -> Status:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import cast
+
+from mlx.utils import tree_flatten
 
 from sa3_mlx.common.files.safetensors import TensorFile
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE, Part
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.quant.format import Grid, check_file
-from sa3_mlx.runtime import mx, nn
+from sa3_mlx.runtime import mx, nn, on_gpu
 
 from .conditioner import Conditioner
 from .dit import DiT, DiTBlock
@@ -18,7 +21,10 @@ from .t5gemma import FileEmbedding, T5GemmaEncoder
 
 EMBEDDING = "text_encoder.embed_tokens.weight"
 BLOCKS = "dit.layers."
-_READER = mx.new_stream(mx.cpu)
+_TOGETHER = 2  # tensors
+# Streams for any thread, one at a time; where MLX knows no such ones, a stream belongs to the thread that makes it.
+_new_stream = getattr(mx, "new_thread_unsafe_stream", mx.new_stream)
+_READER = _new_stream(mx.cpu)
 
 
 def build_part(config: ModelConfig, part: Part) -> nn.Module:
@@ -39,7 +45,8 @@ def load_part(folder: str | Path, config: ModelConfig, part: Part, dtype: mx.Dty
     """Read one part of a checkpoint; ``dtype`` None keeps the file's. A tensor is read from disk when it is first used.
 
     Quantized layers become ``nn.QuantizedLinear``: their weights stay packed, also in products. The table of token
-    embeddings stays in the file. Reading has a stream of its own, beside what is computed meanwhile.
+    embeddings stays in the file. Reading has a stream of its own, beside what is computed meanwhile. Types are changed
+    on the GPU, where there is one.
 
     Raises FileNotFoundError without a model.safetensors, ValueError for tensors that do not fit.
     """
@@ -102,10 +109,29 @@ def _read_into(
     _pack_layers(module, {layer.removeprefix(prefix): grid for layer, grid in grids.items()})
     state = [(name.removeprefix(prefix), arrays[name]) for name in names]
     if dtype is not None:
-        state = [(name, array if array.dtype == mx.uint32 else array.astype(dtype, _READER)) for name, array in state]
+        caster = _gpu_caster() if on_gpu() else _READER
+        state = [(name, array if array.dtype == mx.uint32 else array.astype(dtype, caster)) for name, array in state]
     module.load_weights(state, strict=True)
     module.freeze()
     return module.eval()
+
+
+def read_weights(module: nn.Module, folder: str | Path, prefix: str) -> None:
+    """Bring weights of a checkpoint, whose names begin with ``prefix``, into memory: at once, which reads in parallel.
+
+    Only those that change their type come a few at a time: beside such a one is its own old copy and no other.
+    """
+    stored = cast(dict[str, mx.array], mx.load(str(Path(folder) / WEIGHTS_FILE), stream=_READER))
+    arrays = dict(cast(list[tuple[str, mx.array]], tree_flatten(module.parameters())))
+    changing = [array for name, array in arrays.items() if stored[prefix + name].dtype != array.dtype]
+    mx.eval([array for name, array in arrays.items() if stored[prefix + name].dtype == array.dtype])
+    for start in range(0, len(changing), _TOGETHER):
+        mx.eval(*changing[start : start + _TOGETHER])
+
+
+@cache
+def _gpu_caster() -> mx.Stream:
+    return cast(mx.Stream, _new_stream(mx.gpu))
 
 
 def _pack_layers(module: nn.Module, grids: dict[str, Grid]) -> None:

@@ -125,9 +125,9 @@ class Pipeline(BasePipeline[Tensor]):
         device = torch.device("cpu") if part == "same" else self._device  # its halves move when they are needed
         return load_part(self.folder, self.config, part, device, dtype)
 
-    def prefetch_decoder(self) -> None:
-        """Begin to read the autoencoder's decoder beside what is computed meanwhile."""
-        if "same" not in self._parts:
+    def prefetch_decoder(self, done: int, steps: int) -> None:  # noqa: ARG002 (MLX reads a share after each step)
+        """Begin before the first step to read the autoencoder's decoder beside what is computed meanwhile."""
+        if not done and "same" not in self._parts:
             Thread(target=read_ahead, args=(self.folder / WEIGHTS_FILE, "same.decoder."), daemon=True).start()
 
     def autoencoder(self, half: Literal["encoder", "decoder"]) -> SAME:
@@ -141,9 +141,9 @@ class Pipeline(BasePipeline[Tensor]):
     def _encode(self, audio: Audio) -> Latents:
         return self._numpy(self.autoencoder("encoder").encode(self._array(audio[None]))[0])
 
-    def _decode(self, latents: Latents, *noises: Latents) -> Audio:
+    def _decode(self, latents: Latents, *noises: Latents) -> Tensor:
         decode = compiled(self.autoencoder("decoder").decode, "compiled_decoder")
-        return self._numpy(decode(self._array(latents[None]), *(self._array(noise) for noise in noises))[0])
+        return decode(self._array(latents[None]), *(self._array(noise) for noise in noises))[0]
 
     def _steps(
         self,

@@ -97,9 +97,9 @@ def on_gpu(backend: Backend, device: str) -> bool:
         from sa3_torch.pipeline import choose_device
 
         return choose_device(device).type != "cpu"
-    from sa3_mlx.runtime import mx
+    from sa3_mlx import runtime
 
-    return bool(mx.default_device().type == mx.DeviceType.gpu)
+    return runtime.on_gpu()
 
 
 def memory_note(backend: Backend, device: str) -> str:

@@ -47,6 +47,7 @@ MLX_ONLY = {
         "pointwise",
     },  # those of mlx.nn are always compiled: on Linux that needs g++
     "t5gemma": {"gelu_tanh"},
+    "weights": {"read_weights"},  # arrays are lazy
 }
 DEVICE = "device"  # MLX has one memory for all devices
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from .request import Request
 
 REQUEST_TAGS = "sa3-request/1"  # format of the tags of a file that a program saved
 Latents = NDArray[np.float32]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,3 +154,14 @@ class Stopwatch:
             yield
         finally:
             self.seconds[stage] += time.perf_counter() - start
+
+    def each(self, stage: str, made: Iterable[T]) -> Iterator[T]:
+        """Yield what an iterator makes, and add the seconds that it takes to make each."""
+        items = iter(made)
+        while True:
+            with self(stage):
+                try:
+                    item = next(items)
+                except StopIteration:
+                    return
+            yield item

@@ -192,7 +192,7 @@ def predict(
         held = sum(
             _streamed_bytes(weights) if (part, residency) == ("dit", "step") else weights[part] for part in loaded
         )
-        size = _activations(name, request, config, precision, _slots(tokens, diffusion))
+        size = _activations(name, request, config, precision, _slots(tokens, precision, diffusion))
         phases.append(Phase(name=name, weights=held, activations=size))
     return MemoryPlan(
         phases=tuple(phases),
@@ -266,10 +266,10 @@ def text_activations(texts: int, slots: int, config: DiffusionConfig) -> int:
     return int(texts * slots * (TEXT_COPIES * text.width + 3 * text.heads * slots) * 4)
 
 
-def _slots(tokens: int | None, config: DiffusionConfig) -> int:
-    """Return the slots of the longest text: its tokens, and one that stands for all the padding after them."""
+def _slots(tokens: int | None, precision: Precision, config: DiffusionConfig) -> int:
+    """Return the slots of the longest text: its tokens, and one or two that stand for all the padding after them."""
     longest = config.text_encoder.max_length
-    return longest if tokens is None else min(tokens + 1, longest)
+    return longest if tokens is None else min(tokens + (1 if precision.dtype == "float32" else 2), longest)
 
 
 def _activations(phase: PhaseName, request: Request, config: ModelConfig, precision: Precision, slots: int) -> int:

@@ -6,10 +6,11 @@ Shapes: T latent frames, C latent channels, L audio samples, R samples per laten
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,12 +104,17 @@ class LoadedParts(ABC, Generic[Array]):
         """Encode audio (L, channels) at once -> (ceil(L / R), C)."""
 
     @abstractmethod
-    def _decode(self, latents: Latents, *noises: Latents) -> Audio:
-        """Decode latents (T, C) at once -> (T R, channels); the noises are those of ``SAME.decode``."""
+    def _decode(self, latents: Latents, *noises: Latents) -> Array:
+        """Launch the decoding of latents (T, C) at once -> (T R, channels); noises are those of ``SAME.decode``."""
+
+    @property
+    def launches_ahead(self) -> bool:
+        """Tell whether the next piece of work is launched before one is brought back, so that no device waits."""
+        return False
 
     @abstractmethod
-    def prefetch_decoder(self) -> None:
-        """Begin to read the autoencoder's decoder beside what is computed meanwhile."""
+    def prefetch_decoder(self, done: int, steps: int) -> None:
+        """Read, beside what is computed meanwhile, the autoencoder's decoder, or what is due after ``done`` steps."""
 
     @abstractmethod
     def autoencoder(self, half: Literal["encoder", "decoder"]) -> Any:
@@ -202,6 +208,21 @@ class LoadedParts(ABC, Generic[Array]):
         check_latents(latents, self.config)
         config = self.config.same
         size = default_chunk_frames(config, "decode") if chunk_frames is None else chunk_frames
-        for chunk in chunk_plan(len(latents), size, config, "decode"):
-            decoded = self._decode(latents[chunk.start : chunk.stop])
+        chunks = chunk_plan(len(latents), size, config, "decode")
+        launched = (self._decode(latents[chunk.start : chunk.stop]) for chunk in chunks)
+        for chunk, decoded in zip(chunks, self._brought_back(launched), strict=True):
             yield kept_part(chunk, decoded, config.samples_per_latent)
+
+    def _brought_back(self, launched: Iterable[Array]) -> Iterator[NDArray[np.float32]]:
+        """Bring results back in turn, where it helps with the next one launched already.
+
+        Not so the first one, which somebody may wait for: a launch can last until most of its work is done.
+        """
+        arrays = iter(launched)
+        yield from map(self._numpy, islice(arrays, 1 if self.launches_ahead else None))
+        waiting = next(arrays, None)
+        for following in arrays:
+            yield self._numpy(cast(Array, waiting))
+            waiting = following
+        if waiting is not None:
+            yield self._numpy(waiting)

@@ -7,7 +7,7 @@ latent.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, get_args
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from sa3_mlx.common.adapters.applied import Applied
 from sa3_mlx.common.model.checkpoint import Part
+from sa3_mlx.common.model.chunks import Chunk
 from sa3_mlx.common.text.tokenizer import collapse_padding
 
 from .clips import (
@@ -113,14 +114,12 @@ class BasePipeline(LoadedParts[Array]):
                 if residency == "step":
                     self.free("dit")
                 self._part("dit", streamed=residency == "step")
-                if residency == "run":
-                    self.prefetch_decoder()
-            latents = yield from self._sample(plan, cond, null, start, draw, watch)
+            steps = self._sample(plan, cond, null, start, draw)
+            latents = yield from self._announced(steps, plan.sampling.steps, watch, prefetch=residency == "run")
             release("dit")
             yield Sampled(latents=latents)
             clips = [Clip(row, request, plan, self.config) for row in range(len(request.items))]
-            for row, clip in enumerate(clips):
-                yield from self._decode_clip(request, plan, row, clip, latents[row], noise, watch)
+            yield from self._decode_clips(request, plan, clips, latents, noise, watch)
             yield Finished(generation=generation(request, plan, clips, latents, self.config, watch.seconds))
         finally:
             release(*self.loaded)
@@ -132,7 +131,7 @@ class BasePipeline(LoadedParts[Array]):
         """
         texts = Texts.of(request)
         ids, mask = self.tokenizer.encode(texts.texts)
-        slots, repeats = collapse_padding(mask)
+        slots, repeats = collapse_padding(mask, self.precision.dtype)
         ids, mask = ids[:, :slots], mask[:, :slots]
         encoder, conditioner = self.load_part("text_encoder"), self.load_part("conditioner")
         hidden: Array = encoder(self._array(ids), self._array(mask))
@@ -183,9 +182,8 @@ class BasePipeline(LoadedParts[Array]):
         null: Conditioning[Array] | None,
         start: Array,
         draw: Noise[Array],
-        watch: Stopwatch,
-    ) -> Generator[Stepped, None, Latents]:
-        """Go from the start (B, T, C) to the latents of the end; every step is computed before it is announced."""
+    ) -> Iterator[tuple[Array, Array]]:
+        """Return the steps from the start (B, T, C): see ``_steps``."""
 
         def guided(adapters: tuple[Applied, ...]) -> Velocity[Array]:
             dit = self.dit_with(adapters)
@@ -198,19 +196,39 @@ class BasePipeline(LoadedParts[Array]):
             )
             return velocity
 
-        steps = self._steps(plan, self.gated_velocity(self.adapters, guided), start, draw)
-        for index in range(plan.sampling.steps):
-            with watch("sample"):
-                denoised, x = next(steps)
-            yield Stepped(index=index, steps=plan.sampling.steps, denoised=denoised)
+        return self._steps(plan, self.gated_velocity(self.adapters, guided), start, draw)
+
+    def _announced(
+        self, steps: Iterator[tuple[Array, Array]], count: int, watch: Stopwatch, *, prefetch: bool
+    ) -> Generator[Stepped, None, Latents]:
+        """Announce every step, which is computed then, and return the latents of the end."""
+        if prefetch:
+            self.prefetch_decoder(0, count)
+        for index, made in enumerate(watch.each("sample", steps)):
+            denoised, x = made
+            if prefetch:
+                with watch("sample"):
+                    self.prefetch_decoder(index + 1, count)
+            yield Stepped(index=index, steps=count, denoised=denoised)
         return self._numpy(x)
 
-    def _decode_clip(
-        self, request: Request, plan: Plan, row: int, clip: Clip, latents: Latents, noise: NoiseSource, watch: Stopwatch
+    def _decode_clips(
+        self,
+        request: Request,
+        plan: Plan,
+        clips: Sequence[Clip],
+        latents: Latents,
+        noise: NoiseSource,
+        watch: Stopwatch,
     ) -> Iterator[AudioChunk]:
-        """Decode one item's latents (T, C) to finished audio."""
-        for chunk in decode_plan(plan, row, request.chunk_frames, self.config):
-            with watch("decode"):
-                noises = decoder_noise(noise, row, chunk, self.config) if request.decode_noise else ()
-                decoded = self._decode(latents[chunk.start : chunk.stop], *noises)
-            yield clip.add(kept_part(chunk, decoded, self.config.same.samples_per_latent))
+        """Decode latents (B, T, C) to finished audio, item by item."""
+        rows = range(len(clips))
+        chunks = [(row, chunk) for row in rows for chunk in decode_plan(plan, row, request.chunk_frames, self.config)]
+
+        def launch(row: int, chunk: Chunk) -> Array:
+            noises = decoder_noise(noise, row, chunk, self.config) if request.decode_noise else ()
+            return self._decode(latents[row, chunk.start : chunk.stop], *noises)
+
+        decoded = watch.each("decode", self._brought_back(launch(row, chunk) for row, chunk in chunks))
+        for (row, chunk), audio in zip(chunks, decoded, strict=True):
+            yield clips[row].add(kept_part(chunk, audio, self.config.same.samples_per_latent))
