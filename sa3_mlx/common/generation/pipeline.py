@@ -60,6 +60,8 @@ class BasePipeline(LoadedParts[Array]):
 
     A twin supplies ``_steps`` and, as class attributes, the function and classes of its guidance.py and lora.py that a
     run uses. The state of a sampler stays in fp32.
+
+    Any thread may use it, one at a time: a server has one worker that owns the device and takes requests in turn.
     """
 
     negative: ClassVar[Callable[..., Any]]
