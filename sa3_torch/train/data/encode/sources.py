@@ -14,7 +14,7 @@ import numpy as np
 
 from sa3_mlx.common.files.audio import fit_channels, read_blocks
 from sa3_torch.train.data.clip_cache import FORMAT, Audio, ClipSet, read_index
-from sa3_torch.train.data.recordings import find_audio, hash_file, read_sidecar
+from sa3_torch.train.data.recordings import Sidecar, find_audio, hash_file, read_sidecar
 from sa3_torch.train.data.shards import SHARD_FORMAT, ShardIndex, ShardSample, open_index, read_shard
 from sa3_torch.train.data.user_folder import split_of
 
@@ -115,18 +115,8 @@ class FolderSource:
     def recording(self, number: int) -> Recording:
         path = self._files[number]
         sidecar, source = read_sidecar(path), hash_file(path)
-        return Recording(
-            id=self.names[number],
-            captions=sidecar.captions,
-            seconds=sidecar.seconds_total,
-            kind="user",
-            label="user",
-            midi=None,
-            split=split_of(source),
-            source=source,
-            licence=sidecar.licence,
-            blocks=lambda: read_blocks(path, self._sample_rate, self._channels),
-            fields=sidecar.fields,
+        return _of_user(
+            self.names[number], sidecar, source, lambda: read_blocks(path, self._sample_rate, self._channels)
         )
 
 
@@ -150,19 +140,7 @@ class ShardSource:
         if sample.problem:
             raise ValueError(f"{self.names[number]}: {sample.problem}")
         sidecar, source = sample.sidecar, f"sha256:{hashlib.sha256(sample.data).hexdigest()}"
-        return Recording(
-            id=self.names[number],
-            captions=sidecar.captions,
-            seconds=sidecar.seconds_total,
-            kind="user",
-            label="user",
-            midi=None,
-            split=split_of(source),
-            source=source,
-            licence=sidecar.licence,
-            blocks=lambda: sample.blocks(self._sample_rate, self._channels),
-            fields=sidecar.fields,
-        )
+        return _of_user(self.names[number], sidecar, source, lambda: sample.blocks(self._sample_rate, self._channels))
 
     def _sample(self, number: int) -> ShardSample:
         """Return a sample. Reading in order keeps a shard open; any other place is reached from its shard's start."""
@@ -174,6 +152,23 @@ class ShardSource:
         if sample is None:
             raise ValueError(f"{shard}: has fewer samples than its index says; index it again")
         return sample
+
+
+def _of_user(name: str, sidecar: Sidecar, source: str, blocks: Callable[[], Iterator[Audio]]) -> Recording:
+    """Describe a recording of the user's, of which its sidecar and the digest ``source`` of its file are known."""
+    return Recording(
+        id=name,
+        captions=sidecar.captions,
+        seconds=sidecar.seconds_total,
+        kind="user",
+        label="user",
+        midi=None,
+        split=split_of(source),
+        source=source,
+        licence=sidecar.licence,
+        blocks=blocks,
+        fields=sidecar.fields,
+    )
 
 
 def digest_rows(rows: Sequence[tuple[object, ...]]) -> str:
