@@ -1,7 +1,9 @@
 """Convert official checkpoints and adapters to ours and back; numpy is enough."""
 
 from .adapters import open_adapter, write_official_adapter
-from .official import convert, export_official
+from .any_layout import convert
+from .official import export_official
+from .port.write import export_port
 from .report import Report
 
-__all__ = ["Report", "convert", "export_official", "open_adapter", "write_official_adapter"]
+__all__ = ["Report", "convert", "export_official", "export_port", "open_adapter", "write_official_adapter"]

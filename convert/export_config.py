@@ -27,7 +27,7 @@ def official_model_config(config: ModelConfig) -> dict[str, Any]:
     """Return the parsed file. Fields that the released files leave out are there where they differ from the default:
     ``sampling_distribution_shift_options`` [B22] and ``ff_mult`` of SAME.
 
-    The head-room is not in it, as the official code has it as a constant, nor is the usual sampling.
+    The head-room is not in it, as the official code has it as a constant, nor is the usual sampling (``write_beside``).
     """
     if config.diffusion is None:
         return _root(config, AUTOENCODER_TYPE, config.same.samples_per_latent, _autoencoder(config))

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from sa3_mlx.common.files.atomic import new_folder, write_json, write_text
+from sa3_mlx.common.files.atomic import new_folder, write_json
 from sa3_mlx.common.files.safetensors import (
-    STORAGE,
     OnTensor,
     TensorEntry,
     TensorFile,
-    all_finite,
     array_entry,
-    to_bf16_bits,
     watched,
     write_tensors,
 )
@@ -32,12 +28,14 @@ from sa3_mlx.common.model.checkpoint import (
     parts_in,
     parts_of,
 )
-from sa3_mlx.common.model.config import FORMAT, ModelConfig
+from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.features import ROTARY_FREQUENCIES
 from sa3_mlx.common.quant.format import Quantization
 
+from .beside import read_beside, write_beside
 from .export_config import official_model_config
 from .fields import about
+from .folder import Incoming, check_out, check_space, finite, report_of, stored_as
 from .keys import (
     AUTOENCODER_PREFIX,
     TEXT_PREFIXES,
@@ -52,7 +50,7 @@ from .keys import (
 )
 from .model_config import TEXT_SUBFOLDER, parse_model_config
 from .report import Report
-from .source import MODEL_CONFIG_FILE, OfficialSource, find_source, is_ours
+from .source import MODEL_CONFIG_FILE, OfficialSource, find_source
 from .text_config import official_text_config
 
 Stored = dict[str, tuple[TensorFile, str]]  # full-file name -> where it is stored, under which name
@@ -61,39 +59,29 @@ DTYPES = ("F32", "F16", "BF16")
 _BUFFER_TOLERANCE = {"F32": 1e-6, "F16": 1e-3, "BF16": 1e-2}  # relative, of the RoPE frequencies
 
 
-def convert(source: str | Path, out: Path, *, name: str | None, force: bool, progress: OnTensor | None) -> Report:
-    """Convert an official checkpoint to a folder of format sa3/1.
-
-    ``source``: a folder (model_config.json, weights, text encoder), a .safetensors file with model_config.json beside
-    it, or the name of a released model (downloaded). ``name``: None takes it from the source. An existing ``out`` is an
-    error unless ``force`` and it is a checkpoint of ours. Nothing is left at ``out`` when the conversion fails.
+def read_official(source: str | Path, name: str | None, stack: ExitStack) -> Incoming:
+    """Read an official checkpoint, or download a released one, but for the values of its tensors.
 
     Raises FileNotFoundError, ValueError (ConfigError for a configuration) and OSError, each with a one-line message.
     """
-    start = time.monotonic()
-    check_out(out, force=force, replaceable=is_ours)
     found = find_source(source)
     text_config = None if found.text is None else found.text.config
     with about(found.label):
         config = parse_model_config(found.model_config, name=name or found.name_hint, text_config=text_config)
-    with ExitStack() as stack:
-        stored, parts = _stored_tensors(found, config, stack)
-        dropped = _check_official(stored, config, parts, found)
-        entries = [_import_entry(pair, stored) for pair in pairs(config, parts)]
-        _check_space(out, entries)
-        with new_folder(out.absolute()) as folder:
-            digest = write_tensors(folder / WEIGHTS_FILE, watched(entries, progress), {"format": FORMAT})
-            write_text(folder / CONFIG_FILE, config.to_json())
-            if found.text is not None:
-                shutil.copyfile(found.text.tokenizer, folder / TOKENIZER_FILE)
-            with TensorFile.open(folder / WEIGHTS_FILE) as written:
-                check_tensors(expected_tensors(config, parts), written.shapes(), str(out))
-    return _report(config.name, found.label, out, parts, entries, digest, dropped, start)
+    stored, parts = _stored_tensors(found, config, stack)
+    return Incoming(
+        label=found.label,
+        config=read_beside(found.folder, config),
+        parts=parts,
+        dropped=_check_official(stored, config, parts, found),
+        entries=[_import_entry(pair, stored) for pair in pairs(config, parts)],
+        tokenizer=None if found.text is None else found.text.tokenizer.read_bytes,
+    )
 
 
 def export_official(folder: Path, out: Path, *, force: bool, progress: OnTensor | None = None) -> Report:
     """Write a checkpoint of ours in the official layout: model_config.json, model.safetensors and, with a text encoder,
-    the folder t5gemma-b-b-ul2.
+    the folder t5gemma-b-b-ul2; what that has no place for goes into a file beside (``write_beside``).
 
     Buffers are computed again; weight norm gets v = the kernel and g = its norms. Every tensor keeps its type. Raises
     FileNotFoundError, ValueError and OSError with a one-line message.
@@ -113,19 +101,20 @@ def export_official(folder: Path, out: Path, *, force: bool, progress: OnTensor 
         main.extend(_buffer_entry(name, shape) for name, shape in buffers(config, parts).items())
         if config.diffusion is None:  # an autoencoder alone has bare names
             main = [replace(entry, name=entry.name.removeprefix(AUTOENCODER_PREFIX)) for entry in main]
-        _check_space(out, [*main, *encoder])
+        check_space(out, [*main, *encoder])
         entries = watched([*main, *encoder], progress)
         main, encoder = entries[: len(main)], entries[len(main) :]
         with new_folder(out.absolute()) as new:
             digest = write_tensors(new / WEIGHTS_FILE, main, {"format": "pt"})
             write_json(new / MODEL_CONFIG_FILE, official_model_config(config))
+            write_beside(new, config)
             if config.diffusion is not None and encoder:
                 text = new / TEXT_SUBFOLDER
                 text.mkdir()
                 write_tensors(text / WEIGHTS_FILE, encoder, {"format": "pt"})
                 write_json(text / CONFIG_FILE, official_text_config(config.diffusion.text_encoder))
                 shutil.copyfile(folder / TOKENIZER_FILE, text / TOKENIZER_FILE)
-    return _report(config.name, str(folder), out, parts, [*main, *encoder], digest, (), start)
+    return report_of(config.name, str(folder), out, parts, [*main, *encoder], digest, start=start)
 
 
 # --- reading official files -------------------------------------------------------------------------------------------
@@ -193,23 +182,13 @@ def _import_entry(pair: TensorPair, stored: Stored) -> TensorEntry:
     def load() -> np.ndarray:
         if pair.layout != "weight_norm":
             file, name = stored[pair.official[0]]
-            return _finite(file.raw(name), dtype, file, name).reshape(pair.shape)
-        g, v = (_finite(file.read(name), "F32", file, name) for file, name in (stored[key] for key in pair.official))
-        folded = _finite(fold_weight_norm(g, v), "F64", *stored[pair.official[-1]])
-        return _stored_as(folded, dtype)
+            return finite(file.raw(name), dtype, file.path, name).reshape(pair.shape)
+        (file, name), places = stored[pair.official[-1]], [stored[key] for key in pair.official]
+        g, v = (finite(there.read(key), "F32", there.path, key) for there, key in places)
+        folded = finite(fold_weight_norm(g, v), "F64", file.path, name)
+        return stored_as(folded, dtype)
 
     return TensorEntry(pair.ours, dtype, pair.shape, load)
-
-
-def _finite(array: np.ndarray, dtype: str, file: TensorFile, name: str) -> np.ndarray:
-    """Return the array. Raises ValueError that names the tensor when it has a NaN or an infinity."""
-    if not all_finite(array, dtype):
-        raise ValueError(f"{file.path}: tensor {name} has NaN or infinite values; the file is damaged")
-    return array
-
-
-def _stored_as(values: np.ndarray, dtype: str) -> np.ndarray:
-    return to_bf16_bits(values) if dtype == "BF16" else values.astype(STORAGE[dtype])
 
 
 # --- writing official files -------------------------------------------------------------------------------------------
@@ -226,7 +205,7 @@ def _export_entries(pair: TensorPair, file: TensorFile) -> list[TensorEntry]:
             pair.official[0],
             dtype,
             pair.official_shapes[0],
-            lambda: _stored_as(unfold_weight_norm(file.read(pair.ours), kernel)[0], dtype),
+            lambda: stored_as(unfold_weight_norm(file.read(pair.ours), kernel)[0], dtype),
         ),
         TensorEntry(
             pair.official[1],
@@ -239,54 +218,3 @@ def _export_entries(pair: TensorPair, file: TensorFile) -> list[TensorEntry]:
 
 def _buffer_entry(name: str, shape: Shape) -> TensorEntry:
     return array_entry(name, np.array(ROTARY_FREQUENCIES) if elements(shape) else np.zeros(shape, np.float32))
-
-
-# --- the new folder ---------------------------------------------------------------------------------------------------
-
-
-def check_out(out: Path, *, force: bool, replaceable: Callable[[Path], bool]) -> None:
-    """Raise ValueError when ``out`` exists and may not be replaced, before any work."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not force:
-        raise ValueError(f"{out}: exists already; give another folder, or --force to replace it")
-    if not out.is_dir() or not replaceable(out):
-        raise ValueError(f"{out}: exists and is not a converted checkpoint, so it is not replaced")
-
-
-def _check_space(out: Path, entries: list[TensorEntry]) -> None:
-    """Raise OSError when the disk has no room for these tensors."""
-    parent, size = out.absolute().parent, sum(entry.nbytes for entry in entries)
-    parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(parent).free
-    if free < size:
-        raise OSError(f"{parent}: {size / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free")
-
-
-def _report(
-    name: str,
-    source: str,
-    out: Path,
-    parts: tuple[str, ...],
-    entries: list[TensorEntry],
-    digest: str,
-    dropped: tuple[str, ...],
-    start: float,
-) -> Report:
-    """Count what was written since ``start``."""
-    dtypes: dict[str, int] = {}
-    for entry in entries:
-        dtypes[entry.dtype] = dtypes.get(entry.dtype, 0) + elements(entry.shape)
-    return Report(
-        name=name,
-        source=source,
-        folder=out,
-        parts=parts,
-        tensors=len(entries),
-        parameters=sum(dtypes.values()),
-        dtypes=dtypes,
-        bytes=sum(entry.nbytes for entry in entries),
-        hash=digest,
-        dropped=dropped,
-        seconds=time.monotonic() - start,
-    )

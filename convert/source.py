@@ -24,6 +24,7 @@ class OfficialSource:
     """Describe an official checkpoint on disk."""
 
     label: str  # for the report
+    folder: Path  # of model_config.json
     weights: Path
     model_config: Any  # parsed model_config.json
     text: TextFolder | None  # None for an autoencoder alone
@@ -69,6 +70,7 @@ def _read(folder: Path, weights: Path | None, label: str, known_name: str | None
         location = text_location(model_config)
     return OfficialSource(
         label=label,
+        folder=folder,
         weights=weights or _weights_in(folder),
         model_config=model_config,
         text=None if location is None else _text_folder(folder, location),

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from sa3_mlx.common.files.safetensors import TensorFile, file_hash, from_bf16_bi
 from sa3_mlx.common.model.checkpoint import expected_tensors
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.presets import PRESETS
+from sa3_mlx.common.model.sampling import Guidance, Sampling
 from tests.support.full_golden import full_checkpoint, recipe
 from tests.support.official_checkpoint import (
     TINY,
@@ -28,6 +30,7 @@ from tests.support.official_checkpoint import (
     write_json,
     write_official,
 )
+from tests.support.tiny_checkpoint import write_checkpoint
 
 
 def folded(found: dict[str, tuple[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -254,3 +257,33 @@ def test_full_size_weights_arrive_under_our_names(golden, tmp_path):
                 expected = weights.tensor(pair.official[0], pair.official_shapes[0]).reshape(pair.shape)
                 np.testing.assert_array_equal(file.raw(pair.ours), expected, err_msg=pair.ours)
     assert [path.name for path in tmp_path.iterdir()] == ["same-s"]
+
+
+def test_what_the_official_layout_has_no_place_for_survives_the_round_trip(tmp_path):
+    """The usual sampling and the head-room of a model lie in a file beside; a released model needs none."""
+    sampling = Sampling(sampler="dpmpp", steps=12, guidance=Guidance(scale=3.0, apg=0.5))
+    config = replace(TINY, sampling=sampling, diffusion=replace(TINY.diffusion, head_room_seconds=0.5))
+    write_checkpoint(tmp_path / "ours", config)
+    export_official(tmp_path / "ours", tmp_path / "official", force=False)
+    run(tmp_path / "official", tmp_path / "again", name="tiny")
+    assert ModelConfig.load(tmp_path / "again") == config
+    write_checkpoint(tmp_path / "plain", TINY)
+    export_official(tmp_path / "plain", tmp_path / "other", force=False)
+    assert not (tmp_path / "other" / "sa3.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "not valid JSON"),
+        ('{"format": "sa3-beside/2"}', "format"),
+        ('{"format": "sa3-beside/1", "steps": 3}', "unknown field"),
+        ('{"format": "sa3-beside/1", "sampling": {"sampler": "none", "steps": 3}}', "sampler is 'none'"),
+    ],
+)
+def test_a_damaged_file_beside_is_refused(text, words, tmp_path):
+    source = write_official(tmp_path / "official", TINY)
+    (source / "sa3.json").write_text(text)
+    with pytest.raises(ValueError, match=f"sa3.json.*{words}"):
+        run(source, tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+CONVERT = ROOT / "convert"
 BUILD = "import sys, setuptools.build_meta as meta; meta.build_wheel(sys.argv[1])"
 
 
 def packages() -> set[str]:
     """Names of all folders with an ``__init__.py``, as they are imported once installed."""
-    found = {"sa3_convert"}
+    found = {".".join(("sa3_convert", *p.parent.parts[len(ROOT.parts) + 1 :])) for p in CONVERT.rglob("__init__.py")}
     for top in ("sa3_mlx", "sa3_torch"):
         found |= {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / top).rglob("__init__.py")}
     return found

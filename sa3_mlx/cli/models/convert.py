@@ -1,4 +1,4 @@
-"""Convert official checkpoints to ours, and back: ``sa3 convert``."""
+"""Convert checkpoints of other layouts to ours, and back: ``sa3 convert``."""
 
 from __future__ import annotations
 
@@ -19,9 +19,13 @@ from sa3_mlx.common.model.presets import PRESETS, REPOSITORIES
 @click.argument("out", required=False, type=click.Path(path_type=Path))
 @click.option("--name", help="Name of the model. Default: taken from SOURCE.")
 @click.option("--to-official", is_flag=True, help="Write the official layout from a converted model.")
-def convert(source: str, out: Path | None, name: str | None, to_official: bool, common: CommonOptions) -> None:
+@click.option("--to-mlx-npz", is_flag=True, help="Write the files of the official MLX port from a converted model.")
+def convert(
+    source: str, out: Path | None, name: str | None, to_official: bool, to_mlx_npz: bool, common: CommonOptions
+) -> None:
     """Convert SOURCE, a released model's name or hub id or a checkpoint on this disk, to the folder OUT.
 
+    A checkpoint is an official folder, or .npz files of the official MLX port: their folder, or the file of the DiT.
     Without OUT it goes to $SA3_HOME/models (default ~/.cache/sa3/models), where all commands find it by name.
 
     \b
@@ -32,12 +36,13 @@ def convert(source: str, out: Path | None, name: str | None, to_official: bool, 
     import sa3_convert as converter
 
     progress = Progress(quiet=common.quiet)
-    if to_official:
-        if out is None or name is not None:
-            raise click.UsageError("--to-official needs OUT, and takes no --name")
+    if to_official or to_mlx_npz:
+        if out is None or name is not None or (to_official and to_mlx_npz):
+            raise click.UsageError("--to-official or --to-mlx-npz needs OUT, and takes no --name")
         folder = find_model(source, generates=False).folder
+        export = converter.export_official if to_official else converter.export_port
         with progress.tensors("export") as show:
-            report = converter.export_official(folder, out, force=common.force, progress=show)
+            report = export(folder, out, force=common.force, progress=show)
         terminal.report(str(report))
         return
     source = source if Path(source).exists() else known_name(source)

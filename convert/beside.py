@@ -1,0 +1,45 @@
+"""Keep what the official layouts have no place for in a file beside theirs: the usual sampling and the head-room."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sa3_mlx.common.files.atomic import write_json
+from sa3_mlx.common.files.objects import read_object
+from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.model.sampling import Sampling
+
+from .fields import Fields
+from .model_config import HEAD_ROOM_SECONDS
+
+BESIDE_FILE = "sa3.json"
+_FORMAT = "sa3-beside/1"
+
+
+def write_beside(folder: Path, config: ModelConfig) -> None:
+    """Write the file where the model has anything to say there. Raises OSError where the disk refuses."""
+    values: dict[str, Any] = {}
+    if config.sampling is not None:
+        values["sampling"] = config.sampling.to_dict()
+    if config.diffusion is not None and config.diffusion.head_room_seconds != HEAD_ROOM_SECONDS:
+        values["head_room_seconds"] = config.diffusion.head_room_seconds
+    if values:
+        write_json(folder / BESIDE_FILE, {"format": _FORMAT, **values})
+
+
+def read_beside(folder: Path, config: ModelConfig) -> ModelConfig:
+    """Return the configuration with what the file says, if there is one. Raises ConfigError for a damaged one."""
+    path = folder / BESIDE_FILE
+    if not path.is_file():
+        return config
+    fields = Fields(read_object(path), str(path))
+    fields.constant("format", _FORMAT)
+    sampling, head_room = fields.optional("sampling", dict), fields.optional("head_room_seconds", float)
+    fields.done()
+    if sampling is not None:
+        config = replace(config, sampling=Sampling.from_dict(sampling, where=f"{path}: sampling"))
+    if head_room is not None:
+        config = replace(config, diffusion=replace(config.require_diffusion(), head_room_seconds=head_room))
+    return config

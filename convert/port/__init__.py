@@ -1,0 +1,1 @@
+"""Read and write the .npz files of the official MLX port."""
