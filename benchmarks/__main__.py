@@ -13,6 +13,7 @@ SECTIONS: Sections = {
     "Speed and memory": {
         "latency": ("speed.latency", "latency", "Time a generation, stage by stage, and what it costs."),
         "memory": ("speed.memory", "memory", "Peak memory of every phase: predicted and measured."),
+        "graph": ("speed.graph", "graph", "Kernels, copies and passes of a block, counted on its graph."),
         "roofline": ("speed.roofline", "roofline", "Least time that a chip's arithmetic and memory allow."),
         "peer": ("peer.peer", "peer", "Our speed beside that of the official MLX port, in one process."),
         "train-step": ("speed.train_step", "train_step", "Time a step of stage 0 and its parts."),

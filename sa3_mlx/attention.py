@@ -1,12 +1,13 @@
 """Attend plainly or differentially: self-attention (full, in chunks, or in a sliding window) and cross-attention.
 
 Shapes: B batch, N tokens, S context tokens, D width, H heads, K head size (64). Differential attention [B13] is the
-difference of two softmax maps over one V; both maps run as 2H heads of one call, then the halves are subtracted.
+difference of two softmax maps over one V. On a GPU attention leaves its result as (B, N, H, K) in memory: what is
+transposed before it is subtracted is read as it lies.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -25,21 +26,23 @@ def heads_first(x: mx.array) -> mx.array:
     return x.transpose(0, 2, 1, 3)
 
 
-def merge_heads(x: mx.array) -> mx.array:
-    """Return (B, N, H * K) of (B, H, N, K)."""
-    return x.transpose(0, 2, 1, 3).flatten(2)
-
-
 def attend(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None = None) -> mx.array:
-    """Return softmax(q k^T / 8) v (B, H, N, K) of q, k (B, H or 2H, N, K), v (B, H, N, K); the softmax is fp32.
+    """Return softmax(q k^T / 8) v (B, N, D) of q, k (B, H or 2H, N, K), v (B, H, N, K); the softmax is fp32.
 
     2H heads are the two maps of differential attention, both over v; their difference is returned. ``mask`` is boolean,
     True = may attend, or a bias of the logits.
     """
-    if q.shape[1] == v.shape[1]:
-        return _attend(q, k, v, mask)
-    first, second = _attend(q, k, mx.concatenate([v, v], axis=1), mask).split(2, axis=1)
-    return first - second
+    return _difference([_attend(*pair, v, mask).transpose(0, 2, 1, 3) for pair in _maps(q, k, v)]).flatten(2)
+
+
+def _maps(q: mx.array, k: mx.array, v: mx.array) -> Iterator[tuple[mx.array, mx.array]]:
+    """Return queries and keys of each softmax map."""
+    heads = v.shape[1]
+    return zip(q.split(q.shape[1] // heads, axis=1), k.split(k.shape[1] // heads, axis=1), strict=True)
+
+
+def _difference(maps: list[mx.array]) -> mx.array:
+    return maps[0] if len(maps) == 1 else maps[0] - maps[1]
 
 
 def _attend(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
@@ -56,7 +59,7 @@ def window_mask(groups: int, group: int) -> mx.array:
 
 
 def attend_window(q: mx.array, k: mx.array, v: mx.array, mask: mx.array) -> mx.array:
-    """Attend in a sliding window without a dense mask [B42].
+    """Attend in a sliding window without a dense mask [B42]: shapes as ``attend``.
 
     ``mask`` comes from ``window_mask``. Keys and values have N = groups * group tokens; of every group there are as
     many queries as the mask has rows. Keys and values are overlapping strided views, with the heads as the batch axis
@@ -71,13 +74,11 @@ def attend_window(q: mx.array, k: mx.array, v: mx.array, mask: mx.array) -> mx.a
         strides = ((length + 2 * group) * size, group * size, size, 1)
         return mx.as_strided(x, (batch * heads, groups, window, size), strides)
 
-    values = windows(v)
-    maps = [
-        _attend(part.reshape(batch * heads, groups, rows, size), windows(keys), values, mask[None])
-        for part, keys in zip(q.split(q.shape[1] // heads, axis=1), k.split(q.shape[1] // heads, axis=1), strict=True)
-    ]
-    out = maps[0] if len(maps) == 1 else maps[0] - maps[1]
-    return out.reshape(batch, heads, groups * rows, size)
+    values, maps = windows(v), []
+    for queries, keys in _maps(q, k, v):
+        out = _attend(queries.reshape(batch * heads, groups, rows, size), windows(keys), values, mask[None])
+        maps.append(out.reshape(batch, heads, groups, rows, size).transpose(0, 2, 3, 1, 4))
+    return _difference(maps).reshape(batch, groups * rows, heads * size)
 
 
 class SelfAttention(nn.Module):
@@ -115,7 +116,7 @@ class SelfAttention(nn.Module):
     def mix(self, heads: Heads, q_table: Rope, k_table: Rope, attend: Attend) -> mx.array:
         """Do what follows ``heads``: positions, attention, output projection -> (B, N, D)."""
         q, k, v = (heads_first(x) for x in heads)
-        return self.to_out(merge_heads(attend(rotate(q, q_table), rotate(k, k_table), v)))
+        return self.to_out(attend(rotate(q, q_table), rotate(k, k_table), v))
 
     def __call__(self, x: mx.array, table: Rope, attend: Attend) -> mx.array:
         """Map (B, N, D) to (B, N, D)."""
@@ -148,4 +149,4 @@ class CrossAttention(nn.Module):
     def __call__(self, x: mx.array, keys: mx.array, values: mx.array, bias: mx.array | None = None) -> mx.array:
         """Map (B, N, D) to (B, N, D); ``bias`` (B, 1, 1, S) is added to the logits."""
         q = self.q_norm(self.to_q(x).reshape(*x.shape[:2], -1, HEAD_SIZE))  # (B, N, H or 2H, K)
-        return self.to_out(merge_heads(attend(heads_first(q), keys, values, bias)))
+        return self.to_out(attend(heads_first(q), keys, values, bias))

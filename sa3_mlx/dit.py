@@ -8,7 +8,7 @@ K head size. What depends only on the prompt, the duration and the kept audio is
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from sa3_mlx.common.model.features import fourier_features
 from sa3_mlx.runtime import mx, nn
 
 from .attention import Attend, CrossAttention, SelfAttention, attend
-from .layers import MLP, FeedForward, RMSNorm, Rope, add_gated, modulate, rope
+from .layers import MLP, FeedForward, RMSNorm, Rope, add_gated, modulate, pointwise, rope
 
 head_rms_norm = partial(RMSNorm, eps=1e-6)  # [B11]
 BLOCK_EPS = 1e-5  # [B11]
@@ -42,7 +42,9 @@ class Prepared:
     """
 
     contexts: tuple[Context | None, ...]  # per block
-    local: tuple[mx.array | None, ...]  # per block: (B, T or 1, D)
+    local: tuple[
+        mx.array | None, ...
+    ]  # per block: (B, N, D) with zeros for memory tokens, or one for all frames (B, 1, D)
     seconds: mx.array  # (B, D)
     valid: mx.array | None  # (B, T)
 
@@ -121,15 +123,32 @@ class DiTBlock(nn.Module):
                 self.cross_attn_norm(x[:rows]), context.keys, context.values, context.bias
             )
             x = known if rows == len(x) else mx.concatenate([known, x[rows:]])
-        if local is not None:  # memory tokens get no local term
-            x = mx.concatenate([x[:, :memory], _add_repeated(x[:, memory:], local)], axis=1)
+        if local is not None:
+            x = _add_local(x, local, memory)
         h = modulate(self.ff_norm(x), 1 + scale_f, shift_f)
         return add_gated(x, self.ff(h), mx.sigmoid(1 - gate_f))
 
 
-def _add_repeated(x: mx.array, local: mx.array) -> mx.array:
-    """Return (n B, T, D) + (B, T or 1, D), the second repeated."""
-    return (x.reshape(-1, len(local), *x.shape[1:]) + local).reshape(x.shape)
+def _add_local(x: mx.array, local: mx.array, memory: int) -> mx.array:
+    """Return x (n B, N, D) plus a local term, repeated n times. A memory token gets 0, not a copy of x without it."""
+    length = x.shape[1]
+    term, audio = (local, _audio_column(memory, length)) if local.shape[1] == 1 else (local[:, -length:], None)
+    shape = x.shape
+    if len(local) not in (1, len(x)):
+        x = x.reshape(-1, len(local), *x.shape[1:])
+    x = x + term if audio is None else _add_where(x, term, audio.astype(x.dtype))
+    return x.reshape(shape)
+
+
+@pointwise
+def _add_where(x: mx.array, term: mx.array, audio: mx.array) -> mx.array:
+    return x + term * audio
+
+
+@lru_cache(maxsize=8)
+def _audio_column(memory: int, length: int) -> mx.array | None:
+    """Return 0 for memory tokens and 1 for others, (N, 1); None where there are only others."""
+    return mx.array((np.arange(length) >= memory).astype(np.float32)[:, None]) if memory else None
 
 
 class DiT(nn.Module):
@@ -167,12 +186,17 @@ class DiT(nn.Module):
         for layer in self.layers:
             pair = None if context is None else layer.cross_attn.prepare(context)
             contexts.append(None if pair is None else Context(keys=pair[0], values=pair[1], bias=bias))
-            local.append(None if cond.local is None else layer.local_embed(cond.local))
+            local.append(None if cond.local is None else self._local(layer, cond.local))
             if self.streamed:
                 mx.eval(pair, local[-1])  # now, one block after the other
         return Prepared(
             contexts=tuple(contexts), local=tuple(local), seconds=self.to_global_embed(cond.seconds), valid=cond.valid
         )
+
+    def _local(self, layer: DiTBlock, given: mx.array) -> mx.array:
+        """Return a block's local term; where every frame has its own, that of memory tokens is 0."""
+        term = layer.local_embed(given)
+        return term if term.shape[1] == 1 else mx.pad(term, [(0, 0), (self.config.memory_tokens, 0), (0, 0)])
 
     def modulation(self, t: np.ndarray, seconds: mx.array) -> mx.array:
         """Return (B, 6 D), shared by all blocks, of t (B,) fp32 in [0, 1] on the host and seconds (B, D) [B8]."""

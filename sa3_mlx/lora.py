@@ -62,7 +62,7 @@ class Update(nn.Module):
         """Return the product (..., O) of inputs (..., I) with the changed weight, from the product with W."""
         if self.cols is not None:
             x = (x * self.cols).astype(x.dtype)
-        y = product(x) + (x @ self.a.T) @ self.b.T
+        y = mx.addmm(product(x), x @ self.a.T, self.b.T)
         return y if self.rows is None else (y * self.rows).astype(y.dtype)
 
 
@@ -72,7 +72,10 @@ class AdaptedLinear(nn.Module):
     def __init__(self, base: nn.Module, updates: list[Update]) -> None:
         super().__init__()
         self.base = copy.copy(base)
-        self.bias = self.base.pop("bias", None)  # comes last
+        scaled = any(update.rows is not None for update in updates)
+        self.bias = (
+            self.base.pop("bias", None) if scaled else None
+        )  # not scaled: added last; else in the base's product
         self.updates = updates
 
     def __call__(self, x: mx.array) -> mx.array:

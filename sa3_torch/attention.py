@@ -26,21 +26,21 @@ def heads_first(x: Tensor) -> Tensor:
     return x.transpose(1, 2)
 
 
-def merge_heads(x: Tensor) -> Tensor:
+def _merge_heads(x: Tensor) -> Tensor:
     """Return (B, N, H * K) of (B, H, N, K)."""
     return x.transpose(1, 2).flatten(2)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return softmax(q k^T / 8) v: q, k (B, H or 2H, N, K), v (B, H, N, K) -> (B, H, N, K). In fp32 on a CPU.
+    """Return softmax(q k^T / 8) v (B, N, D) of q, k (B, H or 2H, N, K), v (B, H, N, K). In fp32 on a CPU.
 
     2H heads are the two maps of differential attention, both over v; their difference is returned. ``mask`` is boolean,
     True = may attend, or a bias of the logits.
     """
     if q.shape[1] == v.shape[1]:
-        return _attend(q, k, v, mask)
+        return _merge_heads(_attend(q, k, v, mask))
     first, second = _attend(q, k, torch.cat([v, v], dim=1), mask).chunk(2, dim=1)
-    return first - second
+    return _merge_heads(first - second)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -61,7 +61,7 @@ def window_mask(groups: int, group: int, device: torch.device) -> Tensor:
 
 
 def attend_window(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Attend in a sliding window without a dense mask [B42].
+    """Attend in a sliding window without a dense mask [B42]: shapes as ``attend``.
 
     ``mask`` comes from ``window_mask``. Keys and values have N = groups * group tokens; of every group there are as
     many queries as the mask has rows. Keys and values are overlapping strided views; both maps of differential
@@ -81,7 +81,7 @@ def attend_window(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         for part, keys in zip(q.split(heads, dim=1), k.split(heads, dim=1), strict=True)
     ]
     out = maps[0] if len(maps) == 1 else maps[0] - maps[1]
-    return out.flatten(1, 2).unflatten(0, v.shape[:2])
+    return _merge_heads(out.flatten(1, 2).unflatten(0, v.shape[:2]))
 
 
 class SelfAttention(nn.Module):
@@ -119,7 +119,7 @@ class SelfAttention(nn.Module):
     def mix(self, heads: Heads, q_table: Rope, k_table: Rope, attend: Attend) -> Tensor:
         """Do what follows ``heads``: positions, attention, output projection -> (B, N, D)."""
         q, k, v = (heads_first(x) for x in heads)
-        return self.to_out(merge_heads(attend(rotate(q, q_table), rotate(k, k_table), v)))
+        return self.to_out(attend(rotate(q, q_table), rotate(k, k_table), v))
 
     def forward(self, x: Tensor, table: Rope, attend: Attend) -> Tensor:
         """Map (B, N, D) to (B, N, D)."""
@@ -152,4 +152,4 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
         """Map (B, N, D) to (B, N, D); ``bias`` (B, 1, 1, S) is added to the logits."""
         q = self.q_norm(self.to_q(x).unflatten(-1, (-1, HEAD_SIZE)))  # (B, N, H or 2H, K)
-        return self.to_out(merge_heads(attend(heads_first(q), keys, values, bias)))
+        return self.to_out(attend(heads_first(q), keys, values, bias))

@@ -286,3 +286,51 @@ def _check_compiled(twin: Twin, folder: Path, scale: float) -> None:
             outputs.append([twin.numpy(velocity(x, np.full(len(COUNTS), t, np.float32))) for t in (0.9, 0.4)])
     for found, wanted in zip(*outputs, strict=True):
         assert relative(found, wanted) < CLOSE
+
+
+@pytest.mark.parametrize("mask", [None, "bias", "bool"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_two_maps_over_one_v_equal_doubled_heads(mask: str | None, dtype: str) -> None:
+    """Differential attention in two calls that share v, subtracted with the heads merged."""
+    mx, attention = pytest.importorskip("mlx.core"), pytest.importorskip("sa3_mlx.attention")
+    q, k = (mx.array(_normal(2, 6, 9, 64, seed=seed)).astype(getattr(mx, dtype)) for seed in (1, 2))
+    v = mx.array(_normal(2, 3, 9, 64)).astype(q.dtype)
+    given = {
+        None: None,
+        "bias": mx.array(_normal(2, 1, 1, 9)).astype(q.dtype),
+        "bool": mx.array(np.arange(9) < 7)[None, None, None],
+    }[mask]
+    doubled = mx.concatenate([v, v], axis=1)
+    maps = mx.fast.scaled_dot_product_attention(q, k, doubled, scale=0.125, mask=given).split(2, axis=1)
+    wanted = (maps[0] - maps[1]).transpose(0, 2, 1, 3).reshape(2, 9, 192)
+    np.testing.assert_array_equal(np.array(attention.attend(q, k, v, given)), np.array(wanted))
+
+
+@pytest.mark.parametrize("frames", [1, 9])
+@pytest.mark.parametrize("repeats", [1, 2])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_local_terms_as_one_sum_equal_those_of_the_frames(frames: int, repeats: int, batch: int) -> None:
+    """A column of 0 and 1, or zeros, for the memory tokens; both halves of guidance share the terms."""
+    mx, dit = pytest.importorskip("mlx.core"), pytest.importorskip("sa3_mlx.dit")
+    memory, x, local = 4, _normal(repeats * batch, 4 + 9, WIDTH), _normal(batch, frames, WIDTH)
+    wanted = x.copy()
+    wanted[:, memory:] += np.concatenate([local] * repeats)
+    padded = local if frames == 1 else np.pad(local, [(0, 0), (memory, 0), (0, 0)])
+    np.testing.assert_array_equal(np.array(dit._add_local(mx.array(x), mx.array(padded), memory)), wanted)
+    audio_only = dit._add_local(mx.array(x[:, memory:].copy()), mx.array(padded), 0)
+    np.testing.assert_array_equal(np.array(audio_only), wanted[:, memory:])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("bits", [None, 8])
+def test_an_adapter_inside_the_product_equals_one_added_to_it(bits: int | None, dtype: str) -> None:
+    """The low-rank product is added where it is made, and the bias where W x is."""
+    mx, nn, lora = (pytest.importorskip(name) for name in ("mlx.core", "mlx.nn", "sa3_mlx.lora"))
+    layer = nn.Linear(64, 96)
+    layer.bias = mx.array(_normal(96))
+    layer.set_dtype(getattr(mx, dtype))
+    base = layer if bits is None else nn.QuantizedLinear.from_linear(layer, group_size=32, bits=bits)
+    x, a, b = (mx.array(_normal(*shape)).astype(getattr(mx, dtype)) for shape in ((2, 5, 64), (8, 64), (96, 8)))
+    found = np.array(lora.AdaptedLinear(base, [lora.Update(a, b, {})])(x).astype(mx.float32))
+    wanted = np.array((base(x) + (x @ a.T) @ b.T).astype(mx.float32))
+    assert relative(found, wanted) < (CLOSE if dtype == "float32" else 2e-3)  # measured 4e-8, 4e-4

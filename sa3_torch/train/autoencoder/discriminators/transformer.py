@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sa3_torch.attention import attend_window, heads_first, merge_heads, window_mask
+from sa3_torch.attention import attend_window, heads_first, window_mask
 from sa3_torch.layers import DynamicTanh, Rope, gate_silu, rope, rotate
 from sa3_torch.same import patch
 from sa3_torch.train.autoencoder.transforms import pad_to_multiple, spectrogram
@@ -40,7 +40,7 @@ class WindowAttention(nn.Module):
         q = self.q_norm(parts[:, :, 0:2].flatten(2, 3))  # (B, N, 2H, K), both maps
         k = self.k_norm(parts[:, :, 2:4].flatten(2, 3))
         q, k, v = heads_first(q), heads_first(k), heads_first(parts[:, :, 4])
-        return self.to_out(merge_heads(attend_window(rotate(q, table), rotate(k, table), v, mask)))
+        return self.to_out(attend_window(rotate(q, table), rotate(k, table), v, mask))
 
 
 class WindowBlock(nn.Module):
