@@ -136,7 +136,7 @@ def _add_local(x: mx.array, local: mx.array, memory: int) -> mx.array:
     shape = x.shape
     if len(local) not in (1, len(x)):
         x = x.reshape(-1, len(local), *x.shape[1:])
-    x = x + term if audio is None else _add_where(x, term, audio.astype(x.dtype))
+    x = x + term if audio is None else _add_where(x, term, audio)
     return x.reshape(shape)
 
 

@@ -1,14 +1,14 @@
 """Count what a block launches, copies and moves beside its arithmetic: ``python -m benchmarks graph``.
 
 Nothing is computed. MLX builds a graph, and its nodes are counted as a GPU would run them, also where there is none:
-attention, norms and own kernels are one node each, and elementwise operations are joined as ``mx.compile`` joins them. A
-network is compared with one that has more blocks, so that what lies between blocks counts too.
+attention, norms and own kernels are one node each, and elementwise operations are joined as ``mx.compile`` joins those
+of a whole network. It is compared with a network that has more blocks: what lies between blocks counts too.
 
 - nodes: kernels without copies;
 - copies: kernels that only bring numbers into another place. What is a view and what is a copy follows the rules of
   MLX 0.32 on Metal from the strides of every array: a norm and an own kernel copy what is not contiguous, attention
   leaves tokens before heads, a concatenation copies every input;
-- passes: numbers read and written, wide or narrow, in units of tokens times width, without weights and what stays inside attention.
+- passes: numbers read and written, in units of tokens times width, without weights and what stays inside attention.
 """
 
 from __future__ import annotations
@@ -138,10 +138,15 @@ class Graph:
                 joined.append(node)
                 continue
             done |= group - {node.outputs[0]}
-            own = {name for name in group if made[name].name in ELEMENTWISE or name in done}
-            inputs = dict.fromkeys(name for output in own for name in made[output].inputs if name not in group)
-            results = [name for name in own if name in self.results or readers.get(name, set()) - group]
-            joined.append(Node("elementwise", tuple(inputs), tuple(results) or node.outputs))
+            inputs = dict.fromkeys(given for name in group for given in made[name].inputs if given not in group)
+            results = [
+                name
+                for name in made
+                if name in group
+                and made[name].name != "Broadcast"  # one that others read too is theirs as well, a view
+                and (name in self.results or readers.get(name, set()) - group)
+            ]
+            joined.append(Node("elementwise", tuple(inputs), tuple(results)))
         self.nodes = joined[::-1]
 
     def _collect(
@@ -250,9 +255,11 @@ def _marked() -> Iterator[None]:
         return mx.depends([output], [*(array for array in inputs if array is not None), tag])[0]
 
     def attention(q: mx.array, k: mx.array, v: mx.array, *, scale: float, mask: mx.array | None = None) -> mx.array:
+        assert scale
         return mark("attention", q, k, v, mask)
 
     def norm(x: mx.array, weight: mx.array, eps: float) -> mx.array:
+        assert eps
         return mark("norm", x, weight)
 
     with patch.object(mx.fast, "scaled_dot_product_attention", attention), patch.object(mx.fast, "rms_norm", norm):

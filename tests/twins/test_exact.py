@@ -216,7 +216,24 @@ def test_compiled_pointwise_groups_equal_plain_ones(dtype: str) -> None:
         with using({"compiled_pointwise": way}):
             found[way] = [np.array(group(*arrays)) for group, arrays in groups.items()]
     for compiled, plain in zip(found["compiled"], found["plain"], strict=True):
-        np.testing.assert_allclose(compiled, plain, rtol=1e-6 if dtype == "float32" else 4e-3)
+        np.testing.assert_allclose(compiled, plain, rtol=1e-6 if dtype == "float32" else 1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_groups_in_16_bits_round_once(dtype: str) -> None:
+    """What is between is fp32: the same bits as fp32, rounded."""
+    mx, layers = pytest.importorskip("mlx.core"), pytest.importorskip("sa3_mlx.layers")
+    x, y, z = (mx.array(4 * _normal(40, 64, seed=seed)).astype(getattr(mx, dtype)) for seed in (1, 2, 3))
+    alpha, row = mx.array([0.7]).astype(x.dtype), z[0]
+    groups: list[tuple[Any, tuple[Any, ...]]] = [
+        *((layers.silu, (x,)), (layers.gate_silu, (x, y)), (layers.gate_sine, (x, y))),
+        *((layers.modulate, (x, y, z)), (layers.add_gated, (x, y, z)), (layers.scale_tanh, (x, alpha, row, y[0]))),
+    ]
+    for group, arrays in groups:
+        found, wide = group(*arrays), group(*(array.astype(mx.float32) for array in arrays))
+        assert found.dtype == x.dtype and wide.dtype == mx.float32
+        rounded = wide.astype(x.dtype).astype(mx.float32)
+        np.testing.assert_array_equal(np.array(found.astype(mx.float32)), np.array(rounded))
 
 
 def test_formulas_by_the_exponential_equal_their_names() -> None:
