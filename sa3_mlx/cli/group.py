@@ -16,7 +16,7 @@ from typing import ClassVar, NoReturn
 
 import click
 
-from sa3_mlx.common.terminal import ReaderGone, excerpt, flush_streams, mend_streams, one_line, say
+from sa3_mlx.common.terminal import ReaderGone, flush_streams, mend_streams, one_line, say
 
 # section -> command -> (module, attribute, one line of help)
 Sections = dict[str, dict[str, tuple[str, str, str]]]
@@ -39,7 +39,6 @@ _REMEDIES = {
     errno.ELOOP: "links lead in a circle",
     errno.EMFILE: "too many files are open; raise the limit with ulimit -n",
 }
-_LONGEST = 1500  # characters of an error
 _OUT_OF_MEMORY = re.compile(r"alloc|out of memory", re.IGNORECASE)  # in the words of mlx and torch
 
 
@@ -145,4 +144,4 @@ def _first_line(error: Exception) -> str:
 
 
 def _complain(name: str, message: str) -> None:
-    say(f"{name}: {excerpt(one_line(message), _LONGEST)}")
+    say(f"{name}: {one_line(message)}")

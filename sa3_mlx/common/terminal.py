@@ -1,24 +1,28 @@
 """Print for people: every line that a command prints passes here.
 
-What others wrote, such as prompts, tags, names of models and of files, cannot control the terminal. Streams that are
-closed, full or gone are survived: notes are dropped, a report on finished work costs a note, and only a command whose
-product is the text itself fails.
+What others wrote, such as prompts, tags, names of models and of files, cannot control the terminal or fill it. Streams
+that are closed, full or gone are survived: notes are dropped, a report on finished work costs a note, and only a
+command whose product is the text itself fails.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import re
 import shlex
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TextIO
 
 # control characters but for line ends and tabs, and what turns or breaks the line: ESC, BEL, C1, bidirectional marks
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _BREAKS = re.compile(r"[^\S ]+")  # white space, spaces aside
+LONGEST = 1000  # characters of a line that is said
+_STDERR = threading.RLock()  # held by what prints there, and by what keeps libraries from it
+_LONG_WORD = re.compile(r"\S{121,}")
 
 
 class ReaderGone(Exception):
@@ -40,6 +44,21 @@ def excerpt(text: str, letters: int = 40) -> str:
     return text if len(text) <= letters else f"{text[:letters]}..."
 
 
+def bounded(line: str) -> str:
+    """Return a line of at most ``LONGEST`` characters.
+
+    Of a longer one the middle of its long words is left out, then its own: what it is about stands at the beginning,
+    and what to do at the end.
+    """
+    if len(line) > LONGEST:
+        line = _LONG_WORD.sub(lambda word: _ends(word[0], 60, 50), line)
+    return line if len(line) <= LONGEST else _ends(line, LONGEST - 303, 300)
+
+
+def _ends(text: str, first: int, last: int) -> str:
+    return f"{text[:first]}...{text[-last:]}"
+
+
 def labelled(label: str, text: str, width: int) -> str:
     """Return a line of a table: a label in ``width`` columns, then the text."""
     return f"{label:<{width}} {one_line(text)}"
@@ -51,8 +70,12 @@ def command(*words: object) -> str:
 
 
 def say(text: str) -> None:
-    """Print on standard error: a note, an error, progress. Where nobody can read it, nothing happens."""
-    _write(sys.stderr, text)
+    """Print on standard error: a note, an error, progress, in lines of bearable length.
+
+    Where nobody can read it, nothing happens.
+    """
+    with _STDERR:
+        _write(sys.stderr, "\n".join(map(bounded, text.split("\n"))))
 
 
 def report(text: str) -> None:
@@ -96,10 +119,28 @@ def flush_streams() -> None:
                 silence(stream)
 
 
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Lead file descriptor 2 nowhere meanwhile: libraries write there what no caller can catch, panics and notes.
+
+    Nothing of ours is printed until it ends, in whatever thread.
+    """
+    with _STDERR, ExitStack() as stack:
+        try:
+            saved = os.dup(2)
+            stack.callback(os.close, saved)
+            with open(os.devnull, "wb") as null:  # noqa: PTH123
+                os.dup2(null.fileno(), 2)
+            stack.callback(os.dup2, saved, 2)
+        except OSError:  # it is closed
+            pass
+        yield
+
+
 def silence(stream: TextIO | None) -> None:
     """Lead a stream of the process that failed to the null device, where its buffer can be flushed."""
     if stream is not None:
-        with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as null:  # noqa: PTH123
+        with suppress(OSError, ValueError), open(os.devnull, "wb") as null:  # noqa: PTH123
             os.dup2(null.fileno(), stream.fileno())
 
 

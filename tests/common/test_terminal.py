@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -27,6 +30,41 @@ def test_every_way_to_print_cleans(capfd: pytest.CaptureFixture[str]) -> None:
         write(HOSTILE)
         out, err = capfd.readouterr()
         assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f]", out + err) and (out + err).endswith("\\ud83d\n")
+
+
+def test_what_is_said_is_bounded_and_keeps_its_ends(capfd: pytest.CaptureFixture[str]) -> None:
+    """The file and the remedy are read, whatever stands between them; what a command is for is never cut."""
+    name = f"/home/{'a' * 240}/x.wav"
+    assert terminal.bounded(f"{name}: no such file") == f"{name}: no such file", "whole as far as there is room"
+    for middle in ("y" * 10**6, "word " * 10**6):
+        line = terminal.bounded(f"sa3: in.wav: its value is {middle}: allowed are 1 to 3; use --steps 3")
+        assert len(line) <= terminal.LONGEST
+        assert line.startswith("sa3: in.wav: its value is ") and line.endswith(": allowed are 1 to 3; use --steps 3")
+    terminal.say(f"first {'x' * 5000} end\nsecond")
+    said = capfd.readouterr().err.splitlines()
+    assert len(said[0]) < 200 and said[0].endswith("xxx end") and said[1] == "second"
+    terminal.show("x" * 5000)
+    assert capfd.readouterr().out == "x" * 5000 + "\n"
+
+
+def test_libraries_are_hushed_and_what_is_said_meanwhile_waits(capfd: pytest.CaptureFixture[str]) -> None:
+    with terminal.hushed():
+        os.write(2, b"a note of a library\n")
+        with terminal.hushed():
+            os.write(2, b"another\n")
+        other = threading.Thread(target=terminal.say, args=["of another thread"])
+        other.start()
+        other.join(0.1)
+        assert other.is_alive(), "it waits"
+    other.join()
+    os.write(2, b"heard again\n")
+    assert capfd.readouterr().err == "of another thread\nheard again\n"
+
+
+def test_hushing_a_closed_stream_does_no_harm() -> None:
+    script = "import os; os.close(2); from sa3_mlx.common.terminal import hushed\nwith hushed(): print('done')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (0, "done\n")
 
 
 def test_what_an_encoding_lacks_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,7 +94,8 @@ def test_a_closed_vocabulary_names_the_words_it_does_not_have(tmp_path: Path) ->
     assert pieces.closed_vocabulary() == () and pieces.unknown("ab") == ()
 
 
-def test_files_that_are_meant_to_fail_are_named(tmp_path: Path) -> None:
+def test_files_that_are_meant_to_fail_are_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """And what the library prints of its panics is not seen."""
     from tokenizers import Regex
     from tokenizers import Tokenizer as Library
     from tokenizers.models import WordLevel
@@ -115,3 +116,4 @@ def test_files_that_are_meant_to_fail_are_named(tmp_path: Path) -> None:
     growing = Library(WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>"))
     growing.normalizer = Sequence([Replace("a", "a" * 100)] * 9)
     assert "times as long" in refused(growing, "a")
+    assert capfd.readouterr().err == ""

@@ -25,12 +25,10 @@ from typing import NoReturn
 
 import click
 
-from sa3_mlx.common.files.atomic import write_json
-
-from .engine import Fuzzer, Result
+from .engine import Fuzzer, Result, State
 from .known import is_open
 from .registry import targets
-from .target import ROOT, Case, Finding
+from .target import ROOT, Case
 
 STALLED_SECONDS = 150  # without a new input: it hangs where no signal interrupts it
 _CURRENT = "current.pickle"
@@ -43,6 +41,7 @@ _workers: list[subprocess.Popen[bytes]] = []
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--only", multiple=True, metavar="NAME", help="Fuzz this target; can be repeated.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--state", type=click.Path(path_type=Path), help="Folder: go on with what runs before left there.")
 @click.option("--save", type=click.Path(path_type=Path), help="Folder for findings. Default: a temporary one.")
 @click.option("--json", "as_json", type=click.Path(path_type=Path), help="Write the table as JSON.")
 @click.option("--replay", type=click.Path(path_type=Path, exists=True), help="Read the input of a saved finding again.")
@@ -53,6 +52,7 @@ def main(
     seed: int,
     only: tuple[str, ...],
     jobs: int,
+    state: Path | None,
     save: Path | None,
     as_json: Path | None,
     replay: Path | None,
@@ -63,7 +63,8 @@ def main(
         _replay(replay)
         return
     if worker is not None:
-        _work(worker, only, seed, seconds)
+        assert state is not None
+        _work(worker, only, seed, state)
         return
     known = targets()
     if wrong := set(only) - set(known):
@@ -71,10 +72,12 @@ def main(
     signal.signal(signal.SIGTERM, _stop)
     names = [name for name in known if not only or name in only]
     share = seconds if each else seconds * jobs / len(names)
-    with ThreadPoolExecutor(jobs) as pool:
-        groups = pool.map(lambda number: _fuzz(names[number::jobs], seed, share), range(jobs))
-        found = {result.target: result for group in groups for result in group}
-    results = [found[name] for name in names]
+    with _folder() as folder, ThreadPoolExecutor(jobs) as pool:
+        kept = state or folder / "state"
+        kept.mkdir(parents=True, exist_ok=True)
+        for _ in pool.map(lambda number: _fuzz(names[number::jobs], seed, share, kept), range(jobs)):
+            pass
+        results = [State.load(kept / f"{name}.json", name).result for name in names]
     _print(results)
     _save(results, save or Path(tempfile.gettempdir()) / "sa3-fuzz")
     if as_json is not None:
@@ -100,43 +103,40 @@ def _folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def _fuzz(names: list[str], seed: int, seconds: float) -> list[Result]:
+def _fuzz(names: list[str], seed: int, seconds: float, state: Path) -> None:
     """Fuzz targets one after the other in a process; where it crashes, another one goes on with other inputs."""
-    totals = {name: Result(name) for name in names}
-    left, attempt = dict.fromkeys(names, seconds), 0
-    while left:
+    ends = {name: State.load(state / f"{name}.json", name).result.seconds + seconds for name in names}
+    while True:
+        found = {name: State.load(state / f"{name}.json", name) for name in names}
+        left = {name: end - found[name].result.seconds for name, end in ends.items()}
+        arguments = [word for name in names if left[name] > 0 for word in ("--only", f"{name}={left[name]}")]
+        if not arguments:
+            return
         with _folder() as folder:
-            start = time.time()
-            arguments = [word for name, time_left in left.items() for word in ("--only", f"{name}={time_left}")]
+            started, current = time.time(), folder / _CURRENT
             with (folder / "output.txt").open("wb") as output:
+                command = [sys.executable, "-m", "tests.fuzz", "--worker", folder, "--state", state.resolve()]
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "tests.fuzz", "--worker", folder, "--seed", str(seed + attempt), *arguments],
-                    cwd=ROOT,
-                    stdout=output,
-                    stderr=output,
+                    [*command, "--seed", str(seed), *arguments], cwd=ROOT, stdout=output, stderr=output
                 )
                 _workers.append(process)
-                stalled = _watch(process, folder / _CURRENT)
-            for path in folder.glob("*.json"):
-                data = json.loads(path.read_text())
-                findings = {key: Finding.from_dict(value) for key, value in data.pop("findings").items()}
-                totals[path.stem].add(Result(**data, findings=findings))
-                del left[path.stem]
-                start = max(start, path.stat().st_mtime)
-            if process.returncode == 0 or process not in _workers:
-                break
+                stalled = _watch(process, current)
+            if process not in _workers:
+                return
+            if process.returncode == 0:
+                continue
             words = (folder / "output.txt").read_text(errors="replace").strip()
-            if process.returncode > 0 or not (folder / _CURRENT).is_file():
+            if process.returncode > 0 or not current.is_file():
                 raise click.ClickException(f"fuzzing itself failed: {words[-2000:]}")
-            name, case = pickle.loads((folder / _CURRENT).read_bytes())
-            totals[name].note(
-                f"{'hangs' if stalled else signal.Signals(-process.returncode).name} in the process", case, words[-300:]
-            )
-            totals[name].seconds += time.time() - start
-            left[name] -= time.time() - start
-            left = {name: time_left for name, time_left in left.items() if time_left > 0}
-            attempt += 1000
-    return list(totals.values())
+            name, case = pickle.loads(current.read_bytes())
+            path = state / f"{name}.json"
+            crashed = State.load(path, name)
+            saved = path.stat().st_mtime if path.is_file() else 0
+            end = "hangs" if stalled else signal.Signals(-process.returncode).name
+            crashed.result.note(f"{end} in the process", case, words[-300:])
+            crashed.result.rounds += 1  # the next one draws other inputs
+            crashed.result.seconds += time.time() - max(saved, started)
+            crashed.save(path)
 
 
 def _watch(process: subprocess.Popen[bytes], current: Path) -> bool:
@@ -152,16 +152,21 @@ def _watch(process: subprocess.Popen[bytes], current: Path) -> bool:
                 return True
 
 
-def _work(folder: Path, jobs: tuple[str, ...], seed: int, seconds: float) -> None:
-    """Be that process: fuzz targets, given as NAME=SECONDS, and leave a file with the result of each."""
+def _work(folder: Path, jobs: tuple[str, ...], seed: int, state: Path) -> None:
+    """Be that process: fuzz targets, given as NAME=SECONDS, and keep what each of them gives in its state."""
     for job in jobs:
-        name, _, share = job.partition("=")
+        name, _, seconds = job.partition("=")
+        path = state / f"{name}.json"
         (folder / name).mkdir()
-        fuzzer = Fuzzer(targets()[name], folder / name, watch=partial(_tell, folder / _CURRENT, name))
-        result = fuzzer.run(seed=seed, seconds=float(share or seconds))
-        data = vars(result) | {"findings": {key: finding.to_dict() for key, finding in result.findings.items()}}
+        fuzzer = Fuzzer(
+            targets()[name],
+            folder / name,
+            State.load(path, name),
+            watch=partial(_tell, folder / _CURRENT, name),
+            keep=lambda found, path=path: found.save(path),  # type: ignore[misc]
+        )
+        fuzzer.run(seed=seed, seconds=float(seconds))
         shutil.rmtree(folder / name)
-        write_json(folder / f"{name}.json", data)
 
 
 def _tell(current: Path, name: str, case: Case) -> None:
@@ -169,14 +174,11 @@ def _tell(current: Path, name: str, case: Case) -> None:
 
 
 def _print(results: list[Result]) -> None:
-    click.echo(f"{'target':<18}{'examples':>10}{'a second':>10}{'corpus':>8}{'lines':>12}  findings")
+    click.echo(f"{'target':<18}{'examples':>10}{'seconds':>9}{'corpus':>8}{'lines':>12}  findings")
     for result in results:
         lines = f"{result.lines}/{result.of_lines}"
-        speed = result.examples / max(result.seconds, 1e-9)
-        count = len(result.findings)
-        click.echo(
-            f"{result.target:<18}{result.examples:>10}{speed:>10.0f}{result.corpus:>8}{lines:>12}  {count or ''}"
-        )
+        numbers = f"{result.examples:>10}{result.seconds:>9.0f}{result.corpus:>8}{lines:>12}"
+        click.echo(f"{result.target:<18}{numbers}  {len(result.findings) or ''}")
     for result in results:
         for finding in sorted(result.findings.values(), key=lambda finding: -finding.count):
             mark = "open" if is_open(result.target, finding.kind) else "NEW "

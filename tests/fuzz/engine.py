@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import math
 import time
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
 from hypothesis import strategies as st
 
+from sa3_mlx.common.files.atomic import write_json
+
 from .mutate import MUTATIONS
 from .target import ROOT, Case, Finding, Form, Lines, Target, check, remove
 
@@ -23,9 +26,10 @@ OTHER_FORMS: tuple[Form, ...] = ("missing", "folder", "pipe", "loop")
 
 @dataclass
 class Result:
-    """What fuzzing a target gave."""
+    """What fuzzing a target gave, in all runs that share a file of it."""
 
     target: str
+    rounds: int = 0  # begun
     examples: int = 0
     seconds: float = 0.0
     corpus: int = 0  # inputs that reached new lines, the valid ones included
@@ -33,47 +37,86 @@ class Result:
     of_lines: int = 0
     findings: dict[str, Finding] = field(default_factory=dict)
 
-    def add(self, other: Result) -> None:
-        """Add what another run of the same target gave; its corpus began from nothing."""
-        self.examples += other.examples
-        self.seconds += other.seconds
-        self.corpus, self.lines = max(self.corpus, other.corpus), max(self.lines, other.lines)
-        self.of_lines = other.of_lines
-        for finding in other.findings.values():
-            self.note(finding.signature, finding.case, finding.detail, finding.count)
-
-    def note(self, signature: str, case: Case, detail: str, count: int = 1) -> None:
+    def note(self, signature: str, case: Case, detail: str) -> None:
         """Count a finding and keep its shortest input."""
         known = self.findings.setdefault(signature, Finding(signature, case, detail, count=0))
-        known.count += count
+        known.count += 1
         if len(case.data) < len(known.case.data):
             known.case, known.detail = case, detail
 
+    def to_dict(self) -> dict[str, Any]:
+        return vars(self) | {"findings": [finding.to_dict() for finding in self.findings.values()]}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Result:
+        found = [Finding.from_dict(finding) for finding in data["findings"]]
+        return cls(**data | {"findings": {finding.signature: finding for finding in found}})
+
+
+@dataclass
+class State:
+    """Hold how far fuzzing a target is: its result, and the inputs to damage further, by the file that they are for."""
+
+    result: Result
+    corpus: dict[str, list[bytes]] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: Path, target: str) -> State:
+        """Read what ``save`` left; without a file nothing was done yet."""
+        if not path.is_file():
+            return cls(Result(target))
+        data = json.loads(path.read_text())
+        corpus = {name: [text.encode("latin-1") for text in texts] for name, texts in data["corpus"].items()}
+        return cls(Result.from_dict(data["result"]), corpus)
+
+    def save(self, path: Path) -> None:
+        corpus = {name: [data.decode("latin-1") for data in inputs] for name, inputs in self.corpus.items()}
+        write_json(path, {"result": self.result.to_dict(), "corpus": corpus})
+
 
 class Fuzzer:
-    """Fuzz a target in an empty folder; equal seeds draw equal inputs. ``watch`` is told every case first."""
+    """Fuzz a target in an empty folder, on from a ``state`` where there is one; equal seeds draw equal inputs.
 
-    def __init__(self, target: Target, folder: Path, *, watch: Callable[[Case], None] | None = None) -> None:
-        self.target, self.folder, self._watch = target, folder, watch
+    ``watch`` is told every case first, ``keep`` the state after every round.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        folder: Path,
+        state: State | None = None,
+        *,
+        watch: Callable[[Case], None] | None = None,
+        keep: Callable[[State], None] | None = None,
+    ) -> None:
+        self.target, self.folder, self._watch, self._keep = target, folder, watch, keep
         self._kinds = target.make(folder)
         self._whole = {name: (folder / name).read_bytes() for name in self._kinds}
-        self._corpus = {name: [data] for name, data in self._whole.items()}
+        self.state = state or State(Result(target.name))
+        self.result = self.state.result
+        known = self.state.corpus
+        self.state.corpus = {
+            name: list(dict.fromkeys([data, *known.get(name, [])])) for name, data in self._whole.items()
+        }
         self._covered = frozenset(str(ROOT / name) for name in target.covers)
+        self._statements = {(name, line) for name in self._covered for line in _statements(Path(name))}
         self._lines = Lines(self._covered)
-        self.result = Result(target.name)
 
     def run(self, *, seed: int, seconds: float = math.inf, examples: float = math.inf) -> Result:
-        """Read what is valid, then damaged inputs until the time or the examples are spent."""
-        result, start, number = self.result, time.monotonic(), 0
-        for name, data in self._whole.items():
-            self.read(Case(name, data))
-        while time.monotonic() - start < seconds and result.examples < examples:
-            self._round(seed * 1_000_003 + number, int(min(ROUND, examples - result.examples)))
-            number += 1
-        statements = {(name, line) for name in self._covered for line in _statements(Path(name))}
-        result.seconds = time.monotonic() - start
-        result.corpus = sum(map(len, self._corpus.values()))
-        result.lines, result.of_lines = len(self._lines.seen & statements), len(statements)
+        """Read what reached new lines before, then damaged inputs until the time or the examples are spent."""
+        result, start, before = self.result, time.monotonic(), (self.result.seconds, self.result.examples)
+        for name, inputs in self.state.corpus.items():
+            for data in inputs:
+                self.read(Case(name, data))
+        while result.seconds - before[0] < seconds and result.examples - before[1] < examples:
+            left = before[1] + examples - result.examples
+            result.rounds += 1
+            self._round(seed * 1_000_003 + result.rounds - 1, int(min(ROUND, left)))
+            result.seconds = before[0] + time.monotonic() - start
+            result.corpus = sum(map(len, self.state.corpus.values()))
+            result.lines, result.of_lines = len(self._lines.seen & self._statements), len(self._statements)
+            if self._keep is not None:
+                self._keep(self.state)
         return result
 
     def read(self, case: Case) -> None:
@@ -109,13 +152,13 @@ class Fuzzer:
 
         example()
         for case in fresh:
-            self._corpus[case.file].append(case.data)
+            self.state.corpus[case.file].append(case.data)
 
     def _draw(self, draw: Any) -> Case:
         name = draw(st.sampled_from(sorted(self._kinds)))
         if self.target.forms and draw(st.integers(0, 39)) == 0:
             return Case(name, b"", draw(st.sampled_from(OTHER_FORMS)))
-        return Case(name, MUTATIONS[self._kinds[name]](draw, draw(st.sampled_from(self._corpus[name]))))
+        return Case(name, MUTATIONS[self._kinds[name]](draw, draw(st.sampled_from(self.state.corpus[name]))))
 
 
 def _statements(path: Path) -> set[int]:

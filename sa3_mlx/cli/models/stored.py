@@ -19,6 +19,7 @@ from sa3_mlx.common.adapters.format import ADAPTER_FORMAT, METADATA_KEY
 from sa3_mlx.common.files.objects import read_object
 from sa3_mlx.common.files.safetensors import TensorFile, file_hash
 from sa3_mlx.common.model.checkpoint import CONFIG_FILE
+from sa3_mlx.common.schema import quoted, reason
 
 Facts = dict[str, Any]
 INDEX_FILE, SETTINGS_FILE = "index.json", "settings.json"
@@ -43,7 +44,8 @@ def describe_index(path: Path) -> Facts:
     readers = {"sa3-clips/1": _clips, "sa3-latents/2": _latents, "sa3-shards/1": _shards}
     read = readers.get(str(read_object(path).get("format")))
     if read is None:
-        raise ValueError(f"{path}: expected format {' or '.join(readers)}, got {read_object(path).get('format')!r}")
+        found = quoted(read_object(path).get("format"))
+        raise ValueError(f"{path}: expected format {' or '.join(readers)}, got {found}")
     return _checked(path, read)
 
 
@@ -52,7 +54,9 @@ def _checked(path: Path, read: Callable[[Path, dict[str, Any]], Facts]) -> Facts
     try:
         return read(path, data)
     except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        raise ValueError(f"{path}: damaged, or of another version of sa3 ({type(error).__name__}: {error})") from error
+        raise ValueError(
+            f"{path}: damaged, or of another version of sa3 ({type(error).__name__}: {reason(error)})"
+        ) from error
 
 
 def _clips(path: Path, data: dict[str, Any]) -> Facts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sa3_mlx.common.schema import listed, require
+from sa3_mlx.common.schema import listed, quoted, require
 
 _CLIP = ("prompt", "negative_prompt", "seconds")
 _SAMPLING = ("sampler", "steps", "guidance")
@@ -36,7 +36,7 @@ def upgrade(data: dict[str, Any]) -> dict[str, Any]:
     wrong = sorted(FIELDS.symmetric_difference(data))
     require(not wrong, f"not those of this version of sa3, differing: {listed(wrong)}")
     seeds, item = data["batch_seeds"], data["batch_index"]
-    require(isinstance(seeds, list), f"tags.batch_seeds: expected a list, got {seeds!r}")
+    require(isinstance(seeds, list), f"tags.batch_seeds: expected a list, got {quoted(seeds)}")
     fits = type(item) is int and 0 <= item < len(seeds) and seeds[item] == data["seed"]
     require(fits, "tags.batch_index: does not point at the seed")
 

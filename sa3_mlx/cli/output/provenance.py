@@ -18,7 +18,7 @@ from sa3_mlx.common.files.wav import Subtype
 from sa3_mlx.common.generation.events import REQUEST_TAGS
 from sa3_mlx.common.generation.request import Item, Request
 from sa3_mlx.common.model.precision import DTYPES, TEXT_DTYPES
-from sa3_mlx.common.schema import Config, ConfigError, reason, require
+from sa3_mlx.common.schema import Config, ConfigError, quoted, reason, require
 
 from .first_tags import is_first, upgrade
 
@@ -39,7 +39,7 @@ class ModelRecord(Config):
     adapters_merged: bool
 
     def __post_init__(self) -> None:
-        require(bool(_HASH.fullmatch(self.hash)), f"hash of the model is {self.hash!r}: expected sha256:...")
+        require(bool(_HASH.fullmatch(self.hash)), f"hash of the model is {quoted(self.hash)}: expected sha256:...")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class RuntimeRecord(Config):
     def __post_init__(self) -> None:
         for name, allowed in (("device", DEVICES), ("dtype", DTYPES), ("text_dtype", TEXT_DTYPES)):
             value = getattr(self, name)
-            require(value in allowed, f"runtime.{name} is {value!r}: allowed are {', '.join(allowed)}")
+            require(value in allowed, f"runtime.{name} is {quoted(value)}: allowed are {', '.join(allowed)}")
 
 
 @dataclass(frozen=True, kw_only=True)

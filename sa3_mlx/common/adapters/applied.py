@@ -17,6 +17,7 @@ from sa3_mlx.common.files.safetensors import TensorFile
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.quant.format import Quantization
+from sa3_mlx.common.terminal import excerpt, one_line
 
 from .config import adaptable_layers
 from .format import Adapter, Float
@@ -69,9 +70,10 @@ def check_adapter(adapter: Adapter, config: ModelConfig) -> int:
         else:
             wrong.append(f"{name} has {_words(found)}, {adapter.config.type} of it needs {_words(expected)}")
     if wrong or not fitting:
-        reason = wrong[0] if wrong else "it is empty"
+        reason = excerpt(one_line(wrong[0]), 200) if wrong else "it is empty"
+        base = excerpt(one_line(adapter.info.base))
         raise ValueError(
-            f"adapter for {adapter.info.base}: {fitting} of its {len(adapter.layers)} layers fit {config.name} "
+            f"adapter for {base}: {fitting} of its {len(adapter.layers)} layers fit {config.name} "
             f"({reason}); use the model that it was trained on, or one of its size"
         )
     return fitting

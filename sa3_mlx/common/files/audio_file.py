@@ -15,6 +15,8 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from sa3_mlx.common.terminal import hushed
+
 Audio = NDArray[np.float32]
 
 RATES = (1_000, 768_000)  # Hz
@@ -38,7 +40,8 @@ class AudioFile(soundfile.SoundFile):  # type: ignore[misc]  # the library is un
         """Open a path or an open file. Raises ValueError for what is no audio and for impossible rates and channels."""
         self.label = name
         try:
-            super().__init__(source)
+            with hushed():  # libmpg123 takes notes of what it meets
+                super().__init__(source)
         except (soundfile.LibsndfileError, OSError) as error:
             raise self._unreadable(error) from error
         for what, value, (low, high) in (("Hz", self.samplerate, RATES), ("channels", self.channels, CHANNELS)):
@@ -59,7 +62,8 @@ class AudioFile(soundfile.SoundFile):  # type: ignore[misc]  # the library is un
     def take(self, count: int) -> Audio:
         """Read the next samples, fewer at the end -> (n, channels). Raises ValueError for damaged data."""
         try:
-            block: Audio = self.read(count, dtype="float32", always_2d=True)
+            with hushed():
+                block: Audio = self.read(count, dtype="float32", always_2d=True)
         except (soundfile.LibsndfileError, OSError) as error:
             raise self._unreadable(error) from error
         return block

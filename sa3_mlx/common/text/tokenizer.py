@@ -18,6 +18,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 from sa3_mlx.common.schema import quoted, reason
+from sa3_mlx.common.terminal import hushed
 
 PAD_ID = 0
 _MAX_GROWTH = 1000
@@ -138,9 +139,13 @@ class Tokenizer:
 
 @contextmanager
 def _library(words: str) -> Iterator[None]:
-    """Turn errors of the library, which raises bare Exception and panics at a pattern without end, into ValueError."""
+    """Turn errors of the library, which raises bare Exception and panics at a pattern without end, into ValueError.
+
+    What a panic prints stays unseen.
+    """
     try:
-        yield
+        with hushed():
+            yield
     except TypeError:
         raise
     except BaseException as error:

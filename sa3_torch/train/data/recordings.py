@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from sa3_mlx.common.files.audio_file import open_audio_file
+from sa3_mlx.common.schema import is_finite, quoted, reason
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 TOLERATED = 0.01  # the share of files that may be unreadable, and that may lack a caption where one is needed
@@ -61,7 +62,7 @@ def read_sidecar(path: Path) -> Sidecar:
         if text.is_file():
             return Sidecar(captions=_lines(text.read_text(encoding="utf-8").splitlines()))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"sidecar is not valid: {' '.join(str(error).split())}") from error
+        raise ValueError(f"sidecar is not valid: {reason(error)}") from error
     return Sidecar()
 
 
@@ -82,17 +83,17 @@ def parse_sidecar(data: object) -> Sidecar:
     prompt = fields.pop("prompt", None)
     prompts = [prompt] if isinstance(prompt, str) else prompt
     if prompts is not None and not (isinstance(prompts, list) and all(isinstance(text, str) for text in prompts)):
-        raise ValueError(f"prompt is {prompt!r}: expected a text or a list of texts")
+        raise ValueError(f"prompt is {quoted(prompt)}: expected a text or a list of texts")
     start, total = _number(fields, "seconds_start"), _number(fields, "seconds_total")
     if start:
         fields["seconds_start"] = start  # goes with the latents
     for name in ("bpm", "key"):
         value = fields.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, str | int | float)):
-            raise ValueError(f"{name} is {value!r}: expected a number or a text")
+            raise ValueError(f"{name} is {quoted(value)}: expected a number or a text")
     licence = fields.pop("licence", fields.pop("license", ""))
     if not isinstance(licence, str):
-        raise ValueError(f"licence is {licence!r}: expected a text")
+        raise ValueError(f"licence is {quoted(licence)}: expected a text")
     return Sidecar(
         captions=_lines(prompts or [", ".join(caption_parts(fields))]),
         seconds_start=start or 0.0,
@@ -106,8 +107,8 @@ def _number(fields: dict[str, Any], name: str) -> float | None:
     value = fields.pop(name, None)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise ValueError(f"{name} is {value!r}: expected a number of seconds, at least 0")
+    if not is_finite(value) or value < 0:
+        raise ValueError(f"{name} is {quoted(value)}: expected a number of seconds, at least 0")
     return float(value)
 
 
