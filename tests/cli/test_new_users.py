@@ -73,10 +73,10 @@ def test_a_name_may_be_as_long_as_names_can_be(run: Run, suffix: str) -> None:
 def test_a_picture_that_fails_takes_no_sound_with_it(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mlx.core")
 
-    def fail(path: Path, *args: object, title: str) -> None:
+    def fail(path: Path, *args: object, title: str, made: object) -> None:
         if path.name.startswith("r-1"):
             raise OSError(f"{path}: could not be written (No space left on device)")
-        save_spectrogram(path, *args, title=title)  # type: ignore[arg-type]
+        save_spectrogram(path, *args, title=title, made=made)  # type: ignore[arg-type]
 
     monkeypatch.setattr("sa3_mlx.common.files.spectrogram.save_spectrogram", fail)
     result = run("generate", "rain", *QUICK, "--batch", "2", "--seed", "1", "--out", "r.wav", "--spectrogram", "r.png")

@@ -153,8 +153,9 @@ class Outlets:
 
                 clip, limited = self._batch.request.items[target.item], self._limited(audio[target.item])
                 title = f"{clip.prompt or target.path.name} (seed {clip.seed})"
+                made = self._batch.request.made(target.item)
                 try:
-                    save_spectrogram(target.picture, limited, self._config.sample_rate, title=title)
+                    save_spectrogram(target.picture, limited, self._config.sample_rate, title=title, made=made)
                 except (OSError, ValueError, MemoryError) as error:
                     problems.append(f"{error or type(error).__name__}; its sound {target.path} is whole")
         return problems

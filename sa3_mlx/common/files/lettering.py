@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from sa3_mlx.common.terminal import one_line
+from sa3_mlx.common.terminal import excerpt, one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 USUAL = "DejaVu Sans"  # comes with matplotlib
 _FIRST = ("Noto Sans", "Arial Unicode", "Hiragino", "PingFang", "Apple SD")  # families with many letters
@@ -31,11 +32,13 @@ def quiet_drawing() -> Iterator[None]:
         log.setLevel(level)
 
 
-def write_title(axes: Axes, text: str) -> None:
+def write_title(place: Axes | Figure, text: str) -> None:
     """Write a title in one line, its end left out where it is long, with fonts that have its letters."""
-    line = one_line(text)
-    line, families = lettered(line if len(line) <= _LETTERS else f"{line[: _LETTERS - 3]}...")
-    axes.set_title(line, loc="left", fontsize=11, fontfamily=families, parse_math=False)
+    line, families = lettered(excerpt(one_line(text), _LETTERS))
+    if hasattr(place, "suptitle"):
+        place.suptitle(line, fontfamily=families, parse_math=False)
+    else:
+        place.set_title(line, loc="left", fontsize=11, fontfamily=families, parse_math=False)
 
 
 def lettered(text: str) -> tuple[str, list[str]]:

@@ -93,7 +93,7 @@ def _bands(levels: Float32Array, edges: NDArray[np.float64]) -> Float32Array:
     centres, last = np.sqrt(edges[:-1] * edges[1:]), levels.shape[1] - 1
     below = np.minimum(centres.astype(int), last - 1)
     share = np.minimum(centres - below, 1).astype(np.float32)
-    result = levels[:, below] * (1 - share) + levels[:, below + 1] * share
+    result: Float32Array = levels[:, below] * (1 - share) + levels[:, below + 1] * share
     first, stop = np.ceil(edges[:-1]).astype(int), np.minimum(np.floor(edges[1:]).astype(int) + 1, last + 1)
     wide = stop > first
     ranges = np.stack([first[wide], stop[wide]], axis=1).reshape(-1)

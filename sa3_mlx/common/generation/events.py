@@ -102,11 +102,12 @@ class Generation:
         """Return a player and a picture for every item; IPython asks for it."""
         from .notebook import html
 
-        captions = (
-            f"{item.prompt or 'no prompt'} (seed {item.seed}, {len(audio) / self.sample_rate:.2f} s)"
-            for item, audio in zip(self.request.items, self.audio, strict=True)
-        )
-        return html(zip(captions, self.audio, strict=True), self.sample_rate)
+        def caption(number: int) -> str:
+            item, seconds = self.request.items[number], len(self.audio[number]) / self.sample_rate
+            return f"{item.prompt or 'no prompt'} (seed {item.seed}, {seconds:.2f} s)"
+
+        clips = ((caption(number), audio, self.request.made(number)) for number, audio in enumerate(self.audio))
+        return html(clips, self.sample_rate)
 
 
 @dataclass(frozen=True, kw_only=True)

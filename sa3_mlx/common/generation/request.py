@@ -121,6 +121,11 @@ class Request(Config):
         """Read the text of ``to_json``. Raises ConfigError, one line."""
         return cls.from_dict(parse_object(text, "request"), audio=audio)
 
+    def made(self, item: int) -> tuple[tuple[float, float], ...]:
+        """Return the parts (start, end) of a clip, in seconds, that are made where the rest is kept; else none."""
+        inpaints = per_item(self.inpaint, Inpaint, "inpaint", self)
+        return () if inpaints is None else inpaints[item].regions
+
     def to_json(self) -> str:
         """Return the request as JSON, without audio."""
         return json.dumps(self.to_dict(), ensure_ascii=False)

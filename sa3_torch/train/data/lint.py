@@ -7,16 +7,21 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sa3_mlx.common.files.atomic import new_file
+from sa3_mlx.common.files.lettering import quiet_drawing, write_title
 
 from .clip_cache import SAMPLE_RATE
 from .recordings import Facts, find_audio, inspect, read_sidecar
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 CLIPPED_SHARE = 1e-4  # of the samples
+_FORMATS = 8  # that the picture shows
 # name -> what it means; these make a folder wrong ...
 PROBLEMS = {
     "unreadable": "cannot be read to its end",
@@ -154,31 +159,55 @@ def _facts(path: Path, minimum_seconds: float) -> tuple[Facts | None, list[str],
 
 def draw_report(report: LintReport, path: Path) -> None:
     """Draw levels, durations, formats and what was found, as a PNG."""
-    import matplotlib
+    with quiet_drawing(), new_file(path) as partial:
+        figure_of(report).savefig(partial, dpi=110, format="png")
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+
+def figure_of(report: LintReport) -> Figure:
+    """Return that picture."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     facts = [file.facts for file in report.files if file.facts]
-    figure, ((levels, durations), (formats, findings)) = plt.subplots(2, 2, figsize=(11, 7), layout="constrained")
-    figure.suptitle(f"{report.folder}: {len(report.files)} files, {sum(f.seconds for f in facts) / 60:.1f} min")
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    (levels, durations), (formats, findings) = figure.subplots(2, 2)
+    write_title(figure, f"{report.folder}: {len(report.files)} files, {sum(f.seconds for f in facts) / 60:.1f} min")
     bins = np.arange(-96, 1, 3)
     peaks = [20 * math.log10(min(max(f.peak, 1.6e-5), 1.0)) for f in facts]
     levels.hist([max(f.rms_db, -95.9) for f in facts], bins=bins, label="RMS", color="tab:blue")
     levels.hist(peaks, bins=bins, label="peak", histtype="step", color="tab:orange", linewidth=2)
     levels.set(title="level", xlabel="dB of full scale", ylabel="files")
     levels.legend()
-    seconds = [f.seconds for f in facts]
-    if seconds:
-        low, high = math.log10(min(seconds)), math.log10(max(seconds))
-        durations.hist(seconds, bins=np.logspace(low - 0.05, high + 0.05, 30).tolist(), color="tab:blue")
-    durations.set(title="duration", xlabel="seconds", ylabel="files", xscale="log")
+    seconds = [f.seconds for f in facts] or [1.0]
+    low, high = min(seconds) / 1.1, max(seconds) * 1.1
+    if facts:
+        durations.hist(seconds, bins=np.geomspace(low, high, 30).tolist(), color="tab:blue")
+    durations.set(title="duration", xlabel="seconds", ylabel="files", xscale="log", xlim=(low, high))
+    durations.set_xticks(*_duration_ticks(low, high))
+    durations.minorticks_off()
+    for panel in (levels.yaxis, durations.yaxis, formats.xaxis, findings.xaxis):
+        panel.set_major_locator(MaxNLocator(nbins="auto", integer=True))
     shapes = Counter(f"{f.sample_rate} Hz, {f.channels} ch" for f in facts)
-    _bars(formats, dict(shapes.most_common(8)), "formats", set())
+    shown = dict(shapes.most_common(_FORMATS))
+    if others := len(shapes) - len(shown):
+        shown[f"{others} others"] = len(facts) - sum(shown.values())
+    _bars(formats, shown, "formats", set())
     _bars(findings, {name: report.counts[name] for name in {**PROBLEMS, **NOTES}}, "found", set(PROBLEMS))
-    with new_file(path) as partial:
-        figure.savefig(partial, dpi=110, format="png")
-    plt.close(figure)
+    return figure
+
+
+def _duration_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
+    """Return places and words of a few ticks on a logarithmic axis of seconds, far from each other."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0)):
+        ticks = [step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high]
+        if len(ticks) >= 3:
+            break
+    else:
+        ticks = np.geomspace(low, high, 4).tolist()
+    return ticks, [f"{tick:.3g}" for tick in ticks]
 
 
 def _bars(axes: Any, counts: dict[str, int], title: str, red: set[str]) -> None:
@@ -187,5 +216,4 @@ def _bars(axes: Any, counts: dict[str, int], title: str, red: set[str]) -> None:
     for bar, name in zip(bars, names, strict=True):
         bar.set_color("tab:red" if name in red else "tab:blue")
     axes.bar_label(bars, padding=3)
-    axes.margins(x=0.12)
-    axes.set(title=title, xlabel="files")
+    axes.set(title=title, xlabel="files", xlim=(0, 1.12 * max(counts.values(), default=0) or 1))

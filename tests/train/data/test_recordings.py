@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ import soundfile
 
 from sa3_mlx.cli.app import run
 from sa3_mlx.common.files.audio import read_audio, read_blocks
-from sa3_torch.train.data.lint import lint_folder
+from sa3_torch.train.data.lint import FileReport, LintReport, figure_of, lint_folder
 from sa3_torch.train.data.recordings import (
+    Facts,
     clipped_samples,
     find_audio,
     inspect,
@@ -83,6 +85,47 @@ def test_lint_finds_everything_that_is_wrong(messy: Path) -> None:
         "text.wav": {"unreadable"},
     }
     assert not report.good and "as good.wav" in str(report) and "9 of 14 files need a look" in str(report)
+
+
+def test_words_in_the_picture_do_not_overlap() -> None:
+    """With sounds of nearly one length, of lengths far apart, and of more formats than are shown."""
+
+    def report(*sounds: tuple[float, int]) -> LintReport:
+        facts = [
+            Facts(
+                digest="",
+                sample_rate=rate,
+                channels=1,
+                samples=round(seconds * rate),
+                peak=0.5,
+                rms_db=-20.0,
+                clipped_samples=0,
+                equal_channels=False,
+            )
+            for seconds, rate in sounds
+        ]
+        files = [FileReport(path=f"{number}.wav", facts=fact, found=(), detail="") for number, fact in enumerate(facts)]
+        return LintReport(folder="ピアノ $x$", files=tuple(files))
+
+    reports = (
+        report(*((1.0 + 0.02 * number, 8000 + 1000 * number) for number in range(12))),
+        report((0.1, 44100), (380.0, 44100), (3600.0, 44100)),
+        report((2.0, 44100)),
+        report(),
+    )
+    for found in reports:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            figure = figure_of(found)
+            figure.draw_without_rendering()
+        for axes in figure.axes:
+            for axis in (axes.xaxis, axes.yaxis):
+                labels = [label for label in axis.get_ticklabels(which="both") if label.get_text()]
+                boxes = [label.get_window_extent() for label in labels]
+                pairs = [(one, other) for number, one in enumerate(boxes) for other in boxes[:number]]
+                assert not [pair for pair in pairs if pair[0].overlaps(pair[1])], [label.get_text() for label in labels]
+    formats = figure_of(reports[0]).axes[2].get_yticklabels()
+    assert formats[0].get_text() == "4 others", "no format is left out silently"
 
 
 def test_lint_command_writes_table_picture_and_json(messy: Path, tmp_path: Path, capsys) -> None:
