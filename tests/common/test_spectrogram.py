@@ -48,20 +48,20 @@ def test_a_click_is_seen_when_it_happens():
 
 @pytest.mark.parametrize("low", [700.0, 3000.0])
 def test_attacks_are_not_smeared_and_partials_stay_apart(low: float):
-    """A burst over a steady tone: 30 ms before it nothing of it is seen, and the tone is no wider than without it."""
+    """A burst over a steady tone is not seen 12 ms before it, and the tone stays narrow."""
     steady = np.concatenate([_sine(low, level=0.1), _sine(low, level=0.1)])
     audio = steady.copy()
     noise = np.random.default_rng(0).standard_normal((RATE // 2, 1)).astype(np.float32)
     audio[RATE : RATE + RATE // 2] += 0.3 * noise
     found, alone = spectrogram(audio, RATE), spectrogram(steady, RATE)
     above = found.frequencies > 1.3 * low
-    before = (found.times > 0.9) & (found.times < 1 - 0.03)
+    before = (found.times > 1 - 0.03) & (found.times < 1 - 0.012)
     after = (found.times > 1.01) & (found.times < 1.4)
     rise = found.levels_db[above][:, after].mean() - found.levels_db[above][:, before].mean()
-    assert rise > 40  # measured 74 and 65 dB; 24 and 10 dB with one window of 93 ms
+    assert rise > 40  # measured 92 and 102 dB; 15 and 16 dB with one window of 93 ms
     middle = alone.levels_db[:, 200]
     wide = alone.frequencies[middle > middle.max() - 20]
-    assert wide[-1] / wide[0] < 1.06  # measured 1.05 and 1.03
+    assert wide[-1] / wide[0] < 1.06  # measured 1.045 and 1.015
 
 
 def test_columns_of_a_long_sound_leave_nothing_out():
