@@ -29,6 +29,21 @@ CHOICES = Choices(
             work=("step", "decode"),
             tolerance=5e-6,
         ),
+        Choice(
+            name="launches",
+            about="a step or chunk launched by itself, or before the one before it is brought back",
+            ways=("single", "ahead"),
+            usual={"cpu": "single", "gpu": "ahead"},
+            work=("step", "decode"),
+        ),
+        Choice(
+            name="chunks",
+            about="chunks of SAME-L of 192 frames, or up to 512 where an Apple GPU has room for them",
+            ways=("usual", "long"),
+            usual={"cpu": "usual", "gpu": "long"},
+            work=("decode", "encode"),
+            tolerance=1e-5,
+        ),
     ),
 )
 way, use, using = CHOICES.way, CHOICES.use, CHOICES.using

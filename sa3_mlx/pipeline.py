@@ -5,6 +5,7 @@ Shapes: B batch, T latent frames, C latent channels, L audio samples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, Self, cast
@@ -14,13 +15,16 @@ from mlx.utils import tree_flatten
 
 from sa3_mlx.common.adapters.applied import Applied
 from sa3_mlx.common.files.audio_file import Audio
+from sa3_mlx.common.generation.activations import largest_chunk
 from sa3_mlx.common.generation.events import Latents
 from sa3_mlx.common.generation.pipeline import BasePipeline
 from sa3_mlx.common.generation.plan import Plan
 from sa3_mlx.common.model.checkpoint import Part
+from sa3_mlx.common.model.chunks import Direction, long_chunk_frames
 from sa3_mlx.common.model.precision import choose_precision
-from sa3_mlx.runtime import mx, nn, on_gpu
+from sa3_mlx.runtime import apple_gpu, mx, nn, on_gpu
 
+from .choices import way
 from .guidance import GuidedVelocity, negative
 from .lora import GatedVelocity, adapt, merge
 from .same import SAME
@@ -87,7 +91,15 @@ class Pipeline(BasePipeline[mx.array]):
     @property
     def launches_ahead(self) -> bool:
         """Tell whether the next piece of work is launched before one is brought back, so that no device waits."""
-        return on_gpu()
+        return way("launches") == "ahead"
+
+    def usual_chunk_frames(self, direction: Direction) -> int:
+        """Return the latent frames of a chunk where a caller names none: long ones fill half of an Apple GPU's room."""
+        default, metal = super().usual_chunk_frames(direction), apple_gpu()
+        if way("chunks") == "usual":
+            return default
+        longest, room = long_chunk_frames(self.config.same, direction), metal.working_set / 2 if metal else math.inf
+        return largest_chunk(self.config, direction, room, metal, longest=longest, least=default)
 
     def prefetch_decoder(self, done: int, steps: int) -> None:
         """Read the share of the autoencoder's decoder that is due after ``done`` steps, beside the one under way.

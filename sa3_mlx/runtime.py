@@ -5,12 +5,13 @@ place: 32 to 67 times faster fp32 products, one and two threads [P5.1]. A torch 
 process computes its products with OpenBLAS too; the torch twin by itself never comes here.
 ``status()`` says what happened.
 
-On macOS versions of MLX that compute wrongly on an Apple GPU are refused (``refusal``). There MLX gathers up to 200
-operations, or 200 MB of their inputs, before it hands them to the GPU: fewer hand-overs for some memory, which the plan
-counts [P8]. The user's own MLX_MAX_OPS_PER_BUFFER and MLX_MAX_MB_PER_BUFFER go before.
+On macOS versions of MLX that compute wrongly on an Apple GPU are refused (``refusal``), and these are set unless the
+user has set them (``settings``):
 
-On an M5, MLX computes fp32 products with the precision of TF32 unless MLX_ENABLE_TF32 is 0: errors of 8e-4 where the
-autoencoder expects 3e-7 [P5.4]. Here it is 0 unless the user has set it: 1 is faster there.
+- MLX_ENABLE_TF32=0: on an M5, MLX would compute fp32 products with the precision of TF32, errors of 8e-4 where the
+  autoencoder expects 3e-7 [P5.4]; 1 is faster there.
+- MLX_MAX_OPS_PER_BUFFER=200, MLX_MAX_MB_PER_BUFFER=200, where the machine has memory for it: MLX gathers more
+  operations, counted and by their inputs, before it hands them to the GPU [P8].
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
+from sa3_mlx.common.generation.metal import OWN_BUFFER_MB, OWN_OPERATIONS, Metal
+
 OLDEST = (0, 31, 2)  # of MLX, on macOS
-SETTINGS = {"MLX_ENABLE_TF32": "0", "MLX_MAX_OPS_PER_BUFFER": "200", "MLX_MAX_MB_PER_BUFFER": "200"}  # of MLX on macOS
+LARGE_BUFFERS = 12 * 10**9  # bytes of memory from which command buffers may be large
+_OPERATIONS, _MEGABYTES = "MLX_MAX_OPS_PER_BUFFER", "MLX_MAX_MB_PER_BUFFER"
 _NAMES = ("libopenblas.so.0", "libopenblasp.so.0", "libopenblas.so")  # Debian and most others, Fedora, conda
 
 
@@ -74,17 +78,23 @@ def refusal(version: str) -> str | None:
     return f"mlx {version} is installed: {reason}; pip install -U 'mlx>={'.'.join(map(str, OLDEST))},!=0.32.0'"
 
 
+def settings(memory: int) -> dict[str, str]:
+    """Return what MLX is told on macOS, on a machine with this many bytes of memory, as environment variables."""
+    large = {_OPERATIONS: "200", _MEGABYTES: "200"} if memory >= LARGE_BUFFERS else {}
+    return {"MLX_ENABLE_TF32": "0", **large}
+
+
 _STATUS = _load()
 if sys.platform == "darwin":
     if (_reason := refusal(installed_version("mlx"))) is not None:
         raise ImportError(_reason)
-    for _name, _value in SETTINGS.items():
+    for _name, _value in settings(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")).items():
         os.environ.setdefault(_name, _value)
 
 import mlx.core as mx  # noqa: E402 (after the above, which it reads)
 import mlx.nn as nn  # noqa: E402
 
-__all__ = ["Status", "mx", "nn", "on_gpu", "refusal", "status"]
+__all__ = ["Status", "apple_gpu", "mx", "nn", "on_gpu", "refusal", "settings", "status"]
 
 
 def on_gpu() -> bool:
@@ -95,3 +105,22 @@ def on_gpu() -> bool:
 def status() -> Status:
     """Return what was found when this module was imported."""
     return _STATUS
+
+
+def apple_gpu(*, long_chunks: bool = True) -> Metal | None:
+    """Describe the Apple GPU that MLX computes on; None where it computes on something else."""
+    if not (on_gpu() and mx.metal.is_available()):
+        return None
+    info = mx.device_info()
+    return Metal(
+        memory=int(info["memory_size"]),
+        working_set=int(info["max_recommended_working_set_size"]),
+        operations=_number(_OPERATIONS, OWN_OPERATIONS),
+        buffer_bytes=_number(_MEGABYTES, OWN_BUFFER_MB) * 2**20,
+        long_chunks=long_chunks,
+    )
+
+
+def _number(name: str, other: int) -> int:
+    value = os.environ.get(name, "")
+    return int(value) if value.isdecimal() else other

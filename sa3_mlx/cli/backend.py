@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from sa3_mlx.common.adapters.applied import Applied
+from sa3_mlx.common.generation.memory import MemoryPlan
+from sa3_mlx.common.generation.metal import Metal
 
 if TYPE_CHECKING:
     from sa3_mlx.pipeline import Pipeline
@@ -102,10 +104,21 @@ def on_gpu(backend: Backend, device: str) -> bool:
     return runtime.on_gpu()
 
 
+def metal(backend: Backend) -> Metal | None:
+    """Describe the Apple GPU that this backend computes on; None where MLX does not, or is not asked."""
+    if backend != "mlx":
+        return None
+    from sa3_mlx.choices import way
+    from sa3_mlx.runtime import apple_gpu
+
+    return apple_gpu(long_chunks=way("chunks") == "long")
+
+
 def memory_note(backend: Backend, device: str) -> str:
     """Say what a predicted peak leaves out or is worth."""
     if backend == "mlx":
-        return "Python and MLX come on top"
+        top = "Python and MLX come on top"
+        return top if metal(backend) is None else f"estimated, not measured on an Apple GPU; {top}"
     from sa3_torch.pipeline import choose_device
 
     if choose_device(device).type == "cuda":
@@ -113,19 +126,23 @@ def memory_note(backend: Backend, device: str) -> str:
     return "estimated; PyTorch comes on top, and nothing enforces the limit"
 
 
-def hold_memory(backend: Backend, device: str, peak: int, limit: int | None) -> None:
-    """Prepare the framework for a run that needs ``peak`` bytes, of ``limit`` if there is one.
+def hold_memory(backend: Backend, device: str, plan: MemoryPlan, limit: int | None) -> None:
+    """Prepare the framework for a run with this plan, within ``limit`` bytes if there is one.
 
-    MLX keeps that much of an Apple GPU's memory wired, so that the system cannot page weights out between steps, and
-    with a limit few freed buffers. CUDA refuses more than the limit; PyTorch on a CPU or an Apple GPU has no such
-    setting.
+    MLX keeps weights in an Apple GPU's memory wired, so that the system cannot page them out between steps, and few
+    freed buffers; with a limit on a CPU too. CUDA refuses more than the limit; PyTorch on a CPU or an Apple GPU has no
+    such setting.
     """
     if backend == "mlx":
         from sa3_mlx.runtime import mx
 
-        if mx.metal.is_available():
-            mx.set_wired_limit(min(peak, int(mx.device_info()["max_recommended_working_set_size"])))
-        if limit is not None:
+        gpu, peak = metal(backend), plan.peak
+        if gpu is not None:
+            limits = gpu.limits(peak=peak, weights=plan.weights, activations=plan.activations, limit=limit)
+            mx.set_memory_limit(limits.memory)
+            mx.set_cache_limit(limits.cache)
+            mx.set_wired_limit(limits.wired)
+        elif limit is not None:
             mx.set_memory_limit(limit)
             mx.set_cache_limit(max(0, limit - peak))
     elif limit is not None:

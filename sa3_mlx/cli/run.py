@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ from sa3_mlx.common.files.audio import SUBTYPES
 from sa3_mlx.common.files.safetensors import TensorFile
 from sa3_mlx.common.files.wav import Subtype
 from sa3_mlx.common.generation.events import AudioChunk, Event
-from sa3_mlx.common.generation.memory import MemoryPlan, fit, predict, stored_weight_bytes, weight_bytes
+from sa3_mlx.common.generation.memory import IN_MEMORY, MemoryPlan, fit, predict, stored_weight_bytes, weight_bytes
 from sa3_mlx.common.generation.request import Request, Residency, validate
 from sa3_mlx.common.installed import Model
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
@@ -184,7 +184,7 @@ def load(task: Task, setup: Setup) -> BasePipeline[Any]:
         adapters=setup.adapters,
         merged=options.lora_merged,
     )
-    backend.hold_memory(setup.backend, options.device, setup.memory.peak, task.memory.max_memory)
+    backend.hold_memory(setup.backend, options.device, setup.memory, task.memory.max_memory)
     return pipeline
 
 
@@ -245,7 +245,8 @@ def _plan_memory(
 ) -> MemoryPlan:
     """Predict what the run needs and in which precision; with --max-memory find the plan that fits, and print it.
 
-    All requests of a task need the same. Raises ValueError when no plan fits.
+    All requests of a task need the same. On an Apple GPU the plan fits into what the GPU should use, if one does.
+    Raises ValueError when no plan fits into the limit of the user.
     """
     options, config, limit = task.options, task.model.config, task.memory.max_memory
     gpu = backend.on_gpu(framework, options.device)
@@ -260,9 +261,15 @@ def _plan_memory(
                 sizes = stored_weight_bytes(file, precision)
         return {**sizes, "dit": sizes["dit"] + sum(applied.adapter.bytes for applied in adapters)}
 
+    metal = backend.metal(framework)
     if limit is None:
-        return predict(request, config, precisions[0], weights=weights(precisions[0]))
-    found = fit(request, config, precisions, limit, weights=weights)
+        if metal is None:
+            return predict(request, config, precisions[0], weights=weights(precisions[0]))
+        room = metal.working_set
+        with suppress(ValueError):
+            return fit(request, config, precisions[:1], room, weights=weights, metal=metal, residencies=IN_MEMORY)
+        return predict(request, config, precisions[0], residency="phase", weights=weights(precisions[0]), metal=metal)
+    found = fit(request, config, precisions, limit, weights=weights, metal=metal)
     progress.line(f"{found.text()}; {backend.memory_note(framework, options.device)}")
     return found
 

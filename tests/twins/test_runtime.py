@@ -9,19 +9,23 @@ from pathlib import Path
 
 import pytest
 
-from sa3_mlx.runtime import SETTINGS, refusal
+from sa3_mlx.runtime import LARGE_BUFFERS, refusal, settings
 
 ROOT = Path(__file__).resolve().parents[2]
 PRETEND = (
     "import importlib.metadata, os, soundfile, sys;"  # soundfile looks for its library by the platform
     "sys.platform = 'darwin'; importlib.metadata.version = lambda _: {!r};"
+    "os.sysconf = {{'SC_PHYS_PAGES': {!r}, 'SC_PAGE_SIZE': 1}}.get;"
 )
+NAMES = tuple(settings(LARGE_BUFFERS))
 
 
-def _on_a_mac(version: str, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def _on_a_mac(
+    version: str, code: str, memory: int = LARGE_BUFFERS, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run code in a process that takes itself for one on a Mac with this version of MLX."""
-    script = PRETEND.format(version) + code
-    inherited = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+    script = PRETEND.format(version, memory) + code
+    inherited = {name: value for name, value in os.environ.items() if name not in NAMES}
     return subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
@@ -55,10 +59,18 @@ def test_an_old_version_is_one_line_of_the_command() -> None:
 
 def test_the_gpu_gets_work_in_larger_pieces_unless_the_user_has_said_otherwise() -> None:
     pytest.importorskip("mlx.core")
-    show = f"import sa3_mlx.runtime; print(*(os.environ[name] for name in {list(SETTINGS)}))"
+    show = f"import sa3_mlx.runtime; print(*(os.environ.get(name) for name in {NAMES}))"
     assert _on_a_mac("0.32.4", show).stdout == "0 200 200\n"
     assert _on_a_mac("0.32.4", show, MLX_MAX_OPS_PER_BUFFER="40", MLX_ENABLE_TF32="1").stdout == "1 40 200\n"
-    plain = "import os, sa3_mlx.runtime; print([name for name in os.environ if name.startswith('MLX_MAX')])"
-    if sys.platform == "linux":
-        found = subprocess.run([sys.executable, "-c", plain], capture_output=True, text=True, check=True, cwd=ROOT)
-        assert found.stdout == "[]\n"
+    assert _on_a_mac("0.32.4", show, LARGE_BUFFERS - 1).stdout == "0 None None\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what Linux leaves alone")
+def test_elsewhere_nothing_is_set() -> None:
+    pytest.importorskip("mlx.core")
+    code = "import os, sa3_mlx.runtime; print([name for name in os.environ if name.startswith('MLX_')])"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLX_")}
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, env=environment
+    )
+    assert found.stdout == "[]\n"

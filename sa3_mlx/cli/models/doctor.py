@@ -17,6 +17,8 @@ import click
 from sa3_mlx.cli import backend
 from sa3_mlx.cli.options import TypedCommand
 from sa3_mlx.cli.output.speaker import library
+from sa3_mlx.common.generation.memory import size_text
+from sa3_mlx.common.generation.metal import Metal
 from sa3_mlx.common.installed import home, installed, models_folder
 from sa3_mlx.common.terminal import labelled, show
 from sa3_mlx.common.version import version
@@ -69,12 +71,21 @@ def _backend(name: backend.Backend, measure: Callable[[], str], problems: list[s
 
 
 def _mlx() -> str:
-    from sa3_mlx.runtime import mx
+    from sa3_mlx.runtime import apple_gpu, mx
 
     a = mx.random.normal((_SIZE, _SIZE))
     mx.eval(a)
     rate = _gflops(lambda: mx.eval(a @ a))
-    return f"device {mx.default_device().type.name}, {rate:,.0f} GFLOP/s in a product of {_SIZE} x {_SIZE}"
+    gpu = apple_gpu()
+    memory = "" if gpu is None else f"; {_metal(gpu)}"
+    return f"device {mx.default_device().type.name}, {rate:,.0f} GFLOP/s in a product of {_SIZE} x {_SIZE}{memory}"
+
+
+def _metal(gpu: Metal) -> str:
+    """Say how much memory an Apple GPU has and how MLX is told to use it."""
+    cache = size_text(gpu.limits(peak=0, weights=0, activations=0, limit=None).cache)
+    handed = f"{gpu.operations} operations or {size_text(gpu.buffer_bytes)}"
+    return f"{size_text(gpu.working_set)} of {size_text(gpu.memory)} for it, {cache} kept for reuse, {handed} at a time"
 
 
 def _torch() -> str:

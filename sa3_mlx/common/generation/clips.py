@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sa3_mlx.common.files.audio import clipped_share, fit_length
 from sa3_mlx.common.files.audio_file import Audio
 from sa3_mlx.common.model.checkpoint import TOKENIZER_FILE
-from sa3_mlx.common.model.chunks import Chunk, chunk_plan, default_chunk_frames, halo, pad_frames
+from sa3_mlx.common.model.chunks import Chunk, chunk_plan, halo, pad_frames
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.lengths import clip_lengths, samples_to_frames
 from sa3_mlx.common.text.tokenizer import Tokenizer
@@ -96,12 +96,12 @@ def start_latents(plan: Plan, noise: Latents, init_latents: Latents | None) -> L
     return (1 - level) * init_latents + level * noise
 
 
-def decode_plan(plan: Plan, row: int, chunk_frames: int | None, config: ModelConfig) -> list[Chunk]:
+def decode_plan(plan: Plan, row: int, chunk_frames: int, config: ModelConfig) -> list[Chunk]:
     """Plan chunks of one item: the frames of its audio and as many valid ones after them as the decoder looks ahead."""
     same = config.same
     audible = samples_to_frames(plan.lengths.output_samples[row], same)
     frames = min(plan.lengths.valid[row], pad_frames(audible + halo(same, "decode"), same))
-    chunks = chunk_plan(frames, chunk_frames or default_chunk_frames(same, "decode"), same, "decode")
+    chunks = chunk_plan(frames, chunk_frames, same, "decode")
     return [chunk for chunk in chunks if chunk.keep_start < audible]
 
 

@@ -4,52 +4,39 @@ A phase (text, encode, sample, decode) needs the weights of the parts that are i
 evaluation order the activations of a transformer are a fixed number of copies of its hidden states (tokens x width),
 plus, where attention is not fused, one matrix of attention scores. These numbers of copies do not depend on width,
 depth or length; they are measured on MLX's CPU backend (``python -m benchmarks memory`` repeats it) and tests hold the
-prediction to within 10 % of MLX's own peak counter. On Metal, where attention and pointwise groups are fused, and in
-PyTorch the same numbers serve as an upper estimate. Python itself, the audio and the drawn noise are not counted.
+prediction to within 10 % of MLX's own peak counter. In PyTorch the same numbers serve as an upper estimate, and on an
+Apple GPU terms of its own come on top (``metal.py``). Python itself, the audio and the drawn noise are not counted.
 
 Shapes: B batch, T latent frames, N tokens, D width, S text tokens.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from sa3_mlx.common.files.safetensors import FLOATS, STORAGE, TensorFile
 from sa3_mlx.common.model.checkpoint import expected_tensors
-from sa3_mlx.common.model.chunks import Direction, chunk_plan, default_chunk_frames, halo, pad_frames
+from sa3_mlx.common.model.chunks import Direction, default_chunk_frames, halo, long_chunk_frames
 from sa3_mlx.common.model.config import DiffusionConfig, ModelConfig
-from sa3_mlx.common.model.lengths import clip_lengths, samples_to_frames, seconds_to_samples
 from sa3_mlx.common.model.precision import Precision
 
+from .activations import PhaseName, activations, coded_frames, largest_chunk
+from .metal import Metal
 from .request import Request, Residency
 
-PhaseName = Literal["text", "encode", "sample", "decode"]
 MARGIN = 1.1  # of a prediction that has to fit into a limit
 
-# Copies of the hidden states that are in memory at the worst moment; a few more or less from run to run, as MLX frees
-# them while it computes. Those of a feed-forward grow with its multiplier.
-SAME_COPIES = {
-    ("chunked", "decode"): 33.0,
-    ("chunked", "encode"): 30.0,
-    ("sliding", "decode"): 26.0,
-    ("sliding", "encode"): 26.0,
-}
-SAME_COPIES_PER_FF_MULT = 3.0
-AUDIO_COPIES = {"chunked": 1.0, "sliding": 1.5}  # of the decoded samples, on top
-DIT_FEED_FORWARD_COPIES, DIT_COPIES_PER_FF_MULT = 13.0, 3.25
-DIT_ATTENTION_COPIES = {False: 22.0, True: 35.5}  # by ``differential``; the scores come on top
-DIT_HALF_FACTOR = 1.42  # 16-bit activations meet fp32 ones in norms and rotations
-TEXT_COPIES = 20.0
 # Where the blocks of the DiT are read in every step, a whole feed-forward is in memory, and these shares of the rest of
 # its block and, where its type changes, of its bytes in the file.
 STREAMED_REST = 0.25
 STREAMED_CAST = 0.82
 
+# Residencies to try in one number type before the next one is tried; ``DISK_LAST`` reads the DiT in every step at last.
+IN_MEMORY: tuple[tuple[Residency, ...], ...] = (("run", "phase"),)
+DISK_LAST: tuple[tuple[Residency, ...], ...] = (*IN_MEMORY, ("step",))
 _HOW: dict[Residency, str] = {
     "run": "all parts stay",
     "phase": "parts are freed after use",
@@ -91,6 +78,16 @@ class MemoryPlan:
     def peak(self) -> int:
         """Return the bytes at the worst moment of all phases."""
         return max(phase.peak for phase in self.phases)
+
+    @property
+    def weights(self) -> int:
+        """Return the most bytes of weights of all phases."""
+        return max(phase.weights for phase in self.phases)
+
+    @property
+    def activations(self) -> int:
+        """Return the most bytes of activations of all phases."""
+        return max(phase.activations for phase in self.phases)
 
     def text(self) -> str:
         """Return one line for people."""
@@ -174,11 +171,12 @@ def predict(
     residency: Residency = "run",
     tokens: int | None = None,
     weights: Mapping[str, int] | None = None,
+    metal: Metal | None = None,
 ) -> MemoryPlan:
     """Predict the peaks of the phases of a run, with the chunk sizes of the request, which must be valid.
 
     ``tokens``: of the longest text; None stands for as many as the model takes. ``weights``: bytes by part, where they
-    are not those of the configuration.
+    are not those of the configuration. ``metal``: the Apple GPU that MLX runs on.
     """
     diffusion, weights = config.require_diffusion(), weights or weight_bytes(config, precision)
     needs: dict[PhaseName, tuple[str, ...]] = {"text": ("text_encoder", "conditioner")}
@@ -192,7 +190,7 @@ def predict(
         held = sum(
             _streamed_bytes(weights) if (part, residency) == ("dit", "step") else weights[part] for part in loaded
         )
-        size = _activations(name, request, config, precision, _slots(tokens, precision, diffusion))
+        size = activations(name, request, config, precision, _slots(tokens, precision, diffusion), metal)
         phases.append(Phase(name=name, weights=held, activations=size))
     return MemoryPlan(
         phases=tuple(phases),
@@ -210,60 +208,37 @@ def fit(
     limit: int,
     *,
     weights: Callable[[Precision], Mapping[str, int]] | None = None,
+    metal: Metal | None = None,
+    residencies: Sequence[Sequence[Residency]] = DISK_LAST,
 ) -> MemoryPlan:
     """Choose the best way to run within ``limit`` bytes.
 
     Everything in memory, else parts freed after use, else smaller chunks too, all of these in the first of the allowed
     precisions, then in the next; else the DiT read block by block in every step, in the first precision that fits so.
+    An Apple GPU gets longer chunks where they fit.
 
     ``weights``: bytes by part, where they are not those of the configuration. Raises ValueError, with what would help,
     when nothing fits.
     """
-    ways: tuple[tuple[Residency, ...], ...] = (("run", "phase"), ("step",))
-    for residencies, precision in itertools.product(ways, precisions):
-        sizes = weights(precision) if weights else weight_bytes(config, precision)
-        smaller = replace(
-            request,
-            chunk_frames=_largest_chunk(request, config, "decode", limit, sizes),
-            encode_chunk_frames=_largest_chunk(request, config, "encode", limit, sizes),
-        )
-        for wanted, residency in (*((request, residency) for residency in residencies), (smaller, residencies[-1])):
-            plan = predict(wanted, config, precision, residency=residency, weights=sizes)
-            if plan.peak * MARGIN <= limit:
-                return plan
-    raise ValueError(_refusal(plan, smaller, config, limit))
-
-
-def same_activations(frames: int, config: ModelConfig, direction: Direction) -> int:
-    """Return the bytes that one half of the autoencoder needs for a chunk of ``frames``."""
-    same = config.same
-    shift = same.span if same.attention == "chunked" else 0  # the shifted layers see half a chunk more at both ends
-    tokens = (pad_frames(frames, same) + shift) * (same.stride + 1)
-    samples = frames * same.samples_per_latent * config.audio_channels if direction == "decode" else 0
-    copies = SAME_COPIES[same.attention, direction] + SAME_COPIES_PER_FF_MULT * same.ff_mult
-    return int(4 * (copies * tokens * same.width + AUDIO_COPIES[same.attention] * samples))
-
-
-def dit_activations(rows: int, frames: int, config: DiffusionConfig, width: int) -> int:
-    """Return the bytes of one velocity of a batch of ``rows``; ``width`` bytes a number."""
-    dit = config.dit
-    tokens = frames + dit.memory_tokens
-    scores = dit.heads * (2 if dit.differential else 1) * tokens / dit.width
-    feed_forward = DIT_FEED_FORWARD_COPIES + DIT_COPIES_PER_FF_MULT * dit.ff_mult
-    copies = max(feed_forward, DIT_ATTENTION_COPIES[dit.differential] + scores)
-    return int(rows * tokens * dit.width * width * copies * (1 if width == 4 else DIT_HALF_FACTOR))
-
-
-def prepared_bytes(rows: int, slots: int, config: DiffusionConfig, width: int) -> int:
-    """Return the bytes of keys and values of the context, ``slots`` and the duration, in all blocks."""
-    per_block = (3 if config.dit.differential else 2) * config.dit.width
-    return rows * config.dit.depth * (slots + 1) * per_block * width
-
-
-def text_activations(texts: int, slots: int, config: DiffusionConfig) -> int:
-    """Return the bytes that the text encoder needs for a batch of ``texts``."""
-    text = config.text_encoder
-    return int(texts * slots * (TEXT_COPIES * text.width + 3 * text.heads * slots) * 4)
+    for allowed in residencies:
+        for precision in precisions:
+            sizes = weights(precision) if weights else weight_bytes(config, precision)
+            ways = [(request, residency) for residency in allowed]
+            if metal is not None and metal.long_chunks:
+                usual = [
+                    predict(request, config, precision, residency=way, weights=sizes, metal=metal) for way in allowed
+                ]
+                ways = [(_longer(request, config, limit, plan, metal), plan.residency) for plan in usual]
+            smaller = replace(
+                request,
+                chunk_frames=_largest_chunk(request, config, "decode", limit, sizes, metal),
+                encode_chunk_frames=_largest_chunk(request, config, "encode", limit, sizes, metal),
+            )
+            for wanted, residency in (*ways, (smaller, allowed[-1])):
+                plan = predict(wanted, config, precision, residency=residency, weights=sizes, metal=metal)
+                if plan.peak * MARGIN <= limit:
+                    return plan
+    raise ValueError(_refusal(plan, smaller, config, limit, metal))
 
 
 def _slots(tokens: int | None, precision: Precision, config: DiffusionConfig) -> int:
@@ -272,51 +247,43 @@ def _slots(tokens: int | None, precision: Precision, config: DiffusionConfig) ->
     return longest if tokens is None else min(tokens + (1 if precision.dtype == "float32" else 2), longest)
 
 
-def _activations(phase: PhaseName, request: Request, config: ModelConfig, precision: Precision, slots: int) -> int:
-    diffusion, width = config.require_diffusion(), precision.bytes
-    sampling = request.sampling or config.usual_sampling
-    head_room = diffusion.head_room_seconds if request.head_room_seconds is None else request.head_room_seconds
-    lengths = clip_lengths([item.seconds for item in request.items], config, head_room)
-    negatives = {item.negative_prompt for item in request.items} - {None}
-    if phase == "text":
-        return text_activations(len({item.prompt for item in request.items} | negatives), slots, diffusion)
-    if phase == "sample":
-        rows = len(request.items) * (1 if sampling.guidance.scale == 1 else 2)
-        contexts = len(request.items) * (2 if negatives else 1)
-        return dit_activations(rows, lengths.frames, diffusion, width) + prepared_bytes(
-            contexts, slots, diffusion, width
-        )
-    if phase == "encode":
-        return _chunk_bytes(lengths.frames, request.encode_chunk_frames, config, "encode")
-    audible = max(
-        samples_to_frames(seconds_to_samples(item.seconds, config.sample_rate), config.same) for item in request.items
+def _longer(request: Request, config: ModelConfig, limit: int, plan: MemoryPlan, metal: Metal) -> Request:
+    """Return the request with longer chunks than the usual ones, where the clip is long and the plan leaves room."""
+
+    def size(direction: Direction, given: int | None) -> int | None:
+        default, longest = default_chunk_frames(config.same, direction), long_chunk_frames(config.same, direction)
+        weights = [phase.weights for phase in plan.phases if phase.name == direction]
+        if given is not None or not weights or coded_frames(request, config, direction) <= default:
+            return given
+        room = limit / MARGIN - weights[0]
+        found = largest_chunk(config, direction, room, metal, longest=longest, least=default)
+        return None if found == default else found
+
+    return replace(
+        request,
+        chunk_frames=size("decode", request.chunk_frames),
+        encode_chunk_frames=size("encode", request.encode_chunk_frames),
     )
-    frames = min(lengths.frames, pad_frames(audible + halo(config.same, "decode"), config.same))
-    return _chunk_bytes(frames, request.chunk_frames, config, "decode")
-
-
-def _chunk_bytes(frames: int, chunk_frames: int | None, config: ModelConfig, direction: Direction) -> int:
-    size = chunk_frames or default_chunk_frames(config.same, direction)
-    chunks = chunk_plan(frames, size, config.same, direction)
-    return same_activations(max(chunk.stop - chunk.start for chunk in chunks), config, direction)
 
 
 def _largest_chunk(
-    request: Request, config: ModelConfig, direction: Direction, limit: int, weights: Mapping[str, int]
+    request: Request,
+    config: ModelConfig,
+    direction: Direction,
+    limit: int,
+    weights: Mapping[str, int],
+    metal: Metal | None,
 ) -> int | None:
     """Return the frames of the largest chunk that fits beside the autoencoder; None where it is not used."""
     if direction == "encode" and request.init is None and request.inpaint is None:
         return None
-    same = config.same
-    room = limit / MARGIN - weights[f"same.{direction}r"]
+    room, same = limit / MARGIN - weights[f"same.{direction}r"], config.same
     smallest = 2 * halo(same, direction) + same.frame_multiple
-    size = default_chunk_frames(same, direction)
-    while size > smallest and same_activations(size, config, direction) > room:
-        size -= same.frame_multiple
-    return size
+    default = default_chunk_frames(same, direction)
+    return largest_chunk(config, direction, room, metal, longest=default, least=smallest)
 
 
-def _refusal(plan: MemoryPlan, request: Request, config: ModelConfig, limit: int) -> str:
+def _refusal(plan: MemoryPlan, request: Request, config: ModelConfig, limit: int, metal: Metal | None) -> str:
     precision = plan.precision
     worst = max(plan.phases, key=lambda phase: phase.peak)
     first = request.items[:1]
@@ -331,7 +298,7 @@ def _refusal(plan: MemoryPlan, request: Request, config: ModelConfig, limit: int
         both = Precision(dtype="float16", text_dtype="bfloat16")
         others[" ".join(others)] = (replace(request, items=first, init=None, inpaint=None), both)
     for name, (other, types) in others.items():
-        peak = predict(other, config, types, residency="step").peak
+        peak = predict(other, config, types, residency="step", metal=metal).peak
         if peak * MARGIN <= limit:
             return f"{_too_much(plan, worst, config, limit)}; with {name} it is {size_text(peak)}"
     needed = size_text(int(plan.peak * MARGIN))

@@ -21,7 +21,7 @@ from sa3_mlx.common.files.audio_file import Audio
 from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.installed import model_folder
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE, Part, parts_of
-from sa3_mlx.common.model.chunks import chunk_plan, default_chunk_frames
+from sa3_mlx.common.model.chunks import Direction, chunk_plan, default_chunk_frames
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.lengths import samples_to_frames
 from sa3_mlx.common.model.precision import Precision
@@ -112,6 +112,10 @@ class LoadedParts(ABC, Generic[Array]):
         """Tell whether the next piece of work is launched before one is brought back, so that no device waits."""
         return False
 
+    def usual_chunk_frames(self, direction: Direction) -> int:
+        """Return the latent frames of a chunk where a caller names none."""
+        return default_chunk_frames(self.config.same, direction)
+
     @abstractmethod
     def prefetch_decoder(self, done: int, steps: int) -> None:
         """Read, beside what is computed meanwhile, the autoencoder's decoder, or what is due after ``done`` steps."""
@@ -187,7 +191,7 @@ class LoadedParts(ABC, Generic[Array]):
         check_audio(audio, "encode", self.config.audio_channels)
         config = self.config.same
         ratio, frames = config.samples_per_latent, samples_to_frames(len(audio), config)
-        size = default_chunk_frames(config, "encode") if chunk_frames is None else chunk_frames
+        size = self.usual_chunk_frames("encode") if chunk_frames is None else chunk_frames
         kept: list[Latents] = []
         for chunk in chunk_plan(frames, size, config, "encode"):
             latents = self._encode(audio[chunk.start * ratio : chunk.stop * ratio])
@@ -207,7 +211,7 @@ class LoadedParts(ABC, Generic[Array]):
         """
         check_latents(latents, self.config)
         config = self.config.same
-        size = default_chunk_frames(config, "decode") if chunk_frames is None else chunk_frames
+        size = self.usual_chunk_frames("decode") if chunk_frames is None else chunk_frames
         chunks = chunk_plan(len(latents), size, config, "decode")
         launched = (self._decode(latents[chunk.start : chunk.stop]) for chunk in chunks)
         for chunk, decoded in zip(chunks, self._brought_back(launched), strict=True):

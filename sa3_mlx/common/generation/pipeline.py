@@ -224,8 +224,8 @@ class BasePipeline(LoadedParts[Array]):
         watch: Stopwatch,
     ) -> Iterator[AudioChunk]:
         """Decode latents (B, T, C) to finished audio, item by item."""
-        rows = range(len(clips))
-        chunks = [(row, chunk) for row in rows for chunk in decode_plan(plan, row, request.chunk_frames, self.config)]
+        size = request.chunk_frames or self.usual_chunk_frames("decode")
+        chunks = [(row, chunk) for row in range(len(clips)) for chunk in decode_plan(plan, row, size, self.config)]
 
         def launch(row: int, chunk: Chunk) -> Array:
             noises = decoder_noise(noise, row, chunk, self.config) if request.decode_noise else ()

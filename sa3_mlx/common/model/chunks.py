@@ -57,6 +57,12 @@ def default_chunk_frames(config: SAMEConfig, direction: Direction) -> int:
     return pad_frames(max(128, 16 * halo(config, direction)), config)
 
 
+def long_chunk_frames(config: SAMEConfig, direction: Direction) -> int:
+    """Return the frames of chunks for a device with room: 512, where the halo is much of the default; else that."""
+    default = default_chunk_frames(config, direction)
+    return default if default <= 128 else max(default, pad_frames(512, config))
+
+
 def stream_chunk_frames(config: SAMEConfig) -> int:
     """Return short chunks for decoding while somebody listens: sound comes early, the halos cost a little more."""
     return pad_frames(max(32, 4 * halo(config, "decode")), config)
