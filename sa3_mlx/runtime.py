@@ -11,7 +11,7 @@ user has set them (``settings``):
 - MLX_ENABLE_TF32=0: on an M5, MLX would compute fp32 products with the precision of TF32, errors of 8e-4 where the
   autoencoder expects 3e-7 [P5.4]; 1 is faster there.
 - MLX_MAX_OPS_PER_BUFFER=200, MLX_MAX_MB_PER_BUFFER=200, where the machine has memory for it: MLX gathers more
-  operations, counted and by their inputs, before it hands them to the GPU [P8].
+  operations, counted and by their inputs, before it hands them to the GPU [P8.2].
 """
 
 from __future__ import annotations
