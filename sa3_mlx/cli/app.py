@@ -19,6 +19,9 @@ SECTIONS: Sections = {
         "extend": ("audio.extend", "extend", "Continue an audio file."),
         "rerun": ("audio.rerun", "rerun", "Make a file again from its own tags."),
     },
+    "Serve": {
+        "serve": ("serve", "serve", "Keep a model loaded; a page and interfaces for programs."),
+    },
     "Latents": {
         "encode": ("latents.encode", "encode", "Audio to latents."),
         "decode": ("latents.decode", "decode", "Latents to audio."),

@@ -26,6 +26,8 @@ _EXTRAS = {
     "sounddevice": "play",
     **dict.fromkeys(("scipy", "mido", "tensorboard", "webdataset"), "train"),
     "transformers": "clap",
+    **dict.fromkeys(("fastapi", "starlette", "uvicorn", "pydantic"), "server"),
+    "mcp": "mcp",
 }
 _REMEDIES = {
     errno.ENOSPC: "free some space",
@@ -100,7 +102,7 @@ def run_group(group: click.Group, args: Sequence[str], name: str) -> int:
     except Exception as error:
         if "--debug" in args:
             raise
-        _complain(name, _message(error))
+        _complain(name, message(error))
         return 2
 
 
@@ -112,7 +114,8 @@ def run_process(group: click.Group, name: str) -> NoReturn:
     sys.exit(code)
 
 
-def _message(error: Exception) -> str:
+def message(error: Exception) -> str:
+    """Return what an error says, in one line, with what helps."""
     if isinstance(error, click.UsageError) and error.ctx is not None:
         return f"{error.format_message()} (see '{error.ctx.command_path} --help')"
     if isinstance(error, click.ClickException):

@@ -135,8 +135,8 @@ class BackendOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions(BackendOptions):
-    """Choose a model, what computes it, in which types, and adapters for it."""
+class PrecisionOptions(BackendOptions):
+    """Choose a model, what computes it, and in which types."""
 
     dtype: Annotated[
         str,
@@ -166,6 +166,12 @@ class ModelOptions(BackendOptions):
             help="PyTorch: compile the sampling step and the decoder; pays from the second sound on.",
         ),
     ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(PrecisionOptions):
+    """Choose a model, what computes it, in which types, and adapters for it."""
+
     lora: Annotated[
         tuple[LoraFile, ...],
         click.Option(

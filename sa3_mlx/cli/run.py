@@ -6,7 +6,7 @@ Every request is one batch, whose files are written when it is done, each of the
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -188,7 +188,9 @@ def load(task: Task, setup: Setup) -> BasePipeline[Any]:
     return pipeline
 
 
-def stream(pipeline: BasePipeline[Any], request: Request, residency: Residency, progress: Progress) -> Iterator[Event]:
+def stream(
+    pipeline: BasePipeline[Any], request: Request, residency: Residency, progress: Progress
+) -> Generator[Event, None, None]:
     """Yield the events of one batch while bars show how far it is. Raises ValueError for audio that is not finite."""
     with progress.watch(request, pipeline.config.sample_rate) as watch:
         for event in pipeline.stream(request, residency=residency):

@@ -8,6 +8,7 @@ import io
 import json
 import re
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -122,3 +123,20 @@ def test_a_notebook_shows_players_and_pictures(twin: Twin, home: Path) -> None:
     audio, rate = soundfile.read(io.BytesIO(base64.b64decode(sounds[0])), dtype="float32")
     assert rate == 8000
     np.testing.assert_allclose(audio, np.clip(generation.audio[0], -1, 1), atol=2**-15)
+
+
+def test_a_pipeline_works_in_a_thread_that_did_not_import_it(random_models: dict[str, Path]) -> None:
+    """Streams of MLX belong to threads: the one that reads files too."""
+    pytest.importorskip("mlx.core")
+    from sa3_mlx import Pipeline
+
+    made: list[np.ndarray] = []
+
+    def work() -> None:
+        made.append(Pipeline.load(random_models["tiny-s"]).generate(REQUEST).audio[0])
+
+    for _ in range(2):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert len(made) == 2 and np.array_equal(*made)

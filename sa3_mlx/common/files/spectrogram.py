@@ -139,7 +139,7 @@ def _draw(
     grid = figure.add_gridspec(2, 2, height_ratios=(1, 5), width_ratios=(60, 1))
     wave, image, bar = (figure.add_subplot(cell) for cell in (grid[0, 0], grid[1, 0], grid[1, 1]))
 
-    low, high = _envelope(audio)
+    low, high = envelope(audio)
     time = np.linspace(0, seconds, len(low))
     wave.fill_between(time, low, high, color="#3b528b", linewidth=0.4)
     limit = max(1.0, float(np.abs(audio).max()))
@@ -171,8 +171,8 @@ def _draw(
     figure.savefig(file, format="png", metadata={"Software": "sa3"})
 
 
-def _envelope(audio: Float32Array) -> tuple[Float32Array, Float32Array]:
-    """Return the lowest and the highest sample of any channel, per column."""
-    columns = min(_COLUMNS, len(audio))
+def envelope(audio: Float32Array, columns: int = _COLUMNS) -> tuple[Float32Array, Float32Array]:
+    """Return the lowest and the highest sample of any channel of audio (L, channels), per column; at most L columns."""
+    columns = min(columns, len(audio))
     starts = np.linspace(0, len(audio), columns, endpoint=False).astype(int)
     return np.minimum.reduceat(audio.min(axis=1), starts), np.maximum.reduceat(audio.max(axis=1), starts)

@@ -163,6 +163,15 @@ class LoadedParts(ABC, Generic[Array]):
             self._parts[part] = module
         return self._parts[part]
 
+    def change_adapters(self, adapters: Collection[Applied]) -> None:
+        """Put these adapters on in place of those that are; weights stay in memory, but for those that were merged.
+
+        Raises ValueError for one that does not fit.
+        """
+        self.adapters = prepare_adapters(adapters, self.folder, self.config, merged=self.merged)
+        self._adapted.clear()
+        self.free("conditioner", *(("dit",) if self.merged else ()))
+
     def _number_type(self, part: Part) -> str | None:
         """Return the number type of a part in memory; None is that of the file."""
         return {"text_encoder": self.precision.text_dtype, "dit": self.precision.dtype}.get(part, "float32")
@@ -199,6 +208,10 @@ class LoadedParts(ABC, Generic[Array]):
             if advance is not None:
                 advance(len(kept[-1]))
         return np.concatenate(kept)
+
+    def preview(self, denoised: Array, item: int, frames: int) -> Audio:
+        """Decode what the model expects of one item's end at a step, (B, T, C) of a twin, its first ``frames``."""
+        return self.decode(self._numpy(denoised[item])[:frames])
 
     def decode(self, latents: Latents) -> Audio:
         """Decode latents (T, C) float32 -> audio (T R, channels), not clamped. Raises as ``decode_stream``."""

@@ -1,0 +1,1 @@
+"""Serve the native interface under /api."""

@@ -1,0 +1,1 @@
+"""Run jobs: the queue, the thread that owns the device, the models that stay loaded."""

@@ -1,0 +1,1 @@
+"""Speak the languages of other clients: OpenAI, DAW plug-ins, MCP."""

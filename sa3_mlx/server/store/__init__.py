@@ -1,0 +1,1 @@
+"""Keep jobs and sounds: a database and files beside it, whole at any moment."""

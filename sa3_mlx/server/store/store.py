@@ -1,0 +1,159 @@
+"""Keep jobs, sounds and their files together: a row and its file appear together and go together."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from sa3_mlx.cli.output.provenance import OutputRecord, Provenance
+from sa3_mlx.common.files.atomic import locked
+from sa3_mlx.common.files.audio import SUBTYPES, AudioWriter, peak_db, read_blocks
+from sa3_mlx.common.files.audio_file import BLOCK_SAMPLES, Audio, open_audio_file
+from sa3_mlx.common.files.wav import Subtype
+
+from .database import Database
+from .pool import Pool, Upload
+from .records import SoundRecord, State
+
+_DATABASE = "studio.sqlite"
+_EXPORTS_MAX = 2 << 30  # bytes of converted copies
+_SECONDS_MAX = 3600.0  # of an upload
+
+
+class Store:
+    """Hold what a server keeps. One process has a folder; what a killed one left unfinished is marked and swept."""
+
+    def __init__(self, folder: Path, *, disk_free: int, upload_max: int) -> None:
+        """Open a folder, made where there is none. Raises OSError where another server has it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._stack, self._lock, self.exporting = ExitStack(), threading.Lock(), threading.Lock()
+        self._stack.enter_context(locked(folder))
+        self.folder, self._upload_max = folder, upload_max
+        self.pool = Pool(folder, disk_free)
+        self.database = Database(folder / _DATABASE)
+        self._stack.callback(self.database.close)
+        self.interrupted = self.database.interrupt_jobs(time.time())
+        self.pool.sweep(self.database.files())
+
+    def close(self) -> None:
+        """Close the database and let others have the folder."""
+        self._stack.close()
+
+    def upload(self) -> Upload:
+        """Begin to take a file. Raises Full where the disk is."""
+        self.pool.check_room()
+        return Upload(self.pool, self._upload_max)
+
+    def add_upload(self, upload: Upload, name: str) -> SoundRecord:
+        """Keep a file that came whole, if all of it can be decoded; one that is there already is returned.
+
+        Raises ValueError, one line that names ``name``, for what is no sound or is damaged.
+        """
+        path = upload.finish()
+        try:
+            record = _measure(path, name)
+        except (ValueError, OSError) as error:
+            raise ValueError(str(error).replace(str(path), name or "the file")) from error
+        with self._lock:
+            record = replace(record, file=upload.take())
+            known = self.database.upload_of(record.file)
+            if known is None:
+                self.database.add_sound(record)
+        return known or record
+
+    def keep(self, job_id: str, made: Sequence[tuple[Path, SoundRecord]]) -> list[SoundRecord]:
+        """Keep the files that a job made, and mark it as done: all of it or nothing."""
+        with self._lock:
+            records = [replace(record, file=self.pool.add(path)) for path, record in made]
+            self.database.finish_job(job_id, "done", time.time(), sounds=records)
+        return records
+
+    def finish(self, job_id: str, state: State, error: str | None = None) -> None:
+        """Mark a job as over, without a result."""
+        self.database.finish_job(job_id, state, time.time(), error)
+
+    def delete(self, sound_id: str) -> None:
+        """Remove a sound, and its file where no other sound has it."""
+        with self._lock:
+            unused = self.database.delete_sound(sound_id)
+            if unused is not None:
+                self.pool.remove(unused)
+
+    def path(self, sound: SoundRecord) -> Path:
+        """Return the file of a sound as it is kept."""
+        return self.pool.path(sound.file)
+
+    def audio(self, sound: SoundRecord) -> Audio:
+        """Read the samples (L, channels) of a sound as it is kept."""
+        return np.concatenate(list(read_blocks(self.path(sound), sound.sample_rate, sound.channels)))
+
+    def export(self, sound: SoundRecord, suffix: str, subtype: Subtype | None) -> Path:
+        """Return a file of a sound in another format, with its provenance in the tags: what a command would write.
+
+        Raises ValueError for a format that is not there, Full where the disk is.
+        """
+        if suffix not in SUBTYPES:
+            raise ValueError(f"format is {suffix.removeprefix('.')}: allowed are wav, flac, mp3 and ogg")
+        subtype = subtype or SUBTYPES[suffix][0]
+        if subtype not in SUBTYPES[suffix]:
+            raise ValueError(
+                f"{suffix.removeprefix('.')} cannot hold {subtype}; allowed: {', '.join(SUBTYPES[suffix])}"
+            )
+        if suffix == ".wav" and subtype == sound.subtype and sound.provenance is not None:
+            return self.path(sound)
+        target = self.pool.export(f"{sound.id}-{subtype}{suffix}")
+        with self.exporting:
+            if not target.exists():
+                self.pool.check_room(sound.samples * sound.channels * 4)
+                self._convert(sound, target, subtype)
+                self.pool.trim_exports(_EXPORTS_MAX)
+        return target
+
+    def _convert(self, sound: SoundRecord, target: Path, subtype: Subtype) -> None:
+        comment = ""
+        if sound.provenance is not None:
+            made = Provenance.from_dict(sound.provenance)
+            comment = replace(made, output=OutputRecord(format=subtype, peak_db=None)).to_json()
+        source = self.path(sound)
+        writer = AudioWriter(target, sound.samples, sound.channels, sound.sample_rate, subtype, comment=comment)
+        with writer:
+            for block in read_blocks(source, sound.sample_rate, sound.channels):
+                writer.write(block)
+
+
+def new_id() -> str:
+    """Return an id that nobody can guess."""
+    return secrets.token_hex(8)
+
+
+def _measure(path: Path, name: str) -> SoundRecord:
+    """Decode all of a file; what it says of itself is not believed. Raises ValueError for what is no whole sound."""
+    peak, samples = 0.0, 0
+    with open_audio_file(path) as file:
+        rate, channels, subtype = file.samplerate, file.channels, str(file.subtype)
+        for block in file.blocks(BLOCK_SAMPLES):
+            samples += len(block)
+            peak = max(peak, float(np.abs(block).max()))
+            if samples > _SECONDS_MAX * rate:
+                raise ValueError(f"{path}: longer than {_SECONDS_MAX / 60:.0f} minutes; cut it first")
+    level = peak_db(np.array([[peak]], np.float32))
+    return SoundRecord(
+        id=new_id(),
+        created=time.time(),
+        kind="upload",
+        name=name,
+        file="",
+        seconds=samples / rate,
+        samples=samples,
+        sample_rate=rate,
+        channels=channels,
+        subtype=subtype,
+        peak_db=level if np.isfinite(level) else None,
+    )
