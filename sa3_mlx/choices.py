@@ -7,11 +7,12 @@ every place and needs no other word; ``common/tuning/choice.py`` says what the f
 from __future__ import annotations
 
 from sa3_mlx.common.tuning.choice import Choice, Choices
-from sa3_mlx.runtime import mx
+from sa3_mlx.common.tuning.chunk import CHUNKS, CHUNKS_TOLERANCE, FACTORS
+from sa3_mlx.runtime import on_gpu
 
 CHOICES = Choices(
     "mlx",
-    "gpu" if mx.default_device().type == mx.DeviceType.gpu else "cpu",
+    "gpu" if on_gpu() else "cpu",
     (
         Choice(
             name="compiled_step",
@@ -37,12 +38,12 @@ CHOICES = Choices(
             work=("step", "decode"),
         ),
         Choice(
-            name="chunks",
-            about="chunks of SAME-L of 192 frames, or up to 512 where an Apple GPU has room for them",
-            ways=("usual", "long"),
+            name=CHUNKS,
+            about="the autoencoder by 192 (SAME-L) or 128 frames, or SAME-L by up to 512 where an Apple GPU has room",
+            ways=("usual", "long", *FACTORS),
             usual={"cpu": "usual", "gpu": "long"},
             work=("decode", "encode"),
-            tolerance=1e-5,
+            tolerance=CHUNKS_TOLERANCE,
         ),
     ),
 )

@@ -20,11 +20,11 @@ from sa3_mlx.common.generation.events import Latents
 from sa3_mlx.common.generation.pipeline import BasePipeline
 from sa3_mlx.common.generation.plan import Plan
 from sa3_mlx.common.model.checkpoint import Part
-from sa3_mlx.common.model.chunks import Direction, long_chunk_frames
+from sa3_mlx.common.model.chunks import Direction, default_chunk_frames, long_chunk_frames
 from sa3_mlx.common.model.precision import choose_precision
 from sa3_mlx.runtime import apple_gpu, mx, nn, on_gpu
 
-from .choices import way
+from .choices import CHOICES, way
 from .guidance import GuidedVelocity, negative
 from .lora import GatedVelocity, adapt, merge
 from .same import SAME
@@ -37,6 +37,7 @@ DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 class Pipeline(BasePipeline[mx.array]):
     """Generate with MLX from a checkpoint folder: open it with ``load``."""
 
+    choices = CHOICES
     negative, adapt, merge = staticmethod(negative), staticmethod(adapt), staticmethod(merge)
     guided_velocity, gated_velocity = GuidedVelocity, GatedVelocity
 
@@ -95,11 +96,16 @@ class Pipeline(BasePipeline[mx.array]):
 
     def usual_chunk_frames(self, direction: Direction) -> int:
         """Return the latent frames of a chunk where a caller names none: long ones fill half of an Apple GPU's room."""
-        default, metal = super().usual_chunk_frames(direction), apple_gpu()
-        if way("chunks") == "usual":
-            return default
+        if way("chunks") != "long":
+            return super().usual_chunk_frames(direction)
+        default, metal = default_chunk_frames(self.config.same, direction), apple_gpu()
         longest, room = long_chunk_frames(self.config.same, direction), metal.working_set / 2 if metal else math.inf
         return largest_chunk(self.config, direction, room, metal, longest=longest, least=default)
+
+    @property
+    def device_name(self) -> str:
+        """Return "cpu" or "gpu"."""
+        return self.choices.kind
 
     def prefetch_decoder(self, done: int, steps: int) -> None:
         """Read the share of the autoencoder's decoder that is due after ``done`` steps, beside the one under way.

@@ -24,6 +24,7 @@ from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE, Part
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.precision import Precision, choose_precision
 
+from .choices import CHOICES
 from .guidance import GuidedVelocity, negative
 from .layers import compiled
 from .lora import GatedVelocity, adapt, merge
@@ -56,9 +57,15 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def device_name(device: torch.device) -> str:
+    """Return "cpu", "mps" or the name of a CUDA device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 class Pipeline(BasePipeline[Tensor]):
     """Generate with PyTorch from a checkpoint folder: open it with ``load``."""
 
+    choices = CHOICES
     negative, adapt, merge = staticmethod(negative), staticmethod(adapt), staticmethod(merge)
     guided_velocity, gated_velocity = GuidedVelocity, GatedVelocity
 
@@ -101,6 +108,11 @@ class Pipeline(BasePipeline[Tensor]):
         precision = choose_precision(dtype, text_dtype, on_gpu=target.type != "cpu")
         folder, config, prepared = cls._checked(folder, adapters, merged=merged)
         return cls(folder, config, precision, target, prepared, merged=merged)
+
+    @property
+    def device_name(self) -> str:
+        """Return "cpu", "mps" or the name of a CUDA device."""
+        return device_name(self._device)
 
     def _array(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self._device)

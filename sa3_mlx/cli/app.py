@@ -37,6 +37,7 @@ SECTIONS: Sections = {
             "verify",
             "Check a model against references, or backends against each other.",
         ),
+        "tune": ("models.tune.command", "tune", "Find what is fastest on this machine, and keep it."),
         "doctor": ("models.doctor", "doctor", "Check this machine: what is installed, how fast it is."),
     },
     "Train": {

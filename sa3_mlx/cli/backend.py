@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Literal
 from sa3_mlx.common.adapters.applied import Applied
 from sa3_mlx.common.generation.memory import MemoryPlan
 from sa3_mlx.common.generation.metal import Metal
+from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.tuning.choice import Choices
+from sa3_mlx.common.tuning.table import find_ways
 
 if TYPE_CHECKING:
     from sa3_mlx.pipeline import Pipeline
@@ -91,6 +94,21 @@ def load(
     else:
         pipeline = kind.load(folder, **usual)
     return pipeline
+
+
+def choices(backend: Backend) -> Choices:
+    """Return the table of places that have several ways."""
+    found: Choices = importlib.import_module(f"sa3_{backend}.choices").CHOICES
+    return found
+
+
+def tuned_ways(backend: Backend, device: str, config: ModelConfig) -> dict[str, str]:
+    """Return the ways that ``sa3 tune`` found fastest for such a model on this device."""
+    if backend == "mlx":
+        return find_ways(choices(backend), choices(backend).kind, config)
+    from sa3_torch.pipeline import choose_device, device_name
+
+    return find_ways(choices(backend), device_name(choose_device(device)), config)
 
 
 def on_gpu(backend: Backend, device: str) -> bool:

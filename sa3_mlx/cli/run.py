@@ -33,6 +33,7 @@ from sa3_mlx.common.files.safetensors import TensorFile
 from sa3_mlx.common.files.wav import Subtype
 from sa3_mlx.common.generation.events import AudioChunk, Event
 from sa3_mlx.common.generation.memory import IN_MEMORY, MemoryPlan, fit, predict, stored_weight_bytes, weight_bytes
+from sa3_mlx.common.generation.plan import with_chunks
 from sa3_mlx.common.generation.request import Request, Residency, validate
 from sa3_mlx.common.installed import Model
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
@@ -40,6 +41,7 @@ from sa3_mlx.common.model.chunks import stream_chunk_frames
 from sa3_mlx.common.model.precision import Precision, allowed_precisions
 from sa3_mlx.common.terminal import excerpt
 from sa3_mlx.common.text.tokenizer import Tokenizer
+from sa3_mlx.common.tuning.chunk import CHUNKS
 from sa3_mlx.common.version import version
 
 from . import backend
@@ -69,6 +71,7 @@ class Task:
     output: OutputOptions
     source: SourceFile | None = None  # what the requests start from
     only: int | None = None  # write this clip of every batch, and no other
+    ways: Mapping[str, str] | None = None  # in place of those that were tuned here
 
     @property
     def seconds(self) -> float:
@@ -96,6 +99,7 @@ class Setup:
     memory: MemoryPlan
     adapters: tuple[Applied, ...]
     model_hash: str
+    ways: Mapping[str, str]  # that are not the usual ones
 
 
 def run(task: Task) -> list[Path]:
@@ -150,15 +154,21 @@ def plan(task: Task, progress: Progress) -> Setup:
     framework = backend.choose(options.backend, options.device, compiled=options.compiled)
     early = task.output.out == STDOUT or (task.output.play and task.output.peak is None)
     chunk = stream_chunk_frames(model.config.same) if early else None  # short ones, where somebody listens already
+    ways = backend.tuned_ways(framework, options.device, model.config) if task.ways is None else task.ways
     requests = [
-        replace(
-            request,
-            sampling=request.sampling or model.config.usual_sampling,
-            chunk_frames=request.chunk_frames or chunk,
+        with_chunks(
+            replace(
+                request,
+                sampling=request.sampling or model.config.usual_sampling,
+                chunk_frames=request.chunk_frames or chunk,
+            ),
+            ways.get(CHUNKS, "usual"),
+            model.config.same,
         )
         for request in task.requests
     ]
-    memory = _plan_memory(task, requests[0], framework, adapters, progress)
+    with backend.choices(framework).tuned(ways):
+        memory = _plan_memory(task, requests[0], framework, adapters, progress)
     return Setup(
         requests=tuple(
             replace(request, chunk_frames=memory.chunk_frames, encode_chunk_frames=memory.encode_chunk_frames)
@@ -168,6 +178,7 @@ def plan(task: Task, progress: Progress) -> Setup:
         memory=memory,
         adapters=adapters,
         model_hash=fingerprint(model.folder, model.config, quiet=task.output.quiet),
+        ways=ways,
     )
 
 
@@ -184,6 +195,7 @@ def load(task: Task, setup: Setup) -> BasePipeline[Any]:
         adapters=setup.adapters,
         merged=options.lora_merged,
     )
+    pipeline.ways = setup.ways
     backend.hold_memory(setup.backend, options.device, setup.memory, task.memory.max_memory)
     return pipeline
 
@@ -236,6 +248,7 @@ def provenance(task: Task, setup: Setup, request: Request) -> Provenance:
             compiled=options.compiled,
             dtype=precision.dtype,
             text_dtype=precision.text_dtype or "auto",
+            ways=backend.choices(setup.backend).differing(setup.ways),
         ),
         output=OutputRecord(format=task.format, peak_db=task.output.peak),
         input=None if task.source is None else InputRecord(name=task.source.name, hash=task.source.hash),

@@ -11,7 +11,7 @@ import numpy as np
 import soundfile
 
 from sa3_mlx.cli.adapters import LoraFile
-from sa3_mlx.cli.backend import DEVICES, Backend, choose
+from sa3_mlx.cli.backend import DEVICES, Backend, choices, choose
 from sa3_mlx.cli.fingerprint import fingerprint
 from sa3_mlx.cli.home import find_model
 from sa3_mlx.cli.options import CommonOptions, MemoryOptions, ModelOptions, OutputOptions, TypedCommand
@@ -21,6 +21,7 @@ from sa3_mlx.common.files.audio_file import Audio
 from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.generation.request import Request, validate
 from sa3_mlx.common.installed import DAMAGE, Model, installed
+from sa3_mlx.common.schema import listed
 from sa3_mlx.common.terminal import report, say
 from sa3_mlx.common.version import version
 
@@ -64,6 +65,7 @@ def rerun(
         validate(request, chosen.config)
     except ValueError as error:
         raise ValueError(f"{file}: its tags ask for what {chosen.label} cannot make: {error}") from error
+    ways = _ways(made, choose(options.backend), file, force=common.force)
     output = OutputOptions(
         out=out or file.with_name(f"{file.stem}-rerun{file.suffix}"),
         format=made.output.format,
@@ -74,7 +76,17 @@ def rerun(
         quiet=common.quiet,
     )
     (again,) = run(
-        Task(made.command, (request,), chosen, options, MemoryOptions(max_memory=None), output, source, only=made.item)
+        Task(
+            made.command,
+            (request,),
+            chosen,
+            options,
+            MemoryOptions(max_memory=None),
+            output,
+            source,
+            only=made.item,
+            ways=ways,
+        )
     )
     equal, text = first.compare(_Sound.read(again), file, again)
     if not common.quiet:
@@ -98,6 +110,26 @@ def _options(made: Provenance, model: Model, backend: Backend, device: str | Non
         lora=(),
         lora_merged=made.model.adapters_merged,
     )
+
+
+def _ways(made: Provenance, backend: Backend, file: Path, *, force: bool) -> dict[str, str]:
+    """Return the recorded ways, whatever is tuned here. Raises ValueError where another process would go them."""
+    recorded, ways = made.runtime.ways, dict[str, str]()
+    if backend != made.runtime.backend:
+        return ways
+    places = choices(backend).places
+    for name, place in places.items():
+        way = recorded.get(name, place.usual[choices(backend).kind])
+        if way not in place.ways:
+            continue
+        if place.environment:
+            wanted = " ".join(f"{key}={value}" for key, value in place.environment.get(way, {}).items())
+            _same(name, choices(backend).usual[name], way, f"begin with {wanted or 'no settings of it'}", force=force)
+        elif name in recorded:
+            ways[name] = way
+    if unknown := listed(name for name, way in recorded.items() if name not in places or way not in places[name].ways):
+        say(f"note: {file} was made in ways that this sa3 does not have ({unknown}): the result may differ")
+    return ways
 
 
 def _recorded_model(made: ModelRecord) -> Model:

@@ -56,7 +56,10 @@ def decode(
             f"{found.name} ({digest[:19]}...); give that --model, or --force"
         )
     pipeline = backend.load(found.folder, framework, device=model.device)
-    comment = json.dumps({"command": "decode", "model": found.tag, "model_hash": digest})
+    made: dict[str, object] = {"command": "decode", "model": found.tag, "model_hash": digest}
+    if ways := pipeline.choices.differing(pipeline.ways):
+        made["ways"] = ways
+    comment = json.dumps(made)
     pieces, missing = [], samples
     bar = Progress(quiet=common.quiet).bar("decode", samples / config.sample_rate, "s")
     chunk_frames = stream_chunk_frames(config.same) if piped else None

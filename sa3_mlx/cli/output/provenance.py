@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -51,11 +51,19 @@ class RuntimeRecord(Config):
     compiled: bool  # PyTorch's steps and decoder
     dtype: str
     text_dtype: str
+    ways: dict[str, str] = field(default_factory=dict)  # tuned ones that may give other bits than the usual ones
 
     def __post_init__(self) -> None:
+        texts = (*self.ways, *self.ways.values())
+        require(all(isinstance(text, str) for text in texts), "runtime.ways: expected names of places and their ways")
         for name, allowed in (("device", DEVICES), ("dtype", DTYPES), ("text_dtype", TEXT_DTYPES)):
             value = getattr(self, name)
             require(value in allowed, f"runtime.{name} is {quoted(value)}: allowed are {', '.join(allowed)}")
+
+    def to_dict(self, *, defaults: bool = True) -> dict[str, Any]:
+        """Return what the tags hold: nothing of ways where all are the usual ones."""
+        stored = super().to_dict(defaults=defaults)
+        return stored if self.ways else {name: value for name, value in stored.items() if name != "ways"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -183,6 +183,7 @@ def generation(
     latents: Latents,
     config: ModelConfig,
     timings: dict[str, float],
+    ways: dict[str, str],
 ) -> Generation:
     """Return the result of a run with latents (B, T, C)."""
     return Generation(
@@ -194,4 +195,5 @@ def generation(
         seams=tuple(clip.seams() for clip in clips),
         clipped_share=tuple(clipped_share(clip.audio) for clip in clips),
         timings=timings,
+        ways=ways,
     )

@@ -80,6 +80,7 @@ class Generation:
     seams: tuple[tuple[Seam, ...], ...]  # empty without kept audio
     clipped_share: tuple[float, ...]  # share of sample frames beyond full scale, 0..1
     timings: Mapping[str, float]  # seconds by stage: text, encode, sample, decode; loading of weights included
+    ways: Mapping[str, str]  # by which the bits may differ from those of the usual ways, see ``choices.py``
 
     def save(self, path: str | Path, item: int = 0, *, subtype: Subtype | None = None) -> Path:
         """Write the audio of one item as .wav, .flac, .mp3 or .ogg, with the request in its tags; return the path.
@@ -91,6 +92,8 @@ class Generation:
         if not 0 <= item < len(self.audio):
             raise ValueError(f"item is {item}: there are {len(self.audio)}, counted from 0")
         tags = {"format": REQUEST_TAGS, "sa3": version(), "item": item, "request": self.request.to_dict()}
+        if self.ways:
+            tags["ways"] = dict(self.ways)
         write_audio(path, self.audio[item], self.sample_rate, subtype or usual_subtype(path), comment=json.dumps(tags))
         return path
 

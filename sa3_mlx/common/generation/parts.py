@@ -6,7 +6,7 @@ Shapes: T latent frames, C latent channels, L audio samples, R samples per laten
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -21,12 +21,16 @@ from sa3_mlx.common.files.audio_file import Audio
 from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.installed import model_folder
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE, Part, parts_of
-from sa3_mlx.common.model.chunks import Direction, chunk_plan, default_chunk_frames
+from sa3_mlx.common.model.chunks import Direction, chunk_plan
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.lengths import samples_to_frames
 from sa3_mlx.common.model.precision import Precision
 from sa3_mlx.common.quant.format import check_folder
 from sa3_mlx.common.text.tokenizer import Tokenizer
+from sa3_mlx.common.tuning.choice import Choices
+from sa3_mlx.common.tuning.chunk import CHUNKS
+from sa3_mlx.common.tuning.chunk import chunk_frames as chunk_frames_by_way
+from sa3_mlx.common.tuning.table import find_ways
 
 from .clips import check_latents, kept_part, open_tokenizer
 from .events import Latents
@@ -40,15 +44,17 @@ class Tensorlike(Protocol):
 
 
 Array = TypeVar("Array", bound=Tensorlike)
+T = TypeVar("T")
 
 
 class LoadedParts(ABC, Generic[Array]):
     """Hold the parts of a checkpoint folder: read when they are first needed, kept until ``free``.
 
     The DiT and the text encoder run in ``precision``; conditioner and autoencoder stay in fp32. A twin supplies the
-    abstract methods and, as class attributes, two functions of its lora.py.
+    abstract methods and, as class attributes, its table of choices and two functions of its lora.py.
     """
 
+    choices: ClassVar[Choices]
     adapt: ClassVar[Callable[..., Any]]
     merge: ClassVar[Callable[..., Any]]
 
@@ -78,6 +84,32 @@ class LoadedParts(ABC, Generic[Array]):
         config = ModelConfig.load(folder)
         check_folder(folder, config)
         return folder, config, prepare_adapters(adapters, folder, config, merged=merged)
+
+    @property
+    @abstractmethod
+    def device_name(self) -> str:
+        """Name the device that computes, as what was tuned is kept under it."""
+
+    @cached_property
+    def ways(self) -> Mapping[str, str]:
+        """Return the ways of ``choices`` that ``sa3 tune`` found fastest for such a model here; may be set."""
+        return find_ways(self.choices, self.device_name, self.config)
+
+    def _in_its_ways(self, made: Generator[T, None, None]) -> Iterator[T]:
+        """Yield what is made, each piece computed in the ways of this pipeline."""
+        if not self.ways:
+            yield from made
+            return
+        try:
+            while True:
+                with self.choices.tuned(self.ways):
+                    piece = next(made, None)
+                if piece is None:
+                    return
+                yield piece
+                del piece  # the next one takes its memory
+        finally:
+            made.close()
 
     @abstractmethod
     def _array(self, values: NDArray[Any]) -> Array:
@@ -114,7 +146,7 @@ class LoadedParts(ABC, Generic[Array]):
 
     def usual_chunk_frames(self, direction: Direction) -> int:
         """Return the latent frames of a chunk where a caller names none."""
-        return default_chunk_frames(self.config.same, direction)
+        return chunk_frames_by_way(self.choices.way(CHUNKS), self.config.same, direction)
 
     @abstractmethod
     def prefetch_decoder(self, done: int, steps: int) -> None:
@@ -198,6 +230,12 @@ class LoadedParts(ABC, Generic[Array]):
         Raises ValueError for audio that does not fit and for a chunk size that cannot be exact.
         """
         check_audio(audio, "encode", self.config.audio_channels)
+        with self.choices.tuned(self.ways):
+            return self._encode_chunks(audio, chunk_frames, advance)
+
+    def _encode_chunks(
+        self, audio: Audio, chunk_frames: int | None, advance: Callable[[int], object] | None
+    ) -> Latents:
         config = self.config.same
         ratio, frames = config.samples_per_latent, samples_to_frames(len(audio), config)
         size = self.usual_chunk_frames("encode") if chunk_frames is None else chunk_frames
@@ -223,8 +261,12 @@ class LoadedParts(ABC, Generic[Array]):
         Raises ValueError for latents that do not fit and for a chunk size that cannot be exact.
         """
         check_latents(latents, self.config)
+        with self.choices.tuned(self.ways):
+            size = self.usual_chunk_frames("decode") if chunk_frames is None else chunk_frames
+        return self._in_its_ways(self._decode_chunks(latents, size))
+
+    def _decode_chunks(self, latents: Latents, size: int) -> Generator[Audio, None, None]:
         config = self.config.same
-        size = self.usual_chunk_frames("decode") if chunk_frames is None else chunk_frames
         chunks = chunk_plan(len(latents), size, config, "decode")
         launched = (self._decode(latents[chunk.start : chunk.stop]) for chunk in chunks)
         for chunk, decoded in zip(chunks, self._brought_back(launched), strict=True):

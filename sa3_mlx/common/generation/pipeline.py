@@ -93,9 +93,12 @@ class BasePipeline(LoadedParts[Array]):
         if residency not in get_args(Residency):
             raise ValueError(f"residency is {residency!r}: allowed are {', '.join(get_args(Residency))}")
         planned = plan(request, self.config)
-        return self._run(request, planned, noise or SeededNoise([item.seed for item in request.items]), residency)
+        noise = noise or SeededNoise([item.seed for item in request.items])
+        return self._in_its_ways(self._run(request, planned, noise, residency))
 
-    def _run(self, request: Request, plan: Plan, noise: NoiseSource, residency: Residency) -> Iterator[Event]:
+    def _run(
+        self, request: Request, plan: Plan, noise: NoiseSource, residency: Residency
+    ) -> Generator[Event, None, None]:
         watch = Stopwatch("text", "encode", "sample", "decode")
 
         def release(*parts: Part) -> None:
@@ -122,7 +125,8 @@ class BasePipeline(LoadedParts[Array]):
             yield Sampled(latents=latents)
             clips = [Clip(row, request, plan, self.config) for row in range(len(request.items))]
             yield from self._decode_clips(request, plan, clips, latents, noise, watch)
-            yield Finished(generation=generation(request, plan, clips, latents, self.config, watch.seconds))
+            ways = self.choices.differing(self.choices.now())
+            yield Finished(generation=generation(request, plan, clips, latents, self.config, watch.seconds, ways))
         finally:
             release(*self.loaded)
 

@@ -5,14 +5,15 @@ Shapes: B batch, T latent frames.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.model.config import ModelConfig, SAMEConfig
 from sa3_mlx.common.model.lengths import Lengths, clip_lengths
 from sa3_mlx.common.model.sampling import Sampling
+from sa3_mlx.common.tuning.chunk import FACTORS, chunk_frames
 
 from .regions import Region, keep_frames, to_regions
 from .request import InitAudio, Inpaint, Request, per_item, validate
@@ -64,4 +65,15 @@ def plan(request: Request, config: ModelConfig) -> Plan:
         inpaint=inpaint,
         regions=regions or tuple(() for _ in request.items),
         keep_frames=keep,
+    )
+
+
+def with_chunks(request: Request, way: str, config: SAMEConfig) -> Request:
+    """Return a request that names the chunks of this way, where it left them open and they are not the usual ones."""
+    if way not in FACTORS:
+        return request
+    return replace(
+        request,
+        chunk_frames=request.chunk_frames or chunk_frames(way, config, "decode"),
+        encode_chunk_frames=request.encode_chunk_frames or chunk_frames(way, config, "encode"),
     )

@@ -86,6 +86,18 @@ class Choices:
         except KeyError:
             return self.place(name).plain
 
+    def now(self) -> dict[str, str]:
+        """Return the ways of all places."""
+        return dict(self._ways)
+
+    def differing(self, ways: Mapping[str, str]) -> dict[str, str]:
+        """Return which of these ways, and of those of this process, may give other bits than the usual ones here."""
+        settled = {name: way for name, way in self.usual.items() if self.places[name].environment}
+        return {name: way for name, way in {**settled, **ways}.items() if self._differs(self.places[name], way)}
+
+    def _differs(self, place: Choice, way: str) -> bool:
+        return way != place.usual[self.kind] and (place.tolerance > 0 or way in place.asked)
+
     def use(self, name: str, way: str) -> None:
         """Go this way from now on. Raises ValueError for an unknown place or way, or one that needs a new process."""
         self._settle(self._tuned, {**self._said, **self._checked({name: way})})

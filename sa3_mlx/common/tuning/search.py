@@ -22,9 +22,11 @@ _MOST = 3e-2  # relative error that is allowed in 16 bits, whatever they round
 
 
 class Bench(Protocol):
-    """Do the work that is timed. ``dtypes`` are the number types of the works that the model has."""
+    """Do the work that is timed."""
 
-    dtypes: Mapping[Work, str]
+    @property
+    def dtypes(self) -> Mapping[Work, str]:
+        """Return the number types of the works that the model has."""
 
     def results(self, works: Sequence[Work]) -> list[NDArray[np.float32]]:
         """Return what each of the works gives, the same numbers whenever the ways are the same."""
@@ -53,7 +55,8 @@ class Found:
 
     ways: Mapping[str, str]
     environment: Mapping[str, str]
-    trials: tuple[Trial, ...]
+    before: Times  # of a clip in the usual ways
+    after: Times
 
 
 def bound(place: Choice, way: str, dtype: str) -> float:
@@ -89,7 +92,6 @@ class Search:
         self._plain = {place.name: place.plain for place in choices.places.values() if not place.environment}
         self._kept: dict[str, str] = {}
         self._environment: dict[str, str] = {}
-        self._trials: list[Trial] = []
         self._wanted: dict[Work, NDArray[np.float32]] = {}  # what the plain forms give
         self._errors: dict[tuple[str, str], float] = {}
 
@@ -116,9 +118,29 @@ class Search:
             best = self._fastest(place, sound, works, rounds) if sound else place.plain
             if best != ways[0]:
                 self._keep(place, best)
-        if self._kept and not self._together():
+        works = list(self.bench.dtypes)
+        if self._kept and not self._together(works):
             self._kept, self._environment = {}, {}
-        return Found(ways=self._kept, environment=self._environment, trials=tuple(self._trials))
+        before, after = self._gain(works, rounds)
+        return Found(ways=self._kept, environment=self._environment, before=before, after=after)
+
+    def _gain(self, works: Sequence[Work], rounds: Callable[[int, float], int]) -> tuple[Times, Times]:
+        """Time a clip in the usual ways and in the kept ones, which go where they are slower together."""
+        runs = {"usual": partial(self._all, {}, {}, works)}
+        if self._kept or self._environment:
+            runs["tuned"] = partial(self._all, self._kept, self._environment, works)
+        times = interleaved(runs, rounds(len(runs), runs["usual"]()))
+        before, after = times["usual"], times.get("tuned", times["usual"])
+        if after.median > before.median:
+            self.report(Trial(place="all", way="together", times=after, verdict="dropped: slower together"))
+            self._kept, self._environment, after = {}, {}, before
+        return before, after
+
+    def _all(self, ways: Mapping[str, str], environment: Mapping[str, str], works: Sequence[Work]) -> float:
+        if self._environment:
+            return self.bench.fresh(ways, environment).seconds(works)
+        with self.choices.using(ways):
+            return self.bench.seconds(works)
 
     def _keep(self, place: Choice, way: str) -> None:
         if place.environment:
@@ -126,20 +148,16 @@ class Search:
         else:
             self._kept[place.name] = way
 
-    def _tell(self, trial: Trial) -> None:
-        self._trials.append(trial)
-        self.report(trial)
-
     def _sound(self, place: Choice, way: str, works: Sequence[Work]) -> bool:
         """Compare a way with the plain form, all else plain; say why it is dropped."""
         if (reason := self.impossible(place, way)) is not None:
-            self._tell(Trial(place=place.name, way=way, verdict=f"left out: {reason}"))
+            self.report(Trial(place=place.name, way=way, verdict=f"left out: {reason}"))
             return False
         try:
             found = self._results(place, way, works)
         except Exception as error:  # whatever a framework raises
             reason = (str(error).splitlines() or [""])[0]
-            self._tell(Trial(place=place.name, way=way, verdict=f"dropped: {type(error).__name__} {reason}".rstrip()))
+            self.report(Trial(place=place.name, way=way, verdict=f"dropped: {type(error).__name__} {reason}".rstrip()))
             return False
         limits = [bound(place, way, self.bench.dtypes[work]) for work in works]
         return self._close(place.name, way, found, works, limits)
@@ -156,7 +174,7 @@ class Search:
         for work, error, most in zip(works, errors, limits, strict=True):
             if not error <= most:
                 verdict = f"dropped: error {error:.1e} of {work}, allowed are {most:.1e}"
-                self._tell(Trial(place=place, way=way, error=error, verdict=verdict))
+                self.report(Trial(place=place, way=way, error=error, verdict=verdict))
                 return False
         return True
 
@@ -184,7 +202,7 @@ class Search:
         for way in ways:
             slower = times[way].median >= times[first].median
             verdict = "usual" if way == first else "slower" if slower else "no faster than the spread"
-            self._tell(
+            self.report(
                 Trial(
                     place=place.name,
                     way=way,
@@ -195,9 +213,8 @@ class Search:
             )
         return best
 
-    def _together(self) -> bool:
+    def _together(self, works: Sequence[Work]) -> bool:
         """Check all kept ways at once: their errors may add up, and no more."""
-        works = list(self.bench.dtypes)
         with self.choices.using(self._kept):
             found = self.bench.results(works)
             ways = [(place, self.choices.way(name)) for name, place in self.choices.places.items()]

@@ -39,9 +39,10 @@ class Key(Config):
     shape: str  # of the model, see ``shape_of``
 
     @property
-    def machine(self) -> dict[str, object]:
-        """Return the key without the model."""
-        return {name: value for name, value in self.to_dict().items() if name != "shape"}
+    def is_here(self) -> bool:
+        """Tell whether it is that of this machine as it is now, whatever the device and the model."""
+        here = (machine.chip(), machine.cores(), machine.system(), machine.framework(self.twin))
+        return (self.chip, self.cores, self.system, self.version) == here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,12 +118,7 @@ def read_table() -> list[Tuning]:
             return []
         require(path.stat().st_size <= _BYTES, f"more than {_BYTES >> 10} KiB")
         data = read_object(path)
-        require(data.get("format") == "sa3-tuning/1", "its format is not sa3-tuning/1")
-        entries = data.get("entries")
-        require(
-            isinstance(entries, list) and len(entries) <= _ENTRIES, f"expected a list of at most {_ENTRIES} entries"
-        )
-        return [Tuning.from_dict(entry, where="entry") for entry in entries]
+        return list(_Table.from_dict(data, where="table").entries)
     except (ConfigError, OSError) as error:
         _tell(f"note: {path} is not used ({str(error).removeprefix(f'{path}: ')}); 'sa3 tune' makes it again")
         return []
@@ -145,12 +141,8 @@ def find_ways(choices: Choices, device: str, config: ModelConfig) -> dict[str, s
 
 def environment() -> dict[str, str]:
     """Return the variables that were tuned last for MLX on this machine, whatever the model."""
-    for entry in reversed(read_table()):
-        key = entry.key
-        here = (machine.chip(), machine.cores(), machine.system())
-        if key.twin == "mlx" and (key.chip, key.cores, key.system, key.version) == (*here, machine.framework("mlx")):
-            return entry.environment
-    return {}
+    here = (entry for entry in reversed(read_table()) if entry.key.twin == "mlx" and entry.key.is_here)
+    return next((entry.environment for entry in here), {})
 
 
 def save(tuning: Tuning) -> Path:

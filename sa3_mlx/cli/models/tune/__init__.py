@@ -1,0 +1,1 @@
+"""Find the fastest ways on this machine: ``sa3 tune``."""
