@@ -6,7 +6,7 @@ process computes its products with OpenBLAS too; the torch twin by itself never 
 ``status()`` says what happened.
 
 On macOS versions of MLX that compute wrongly on an Apple GPU are refused (``refusal``), and these are set unless the
-user has set them (``settings``):
+user, or what ``sa3 tune`` found, has set them (``settings``):
 
 - MLX_ENABLE_TF32=0: on an M5, MLX would compute fp32 products with the precision of TF32, errors of 8e-4 where the
   autoencoder expects 3e-7 [P5.4]; 1 is faster there.
@@ -25,6 +25,7 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 
 from sa3_mlx.common.generation.metal import OWN_BUFFER_MB, OWN_OPERATIONS, Metal
+from sa3_mlx.common.tuning.table import environment
 
 OLDEST = (0, 31, 2)  # of MLX, on macOS
 LARGE_BUFFERS = 12 * 10**9  # bytes of memory from which command buffers may be large
@@ -88,7 +89,8 @@ _STATUS = _load()
 if sys.platform == "darwin":
     if (_reason := refusal(installed_version("mlx"))) is not None:
         raise ImportError(_reason)
-    for _name, _value in settings(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")).items():
+    _settings = settings(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for _name, _value in {**_settings, **environment()}.items():
         os.environ.setdefault(_name, _value)
 
 import mlx.core as mx  # noqa: E402 (after the above, which it reads)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import sys
@@ -10,7 +9,6 @@ import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
-from pathlib import Path
 
 import click
 
@@ -21,6 +19,8 @@ from sa3_mlx.common.generation.memory import size_text
 from sa3_mlx.common.generation.metal import Metal
 from sa3_mlx.common.installed import home, installed, models_folder
 from sa3_mlx.common.terminal import labelled, show
+from sa3_mlx.common.tuning import machine
+from sa3_mlx.common.tuning.table import read_table, table_file
 from sa3_mlx.common.version import version
 
 _FOR_TRAINING = ("torch", "scipy", "mido", "tensorboard", "webdataset")
@@ -33,7 +33,8 @@ def doctor() -> int:
     """Check this machine. Exit code 1 when something keeps sa3 from working well."""
     problems: list[str] = []
     _line("sa3", version())
-    _line("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}, {_processor()}")
+    place = f"{machine.chip()}, {machine.cores()} cores"
+    _line("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}, {place}")
     _backend("mlx", _mlx, problems)
     _blas(problems)
     _backend("torch", _torch, problems)
@@ -42,6 +43,7 @@ def doctor() -> int:
     except ImportError as error:
         problems.append(str(error))
     _models(problems)
+    _tunings()
     _line("speaker", _speaker())
     for package in _FOR_TRAINING[1:]:
         _line(package, _package(package) or f"not installed; for training: {_TRAIN}")
@@ -135,6 +137,17 @@ def _models(problems: list[str]) -> None:
         problems.append(f"only {free / 1e9:.2f} GB free at {existing}")
 
 
+def _tunings() -> None:
+    """Show what was tuned on this machine; what belongs to others, or to other versions, is only counted."""
+    table = read_table()
+    here = [tuning for tuning in table if tuning.key.is_here]
+    for tuning in here:
+        _line("tuned", tuning.text())
+    others = "" if len(here) == len(table) else f"; {len(table) - len(here)} of other machines or versions, not used"
+    if not here or others:
+        _line("tuned", f"{'nothing yet: sa3 tune' if not here else table_file()}{others}")
+
+
 def _speaker() -> str:
     """Say which device --play uses, or what it needs."""
     try:
@@ -150,13 +163,6 @@ def _package(name: str) -> str | None:
         return installed_version(name)
     except PackageNotFoundError:
         return None
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or 'unknown processor'}, {os.cpu_count()} cores"
 
 
 def _line(label: str, text: str) -> None:

@@ -106,7 +106,7 @@ def _tune(
         report=_line,
     )
     places = search.places()
-    show(f"{model.label} on {twin}, {place_of}, a clip of {seconds:g} s: {len(places)} places with several ways")
+    show(f"{model.label} on {twin}, {place_of}, a clip of {seconds:.4g} s: {len(places)} places with several ways")
     if dry_run:
         for place, ways, works in places:
             show(f"{place.name:<20} {' '.join(works):<12} {', '.join(ways)}  ({place.about})")
