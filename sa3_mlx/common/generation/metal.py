@@ -1,4 +1,4 @@
-"""Say what MLX needs and may keep on an Apple GPU beyond what it needs on a CPU: estimates, not measured on a Mac [P8.3].
+"""Say what MLX needs and may keep on an Apple GPU beyond what a CPU takes: estimates, not measured on a Mac [P8.3].
 
 An array is freed when the command buffer is done that used it last, and the CPU is some buffers ahead of the GPU. So
 beside what a phase needs in order stand the arrays of the buffers under way. Attention is fused: no matrix of scores.
