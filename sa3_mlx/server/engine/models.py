@@ -55,7 +55,7 @@ class Models:
             pipeline = found.pipeline
             if found.adapters != wanted:
                 pipeline.change_adapters(setup.adapters)
-            backend.hold_memory(setup.backend, options.device, setup.memory.peak, self._limit)
+            backend.hold_memory(setup.backend, options.device, setup.memory, self._limit)
         peak = setup.memory.peak if found is None else max(found.peak, setup.memory.peak)
         self._loaded[key] = Loaded(pipeline=pipeline, adapters=wanted, peak=peak, used=time.monotonic())
         return setup, pipeline
