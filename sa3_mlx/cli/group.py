@@ -1,6 +1,7 @@
 """Import commands when they run, and turn their errors into one line on stderr and an exit code, never a traceback.
 
-Exit codes: 0 done, 1 checked and found wanting, 2 refused or failed, 130 interrupted.
+Exit codes: 0 done, 1 checked and found wanting, 2 refused or failed, 75 a training that was asked to stop and goes on
+with the same command, 130 interrupted.
 """
 
 from __future__ import annotations

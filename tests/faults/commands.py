@@ -69,11 +69,6 @@ def _opens_latents(folder: Path) -> bool:
     return _opens(lambda: open_latents(folder))
 
 
-def _is_encoded(folder: Path) -> bool:
-    """The latents can be used from their index on; the details come last."""
-    return (folder / "details.json").is_file() and _opens_latents(folder)
-
-
 def _opens_shards(folder: Path) -> bool:
     from sa3_torch.train.data.shards import open_index
 
@@ -236,7 +231,7 @@ TRAINING_COMMANDS = (
         name="pre-encode",
         words=("pre-encode", "--data", f"{IN}/sounds-0", *AUTOENCODER, "--out", "made", "--shard-frames", "8"),
         units=("made",),
-        finished=_is_encoded,
+        finished=_opens_latents,
         resumes=True,
         needs_torch=True,
     ),

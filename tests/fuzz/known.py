@@ -7,8 +7,6 @@ OPEN: dict[str, tuple[str, ...]] = {
     "adapters": ("a long message",),
     "sidecars": ("a long message",),
     "tags": ("a long message",),
-    "shard-patterns": ("a long message", "hangs"),
-    "run-checkpoints": ("IndexError",),
 }
 
 

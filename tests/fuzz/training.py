@@ -22,7 +22,7 @@ from sa3_torch.train.data.recordings import find_audio, inspect, read_sidecar
 from sa3_torch.train.data.shards import index_shards, open_index, read_shard, write_shards
 from sa3_torch.train.flow.pretrain import PretrainConfig
 from sa3_torch.train.lora.stage import LoraConfig
-from sa3_torch.train.run.checkpoints import Checkpoints
+from sa3_torch.train.run.checkpoints import Checkpoints, RunProgress
 from sa3_torch.train.run.settings import PRESETS, keep_settings, load_settings
 from tests.support.command import tone
 from tests.support.stages import write_tiny_clips
@@ -30,6 +30,7 @@ from tests.support.stages import write_tiny_clips
 from .target import Given, Target
 
 _DATA = "sa3_torch/train/data"
+_RUN = "sa3_torch/train/run"
 _HASH = "sha256:" + "0" * 64
 _KINDS = {"autoencoder": AutoencoderConfig, "pretrain": PretrainConfig, "lora": LoraConfig}
 
@@ -232,9 +233,9 @@ def _tensors() -> dict[str, dict[str, torch.Tensor]]:
 
 
 def _run(folder: Path) -> dict[str, str]:
-    progress = {"updates": {"x": 3}, "bad_steps": {"x": 0}, "precision": "fp32", "revision": "x"}
+    progress = RunProgress(step=3, updates={"x": 3}, bad_steps={"x": 0}, precision="fp32", revision="x", checksums={})
     checkpoints = Checkpoints(folder, 0)
-    checkpoints.save(3, _tensors(), progress)
+    checkpoints.save(_tensors(), progress)
     names = [path.name for path in checkpoints.path(3).iterdir()]
     step = f"checkpoints/{checkpoints.path(3).name}"
     return {f"{step}/{name}": "json" if name.endswith(".json") else "bytes" for name in names}
@@ -242,8 +243,7 @@ def _run(folder: Path) -> dict[str, str]:
 
 def _read_run(given: Given) -> None:
     progress, _ = Checkpoints(given.folder, 0).load(_tensors())
-    if progress is not None:
-        assert {"step", "updates", "bad_steps", "precision", "revision"} <= set(progress)
+    assert progress is not None and progress.step == 3
 
 
 TARGETS = (
@@ -255,11 +255,11 @@ TARGETS = (
     ),
     Target("public-latents", _public, _read_public, (f"{_DATA}/encode/public_latents.py",)),
     Target("sidecars", _sidecars, _read_sidecars, (f"{_DATA}/recordings.py", f"{_DATA}/encode/sources.py")),
-    Target("shards", _shards, _read_shards, (f"{_DATA}/shards.py", f"{_DATA}/encode/sources.py")),
-    Target("shard-patterns", _patterns, _read_pattern, (f"{_DATA}/shards.py",), names_file=False, forms=False),
+    Target("shards", _shards, _read_shards, (f"{_DATA}/shards.py", f"{_DATA}/urls.py", f"{_DATA}/encode/sources.py")),
+    Target("shard-patterns", _patterns, _read_pattern, (f"{_DATA}/urls.py",), names_file=False, forms=False),
     Target("clip-cache", _clip_cache, _read_clip_cache, (f"{_DATA}/clip_cache.py", f"{_DATA}/encode/sources.py")),
-    Target("settings", _settings, _read_settings, ("sa3_torch/train/run/settings.py",)),
-    Target("changes", _changes, _read_changes, ("sa3_torch/train/run/settings.py",), names_file=False, forms=False),
-    Target("run-settings", _run_settings, _read_run_settings, ("sa3_torch/train/run/settings.py",)),
-    Target("run-checkpoints", _run, _read_run, ("sa3_torch/train/run/checkpoints.py",)),
+    Target("settings", _settings, _read_settings, (f"{_RUN}/settings.py",)),
+    Target("changes", _changes, _read_changes, (f"{_RUN}/settings.py",), names_file=False, forms=False),
+    Target("run-settings", _run_settings, _read_run_settings, (f"{_RUN}/settings.py",)),
+    Target("run-checkpoints", _run, _read_run, (f"{_RUN}/checkpoints.py", f"{_RUN}/checkpoint_index.py")),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,36 @@ def test_released_preset_is_valid() -> None:
     from sa3_torch.train.lora.stage import LoraConfig
 
     assert load_settings(LoraConfig, "lora", "released", ()).adapter.rank == 16
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_training_that_is_asked_to_stop_says_so_and_goes_on(
+    number: signal.Signals,
+    workspace: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It exits with 75, which is neither success nor a refusal; the same command then ends with 0."""
+    inner, steps = LoraStage.losses, list[int]()
+
+    def losses(stage: LoraStage, step: int) -> dict[str, torch.Tensor]:
+        steps.append(step)
+        if len(steps) == 2:
+            signal.raise_signal(number)
+        return inner(stage, step)
+
+    monkeypatch.setattr(LoraStage, "losses", losses)
+    changes = ("train.steps=4", "train.batch=4", "train.precision='fp32'", "clips.buckets=1", "demo.steps=1")
+    sets = [f"--set={change}" for change in changes]
+    line = ["train", "lora", "--model", workspace / "base", "--latents", workspace / "latents", *sets, "--out"]
+    stopped = sa3(capfd, *line, tmp_path / "run")
+    assert stopped.code == 75 and "Traceback" not in stopped.err
+    assert stopped.out.splitlines() == ["stopped at step 2 of 4; the same command goes on from there"]
+    assert not (tmp_path / "run" / "model").exists()
+    done = sa3(capfd, *line, tmp_path / "run")
+    assert done.code == 0 and "going on from step 2" in done.out and steps == [0, 1, 2, 3]
+    assert (tmp_path / "run" / "model" / "adapter.safetensors").is_file()
 
 
 def test_the_command_trains_an_adapter_that_generate_uses(

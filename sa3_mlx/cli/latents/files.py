@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sa3_mlx.common.files.arrays import map_array
+from sa3_mlx.common.files.arrays import map_array, save_array
 from sa3_mlx.common.files.atomic import new_file
 from sa3_mlx.common.files.audio import check_target
 from sa3_mlx.common.files.objects import parse_object
@@ -45,11 +44,9 @@ def write_latents(path: Path, latents: Latents, tags: dict[str, str]) -> None:
     if path.suffix == ".safetensors":
         write_tensors(path, [array_entry("latents", latents)], tags)
         return
-    with new_file(_sidecar(path)) as sidecar, new_file(path) as partial:
+    with new_file(_sidecar(path)) as sidecar:
         sidecar.write_text(json.dumps(tags, indent=1), encoding="utf-8")
-        buffer = io.BytesIO()  # to a file on a full disk numpy writes a part, without an error
-        np.save(buffer, latents)
-        partial.write_bytes(buffer.getbuffer())
+        save_array(path, latents)
 
 
 def read_latents(path: Path) -> tuple[Latents, dict[str, str]]:

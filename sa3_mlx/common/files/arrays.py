@@ -1,13 +1,16 @@
-"""Read arrays as numpy saves them, from anybody."""
+"""Read arrays as numpy saves them, from anybody, and write them so."""
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sa3_mlx.common.files.atomic import write_bytes
 
 
 def map_array(path: Path, words: str) -> NDArray[Any]:
@@ -25,3 +28,13 @@ def map_array(path: Path, words: str) -> NDArray[Any]:
     except Exception as error:  # numpy raises many kinds for a damaged header
         raise ValueError(f"{path}: {words}") from error
     return array
+
+
+def save_array(path: Path, array: NDArray[Any]) -> None:
+    """Write a .npy file as a whole, by way of memory: to a full disk numpy writes a part, without an error.
+
+    Raises WriteError where the disk refuses.
+    """
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    write_bytes(path, buffer.getvalue())

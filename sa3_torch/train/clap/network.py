@@ -14,7 +14,6 @@ of the shared vectors. t = 0 is data, t = 1 noise.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,11 +26,12 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from sa3_mlx.common.files.atomic import new_folder
+from sa3_mlx.common.files.atomic import new_folder, write_json
+from sa3_mlx.common.files.objects import read_object
 from sa3_mlx.common.files.safetensors import TensorFile, array_entry, tensors_hash, write_tensors
 from sa3_mlx.common.model.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, check_tensors
 from sa3_mlx.common.model.config import HEAD_SIZE, TIMESTEP_FEATURES, ModelConfig, TextEncoderConfig
-from sa3_mlx.common.schema import Config, ConfigError
+from sa3_mlx.common.schema import Config, ConfigError, quoted
 from sa3_mlx.common.text.tokenizer import Tokenizer
 from sa3_torch.attention import attend
 from sa3_torch.dit import BLOCK_EPS, timestep_features
@@ -163,7 +163,7 @@ class LatentClap(nn.Module):
         with new_folder(folder) as made:
             write_tensors(made / WEIGHTS_FILE, entries, {"format": CLAP_FORMAT})
             (made / TOKENIZER_FILE).write_bytes(tokenizer_file.read_bytes())
-            (made / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            write_json(made / CONFIG_FILE, config)
 
     @classmethod
     def load(cls, folder: Path, *, autoencoder: Path | None = None, device: str = "cpu") -> Self:
@@ -200,13 +200,12 @@ def _read_config(folder: Path) -> LatentClapConfig:
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{folder}: no {CONFIG_FILE} there; expected a folder made by 'sa3 train clap'")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path}: not valid JSON ({error})") from error
-    found = data.pop("format", None) if isinstance(data, dict) else None
+    data = read_object(path)
+    found = data.pop("format", None)
     if found != CLAP_FORMAT:
-        raise ConfigError(f"{path}: format is {found!r}, expected {CLAP_FORMAT!r}, a folder made by 'sa3 train clap'")
+        raise ConfigError(
+            f"{path}: format is {quoted(found)}, expected {CLAP_FORMAT!r}, a folder made by 'sa3 train clap'"
+        )
     return LatentClapConfig.from_dict(data, where=str(path))
 
 

@@ -171,12 +171,13 @@ def _reading(path: Path) -> Iterator[None]:
 class LatentSet:
     """Opened folders; refuses to open one that was encoded by another autoencoder than ``autoencoder`` (a hash).
 
-    ``items`` in the order of the folders and in which they were encoded, ``channels`` C, ``silence`` (C,).
+    ``shards``: how many a folder holds that has no index yet, because it is about to be completed. ``items`` in the
+    order of the folders and in which they were encoded, ``channels`` C, ``silence`` (C,).
     """
 
-    def __init__(self, *folders: Path, autoencoder: str) -> None:
+    def __init__(self, *folders: Path, autoencoder: str, shards: int | None = None) -> None:
         self.folders, self.autoencoder = folders, autoencoder
-        counts = [(folder, _count(folder, autoencoder)) for folder in folders]
+        counts = [(folder, _count(folder, autoencoder) if shards is None else shards) for folder in folders]
         quiet = folders[0] / "silence.safetensors"
         with _reading(quiet):
             silence: Any = safe_open(quiet, framework="pt")  # the library is untyped

@@ -7,7 +7,6 @@ where there is none, ``clip.txt`` with one caption a line, the lines being alter
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from sa3_mlx.common.files.atomic import write_text
 from sa3_mlx.common.files.audio_file import open_audio_file
+from sa3_mlx.common.files.objects import parse_object
 from sa3_mlx.common.schema import is_finite, quoted, reason
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
@@ -58,10 +59,10 @@ def read_sidecar(path: Path) -> Sidecar:
     described, text = _beside(path, ".json"), _beside(path, ".txt")
     try:
         if described.is_file():
-            return parse_sidecar(json.loads(described.read_text(encoding="utf-8")))
+            return parse_sidecar(parse_object(described.read_bytes(), described.name))
         if text.is_file():
             return Sidecar(captions=_lines(text.read_text(encoding="utf-8").splitlines()))
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"sidecar is not valid: {reason(error)}") from error
     return Sidecar()
 
@@ -229,4 +230,4 @@ def write_attribution(path: Path, credits: Sequence[Credit]) -> None:
         by = [str(credit.fields[name]) for name in ("author", "artist", "attribution", "url") if name in credit.fields]
         cells = (credit.id, credit.licence or "unknown", ", ".join(by), credit.source)
         rows.append("\t".join(" ".join(cell.split()) for cell in cells))
-    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    write_text(path, "\n".join(rows) + "\n")

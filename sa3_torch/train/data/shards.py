@@ -11,11 +11,9 @@ import hashlib
 import io
 import json
 import lzma
-import re
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +23,8 @@ import numpy as np
 from sa3_mlx.common.files.atomic import new_folder, write_json
 from sa3_mlx.common.files.audio import fit_channels, open_blocks, resample
 from sa3_mlx.common.files.audio_file import AudioFile, check_finite
-from sa3_mlx.common.files.objects import read_object
+from sa3_mlx.common.files.objects import JSON_MAX, parse_object, read_object
 from sa3_mlx.common.schema import listed, quoted, reason
-from sa3_mlx.common.terminal import one_line
 from sa3_torch.train.run.random import Purpose, generator
 
 from .clip_cache import SAMPLE_RATE, Audio
@@ -48,11 +45,10 @@ from .recordings import (
     refuse_failures,
     write_attribution,
 )
+from .urls import FetchError, Names, Stream, check_url, expand, is_remote, open_url
 
 SHARD_FORMAT = "sa3-shards/1"
-_MAX_SHARDS, _MAX_SAMPLES = 1_000_000, 100_000_000  # of an index, of a shard
-_LETTERS = 800  # of a name
-_DIGITS = 12  # of a number in a pattern
+_MAX_SAMPLES = 100_000_000  # of a shard
 _NO_TAR = "no tar file with recordings, or damaged or truncated; get a complete copy"
 _UNREADABLE = (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, RecursionError)
 _CONTEXT = 1024  # samples of a file read around a piece that is resampled
@@ -63,12 +59,6 @@ def _library() -> Any:
         import webdataset
     except ImportError as error:
         raise ImportError("shards need the webdataset library: pip install 'sa3[train]'") from error
-    from webdataset.gopen import Pipe, gopen_schemes
-
-    def s3(url: str, mode: str, bufsize: int) -> Any:
-        return Pipe(["aws", "s3", "cp", "--quiet", url, "-"], mode=mode, bufsize=bufsize)
-
-    gopen_schemes.setdefault("s3", s3)  # the library knows gs://, https:// and hf://, but not this one
     return webdataset
 
 
@@ -141,13 +131,20 @@ class ShardSample:
 
 
 def write_shards(
-    folder: Path, out: Path, *, shard_bytes: int, captions_required: bool, tolerated: float = TOLERATED
+    folder: Path,
+    out: Path,
+    *,
+    shard_bytes: int,
+    captions_required: bool,
+    tolerated: float = TOLERATED,
+    progress: Callable[[list[Path]], Iterable[Path]] = iter,
 ) -> ShardIndex:
     """Pack the recordings of ``folder`` into shards of about ``shard_bytes``, with index and attribution list.
 
-    Equal files give equal shards. Unreadable files and, where required, those without a caption are left out and named
-    in the index; raises ValueError with the list when more than a share ``tolerated`` of the files are unreadable or
-    more than 1 % without a caption, or when nothing is left; then nothing is left in ``out``, either.
+    Equal files give equal shards. ``progress`` goes through the files, with a bar for example. Unreadable files and,
+    where required, those without a caption are left out and named in the index; raises ValueError with the list when
+    more than a share ``tolerated`` of the files are unreadable or more than 1 % without a caption, or when nothing is
+    left; then nothing is left in ``out``, either.
     """
     wds, files = _library(), find_audio(folder)
     check_apart(folder, out)
@@ -155,7 +152,7 @@ def write_shards(
     shards: list[Shard] = []
     credits: list[Credit] = []
     unreadable, without_caption = list[str](), list[str]()
-    pending = _samples(folder, files, unreadable, without_caption if captions_required else None, credits)
+    pending = _samples(folder, progress(files), unreadable, without_caption if captions_required else None, credits)
     with new_folder(out) as partial:
         sample = next(pending, None)
         while sample is not None:
@@ -178,7 +175,7 @@ def write_shards(
 
 def _samples(
     folder: Path,
-    files: list[Path],
+    files: Iterable[Path],
     unreadable: list[str],
     without_caption: list[str] | None,
     credits: list[Credit],
@@ -214,119 +211,105 @@ def _write_index(path: Path, shards: Sequence[Shard], left_out: dict[str, list[s
 
 def open_index(place: str) -> ShardIndex:
     """Open the index of a folder or URL that holds ``index.json``, or of that file. Raises ValueError for another."""
-    wds = _library()
     place = place.rstrip("/")
     url = place if place.endswith(".json") else f"{place}/index.json"
-    _check_url(url)
-    if "://" not in url and not Path(url).is_file():
+    if not is_remote(url) and not Path(url).is_file():
         raise FileNotFoundError(f"{url}: no such file; make it with `sa3 data index` where others made the shards")
-    try:
-        with closing(wds.gopen(url, "rb")) as stream:
-            data = json.loads(stream.read())
-    except _UNREADABLE as error:
-        raise ValueError(f"{url}: cannot be read, or is not valid JSON") from error
-    if not isinstance(data, dict) or data.get("format") != SHARD_FORMAT or not data.get("shards"):
-        found = data.get("format") if isinstance(data, dict) else None
-        raise ValueError(f"{url}: expected format {SHARD_FORMAT} with shards, got {quoted(found)}")
+    with open_url(url) as stream:
+        data = parse_object(stream.read(JSON_MAX), url)
+    if data.get("format") != SHARD_FORMAT or not data.get("shards"):
+        raise ValueError(f"{url}: expected format {SHARD_FORMAT} with shards, got {quoted(data.get('format'))}")
     base = url.rpartition("/")[0]
     shards = parse_entries(Shard, data["shards"], f"{url}: shards")
     for shard in shards:
         if shard.samples > _MAX_SAMPLES:
             raise ValueError(f"{url}: {shard.name} has {shard.samples} samples; up to {_MAX_SAMPLES} are allowed")
-    whole = [not base or "://" in shard.name or shard.name.startswith("/") for shard in shards]
+    whole = [not base or is_remote(shard.name) or shard.name.startswith("/") for shard in shards]
     named = [shard.name if full else f"{base}/{shard.name}" for shard, full in zip(shards, whole, strict=True)]
     for name in named:
-        _check_url(name)
+        check_url(name)
     return ShardIndex(
         shards=tuple(Shard(**{**asdict(shard), "name": name}) for shard, name in zip(shards, named, strict=True))
     )
 
 
-def _check_url(url: str) -> None:
-    if url.startswith(("pipe:", "-")):
-        raise ValueError(
-            f"{quoted(url)}: commands are not run for data; give a path or a URL such as s3://bucket/name.tar"
-        )
-    if one_line(url) != url:
-        raise ValueError(f"{quoted(url)}: a name with line ends or control characters, or spaces around it")
-    if len(url) > _LETTERS:
-        raise ValueError(f"{quoted(url)}: a name of {len(url):,} characters; up to {_LETTERS} are allowed")
-
-
-def index_shards(pattern: str, out: Path) -> ShardIndex:
+def index_shards(pattern: str, out: Path, *, progress: Callable[[Names], Iterable[str]] = iter) -> ShardIndex:
     """Read shards of others through once, "name-{000000..000009}.tar" or one URL, and write their index to ``out``.
 
-    An index that is there is replaced. Raises ValueError for another file there, for a pattern that stands for too many
-    names, and for what is no tar file, or a damaged one.
+    An index that is there is replaced; ``progress`` goes through the names, with a bar for example. Raises ValueError
+    for another file there, as ``expand``, and for what is no tar file, or a damaged one; FetchError, and
+    FileNotFoundError.
     """
     if out.exists() and (not out.is_file() or read_object(out).get("format") != SHARD_FORMAT):
         raise ValueError(f"{out}: is no index of shards, so it is not replaced; choose another name")
-    wds = _library()
     shards = []
-    for url in _expand(pattern):
-        _check_url(url)
-        count = sum(1 for _ in read_shard(url))
+    for url in progress(expand(pattern)):
+        with open_url(url) as stream:
+            watched = _Watched(stream)
+            count = sum(1 for _ in _samples_of(url, watched))
+            watched.finish()
         if not count:
             raise ValueError(f"{url}: {_NO_TAR}")
-        digest, size = hashlib.sha256(), 0
-        with closing(wds.gopen(url, "rb")) as stream:
-            while block := stream.read(1 << 24):
-                digest.update(block)
-                size += len(block)
-        name = url if "://" in url else str(Path(url).resolve())
-        shards.append(Shard(name=name, samples=count, bytes=size, hash=f"sha256:{digest.hexdigest()}"))
+        name = url if is_remote(url) else str(Path(url).resolve())
+        shards.append(Shard(name=name, samples=count, bytes=watched.size, hash=f"sha256:{watched.digest.hexdigest()}"))
     _write_index(out, shards, {})
     return ShardIndex(shards=tuple(shards))
 
 
-def _expand(pattern: str) -> list[str]:
-    """Return the names that a pattern stands for. Raises ValueError for too many, before they are made."""
-    _check_url(pattern)
-    count = 1
-    for first, last, step in re.findall(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?\}", pattern):
-        count *= abs(int(last[:_DIGITS]) - int(first[:_DIGITS])) // max(1, abs(int(step[:_DIGITS] or 1))) + 1
-    for choices in re.findall(r"\{([^{}]*,[^{}]*)\}", pattern):
-        count *= choices.count(",") + 1
-    count *= 64 ** len(re.findall(r"\{[A-Za-z]\.\.", pattern))
-    if count > _MAX_SHARDS:
-        raise ValueError(f"{pattern}: stands for about {count:,} names; up to {_MAX_SHARDS:,} are allowed")
-    try:
-        return list(_library().shardlists.expand_urls(pattern))
-    except (ValueError, AssertionError, RecursionError) as error:  # braces without a pair, unknown ${NAMES}
-        raise ValueError(f"{pattern}: not a pattern of names such as name-{{000..009}}.tar") from error
+class _Watched:
+    """Read a stream and keep size and hash of what was read."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream, self.size, self.digest = stream, 0, hashlib.sha256()
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        self.digest.update(data)
+        self.size += len(data)
+        return data
+
+    def finish(self) -> None:
+        """Read the rest: a tar file goes on after its last member."""
+        while self.read(1 << 24):
+            pass
 
 
 def read_shard(url: str) -> Iterator[ShardSample]:
     """Yield all samples of a shard in order; those without audio, or with a JSON that is not valid, have a ``problem``.
 
-    Raises FileNotFoundError, or ValueError for what is no tar file, or a damaged one.
+    Raises FileNotFoundError, FetchError, or ValueError for what is no tar file, or a damaged one.
     """
-    for sample in _tar_samples(url):
-        name, sidecar, problem = f"{url}: {sample['__key__']}", Sidecar(), ""
-        suffix = next((name for name in SUFFIXES if name[1:] in sample), None)
-        if suffix is None:
-            problem = f"no audio among {listed(key for key in sample if not key.startswith('_'))}"
-        try:
-            sidecar = parse_sidecar(json.loads(sample["json"])) if "json" in sample else sidecar
-        except (ValueError, RecursionError) as error:
-            problem = f"sidecar is not valid: {reason(error)}"
-        yield ShardSample(
-            id=str(sidecar.fields.get("id", name)),
-            sidecar=sidecar,
-            problem=problem,
-            data=b"" if suffix is None else sample[suffix[1:]],
-        )
+    with open_url(url) as stream:
+        for sample in _samples_of(url, stream):
+            yield _sample(url, sample)
 
 
-def _tar_samples(url: str) -> Iterator[dict[str, Any]]:
+def _sample(url: str, found: dict[str, Any]) -> ShardSample:
+    name, sidecar, problem = f"{url}: {found['__key__']}", Sidecar(), ""
+    suffix = next((suffix for suffix in SUFFIXES if suffix[1:] in found), None)
+    if suffix is None:
+        problem = f"no audio among {listed(key for key in found if not key.startswith('_'))}"
+    try:
+        sidecar = parse_sidecar(parse_object(found["json"], "JSON")) if "json" in found else sidecar
+    except ValueError as error:
+        problem = f"sidecar is not valid: {reason(error)}"
+    return ShardSample(
+        id=str(sidecar.fields.get("id", name)),
+        sidecar=sidecar,
+        problem=problem,
+        data=b"" if suffix is None else found[suffix[1:]],
+    )
+
+
+def _samples_of(url: str, stream: Stream | _Watched) -> Iterator[dict[str, Any]]:
     """Yield the samples of a tar file as the library groups them, with errors in our own words."""
-    _check_url(url)
-    if "://" not in url and not Path(url).is_file():
-        raise FileNotFoundError(f"{url}: no such file")
-    samples = _library().tariterators.tarfile_samples(iter([{"url": url}]))
+    tar = _library().tariterators
+    samples = tar.group_by_keys(tar.tar_file_expander(iter([{"url": url, "stream": stream}])))
     while True:
         try:
             sample = next(samples, None)
+        except FetchError as error:  # to whose words the library has added its own
+            raise FetchError(error.url, error.why) from error
         except _UNREADABLE as error:
             raise ValueError(f"{url}: {_NO_TAR}") from error
         if sample is None:

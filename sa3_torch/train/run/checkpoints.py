@@ -7,13 +7,15 @@ code when it is read, so their checkpoints are read only where the user trusts t
 
 from __future__ import annotations
 
+import re
 import shutil
 import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -22,15 +24,35 @@ from torch import Tensor
 
 from sa3_mlx.common.files.atomic import WriteError, new_folder, remove_partials, write_json
 from sa3_mlx.common.files.objects import read_object
-from sa3_mlx.common.schema import listed
+from sa3_mlx.common.schema import Config, ConfigError, listed, quoted, reason, require
 
 from . import parallel
 from .checkpoint_index import INDEX_FILE, PICKLED, IndexReader, IndexWriter
 
 KEPT = 3  # newest ones; milestones stay
+PROGRESS_FILE = "progress.json"
+_NAME = re.compile(r"step-\d{8,18}", re.ASCII)
 Tensors = dict[str, dict[str, Tensor]]  # table -> name -> the live tensor
-RunProgress = dict[str, Any]  # JSON values, these among them
-_PROGRESS = {"step": int, "updates": dict, "bad_steps": dict, "precision": str, "revision": str | None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunProgress(Config):
+    """Say how far a run is, beside its tensors. ``updates`` and ``bad_steps`` are counts by group of parameters."""
+
+    step: int
+    updates: dict[str, int]
+    bad_steps: dict[str, int]
+    precision: Literal["fp32", "bf16"]
+    revision: str | None  # of the source that ran
+    checksums: dict[str, int]  # CRC-32 of the other files of the checkpoint
+
+    def __post_init__(self) -> None:
+        for name in ("updates", "bad_steps", "checksums"):
+            for key, count in getattr(self, name).items():
+                whole = isinstance(count, int) and not isinstance(count, bool) and count >= 0
+                require(whole, f"{name}.{listed([key])} is {quoted(count)}; expected a whole number")
+        if self.updates.keys() != self.bad_steps.keys():
+            raise ConfigError(f"updates are of {listed(self.updates)}, bad_steps of {listed(self.bad_steps)}")
 
 
 class Checkpoints:
@@ -41,24 +63,30 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """List the steps of the complete checkpoints, oldest first."""
-        return sorted(int(path.parent.name.removeprefix("step-")) for path in self.folder.glob("step-*/progress.json"))
+        names = (path.parent.name for path in self.folder.glob(f"step-*/{PROGRESS_FILE}"))
+        steps = (int(name.removeprefix("step-")) for name in names if _NAME.fullmatch(name))
+        return sorted(steps)
 
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
 
-    def save(self, step: int, tensors: Tensors, progress: RunProgress) -> None:
-        """Write one, in place of one of the same step; the oldest of more than three go, but for milestones."""
+    def save(self, tensors: Tensors, progress: RunProgress) -> None:
+        """Write one, in place of one of the same step; the oldest of more than three go, but for milestones.
+
+        The checksums in ``progress`` are those of the files that are written.
+        """
+        path = self.path(progress.step)
         with ExitStack() as stack:
             if parallel.is_first():
                 remove_partials(self.folder)
-                folder = stack.enter_context(new_folder(self.path(step)))
+                folder = stack.enter_context(new_folder(path))
             folder = parallel.of_first(folder if parallel.is_first() else None)
-            with _quiet(), _refusing(self.path(step)):
+            with _quiet(), _refusing(path):
                 dcp.save(tensors, storage_writer=IndexWriter(folder), no_dist=not dist.is_initialized())
             parallel.wait()
             sums = _checksums(folder)
             if parallel.is_first():
-                write_json(folder / "progress.json", {**progress, "step": step, "checksums": sums})
+                write_json(folder / PROGRESS_FILE, replace(progress, checksums=sums).to_dict())
         if parallel.is_first():
             for old in self.steps()[:-KEPT]:
                 if not self.milestone_every or old % self.milestone_every:
@@ -95,16 +123,14 @@ class Checkpoints:
         """Return its progress, or None and what is wrong with it; all processes come to the same result."""
         path, progress = self.path(step), None
         self._check_trust(path)
-        sums, problem = _checksums(path), ""
+        sums = _checksums(path)
         try:
-            progress = read_object(path / "progress.json")
-            expected = progress.pop("checksums")
-            wrong = [name for name in expected if sums.get(name) != expected[name]]
-            problem = f"{listed(wrong)} changed" if wrong else ""
-            if not all(isinstance(progress[name], kind) for name, kind in _PROGRESS.items()):
-                problem = "progress.json is not that of a run"
-        except (OSError, ValueError, KeyError, TypeError):
-            problem = "progress.json cannot be read"
+            progress = RunProgress.from_dict(read_object(path / PROGRESS_FILE), where=PROGRESS_FILE)
+            problem = _mismatch(progress, step, sums, {name for name in tensors if name.startswith("weights/")})
+            if not problem and (path / INDEX_FILE).is_file():
+                IndexReader(path).read_metadata()  # which says what is wrong; the library would not
+        except (OSError, ValueError) as error:
+            problem = reason(error)
         if not _all_fine(problem):
             return None, problem or "as another process sees it"
         try:
@@ -115,10 +141,22 @@ class Checkpoints:
         return (progress, "") if _all_fine(problem) else (None, problem or "as another process sees it")
 
 
+def _mismatch(progress: RunProgress, step: int, sums: dict[str, int], weights: set[str]) -> str:
+    """Return what in a checkpoint does not belong to its progress, or to the networks of this run; "" is good."""
+    if progress.step != step:
+        return f"{PROGRESS_FILE} is of step {progress.step}"
+    if weights and weights != {f"weights/{name}" for name in progress.updates}:
+        return f"{PROGRESS_FILE} is of a run that trains {listed(progress.updates)}"
+    needed = {name for name in sums if name == INDEX_FILE or name.endswith(".distcp")}
+    expected = progress.checksums
+    changed = sorted(name for name in needed | expected.keys() if sums.get(name) != expected.get(name))
+    return f"{listed(changed)} changed" if changed else ""
+
+
 def _checksums(folder: Path) -> dict[str, int]:
     """Return the CRC-32 of the files of tensors by name; each process reads some of them."""
     own, sums = parallel.own_slice(), {}
-    files = sorted(path for path in folder.iterdir() if path.name != "progress.json" and path.is_file())
+    files = sorted(path for path in folder.iterdir() if path.name != PROGRESS_FILE and path.is_file())
     for path in files[own.rank :: own.world]:
         checksum = 0
         with path.open("rb") as file:

@@ -24,6 +24,8 @@ from .planning.plan import make_plan
 from .settings import Belongings, Settings, load_settings
 from .stage import Stage, StageConfig
 
+UNFINISHED = 75  # EX_TEMPFAIL of sysexits.h: asked to stop, and the same command goes on
+
 
 @dataclass(frozen=True, kw_only=True)
 class DryRun:
@@ -49,10 +51,11 @@ class RunOptions:
         return load_settings(kind, stage, self.preset, (*self.changes, *changes))
 
     def train(self, stage: Stage, config: StageConfig, belongings: Belongings) -> bool:
-        """Run the stage; return True in the first process when it is finished. A dry run prints its plan instead.
+        """Run the stage; return True in the first process. A dry run prints its plan instead, and returns False.
 
         ``belongings`` are what the run must go on with beside its settings; see ``keep_settings``.
-        Raises ValueError where the plan does not fit the memory.
+        Raises Exit with ``UNFINISHED`` for a run that was asked to stop, and ValueError where the plan does not fit the
+        memory.
         """
         if self.dry_run is not None:
             device = Device.find(self.dry_run.device)
@@ -67,7 +70,9 @@ class RunOptions:
             finished = Trainer(stage, config, self.out, belongings, trusted=self.trusted).run()
         first = parallel.is_first()
         parallel.finish()
-        return finished and first
+        if not finished:
+            raise click.exceptions.Exit(UNFINISHED)
+        return first
 
 
 def report_made(what: str, made: Path, *then: Path | str) -> None:

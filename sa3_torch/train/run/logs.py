@@ -12,7 +12,7 @@ import soundfile as sf
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sa3_mlx.common.files.atomic import new_file
+from sa3_mlx.common.files.atomic import new_file, write_text
 from sa3_mlx.common.files.spectrogram import save_spectrogram
 from sa3_mlx.common.terminal import clean
 
@@ -54,9 +54,9 @@ class RunLog:
                 row = json.loads(line)
             except ValueError:
                 continue
-            if row["step"] <= step:
+            if isinstance(row, dict) and isinstance(row.get("step"), int) and row["step"] <= step:
                 kept.append(line + "\n")
-        self.path.write_text("".join(kept), encoding="utf-8")
+        write_text(self.path, "".join(kept))
 
     def write(self, row: Row) -> None:
         """Write a row with its "step"."""

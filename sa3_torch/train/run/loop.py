@@ -20,7 +20,7 @@ from sa3_mlx.common.version import revision
 from sa3_torch.train.run.planning.timing import time_precisions
 
 from . import parallel
-from .checkpoints import Checkpoints, Tensors
+from .checkpoints import Checkpoints, RunProgress, Tensors
 from .logs import RunLog
 from .optimizers import Ema, UpdateRatio, learning_rate_at, make_optimizer, optimizer_tensors, set_rate, take_turn
 from .parallel import BatchSlice
@@ -73,7 +73,10 @@ class Trainer:
         return parallel.wrap_ddp(self.networks)
 
     def run(self) -> bool:
-        """Train to the end or until SIGTERM / SIGINT; True when finished. Both leave a checkpoint to resume from."""
+        """Train to the end, or until SIGTERM or SIGINT ask to stop; True when finished.
+
+        What was asked to stop has a checkpoint to resume from, and says so.
+        """
         previous = {s: signal.signal(s, self._ask_to_stop) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
             with RunLog(self.folder, self.stage.name, step=self.step, steps=self.config.steps) as log:
@@ -85,7 +88,7 @@ class Trainer:
                 self._loop(log)
                 self.save()
                 if self.stop:
-                    log.say(f"stopped at step {self.step}; the same command goes on from there")
+                    log.say(f"stopped at step {self.step} of {self.config.steps}; the same command goes on from there")
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -233,21 +236,24 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of this step, unless there is one."""
         if self.step != self.saved:
-            progress = {
-                "updates": self.updates,
-                "bad_steps": self.bad_steps,
-                "precision": self.precision,
-                "revision": self.revision,
-            }
-            self.checkpoints.save(self.step, self._tensors(), progress)
+            assert self.precision is not None  # chosen before the first step
+            progress = RunProgress(
+                step=self.step,
+                updates=self.updates,
+                bad_steps=self.bad_steps,
+                precision=self.precision,
+                revision=self.revision,
+                checksums={},
+            )
+            self.checkpoints.save(self._tensors(), progress)
             self.saved = self.step
 
     def _resume(self) -> list[str]:
         """Start from the newest good checkpoint; return remarks on damaged ones."""
         progress, remarks = self.checkpoints.load(self._tensors())
         if progress is not None:
-            self.step = self.saved = progress["step"]
-            self.updates, self.bad_steps = progress["updates"], progress["bad_steps"]
-            self.precision, self.known_revision = progress["precision"], progress["revision"]
+            self.step = self.saved = progress.step
+            self.updates, self.bad_steps = dict(progress.updates), dict(progress.bad_steps)
+            self.precision, self.known_revision = progress.precision, progress.revision
             remarks.append(f"going on from step {self.step}")
         return remarks

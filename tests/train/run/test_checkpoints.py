@@ -16,9 +16,16 @@ import torch.distributed.checkpoint as dcp
 
 from sa3_mlx.common.files.atomic import locked
 from sa3_torch.train.run.checkpoint_index import INDEX_FILE, PICKLED
-from sa3_torch.train.run.checkpoints import Checkpoints, _checksums
+from sa3_torch.train.run.checkpoints import Checkpoints, RunProgress, _checksums
 
 PROGRESS = {"updates": {"a": 1}, "bad_steps": {"a": 0}, "precision": "fp32", "revision": None}
+
+
+def save(folder: Path, step: int, value: float) -> Path:
+    """Write a checkpoint; return its folder."""
+    checkpoints = Checkpoints(folder, 0)
+    checkpoints.save(tables(value), RunProgress.from_dict({"step": step, **PROGRESS, "checksums": {}}))
+    return checkpoints.path(step)
 
 
 def tables(value: float) -> dict[str, dict[str, torch.Tensor]]:
@@ -50,20 +57,19 @@ class Boom:
 
 
 def test_a_checkpoint_comes_back_and_holds_no_pickle(tmp_path: Path) -> None:
-    Checkpoints(tmp_path, 0).save(3, tables(2.0), PROGRESS)
-    folder = Checkpoints(tmp_path, 0).path(3)
+    folder = save(tmp_path, 3, 2.0)
     assert not (folder / PICKLED).exists() and (folder / INDEX_FILE).is_file()
     found = tables(0.0)
     progress, remarks = Checkpoints(tmp_path, 0).load(found)
-    assert progress == {"step": 3, **PROGRESS} and not remarks
+    assert progress is not None and not remarks
+    assert progress.to_dict() == {"step": 3, **PROGRESS, "checksums": _checksums(folder)}
     for table, expected in tables(2.0).items():
         for name, tensor in expected.items():
             assert torch.equal(found[table][name], tensor)
 
 
 def test_a_pickle_beside_the_index_is_not_read(tmp_path: Path) -> None:
-    Checkpoints(tmp_path, 0).save(3, tables(2.0), PROGRESS)
-    (Checkpoints(tmp_path, 0).path(3) / PICKLED).write_bytes(pickle.dumps(Boom(tmp_path / "mark")))
+    (save(tmp_path, 3, 2.0) / PICKLED).write_bytes(pickle.dumps(Boom(tmp_path / "mark")))
     progress, _ = Checkpoints(tmp_path, 0).load(tables(0.0))
     assert progress is not None and not (tmp_path / "mark").exists()
 
@@ -74,7 +80,8 @@ def test_a_checkpoint_of_an_earlier_version_needs_a_word(tmp_path: Path) -> None
         Checkpoints(tmp_path, 0).load(tables(0.0))
     found = tables(0.0)
     progress, _ = Checkpoints(tmp_path, 0, trusted=True).load(found)
-    assert progress == {"step": 4, **PROGRESS} and float(found["weights/a"]["layer.weight"][0, 0]) == 5.0
+    assert progress is not None and progress.step == 4 and progress.updates == {"a": 1}
+    assert float(found["weights/a"]["layer.weight"][0, 0]) == 5.0
     (path / PICKLED).write_bytes(pickle.dumps(Boom(tmp_path / "mark")))
     (path / "progress.json").write_text(json.dumps({"step": 4, **PROGRESS, "checksums": _checksums(path)}))
     with pytest.raises(ValueError, match="--trust-run"):
@@ -90,19 +97,26 @@ def test_a_checkpoint_of_an_earlier_version_needs_a_word(tmp_path: Path) -> None
         lambda index: index["stored"][0].update(file="../../elsewhere"),
         lambda index: index["tensors"]["ema.half"].update(dtype="load"),
         lambda index: index["tensors"]["ema.half"].update(size=[10**9]),
+        lambda index: index["tensors"]["ema.half"].update(size=[-1]),
+        lambda index: index["tensors"]["ema.half"].update(chunks=5),
+        lambda index: index["tensors"].update({"ema.half": []}),
+        lambda index: index.update(tensors=[1]),
+        lambda index: index["stored"].append({}),
+        lambda index: index["stored"][0].update(start=10**30),
+        lambda index: index["paths"].update({"ema.half": 5}),
     ],
 )
 def test_a_damaged_index_is_left_out(change: object, tmp_path: Path) -> None:
     """A checkpoint whose checksums were made to fit is refused by what it says."""
-    Checkpoints(tmp_path, 0).save(3, tables(2.0), PROGRESS)
-    folder = Checkpoints(tmp_path, 0).path(3)
+    folder = save(tmp_path, 3, 2.0)
     index = json.loads((folder / INDEX_FILE).read_text())
     change(index)  # type: ignore[operator]
     (folder / INDEX_FILE).write_text(json.dumps(index))
     progress = json.loads((folder / "progress.json").read_text())
     (folder / "progress.json").write_text(json.dumps({**progress, "checksums": _checksums(folder)}))
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(ValueError, match=r"damaged \((.*index\.json|its tensors are not those of this run)") as caught:
         Checkpoints(tmp_path, 0).load(tables(0.0))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_folder_is_locked_for_one_process(tmp_path: Path) -> None:
@@ -111,17 +125,44 @@ def test_a_folder_is_locked_for_one_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [lambda progress: progress.pop("updates"), lambda progress: progress.update(bad_steps=[1] * 10_000)]
+    "change",
+    [
+        lambda progress: progress.pop("updates"),
+        lambda progress: progress.update(bad_steps=[1] * 10_000),
+        lambda progress: progress.update(bad_steps={"b": 0}),
+        lambda progress: progress.update(updates={"b": 1}, bad_steps={"b": 0}),
+        lambda progress: progress.update(updates={"a": "many"}),
+        lambda progress: progress.update(step=4),
+        lambda progress: progress.update(precision="fp8"),
+        lambda progress: progress.update(colour=1),
+    ],
 )
 def test_progress_that_is_not_of_a_run_is_damage(tmp_path: Path, change: Callable[[dict[str, object]], object]) -> None:
-    Checkpoints(tmp_path, 0).save(3, tables(2.0), PROGRESS)
-    path = Checkpoints(tmp_path, 0).path(3) / "progress.json"
+    path = save(tmp_path, 3, 2.0) / "progress.json"
     progress = json.loads(path.read_text())
     change(progress)
     path.write_text(json.dumps(progress))
     with pytest.raises(ValueError, match=r"progress\.json") as caught:
         Checkpoints(tmp_path, 0).load(tables(0.0))
     assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("checksums", [[5], [[]], "index.json", 3, None, {}, {"index.json": -1}, {"index.json": "x"}])
+def test_checksums_that_cannot_be_are_damage(tmp_path: Path, checksums: object) -> None:
+    """Of any shape, and those that leave a file of the checkpoint out."""
+    path = save(tmp_path, 3, 2.0) / "progress.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"checksums": checksums}))
+    with pytest.raises(ValueError, match=r"step-00000003: damaged \(.*(checksums|changed)") as caught:
+        Checkpoints(tmp_path, 0).load(tables(0.0))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+
+
+def test_folders_that_are_no_checkpoints_are_not_looked_at(tmp_path: Path) -> None:
+    save(tmp_path, 3, 2.0)
+    for name in ("step-last", "step-4", "step-", "step-0000000²"):
+        (tmp_path / "checkpoints" / name).mkdir()
+        (tmp_path / "checkpoints" / name / "progress.json").write_text("{}")
+    assert Checkpoints(tmp_path, 0).steps() == [3]
 
 
 @pytest.mark.parametrize(
@@ -133,13 +174,13 @@ def test_progress_that_is_not_of_a_run_is_damage(tmp_path: Path, change: Callabl
     ],
 )
 def test_a_disk_that_refuses_is_one_line(error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Checkpoints(tmp_path, 0).save(3, tables(2.0), {})
+    save(tmp_path, 3, 2.0)
 
     def refuse(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(dcp, "save", refuse)
     with pytest.raises(OSError, match=r"step-00000004: could not be written") as found:
-        Checkpoints(tmp_path, 0).save(4, tables(3.0), {})
+        save(tmp_path, 4, 3.0)
     assert "\n" not in str(found.value)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]

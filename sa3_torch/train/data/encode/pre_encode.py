@@ -30,6 +30,7 @@ from sa3_torch.same import SAME
 from sa3_torch.train.data.clip_cache import Audio
 from sa3_torch.train.data.latents import LATENT_FORMAT, LatentItem, LatentSet, ShardFile, shard_path, write_silence
 from sa3_torch.train.data.recordings import ATTRIBUTION, SILENT, TOLERATED, Credit, refuse_failures, write_attribution
+from sa3_torch.train.data.urls import FetchError
 from sa3_torch.train.run.random import Purpose, generator
 from sa3_torch.weights import load_part
 
@@ -154,7 +155,7 @@ class PreEncoder:
         Raises ValueError with the list when more than the tolerated share of the recordings cannot be read or more than
         1 % have no caption, and WriteError where the disk refuses.
         """
-        if not (self.out / "details.json").is_file():
+        if not all((self.out / name).is_file() for name in ("details.json", "index.json")):
             names = self.source.names
             with tqdm(total=len(names), initial=self.progress.next, desc="encode", mininterval=2.0) as bar:
                 while self.progress.next < len(names):
@@ -240,7 +241,7 @@ class PreEncoder:
                 progress.without_caption.append(name)
                 return
             items, peak = self._encode(shard, recording, number)
-        except WriteError:  # of the disk, not of the recording
+        except (WriteError, FetchError):  # of the disk or the connection, not of the recording
             raise
         except (ValueError, OSError) as error:
             shard.rollback(rows)
@@ -300,15 +301,15 @@ class PreEncoder:
         return items, peak
 
     def _finish(self) -> None:
-        """Write silence, index, attribution and details, once every recording has been seen."""
+        """Write silence, attribution, details and, last, the index, once every recording has been seen."""
+        count = self.progress.shards
         write_silence(self.out, silence_latent(self.same))
-        index = {"format": LATENT_FORMAT, "autoencoder": self.digest, "shards": self.progress.shards}
-        write_json(self.out / "index.json", index)
-        latents = LatentSet(self.out, autoencoder=self.digest)
+        latents = LatentSet(self.out, autoencoder=self.digest, shards=count)
         if not latents.items:
-            (self.out / "index.json").unlink()
             raise ValueError(f"{self.out}: nothing could be encoded: every recording is silent or not readable")
         self._write_details(latents)
+        index = {"format": LATENT_FORMAT, "autoencoder": self.digest, "shards": count}
+        write_json(self.out / "index.json", index)  # now the folder is complete
 
     def _write_details(self, latents: LatentSet) -> None:
         mean, deviation = latents.statistics(None)
@@ -338,4 +339,4 @@ class PreEncoder:
             for source, item in originals.items()
         ]
         write_attribution(self.out / ATTRIBUTION, credits)
-        write_json(self.out / "details.json", details)  # last: now the work is done
+        write_json(self.out / "details.json", details)

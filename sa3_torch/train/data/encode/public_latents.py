@@ -6,7 +6,6 @@ frame), sample_rate; and one ``silence.npy`` (1, C, T).
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sa3_mlx.common.files.arrays import map_array
+from sa3_mlx.common.files.arrays import map_array, save_array
 from sa3_mlx.common.files.atomic import new_folder, write_json
 from sa3_mlx.common.files.objects import read_object
 from sa3_mlx.common.schema import listed, reason
@@ -33,10 +32,10 @@ def export_public(latents: LatentSet, out: Path, sample_rate: int) -> int:
     with new_folder(out) as partial:
         for number, item in enumerate(latents.items):
             name = f"{number:010d}"
-            _save(partial / f"{name}.npy", latents.read(item).numpy().T)
+            save_array(partial / f"{name}.npy", latents.read(item).numpy().T)
             write_json(partial / f"{name}.json", _described(item, sample_rate, latents.autoencoder))
         silence = latents.silence.numpy()[None, :, None]
-        _save(partial / "silence.npy", np.repeat(silence, SILENCE_FRAMES, axis=2))
+        save_array(partial / "silence.npy", np.repeat(silence, SILENCE_FRAMES, axis=2))
         credits = [
             Credit(id=item.id, licence=item.licence, source=item.source, fields=item.fields) for item in latents.items
         ]
@@ -63,13 +62,6 @@ def _described(item: LatentItem, sample_rate: int, autoencoder: str) -> dict[str
         "midi": item.midi,
         "autoencoder": autoencoder,
     }
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    """Write an array by way of memory: numpy has words of its own for a full disk, without its reason."""
-    buffer = io.BytesIO()
-    np.save(buffer, np.ascontiguousarray(array))
-    path.write_bytes(buffer.getbuffer())
 
 
 def import_public(folder: Path, out: Path, *, autoencoder: str) -> LatentSet:
