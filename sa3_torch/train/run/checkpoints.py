@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -42,7 +41,7 @@ class RunProgress(Config):
     step: int
     updates: dict[str, int]
     bad_steps: dict[str, int]
-    precision: Literal["fp32", "bf16"]
+    precision: str
     revision: str | None  # of the source that ran
     checksums: dict[str, int]  # CRC-32 of the other files of the checkpoint
 
@@ -51,6 +50,7 @@ class RunProgress(Config):
             for key, count in getattr(self, name).items():
                 whole = isinstance(count, int) and not isinstance(count, bool) and count >= 0
                 require(whole, f"{name}.{listed([key])} is {quoted(count)}; expected a whole number")
+        require(self.precision in ("fp32", "bf16"), f"precision is {quoted(self.precision)}: allowed are fp32 and bf16")
         if self.updates.keys() != self.bad_steps.keys():
             raise ConfigError(f"updates are of {listed(self.updates)}, bad_steps of {listed(self.bad_steps)}")
 

@@ -254,6 +254,6 @@ class Trainer:
         if progress is not None:
             self.step = self.saved = progress.step
             self.updates, self.bad_steps = dict(progress.updates), dict(progress.bad_steps)
-            self.precision, self.known_revision = progress.precision, progress.revision
+            self.precision, self.known_revision = progress.precision, progress.revision or ""
             remarks.append(f"going on from step {self.step}")
         return remarks

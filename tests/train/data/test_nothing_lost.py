@@ -185,6 +185,34 @@ def test_a_disk_that_is_full_for_a_moment_leaves_no_recording_out(
     assert len(json.loads((tmp_path / "out" / "shard-00000.json").read_text())["items"]) == 102
 
 
+@pytest.mark.parametrize("last", ["write_silence", "write_attribution", "write_json"])
+def test_an_encoding_that_ends_before_its_end_has_no_index(
+    last: str, tmp_path: Path, autoencoder: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    """The index is what makes latents complete, so it appears when all else is there."""
+    from sa3_torch.evaluate.stored import open_latents
+    from sa3_torch.train.data.encode import pre_encode
+
+    folder = _record(tmp_path / "in", *"abc", rate=RATE_OF_MODEL)
+    words = ["pre-encode", "--data", folder, "--autoencoder", autoencoder, "--copies", "1", "--out", tmp_path / "out"]
+    inner = getattr(pre_encode, last)
+
+    def killed(path: Path, data: object) -> None:
+        if last != "write_json" or path.name == "details.json":
+            raise OSError("killed")
+        inner(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pre_encode, last, killed)
+        refused(*words)
+    assert not (tmp_path / "out" / "index.json").exists()
+    with pytest.raises(FileNotFoundError, match=r"no index\.json, so it is not a complete"):
+        open_latents(tmp_path / "out")
+    assert run([str(word) for word in words]) == 0
+    names = {"index.json", "details.json", "ATTRIBUTION.tsv", "silence.safetensors"}
+    assert names <= set(_names(tmp_path / "out")) and len(open_latents(tmp_path / "out").items) == 3
+
+
 # --- what is damaged, or is something else
 
 
