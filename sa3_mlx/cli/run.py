@@ -40,7 +40,7 @@ from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
 from sa3_mlx.common.model.chunks import stream_chunk_frames
 from sa3_mlx.common.model.precision import Precision, allowed_precisions
 from sa3_mlx.common.terminal import excerpt
-from sa3_mlx.common.text.tokenizer import Tokenizer
+from sa3_mlx.common.text.tokenizer import Tokenizer, first_words
 from sa3_mlx.common.tuning.chunk import CHUNKS
 from sa3_mlx.common.version import version
 
@@ -56,7 +56,6 @@ if TYPE_CHECKING:
     from sa3_mlx.common.generation.pipeline import BasePipeline
 
 _PEAK_RANGE = (-60.0, 0.0)
-_WORDS = 5  # of what a model does not know, in a note
 
 
 @dataclass(frozen=True)
@@ -322,9 +321,7 @@ def _warn_of_rounding(task: Task, progress: Progress) -> None:
 def _warn_of_unheard(tokenizer: Tokenizer, name: str, prompt: str, progress: Progress) -> None:
     """Say which part of a text the model does not know or read."""
     if unknown := tokenizer.unknown(prompt):
-        more = f" and {len(unknown) - _WORDS} more" if len(unknown) > _WORDS else ""
-        listed = ", ".join(repr(excerpt(word)) for word in unknown[:_WORDS]) + more
-        progress.line(f"note: {name} does not know {listed}; see 'sa3 info {shlex.quote(name)}'")
+        progress.line(f"note: {name} does not know {first_words(unknown)}; see 'sa3 info {shlex.quote(name)}'")
     count = tokenizer.count(prompt)
     if prompt.strip() and not count:
         progress.line(f"note: {name} hears nothing of the prompt {excerpt(prompt)!r}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -130,6 +132,15 @@ def test_impossible_trainings_are_refused(workspace: Path, tmp_path: Path) -> No
     (other / "tokenizer.json").write_bytes((workspace / "tokenizer.json").read_bytes())
     with pytest.raises(ValueError, match="not the autoencoder in"):
         LoraStage(other, stage.config, [latents], autoencoder)
+    for record, found in (({"autoencoder": 5}, "5"), ({}, "None")):
+        (other / "parents.json").write_text(json.dumps(record))
+        with pytest.raises(
+            ValueError, match=rf"parents\.json: autoencoder is {found}; expected a hash, or give --auto"
+        ):
+            LoraStage(other, stage.config, [latents])
+    (other / "parents.json").write_text("[")
+    with pytest.raises(ConfigError, match=r"parents\.json: not valid JSON"):
+        LoraStage(other, stage.config, [latents])
     with pytest.raises(ConfigError, match="base_precision is 'bf16'"):
         lora_stage(workspace, "base_precision='bf16'")
     with pytest.raises(ValueError, match="leave none of the"):
@@ -140,6 +151,26 @@ def test_released_preset_is_valid() -> None:
     from sa3_torch.train.lora.stage import LoraConfig
 
     assert load_settings(LoraConfig, "lora", "released", ()).adapter.rank == 16
+
+
+def test_words_that_the_tokenizer_lacks_are_said_once_and_shortly(
+    workspace: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Before the run, and in its plan; the first five of them, one line; nothing where all are known."""
+    line = ["train", "lora", "--model", workspace / "base", "--dry-run", "--set=train.batch=4", "--latents"]
+    known = sa3(capfd, *line, workspace / "latents")
+    assert known.code == 0 and "note: " not in known.err
+    shutil.copytree(workspace / "latents", tmp_path / "latents")
+    described = tmp_path / "latents" / "shard-00000.json"
+    about = json.loads(described.read_text())
+    for number, item in enumerate(about["items"]):
+        item["captions"] = [f"piano zither{number} " + "y" * 5000, "piano note A4"]
+    described.write_text(json.dumps(about))
+    lacking = sa3(capfd, *line, tmp_path / "latents")
+    notes = [text for text in lacking.err.splitlines() if text.startswith("note: ")]
+    assert lacking.code == 0 and len(notes) == 1 and len(notes[0]) < 500
+    assert "does not know 'zither" in notes[0] and re.search(r"and \d+ more of the captions", notes[0])
+    assert "piano" not in notes[0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

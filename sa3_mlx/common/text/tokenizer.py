@@ -18,10 +18,17 @@ import tokenizers
 from numpy.typing import NDArray
 
 from sa3_mlx.common.schema import quoted, reason
-from sa3_mlx.common.terminal import hushed
+from sa3_mlx.common.terminal import excerpt, hushed
 
 PAD_ID = 0
 _MAX_GROWTH = 1000
+_WORDS = 5  # of those that a model does not know, in a note
+
+
+def first_words(words: Sequence[str]) -> str:
+    """Return the first five words for a note, and how many more there are."""
+    more = f" and {len(words) - _WORDS} more" if len(words) > _WORDS else ""
+    return ", ".join(repr(excerpt(word)) for word in words[:_WORDS]) + more
 
 
 def collapse_padding(mask: NDArray[np.bool_], dtype: str = "float32") -> tuple[int, NDArray[np.float32]]:
@@ -71,7 +78,7 @@ class Tokenizer:
             grows = _grows(self._tokenizer.normalizer)
         if grows:
             raise ValueError(f"{path}: its normalizer makes a text more than {_MAX_GROWTH} times as long")
-        self._path = path
+        self._path, self._known_to_leave_out = path, dict[str, bool]()
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.max_length = max_length
@@ -108,8 +115,10 @@ class Tokenizer:
         return (*words, *("".join(run) for left_out, run in runs if left_out))
 
     def _left_out(self, character: str) -> bool:
-        plain = character.isspace() or unicodedata.category(character).startswith("P")
-        return not plain and not self._tokens(character)
+        if character not in self._known_to_leave_out:
+            plain = character.isspace() or unicodedata.category(character).startswith("P")
+            self._known_to_leave_out[character] = not plain and not self._tokens(character)
+        return self._known_to_leave_out[character]
 
     def encode(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         """Return ids (B, S) int32 and mask (B, S) bool, true at tokens, of (B,) texts, S = ``max_length``.

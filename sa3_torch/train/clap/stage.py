@@ -23,7 +23,7 @@ from sa3_mlx.common.generation.clips import open_tokenizer
 from sa3_mlx.common.model.checkpoint import TOKENIZER_FILE, WEIGHTS_FILE
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.schema import ConfigError
-from sa3_torch.train.data.batches import LatentBatch, LatentBatches
+from sa3_torch.train.data.batches import LatentBatch, LatentBatches, unknown_words
 from sa3_torch.train.data.drawing import SharesConfig
 from sa3_torch.train.data.encode.pre_encode import load_autoencoder
 from sa3_torch.train.data.latents import LatentItem, LatentSet
@@ -130,6 +130,9 @@ class ClapStage(Stage):
             Split(name=name, items=len(items), seconds=sum(item.seconds for item in items))
             for name, items in (("train", self.batches.items), ("validation", held_out))
         )
+
+    def remarks(self) -> list[str]:
+        return unknown_words(self.model.tokenizer, (*self.batches.items, *self.rounds[0]))
 
     # --- losses -------------------------------------------------------------------------------------------------------
 

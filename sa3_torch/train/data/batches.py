@@ -7,7 +7,7 @@ Shapes: B items, T latent frames, C latent channels, S text tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sa3_mlx.common.text.tokenizer import Tokenizer, first_words
 from sa3_torch.train.run.random import Purpose, generator
 
 from .drawing import draw_caption, draw_parts, draw_weights
@@ -122,3 +123,12 @@ class LatentBatches:
             return self._text[draw_caption(item.captions, rng)]
         ids, mask = self.tokenizer.encode([draw_parts(parts, rng)])
         return ids[0], mask[0]
+
+
+def unknown_words(tokenizer: Tokenizer, items: Iterable[LatentItem]) -> list[str]:
+    """Return a note on words of captions that a tokenizer with a closed vocabulary does not know; else nothing."""
+    captions = dict.fromkeys(caption for item in items for caption in item.captions)
+    words = tuple(dict.fromkeys(word for caption in captions for word in tokenizer.unknown(caption)))
+    if not words:
+        return []
+    return [f"note: the model does not know {first_words(words)} of the captions; write them in words that it knows"]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sa3_mlx.common.schema import Config
+from sa3_torch.train.run.settings import check
 
 CANONICAL = 0.6  # how often the first caption is drawn
 
@@ -24,11 +27,15 @@ class SharesConfig(Config):
     sample: float  # one-shots without captions
     user: float  # imported recordings
 
+    def __post_init__(self) -> None:
+        check(self, 0, math.inf, *(field.name for field in fields(self)))
+
 
 def draw_weights(kinds: Sequence[str], shares: Mapping[str, float] | None) -> NDArray[np.float64]:
     """Return the probability of each item: its kind's share over the items of that kind; ``shares`` None: all alike.
 
-    Raises ValueError when the items have a kind that ``shares`` does not name; a share without items is ignored.
+    Raises ValueError when the items have a kind that ``shares`` does not name, and when theirs are all 0; a share
+    without items is ignored.
     """
     if not kinds:
         raise ValueError("no items to draw from")
@@ -37,7 +44,10 @@ def draw_weights(kinds: Sequence[str], shares: Mapping[str, float] | None) -> ND
     unknown = sorted(set(kinds) - set(shares))
     if unknown:
         raise ValueError(f"no share given for kind(s) {', '.join(unknown)}; given: {', '.join(sorted(shares))}")
-    weights = np.array([shares[kind] / kinds.count(kind) for kind in kinds])
+    counts = Counter(kinds)
+    weights = np.array([shares[kind] / counts[kind] for kind in kinds])
+    if not weights.sum() > 0:
+        raise ValueError(f"the shares of {', '.join(sorted(counts))} are all 0; raise one")
     return np.asarray(weights / weights.sum())
 
 

@@ -127,6 +127,9 @@ class OdeWarmupStage(Stage):
     def data(self) -> tuple[Split, ...]:
         return self.latents.splits()
 
+    def remarks(self) -> list[str]:
+        return self.latents.remarks()
+
     def period(self) -> int:
         return self.config.teacher.refresh_rate
 

@@ -177,6 +177,9 @@ class PosttrainStage(Stage):
     def data(self) -> tuple[Split, ...]:
         return self.latents.splits()
 
+    def remarks(self) -> list[str]:
+        return self.latents.remarks()
+
     def turn(self, step: int) -> str:
         return DISCRIMINATOR if step % 2 else GENERATOR
 

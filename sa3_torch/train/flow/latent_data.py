@@ -13,7 +13,7 @@ import torch
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.schema import Config, ConfigError
 from sa3_mlx.common.text.tokenizer import Tokenizer
-from sa3_torch.train.data.batches import LatentBatch, LatentBatches
+from sa3_torch.train.data.batches import LatentBatch, LatentBatches, unknown_words
 from sa3_torch.train.data.drawing import SharesConfig
 from sa3_torch.train.data.latents import LatentSet
 from sa3_torch.train.run.settings import check
@@ -54,7 +54,8 @@ class LatentData:
         *,
         held_out: str = "validation",
     ) -> None:
-        self.latents, self.clips, self.frames_per_second = latents, clips, model.frames_per_second
+        self.latents, self.tokenizer, self.clips = latents, tokenizer, clips
+        self.frames_per_second = model.frames_per_second
         diffusion = diffusion_of(model)
 
         def batches(split: str, seed: int) -> LatentBatches:
@@ -80,6 +81,10 @@ class LatentData:
             Split(name=name, items=len(batches.items), seconds=sum(item.seconds for item in batches.items))
             for name, batches in (("train", self.train), ("validation", self.validation))
         )
+
+    def remarks(self) -> list[str]:
+        """Name words of the captions that the tokenizer does not know."""
+        return unknown_words(self.tokenizer, (*self.train.items, *self.validation.items))
 
     def masks(self, batch: LatentBatch, random: torch.Generator) -> Masks:
         """Extend the clips of a global batch by silence and draw the frames to keep ([T4.2] steps 3 and 4)."""

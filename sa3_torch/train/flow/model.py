@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,11 @@ import torch
 from torch import Tensor
 
 from sa3_mlx.common.files.atomic import new_folder, write_json
+from sa3_mlx.common.files.objects import read_object
 from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.model.checkpoint import TOKENIZER_FILE, WEIGHTS_FILE
 from sa3_mlx.common.model.config import DiffusionConfig, ModelConfig
+from sa3_mlx.common.schema import quoted
 from sa3_mlx.common.text.tokenizer import Tokenizer
 from sa3_torch.same import SAME
 from sa3_torch.train.data.encode.pre_encode import load_autoencoder
@@ -92,7 +93,10 @@ def autoencoder_of(folder: Path, same: SAME, autoencoder: Path | None) -> str:
     record = folder / PARENTS_FILE
     if autoencoder is None:
         if record.is_file():
-            return str(json.loads(record.read_text(encoding="utf-8"))[AUTOENCODER])
+            made = read_object(record).get(AUTOENCODER)
+            if not isinstance(made, str):
+                raise ValueError(f"{record}: {AUTOENCODER} is {quoted(made)}; expected a hash, or give --autoencoder")
+            return made
         return file_hash(folder / WEIGHTS_FILE)
     given, digest = load_autoencoder(autoencoder)
     own, other = same.state_dict(), given.state_dict()

@@ -133,6 +133,9 @@ class LoraStage(Stage):
     def data(self) -> tuple[Split, ...]:
         return self.latents.splits()
 
+    def remarks(self) -> list[str]:
+        return self.latents.remarks()
+
     def losses(self, step: int) -> dict[str, Tensor]:
         """Draw everything for the global batch and compute a slice of it."""
         drawn = self.flow.draw(step)

@@ -14,7 +14,7 @@ import click
 import torch
 
 from sa3_mlx.common.files.atomic import locked
-from sa3_mlx.common.terminal import command, report, show
+from sa3_mlx.common.terminal import command, report, say, show
 
 from . import parallel
 from .loop import Trainer
@@ -57,6 +57,9 @@ class RunOptions:
         Raises Exit with ``UNFINISHED`` for a run that was asked to stop, and ValueError where the plan does not fit the
         memory.
         """
+        if parallel.is_first():
+            for remark in stage.remarks():
+                say(remark)
         if self.dry_run is not None:
             device = Device.find(self.dry_run.device)
             plan = make_plan(

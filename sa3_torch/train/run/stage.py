@@ -131,6 +131,10 @@ class Stage(ABC):
         """Write ``weights``, the averaged state of ``model`` on the CPU, as a checkpoint folder. ``model`` holds them
         too."""
 
+    def remarks(self) -> list[str]:
+        """Return notes on what the run is given that a user should read before it begins."""
+        return []
+
     def alarms(self, values: dict[str, float]) -> list[str]:  # noqa: ARG002 (most stages have none)
         """Return plain sentences about a row of the log that a user should read now."""
         return []

@@ -163,8 +163,11 @@ def test_settings_that_cannot_be_are_named(workspace: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             complete_stage(workspace, change)
-    with pytest.raises(FileNotFoundError):
+    named = r"semantics\.text_encoder is 'nowhere': no model there; .* --set semantics\.text_encoder=FOLDER, or "
+    with pytest.raises(FileNotFoundError, match=named):
         complete_stage(workspace, "semantics.text_encoder='nowhere'")
+    with pytest.raises(ConfigError, match=r"semantics\.text_encoder is .*: an autoencoder without a text encoder"):
+        complete_stage(workspace, f"semantics.text_encoder='{workspace / 'run' / 'model'}'")
     config = load_settings(AutoencoderConfig, "autoencoder", "tiny", ()).to_dict()
     del config["discriminator"]
     with pytest.raises(ConfigError, match="adversarial is on without a table"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -12,13 +13,14 @@ pytest.importorskip("torch")
 import soundfile
 import torch
 
+from sa3_mlx.common.schema import ConfigError
 from sa3_mlx.common.text.tokenizer import Tokenizer
 from sa3_torch.train.data import user_folder
 from sa3_torch.train.data.augment import NO_AUGMENTATION
 from sa3_torch.train.data.batches import LatentBatches
 from sa3_torch.train.data.clip_cache import SAMPLE_RATE, CachedClip, ClipSet, Draft, write_clips
 from sa3_torch.train.data.crops import AudioCrops
-from sa3_torch.train.data.drawing import draw_weights
+from sa3_torch.train.data.drawing import SharesConfig, draw_weights
 from sa3_torch.train.data.latents import LatentItem, LatentSet, write_latents
 from sa3_torch.train.demo_set.vocabulary import save_tokenizer
 
@@ -110,6 +112,23 @@ def test_shares_decide_how_often_a_kind_is_drawn():
         draw_weights(kinds, {"note": 1.0})
     with pytest.raises(ValueError, match="no items"):
         draw_weights([], None)
+
+
+def test_weights_of_many_items_are_counted_in_one_pass():
+    class Kinds(list):
+        def count(self, kind):
+            raise AssertionError(f"counts {kind} again for an item")
+
+    assert draw_weights(Kinds(["note", "drum", "note"]), {"note": 1.0, "drum": 3.0}).tolist() == [0.125, 0.75, 0.125]
+
+
+def test_impossible_shares_are_refused():
+    with pytest.raises(ValueError, match="the shares of drum, note are all 0; raise one"):
+        draw_weights(["note", "drum"], {"note": 0.0, "drum": 0.0, "user": 1.0})
+    kinds = dict.fromkeys(("note", "chord", "drum", "noise", "sample", "user"), 1.0)
+    for value in (-1.0, math.nan):
+        with pytest.raises(ConfigError, match="drum"):
+            SharesConfig.from_dict({**kinds, "drum": value})
 
 
 def test_impossible_crops_are_refused(clips):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sa3_mlx.common.generation.clips import open_tokenizer
+from sa3_mlx.common.model.checkpoint import CONFIG_FILE
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.schema import ConfigError
 from sa3_torch.train.demo_set.vocabulary import PAD, build_tokenizer
@@ -47,10 +48,16 @@ class FrozenStates(nn.Module):
 
     def __init__(self, folder: Path, width: int) -> None:
         super().__init__()
+        if not (folder / CONFIG_FILE).is_file():
+            raise FileNotFoundError(
+                f"semantics.text_encoder is {str(folder)!r}: no model there; give the folder of a converted one with "
+                "--set semantics.text_encoder=FOLDER, or --set semantics.text_encoder= to train embeddings of words"
+            )
         config = ModelConfig.load(folder)
+        if config.diffusion is None:
+            raise ConfigError(f"semantics.text_encoder is {str(folder)!r}: an autoencoder without a text encoder")
         self.tokenizer = open_tokenizer(folder, config)
         encoder = load_part(folder, config, "text_encoder", torch.device("cpu"), torch.float32)
-        assert config.diffusion is not None
         if config.diffusion.text_encoder.width != width:
             raise ConfigError(
                 f"semantics.text_width is {width}: the text encoder of {folder} has "
