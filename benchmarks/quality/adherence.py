@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 
 import click
+from tqdm import tqdm
 
 from benchmarks.options import BACKEND, MODEL, SamplingChoice, open_pipeline, show
 from sa3_mlx.cli.options import TypedCommand
 from sa3_torch.evaluate.adherence import measure
+from sa3_torch.evaluate.prompts import JudgedPrompt
 
 
 @click.command(cls=TypedCommand)
@@ -20,6 +23,10 @@ def adherence(model: str, backend: str, choice: SamplingChoice, seeds: int, data
     """Measure the share of held-out prompts of the demo sounds that a judge finds as asked."""
     pipeline = open_pipeline(model, backend)
     sampling = choice.resolved(pipeline.config.usual_sampling)
-    result = measure(pipeline, data_seed=data_seed, seeds=seeds, sampling=sampling)
+
+    def progress(prompts: list[JudgedPrompt]) -> Iterable[JudgedPrompt]:
+        return tqdm(prompts, desc="adherence", unit="prompt", disable=None, delay=1)
+
+    result = measure(pipeline, data_seed=data_seed, seeds=seeds, sampling=sampling, progress=progress)
     show(result)
     click.echo(json.dumps({"model": pipeline.config.name, "backend": backend, **result}))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,10 +87,11 @@ def sounds(
     sampling: Sampling,
     seeds: int,
     first_seed: int = 0,
+    progress: Callable[[list[JudgedPrompt]], Iterable[JudgedPrompt]] = iter,
 ) -> Iterator[tuple[NDArray[np.float32], JudgedPrompt]]:
     """Generate every prompt with ``seeds`` seeds, all seeds of a prompt in one batch; yield audio (L, channels) and
-    prompt."""
-    for number, prompt in enumerate(prompts):
+    prompt. ``progress`` goes through the prompts, with a bar for example."""
+    for number, prompt in enumerate(progress(prompts)):
         items = tuple(
             Item(prompt=prompt.caption, seconds=prompt.seconds, seed=first_seed + 1000 * number + seed)
             for seed in range(seeds)

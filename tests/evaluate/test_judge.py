@@ -5,15 +5,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 pytest.importorskip("torch")
+from sa3_mlx.common.model.sampling import Sampling
 from sa3_torch.evaluate.judge import training
 from sa3_torch.evaluate.judge.classifier import FEATURES, WEIGHTS, features
 from sa3_torch.evaluate.judge.judge import Judge
 from sa3_torch.evaluate.judge.pitch import cents_off, chord_of, judge_note, pitch_of
+from sa3_torch.evaluate.prompts import held_out_prompts, sounds
 from sa3_torch.train.autoencoder.metrics import effective_rank, log_mel_l1, si_sdr, spectral_convergence
 from sa3_torch.train.data.clip_cache import Draft, write_clips
 from sa3_torch.train.demo_set.synth import DRUMS, NOISES, noise_clip
@@ -130,6 +133,26 @@ def test_level_and_channels_do_not_matter(judge):
     first, quiet = (judge.classifier.classify(x) for x in (audio, 0.05 * np.stack([audio, audio], axis=1)))
     assert first.label == quiet.label == "snare"
     assert first.probability == pytest.approx(quiet.probability, abs=1e-3)
+
+
+def test_prompts_are_gone_through_as_asked_for():
+    """With a bar for example: one step for each prompt, whose sounds are made between two steps."""
+
+    class Quiet:
+        def generate(self, request):
+            return SimpleNamespace(audio=[np.zeros((10, 2), np.float32)] * len(request.items))
+
+    prompts, seen = held_out_prompts(0)[:3], []
+
+    def progress(given):
+        assert given == prompts
+        for prompt in given:
+            yield prompt
+            seen.append(prompt)
+
+    sampling = Sampling(sampler="euler", steps=1)
+    made = list(sounds(Quiet(), prompts, sampling=sampling, seeds=2, progress=progress))
+    assert seen == prompts and [prompt for _, prompt in made] == [p for p in prompts for _ in range(2)]
 
 
 def test_silence_is_silence(judge):

@@ -55,8 +55,11 @@ def test_commands_have_the_options_that_they_are_given(page: Path) -> None:
     for program, words in commands(page):
         group = benchmarks if program == "python" else cli
         command, ctx, rest = resolve(group, words, program)
-        _, leftover, _ = command.make_parser(ctx).parse_args(list(rest))
+        given, leftover, _ = command.make_parser(ctx).parse_args(list(rest))
         assert not leftover, f"{page.name}: {program} {shlex.join(words)}: unexpected {leftover}"
+        needed = [parameter.name for parameter in command.params if parameter.required]
+        missing = [name for name in needed if not given.get(name or "")]
+        assert not missing, f"{page.name}: {program} {shlex.join(words)}: without {missing}"
 
 
 def test_pages_have_commands() -> None:

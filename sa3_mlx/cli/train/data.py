@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeVar
 
 import click
 from tqdm import tqdm
 
+from sa3_mlx.common.files.atomic import locked
 from sa3_mlx.common.installed import name_of
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.terminal import command, report, show
 from sa3_torch.train.run.options import FOLDER, MODEL
 
 MEGABYTE = 1 << 20
+_Each = TypeVar("_Each")
 
 
 class _Share(click.ParamType):
@@ -50,6 +54,11 @@ def _need_torch() -> None:
         raise click.ClickException("this needs PyTorch: pip install 'sa3[train]'")
 
 
+def _bar(name: str, unit: str) -> Callable[[Iterable[_Each]], Iterable[_Each]]:
+    """Return what goes through a list with a bar, which appears after a second, on a terminal only."""
+    return lambda items: tqdm(items, desc=name, unit=unit, disable=None, delay=1)
+
+
 def _next_autoencoder(folder: Path) -> str:
     return f"next: {command('train', 'autoencoder', '--data', folder, '--out', 'runs/autoencoder')}"
 
@@ -73,7 +82,7 @@ def render(out: Path, seed: int, samples: Path | None, force: bool) -> None:
         seed=seed,
         font=DEFAULT_FONT,
         samples_folder=samples,
-        progress=lambda drafts: tqdm(drafts, desc="render", unit="clip", disable=None),
+        progress=_bar("render", "clip"),
         overwrite=force,
     )
     minutes = sum(clip.seconds for clip in clips.clips) / 60
@@ -96,7 +105,12 @@ def import_recordings(folder: Path, out: Path, captions_required: bool, skip_unr
     from sa3_torch.train.data.user_folder import import_folder
 
     _, found = import_folder(
-        folder, out, captions_required=captions_required, tolerated=skip_unreadable, overwrite=force
+        folder,
+        out,
+        captions_required=captions_required,
+        tolerated=skip_unreadable,
+        progress=_bar("import", "file"),
+        overwrite=force,
     )
     report(f"{found}\n{_next_autoencoder(out)}")
 
@@ -115,7 +129,7 @@ def lint(folder: Path, picture: Path | None, min_seconds: float, captions_requir
         folder,
         minimum_seconds=min_seconds,
         captions_required=captions_required,
-        progress=lambda files: tqdm(files, desc="lint"),
+        progress=_bar("lint", "file"),
     )
     if picture is not None:
         draw_report(found, picture)
@@ -140,6 +154,7 @@ def shards(folder: Path, out: Path, shard_megabytes: int, captions_required: boo
         shard_bytes=shard_megabytes * MEGABYTE,
         captions_required=captions_required,
         tolerated=skip_unreadable,
+        progress=_bar("shards", "file"),
     )
     report(f"{out}: {index.samples} recordings in {len(index.shards)} shards")
 
@@ -151,7 +166,7 @@ def index(pattern: str, out: Path) -> None:
     """Index shards that others made: a path or URL such as "s3://bucket/name-{000000..000009}.tar"."""
     from sa3_torch.train.data.shards import index_shards
 
-    found = index_shards(pattern, out)
+    found = index_shards(pattern, out, progress=_bar("index", "shard"))
     report(f"{out}: {found.samples} recordings in {len(found.shards)} shards")
 
 
@@ -169,7 +184,7 @@ def gate(latents: Path, data: Path, autoencoder: Path, items: int, as_json: bool
 
     config = ModelConfig.load(autoencoder)
     source = open_source(data, config.sample_rate, config.audio_channels)
-    found = check_latents(latents, source, autoencoder, items=items)
+    found = check_latents(latents, source, autoencoder, items=items, progress=_bar("gate", "item"))
     show(json.dumps(found.to_json()) if as_json else str(found))
     if not found.good:
         raise click.exceptions.Exit(1)
@@ -187,7 +202,8 @@ def export_latents(latents: Path, out: Path, autoencoder: Path) -> None:
     from sa3_torch.train.data.latents import LatentSet
 
     opened = LatentSet(latents, autoencoder=load_autoencoder(autoencoder)[1])
-    count = export_public(opened, out, ModelConfig.load(autoencoder).sample_rate)
+    rate = ModelConfig.load(autoencoder).sample_rate
+    count = export_public(opened, out, rate, progress=_bar("export", "item"))
     report(f"{out}: {count} items")
 
 
@@ -201,7 +217,8 @@ def import_latents(folder: Path, out: Path, autoencoder: Path) -> None:
     from sa3_torch.train.data.encode.pre_encode import load_autoencoder
     from sa3_torch.train.data.encode.public_latents import import_public
 
-    latents = import_public(folder, out, autoencoder=load_autoencoder(autoencoder)[1])
+    digest = load_autoencoder(autoencoder)[1]
+    latents = import_public(folder, out, autoencoder=digest, progress=_bar("import", "item"))
     report(f"{out}: {len(latents.items)} items")
 
 
@@ -254,8 +271,10 @@ def pre_encode(
     config = EncodeConfig(copies=copies, seed=seed, shard_frames=shard_frames, chunk_frames=chunk_frames)
     model = ModelConfig.load(folder)
     source = open_source(data, model.sample_rate, model.audio_channels)
-    encoder = PreEncoder(source, folder, out, config, device, skip_unreadable)
-    latents = encoder.run()
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        encoder = PreEncoder(source, folder, out, config, device, skip_unreadable)
+        latents = encoder.run()
     models = ("--autoencoder", name_of(folder), "--out", "runs/pretrain")
     lists = ", ".join(f"{len(names)} {name}" for name, names in encoder.progress.lists().items() if names)
     report(

@@ -6,6 +6,7 @@ nearly always one of these [T1.8].
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -75,9 +76,16 @@ class GateReport:
 
 
 @torch.no_grad()
-def check_latents(folder: Path, source: Source, autoencoder: Path, *, items: int) -> GateReport:
+def check_latents(
+    folder: Path,
+    source: Source,
+    autoencoder: Path,
+    *,
+    items: int,
+    progress: Callable[[list[LatentItem]], Iterable[LatentItem]] = iter,
+) -> GateReport:
     """Decode ``items`` items, evenly spread, from the stored latents and from latents made now; compare both with the
-    source.
+    source. ``progress`` goes through them, with a bar for example.
 
     Raises ValueError when the autoencoder is another one or no item is found in the source.
     """
@@ -89,7 +97,8 @@ def check_latents(folder: Path, source: Source, autoencoder: Path, *, items: int
     if not known:
         raise ValueError(f"{folder}: none of its items is among the recordings; give those that were encoded")
     spread = np.linspace(0, len(known) - 1, min(items, len(known))).round().astype(int)
-    rows = [_row(same, latents, known[i], source, numbers[known[i].id], sample_rate) for i in spread]
+    chosen = progress([known[i] for i in spread])
+    rows = [_row(same, latents, item, source, numbers[item.id], sample_rate) for item in chosen]
     return GateReport(rows=tuple(rows))
 
 

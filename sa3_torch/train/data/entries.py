@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from sa3_mlx.common.schema import quoted
+from sa3_mlx.common.schema import is_finite, quoted
 
 _Entry = TypeVar("_Entry")
 
@@ -24,7 +23,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_seconds(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+    return is_finite(value) and value >= 0
 
 
 def _are_texts(value: Any) -> bool:
@@ -36,7 +35,8 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "id": ("a text that is not empty", lambda value: _is_text(value) and bool(value)),
     "captions": ("a list of texts", _are_texts),
     "seconds": ("a number of seconds, at least 0", _is_seconds),
-    **dict.fromkeys(("kind", "label", "split", "licence", "source", "name", "hash"), _TEXT),
+    **dict.fromkeys(("kind", "label", "licence", "source", "name", "hash"), _TEXT),
+    "split": ("train or validation", lambda value: value in ("train", "validation")),
     **dict.fromkeys(("shard", "offset", "samples", "bytes"), _whole(0)),
     "frames": _whole(1),
     "midi": ("a whole number or null", lambda value: value is None or _whole(0)[1](value)),

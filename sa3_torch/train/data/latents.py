@@ -184,6 +184,8 @@ class LatentSet:
             self.silence: Tensor = silence.get_tensor("silence")
         if self.silence.ndim != 1 or not self.silence.is_floating_point():
             raise ValueError(f"{quiet}: expected the latent of silence (C,), got {tuple(self.silence.shape)}")
+        if not torch.isfinite(self.silence).all():
+            raise ValueError(f"{quiet}: the latent of silence is not finite; encode the recordings again")
         self.channels = len(self.silence)
         self.items: list[LatentItem] = []
         self._shards: list[Any] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,9 +107,9 @@ def lint_folder(
     *,
     minimum_seconds: float,
     captions_required: bool = True,
-    progress: Callable[[list[Path]], Any] = list,
+    progress: Callable[[list[Path]], Iterable[Path]] = iter,
 ) -> LintReport:
-    """Read every audio file below ``folder`` once. ``progress`` may wrap the list of files, as tqdm does.
+    """Read every audio file below ``folder`` once. ``progress`` goes through the files, with a bar for example.
 
     ``captions_required`` False: only the autoencoder is trained; a missing caption is nothing to report.
     Raises FileNotFoundError without the folder, ValueError without audio files.

@@ -61,7 +61,7 @@ def read_sidecar(path: Path) -> Sidecar:
         if described.is_file():
             return parse_sidecar(parse_object(described.read_bytes(), described.name))
         if text.is_file():
-            return Sidecar(captions=_lines(text.read_text(encoding="utf-8").splitlines()))
+            return Sidecar(captions=_lines(text.read_text(encoding="utf-8-sig").splitlines()))  # Windows marks them
     except ValueError as error:
         raise ValueError(f"sidecar is not valid: {reason(error)}") from error
     return Sidecar()
@@ -90,7 +90,7 @@ def parse_sidecar(data: object) -> Sidecar:
         fields["seconds_start"] = start  # goes with the latents
     for name in ("bpm", "key"):
         value = fields.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, str | int | float)):
+        if value is not None and not isinstance(value, str) and not is_finite(value):
             raise ValueError(f"{name} is {quoted(value)}: expected a number or a text")
     licence = fields.pop("licence", fields.pop("license", ""))
     if not isinstance(licence, str):
@@ -123,11 +123,10 @@ def caption_parts(fields: dict[str, Any]) -> list[str]:
     for name in TEXT_FIELDS:
         value = fields.get(name)
         parts += [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str) and text]
-    if fields.get("bpm") is not None:
-        bpm = fields["bpm"]
-        parts.append(f"{bpm:g} BPM" if isinstance(bpm, int | float) else f"{bpm} BPM")
-    if fields.get("key") is not None:
-        parts.append(str(fields["key"]))
+    for name, unit in (("bpm", " BPM"), ("key", "")):
+        value = fields.get(name)
+        if isinstance(value, str) or is_finite(value):
+            parts.append(f"{value if isinstance(value, str) else format(value, 'g')}{unit}")
     return [text for part in parts if (text := " ".join(part.split()))]
 
 

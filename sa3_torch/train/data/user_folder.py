@@ -6,7 +6,8 @@ of recordings.py. Nothing is skipped silently: the report names it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,16 +46,23 @@ class ImportReport:
 
 
 def split_of(digest: str) -> str:
-    """Return the split of a file by its hash "sha256:...": one in ten is held out."""
-    first = int(digest.removeprefix("sha256:")[:2], 16)
-    return "validation" if first < 256 * VALIDATION_SHARE else "train"
+    """Return the split of a file by its hash "sha256:...": one in ten is held out; "train" without a hash."""
+    found = re.fullmatch(r"sha256:([0-9a-f]{2})[0-9a-f]{62}", digest)
+    return "validation" if found and int(found[1], 16) < 256 * VALIDATION_SHARE else "train"
 
 
 def import_folder(
-    folder: Path, out: Path, *, captions_required: bool, tolerated: float = TOLERATED, overwrite: bool = False
+    folder: Path,
+    out: Path,
+    *,
+    captions_required: bool,
+    tolerated: float = TOLERATED,
+    progress: Callable[[list[Path]], Iterable[Path]] = iter,
+    overwrite: bool = False,
 ) -> tuple[ClipSet, ImportReport]:
     """Import ``folder`` into the cache folder ``out``; with ``overwrite`` a cache that is there makes room.
 
+    ``progress`` goes through the files, with a bar for example.
     ``captions_required``: files without a caption are skipped (for models with text); otherwise they are imported
     without one (for the autoencoder). Unreadable files, and files with a sidecar that is not valid, are counted, named
     and skipped. Raises ValueError with the list when more than a share ``tolerated`` of the files are unreadable or
@@ -68,7 +76,7 @@ def import_folder(
     about = {"recipe": "sa3_torch.train.user_folder", "files": len(files), "captions_required": captions_required}
 
     def drafts() -> Iterator[Draft]:
-        yield from _drafts(folder, files, captions_required, report)
+        yield from _drafts(folder, progress(files), captions_required, report)
         refuse_failures(report.unreadable, report.files, "unreadable", tolerated)
         if captions_required:
             what = "without a caption (a .txt or .json file of the same name)"
@@ -77,7 +85,7 @@ def import_folder(
     return write_clips(out, drafts(), channels=2, about=about, overwrite=overwrite), report
 
 
-def _drafts(folder: Path, files: list[Path], captions_required: bool, report: ImportReport) -> Iterator[Draft]:
+def _drafts(folder: Path, files: Iterable[Path], captions_required: bool, report: ImportReport) -> Iterator[Draft]:
     seen: set[str] = set()
     for path in files:
         name = path.relative_to(folder).as_posix()

@@ -12,7 +12,7 @@ import soundfile as sf
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sa3_mlx.common.files.atomic import new_file, write_text
+from sa3_mlx.common.files.atomic import WriteError, new_file, write_text
 from sa3_mlx.common.files.spectrogram import save_spectrogram
 from sa3_mlx.common.terminal import clean
 
@@ -62,8 +62,11 @@ class RunLog:
         """Write a row with its "step"."""
         if self._bar is None:
             return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise WriteError(self.path, error.strerror or str(error), error.errno) from error
         for name, value in row.items():
             if isinstance(value, int | float) and name != "step":
                 self._board.add_scalar(name, value, row["step"])

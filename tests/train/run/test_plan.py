@@ -15,9 +15,10 @@ pytest.importorskip("scipy", reason="the training extra is not installed")
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.schema import ConfigError
 from sa3_torch.train.run.parallel import BatchSlice
+from sa3_torch.train.run.planning import timing
 from sa3_torch.train.run.planning.count import StepCounter, count_step, make_fake, networks_of, trained_of
 from sa3_torch.train.run.planning.device import Device
-from sa3_torch.train.run.planning.plan import TrainingPlan, make_plan
+from sa3_torch.train.run.planning.plan import TIMED_STEPS, TrainingPlan, make_plan
 from tests.support import stages
 from tests.support.command import refused_line, sa3, snapshot
 from tests.support.stages import STAGES
@@ -175,6 +176,25 @@ def test_speed_is_modelled_or_timed(workspace: Path) -> None:
     stage = STAGES["game"](workspace)
     timed = make_plan(stage, stage.config.train, processes=1, device=DEVICE, timed=True)  # type: ignore[attr-defined]
     assert timed.timed is not None and timed.timed > 0 and "timed with a test, one process" in str(timed)
+
+
+def test_steps_that_are_timed_are_shown(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bar for each precision and each group: on a terminal, after a second."""
+    bars = dict[str, int]()
+
+    def bar(steps: range, *, desc: str, unit: str, disable: bool | None, delay: float, leave: bool) -> range:
+        assert (unit, disable, leave) == ("step", None, False) and delay >= 1
+        bars[desc] = len(steps)
+        return steps
+
+    monkeypatch.setattr(timing, "tqdm", bar)
+    stage = STAGES["pretrain"](workspace, "train.precision='auto'")
+    config = stage.config.train  # type: ignore[attr-defined]
+    make_plan(stage, config, processes=1, device=DEVICE, timed=True)
+    assert bars == {"time fp32": timing.TIMED_STEPS, "time bf16": timing.TIMED_STEPS, "time diffusion": TIMED_STEPS + 1}
+    bars.clear()
+    make_plan(stage, config, processes=1, device=DEVICE, timed=False)
+    assert not bars
 
 
 def test_devices() -> None:

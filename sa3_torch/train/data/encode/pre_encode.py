@@ -28,6 +28,7 @@ from sa3_mlx.common.schema import Config, ConfigError
 from sa3_mlx.common.version import version
 from sa3_torch.same import SAME
 from sa3_torch.train.data.clip_cache import Audio
+from sa3_torch.train.data.entries import parse_entries
 from sa3_torch.train.data.latents import LATENT_FORMAT, LatentItem, LatentSet, ShardFile, shard_path, write_silence
 from sa3_torch.train.data.recordings import ATTRIBUTION, SILENT, TOLERATED, Credit, refuse_failures, write_attribution
 from sa3_torch.train.data.urls import FetchError
@@ -102,6 +103,25 @@ def silence_latent(same: SAME) -> Tensor:
     """Encode zeros: the latent away from the ends -> (C,)."""
     zeros = torch.zeros(1, SILENCE_FRAMES * same.config.samples_per_latent, same.audio_channels)
     return same.encode(zeros.to(same.bottleneck.running_std.device))[0, SILENCE_FRAMES // 2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Done(Config):
+    """Describe a complete shard, as it stands beside it."""
+
+    rows: int
+    hash: str
+    next: int  # the first recording after it
+    recordings: str = ""  # digest of those in it
+    failures: tuple[str, ...]
+    silent: tuple[str, ...]
+    duplicates: tuple[str, ...]
+    without_caption: tuple[str, ...]
+    items: tuple[dict[str, Any], ...]
+
+    def sources(self, where: str) -> set[str]:
+        """Return the hashes of what is in it. Raises ValueError for entries that are no items."""
+        return {item.source for item in parse_entries(LatentItem, list(self.items), f"{where}: items")}
 
 
 @dataclass
@@ -180,17 +200,17 @@ class PreEncoder:
             raise self._another(others)
         progress = EncodeProgress()
         while (about := shard_path(self.out, progress.shards).with_suffix(".json")).is_file():
-            data = read_object(about)
-            rows = digest_rows(self.source.rows[progress.next : data["next"]])
-            if others and data.get("recordings") != rows:
-                if not data["failures"]:
+            done = _Done.from_dict(read_object(about), where=str(about))
+            rows = digest_rows(self.source.rows[progress.next : done.next])
+            if others and done.recordings != rows:
+                if not done.failures:
                     raise self._another(others)
                 self._forget(progress.shards)  # what it left out has been mended, so it is encoded again
                 break
-            progress.next, progress.shards = data["next"], progress.shards + 1
-            progress.seen.update(item["source"] for item in data["items"])
+            progress.next, progress.shards = done.next, progress.shards + 1
+            progress.seen |= done.sources(str(about))
             for name, values in progress.lists().items():
-                values += data[name]
+                values += getattr(done, name)
         if others:
             write_json(path, plan)
         return progress
@@ -218,16 +238,18 @@ class PreEncoder:
                 refuse_failures(progress.failures, len(self.source.names), "unreadable", self.tolerated)
                 refuse_failures(progress.without_caption, len(self.source.names), "without a caption")
             rows, digest = shard.rows, shard.close()
-        lists = {name: values[before[name] :] for name, values in progress.lists().items()}
-        about = {
-            "rows": rows,
-            "hash": digest,
-            "next": progress.next,
-            "recordings": digest_rows(self.source.rows[first : progress.next]),
-            **lists,
-            "items": progress.items,
-        }
-        write_json(path.with_suffix(".json"), about)  # now it counts
+        done = _Done(
+            rows=rows,
+            hash=digest,
+            next=progress.next,
+            recordings=digest_rows(self.source.rows[first : progress.next]),
+            failures=tuple(progress.failures[before["failures"] :]),
+            silent=tuple(progress.silent[before["silent"] :]),
+            duplicates=tuple(progress.duplicates[before["duplicates"] :]),
+            without_caption=tuple(progress.without_caption[before["without_caption"] :]),
+            items=tuple(progress.items),
+        )
+        write_json(path.with_suffix(".json"), done.to_dict())  # now it counts
         progress.shards += 1
 
     def _recording(self, shard: ShardFile, number: int) -> None:

@@ -6,7 +6,7 @@ frame), sample_rate; and one ``silence.npy`` (1, C, T).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,20 @@ from sa3_torch.train.data.user_folder import split_of
 SILENCE_FRAMES = 64
 
 
-def export_public(latents: LatentSet, out: Path, sample_rate: int) -> int:
-    """Write every item -> how many. The padded tail is not stored, so every mask is ones."""
+def export_public(
+    latents: LatentSet,
+    out: Path,
+    sample_rate: int,
+    *,
+    progress: Callable[[list[LatentItem]], Iterable[LatentItem]] = iter,
+) -> int:
+    """Write every item -> how many. The padded tail is not stored, so every mask is ones.
+
+    ``progress`` goes through the items, with a bar for example.
+    """
     check_empty(out)
     with new_folder(out) as partial:
-        for number, item in enumerate(latents.items):
+        for number, item in enumerate(progress(latents.items)):
             name = f"{number:010d}"
             save_array(partial / f"{name}.npy", latents.read(item).numpy().T)
             write_json(partial / f"{name}.json", _described(item, sample_rate, latents.autoencoder))
@@ -64,9 +73,16 @@ def _described(item: LatentItem, sample_rate: int, autoencoder: str) -> dict[str
     }
 
 
-def import_public(folder: Path, out: Path, *, autoencoder: str) -> LatentSet:
+def import_public(
+    folder: Path,
+    out: Path,
+    *,
+    autoencoder: str,
+    progress: Callable[[list[Path]], Iterable[Path]] = iter,
+) -> LatentSet:
     """Read such a folder into the native layout. ``autoencoder`` is the hash of the weights that made it.
 
+    ``progress`` goes through the files, with a bar for example.
     Frames after the last valid one are cut. Raises ValueError when the folder says that another autoencoder made it,
     or for a file that is not valid, naming it.
     """
@@ -77,11 +93,13 @@ def import_public(folder: Path, out: Path, *, autoencoder: str) -> LatentSet:
     silence = map_array(quiet, "damaged, truncated or no array")
     if silence.ndim != 3 or not silence.size or silence.dtype.kind not in "fiu":
         raise ValueError(f"{quiet}: expected numbers of shape (1, C, T), got {silence.dtype} {silence.shape}")
+    if not np.isfinite(silence).all():
+        raise ValueError(f"{quiet}: the latent of silence is not finite")
     middle = torch.from_numpy(silence[0, :, silence.shape[2] // 2].astype(np.float32))
-    return write_latents(out, _items(folder, files, autoencoder), silence=middle, autoencoder=autoencoder)
+    return write_latents(out, _items(folder, progress(files), autoencoder), silence=middle, autoencoder=autoencoder)
 
 
-def _items(folder: Path, files: list[Path], autoencoder: str) -> Iterator[tuple[LatentItem, Tensor]]:
+def _items(folder: Path, files: Iterable[Path], autoencoder: str) -> Iterator[tuple[LatentItem, Tensor]]:
     for path in files:
         try:
             about = read_object(path.with_suffix(".json"))
@@ -101,9 +119,11 @@ def _item(name: str, about: dict[str, Any], latents: np.ndarray) -> tuple[Latent
     """Return the item and its valid frames."""
     if not {"padding_mask", "prompt"} <= about.keys():
         raise ValueError("its JSON has no padding_mask or no prompt")
-    mask = np.asarray(about["padding_mask"])
-    if latents.ndim != 2 or mask.shape != (latents.shape[1],) or not mask.any():
-        raise ValueError(f"latents {latents.shape} and padding_mask {mask.shape} do not belong together")
+    mask = about["padding_mask"]
+    if not isinstance(mask, list) or not all(value in (0, 1) for value in mask) or 1 not in mask:
+        raise ValueError("padding_mask is no list of 0 and 1 with a 1")
+    if latents.ndim != 2 or len(mask) != latents.shape[1]:
+        raise ValueError(f"latents {latents.shape} and padding_mask ({len(mask)},) do not belong together")
     known = ("padding_mask", "sample_rate", "prompts", "id", "source", "split", "kind", "label", "midi", "autoencoder")
     fields = {key: value for key, value in about.items() if key not in known}
     sidecar = parse_sidecar({**fields, "prompt": about.get("prompts", about["prompt"])})
@@ -112,7 +132,7 @@ def _item(name: str, about: dict[str, Any], latents: np.ndarray) -> tuple[Latent
     if not sidecar.captions:
         raise ValueError("its prompt is empty, and a diffusion model is trained on prompts")
     source = about.get("source") or ""
-    frames = int(np.flatnonzero(mask)[-1]) + 1
+    frames = len(mask) - mask[::-1].index(1)
     entry = {
         "id": about.get("id", name),
         "captions": sidecar.captions,
@@ -123,7 +143,7 @@ def _item(name: str, about: dict[str, Any], latents: np.ndarray) -> tuple[Latent
         "kind": about.get("kind", "user"),
         "label": about.get("label", "user"),
         "midi": about.get("midi"),
-        "split": about.get("split") or (split_of(source) if source else "train"),
+        "split": about.get("split") or split_of(str(source)),
         "source": source,
         "licence": sidecar.licence,
         "fields": sidecar.fields,

@@ -27,7 +27,7 @@ from sa3_torch.train.run.stage import Split, Stage, TrainConfig
 
 from .count import StepCount, count_step, make_fake, networks_of, run_slice, trained_of
 from .device import Device
-from .timing import time_precisions
+from .timing import time_precisions, watched
 
 UTILISATION = 0.4  # of the nominal rate; what good training programs reach on large networks
 WINDOW = 64  # steps that are looked at for how often each group takes its turn
@@ -262,7 +262,8 @@ def _time_steps(stage: Stage, train: TrainConfig, turns: list[tuple[str, int]], 
     shares, seconds = Counter(stage.turn(step) for step in _window(train.steps)), 0.0
     for turn, step in turns:
         take_turn(trained, turn)
-        _, *each = [_time_step(stage, optimizers[turn], step, slices) for _ in range(TIMED_STEPS + 1)]  # one warms up
+        steps = watched(range(TIMED_STEPS + 1), f"time {turn}")
+        _, *each = [_time_step(stage, optimizers[turn], step, slices) for _ in steps]  # the first one warms up
         mean = sum(each) / TIMED_STEPS
         if stage.period():
             mean += (_time_step(stage, optimizers[turn], step + stage.period(), slices) - mean) / stage.period()
