@@ -14,6 +14,7 @@ from sa3_mlx.common.version import version
 
 from . import errors, page
 from .api import jobs, machine, sounds
+from .open import daw_routes, openai
 from .schemas import ErrorBody
 from .security import Guard
 from .studio import Studio
@@ -47,7 +48,7 @@ def make_app(studio: Studio) -> ASGIApp:
         lifespan=lifespan,
         responses=_ERRORS,  # type: ignore[arg-type]  # keys are status codes
     )
-    for module in (jobs, sounds, machine):
+    for module in (jobs, sounds, machine, openai, daw_routes):
         app.include_router(module.router(studio))
     app.include_router(page.router())
     errors.install(app, studio.store)

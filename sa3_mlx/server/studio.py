@@ -23,6 +23,7 @@ from .engine.rates import Work
 from .engine.runs import LATENTS, read_source
 from .feeds import JobEvent
 from .orders import MAKING, Order, adapter_names, complete, find_kind
+from .presets import known_prompts
 from .settings import Settings
 from .store.records import JobRecord, SoundRecord
 from .store.store import Store
@@ -74,8 +75,13 @@ class Studio:
                 open_model(model.folder)
             except DAMAGE:
                 continue
-            found.append({**_facts(model.folder, model.name), "default": model.name == self.default.name})
+            found.append({**self.model_facts(model), "default": model.name == self.default.name})
         return found
+
+    @staticmethod
+    def model_facts(model: Model) -> dict[str, Any]:
+        """Describe a model: what it makes, how it is usually sampled, which words and prompts it knows."""
+        return _facts(model.folder, model.name)
 
     def submit(self, body: dict[str, Any]) -> JobRecord:
         """Check what a client asks for, store it and queue it.
@@ -205,7 +211,7 @@ class Studio:
 def _facts(folder: Path, name: str) -> dict[str, Any]:
     """Describe a model, which is opened once."""
     config = open_model(folder)
-    diffusion, usual = config.require_diffusion(), config.usual_sampling
+    diffusion, usual, tokenizer = config.require_diffusion(), config.usual_sampling, open_tokenizer(folder, config)
     return {
         "name": name,
         "parameters": parameters(config),
@@ -215,5 +221,6 @@ def _facts(folder: Path, name: str) -> dict[str, Any]:
         "shortest_region": config.same.samples_per_latent / config.sample_rate,
         "sampling": usual.to_dict(),
         "head_room_seconds": diffusion.head_room_seconds,
-        "words": list(open_tokenizer(folder, config).closed_vocabulary()),
+        "words": list(tokenizer.closed_vocabulary()),
+        "prompts": known_prompts(tokenizer),
     }

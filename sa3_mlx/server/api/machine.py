@@ -35,7 +35,7 @@ def router(studio: Studio) -> APIRouter:
 
     @routes.get("/models")
     def models() -> list[dict[str, Any]]:
-        """Describe the installed models; ``words`` are all that a small one knows."""
+        """Describe the installed models; ``words`` are all that a small one knows, ``prompts`` suggestions."""
         return studio.models()
 
     @routes.get("/adapters")
