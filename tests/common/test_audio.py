@@ -26,7 +26,6 @@ from sa3_mlx.common.files.audio import (
     fit_length,
     peak_db,
     read_audio,
-    read_blocks,
     read_tags,
     write_audio,
 )
@@ -326,101 +325,6 @@ def test_audio_is_cropped_or_padded_at_the_end():
     longer = fit_length(audio, 13)
     np.testing.assert_array_equal(longer[:10], audio)
     assert longer.shape == (13, 2) and not longer[10:].any()
-
-
-# ---- headers that say nothing, or what cannot be
-
-
-def _stream(path: Path, size: int) -> None:
-    """Make a WAV look as if it was written to a pipe."""
-    data = bytearray(path.read_bytes())
-    data[4:8], data[40:44] = struct.pack("<I", min(size + 36, 2**32 - 1)), struct.pack("<I", size)
-    path.write_bytes(data)
-
-
-def _forget_length(path: Path) -> None:
-    """Take the 36 bits of the length out of a FLAC's first block."""
-    data = bytearray(path.read_bytes())
-    data[21] &= 0xF0
-    data[22:26] = bytes(4)
-    path.write_bytes(data)
-
-
-@pytest.mark.parametrize("size", [0x7FFFF000, 0x7FFFF000 - 44, 2**31 - 1, 2**31, 2**32 - 1, 2**32 - 40])
-def test_a_wav_that_gives_a_streams_length_is_read_to_its_end(tmp_path: Path, size: int):
-    write_audio(tmp_path / "a.wav", _audio(300), 44_100)
-    whole = read_audio(tmp_path / "a.wav", 44_100, 2)
-    _stream(tmp_path / "a.wav", size)
-    np.testing.assert_array_equal(read_audio(tmp_path / "a.wav", 44_100, 2), whole)
-
-
-def test_a_flac_of_unknown_length_is_read_to_its_end_and_its_damage_is_named(tmp_path: Path):
-    path = tmp_path / "a.flac"
-    write_audio(path, _audio(20_001), 44_100)
-    whole, half = read_audio(path, 44_100, 2), read_audio(path, 22_050, 2)
-    _forget_length(path)
-    np.testing.assert_array_equal(read_audio(path, 44_100, 2), whole)
-    np.testing.assert_array_equal(read_audio(path, 22_050, 2), half)
-    assert read_tags(path) == ""
-    path.write_bytes(path.read_bytes()[:30_000])
-    with pytest.raises(ValueError, match=r"a\.flac: cannot be read as audio \(its data is damaged\)"):
-        read_audio(path, 44_100, 2)
-
-
-@pytest.mark.parametrize(("program", "container"), [("ffmpeg", "wav"), ("ffmpeg", "flac"), ("sox", "wav")])
-def test_what_programs_write_to_a_pipe_is_read(tmp_path: Path, program: str, container: str):
-    if shutil.which(program) is None:
-        pytest.skip(f"{program} is not installed")
-    write_audio(tmp_path / "a.wav", _audio(30_000), 44_100)
-    words = {
-        "ffmpeg": ["-v", "error", "-i", str(tmp_path / "a.wav"), "-f", container, "-"],
-        "sox": [str(tmp_path / "a.wav"), "-t", container, "-"],
-    }
-    done = subprocess.run([program, *words[program]], capture_output=True, check=True)
-    (tmp_path / f"b.{container}").write_bytes(done.stdout)
-    piped = read_audio(tmp_path / f"b.{container}", 44_100, 2)
-    np.testing.assert_array_equal(piped, read_audio(tmp_path / "a.wav", 44_100, 2))
-
-
-@pytest.mark.parametrize(
-    ("offset", "form", "value", "message"),
-    [
-        (24, "<I", 1, "1 Hz; 1,000 to 768,000"),
-        (24, "<I", 10**9, "1,000,000,000 Hz; 1,000 to 768,000"),
-        (22, "<H", 200, "200 channels; 1 to 32"),
-    ],
-)
-def test_impossible_headers_are_refused_before_anything_is_read(
-    tmp_path: Path, offset: int, form: str, value: int, message: str, monkeypatch: pytest.MonkeyPatch
-):
-    write_audio(tmp_path / "a.wav", _audio(5000), 44_100)
-    data = bytearray((tmp_path / "a.wav").read_bytes())
-    struct.pack_into(form, data, offset, value)
-    if form == "<H":  # the size of a frame goes with the channels
-        struct.pack_into("<H", data, 32, 2 * value)
-    (tmp_path / "a.wav").write_bytes(data)
-    monkeypatch.setattr(soundfile.SoundFile, "read", None)
-    with pytest.raises(ValueError, match=message) as caught:
-        read_audio(tmp_path / "a.wav", 44_100, 2)
-    assert str(caught.value).startswith(str(tmp_path / "a.wav"))
-
-
-def test_the_words_of_the_library_do_not_reach_the_user(tmp_path: Path):
-    for name, message in {
-        "text.wav": "its format is not known: wav, flac",
-        "cut.wav": "format is not|header is",
-    }.items():
-        (tmp_path / name).write_bytes(b"RIFF" if name == "cut.wav" else b"this is not audio" * 9)
-        with pytest.raises(ValueError, match=message):
-            read_audio(tmp_path / name, 44_100, 2)
-
-
-def test_a_bad_sample_is_counted_from_the_start_of_the_file(tmp_path: Path):
-    audio = _audio(5000)
-    audio[4321] = np.nan
-    soundfile.write(tmp_path / "a.wav", audio, 44_100, "FLOAT")
-    with pytest.raises(ValueError, match="sample 4321 is not a finite number"):
-        list(read_blocks(tmp_path / "a.wav", 44_100, 2, 1000))
 
 
 @pytest.mark.parametrize(("name", "subtype"), [*KINDS, ("a.mp3", "mp3"), ("a.ogg", "vorbis")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -154,6 +155,20 @@ def _audio(folder: Path) -> dict[str, str]:
     return {path.name: "bytes" for path in folder.iterdir()}
 
 
+def _mp3(folder: Path) -> dict[str, str]:
+    """Frames of one and of two channels, after the tags of another program, and two files of different rates as one."""
+    frames = {}
+    for name, rate, channels in (("mono", 22_050, 1), ("stereo", 44_100, 2)):
+        buffer = io.BytesIO()
+        soundfile.write(buffer, tone(0.2, rate=rate, channels=channels), rate, format="MP3", subtype="MPEG_LAYER_III")
+        frames[name] = buffer.getvalue()
+    tags = b"ID3\x03\0\0\0\0\0\x18TIT2\0\0\0\x0e\0\0\x01" + "take".encode("utf-16") + b"\0" * 3
+    (folder / "mono.mp3").write_bytes(frames["mono"])
+    (folder / "tagged.mp3").write_bytes(tags + frames["stereo"])
+    (folder / "joined.mp3").write_bytes(frames["stereo"] + frames["mono"] + frames["stereo"])
+    return {path.name: "bytes" for path in folder.iterdir()}
+
+
 def _read_audio(given: Given) -> None:
     path = given.path
     audio = read_audio(path, 8000, 2)
@@ -285,6 +300,7 @@ TARGETS = (
     Target(
         "audio", _audio, _read_audio, (f"{_FILES}/audio_file.py", f"{_FILES}/wav.py", "sa3_mlx/cli/audio/source.py")
     ),
+    Target("mp3", _mp3, _read_audio, (f"{_FILES}/audio_file.py", f"{_FILES}/audio.py"), crashes=True),
     Target(
         "tags",
         _tags,

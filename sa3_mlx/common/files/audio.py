@@ -53,7 +53,7 @@ def read_blocks(
 ) -> Generator[Audio, None, None]:
     """Yield the audio of ``read_audio`` without holding the file in memory.
 
-    Pieces have about ``block_samples`` at the rate of the file. Raises the same errors, some of them only when the bad
+    Pieces have at most about ``block_samples``, at either rate. Raises the same errors, some of them only when the bad
     place is reached.
     """
     with open_audio_file(Path(path)) as file:
@@ -68,6 +68,8 @@ def open_blocks(
     stream = None
     if file.samplerate != sample_rate:
         _check_rates(file.samplerate, sample_rate)
+        # soxr crashes where there is no room for what comes out of a piece
+        block_samples = max(1, block_samples * min(file.samplerate, sample_rate) // sample_rate)
         stream = soxr.ResampleStream(file.samplerate, sample_rate, channels, dtype="float32", quality="VHQ")
     for raw in file.blocks(block_samples):
         read += len(raw)
