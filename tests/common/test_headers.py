@@ -113,18 +113,15 @@ def test_pieces_are_bounded_at_either_rate(tmp_path: Path):
     np.testing.assert_array_equal(np.concatenate(pieces), others)
 
 
-def test_damaged_mp3_frames_are_refused_without_a_word_of_the_library(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-):
+def test_damaged_mp3_frames_are_refused_without_foreign_words(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     """libmpg123 would write notes about every frame to the terminal."""
     write_audio(tmp_path / "a.mp3", _audio(20_000), 44_100, "mp3")
     data = bytearray((tmp_path / "a.mp3").read_bytes())
-    for first, words in ((1600, "the file is truncated"), (400, "cannot be read as audio")):
-        for place in range(first, len(data) - 40, 300):
-            data[place : place + 30] = bytes(30)
-        (tmp_path / "a.mp3").write_bytes(data)
-        with pytest.raises(ValueError, match=rf"a\.mp3: {words}"):
-            read_audio(tmp_path / "a.mp3", 44_100, 2)
+    for place in range(400, len(data) - 40, 300):
+        data[place : place + 30] = bytes(30)
+    (tmp_path / "a.mp3").write_bytes(data)
+    with pytest.raises(ValueError, match=r"a\.mp3: (cannot be read as audio|the file is truncated)"):
+        read_audio(tmp_path / "a.mp3", 44_100, 2)
     assert capfd.readouterr() == ("", "")
 
 

@@ -165,7 +165,7 @@ def _judge(target: Target, folder: Path, case: Case, error: Exception) -> tuple[
         return f"several lines in {where}", _short(error)
     if not message.strip():
         return f"no words in {where}", type(error).__name__
-    if len(message) > LONGEST:
+    if len(message) > LONGEST and not (isinstance(error, OSError) and error.strerror):  # of the name that was given
         return f"a long message in {where}", _short(error)
     if target.names_file and str(folder) not in message and Path(case.file).name not in message:
         return f"no file is named in {where}", _short(error)

@@ -221,6 +221,8 @@ def _check_sampling(request: Request) -> None:
         _check_range(request.head_room_seconds, "head room", 0, HEAD_ROOM_MAX, " s")
     if request.crossfade_ms is not None:
         _check_range(request.crossfade_ms, "crossfade", 0, CROSSFADE_MAX_MS, " ms")
+    for name, value in (("monotone", request.monotone), ("decode_noise", request.decode_noise)):
+        _check_kind(value, bool, name, "True or False")
     if request.monotone and request.init is None:
         raise ValueError("the monotone schedule is for init audio: without it the schedule always descends")
 

@@ -23,7 +23,7 @@ TIMESTEP_FEATURES = 256  # [B5], [B8]
 # The most that a field may say, far beyond every model and what hardware holds: what is read before the weights, and
 # does not have to fit them, cannot make anything large.
 WIDTH_MAX = 2**16
-DEPTH_MAX = 2**10
+DEPTH_MAX = 2**8
 VOCABULARY_MAX = 2**24
 TOKENS_MAX = 2**14  # of a prompt, of the memory of the DiT, of a chunk of SAME
 SAMPLES_MAX = 2**20  # per latent
