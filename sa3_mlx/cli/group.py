@@ -6,6 +6,7 @@ with the same command, 130 interrupted.
 
 from __future__ import annotations
 
+import _thread
 import difflib
 import errno
 import importlib
@@ -110,9 +111,18 @@ def run_group(group: click.Group, args: Sequence[str], name: str) -> int:
 def run_process(group: click.Group, name: str) -> NoReturn:
     """Run the command line of this process and exit with its code, whatever is closed or full around it."""
     mend_streams()
+    sys.unraisablehook = _not_raised
     code = run_group(group, sys.argv[1:], name)
     flush_streams()
     sys.exit(code)
+
+
+def _not_raised(unraisable: sys.UnraisableHookArgs) -> None:
+    """Interrupt again where the first time Python was about to forget an object, which takes no exception."""
+    if isinstance(unraisable.exc_value, KeyboardInterrupt):
+        _thread.interrupt_main()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def message(error: Exception) -> str:

@@ -66,6 +66,41 @@ def test_sound_on_a_stream_that_does_not_take_it(shell, tmp_path: Path) -> None:
     assert shell(f"{sound} 2>&- >a.wav").code == 0 and whole(tmp_path / "a.wav")
 
 
+def test_an_interrupt_while_an_object_is_forgotten_is_not_lost(tmp_path: Path) -> None:
+    """Python swallows what ``__del__`` raises, with a traceback; the command must end all the same."""
+    script = """
+import click, signal, sys
+from sa3_mlx.cli import group
+
+class Forgotten:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+@click.group()
+def program(): ...
+
+@program.command()
+def work():
+    Forgotten()
+    for _ in range(10**6):
+        pass
+    print("went on")
+
+sys.argv = ["program", "work"]
+group.run_process(program, "program")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "program: interrupted; nothing half-written was left\n"
+
+
 def test_commands_whose_product_is_text_fail_without_a_reader(shell) -> None:
     for command in ("models", "--help", "--version"):
         full = shell(f"sa3 {command} >/dev/full")
