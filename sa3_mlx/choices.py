@@ -6,13 +6,58 @@ every place and needs no other word; ``common/tuning/choice.py`` says what the f
 
 from __future__ import annotations
 
-from sa3_mlx.common.tuning.choice import Choice, Choices
+import ctypes
+import sys
+
+from sa3_mlx.common.tuning.choice import Choice, Choices, Kind
 from sa3_mlx.common.tuning.chunk import CHUNKS, CHUNKS_TOLERANCE, FACTORS
+from sa3_mlx.common.tuning.threads import thread_counts
 from sa3_mlx.runtime import on_gpu
 
+KIND: Kind = "gpu" if on_gpu() else "cpu"
+_LIBRARY = ctypes.CDLL(None)  # with the OpenBLAS that serves MLX on Linux, see runtime.py
+_THREADS = thread_counts(_LIBRARY.openblas_get_num_threads() if hasattr(_LIBRARY, "openblas_get_num_threads") else 1)
+
+
+def _set_threads(way: str) -> None:
+    _LIBRARY.openblas_set_num_threads(_THREADS[way])
+
+
+_ON_A_CPU = (
+    Choice(
+        name="threads",
+        about="threads of a product of matrices",
+        ways=tuple(_THREADS),
+        usual={"cpu": "all"},
+        work=("step", "decode", "encode"),
+        tolerance=5e-6,
+        apply=_set_threads,
+    ),
+)
+_ON_A_MAC = (
+    Choice(
+        name="buffers",
+        about="operations, and MB of their inputs, that MLX gathers before it hands them to the GPU",
+        ways=("40", "200", "400"),
+        usual={"gpu": "40"},
+        work=("step", "decode"),
+        environment={
+            size: {"MLX_MAX_OPS_PER_BUFFER": size, "MLX_MAX_MB_PER_BUFFER": size} for size in ("40", "200", "400")
+        },
+    ),
+    Choice(
+        name="tf32",
+        about="fp32 products in the matrix units of an M5, with the mantissa of fp16",
+        ways=("off", "on"),
+        usual={"gpu": "off"},
+        work=("decode", "encode"),
+        asked={"on": 5e-3},
+        environment={"off": {"MLX_ENABLE_TF32": "0"}, "on": {"MLX_ENABLE_TF32": "1"}},
+    ),
+)
 CHOICES = Choices(
     "mlx",
-    "gpu" if on_gpu() else "cpu",
+    KIND,
     (
         Choice(
             name="compiled_step",
@@ -45,6 +90,8 @@ CHOICES = Choices(
             work=("decode", "encode"),
             tolerance=CHUNKS_TOLERANCE,
         ),
+        *(_ON_A_CPU if KIND == "cpu" and len(_THREADS) > 1 else ()),
+        *(_ON_A_MAC if KIND == "gpu" and sys.platform == "darwin" else ()),
     ),
 )
 way, use, using = CHOICES.way, CHOICES.use, CHOICES.using

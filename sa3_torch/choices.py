@@ -4,13 +4,54 @@ from __future__ import annotations
 
 import torch
 
-from sa3_mlx.common.tuning.choice import Choice, Choices
+from sa3_mlx.common.tuning.choice import Choice, Choices, Kind
 from sa3_mlx.common.tuning.chunk import CHUNKS, CHUNKS_TOLERANCE, FACTORS
+from sa3_mlx.common.tuning.threads import thread_counts
 
+KIND: Kind = "gpu" if torch.cuda.is_available() else "cpu"
+_THREADS = thread_counts(torch.get_num_threads())
+
+
+def _set_threads(way: str) -> None:
+    torch.set_num_threads(_THREADS[way])
+
+
+def _set_attention(way: str) -> None:
+    for enable in (torch.backends.cuda.enable_flash_sdp, torch.backends.cuda.enable_mem_efficient_sdp):
+        enable(way == "fused")
+    torch.backends.cuda.enable_cudnn_sdp(way == "fused")
+
+
+def _set_tf32(way: str) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = way == "on"
+
+
+_ON_A_CPU = (
+    Choice(
+        name="threads",
+        about="threads of an operation",
+        ways=tuple(_THREADS),
+        usual={"cpu": "all"},
+        work=("step", "decode", "encode"),
+        tolerance=5e-6,
+        apply=_set_threads,
+    ),
+)
+_ON_CUDA = (
+    Choice(
+        name="tf32",
+        about="fp32 products with the mantissa of fp16",
+        ways=("off", "on"),
+        usual={"gpu": "off"},
+        work=("decode", "encode"),
+        asked={"on": 5e-3},
+        apply=_set_tf32,
+    ),
+)
 # Compiling takes up to minutes for every new length, which only repeated runs win back: ``--compile`` asks for it.
 CHOICES = Choices(
     "torch",
-    "gpu" if torch.cuda.is_available() else "cpu",
+    KIND,
     (
         Choice(
             name=CHUNKS,
@@ -19,6 +60,15 @@ CHOICES = Choices(
             usual={"cpu": "usual", "gpu": "usual"},
             work=("decode", "encode"),
             tolerance=CHUNKS_TOLERANCE,
+        ),
+        Choice(
+            name="attention",
+            about="PyTorch's products and softmax one by one, or what kernel it takes for all of them",
+            ways=("math", "fused"),
+            usual={"cpu": "fused", "gpu": "fused"},
+            work=("step", "decode"),
+            tolerance=1e-5,
+            apply=_set_attention,
         ),
         Choice(
             name="compiled_step",
@@ -36,6 +86,8 @@ CHOICES = Choices(
             work=("decode",),
             asked={"compiled": 1e-5},
         ),
+        *(_ON_A_CPU if KIND == "cpu" and len(_THREADS) > 1 else ()),
+        *(_ON_CUDA if KIND == "gpu" else ()),
     ),
 )
 way, use, using = CHOICES.way, CHOICES.use, CHOICES.using

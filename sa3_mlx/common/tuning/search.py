@@ -18,6 +18,7 @@ from .choice import Choice, Choices, Work
 from .timing import Times, interleaved
 
 _ROUNDING = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+_FRESH_ROUNDS = 3  # of processes, each of which warms up by itself
 _MOST = 3e-2  # relative error that is allowed in 16 bits, whatever they round
 
 
@@ -92,6 +93,7 @@ class Search:
         self._plain = {place.name: place.plain for place in choices.places.values() if not place.environment}
         self._kept: dict[str, str] = {}
         self._environment: dict[str, str] = {}
+        self._mended = False  # whether a usual way was wrong: then what is right stays, however slow
         self._wanted: dict[Work, NDArray[np.float32]] = {}  # what the plain forms give
         self._errors: dict[tuple[str, str], float] = {}
 
@@ -118,6 +120,7 @@ class Search:
             best = self._fastest(place, sound, works, rounds) if sound else place.plain
             if best != ways[0]:
                 self._keep(place, best)
+                self._mended |= ways[0] not in sound
         works = list(self.bench.dtypes)
         if self._kept and not self._together(works):
             self._kept, self._environment = {}, {}
@@ -129,12 +132,17 @@ class Search:
         runs = {"usual": partial(self._all, {}, {}, works)}
         if self._kept or self._environment:
             runs["tuned"] = partial(self._all, self._kept, self._environment, works)
-        times = interleaved(runs, rounds(len(runs), runs["usual"]()))
+        times = interleaved(runs, _FRESH_ROUNDS if self._environment else self._warmed(runs, rounds))
         before, after = times["usual"], times.get("tuned", times["usual"])
-        if after.median > before.median:
+        if after.median > before.median and not self._mended:
             self.report(Trial(place="all", way="together", times=after, verdict="dropped: slower together"))
             self._kept, self._environment, after = {}, {}, before
         return before, after
+
+    @staticmethod
+    def _warmed(runs: Mapping[str, Callable[[], float]], rounds: Callable[[int, float], int]) -> int:
+        """Run everything once, which does not count, and return how often to time it."""
+        return rounds(len(runs), max(run() for run in runs.values()))
 
     def _all(self, ways: Mapping[str, str], environment: Mapping[str, str], works: Sequence[Work]) -> float:
         if self._environment:
@@ -196,7 +204,7 @@ class Search:
     ) -> str:
         """Return the way to go: the first one unless another one beats it."""
         runs = {way: partial(self._seconds, place, way, works) for way in ways}
-        times = interleaved(runs, rounds(len(runs), runs[ways[0]]()))
+        times = interleaved(runs, _FRESH_ROUNDS if place.environment else self._warmed(runs, rounds))
         first, fastest = ways[0], min(times, key=lambda way: times[way].median)
         best = fastest if times[fastest].beats(times[first]) else first
         for way in ways:

@@ -40,10 +40,8 @@ class Times:
 def interleaved(runs: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, Times]:
     """Time several ways in turn, forth and back, so that a machine that gets hot or busy meets all of them.
 
-    Every run returns the seconds that it took; the first one of each warms up and does not count.
+    Every run returns the seconds that it took.
     """
-    for run in runs.values():
-        run()
     values: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds):
         for name in list(runs) if number % 2 == 0 else list(runs)[::-1]:

@@ -33,7 +33,6 @@ from sa3_mlx.common.tuning.choice import Twin, Work
 _PROMPT = "a slow warm piano in a large hall"
 _RUN = 0.6  # seconds that a timed run of one work should take at least
 _CHECKED_STEPS = 2
-_WARM_RUNS = 3  # timed in a process of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +127,7 @@ class FreshBench:
             return [np.load(Path(folder) / f"{work}.npy") for work in works]
 
     def seconds(self, works: Sequence[Work]) -> float:
-        """Return the median of a few warm runs there."""
+        """Return what a warm run takes there."""
         return float(self._start(_Order(subject=self.subject, ways=self.ways, works=tuple(works), results=None)))
 
     def fresh(self, ways: Mapping[str, str], environment: Mapping[str, str]) -> FreshBench:
@@ -166,7 +165,7 @@ class _Order(Config):
                     np.save(Path(self.results) / f"{work}.npy", values)
                 return ""
             self.bench.seconds(self.works)
-            return repr(float(np.median([self.bench.seconds(self.works) for _ in range(_WARM_RUNS)])))
+            return repr(self.bench.seconds(self.works))
 
 
 if __name__ == "__main__":
