@@ -13,6 +13,7 @@ import importlib
 import os
 import re
 import sys
+import threading
 from collections.abc import Sequence
 from typing import ClassVar, NoReturn
 
@@ -118,9 +119,11 @@ def run_process(group: click.Group, name: str) -> NoReturn:
 
 
 def _not_raised(unraisable: sys.UnraisableHookArgs) -> None:
-    """Interrupt again where the first time Python was about to forget an object, which takes no exception."""
+    """Interrupt again, in a moment, where Python was about to forget an object, which takes no exception."""
     if isinstance(unraisable.exc_value, KeyboardInterrupt):
-        _thread.interrupt_main()
+        again = threading.Timer(0.05, _thread.interrupt_main)  # at once it would end here too
+        again.daemon = True
+        again.start()
     else:
         sys.__unraisablehook__(unraisable)
 
