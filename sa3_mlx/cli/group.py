@@ -6,12 +6,12 @@ with the same command, 130 interrupted.
 
 from __future__ import annotations
 
-import _thread
 import difflib
 import errno
 import importlib
 import os
 import re
+import signal
 import sys
 import threading
 from collections.abc import Sequence
@@ -121,7 +121,7 @@ def run_process(group: click.Group, name: str) -> NoReturn:
 def _not_raised(unraisable: sys.UnraisableHookArgs) -> None:
     """Interrupt again, in a moment, where Python was about to forget an object, which takes no exception."""
     if isinstance(unraisable.exc_value, KeyboardInterrupt):
-        again = threading.Timer(0.05, _thread.interrupt_main)  # at once it would end here too
+        again = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))  # at once it would end here too
         again.daemon = True
         again.start()
     else:
