@@ -70,7 +70,7 @@ def test_the_converter_imports_without_both() -> None:
 def test_data_commands_are_listed_without_both() -> None:
     """Rendering, importing, checking and packing sounds needs neither framework."""
     names = ("lint", "recordings", "clip_cache", "encode.sources", "user_folder", "augment", "shards")
-    modules = ["sa3_torch.train.demo_set.sounds", *(f"sa3_torch.train.data.{name}" for name in names)]
+    modules = ["sa3_torch.train.demo_set.sets", *(f"sa3_torch.train.data.{name}" for name in names)]
     _import_without(("mlx", "torch"), ["sa3_mlx.cli.train.data", *modules])
 
 

@@ -70,23 +70,44 @@ def data() -> None:
 
 @data.command("render")
 @click.argument("out", type=FOLDER)
+@click.option(
+    "--set",
+    "name",
+    type=click.Choice(["first", "music"]),
+    default="first",
+    show_default=True,
+    help="first: half an hour of notes, chords, drums, noises, mono. music: hours of lines, loops, bands, stereo.",
+)
+@click.option("--hours", type=click.FloatRange(0.2, 1000), default=None, help="Of the set music. Default: 12.")
+@click.option("--test", is_flag=True, help="The test clips of the set music, which no training or choice may see.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--samples", type=FOLDER, default=None, help="Folder of one-shots without captions, e.g. Sonic Pi's.")
+@click.option(
+    "--samples",
+    type=FOLDER,
+    default=None,
+    help="Folder of one-shots. Default: none, or Sonic Pi's for the set music.",
+)
+@click.option("--processes", type=click.IntRange(1), default=None, help="Of the set music. Default: one a core.")
 @_FORCE
-def render(out: Path, seed: int, samples: Path | None, force: bool) -> None:
-    """Render the captioned demo sounds with fluidsynth and numpy."""
-    from sa3_torch.train.demo_set.sounds import DEFAULT_FONT, render_demo_set
+def render(
+    out: Path,
+    name: str,
+    hours: float | None,
+    test: bool,
+    seed: int,
+    samples: Path | None,
+    processes: int | None,
+    force: bool,
+) -> None:
+    """Render captioned sounds to train on, with fluidsynth and numpy. The set music goes on where it was stopped."""
+    from sa3_torch.train.demo_set.sets import render_set
 
-    clips = render_demo_set(
-        out,
-        seed=seed,
-        font=DEFAULT_FONT,
-        samples_folder=samples,
-        progress=_bar("render", "clip"),
-        overwrite=force,
+    made = render_set(
+        name, out, hours=hours, test=test, seed=seed, samples=samples, processes=processes, overwrite=force
     )
-    minutes = sum(clip.seconds for clip in clips.clips) / 60
-    report(f"{out}: {len(clips.clips)} clips, {minutes:.1f} min\n{_next_autoencoder(out)}")
+    seconds = sum(clip.seconds for clip in made.clips)
+    length = f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.2f} h"
+    report(f"{out}: {len(made.clips)} clips, {length}\n{_next_autoencoder(out)}")
 
 
 @data.command("import")

@@ -51,11 +51,13 @@ SAME_DEMO = SAMEConfig(
     token_noise=0.01,
 )
 SAME_DEMO_S = replace(SAME_DEMO, decoder_depth=2)  # for the latents of the demo's, by distillation
+SAME_MUSIC = replace(SAME_DEMO, width=192, encoder_depth=3, decoder_depth=4)  # docs/records/music.md
 
 DIT_SMALL = DiTConfig(width=1024, depth=20, memory_tokens=64, differential=False)
 DIT_MEDIUM = DiTConfig(width=1536, depth=24, memory_tokens=64, differential=True)
 DIT_LARGE = DiTConfig(width=2048, depth=26, memory_tokens=64, differential=True)
 DIT_DEMO = DiTConfig(width=192, depth=5, memory_tokens=8, differential=False)
+DIT_MUSIC = DiTConfig(width=256, depth=6, memory_tokens=16, differential=False)
 
 
 def _released(name: str, same: SAMEConfig, dit: DiTConfig, max_frames: int, *, base: bool) -> ModelConfig:
@@ -112,6 +114,28 @@ _ALL = [
             dit=DIT_DEMO,
         ),
         sampling=Sampling(sampler="euler", steps=8),  # docs/records/training.md: of its front, the least distance
+    ),
+    ModelConfig(  # for the set "music": clips of 12 s
+        name="music",
+        sample_rate=44_100,
+        audio_channels=2,
+        same=SAME_MUSIC,
+        diffusion=DiffusionConfig(
+            objective="rectified_flow",
+            max_frames=544,
+            head_room_seconds=0.5,
+            shift=LOGSNR,
+            text_encoder=TextEncoderConfig(
+                vocab_size=320,
+                width=96,
+                intermediate=192,
+                depth=2,
+                heads=2,
+                max_length=32,
+            ),
+            dit=DIT_MUSIC,
+        ),
+        sampling=Sampling(sampler="euler", steps=8),
     ),
 ]
 

@@ -26,6 +26,10 @@ class SharesConfig(Config):
     noise: float
     sample: float  # one-shots without captions
     user: float  # imported recordings
+    line: float = 0.0  # melodies, arpeggios, bass lines
+    loop: float = 0.0
+    music: float = 0.0  # arrangements
+    effect: float = 0.0
 
     def __post_init__(self) -> None:
         check(self, 0, math.inf, *(field.name for field in fields(self)))

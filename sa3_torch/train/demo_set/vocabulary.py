@@ -46,7 +46,7 @@ _SOUNDS = (
 )
 WORDS: tuple[str, ...] = (*_SOUNDS, *_ROOTS, *(f"{root}{octave}" for octave in (3, 4) for root in _ROOTS))
 
-_FLATS = {"db": "c#", "eb": "d#", "gb": "f#", "ab": "g#", "bb": "a#"}
+FLATS = {"db": "c#", "eb": "d#", "gb": "f#", "ab": "g#", "bb": "a#"}
 _SPELLINGS = {
     "hi[ -]?hats?": "hihat",
     "hat": "hihat",
@@ -64,7 +64,7 @@ _SPELLINGS = {
 }
 
 
-def _word(pattern: str) -> Regex:
+def whole_word(pattern: str) -> Regex:
     """Match the pattern as whole words: between spaces or at an end of the text."""
     return Regex(rf"(?<!\S)(?:{pattern})(?!\S)")
 
@@ -80,9 +80,9 @@ def build_tokenizer() -> Tokenizer:
         normalizers.Replace("\u266f", "#"),
         normalizers.Replace(Regex(r"[^a-z0-9#<> -]+"), " "),
     ]
-    steps += [normalizers.Replace(Regex(rf"(?<!\S){flat}(?=\d?(?!\S))"), sharp) for flat, sharp in _FLATS.items()]
-    steps += [normalizers.Replace(_word(spelling), word) for spelling, word in _SPELLINGS.items()]
-    steps.append(normalizers.Replace(_word("an|the|of|with|sound"), ""))
+    steps += [normalizers.Replace(Regex(rf"(?<!\S){flat}(?=\d?(?!\S))"), sharp) for flat, sharp in FLATS.items()]
+    steps += [normalizers.Replace(whole_word(spelling), word) for spelling, word in _SPELLINGS.items()]
+    steps.append(normalizers.Replace(whole_word("an|the|of|with|sound"), ""))
     # "a" before a word for a sound is an article, except before major and minor, where it is the root A.
     nouns = "|".join(word for word in _SOUNDS if word not in ("major", "minor", "chord"))
     steps.append(normalizers.Replace(Regex(rf"(?<!\S)a +(?=(?:{nouns})(?!\S))"), ""))

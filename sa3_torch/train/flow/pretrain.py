@@ -21,7 +21,7 @@ from sa3_torch.same import SAME
 from sa3_torch.t5gemma import T5GemmaEncoder
 from sa3_torch.train.data.encode.pre_encode import load_autoencoder
 from sa3_torch.train.data.latents import LatentSet
-from sa3_torch.train.demo_set.vocabulary import save_tokenizer
+from sa3_torch.train.demo_set.sets import save_tokenizer
 from sa3_torch.train.networks.init import init_conditioner, init_dit, init_text_encoder
 from sa3_torch.train.run import parallel
 from sa3_torch.train.run.command import RunOptions, report_made, stage_command
@@ -151,7 +151,7 @@ def _text_encoder_of(folder: Path, model: ModelConfig) -> dict[str, Tensor]:
     "--tokenizer",
     type=FILE,
     default=None,
-    help="tokenizer.json; else that of --start, else the closed vocabulary of the demo sounds.",
+    help="tokenizer.json; else that of --start, else the words of the set first, or music for that model.",
 )
 @click.option(
     "--start",
@@ -173,7 +173,7 @@ def pretrain(
     same, digest = load_autoencoder(autoencoder)
     opened = LatentSet(*latents, autoencoder=digest)
     if tokenizer is None:
-        tokenizer = start / TOKENIZER_FILE if start is not None else _write_tokenizer(run.out / TOKENIZER_FILE)
+        tokenizer = start / TOKENIZER_FILE if start is not None else _write_tokenizer(size, run.out / TOKENIZER_FILE)
     stage = PretrainStage(PRESETS[size], config, opened, tokenizer, same, start)
     belongings = {
         "latents": opened.identity(),
@@ -185,10 +185,10 @@ def pretrain(
         report_made("model", run.out / "model", "generate", "piano note A4", "--model", run.out / "model")
 
 
-def _write_tokenizer(path: Path) -> Path:
-    """Write the closed vocabulary of the demo sounds, in the first process; return its path."""
+def _write_tokenizer(size: str, path: Path) -> Path:
+    """Write the vocabulary of the sounds that a model is for, in the first process; return its path."""
     if parallel.is_first():
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_tokenizer(path)
+        save_tokenizer("music" if size == "music" else "first", path)
     parallel.wait()
     return path

@@ -26,6 +26,11 @@ class Purpose(IntEnum):
     SYNTH = 4
     COLOURED_NOISE = 5
     GAIN = 6
+    MUSIC_NOTES = 7
+    MUSIC_PLAN = 8
+    MUSIC_ORDER = 9
+    MUSIC_SYNTH = 10
+    MUSIC_FINISH = 11
     # evaluation
     BOOTSTRAP = 61
     HALVES = 62

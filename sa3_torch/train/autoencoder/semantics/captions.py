@@ -15,18 +15,19 @@ from sa3_mlx.common.generation.clips import open_tokenizer
 from sa3_mlx.common.model.checkpoint import CONFIG_FILE
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.schema import ConfigError
-from sa3_torch.train.demo_set.vocabulary import PAD, build_tokenizer
+from sa3_torch.train.demo_set.sets import build_tokenizer
+from sa3_torch.train.demo_set.vocabulary import PAD
 from sa3_torch.weights import load_part
 
 MAX_WORDS = 16
 
 
 class WordStates(nn.Module):
-    """Embed every word of the demo's closed vocabulary."""
+    """Embed every word of a set of sounds, "first" or "music"."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, words: str) -> None:
         super().__init__()
-        self.tokenizer = build_tokenizer()
+        self.tokenizer = build_tokenizer(words)
         self.embedding = nn.Embedding(self.tokenizer.get_vocab_size(), width)
 
     def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:

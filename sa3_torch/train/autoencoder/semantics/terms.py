@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,7 @@ class SemanticsConfig(Config):
     alignment: AlignmentConfig
     regressors: RegressorsConfig
     critic: CriticConfig
+    words: Literal["first", "music"] = "first"  # the set of sounds whose words are embedded
 
     def __post_init__(self) -> None:
         check(self, 0, math.inf, "detached_steps", "alignment_weight", "regressors_weight", "critic_weight")
@@ -73,7 +75,7 @@ class Semantics(nn.Module):
                 self.words: WordStates | FrozenStates = (
                     FrozenStates(Path(config.text_encoder), config.text_width)
                     if config.text_encoder
-                    else WordStates(config.text_width)
+                    else WordStates(config.text_width, config.words)
                 )
                 self.critic = Critic(config.critic, model.audio_channels, config.text_width, channels)
 
