@@ -21,6 +21,7 @@ SECTIONS: Sections = {
     },
     "Serve": {
         "serve": ("serve", "serve", "Keep a model loaded; a page and interfaces for programs."),
+        "mcp": ("mcp", "mcp", "Let assistants make sounds (MCP)."),
     },
     "Latents": {
         "encode": ("latents.encode", "encode", "Audio to latents."),

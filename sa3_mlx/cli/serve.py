@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import socket
 import webbrowser
 from pathlib import Path
 
@@ -69,6 +68,7 @@ def serve(
     sa3 serve --model demo --port 8000
     """
     from sa3_mlx.server.app import make_server
+    from sa3_mlx.server.listening import listen
     from sa3_mlx.server.security import is_loopback
     from sa3_mlx.server.settings import Settings
     from sa3_mlx.server.studio import Studio
@@ -105,19 +105,3 @@ def serve(
     if opened:
         webbrowser.open(address)
     make_server(studio).run(sockets=[listening])
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Open a port. Raises OSError, one line, where another process has it or the address is not ours."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-        listening.listen(1024)
-    except OSError as error:
-        listening.close()
-        raise OSError(
-            f"{host} port {port} cannot be used ({error.strerror}); choose another --port or --host"
-        ) from error
-    return listening

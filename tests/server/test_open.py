@@ -93,7 +93,7 @@ def test_the_openai_client_gets_audio(server: Live) -> None:
 
 
 class PlugIn:
-    """Submit and poll as gary4juce 4 does: with the fields of its requests, looking at those of answers that it reads."""
+    """Submit and poll as gary4juce 4 does: the fields of its requests, and those of answers that it reads."""
 
     def __init__(self, server: Live) -> None:
         self.server = server

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import http.client
 import json
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sa3_mlx.cli.options import PrecisionOptions
-from sa3_mlx.server.app import make_server
+from sa3_mlx.server.running import running
 from sa3_mlx.server.settings import Settings
 from sa3_mlx.server.store.records import OPEN, JobRecord
 from sa3_mlx.server.studio import Studio
@@ -125,20 +124,5 @@ def parse_events(text: str) -> list[tuple[str, dict[str, Any]]]:
 @contextmanager
 def live(wanted: Settings) -> Iterator[Live]:
     """The whole server in a thread, on a free port."""
-    from sa3_mlx.cli.serve import listen
-
-    listening = listen("127.0.0.1", 0)
-    port = listening.getsockname()[1]
-    studio = Studio(replace(wanted, port=port))
-    server = make_server(studio)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    try:
-        yield Live(port, studio)
-    finally:
-        server.should_exit = True
-        thread.join(PATIENCE)
-        assert not thread.is_alive()
+    with running(wanted) as studio:
+        yield Live(studio.settings.port, studio)

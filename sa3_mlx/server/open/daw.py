@@ -113,7 +113,9 @@ class Daw:
         self._studio = studio
         self._wishes: OrderedDict[str, tuple[int | None, float | None]] = OrderedDict()  # job: samples, ceiling in dB
 
-    def submit(self, body: DawBody, source: SoundRecord | None, **changes: Any) -> tuple[JobRecord, dict[str, Any]]:
+    def submit(
+        self, body: DawBody, source: SoundRecord | None, changes: dict[str, Any]
+    ) -> tuple[JobRecord, dict[str, Any]]:
         """Queue a job; ``changes`` of its request -> the job, and the answer to the plug-in."""
         settled = sorted(set(body.model_extra or {}) & set(_SETTLED))
         unknown = sorted(set(body.model_extra or {}) - set(_SETTLED) - set(_FIXED))
@@ -123,7 +125,7 @@ class Daw:
             require(given == value, f"{name} is {quoted(given)}: sa3 has {value} only")
         for shift in (body.dist_shift, body.shift):
             require(shift is None or shift.lower() == "logsnr", f"shift is {quoted(shift)}: sa3 has logsnr only")
-        seconds = changes.pop("seconds", body.duration)
+        seconds = changes.get("seconds", body.duration)
         item: dict[str, Any] = {"prompt": body.prompt, "seconds": seconds, "seed": None if body.seed < 0 else body.seed}
         if body.negative_prompt and body.cfg_scale not in (None, 1.0):  # without guidance it has no effect
             item["negative_prompt"] = body.negative_prompt
@@ -131,7 +133,7 @@ class Daw:
             "items": [item],
             "sampling": self._sampling(body),
             "head_room_seconds": body.duration_padding_sec,
-            **changes,
+            **{name: value for name, value in changes.items() if name != "seconds"},
         }
         job = self._studio.submit(
             {

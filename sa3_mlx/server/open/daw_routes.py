@@ -52,7 +52,7 @@ def router(studio: Studio) -> APIRouter:
             elif source is not None:
                 changes["init"] = {"noise_level": 0.5 if body.init_noise_level is None else body.init_noise_level}
                 changes["seconds"] = None
-            job, answer = daw.submit(body, source, **changes)
+            job, answer = daw.submit(body, source, changes)
             daw.remember(job, None, body.limiter_ceiling_db)
             return answer
 
@@ -74,7 +74,7 @@ def router(studio: Studio) -> APIRouter:
             padded = min(seconds + LOOP_PAD_SECONDS, config.max_seconds)
             require(seconds <= config.max_seconds, f"{body.bars} bars at {bpm:g} bpm are {seconds:.2f} s: too long")
             samples = round(seconds * config.sample_rate)
-            job, answer = daw.submit(body, None, seconds=padded)
+            job, answer = daw.submit(body, None, {"seconds": padded})
             daw.remember(job, samples, body.limiter_ceiling_db)
             more = {"bpm": bpm, "bars": body.bars, "seconds_per_bar": bar, "loop_duration": seconds}
             return {**answer, **more, "gen_duration": padded, "target_samples": samples}
@@ -89,7 +89,7 @@ def router(studio: Studio) -> APIRouter:
         def submit() -> dict[str, Any]:
             source = daw.decode(body.audio_data)
             noise_level = 0.5 if body.strength is None else body.strength
-            job, answer = daw.submit(body, source, init={"noise_level": noise_level}, seconds=None)
+            job, answer = daw.submit(body, source, {"init": {"noise_level": noise_level}, "seconds": None})
             daw.remember(job, None, body.limiter_ceiling_db)
             return answer
 
@@ -107,7 +107,7 @@ def router(studio: Studio) -> APIRouter:
             require(more is not None and more > 0, "continuation_seconds is missing: say by how much it goes on")
             source = daw.decode(body.audio_data)
             end = source.seconds + (more or 0.0)
-            job, answer = daw.submit(body, source, inpaint={"regions": [[source.seconds, end]]}, seconds=end)
+            job, answer = daw.submit(body, source, {"inpaint": {"regions": [[source.seconds, end]]}, "seconds": end})
             daw.remember(job, None, body.limiter_ceiling_db)
             return answer
 
