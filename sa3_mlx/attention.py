@@ -8,12 +8,15 @@ transposed before it is subtracted is read as it lies.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from sa3_mlx.common.model.config import HEAD_SIZE
 from sa3_mlx.runtime import mx, nn
 
+from .choices import way
+from .kernels import head_norm_rope, near_attention
 from .layers import Rope, linear_rows, rotate
 
 Attend = Callable[[mx.array, mx.array, mx.array], mx.array]
@@ -61,24 +64,60 @@ def window_mask(groups: int, group: int) -> mx.array:
 def attend_window(q: mx.array, k: mx.array, v: mx.array, mask: mx.array) -> mx.array:
     """Attend in a sliding window without a dense mask [B42]: shapes as ``attend``.
 
-    ``mask`` comes from ``window_mask``. Keys and values have N = groups * group tokens; of every group there are as
-    many queries as the mask has rows. Keys and values are overlapping strided views, with the heads as the batch axis
-    and the groups as the head axis, so that nothing is transposed; both maps of differential attention share that of v.
+    ``mask`` comes from ``window_mask``. Keys and values have N = groups * group tokens, or a group of zeros before and
+    after them too; of every group there are as many queries as the mask has rows. Keys and values are overlapping
+    strided views, of which both maps of differential attention share that of v. Either every head is an item of the
+    batch and the groups take the place of heads, so that nothing is transposed; or every group is an item.
     """
     groups, rows, window = mask.shape
-    group = window // 3
-    batch, heads, length, size = v.shape
+    group, (batch, heads, _, size) = window // 3, v.shape
+    by_groups = way("window_layout") == "groups"
 
     def windows(x: mx.array) -> mx.array:
-        x = mx.pad(x, [(0, 0), (0, 0), (group, group), (0, 0)])  # (B, H, N + 2 group, K)
-        strides = ((length + 2 * group) * size, group * size, size, 1)
-        return mx.as_strided(x, (batch * heads, groups, window, size), strides)
+        if x.shape[2] == groups * group:
+            x = mx.pad(x, [(0, 0), (0, 0), (group, group), (0, 0)])
+        token, head = size, x.shape[2] * size
+        if by_groups:
+            strides = (heads * head, group * token, head, token, 1)
+            return mx.as_strided(x, (batch, groups, heads, window, size), strides).flatten(0, 1)
+        return mx.as_strided(x, (batch * heads, groups, window, size), (head, group * token, token, 1))
 
-    values, maps = windows(v), []
-    for queries, keys in _maps(q, k, v):
-        out = _attend(queries.reshape(batch * heads, groups, rows, size), windows(keys), values, mask[None])
-        maps.append(out.reshape(batch, heads, groups, rows, size).transpose(0, 2, 3, 1, 4))
+    def queries(x: mx.array) -> mx.array:
+        x = x.reshape(batch, heads, groups, rows, size)
+        return x.swapaxes(1, 2).flatten(0, 1) if by_groups else x.flatten(0, 1)
+
+    def tokens_first(x: mx.array) -> mx.array:
+        if by_groups:
+            return x.swapaxes(1, 2).reshape(batch, groups, rows, heads, size)
+        return x.reshape(batch, heads, groups, rows, size).transpose(0, 2, 3, 1, 4)
+
+    seen = mx.tile(mask[:, None], (batch, 1, 1, 1)) if by_groups else mask[None]
+    values = windows(v)
+    maps = [tokens_first(_attend(queries(own), windows(keys), values, seen)) for own, keys in _maps(q, k, v)]
     return _difference(maps).reshape(batch, groups * rows, heads * size)
+
+
+@dataclass(frozen=True)
+class Near:
+    """Attend to near tokens: in a sliding window with a mask of ``window_mask``, or to all tokens of a chunk."""
+
+    mask: mx.array | None = None
+
+    @property
+    def padding(self) -> int:
+        """Return how many tokens of zeros it needs before and after keys and values; it can add them itself."""
+        return 0 if self.mask is None or way("window_attention") == "kernel" else self.mask.shape[2] // 3
+
+    def __call__(self, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        """Return what ``attend`` does, as the choice of the window says."""
+        chosen, dtype = way("window_attention"), q.dtype
+        if chosen == "kernel" and q.shape[2] == v.shape[2]:
+            out = near_attention(q, k, v, v.shape[2] if self.mask is None else self.mask.shape[2] // 3)
+            if out is not None:
+                return out
+        if chosen == "float16":
+            q, k, v = (x.astype(mx.float16) for x in (q, k, v))
+        return (attend(q, k, v) if self.mask is None else attend_window(q, k, v, self.mask)).astype(dtype)
 
 
 class SelfAttention(nn.Module):
@@ -120,6 +159,12 @@ class SelfAttention(nn.Module):
 
     def __call__(self, x: mx.array, table: Rope, attend: Attend) -> mx.array:
         """Map (B, N, D) to (B, N, D)."""
+        if way("head_norm_rope") == "kernel":
+            padding = attend.padding if isinstance(attend, Near) else 0
+            heads = x.shape[2] // HEAD_SIZE
+            placed = head_norm_rope(self.to_qkv(x), heads, self.q_norm, self.k_norm, table, padding)
+            if placed is not None:
+                return self.to_out(attend(*placed))
         return self.mix(self.heads(x), table, table, attend)
 
     def at(self, x: mx.array, rows: slice, table: Rope, attend: Attend) -> mx.array:

@@ -90,6 +90,31 @@ CHOICES = Choices(
             work=("decode", "encode"),
             tolerance=CHUNKS_TOLERANCE,
         ),
+        Choice(
+            name="head_norm_rope",
+            about="norm, rotary positions and layout of queries and keys in one Metal kernel of our own",
+            ways=("plain", "kernel"),
+            usual={"cpu": "plain", "gpu": "plain"},  # no Metal device has run the kernel yet
+            work=("step", "decode", "encode"),
+            tolerance=5e-6,
+        ),
+        Choice(
+            name="window_layout",
+            about="what is the batch of window attention (SAME-L): the heads, or the groups of tokens",
+            ways=("heads", "groups"),
+            usual={"cpu": "heads", "gpu": "groups"},
+            work=("decode", "encode"),
+            tolerance=5e-6,
+        ),
+        Choice(
+            name="window_attention",
+            about="attention to near tokens in SAME: MLX's, a Metal kernel of our own, or MLX's in 16 bits",
+            ways=("plain", "kernel", "float16"),
+            usual={"cpu": "plain", "gpu": "plain"},  # no Metal device has run the kernel yet
+            work=("decode", "encode"),
+            tolerance=5e-6,
+            asked={"float16": 1e-3},
+        ),
         *(_ON_A_CPU if KIND == "cpu" and len(_THREADS) > 1 else ()),
         *(_ON_A_MAC if KIND == "gpu" and sys.platform == "darwin" else ()),
     ),

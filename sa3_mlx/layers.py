@@ -153,10 +153,18 @@ def rope(start: int, stop: int) -> Rope:
     return mx.array(cos), mx.array(sin)
 
 
+@pointwise
+def _turned_first(a: mx.array, b: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
+    return a * cos - b * sin
+
+
+@pointwise
+def _turned_second(a: mx.array, b: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
+    return b * cos + a * sin
+
+
 def rotate(x: mx.array, table: Rope) -> mx.array:
     """Rotate, half-split, the first dimensions of every head, in fp32: (B, H, N, K) -> same [B12]."""
-    cos, sin = table
-    size = cos.shape[-1]
-    a, b = x[..., :size].astype(mx.float32), x[..., size : 2 * size].astype(mx.float32)
-    turned = [(a * cos - b * sin).astype(x.dtype), (b * cos + a * sin).astype(x.dtype)]
-    return mx.concatenate([*turned, x[..., 2 * size :]], axis=-1)
+    size = table[0].shape[-1]
+    a, b, rest = x[..., :size], x[..., size : 2 * size], x[..., 2 * size :]
+    return mx.concatenate([_turned_first(a, b, *table), _turned_second(a, b, *table), rest], axis=-1)

@@ -6,12 +6,10 @@ N = T (s + 1) tokens: every latent is a group of s patch tokens and one latent t
 
 from __future__ import annotations
 
-from functools import partial
-
 from sa3_mlx.common.model.config import SAMEConfig
 from sa3_mlx.runtime import mx, nn
 
-from .attention import Attend, Heads, SelfAttention, attend, attend_window, window_mask
+from .attention import Attend, Heads, Near, SelfAttention, window_mask
 from .layers import DynamicTanh, FeedForward, Rope, rope
 
 LATENT_NOISE = 1e-3  # of running_std, on the latents, when decoder noise is asked for [B47]
@@ -45,7 +43,10 @@ class SAMEBlock(nn.Module):
 
     def __call__(self, x: mx.array, table: Rope, attend: Attend, heads: Heads | None = None) -> mx.array:
         """Map (B, N, D) to (B, N, D); ``heads`` are those of x, where they are known already."""
-        x = x + self.self_attn.mix(heads or self.heads(x), table, table, attend)
+        if heads is None:
+            x = x + self.self_attn(self.pre_norm(x), table, attend)
+        else:
+            x = x + self.self_attn.mix(heads, table, table, attend)
         return x + self.ff(self.ff_norm(x))
 
     def at(self, x: mx.array, rows: slice, table: Rope, attend: Attend) -> mx.array:
@@ -72,11 +73,11 @@ def _run_sliding(
     length, group = x.shape[1], config.stride + 1
     table, mask = rope(0, length), window_mask(length // group, group)
     for layer in layers[:-1]:
-        x, heads = layer(x, table, partial(attend_window, mask=mask), heads), None
+        x, heads = layer(x, table, Near(mask), heads), None
     if latents_only:
         rows = slice(group - 1, None, group)
-        return layers[-1].at(x, rows, table, partial(attend_window, mask=mask[:, rows]))
-    return layers[-1](x, table, partial(attend_window, mask=mask), heads)
+        return layers[-1].at(x, rows, table, Near(mask[:, rows]))
+    return layers[-1](x, table, Near(mask), heads)
 
 
 def _run_chunked(
@@ -87,15 +88,15 @@ def _run_chunked(
     chunk, half = config.span * group, config.span * group // 2
     table = rope(0, chunk)  # positions restart in every chunk
     for layer in layers[: len(layers) // 2]:
-        x, heads = layer(_fold(x, chunk), table, attend, _fold_heads(heads, chunk)).reshape(x.shape), None
+        x, heads = layer(_fold(x, chunk), table, Near(), _fold_heads(heads, chunk)).reshape(x.shape), None
     x = mx.concatenate([x[:, :half], x, x[:, -half:]], axis=1)  # chunks shifted by half, both ends repeated
     x = _fold(x, chunk)  # (B chunks, chunk, D)
     for layer in layers[len(layers) // 2 : -1]:
-        x = layer(x, table, attend)
+        x = layer(x, table, Near())
     if not latents_only:
-        return layers[-1](x, table, attend).reshape(batch, -1, width)[:, half : half + length]
+        return layers[-1](x, table, Near()).reshape(batch, -1, width)[:, half : half + length]
     first = (half + group - 1) % group  # where a chunk has its first latent token
-    x = layers[-1].at(x, slice(first, None, group), table, attend).reshape(batch, -1, width)
+    x = layers[-1].at(x, slice(first, None, group), table, Near()).reshape(batch, -1, width)
     before = -(-(half - first) // group)  # latent tokens in the repeated end
     return x[:, before : before + length // group]
 

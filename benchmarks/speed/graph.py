@@ -25,17 +25,25 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 from numpy.lib.stride_tricks import as_strided
 
+from sa3_mlx.choices import using
 from sa3_mlx.cli.models.listing import table
 from sa3_mlx.common.generation.conditioning import Conditioning
 from sa3_mlx.common.model.config import DiTConfig, SAMEConfig
 from sa3_mlx.common.model.presets import SAME_L, SAME_S
 from sa3_mlx.dit import DiT
+from sa3_mlx.kernels import heads, window
+from sa3_mlx.kernels.checked import Checked
 from sa3_mlx.lora import AdaptedLinear, Update
 from sa3_mlx.runtime import mx, nn
 from sa3_mlx.same import SAMEBlock, run_blocks
 
 WIDTH, CONTEXT, LATENT, FRAMES = 256, 128, 64, 136  # small: numbers of kernels do not depend on them
-MARKS = ("attention", "norm", "kernel")  # stand in the graph as Depends, the kind as the rank of the last input
+MARKS = (
+    "attention",
+    "norm",
+    "own kernel",
+    "own kernel on views",
+)  # stand in the graph as Depends, the kind as the rank of the last input
 VIEWS = {"AsStrided", "Broadcast", "BroadcastAxes", "ExpandDims", "Slice", "Split", "Squeeze", "Transpose"}
 RESHAPES = {"Flatten", "Reshape", "Unflatten"}
 ELEMENTWISE = {
@@ -117,6 +125,8 @@ class Graph:
             kind = part["name"]
             if kind == "Depends":
                 kind = MARKS[len(self.shapes[inputs.pop()]) - 1]
+                if kind.startswith("own"):
+                    inputs = inputs[len(outputs) :]  # the first stand for the outputs
             self.nodes.append(Node(kind, tuple(inputs), tuple(outputs), part["arguments"]))
 
     def _join(self) -> None:
@@ -197,7 +207,7 @@ class Graph:
             elif node.name == "Pad":
                 count.add(node.name, read + written, copies=2)  # the frame and the middle
             else:
-                if node.name in ("norm", "kernel"):
+                if node.name in ("norm", "own kernel"):
                     for array in given:
                         if not array.flags.c_contiguous:
                             count.add(node.name, 2 * array.size, copies=1)
@@ -249,21 +259,41 @@ def _views(node: Node, layout: np.ndarray, shapes: list[tuple[int, ...]]) -> lis
 def _marked() -> Iterator[None]:
     """Put one node in the place of what a CPU would take apart or cannot run."""
 
-    def mark(kind: str, output: mx.array, *inputs: mx.array | None) -> mx.array:
+    def mark(kind: str, outputs: list[mx.array], *inputs: mx.array | None) -> list[mx.array]:
         tag = mx.zeros((1,) * (1 + MARKS.index(kind)))
         mx.eval(tag)
-        return mx.depends([output], [*(array for array in inputs if array is not None), tag])[0]
+        return mx.depends(outputs, [*(array for array in inputs if array is not None), tag])
 
     def attention(q: mx.array, k: mx.array, v: mx.array, *, scale: float, mask: mx.array | None = None) -> mx.array:
         assert scale
-        return mark("attention", q, k, v, mask)
+        return mark("attention", [q], k, v, mask)[0]
 
     def norm(x: mx.array, weight: mx.array, eps: float) -> mx.array:
         assert eps
-        return mark("norm", x, weight)
+        return mark("norm", [x], weight)[0]
 
-    with patch.object(mx.fast, "scaled_dot_product_attention", attention), patch.object(mx.fast, "rms_norm", norm):
-        yield
+    def metal_kernel(*, ensure_row_contiguous: bool = True, **_: object) -> Callable[..., list[mx.array]]:
+        kind = "own kernel" if ensure_row_contiguous else "own kernel on views"
+
+        def run(*, inputs: list[Any], output_shapes: Any, output_dtypes: Any, **_: object) -> list[mx.array]:
+            outputs = [mx.broadcast_to(mx.array(0, t), s) for s, t in zip(output_shapes, output_dtypes, strict=True)]
+            return mark(kind, outputs, *(array for array in inputs if isinstance(array, mx.array)))
+
+        return run
+
+    with (
+        patch.object(mx.fast, "scaled_dot_product_attention", attention),
+        patch.object(mx.fast, "rms_norm", norm),
+        patch.object(mx.fast, "metal_kernel", metal_kernel),
+        patch.object(Checked, "__call__", lambda kernel, variant, arrays: kernel.kernel(variant, arrays)),
+    ):
+        for compiled in (heads.compiled, window.compiled):
+            compiled.cache_clear()
+        try:
+            yield
+        finally:
+            for compiled in (heads.compiled, window.compiled):
+                compiled.cache_clear()
 
 
 def _weights(module: nn.Module) -> dict[str, mx.array]:
@@ -337,9 +367,18 @@ COUNTS: dict[str, Callable[[], Count]] = {
 
 
 @click.command()
-def graph() -> None:
+@click.option(
+    "--choose",
+    "chosen",
+    multiple=True,
+    metavar="PLACE=WAY",
+    help="Count with this way of a place of sa3_mlx/choices.py.",
+)
+def graph(chosen: tuple[str, ...]) -> None:
     """Print kernels, copies and passes of every kind of block, and which they are. The last line is JSON."""
-    counts = {name: count() for name, count in COUNTS.items()}
+    ways = {place: way for place, _, way in (text.partition("=") for text in chosen)}
+    with using(ways):
+        counts = {name: count() for name, count in COUNTS.items()}
     rows = [("block", "kernels", "copies", "passes", "which")]
     for name, count in counts.items():
         which = ", ".join(f"{n:g} {kind}" for kind, n in count.kinds.items())

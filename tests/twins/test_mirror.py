@@ -42,6 +42,7 @@ TORCH_ONLY = {
     "lora": {"TrainedAdapter", "add_adapter"},  # training
 }
 MLX_ONLY = {
+    "attention": {"Near"},  # asks for own kernels
     "layers": {
         "silu",
         "pointwise",
