@@ -5,8 +5,12 @@ Run with ``pytest -m metal`` on a Mac. The tolerances are expectations: no Apple
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sa3_mlx.common.generation.events import Sampled
 from sa3_mlx.common.generation.request import Item, Request
+from sa3_mlx.common.model.presets import PRESETS
 from sa3_mlx.common.model.sampling import Sampling
 from tests.support.tiny import TINY
 from tests.support.tiny_checkpoint import write_checkpoint
@@ -124,3 +130,134 @@ def test_half_precision_makes_finite_audio_on_the_gpu(random_models: dict[str, P
 
     audio = Pipeline.load(random_models["tiny-s"], dtype=dtype).generate(REQUEST).audio[0]
     assert np.isfinite(audio).all() and np.abs(audio).max() > 1e-3
+
+
+# Shapes of the released models: (M, K, N) of products with M tokens, of the DiTs in fp16 and of SAME in fp32. Tiny ones
+# take other kernels: only these show whether the matrix units of the installed wheel are right.
+DIT_PRODUCTS = ((118, 1024, 3072), (387, 1024, 8192), (387, 4096, 1024), (1356, 1536, 12288), (1356, 6144, 1536))
+SAME_PRODUCTS = ((2210, 768, 3840), (3264, 1536, 7680), (3264, 4608, 1536))
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [(shape, "float16") for shape in DIT_PRODUCTS] + [(shape, "float32") for shape in SAME_PRODUCTS],
+)
+def test_products_of_the_size_of_the_models(shape: tuple[int, int, int], dtype: str) -> None:
+    """Against float64 on the host; a weight is read transposed, as by every layer."""
+    rows, size, columns = shape
+    rng, kind = np.random.default_rng(3), MLX.dtype(dtype)
+    x, weight = (MLX.array(rng.standard_normal((n, size), np.float32)).astype(kind) for n in (rows, columns))
+    wanted = MLX.numpy(x).astype(np.float64) @ MLX.numpy(weight).astype(np.float64).T
+    assert relative(MLX.numpy(x @ weight.T), wanted) < (OPERATION if dtype == "float32" else 5e-3)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_compiled_step_in_16_bits_at_387_tokens() -> None:
+    """A block of the width of small, 30 s: 323 frames and 64 memory tokens; against the plain step in fp32 there."""
+    mx, dit_module = MLX.module("runtime").mx, MLX.module("dit")
+    config = PRESETS["small-music"].require_diffusion().dit
+    dit = dit_module.DiT(replace(config, depth=2), 256, 768)
+    rng = np.random.default_rng(4)
+
+    def velocity(dtype: Any) -> Any:
+        dit.set_dtype(dtype)
+        text, noise, repeats = (MLX.array(values).astype(dtype) for values in (context, start, counts))
+        cond = dit_module.Conditioning(
+            context=text, repeats=repeats.astype(mx.float32), seconds=text[:, 0], valid=None, local=None
+        )
+        prepared, modulation = dit.prepare(cond), dit.modulation(np.float32([0.6]), text[:, 0] @ project.astype(dtype))
+        mx.eval(dit.parameters(), prepared.contexts[0].keys)
+        step = mx.compile(lambda x, m: dit.velocity(x, m, prepared)) if dtype == mx.float16 else None
+        return (step or partial(dit.velocity, prepared=prepared))(noise, modulation)
+
+    context, start = (rng.standard_normal(shape).astype(np.float32) for shape in ((1, 27, 768), (1, 323, 256)))
+    counts = np.float32([[*[1] * 24, 231.5, 0.5, 1]])
+    project = MLX.array(rng.standard_normal((768, config.width), np.float32) / 768**0.5)
+    plain, half = (MLX.numpy(velocity(dtype)) for dtype in (mx.float32, mx.float16))
+    assert plain.shape == (1, 323, 256) and relative(half, plain) < 2e-2
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("rows", [387, 8])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_bias_of_minus_infinity_takes_keys_away(rows: int, dtype: str) -> None:
+    """Fillers of a batch; more than eight rows and at most eight take different kernels."""
+    rng, kind, attend = np.random.default_rng(5), MLX.dtype(dtype), MLX.module("attention").attend
+    q, k, v = (MLX.array(rng.standard_normal((2, 4, n, 64), np.float32)).astype(kind) for n in (rows, 27, 27))
+    bias = np.zeros((2, 1, 1, 27), np.float32)
+    bias[0, ..., 20:], bias[1, ..., 24], bias[1, ..., 26] = -np.inf, np.log(231), -np.inf
+    found = MLX.numpy(attend(q, k, v, MLX.array(bias).astype(kind)))
+    few = MLX.numpy(attend(q[:1], k[:1, :, :20], v[:1, :, :20], MLX.array(bias[:1, ..., :20]).astype(kind)))
+    assert np.isfinite(found).all() and relative(found[:1], few) < (OPERATION if dtype == "float32" else 1e-2)
+    with _device("cpu"):
+        wanted = MLX.numpy(attend(*(x.astype(MLX.dtype("float32")) for x in (q, k, v)), MLX.array(bias)))
+    assert relative(found, wanted) < (OPERATION if dtype == "float32" else 1e-2)
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_dit_is_freed_on_the_gpu_without_the_collector(
+    random_models: dict[str, Path], dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sa3_mlx.pipeline import Pipeline
+    from sa3_mlx.runtime import mx
+
+    pipeline, parts = Pipeline.load(random_models["tiny-s"], dtype=dtype), dict[str, weakref.ref[Any]]()
+    read = pipeline._read
+
+    def kept(part: str, *, streamed: bool) -> Any:
+        module = read(part, streamed=streamed)
+        parts[part] = weakref.ref(module)
+        return module
+
+    monkeypatch.setattr(pipeline, "_read", kept)
+    gc.collect()
+    gc.disable()
+    try:
+        before = mx.get_active_memory()
+        for event in pipeline.stream(REQUEST, residency="phase"):
+            if isinstance(event, Sampled):
+                mx.synchronize()
+                assert parts["dit"]() is None and parts["text_encoder"]() is None
+                assert mx.get_active_memory() - before < 10**6
+    finally:
+        gc.enable()
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("model", TINY)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_second_thread_makes_the_same_clip(random_models: dict[str, Path], model: str, dtype: str) -> None:
+    """Made and used here, then there, then there first: steps and pointwise groups compiled in either thread."""
+    from sa3_mlx.pipeline import Pipeline
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+
+        def there(run: Callable[[], Any]) -> Any:
+            def on_the_gpu() -> Any:
+                with _device("gpu"):
+                    return run()
+
+            return pool.submit(on_the_gpu).result()
+
+        pipeline = Pipeline.load(random_models[model], dtype=dtype)
+        wanted = pipeline.generate(REQUEST).audio[0]
+        np.testing.assert_array_equal(there(lambda: pipeline.generate(REQUEST)).audio[0], wanted)
+        other = there(lambda: Pipeline.load(random_models[model], dtype=dtype))
+        np.testing.assert_array_equal(there(lambda: other.generate(REQUEST)).audio[0], wanted)
+        np.testing.assert_array_equal(other.generate(REQUEST).audio[0], wanted)
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("model", TINY)
+def test_launching_ahead_changes_no_bit_on_the_gpu(random_models: dict[str, Path], model: str) -> None:
+    from sa3_mlx.choices import using
+    from sa3_mlx.pipeline import Pipeline
+
+    request = replace(REQUEST, items=(Item(prompt="soft rain", seconds=3.0, seed=3),), chunk_frames=16)
+    sounds = []
+    for way in ("single", "ahead"):
+        with using({"launches": way}):
+            sounds.append(Pipeline.load(random_models[model]).generate(request).audio[0])
+    np.testing.assert_array_equal(sounds[1], sounds[0])
