@@ -16,6 +16,7 @@ SECTIONS: Sections = {
         "graph": ("speed.graph", "graph", "Kernels, copies and passes of a block, counted on its graph."),
         "roofline": ("speed.roofline", "roofline", "Least time that a chip's arithmetic and memory allow."),
         "peer": ("peer.peer", "peer", "Our speed beside that of the official MLX port, in one process."),
+        "conversion": ("peer.conversion", "conversion", "The port's files in and out: outputs, time, peak memory."),
         "train-step": ("speed.train_step", "train_step", "Time a step of stage 0 and its parts."),
         "report": ("speed.report", "report", "Markdown table of what was measured, published and modelled."),
     },

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from sa3_mlx.common.files.safetensors import OnTensor
+from sa3_mlx.common.origin import Origin
 
 from .folder import Incoming, check_out, write_ours
 from .official import read_official
@@ -14,19 +15,27 @@ from .report import Report
 from .source import is_ours
 
 
-def convert(source: str | Path, out: Path, *, name: str | None, force: bool, progress: OnTensor | None) -> Report:
+def convert(
+    source: str | Path,
+    out: Path,
+    *,
+    name: str | None,
+    force: bool,
+    progress: OnTensor | None,
+    origin: Origin | None = None,
+) -> Report:
     """Convert a checkpoint to a folder of format sa3/1.
 
     ``source``: an official folder (model_config.json, weights, text encoder), a .safetensors file with
-    model_config.json beside it, the official MLX port's .npz files (their folder, or the file of the DiT), or the name
-    of a released model (downloaded). ``name``: None takes it from the source. An existing ``out`` is an error unless
+    model_config.json beside it, or the official MLX port's .npz files (their folder, or the file of the DiT). ``name``:
+    None takes it from the source. ``origin`` is kept beside the weights. An existing ``out`` is an error unless
     ``force`` and it is a checkpoint of ours. Nothing is left at ``out`` when the conversion fails.
 
     Raises FileNotFoundError, ValueError (ConfigError for a configuration) and OSError, each with a one-line message.
     """
     check_out(out, force=force, replaceable=is_ours)
     with ExitStack() as stack:
-        return write_ours(_read(source, name, stack), out, progress)
+        return write_ours(_read(source, name, stack), out, progress, origin)
 
 
 def _read(source: str | Path, name: str | None, stack: ExitStack) -> Incoming:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sa3_mlx.common.files.atomic import new_folder, write_bytes, write_text
+from sa3_mlx.common.files.atomic import new_folder, write_bytes, write_json, write_text
 from sa3_mlx.common.files.safetensors import (
     STORAGE,
     OnTensor,
@@ -23,6 +23,7 @@ from sa3_mlx.common.files.safetensors import (
 )
 from sa3_mlx.common.model.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, check_tensors, expected_tensors
 from sa3_mlx.common.model.config import FORMAT, ModelConfig
+from sa3_mlx.common.origin import ORIGIN_FILE, Origin
 
 from .keys import elements
 from .report import Report
@@ -40,7 +41,7 @@ class Incoming:
     dropped: tuple[str, ...]  # tensors that are left out on purpose
 
 
-def write_ours(incoming: Incoming, out: Path, progress: OnTensor | None) -> Report:
+def write_ours(incoming: Incoming, out: Path, progress: OnTensor | None, origin: Origin | None) -> Report:
     """Write the folder; nothing is left at ``out`` when a tensor or the disk fails.
 
     Raises ValueError and OSError with a one-line message.
@@ -53,6 +54,8 @@ def write_ours(incoming: Incoming, out: Path, progress: OnTensor | None) -> Repo
         write_text(folder / CONFIG_FILE, config.to_json())
         if incoming.tokenizer is not None:
             write_bytes(folder / TOKENIZER_FILE, incoming.tokenizer())
+        if origin is not None:
+            write_json(folder / ORIGIN_FILE, origin.stored())
         with TensorFile.open(folder / WEIGHTS_FILE) as written:
             check_tensors(expected_tensors(config, parts), written.shapes(), str(out))
     return report_of(

@@ -1,4 +1,4 @@
-"""Find the official checkpoint that a user points at: a folder, a .safetensors file or a released model's name."""
+"""Find the official checkpoint that a user points at: a folder or a .safetensors file."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from sa3_mlx.common.files.objects import read_object
-from sa3_mlx.common.installed import known_name
 from sa3_mlx.common.model.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE
 from sa3_mlx.common.model.config import FORMAT
-from sa3_mlx.common.model.presets import PRESETS, REPOSITORIES
 
 from .fields import about
-from .hub import download
 from .model_config import TextLocation, text_location
 
 MODEL_CONFIG_FILE = "model_config.json"
@@ -41,23 +38,12 @@ class TextFolder:
 
 
 def find_source(source: str | Path) -> OfficialSource:
-    """Resolve a path, a name or an id of the hub, and read everything but the weights.
-
-    Raises FileNotFoundError, ValueError, and OSError of a download.
-    """
+    """Read everything but the weights. Raises FileNotFoundError and ValueError."""
     path = Path(source)
-    if path.exists():
-        return _read(path if path.is_dir() else path.parent, path if path.is_file() else None, str(source), None)
-    if (name := known_name(str(source))) in REPOSITORIES:
-        return _read(download(REPOSITORIES[name]), None, REPOSITORIES[name], name)
-    known = ", ".join(REPOSITORIES)
-    if str(source) in PRESETS:
-        raise ValueError(f"{source}: there are no public weights of this model; released models: {known}")
-    raise FileNotFoundError(f"{source}: no such folder or file, and no released model has that name ({known})")
-
-
-def _read(folder: Path, weights: Path | None, label: str, known_name: str | None) -> OfficialSource:
-    """Read a folder; ``weights`` is the file to take, None finds it."""
+    if not path.exists():
+        raise FileNotFoundError(f"{source}: no such folder or file; released models are had with 'sa3 get'")
+    folder, label = path if path.is_dir() else path.parent, str(source)
+    weights = path if path.is_file() else None  # None: the one in the folder
     if is_ours(folder):
         raise ValueError(f"{label}: already in the sa3 format; use the folder as it is")
     if weights is not None and weights.suffix != ".safetensors":
@@ -74,7 +60,7 @@ def _read(folder: Path, weights: Path | None, label: str, known_name: str | None
         weights=weights or _weights_in(folder),
         model_config=model_config,
         text=None if location is None else _text_folder(folder, location),
-        name_hint=known_name or _name_hint(folder, location, model_config),
+        name_hint=_name_hint(folder, location, model_config),
     )
 
 

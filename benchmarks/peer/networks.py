@@ -66,7 +66,7 @@ class RandomPrompt:
         )
 
 
-class _HostFeatures:
+class HostFeatures:
     """Give the port's network time features as ours: its own lose the last digits of angles of 60,000 radians."""
 
     def __call__(self, t: mx.array) -> mx.array:
@@ -74,7 +74,7 @@ class _HostFeatures:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Samplers:
+class Samplers:
     """Sample from the same noise on either side; a guided step is not the first one, without a negative prompt."""
 
     dit: DiT
@@ -139,7 +139,7 @@ def sampling(checkout: Checkout, model: str, frames: int, depth: int | None, *, 
     diffusion, channels = config.require_diffusion(), config.same.latent_channels
     weights, port = random_weights(config, ["dit"], seed=1), checkout.module("sa3_pipeline")
     network = checkout.dit(model, weights, frames, diffusion.dit.depth)
-    both = _Samplers(
+    both = Samplers(
         dit=ours_of(config, "dit", weights),
         network=network,
         port=port,
@@ -155,7 +155,7 @@ def sampling(checkout: Checkout, model: str, frames: int, depth: int | None, *, 
     own_features = network.timestep_features
 
     def check() -> tuple[mx.array, mx.array]:
-        network.timestep_features = _HostFeatures()
+        network.timestep_features = HostFeatures()
         wanted, found = peer(0), ours(0)
         mx.eval(wanted, found)
         network.timestep_features = own_features

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,8 +28,9 @@ SPACE = "\u2581"
 _PIECES_MAX = 2**20
 _LENGTH_MAX = 1000  # characters of a piece
 _BPE = 2  # model_type
+_NEVER = -math.inf
 _BYTES = {f"<0x{number:02X}>": number for number in range(256)}
-Score = Callable[[str, str], float | None]  # of the join of two neighbours; None: they are not joined
+Score = Callable[[str, str], float]  # of the join of two neighbours; _NEVER: they are not joined
 
 
 class Kind(IntEnum):
@@ -127,17 +129,19 @@ def sentencepiece_model(data: Mapping[str, Any], where: str) -> bytes:
 def _last_join(text: str, score: Score) -> tuple[str, str] | None:
     """Encode a piece by itself; return the two parts that become it at last, None where it never comes to be."""
     parts = list(text)
+    scores = [score(left, right) for left, right in itertools.pairwise(parts)]
     while len(parts) > 2:
-        best: float | None = None
-        place = 0
-        for number in range(len(parts) - 1):
-            found = score(parts[number], parts[number + 1])
-            if found is not None and (best is None or found > best):
-                best, place = found, number
-        if best is None:
+        best = max(scores)
+        if best == _NEVER:
             return None
+        place = scores.index(best)  # the leftmost
         parts[place : place + 2] = [parts[place] + parts[place + 1]]
-    return (parts[0], parts[1]) if len(parts) == 2 and score(*parts) is not None else None
+        del scores[place]
+        if place < len(scores):
+            scores[place] = score(parts[place], parts[place + 1])
+        if place:
+            scores[place - 1] = score(parts[place - 1], parts[place])
+    return (parts[0], parts[1]) if len(parts) == 2 and scores[0] != _NEVER else None
 
 
 # --- SentencePiece to ours --------------------------------------------------------------------------------------------
@@ -161,8 +165,8 @@ def _check_pieces(pieces: list[Piece]) -> None:
 def _merges_of(pieces: list[Piece]) -> list[tuple[str, str]]:
     scores = {piece.text: piece.score for piece in pieces if piece.kind in (Kind.NORMAL, Kind.USER_DEFINED)}
 
-    def score(left: str, right: str) -> float | None:
-        return scores.get(left + right)
+    def score(left: str, right: str) -> float:
+        return scores.get(left + right, _NEVER)
 
     joins: list[tuple[float, tuple[str, str]]] = []
     for piece in pieces:
@@ -213,7 +217,7 @@ def _is_idle(step: Mapping[str, Any] | None) -> bool:
 
 
 def _listed(ranks: Mapping[tuple[str, ...], float]) -> Score:
-    return lambda left, right: ranks.get((left, right))
+    return lambda left, right: ranks.get((left, right), _NEVER)
 
 
 def _piece(text: str, score: float | None, special: bool | None, unknown: str) -> Piece:
@@ -271,7 +275,7 @@ def _read_piece(data: memoryview) -> Piece:
     if len(text) > 4 * _LENGTH_MAX:
         raise ValueError(f"the SentencePiece model has a piece of {len(text)} bytes")
     (value,) = struct.unpack("<f", score)
-    if value != value:
+    if not math.isfinite(value):
         raise ValueError("the SentencePiece model has a score that is no number")
     return Piece(bytes(text).decode("utf-8"), value, Kind(kind))  # UnicodeDecodeError is a ValueError
 

@@ -29,7 +29,8 @@ SECTIONS: Sections = {
     },
     "Models": {
         "models": ("models.listing", "models", "List installed and known models."),
-        "convert": ("models.convert", "convert", "Download or convert a checkpoint, or export one."),
+        "get": ("models.get", "get", "Download and install a model."),
+        "convert": ("models.convert", "convert", "Convert a checkpoint of another layout, or export one."),
         "quantize": ("models.quantize", "quantize", "Make a smaller model of a model."),
         "lora": ("models.lora", "lora", "Show, merge and convert adapters."),
         "info": ("models.info", "info", "Show what is in a model or an audio file."),

@@ -85,7 +85,7 @@ def default_models() -> Iterator[tuple[str, Path]]:
 
 
 def licence_page(name: str) -> str | None:
-    """Return the page on which the licence of a released model is accepted."""
+    """Return the page of a released model's original repository, on which its licence stands."""
     return HUB + REPOSITORIES[name] if name in REPOSITORIES else None
 
 
@@ -120,7 +120,7 @@ def find_model_folder(name: str) -> tuple[str, Path]:
     if (name := known_name(name)) in models:
         return name, models[name]
     if name in REPOSITORIES:
-        raise FileNotFoundError(f"{name} is not installed; run 'sa3 convert {name}' (licence: {licence_page(name)})")
+        raise FileNotFoundError(f"{name} is not installed; run 'sa3 get {name}' (licence: {licence_page(name)})")
     if name in PRESETS:
         raise FileNotFoundError(f"{name}: there are no public weights of this model; convert your own checkpoint")
     if _HUB_ID.fullmatch(name):
@@ -164,6 +164,6 @@ def default_model(*, generates: bool) -> tuple[Model, dict[str, Exception]]:
     if damaged:
         raise next(iter(damaged.values()))
     raise FileNotFoundError(
-        "no model is there to choose; give --model, run 'sa3 convert small-music', or 'sa3 convert PATH OUT' for a "
+        "no model is there to choose; give --model, run 'sa3 get small-music', or 'sa3 convert PATH OUT' for a "
         "checkpoint on this disk"
     )

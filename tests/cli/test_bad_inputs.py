@@ -80,14 +80,14 @@ GENERATE = {
     "prompt too long": (["rain " * 2001], "prompt has 10,005 characters"),
     "misspelled model": (["rain", "--model", "litle"], "did you mean little?"),
     "unknown model of the hub": (["rain", "--model", "facebook/musicgen-small"], "no model of the hub that sa3 knows"),
-    "model of the hub": (["rain", "--model", "stabilityai/stable-audio-3-medium"], "sa3 convert medium"),
+    "model of the hub": (["rain", "--model", "stabilityai/stable-audio-3-medium"], "sa3 get medium"),
     "no extension": (["rain", "--out", "a"], "extension"),
     "float in flac": (["rain", "--out", "a.flac", "--format", "float"], "cannot hold"),
     "folder missing": (["rain", "--out", "no/a.wav"], "no such folder"),
     "picture is no png": (["rain", "--out", "a.wav", "--spectrogram", "a.jpg"], ".png"),
     "picture folder missing": (["rain", "--out", "a.wav", "--spectrogram", "no/a.png"], "no such folder"),
     "unknown model": (["rain", "--model", "gpt"], "known: small-music"),
-    "model not installed": (["rain", "--model", "medium"], "sa3 convert medium"),
+    "model not installed": (["rain", "--model", "medium"], "sa3 get medium"),
     "model without weights": (["rain", "--model", "large"], "no public weights"),
     "autoencoder": (["rain", "--model", "only-autoencoder"], "autoencoder alone"),
     "prompt file missing": (["--prompt-file", "p.txt"], "no such file"),
@@ -113,14 +113,15 @@ def test_commands_refuse_what_they_do_not_know(refused: Callable[..., str]):
     assert "no such option" in refused("--sing").lower()
     assert "MODEL" in refused("info") and "no such model" in refused("info", "nothing.wav")
     assert "PROMPT" not in refused("convert", "nothing") and "released" in refused("convert", "nothing")
-    assert "no public weights" in refused("convert", "large", "out")
+    assert "no such folder or file" in refused("convert", "large", "out")
+    assert "no public weights" in refused("get", "large")
     assert "needs OUT" in refused("convert", "little", "--to-official")
     Path("plain").mkdir()
     assert "--name" in refused("convert", "plain")
     for source in (Path("..") / "home" / LITTLE, "little", "demo"):
         assert f"{source}: already in the sa3 format" in refused("convert", source, "out")
         assert f"{source}: already in the sa3 format" in refused("convert", source)
-    assert "not the name of a folder" in refused("convert", "small-music", "--name", "../x")
+    assert "not the name of a folder" in refused("convert", "plain", "--name", "../x")
     assert "no manifest.json" in refused("verify", "little", ".")
 
 
@@ -133,7 +134,8 @@ def test_existing_files_are_not_replaced_without_force(refused: Callable[..., st
     assert "--force" in refused("generate", "rain", "--out", "b.wav", "--spectrogram", "a.png")
     assert "--force" in refused("generate", "rain", "--out", "r.wav", "--batch", "2")
     assert "--force" in refused("encode", "a.wav", "a.npy")
-    assert "--force" in refused("convert", "small-music", ".")
+    Path("plain").mkdir()
+    assert "--force" in refused("convert", "plain", ".")
 
 
 def test_a_folder_is_not_replaced_by_a_file(refused: Callable[..., str]):

@@ -166,22 +166,12 @@ def test_a_pipe_in_place_of_remembered_hashes_is_not_waited_for(
     ok(run("generate", "rain", *QUICK, "--out", "b.wav"))
 
 
-def test_models_of_the_hub_are_known_by_their_ids(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-
-    def convert(source: str, target: Path, **_: object) -> str:
-        asked.append(f"{source} {target.name}")
-        shutil.copytree(tmp_path / "model", target)
-        return "done"
-
-    ok(run("convert", "little", "official", "--to-official"))
-    ok(run("convert", "official", "model"))
-    monkeypatch.setenv("SA3_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("sa3_convert.convert", convert)
-    result = ok(run("convert", "https://huggingface.co/stabilityai/Stable-Audio-3-small-music"))
-    assert asked == ["small-music small-music"] and "sa3 generate PROMPT --model small-music" in result.out
+def test_models_of_the_hub_are_known_by_their_ids(run: Run) -> None:
+    for text in ("https://huggingface.co/stabilityai/Stable-Audio-3-small-music", "small-music"):
+        refused = run("convert", text)
+        assert refused.code == 2 and "no such folder or file; 'sa3 get small-music'" in refused.err
     refused = run("convert", "stabilityai/stable-audio-open-1.0")
-    assert refused.code == 2 and "no released model has that name" in refused.err
+    assert refused.code == 2 and "released models: small-music, " in refused.err
 
 
 # --- prompts ----------------------------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ def test_models_are_opened_by_name_hub_id_and_path(twin: Twin, home: Path) -> No
     repository = "stabilityai/stable-audio-3-small-music"
     for name in ("small-music", repository, f"https://huggingface.co/{repository}", str(installed), installed):
         assert load(name).folder == installed
-    with pytest.raises(FileNotFoundError, match="sa3 convert medium"):
+    with pytest.raises(FileNotFoundError, match="sa3 get medium"):
         load("stabilityai/stable-audio-3-medium")
     with pytest.raises(FileNotFoundError, match="no model of the hub that sa3 knows; known: stabilityai/stable-audio"):
         load("stabilityai/stable-audio-open-1.0")

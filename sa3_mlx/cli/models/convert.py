@@ -10,8 +10,8 @@ from sa3_mlx.cli.home import find_model, first_command
 from sa3_mlx.cli.options import CommonOptions, TypedCommand
 from sa3_mlx.cli.output.progress import Progress
 from sa3_mlx.common import terminal
-from sa3_mlx.common.installed import installed, known_name, licence_page, models_folder
-from sa3_mlx.common.model.presets import PRESETS, REPOSITORIES
+from sa3_mlx.common.installed import installed, known_name, models_folder
+from sa3_mlx.common.model.presets import REPOSITORIES
 
 
 @click.command(cls=TypedCommand)
@@ -23,14 +23,14 @@ from sa3_mlx.common.model.presets import PRESETS, REPOSITORIES
 def convert(
     source: str, out: Path | None, name: str | None, to_official: bool, to_mlx_npz: bool, common: CommonOptions
 ) -> None:
-    """Convert SOURCE, a released model's name or hub id or a checkpoint on this disk, to the folder OUT.
+    """Convert SOURCE, a checkpoint on this disk, to the folder OUT. Released models are had with 'sa3 get'.
 
     A checkpoint is an official folder, or .npz files of the official MLX port: their folder, or the file of the DiT.
-    Without OUT it goes to $SA3_HOME/models (default ~/.cache/sa3/models), where all commands find it by name.
+    With --name instead of OUT it is installed in $SA3_HOME/models (default ~/.cache/sa3/models) under that name.
 
     \b
-    sa3 convert small-music
     sa3 convert ~/checkpoints/my-model my-model
+    sa3 convert ~/mlx/dit_medium_f16.npz --name medium
     sa3 convert small-music ~/official --to-official
     """
     import sa3_convert as converter
@@ -45,14 +45,10 @@ def convert(
             report = export(folder, out, force=common.force, progress=show)
         terminal.report(str(report))
         return
-    source = source if Path(source).exists() else known_name(source)
     _refuse_ours(source)
     target = _target(source, out, name)
     if target.exists() and not common.force:
         raise ValueError(f"{target}: exists already; give another folder, or --force to replace it")
-    page = licence_page(source)
-    if page is not None and not Path(source).exists():
-        progress.line(f"{source}: from {page} (its licence applies)")
     with progress.tensors("convert") as show:
         report = converter.convert(source, target, name=name, force=common.force, progress=show)
     terminal.report(f"{report}\n  next        {first_command(target)}")
@@ -63,23 +59,22 @@ def _refuse_ours(source: str) -> None:
     from sa3_convert.source import is_ours
 
     folder = Path(source)
-    if not folder.exists() and source not in REPOSITORIES:
-        folder = installed().get(source, folder)
-    if is_ours(folder):
+    if is_ours(folder if folder.exists() else installed().get(source, folder)):
         raise ValueError(f"{source}: already in the sa3 format; use it as it is, or export it with --to-official")
 
 
 def _target(source: str, out: Path | None, name: str | None) -> Path:
-    """Return the folder to write. Raises click.UsageError, ValueError or FileNotFoundError where there is none."""
+    """Return the folder to write. Raises click.UsageError, ValueError, or FileNotFoundError without a source."""
+    if not Path(source).exists():
+        known = known_name(source)
+        hint = (
+            f"'sa3 get {known}'" if known in REPOSITORIES else f"released models: {', '.join(REPOSITORIES)} (sa3 get)"
+        )
+        raise FileNotFoundError(f"{source}: no such folder or file; {hint}")
     if out is not None:
         return out
-    if name is None and (source not in REPOSITORIES or Path(source).exists()):
-        if source in PRESETS or Path(source).exists():
-            raise click.UsageError("give OUT, or --name to install it under that name")
-        raise FileNotFoundError(
-            f"{source}: no such folder or file, and no released model has that name ({', '.join(REPOSITORIES)})"
-        )
-    chosen = name or source
-    if Path(chosen).name != chosen or chosen.startswith("."):
-        raise ValueError(f"name {chosen!r} is not the name of a folder")
-    return models_folder() / chosen
+    if name is None:
+        raise click.UsageError("give OUT, or --name to install it under that name")
+    if Path(name).name != name or name.startswith("."):
+        raise ValueError(f"name {name!r} is not the name of a folder")
+    return models_folder() / name

@@ -132,7 +132,7 @@ def _models(problems: list[str]) -> None:
     found = installed()
     _line("models", ", ".join(found) or f"none in {models_folder()}")
     if not found:
-        problems.append("no model is installed: sa3 convert small-music")
+        problems.append("no model is installed: sa3 get small-music")
     if free < 1e9:
         problems.append(f"only {free / 1e9:.2f} GB free at {existing}")
 

@@ -31,7 +31,7 @@ def parameters(config: ModelConfig) -> int:
 
 @click.command(cls=TypedCommand)
 def models() -> None:
-    """List installed models, and the released ones that 'sa3 convert' can fetch.
+    """List installed models, and the released ones that 'sa3 get' can fetch.
 
     * marks the default: the first released one, or the demo that comes with sa3. Others are named with --model.
     """
@@ -55,7 +55,7 @@ def models() -> None:
         if name not in found:
             config = PRESETS[name]
             page = licence_page(name) or ""
-            known.append((name, _millions(config), _length(config), f"sa3 convert {name}", page))
+            known.append((name, _millions(config), _length(config), f"sa3 get {name}", page))
     if len(known) > 1:
         show("\n" + table(known))
 

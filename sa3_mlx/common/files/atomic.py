@@ -66,6 +66,23 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def continued_file(path: Path) -> Iterator[Path]:
+    """Yield a file to append to, ``.NAME.part``; at the end it becomes ``path``. After an error it stays as it is.
+
+    The next call finds it again, in any process; another one at the same time is refused. For what is long and can be
+    checked as a whole, such as a download. Raises OSError where the disk refuses, or another process works on it.
+    """
+    part = path.with_name(f".{path.name}.part")
+    with _closing(os.open(part, os.O_RDONLY | os.O_CREAT, 0o666)) as descriptor:
+        if _lock(descriptor) is False:
+            raise OSError(f"{path}: another process downloads it; let it end")
+        yield part
+        _settle(part)
+        part.replace(path)
+        _sync_name(path)
+
+
+@contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder to fill; it replaces ``path`` at the end, and is removed after an error.
 
