@@ -49,6 +49,29 @@ def test_of_models(run: Run, info: Info, shared_home: Path) -> None:
     assert facts["quantized"]["recipe"] == "8bit" and facts["stored as"]["8 bits"] > 0
 
 
+def test_of_the_files_of_a_model(info: Info, shared_home: Path) -> None:
+    folder = shared_home / "models" / "little"
+    assert info(folder / "config.json") == info(folder / "model.safetensors") == info(folder)
+
+
+def test_of_results_and_pictures(run: Run, info: Info) -> None:
+    pytest.importorskip("mlx.core")
+    args = ("--seconds", "0.2", "--steps", "1", "--out", "a.wav")
+    ok(run("generate", "rain", *args, "--spectrogram", "a.png"))
+    assert info("a.png") == {"kind": "picture", "file": "a.png", "width": 1430, "height": 780}
+    rows = [{"model": "little", "setting": setting} for setting in ("euler:8:1", "euler:50:3")]
+    results = {"format": "sa3-evaluation/2", "date": "2026-01-01", "seeds": 3, "options": {"clips": 9}, "rows": rows}
+    write_json(Path("results.json"), results)
+    assert info("results.json")["models"] == ["little euler:8:1", "little euler:50:3"]
+    write_json(Path("results.json"), results | {"rows": 3})
+    assert "results.json: damaged, or of another version" in run("info", "results.json").err
+    write_json(Path("tuning.json"), {"format": "sa3-tuning/1", "entries": [{"model": "little", "date": "2026-01-01"}]})
+    assert info("tuning.json")["models"] == ["little 2026-01-01"]
+    write_json(Path("other.json"), {"format": "x" * 9999})
+    refused = run("info", "other.json").err
+    assert "expected one that sa3 writes" in refused and len(refused) < 400
+
+
 def test_of_sounds(run: Run, info: Info) -> None:
     pytest.importorskip("mlx.core")
     args = ("--seconds", "0.2", "--steps", "1", "--seed", "3", "--batch", "2")
@@ -156,4 +179,4 @@ def test_what_sa3_did_not_write_is_said(run: Run) -> None:
     assert "x.json: not valid JSON" in run("info", "x.json").err
     assert "/dev/null: neither a file nor a folder" in run("info", "/dev/null").err
     shutil.copy(DEMO_FOLDER / "config.json", "config.json")
-    assert "format" in run("info", "config.json").err
+    assert "model.safetensors: no such file" in run("info", "config.json").err

@@ -155,4 +155,10 @@ def test_standard_input_is_an_input(run: Run, monkeypatch: pytest.MonkeyPatch) -
         assert soundfile.read("a.wav")[0].tolist() == soundfile.read("b.wav")[0].tolist()
         assert "sa3 rerun" not in text, "standard input is gone"
     assert "soft rain" in piped("info", "-", name="tagged.wav")
+    for name in ("b.npy", "b.safetensors"):
+        ok(run("encode", "in.wav", name, "--force"))
+        assert "frames             63" in piped("info", "-", name=name)
+        ok(run("decode", name, "b.wav", "--force"))
+        piped("decode", "-", "a.wav", "--force", name=name)
+        assert soundfile.read("a.wav")[0][:4000].tolist() == soundfile.read("b.wav")[0][:4000].tolist()
     assert "that in the tags of - is taken, 'soft rain'" in piped("vary", "-", "--out", "c.wav", name="tagged.wav")

@@ -11,6 +11,7 @@ import numpy as np
 from sa3_mlx.cli import backend
 from sa3_mlx.cli.fingerprint import fingerprint
 from sa3_mlx.cli.home import find_model
+from sa3_mlx.cli.inputs import input_file
 from sa3_mlx.cli.models.measure import snr_text
 from sa3_mlx.cli.options import FORMATS, BackendOptions, CommonOptions, TypedCommand
 from sa3_mlx.cli.output.progress import Progress
@@ -24,12 +25,12 @@ from .files import output_samples, read_latents
 
 
 @click.command(cls=TypedCommand)
-@click.argument("input_file", metavar="LATENTS", type=click.Path(path_type=Path))
+@click.argument("given", metavar="LATENTS", type=click.Path(path_type=Path, allow_dash=True))
 @click.argument("output_file", metavar="OUT", type=click.Path(path_type=Path, allow_dash=True))
 @click.option("--format", "subtype", type=click.Choice(FORMATS), help="Default: the usual one of OUT, pcm16.")
 @click.option("--reference", type=click.Path(path_type=Path), help="Print the signal-to-noise ratio against this file.")
 def decode(
-    input_file: Path,
+    given: Path,
     output_file: Path,
     subtype: Subtype | None,
     reference: Path | None,
@@ -40,8 +41,9 @@ def decode(
     found = find_model(model.name, generates=False)
     config, piped = found.config, output_file == STDOUT
     subtype = subtype or ("pcm16" if piped else usual_subtype(output_file))
-    latents, tags = read_latents(input_file)
-    samples = output_samples(input_file, latents, tags, config)
+    with input_file(given) as path:
+        latents, tags = read_latents(path)
+        samples = output_samples(path, latents, tags, config)
     if piped:
         check_pipe(subtype)
     else:
@@ -52,7 +54,7 @@ def decode(
     digest = fingerprint(found.folder, config, quiet=common.quiet)
     if tags.get("model_hash", digest) != digest and not common.force:
         raise ValueError(
-            f"{input_file}: encoded by {tags.get('model')} ({tags['model_hash'][:19]}...), not by "
+            f"{given}: encoded by {tags.get('model')} ({tags['model_hash'][:19]}...), not by "
             f"{found.name} ({digest[:19]}...); give that --model, or --force"
         )
     pipeline = backend.load(found.folder, framework, device=model.device)

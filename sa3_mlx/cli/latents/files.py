@@ -51,11 +51,9 @@ def write_latents(path: Path, latents: Latents, tags: dict[str, str]) -> None:
 
 def read_latents(path: Path) -> tuple[Latents, dict[str, str]]:
     """Read latents (T, C) and the tags that came with them. Raises FileNotFoundError or ValueError, one line."""
-    if path.suffix not in _SUFFIXES:
-        raise ValueError(f"{path}: unknown extension {path.suffix!r} for latents; allowed: {', '.join(_SUFFIXES)}")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of latents")
-    if path.suffix == ".safetensors":
+    if _kind(path) == ".safetensors":
         with TensorFile.open(path) as file:
             if file.names() != ["latents"]:
                 raise ValueError(f"{path}: expected one tensor 'latents', found {', '.join(file.names()) or 'none'}")
@@ -63,6 +61,17 @@ def read_latents(path: Path) -> tuple[Latents, dict[str, str]]:
             return _checked(path, file.read("latents")), file.metadata
     tags = _read_sidecar(_sidecar(path))
     return _checked(path, map_array(path, _NO_LATENTS)), tags
+
+
+def _kind(path: Path) -> str:
+    """Return which kind of file it is, by its extension, or by its first bytes where it has none, as what is piped."""
+    if path.suffix in _SUFFIXES:
+        return path.suffix
+    with path.open("rb") as file:
+        head = file.read(9)
+    if not path.suffix and (head.startswith(b"\x93NUMPY") or head[8:] == b"{"):
+        return ".safetensors" if head[8:] == b"{" else ".npy"
+    raise ValueError(f"{path}: unknown extension {path.suffix!r} for latents; allowed: {', '.join(_SUFFIXES)}")
 
 
 def _read_sidecar(path: Path) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from .stored import INDEX_FILE, SETTINGS_FILE, Facts, describe_folder, describe_
 
 _LONG_SECONDS = 600.0  # from here on a sound is not read to find its peak
 _BLOCKS = ("config", "settings")  # shown as JSON, after everything else
+_PNG = b"\x89PNG\r\n\x1a\n"
 _COUNTS = ("parameters", "parts", "stored as", "samples", "frames", "items", "clips", "recordings", "bytes")
 
 
@@ -80,8 +82,15 @@ def describe(what: str) -> Facts:
 def _file(path: Path) -> Facts:
     with path.open("rb") as file:
         head = file.read(512)
-    if path.name in (INDEX_FILE, SETTINGS_FILE) or head.lstrip()[:1] == b"{":
-        return (describe_folder(path.parent) or {}) if path.name == SETTINGS_FILE else describe_index(path)
+    if path.name in (CONFIG_FILE, SETTINGS_FILE):
+        return describe_folder(path.parent) or _model(find_model(str(path.parent), generates=False))
+    if path.name == WEIGHTS_FILE and (path.parent / CONFIG_FILE).is_file():
+        return _model(find_model(str(path.parent), generates=False))
+    if path.name == INDEX_FILE or head.lstrip()[:1] == b"{":
+        return describe_index(path)
+    if head.startswith(_PNG):
+        width, height = struct.unpack(">II", head[16:24].ljust(8, b"\0"))
+        return {"kind": "picture", "file": "", "width": width, "height": height}
     if path.suffix == ".npy" or head.startswith(b"\x93NUMPY"):
         latents, tags = read_latents(path)
         return {"kind": "encoded sound", "file": "", "frames": latents.shape[0], "channels": latents.shape[1], **tags}

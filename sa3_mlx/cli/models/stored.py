@@ -41,11 +41,17 @@ def describe_folder(folder: Path) -> Facts | None:
 
 def describe_index(path: Path) -> Facts:
     """Return what an index lists. Raises ValueError for one of another format and for a damaged one."""
-    readers = {"sa3-clips/1": _clips, "sa3-latents/2": _latents, "sa3-shards/1": _shards}
+    readers = {
+        "sa3-clips/1": _clips,
+        "sa3-latents/2": _latents,
+        "sa3-shards/1": _shards,
+        "sa3-evaluation/2": _evaluation,
+        "sa3-tuning/1": _tuning,
+    }
     read = readers.get(str(read_object(path).get("format")))
     if read is None:
         found = quoted(read_object(path).get("format"))
-        raise ValueError(f"{path}: expected format {' or '.join(readers)}, got {found}")
+        raise ValueError(f"{path}: its format is {found}; expected one that sa3 writes: {', '.join(readers)}")
     return _checked(path, read)
 
 
@@ -123,6 +129,25 @@ def _shards(path: Path, data: dict[str, Any]) -> Facts:
         "recordings": sum(shard["samples"] for shard in shards),
         "bytes": sum(shard["bytes"] for shard in shards),
         "left out": {reason: len(names) for reason, names in data["left_out"].items()},
+    }
+
+
+def _evaluation(path: Path, data: dict[str, Any]) -> Facts:
+    return {
+        "kind": "evaluation",
+        "file": str(path),
+        "date": data["date"],
+        "seeds": data["seeds"],
+        "options": data["options"],
+        "models": list(dict.fromkeys(f"{row['model']} {row['setting']}" for row in data["rows"])),
+    }
+
+
+def _tuning(path: Path, data: dict[str, Any]) -> Facts:
+    return {
+        "kind": "tuning",
+        "file": str(path),
+        "models": [f"{entry['model']} {entry['date']}" for entry in data["entries"]],
     }
 
 
