@@ -37,6 +37,7 @@ from sa3_mlx.common.files.atomic import write_json
 # the first with which a command succeeds is taken.
 SPELLINGS: dict[str, tuple[str, ...]] = {
     "warmup": ("warmup", "ode-warmup"),
+    "--monotone": ("--monotone", "--schedule=monotone"),
     "teacher.steps": ("teacher.steps", "teacher.sampling.steps"),
     "demo.guidance": ("demo.guidance", "demo.guidance.scale"),
 }
@@ -148,7 +149,7 @@ def uses() -> Jobs:
     """Yield jobs on quantized, adapted and trained models."""
     sound = f"generate {SNARE} --seed 1 {EULER} {ON} --format float --out <out>/sound.wav"
     adapter = "<train/lora>/run/model/adapter.safetensors"
-    yield "mlx/max-memory", f"{sound} --model demo --backend mlx --dtype float32 --max-memory 8MB"
+    yield "mlx/max-memory", f"{sound} --model demo --backend mlx --dtype float32 --max-memory 9MB"
     yield "quantized/8bit", "quantize demo <out>/model --recipe 8bit"
     yield "quantized/8bit-sound", f"{sound} --model <quantized/8bit>/model --backend mlx"
     yield "adapted/merged", f"lora merge demo {adapter} <out>/model"

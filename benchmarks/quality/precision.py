@@ -35,6 +35,7 @@ from sa3_mlx.common.files.atomic import write_json
 from sa3_mlx.common.files.safetensors import TensorFile
 from sa3_mlx.common.generation.clips import open_tokenizer
 from sa3_mlx.common.generation.request import Item, Request
+from sa3_mlx.common.measures.spectra import HOP, log_mel_l1, mono
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE, expected_tensors
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.sampling import Sampling
@@ -46,7 +47,6 @@ from sa3_torch.evaluate.judge.judge import Judge, all_right
 from sa3_torch.evaluate.measures.frechet import frechet
 from sa3_torch.evaluate.prompts import held_out_prompts, sounds
 from sa3_torch.pipeline import DTYPES, Pipeline
-from sa3_torch.train.autoencoder.metrics import HOP, log_mel_l1, mono
 from sa3_torch.train.data.clip_cache import ClipSet
 from sa3_torch.trajectory import State, visit
 

@@ -11,10 +11,11 @@ import numpy as np
 
 from benchmarks.options import BACKEND, MODEL, RENDERED, open_pipeline, show
 from sa3_mlx.common.generation.pipeline import BasePipeline
+from sa3_mlx.common.measures.spectra import log_mel_l1
 from sa3_mlx.common.schema import ConfigError
 from sa3_torch.evaluate.judge.judge import Judge
 from sa3_torch.evaluate.judge.pitch import still_voiced
-from sa3_torch.train.autoencoder.metrics import effective_rank, log_mel_l1, si_sdr, spectral_convergence
+from sa3_torch.train.autoencoder.metrics import effective_rank, si_sdr, spectral_convergence
 from sa3_torch.train.data.clip_cache import ClipSet
 
 

@@ -74,7 +74,7 @@ def estimates(pipeline: Pipeline, setting: Sampling, items: Sequence[Item], step
             fresh = torch.from_numpy(batch_of(noise, step(index - 1), planned.padding_mask.shape, channels)).to(device)
             x = (1 - level) * x + level * fresh
         schedule = sigmas(
-            diffusion.shift, setting.steps, [level] * len(items), planned.lengths.effective, monotone=True
+            diffusion.shift, setting.steps, [level] * len(items), planned.lengths.effective, schedule="monotone"
         )
         for state in SAMPLERS[setting.sampler](at, x, schedule, no_noise):
             last = state.x

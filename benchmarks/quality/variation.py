@@ -1,4 +1,4 @@
-"""Compare audio-to-audio with the official schedule and with `monotone`: ``python -m benchmarks variation``.
+"""Compare the three schedules of audio-to-audio: ``python -m benchmarks variation``.
 
 The official one first adds noise above the chosen level [B23].
 Sources are sounds the model made itself; the prompt of the variation asks for another instrument at the same pitch.
@@ -16,10 +16,11 @@ from benchmarks.options import BACKEND, MODEL, SamplingChoice, open_pipeline
 from sa3_mlx.cli.options import TypedCommand
 from sa3_mlx.common.generation.pipeline import BasePipeline
 from sa3_mlx.common.generation.request import InitAudio, Item, Request
+from sa3_mlx.common.measures.spectra import log_mel_l1
+from sa3_mlx.common.model.dial import SCHEDULES, Schedule
 from sa3_mlx.common.model.sampling import Sampling
 from sa3_torch.evaluate.judge.judge import Judge
 from sa3_torch.evaluate.judge.pitch import judge_note
-from sa3_torch.train.autoencoder.metrics import log_mel_l1
 from sa3_torch.train.demo_set.sounds import INSTRUMENTS, note_captions
 
 LEVELS = (0.3, 0.5, 0.7, 0.9)
@@ -33,24 +34,24 @@ def measure(pipeline: BasePipeline[Any], sampling: Sampling) -> list[dict[str, A
     judge, names = Judge(), list(INSTRUMENTS)
     pairs = [(name, names[(i + 1) % len(names)], PITCHES[i % len(PITCHES)]) for i, name in enumerate(names)]
 
-    def request(which: int, init: tuple[InitAudio, ...] | None, monotone: bool) -> Request:
+    def request(which: int, init: tuple[InitAudio, ...] | None, schedule: Schedule) -> Request:
         items = tuple(
             Item(prompt=note_captions(pair[:2][which], pair[2])[0], seconds=SECONDS, seed=100 * which + i)
             for i, pair in enumerate(pairs)
         )
-        return Request(items=items, sampling=sampling, init=init, monotone=monotone)
+        return Request(items=items, sampling=sampling, init=init, schedule=schedule)
 
-    sources = pipeline.generate(request(0, None, False)).audio
+    sources = pipeline.generate(request(0, None, "official")).audio
     rows = []
     for level in LEVELS:
         init = tuple(InitAudio(audio=audio, noise_level=level) for audio in sources)
-        for monotone in (False, True):
-            made = pipeline.generate(request(1, init, monotone)).audio
+        for schedule in SCHEDULES:
+            made = pipeline.generate(request(1, init, schedule)).audio
             heard = [judge.classifier.classify(audio).instrument for audio in made]
             rows.append(
                 {
                     "noise_level": level,
-                    "schedule": "monotone" if monotone else "official",
+                    "schedule": schedule,
                     "log_mel_to_source": float(np.mean([log_mel_l1(a, b) for a, b in zip(sources, made, strict=True)])),
                     "keeps_pitch": float(np.mean([judge_note(a, p[2]) for a, p in zip(made, pairs, strict=True)])),
                     "source_instrument": float(np.mean([h == p[0] for h, p in zip(heard, pairs, strict=True)])),
@@ -64,7 +65,7 @@ def measure(pipeline: BasePipeline[Any], sampling: Sampling) -> list[dict[str, A
 @MODEL
 @BACKEND
 def variation(model: str, backend: str, choice: SamplingChoice) -> None:
-    """Compare audio-to-audio with the official and with the monotone schedule [B23]."""
+    """Compare audio-to-audio with the three schedules [B23]."""
     pipeline = open_pipeline(model, backend)
     sampling = choice.resolved(pipeline.config.usual_sampling)
     rows = measure(pipeline, sampling)

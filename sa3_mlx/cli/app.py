@@ -32,6 +32,7 @@ SECTIONS: Sections = {
         "get": ("models.get", "get", "Download and install a model."),
         "convert": ("models.convert", "convert", "Convert a checkpoint of another layout, or export one."),
         "quantize": ("models.quantize", "quantize", "Make a smaller model of a model."),
+        "calibrate": ("models.calibrate", "calibrate", "Find the strengths of a model's variations."),
         "lora": ("models.lora", "lora", "Show, merge and convert adapters."),
         "info": ("models.info", "info", "Show what is in a model or an audio file."),
         "verify": (

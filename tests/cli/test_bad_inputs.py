@@ -292,7 +292,7 @@ EDITS = {
     "clip beyond the audio": (["inpaint", "in.wav", "--region", "0.1:0.2", "--seconds", "2"], "add a region"),
     "crossfade negative": (["inpaint", "in.wav", "--region", "0.1:0.2", "--crossfade-ms", "-1"], "crossfade"),
     "crossfade too long": (["inpaint", "in.wav", "--region", "0.1:0.2", "--crossfade-ms", "2000"], "crossfade"),
-    "monotone without init": (["inpaint", "in.wav", "--region", "0.1:0.2", "--monotone"], "monotone"),
+    "monotone without init": (["inpaint", "in.wav", "--region", "0.1:0.2", "--schedule", "monotone"], "monotone"),
     "extend without length": (["extend", "in.wav"], "--seconds"),
     "extend to less": (["extend", "in.wav", "--seconds", "0.5"], "longer"),
     "extend too far": (["extend", "in.wav", "--seconds", "100"], "3.20 s"),

@@ -161,7 +161,7 @@ def test_rerun_is_bit_identical(run: Run, name: str):
     write_tone(Path("in.wav"), 0.6)
     common = ("--backend", name, "--format", "float")
     ok(run("generate", "rain", "--seconds", "0.5", "--batch", "3", "--out", "g.wav", *common))
-    ok(run("vary", "in.wav", "bell", "--noise-level", "0.5", "--monotone", "--out", "v.wav", *common))
+    ok(run("vary", "in.wav", "bell", "--noise-level", "0.5", "--schedule", "monotone", "--out", "v.wav", *common))
     ok(
         run(
             "inpaint",

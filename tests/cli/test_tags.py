@@ -50,7 +50,7 @@ def test_every_field_of_the_first_tags_is_kept():
     assert [item.seed for item in batch.request.items] == [3, 4, 5] and batch.request.head_room_seconds == 0.05
     varied = read_provenance(FIRST / "vary.flac")
     assert isinstance(varied.request.init, InitAudio) and varied.request.init.noise_level == 0.5
-    assert varied.request.monotone and varied.output.peak_db == -3 and varied.request.inpaint is None
+    assert varied.request.schedule == "monotone" and varied.output.peak_db == -3 and varied.request.inpaint is None
     assert varied.input is not None and varied.input.name == "in.wav" and varied.input.hash.startswith("sha256:")
     filled = read_provenance(FIRST / "inpaint.wav")
     assert isinstance(filled.request.inpaint, Inpaint) and filled.request.inpaint.regions == ((0.04, 0.07),)

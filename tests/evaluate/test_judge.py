@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch")
+from sa3_mlx.common.measures.spectra import log_mel_l1
 from sa3_mlx.common.model.sampling import Sampling
 from sa3_torch.evaluate.judge import training
 from sa3_torch.evaluate.judge.classifier import FEATURES, WEIGHTS, features
 from sa3_torch.evaluate.judge.judge import Judge
 from sa3_torch.evaluate.judge.pitch import cents_off, chord_of, judge_note, pitch_of
 from sa3_torch.evaluate.prompts import held_out_prompts, sounds
-from sa3_torch.train.autoencoder.metrics import effective_rank, log_mel_l1, si_sdr, spectral_convergence
+from sa3_torch.train.autoencoder.metrics import effective_rank, si_sdr, spectral_convergence
 from sa3_torch.train.data.clip_cache import Draft, write_clips
 from sa3_torch.train.demo_set.synth import DRUMS, NOISES, noise_clip
 from sa3_torch.train.run.random import generator

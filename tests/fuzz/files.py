@@ -197,7 +197,7 @@ def _read_tags(given: Given) -> None:
     assert isinstance(made, Provenance)
     made.to_json()
     try:
-        validate(replace(made.request, init=None, inpaint=None, monotone=False), SMALL)
+        validate(replace(made.request, init=None, inpaint=None, schedule="official"), SMALL)
     except ValueError as error:  # it is about the request; the command says of which file
         raise ValueError(f"{sound}: {error}") from error
 

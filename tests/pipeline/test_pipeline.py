@@ -295,7 +295,10 @@ def test_the_start_mixes_init_latents_and_noise_per_item() -> None:
 def test_the_monotone_schedule_adds_no_noise_above_the_level(small: Any) -> None:
     """[B23]: the official schedule climbs after its first entry; ``monotone`` only descends, and sounds different."""
     request = sampled(replace(BASE, init=InitAudio(audio=_audio(0.9), noise_level=0.5)), steps=8)
-    events = {monotone: _stream(small, replace(request, monotone=monotone)) for monotone in (False, True)}
+    events = {
+        monotone: _stream(small, replace(request, schedule="monotone" if monotone else "official"))
+        for monotone in (False, True)
+    }
     sigmas = {monotone: run[0][0].sigmas[0] for monotone, run in events.items()}  # type: ignore[union-attr]
     assert sigmas[False][1] > sigmas[False][0] == sigmas[True][0] == 0.5
     assert (np.diff(sigmas[True]) < 0).all()

@@ -20,8 +20,9 @@ from sa3_mlx.cli.options import (
 )
 from sa3_mlx.cli.run import Task, run
 from sa3_mlx.common.generation.request import InitAudio, Inpaint
+from sa3_mlx.common.model.dial import Schedule
 
-from .source import INPUT, MONOTONE, PROMPT, SourceFile
+from .source import INPUT, PROMPT, SCHEDULE, STRENGTH, SourceFile, chosen_level
 
 
 @click.command(cls=TypedCommand)
@@ -37,14 +38,16 @@ from .source import INPUT, MONOTONE, PROMPT, SourceFile
     help="Seconds to make again, without END to the clip's end; can be repeated.",
 )
 @click.option("--noise-level", type=float, help="Start from what is there, so far away; default: from nothing.")
-@MONOTONE
+@STRENGTH
+@SCHEDULE
 @click.option("--seconds", type=float, help="Length. Default: that of INPUT.")
 def inpaint(
     input_file: Path,
     prompt: str | None,
     regions: tuple[tuple[float, float | None], ...],
     noise_level: float | None,
-    monotone: bool,
+    strength: float | None,
+    schedule: Schedule,
     seconds: float | None,
     paste: PasteOptions,
     sampling: SamplingOptions,
@@ -59,15 +62,16 @@ def inpaint(
     """
     found = find_model(model.name, generates=True)
     source = SourceFile.read(input_file, found.config, seconds, sampling.head_room)
+    level = chosen_level(noise_level, strength, schedule, found.config)
     length = source.length(seconds, found)
     wanted = source.prompt(prompt, quiet=output.quiet)
     request = replace(
         sampling.request(wanted, length, found.config),
-        init=None if noise_level is None else InitAudio(audio=source.audio, noise_level=noise_level),
+        init=None if level is None else InitAudio(audio=source.audio, noise_level=level),
         inpaint=Inpaint(
             audio=source.audio, regions=tuple((start, length if end is None else end) for start, end in regions)
         ),
-        monotone=monotone,
+        schedule=schedule,
         crossfade_ms=paste.crossfade(),
     )
     run(Task("inpaint", (request,), found, model, memory, output, source))

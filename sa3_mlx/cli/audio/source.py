@@ -19,13 +19,21 @@ from sa3_mlx.common.files.wav import Subtype
 from sa3_mlx.common.generation.request import HEAD_ROOM_MAX
 from sa3_mlx.common.installed import Model
 from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.model.dial import SCHEDULES, Schedule
 from sa3_mlx.common.model.lengths import clip_lengths, longest, samples_to_seconds
 from sa3_mlx.common.terminal import excerpt, say
 
 INPUT = click.argument("input_file", metavar="INPUT", type=click.Path(path_type=Path, allow_dash=True))
 PROMPT = click.argument("prompt", required=False)
-MONOTONE = click.option(
-    "--monotone", is_flag=True, help="Only ever remove noise. Default: the official schedule, which adds some again."
+SCHEDULE = click.option(
+    "--schedule",
+    type=click.Choice(SCHEDULES),
+    default="official",
+    show_default=True,
+    help="From the noise level to 0: official adds noise at first; normalized (scaled) and monotone (cut) add none.",
+)
+STRENGTH = click.option(
+    "--strength", type=float, help="In place of --noise-level, above 0 to 1: how much changes, in equal steps."
 )
 _HASHED_MAX = 1 << 26  # bytes of a file that is read to its end for its hash in any case
 _KEEPING: dict[str, Subtype] = {"PCM_16": "pcm16", "PCM_U8": "pcm16", "PCM_S8": "pcm16", "PCM_24": "pcm24"}
@@ -86,6 +94,20 @@ class SourceFile:
                 "give --seconds to use its beginning"
             )
         return samples_to_seconds(len(self.audio), model.config.sample_rate) if seconds is None else seconds
+
+
+def chosen_level(
+    noise_level: float | None, strength: float | None, schedule: Schedule, config: ModelConfig
+) -> float | None:
+    """Return the noise level that was given or stands behind a strength; None where neither was given.
+
+    Raises click.UsageError for both, ValueError for a strength that cannot be.
+    """
+    if strength is None:
+        return noise_level
+    if noise_level is not None:
+        raise click.UsageError("give either --noise-level or --strength")
+    return config.noise_level(strength, schedule)
 
 
 def _usable(config: ModelConfig, seconds: float | None, head_room: float | None) -> int:

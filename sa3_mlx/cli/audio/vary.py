@@ -11,21 +11,26 @@ from sa3_mlx.cli.home import find_model
 from sa3_mlx.cli.options import MemoryOptions, ModelOptions, OutputOptions, SamplingOptions, TypedCommand
 from sa3_mlx.cli.run import Task, run
 from sa3_mlx.common.generation.request import InitAudio
+from sa3_mlx.common.model.dial import Schedule
 
-from .source import INPUT, MONOTONE, PROMPT, SourceFile
+from .source import INPUT, PROMPT, SCHEDULE, STRENGTH, SourceFile, chosen_level
+
+USUAL_LEVEL = 0.6
 
 
 @click.command(cls=TypedCommand)
 @INPUT
 @PROMPT
-@click.option("--noise-level", type=float, default=0.6, show_default=True, help="Above 0 to 1: how far from INPUT.")
-@MONOTONE
+@click.option("--noise-level", type=float, help=f"Above 0 to 1: how far from INPUT. Default: {USUAL_LEVEL:g}.")
+@STRENGTH
+@SCHEDULE
 @click.option("--seconds", type=float, help="Length. Default: that of INPUT.")
 def vary(
     input_file: Path,
     prompt: str | None,
-    noise_level: float,
-    monotone: bool,
+    noise_level: float | None,
+    strength: float | None,
+    schedule: Schedule,
     seconds: float | None,
     sampling: SamplingOptions,
     model: ModelOptions,
@@ -36,13 +41,15 @@ def vary(
 
     \b
     sa3 vary take.wav "marimba note A4" --noise-level 0.7 --out marimba.wav
+    sa3 vary take.wav --strength 0.3 --schedule monotone --out close.wav
     """
     found = find_model(model.name, generates=True)
+    level = chosen_level(noise_level, strength, schedule, found.config)
     source = SourceFile.read(input_file, found.config, seconds, sampling.head_room)
     wanted = source.prompt(prompt, quiet=output.quiet)
     request = replace(
         sampling.request(wanted, source.length(seconds, found), found.config),
-        init=InitAudio(audio=source.audio, noise_level=noise_level),
-        monotone=monotone,
+        init=InitAudio(audio=source.audio, noise_level=USUAL_LEVEL if level is None else level),
+        schedule=schedule,
     )
     run(Task("vary", (request,), found, model, memory, output, source))

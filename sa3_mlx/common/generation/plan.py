@@ -60,7 +60,7 @@ def plan(request: Request, config: ModelConfig) -> Plan:
         head_room_seconds=head_room,
         lengths=lengths,
         padding_mask=np.arange(lengths.frames)[None] < np.array(lengths.valid)[:, None],
-        sigmas=sigmas(diffusion.shift, sampling.steps, levels, lengths.effective, monotone=request.monotone),
+        sigmas=sigmas(diffusion.shift, sampling.steps, levels, lengths.effective, schedule=request.schedule),
         init=init,
         inpaint=inpaint,
         regions=regions or tuple(() for _ in request.items),

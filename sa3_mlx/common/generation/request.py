@@ -20,6 +20,7 @@ from sa3_mlx.common.files.audio_file import Audio
 from sa3_mlx.common.files.objects import parse_object
 from sa3_mlx.common.model.chunks import Direction, check_chunk_frames
 from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.model.dial import SCHEDULES, Schedule
 from sa3_mlx.common.model.lengths import longest, samples_to_seconds, seconds_to_samples
 from sa3_mlx.common.model.sampling import Sampling
 from sa3_mlx.common.schema import Config, ConfigError, is_finite, quoted, require
@@ -90,7 +91,7 @@ class Request(Config):
     sampling: Sampling | None = None  # None: the usual one of the model
     init: InitAudio | tuple[InitAudio, ...] | None = None  # audio to start from
     inpaint: Inpaint | tuple[Inpaint, ...] | None = None  # audio to keep, but for regions
-    monotone: bool = False  # schedule that only descends from the init noise level, instead of [B23]
+    schedule: Schedule = "official"  # how times descend from the init noise level, see ``Schedule`` [B23]
     head_room_seconds: float | None = None  # None: the model's own [B31]
     crossfade_ms: float | None = DEFAULT_CROSSFADE_MS  # None: no paste-back, the model's audio as it is
     decode_noise: bool = False  # the two noise terms of the official decoder [B47]
@@ -112,6 +113,7 @@ class Request(Config):
         Raises ConfigError, one line that names the field. What a model allows is for ``validate`` to say.
         """
         if isinstance(data, dict):
+            data = _with_schedule(data)
             given = {name: data[name] for name in ("init", "inpaint") if data.get(name) is not None}
             data = data | {name: _with_audio(entry, audio, f"{where}.{name}") for name, entry in given.items()}
         return super().from_dict(data, where=where)
@@ -129,6 +131,14 @@ class Request(Config):
     def to_json(self) -> str:
         """Return the request as JSON, without audio."""
         return json.dumps(self.to_dict(), ensure_ascii=False)
+
+
+def _with_schedule(data: dict[str, Any]) -> dict[str, Any]:
+    """Translate the switch ``monotone`` of earlier files, where it is there and nothing else says so."""
+    if type(data.get("monotone")) is not bool or "schedule" in data:
+        return data
+    kept = {name: value for name, value in data.items() if name != "monotone"}
+    return kept | {"schedule": "monotone" if data["monotone"] else "official"}
 
 
 def _with_audio(stored: object, audio: Audio | Sequence[Audio] | None, where: str) -> object:
@@ -221,10 +231,11 @@ def _check_sampling(request: Request) -> None:
         _check_range(request.head_room_seconds, "head room", 0, HEAD_ROOM_MAX, " s")
     if request.crossfade_ms is not None:
         _check_range(request.crossfade_ms, "crossfade", 0, CROSSFADE_MAX_MS, " ms")
-    for name, value in (("monotone", request.monotone), ("decode_noise", request.decode_noise)):
-        _check_kind(value, bool, name, "True or False")
-    if request.monotone and request.init is None:
-        raise ValueError("the monotone schedule is for init audio: without it the schedule always descends")
+    _check_kind(request.decode_noise, bool, "decode_noise", "True or False")
+    if request.schedule not in SCHEDULES:
+        raise ValueError(f"schedule is {quoted(request.schedule)}: allowed are {', '.join(SCHEDULES)}")
+    if request.schedule != "official" and request.init is None:
+        raise ValueError(f"the {request.schedule} schedule is for init audio: without it all schedules are the same")
 
 
 def _check_inpaint(inpaint: Inpaint, item: Item, name: str, config: ModelConfig) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sa3_mlx.common.model.config import ShiftConfig
+from sa3_mlx.common.model.dial import Schedule
 
 Float64Array = NDArray[np.float64]
 
@@ -25,18 +26,18 @@ def sigmas(
     sigma_max: float | Sequence[float],
     lengths: Sequence[int],
     *,
-    monotone: bool = False,
+    schedule: Schedule = "official",
 ) -> NDArray[np.float32]:
     """Return the times of every step (B, steps + 1) float32, first sigma_max, last 0.
 
     ``lengths``: effective frames of each item (B,). ``sigma_max`` in (0, 1]: one level, or one per item.
 
-    The default is the official schedule: linspace from sigma_max to 0, warped, and the first entry overwritten with
-    sigma_max [B22]. With sigma_max < 1 the warp lifts the second entry above the first, so the sampler adds noise again
-    above the chosen level [B23]. ``monotone`` instead cuts the warped schedule at sigma_max: linspace over
-    warp^-1(sigma_max) .. 0, which only descends and is the same schedule at sigma_max = 1. A level below twice the
-    smallest one that the warp can give (log-SNR ends at 0.119 before it jumps to 0) leaves nothing to cut, and so does
-    a warp that rises: there ``monotone`` divides sigma_max linearly.
+    "official" is linspace from sigma_max to 0, warped, and the first entry overwritten with sigma_max [B22]. With
+    sigma_max < 1 the warp lifts the second entry above the first, so the sampler adds noise again above the chosen
+    level [B23]. "normalized" is linspace from 1 to 0, warped, times sigma_max: it keeps the proportions of the steps
+    and only descends. "monotone" cuts the warped schedule at sigma_max: linspace over warp^-1(sigma_max) .. 0, which
+    only descends too. A level below twice the smallest one that the warp can give (log-SNR ends at 0.119 before it
+    jumps to 0) leaves nothing to cut, and so does a warp that rises: there "monotone" divides sigma_max linearly.
 
     Raises ValueError for no steps, no items and a sigma_max outside (0, 1].
     """
@@ -50,7 +51,10 @@ def sigmas(
     top = np.broadcast_to(levels, (len(lengths),))[:, None]  # (B, 1)
     frames = np.maximum(np.asarray(lengths, dtype=np.float64), 1)[:, None]  # (B, 1)
     ramp = np.linspace(1.0, 0.0, steps + 1)[None, :]  # (1, steps + 1)
-    warped = _cut(shift, ramp, top, frames) if monotone else _warp(shift, top * ramp, frames)
+    if schedule == "monotone":
+        warped = _cut(shift, ramp, top, frames)
+    else:
+        warped = _warp(shift, top * ramp, frames) if schedule == "official" else top * _warp(shift, ramp, frames)
     warped[:, :1] = top
     warped[:, -1] = 0.0
     return warped.astype(np.float32)

@@ -13,6 +13,7 @@ from typing import Literal
 from sa3_mlx.common.files.objects import read_object
 from sa3_mlx.common.schema import Config, ConfigError, quoted, require
 
+from .dial import Dial, Schedule
 from .sampling import Guidance, Sampling
 
 FORMAT = "sa3/1"
@@ -193,6 +194,7 @@ class ModelConfig(Config):
     same: SAMEConfig
     diffusion: DiffusionConfig | None
     sampling: Sampling | None = None  # the usual one; None: the official one of the objective [B26]
+    dial: Dial | None = None  # noise levels by strength; None: not calibrated
 
     def __post_init__(self) -> None:
         _bounded(self, RATE_MAX, "sample_rate")
@@ -209,6 +211,15 @@ class ModelConfig(Config):
         if self.require_diffusion().objective == "rf_denoiser":
             return Sampling(sampler="pingpong", steps=8)
         return Sampling(sampler="euler", steps=50, guidance=Guidance(scale=7.0))
+
+    def noise_level(self, strength: float, schedule: Schedule = "official") -> float:
+        """Return the noise level at which audio-to-audio changes its source with this strength, above 0 and up to 1.
+
+        Raises ValueError for any other strength, and ConfigError for a model that was not calibrated.
+        """
+        if self.dial is None:
+            raise ConfigError(f"{self.name} has no dial for strength: run 'sa3 calibrate', or give a noise level")
+        return self.dial.noise_level(strength, schedule)
 
     def require_diffusion(self) -> DiffusionConfig:
         """Return ``diffusion``. Raises ConfigError for an autoencoder without one."""

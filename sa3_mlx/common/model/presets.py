@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .config import DiffusionConfig, DiTConfig, ModelConfig, SAMEConfig, ShiftConfig, TextEncoderConfig
+from .dial import Dial
 from .sampling import Sampling
 
 LOGSNR = ShiftConfig(type="logsnr", start=-6.2, end=2.0, rate=0.0)  # default of the released models [B22]
@@ -114,6 +115,11 @@ _ALL = [
             dit=DIT_DEMO,
         ),
         sampling=Sampling(sampler="euler", steps=8),  # docs/records/training.md: of its front, the least distance
+        dial=Dial(  # sa3 calibrate demo --dry-run
+            official=(0.2299, 0.3829, 0.4444, 0.4955, 0.52, 0.5419, 0.5639, 0.5858, 0.626, 1.0),
+            normalized=(0.1034, 0.2235, 0.3384, 0.5145, 0.6339, 0.7222, 0.788, 0.849, 0.9104, 1.0),
+            monotone=(0.0857, 0.1938, 0.3521, 0.4917, 0.5986, 0.6861, 0.7494, 0.8077, 0.8669, 1.0),
+        ),
     ),
     ModelConfig(  # for the set "music": clips of 12 s
         name="music",

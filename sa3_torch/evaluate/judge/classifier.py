@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sa3_torch.train.autoencoder.metrics import Float, mel_filters, mono
+from sa3_mlx.common.measures.spectra import Float, mel_filters, mono
 from sa3_torch.train.data.clip_cache import SAMPLE_RATE
 
 from .pitch import pitch_of

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sa3_torch.train.autoencoder.metrics import Float, mono
+from sa3_mlx.common.measures.spectra import Float, mono
 from sa3_torch.train.demo_set.sounds import NAMES
 
 LOWEST_HZ, HIGHEST_HZ = 60.0, 1200.0

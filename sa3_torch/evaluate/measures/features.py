@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sa3_torch.train.autoencoder.metrics import mono
+from sa3_mlx.common.measures.spectra import mono
 from sa3_torch.train.data.clip_cache import SAMPLE_RATE
 
 Audio = NDArray[np.floating]

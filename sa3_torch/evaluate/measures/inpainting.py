@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from sa3_mlx.common.generation.pipeline import BasePipeline
 from sa3_mlx.common.generation.plan import plan
 from sa3_mlx.common.generation.request import Inpaint, Item, Request
+from sa3_mlx.common.measures.spectra import WINDOW, log_mel
 from sa3_mlx.common.model.lengths import samples_to_seconds
 from sa3_mlx.common.model.sampling import Sampling
-from sa3_torch.train.autoencoder.metrics import WINDOW, log_mel
 from sa3_torch.train.data.clip_cache import CachedClip
 
 Audio = NDArray[np.float32]

@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from sa3_mlx.common.measures.spectra import log_mel_l1
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_torch.same import SAME
 from sa3_torch.train.data.encode.pre_encode import load_autoencoder
 from sa3_torch.train.data.encode.sources import Source
 from sa3_torch.train.data.latents import LatentItem, LatentSet
-
-from .metrics import log_mel_l1
 
 TOLERANCE = 0.01  # of the on-line log-mel distance
 SECONDS = 20  # of every item, from its start

@@ -10,11 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sa3_mlx.common.measures.spectra import log_mel_l1
 from sa3_torch.same import SAME
 from sa3_torch.train.data.clip_cache import Audio, CachedClip, ClipSet
 
 from .losses import soft_norm_loss
-from .metrics import effective_rank, kurtosis, log_mel_l1, multi_stft, si_sdr, spectral_convergence, stereo_correlation
+from .metrics import effective_rank, kurtosis, multi_stft, si_sdr, spectral_convergence, stereo_correlation
 
 VALIDATION_CLIPS = 48
 

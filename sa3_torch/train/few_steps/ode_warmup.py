@@ -169,7 +169,7 @@ class OdeWarmupStage(Stage):
         """Run the teacher's sampler from data with ``noise`` (B, T, C) of ``levels`` (B,), on the base's schedule below
         them."""
         config, lengths = self.config.teacher, masks.valid.sum(1).tolist()
-        schedule = sigmas(self.teacher_shift, config.sampling.steps, levels.tolist(), lengths, monotone=True)
+        schedule = sigmas(self.teacher_shift, config.sampling.steps, levels.tolist(), lengths, schedule="monotone")
         x = interpolate(batch.latents, noise, levels).to(self.device)
         states = [x]
         with self.autocast():

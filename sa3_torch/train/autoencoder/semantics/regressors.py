@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sa3_mlx.common.measures.spectra import mel_filters
 from sa3_mlx.common.schema import Config, ConfigError
 from sa3_torch.train.autoencoder.filters import chroma_filters
-from sa3_torch.train.autoencoder.metrics import mel_filters
 from sa3_torch.train.autoencoder.spectral import magnitude
 from sa3_torch.train.autoencoder.transforms import full_precision, spectrogram
 from sa3_torch.train.run.settings import check

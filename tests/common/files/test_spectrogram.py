@@ -15,7 +15,7 @@ from matplotlib import image
 from sa3_mlx.common.files.lettering import lettered, write_title
 from sa3_mlx.common.files.spectrogram import save_spectrogram, spectrogram
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 RATE = 22050
 
 

@@ -192,7 +192,7 @@ def varied(shared_home: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
         ("request.items.seed", ["1"]),
         ("runtime.backend", "jax"),
         ("command", "sing"),
-        ("request.monotone", "no"),
+        ("request.schedule", "no"),
         ("input", 3),
         ("request.items.seconds", None),
         ("request.sampling.steps", 2.5),

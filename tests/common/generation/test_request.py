@@ -45,7 +45,7 @@ def test_spec_imports_without_mlx_and_torch():
         "import sa3_mlx.common as spec\n"
         "for module in pkgutil.iter_modules(spec.__path__): importlib.import_module('sa3_mlx.common.' + module.name)\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[2])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[3])
 
 
 def test_plan_of_a_plain_clip():
@@ -101,9 +101,18 @@ def test_sources_are_shared_or_given_per_item():
     np.testing.assert_allclose(own.sigmas[:, 0], [0.6, 0.9])
 
 
+def test_the_switch_of_earlier_files_is_read():
+    stored = {name: value for name, value in REQUEST.to_dict().items() if name != "schedule"}
+    stored |= {"init": {"noise_level": 0.5}}
+    for monotone, schedule in ((True, "monotone"), (False, "official")):
+        assert Request.from_dict(stored | {"monotone": monotone}, audio=INIT.audio).schedule == schedule
+    with pytest.raises(ConfigError, match="unknown field"):
+        Request.from_dict(stored | {"monotone": "yes"}, audio=INIT.audio)
+
+
 def test_monotone_descends_where_the_default_rises():
     official = plan(dataclasses.replace(REQUEST, init=INIT), CONFIG).sigmas[0]
-    ours = plan(dataclasses.replace(REQUEST, init=INIT, monotone=True), CONFIG).sigmas[0]
+    ours = plan(dataclasses.replace(REQUEST, init=INIT, schedule="monotone"), CONFIG).sigmas[0]
     assert official.max() > 0.9 and ours.max() == np.float32(0.6) and (np.diff(ours) < 0).all()
 
 
@@ -183,7 +192,7 @@ BAD = {
     "monotone of words": (_with(monotone="no", init=INIT), "monotone is 'no': expected True or False"),
     "decoder noise of words": (_with(decode_noise="no"), "decode_noise is 'no': expected True or False"),
     "crossfade negative": (_with(crossfade_ms=-5.0), "crossfade is -5 ms: allowed are 0 to 1000 ms"),
-    "monotone without init": (_with(monotone=True), "monotone schedule is for init audio"),
+    "monotone without init": (_with(schedule="monotone"), "monotone schedule is for init audio"),
     "scale negative": (_guided(scale=-1.0), "guidance scale is -1"),
     "scale nan": (_guided(scale=NAN), "guidance scale is nan"),
     "apg above one": (_guided(apg=1.5), "guidance apg is 1.5: allowed are 0 to 1"),
@@ -269,7 +278,7 @@ TWO = (ITEM, Item(prompt="w4 \u00e9", seconds=1, seed=2**63 - 1, negative_prompt
 STORED = {
     "plain": Request(items=(ITEM,)),
     "sampled": _with(items=TWO, sampling=Sampling(sampler="euler", steps=3, guidance=Guidance(scale=3, apg=0.5))),
-    "init": _with(init=INIT, monotone=True, head_room_seconds=0.5, chunk_frames=64),
+    "init": _with(init=INIT, schedule="monotone", head_room_seconds=0.5, chunk_frames=64),
     "inpaint": _with(inpaint=dataclasses.replace(INPAINT, audio=INIT.audio), crossfade_ms=None, decode_noise=True),
     "both": _with(init=INIT, inpaint=dataclasses.replace(INPAINT, audio=INIT.audio), encode_chunk_frames=32),
     "one each": _with(items=TWO, init=(INIT, dataclasses.replace(INIT, noise_level=1))),

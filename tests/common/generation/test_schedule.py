@@ -1,4 +1,4 @@
-"""Schedules match the official code row by row; the monotone variant only descends."""
+"""Schedules match the official code row by row; the others only descend."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 from sa3_mlx.common.generation.schedule import sigmas
 from sa3_mlx.common.model.config import ShiftConfig
+from sa3_mlx.common.model.dial import Schedule
 from sa3_mlx.common.model.presets import LOGSNR
 
 LOGSNR_RATE1 = ShiftConfig(type="logsnr", start=-6.2, end=2.0, rate=1.0)
@@ -78,25 +79,32 @@ def test_default_schedule_rises_above_a_chosen_level_and_monotone_does_not():
     official = sigmas(LOGSNR, 8, 0.6, [108])[0]
     expected = [0.6, 0.90929, 0.844224, 0.745547, 0.613014, 0.461327, 0.316479, 0.200207, 0]
     np.testing.assert_allclose(official, expected, atol=5e-7)
-    ours = sigmas(LOGSNR, 8, 0.6, [108], monotone=True)[0]
+    ours = sigmas(LOGSNR, 8, 0.6, [108], schedule="monotone")[0]
     assert ours[0] == np.float32(0.6) and ours[-1] == 0 and (np.diff(ours) < 0).all()
 
 
 @pytest.mark.parametrize("shift", [LOGSNR, LOGSNR_RATE1, FULL, FULL_SINE, FLUX, NONE], ids=lambda s: s.type)
 @pytest.mark.parametrize("steps", [1, 2, 8, 50])
-def test_monotone_descends_strictly_from_every_level(shift: ShiftConfig, steps: int):
+@pytest.mark.parametrize(("schedule", "shortest"), [("monotone", 1), ("normalized", 8)])  # a warp with a rate may rise
+def test_both_descend_strictly_from_every_level(shift: ShiftConfig, steps: int, schedule: Schedule, shortest: int):
     for level in (0.01, 0.1, 0.12, 0.23, 0.24, 0.5, 0.9, 0.999, 1.0):
-        ours = sigmas(shift, steps, level, [1, 323, 5000], monotone=True)
+        ours = sigmas(shift, steps, level, [shortest, 323, 5000], schedule=schedule)
         assert ours.shape == (3, steps + 1)
         assert (ours[:, 0] == np.float32(level)).all() and (ours[:, -1] == 0).all()
         assert (np.diff(ours, axis=1) < 0).all(), (shift, steps, level, ours)
 
 
 @pytest.mark.parametrize("shift", [LOGSNR, LOGSNR_RATE1, FULL, FULL_SINE, FLUX, NONE], ids=lambda s: s.type)
-def test_monotone_is_the_default_schedule_without_init_audio(shift: ShiftConfig):
+@pytest.mark.parametrize("schedule", ["monotone", "normalized"])
+def test_all_are_the_default_schedule_without_init_audio(shift: ShiftConfig, schedule: Schedule):
     np.testing.assert_allclose(
-        sigmas(shift, 8, 1.0, [108, 3000], monotone=True), sigmas(shift, 8, 1.0, [108, 3000]), rtol=0, atol=1e-7
+        sigmas(shift, 8, 1.0, [108, 3000], schedule=schedule), sigmas(shift, 8, 1.0, [108, 3000]), rtol=0, atol=1e-7
     )
+
+
+def test_the_normalized_schedule_is_that_of_level_1_scaled():
+    whole = sigmas(LOGSNR, 8, 1.0, [108])[0]
+    np.testing.assert_allclose(sigmas(LOGSNR, 8, 0.6, [108], schedule="normalized")[0], 0.6 * whole, rtol=1e-6)
 
 
 def test_each_item_can_have_its_own_level():
