@@ -32,7 +32,7 @@ def test_released_values_are_left_out_and_come_back(tmp_path: Path) -> None:
     """Files that were written before these fields existed have the same text."""
     for config in (*PRESETS.values(), *TINY.values()):
         data = _written(tmp_path, config)
-        assert "ff_mult" not in data["same"] and ("sampling" in data) == (config.name == "demo")
+        assert "ff_mult" not in data["same"] and ("sampling" in data) == (config.sampling is not None)
         assert config.same.ff_mult == 3
         if config.diffusion is not None:
             assert "ff_mult" not in data["diffusion"]["dit"] and "seconds_max" not in data["diffusion"]

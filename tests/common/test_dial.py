@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from sa3_mlx.common.generation.strength import LEVELS, fit
+from sa3_mlx.common.measures.strength import LEVELS, fit
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.dial import SCHEDULES, Dial
 from sa3_mlx.common.model.presets import PRESETS

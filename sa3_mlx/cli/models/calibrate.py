@@ -17,8 +17,8 @@ from sa3_mlx.cli.options import TypedCommand
 from sa3_mlx.cli.output.progress import Progress
 from sa3_mlx.common.files.atomic import write_text
 from sa3_mlx.common.generation.clips import open_tokenizer
-from sa3_mlx.common.generation.strength import Changes, fit, measure_changes, runs
 from sa3_mlx.common.installed import DEMO_FOLDER, Model
+from sa3_mlx.common.measures.strength import Changes, fit, measure_changes, runs
 from sa3_mlx.common.model.checkpoint import CONFIG_FILE
 from sa3_mlx.common.model.dial import NOTCHES, SCHEDULES, Dial, Schedule
 from sa3_mlx.common.quant.calibration import read_prompts, requests, usual_prompts

@@ -189,7 +189,7 @@ BAD = {
     "sampler unknown": (sampled(REQUEST, sampler="ddim"), "sampler is 'ddim': allowed are euler, pingpong, dpmpp, rk4"),
     "head room negative": (_with(head_room_seconds=-1), "head room is -1 s: allowed are 0 to 60 s"),
     "head room nan": (_with(head_room_seconds=NAN), "head room is nan"),
-    "monotone of words": (_with(monotone="no", init=INIT), "monotone is 'no': expected True or False"),
+    "schedule of words": (_with(schedule="no", init=INIT), "schedule is 'no': allowed are official"),
     "decoder noise of words": (_with(decode_noise="no"), "decode_noise is 'no': expected True or False"),
     "crossfade negative": (_with(crossfade_ms=-5.0), "crossfade is -5 ms: allowed are 0 to 1000 ms"),
     "monotone without init": (_with(schedule="monotone"), "monotone schedule is for init audio"),

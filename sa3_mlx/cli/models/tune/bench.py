@@ -28,6 +28,7 @@ from sa3_mlx.common.generation.pipeline import BasePipeline
 from sa3_mlx.common.generation.request import Item, Request
 from sa3_mlx.common.model.lengths import samples_to_frames, seconds_to_samples
 from sa3_mlx.common.schema import Config
+from sa3_mlx.common.terminal import show
 from sa3_mlx.common.tuning.choice import Twin, Work
 
 _PROMPT = "a slow warm piano in a large hall"
@@ -169,4 +170,4 @@ class _Order(Config):
 
 
 if __name__ == "__main__":
-    print(_Order.from_dict(json.loads(sys.argv[1])).carry_out())
+    show(_Order.from_dict(json.loads(sys.argv[1])).carry_out())

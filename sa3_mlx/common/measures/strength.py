@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sa3_mlx.common.files.audio_file import Audio
-from sa3_mlx.common.measures.spectra import log_mel
+from sa3_mlx.common.generation.pipeline import BasePipeline
+from sa3_mlx.common.generation.request import InitAudio, Request
 from sa3_mlx.common.model.dial import NOTCHES, SCHEDULES, Dial, Schedule
 
-from .pipeline import BasePipeline
-from .request import InitAudio, Request
+from .spectra import log_mel
 
 LEVELS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0)
 _OTHER_SEEDS = 1_000_000  # from the seeds of the sources to those of the variations
