@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +21,7 @@ from .loop import Trainer
 from .options import FOLDER
 from .planning.device import Device
 from .planning.plan import make_plan
-from .settings import Belongings, Settings, load_settings
+from .settings import Belongings, Settings, load_settings, read_settings
 from .stage import Stage, StageConfig
 
 UNFINISHED = 75  # EX_TEMPFAIL of sysexits.h: asked to stop, and the same command goes on
@@ -68,9 +68,7 @@ class RunOptions:
             show(str(plan))
             plan.check()
             return False
-        self.out.mkdir(parents=True, exist_ok=True)
-        with locked(self.out) if parallel.is_first() else nullcontext():
-            finished = Trainer(stage, config, self.out, belongings, trusted=self.trusted).run()
+        finished = Trainer(stage, config, self.out, belongings, trusted=self.trusted).run()
         first = parallel.is_first()
         parallel.finish()
         if not finished:
@@ -111,7 +109,25 @@ class StageCommand(click.Command):
         if threads is not None:
             torch.set_num_threads(threads)
         parallel.start()
+        if not wanted and parallel.is_first():
+            ctx.with_resource(_own(out))
         return super().invoke(ctx)
+
+
+@contextmanager
+def _own(folder: Path) -> Iterator[None]:
+    """Keep a run folder from other processes before anything is written to it; an empty one goes again.
+
+    Raises OSError where another process has it, ConfigError for the folder of something else.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        try:
+            read_settings(folder)
+            yield
+        finally:
+            with suppress(OSError):  # it holds the run, or what it held before
+                folder.rmdir()
 
 
 def stage_command(name: str, *, preset: str = "demo") -> Callable[[Callable[..., None]], StageCommand]:

@@ -179,6 +179,18 @@ def _table(data: Table, name: str) -> Table:
     return found if isinstance(found, dict) else {}
 
 
+def read_settings(folder: Path) -> Table:
+    """Read ``settings.json`` of a run folder, nothing where there is none. Raises ConfigError for that of something
+    else."""
+    path = folder / "settings.json"
+    if not path.is_file():
+        return {}
+    stored = read_object(path)
+    if not isinstance(stored.get("train"), dict):
+        raise ConfigError(f"{path}: these are not the settings of a run; choose another folder")
+    return stored
+
+
 def keep_settings(folder: Path, config: Config, belongings: Belongings, *, resumed: bool) -> None:
     """Write the settings and belongings of a run to ``settings.json``; None and "" among the latter do not count.
 
@@ -191,9 +203,7 @@ def keep_settings(folder: Path, config: Config, belongings: Belongings, *, resum
         return
     ours = {name: value for name, value in belongings.items() if value}
     written = json.dumps({"format": RUN_FORMAT, **config.to_dict(), **ours}, sort_keys=True) + "\n"
-    stored = read_object(path) if path.is_file() else {"train": {}}
-    if not isinstance(stored.get("train"), dict):
-        raise ConfigError(f"{path}: these are not the settings of a run; choose another folder")
+    stored = read_settings(folder)
     if not resumed or not path.is_file():
         write_text(path, written)
         return

@@ -1,0 +1,87 @@
+"""Runs that are refused change nothing: of other data, of another process, in a folder of something else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the training twin needs torch")
+pytest.importorskip("scipy", reason="the training extra is not installed")
+
+from sa3_mlx.common.files.atomic import locked
+from tests.support import stages
+from tests.support.command import refused_line, sa3, snapshot
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
+SETS = ("train.steps=1", "train.batch=4", "train.precision='fp32'", "train.compile=false", "clips.buckets=1")
+
+
+@pytest.fixture
+def refused(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Train where it is to be refused, with the tiny model under the name of the demo; return its one line."""
+    from sa3_torch.train.flow import pretrain
+
+    monkeypatch.setattr(pretrain, "PRESETS", {**pretrain.PRESETS, "demo": stages.MODEL})
+    return lambda *words: refused_line(capfd, tmp_path, "train", *words)
+
+
+def _lora(workspace: Path, latents: Path, out: Path) -> list[str]:
+    sets = [f"--set={change}" for change in (*SETS, "demo.steps=1")]
+    return ["lora", "--model", str(workspace / "base"), "--latents", str(latents), *sets, "--out", str(out)]
+
+
+def _pretrain(workspace: Path, out: Path) -> list[str]:
+    folders = ("--latents", str(workspace / "latents"), "--autoencoder", str(workspace / "run" / "model"))
+    return ["pretrain", *folders, *(f"--set={change}" for change in SETS), "--out", str(out)]
+
+
+def test_a_run_does_not_go_on_with_other_latents(
+    workspace: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], refused: Callable[..., str]
+) -> None:
+    latents, out = tmp_path / "latents", tmp_path / "run"
+    assert sa3(capfd, "train", *_lora(workspace, workspace / "latents", out)).code == 0
+    before = snapshot(out)
+    shutil.copytree(workspace / "latents", latents)
+    described = latents / "shard-00000.json"
+    about = json.loads(described.read_text())
+    about["items"][0]["captions"] = ["piano note C4"]
+    described.write_text(json.dumps(about))
+    assert "holds a run with latents = 'sha256:" in refused(*_lora(workspace, latents, out))
+    assert snapshot(out) == before
+
+
+@pytest.mark.parametrize("command", ["lora", "pretrain"])
+@pytest.mark.parametrize("found", ["other settings", "another process"])
+def test_a_folder_that_is_not_free_stays_as_it_is(
+    found: str, command: str, workspace: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    """Neither a tokenizer nor an index nor a log appears in it."""
+    out = tmp_path / "run"
+    out.mkdir()
+    words = _pretrain(workspace, out) if command == "pretrain" else _lora(workspace, workspace / "latents", out)
+    if found == "another process":
+        with locked(out):
+            assert "another process works in this folder" in refused(*words)
+        assert not any(out.iterdir())
+    else:
+        (out / "settings.json").write_text('{"editor.fontSize": 12}')
+        assert "these are not the settings of a run" in refused(*words)
+        assert [path.name for path in out.iterdir()] == ["settings.json"]
+        assert (out / "settings.json").read_text() == '{"editor.fontSize": 12}'
+
+
+def test_two_encodings_do_not_share_a_folder(
+    workspace: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out, model = tmp_path / "latents", workspace / "run" / "model"
+    words = ["pre-encode", "--data", workspace / "clips", "--autoencoder", model, "--copies", "1", "--out", out]
+    out.mkdir()
+    with locked(out):
+        result = sa3(capfd, *words)
+    assert result.code == 2 and f"sa3: {out}: another process works in this folder" in result.err
+    assert not any(out.iterdir())
+    assert sa3(capfd, *words).code == 0
