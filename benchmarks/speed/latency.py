@@ -25,11 +25,21 @@ from sa3_mlx.common.model.precision import DTYPES, TEXT_DTYPES
 
 from .machine import Machine, busy_cores, describe
 from .models import PROMPT, MeasuredModel, find
-from .worker import Work
+from .worker import USUAL, Work
 
 FORMAT = "sa3-latency/1"
 STAGES = ("total", "cpu", "text", "sample", "decode", "first_sound")
-WARM = ("steps", "sampler", "guidance", "frames", "device", "dtype", "text_dtype", "energy")  # taken from the warm runs
+WARM = (
+    "steps",
+    "sampler",
+    "guidance",
+    "frames",
+    "device",
+    "dtype",
+    "text_dtype",
+    "ways",
+    "energy",
+)  # taken from the warm runs
 KEY = (
     "model",
     "weights",
@@ -43,6 +53,7 @@ KEY = (
     "steps",
     "sampler",
     "guidance",
+    "ways",
 )
 
 
@@ -144,7 +155,7 @@ def save(folder: Path, machine: Machine, entries: Sequence[dict[str, Any]]) -> P
 
 def key(entry: dict[str, Any]) -> tuple[object, ...]:
     """Return what was measured, without how long it took."""
-    return tuple(entry[name] for name in KEY)
+    return tuple(entry.get(name, USUAL) if name == "ways" else entry[name] for name in KEY)
 
 
 def table(entries: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
@@ -209,6 +220,7 @@ def table(entries: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
 @click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True)
 @click.option("--text-dtype", type=click.Choice(TEXT_DTYPES), default="auto", show_default=True)
 @click.option("--compile", "compiled", is_flag=True, help="PyTorch: compile the step and the decoder; long warm-up.")
+@click.option("--untuned", is_flag=True, help="Go the usual ways, whatever `sa3 tune` found here.")
 @click.option("--cold", type=click.IntRange(0), default=1, show_default=True, help="Fresh processes to time.")
 @click.option("--warmups", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
@@ -231,6 +243,7 @@ def latency(
     dtype: str,
     text_dtype: str,
     compiled: bool,
+    untuned: bool,
     cold: int,
     warmups: int,
     repeats: int,
@@ -262,6 +275,7 @@ def latency(
             dtype=dtype,
             text_dtype=text_dtype,
             compiled=compiled,
+            tuned=not untuned,
             prompt=PROMPT,
             seconds=seconds,
             sampling=sampling,

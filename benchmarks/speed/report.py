@@ -21,6 +21,7 @@ from sa3_mlx.common.model.presets import PRESETS
 
 from .latency import FORMAT, key
 from .roofline import floor
+from .worker import USUAL
 
 PUBLISHED_FILE = RESULTS.with_name("published.json")
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
@@ -82,6 +83,7 @@ def _run(entry: Mapping[str, Any]) -> str:
     parts += [f"recipe {entry['recipe']}"] if entry["recipe"] else []
     parts += ["random weights"] if entry["weights"] == "random" else []
     parts += [f"{entry['steps']} steps"] if entry["steps"] != STEPS else []
+    parts += [f"tuned ({entry['ways']})"] if entry.get("ways", USUAL) != USUAL else []
     parts += [f"guidance {entry['guidance']:g}"] if entry["guidance"] != 1 else []
     return ", ".join(parts)
 

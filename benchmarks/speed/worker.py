@@ -22,6 +22,7 @@ from sa3_mlx.common.model.sampling import Sampling
 from sa3_mlx.common.schema import Config
 
 BORN = time.time()
+USUAL = "usual"  # ways of a run where nothing was tuned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,7 @@ class Work(Config):
     dtype: str
     text_dtype: str
     compiled: bool  # torch only
+    tuned: bool  # go the ways that `sa3 tune` found in this home
     prompt: str
     seconds: float
     sampling: Sampling
@@ -67,6 +69,8 @@ def work(work: Work) -> dict[str, Any]:
     from .energy import EnergyMeter
 
     pipeline, finish, memory = _open(work)
+    if not work.tuned:
+        pipeline.ways = {}
     opened = time.time()
     request = Request(items=(Item(prompt=work.prompt, seconds=work.seconds, seed=0),), sampling=work.sampling)
     begin = time.perf_counter()
@@ -104,6 +108,7 @@ def work(work: Work) -> dict[str, Any]:
         "device": memory.device,
         "dtype": pipeline.precision.dtype,
         "text_dtype": pipeline.precision.text_dtype or "file",
+        "ways": ", ".join(f"{place} {way}" for place, way in pipeline.ways.items()) or USUAL,
     }
 
 

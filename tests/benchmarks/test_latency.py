@@ -25,6 +25,8 @@ from sa3_mlx.cli.group import run_group
 from sa3_mlx.common.files.safetensors import TensorFile
 from sa3_mlx.common.model.checkpoint import expected_tensors
 from sa3_mlx.common.model.sampling import Sampling
+from sa3_mlx.common.tuning.table import Tuning, key_of
+from sa3_mlx.common.tuning.table import save as save_tuning
 from tests.support.command import SMALL, make_home
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -156,6 +158,7 @@ def _work(folder: Path, name: str, **changes: float) -> Work:
         dtype="float32",
         text_dtype="auto",
         compiled=False,
+        tuned=True,
         prompt="soft rain",
         seconds=0.5,
         sampling=Sampling(sampler="pingpong", steps=3),
@@ -179,6 +182,27 @@ def test_a_worker_is_a_process_of_its_own(tmp_path: Path, name: str):
         assert timing["text"] + timing["sample"] <= timing["first_sound"] <= timing["total"]
     assert run["peak_rss_bytes"] > 0 and run["wall"] > sum(timing["total"] for timing in run["timings"])
     assert (run["memory_counter"] == "mlx") == (run["peak_memory_bytes"] is not None) == (name == "mlx")
+
+
+def test_a_worker_says_in_which_ways_it_went(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("mlx.core")
+    monkeypatch.setenv("SA3_HOME", str(make_home(tmp_path)))
+    folder = tmp_path / "models" / SMALL.name
+    assert work(_work(folder, "mlx"))["ways"] == "usual"
+    save_tuning(
+        Tuning(
+            key=key_of("mlx", "cpu", SMALL),
+            model="little",
+            date="2026-01-01",
+            sa3="0.1",
+            ways={"chunks": "half"},
+            environment={},
+            before=2.0,
+            after=1.0,
+        )
+    )
+    assert work(_work(folder, "mlx"))["ways"] == "chunks half"
+    assert work(replace(_work(folder, "mlx"), tuned=False))["ways"] == "usual"
 
 
 def test_a_worker_that_fails_gives_its_reason(tmp_path: Path):
