@@ -54,7 +54,7 @@ def _save(**others: object) -> Tuning:
 
 @pytest.mark.usefixtures("clock")
 def test_tune_keeps_the_fastest_right_way(run: Run, home: Path) -> None:
-    result = ok(run("tune", "little", "--backend", "mlx", "--seconds", "3"))
+    result = ok(run("tune", "little", "--backend", "mlx", "--seconds", "3", "--only", "chunks", "--only", "launches"))
     lines = result.out.splitlines()
     assert any(line.startswith("chunks ") and line.endswith("kept") for line in lines), result.out
     assert any("2.00 times as fast" in line for line in lines)
@@ -66,7 +66,7 @@ def test_tune_keeps_the_fastest_right_way(run: Run, home: Path) -> None:
 
 def test_tune_says_that_nothing_is_faster(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PipelineBench, "seconds", lambda _bench, works: float(len(works)))
-    result = ok(run("tune", "little", "--backend", "mlx", "--seconds", "1"))
+    result = ok(run("tune", "little", "--backend", "mlx", "--seconds", "1", "--only", "launches"))
     assert "the usual ways are the fastest (little on mlx" in result.out
     assert read_table()[0].ways == {}
 
@@ -102,6 +102,7 @@ def test_forgetting(run: Run, home: Path) -> None:
     [
         (("--allow", "tf32"), "expected PLACE=WAY"),
         (("--allow", "sums=fast"), "no place is called 'sums'"),
+        (("--only", "sums"), "no place is called 'sums'"),
         (("--allow", "chunks=none"), "chunks is 'none': allowed are usual"),
         (("--seconds", "4000"), "little makes at most"),
         (("--forget", "--dry-run"), "give one of them"),

@@ -6,7 +6,7 @@ by more than the spread of the measurement.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -85,11 +85,15 @@ class Search:
         bench: Bench,
         *,
         allowed: Mapping[str, str],
+        only: Collection[str] = (),
         impossible: Callable[[Choice, str], str | None],
         report: Callable[[Trial], None],
     ) -> None:
+        """Take what ``sa3 tune`` was told. Raises ValueError for a place or a way that is not there."""
+        for name in (*allowed, *only):
+            choices.place(name).check(allowed.get(name, choices.usual[name]))
         self.choices, self.bench, self.report = choices, bench, report
-        self.allowed, self.impossible = allowed, impossible
+        self.allowed, self.only, self.impossible = allowed, only, impossible
         self._plain = {place.name: place.plain for place in choices.places.values() if not place.environment}
         self._kept: dict[str, str] = {}
         self._environment: dict[str, str] = {}
@@ -104,9 +108,14 @@ class Search:
             works = [work for work in place.work if work in self.bench.dtypes]
             usual = self.choices.usual[place.name]
             others = [way for way in place.ways if way != usual and self._may(place, way)]
-            if works and others:
+            if works and others and (not self.only or place.name in self.only):
                 found.append((place, [usual, *others], works))
         return found
+
+    def not_asked(self) -> list[tuple[str, str]]:
+        """List the places and ways that are left out because nobody asked for them."""
+        places = self.choices.places.values()
+        return [(place.name, way) for place in places for way in place.asked if not self._may(place, way)]
 
     def _may(self, place: Choice, way: str) -> bool:
         return way not in place.asked or self.allowed.get(place.name) == way

@@ -24,7 +24,7 @@ from sa3_mlx.common.tuning import machine
 from sa3_mlx.common.tuning.choice import Choice
 from sa3_mlx.common.tuning.chunk import CHUNKS, FACTORS, chunk_frames
 from sa3_mlx.common.tuning.search import Search, Trial
-from sa3_mlx.common.tuning.table import Tuning, forget, key_of, save, table_file
+from sa3_mlx.common.tuning.table import Key, Tuning, forget, key_of, save, table_file
 from sa3_mlx.common.version import version
 
 from .bench import PipelineBench, Subject
@@ -55,6 +55,7 @@ def parse_way(text: str) -> tuple[str, str]:
     type=Parsed(parse_way),
     help="Try a way that is less exact, or slow at first; can be repeated.",
 )
+@click.option("--only", multiple=True, metavar="PLACE", help="Leave all other places as they are; can be repeated.")
 @click.option("--dry-run", is_flag=True, help="List what would be timed.")
 @click.option("--forget", "forgets", is_flag=True, help="Remove what was tuned: of the model, or everything.")
 def tune(
@@ -63,6 +64,7 @@ def tune(
     device: str,
     seconds: float | None,
     allow: tuple[tuple[str, str], ...],
+    only: tuple[str, ...],
     dry_run: bool,
     forgets: bool,
 ) -> None:
@@ -79,7 +81,23 @@ def tune(
         show(f"{forget(found)} tuning(s) removed from {table_file()}")
         return
     chosen = find_model(model, generates=False)
-    _tune(chosen, backend.choose(wanted, device), device, _clip_seconds(chosen, seconds), dict(allow), dry_run=dry_run)
+    length, twin = _clip_seconds(chosen, seconds), backend.choose(wanted, device)
+    bench = PipelineBench(Subject(twin=twin, device=device, folder=str(chosen.folder), seconds=length))
+    search = Search(
+        bench.pipeline.choices,
+        bench,
+        allowed=dict(allow),
+        only=only,
+        impossible=partial(_impossible, config=chosen.config, seconds=length),
+        report=_line,
+    )
+    count = len(search.places())
+    where = bench.pipeline.device_name
+    show(f"{chosen.label} on {twin}, {where}, a clip of {length:.4g} s: {count} places with several ways")
+    if dry_run:
+        _list(search)
+    else:
+        _search(search, key_of(twin, where, chosen.config), chosen.config.name)
 
 
 def _clip_seconds(model: Model, asked: float | None) -> float:
@@ -90,36 +108,21 @@ def _clip_seconds(model: Model, asked: float | None) -> float:
     return min(longest, _SECONDS) if asked is None else asked
 
 
-def _tune(
-    model: Model, twin: backend.Backend, device: str, seconds: float, allowed: dict[str, str], *, dry_run: bool
-) -> None:
-    choices = backend.choices(twin)
-    for name, way in allowed.items():
-        choices.place(name).check(way)
-    bench = PipelineBench(Subject(twin=twin, device=device, folder=str(model.folder), seconds=seconds))
-    place_of = bench.pipeline.device_name
-    search = Search(
-        choices,
-        bench,
-        allowed=allowed,
-        impossible=partial(_impossible, config=model.config, seconds=seconds),
-        report=_line,
-    )
-    places = search.places()
-    show(f"{model.label} on {twin}, {place_of}, a clip of {seconds:.4g} s: {len(places)} places with several ways")
-    if dry_run:
-        for place, ways, works in places:
-            show(f"{place.name:<20} {' '.join(works):<12} {', '.join(ways)}  ({place.about})")
-        for place in choices.places.values():
-            for way in place.asked:
-                if allowed.get(place.name) != way:
-                    show(f"only with --allow {place.name}={way}  ({place.about})")
-        return
-    begin = time.monotonic()
-    found = search.run(rounds=lambda ways, run: _rounds(ways, run, len(places) + 1))
+def _list(search: Search) -> None:
+    """Show what would be timed, and what would have to be asked for."""
+    for place, ways, works in search.places():
+        show(f"{place.name:<20} {' '.join(works):<18} {', '.join(ways)}  ({place.about})")
+    for name, way in search.not_asked():
+        show(f"only with --allow {name}={way}  ({search.choices.place(name).about})")
+
+
+def _search(search: Search, key: Key, model: str) -> None:
+    """Time everything, save what is fastest, and show how it did."""
+    begin, places = time.monotonic(), len(search.places())
+    found = search.run(rounds=lambda ways, seconds: _rounds(ways, seconds, places + 1))
     tuning = Tuning(
-        key=key_of(twin, place_of, model.config),
-        model=model.config.name,
+        key=key,
+        model=model,
         date=datetime.now(UTC).date().isoformat(),
         sa3=version(),
         ways=dict(found.ways),

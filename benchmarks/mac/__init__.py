@@ -1,0 +1,1 @@
+"""Measure everything that only a Mac can tell, in one command."""
