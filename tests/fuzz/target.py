@@ -17,6 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
+from sa3_mlx.common.terminal import bounded, one_line
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = tuple(f"{ROOT / name}{os.sep}" for name in ("sa3_mlx", "sa3_torch", "convert"))
 BUSY = 5  # times as long may pass, where other work keeps the processor busy
@@ -167,7 +169,8 @@ def _judge(target: Target, folder: Path, case: Case, error: Exception) -> tuple[
         return f"no words in {where}", type(error).__name__
     if len(message) > LONGEST and not (isinstance(error, OSError) and error.strerror):  # of the name that was given
         return f"a long message in {where}", _short(error)
-    if target.names_file and str(folder) not in message and Path(case.file).name not in message:
+    shown = bounded(one_line(message))
+    if target.names_file and str(folder) not in shown and Path(case.file).name not in shown:
         return f"no file is named in {where}", _short(error)
     return None
 

@@ -57,6 +57,24 @@ def test_nothing_cites_a_document_outside_of_the_repository() -> None:
     assert not found, "\n".join(found)
 
 
+def test_tests_that_the_documents_name_are_there() -> None:
+    """In tables as "`file`: `a`, `b`"; the word test_ before names, and the folders of training, are left out."""
+    record, lost, named = (DOCS / "records" / "robustness.md").read_text(encoding="utf-8"), [], 0
+    for name, tests in re.findall(r"`((?:\w+/)*test_\w+)`((?:(?::|,) `\w+`)*)", record):
+        folder, _, file = name.rpartition("/")
+        files = [
+            path
+            for path in (ROOT / "tests").rglob(f"{file}.py")
+            if {folder or "train", folder or "evaluate"} & {*path.parts}
+        ]
+        text = files[0].read_text(encoding="utf-8") if len(files) == 1 else ""
+        found = [test for test in re.findall(r"`(\w+)`", tests) if f"def test_{test}(" in text]
+        named += len(found)
+        if not text or len(found) != tests.count("`") // 2:
+            lost.append(f"{name}{tests}")
+    assert named > 80 and not lost, lost
+
+
 @pytest.mark.parametrize("letter", DOCUMENTS)
 def test_the_documents_have_anchors(letter: str) -> None:
     assert len(_anchors(letter)) > 5
