@@ -18,7 +18,7 @@ from sa3_mlx.common.generation.request import Item, Request, Residency
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
 from sa3_mlx.common.model.precision import DTYPES
 from sa3_mlx.pipeline import Pipeline
-from sa3_mlx.runtime import mx
+from sa3_mlx.runtime import apple_gpu, mx
 
 from .models import PROMPT, find
 
@@ -77,7 +77,15 @@ def memory(name: str, lengths: tuple[float, ...], dtype: str) -> None:
         request = Request(items=(Item(prompt=PROMPT, seconds=seconds, seed=0),), sampling=sampling)
         for residency in get_args(Residency):
             found = measured(pipeline, request, residency=residency)
-            plan = predict(request, config, precision, residency=residency, tokens=tokens, weights=weights)
+            plan = predict(
+                request,
+                config,
+                precision,
+                residency=residency,
+                tokens=tokens,
+                weights=weights,
+                metal=apple_gpu(long_chunks=False),
+            )
             wanted = predicted(plan)
             for phase in asdict(found):
                 a, b = asdict(found)[phase], asdict(wanted)[phase]

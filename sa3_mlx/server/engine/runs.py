@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from sa3_mlx.cli import backend
 from sa3_mlx.cli.audio.source import SourceFile
 from sa3_mlx.cli.fingerprint import fingerprint
 from sa3_mlx.cli.home import find_model
@@ -311,7 +312,11 @@ def _what_fits(request: Request, model: Model, setup: Setup, limit: int | None) 
         wanted = seconds * share
         smaller = tuple(replace(item, seconds=wanted) for item in request.items[:items])
         peak = predict(
-            replace(request, items=smaller), model.config, setup.memory.precision, residency=setup.memory.residency
+            replace(request, items=smaller),
+            model.config,
+            setup.memory.precision,
+            residency=setup.memory.residency,
+            metal=backend.metal(setup.backend),
         ).peak
         if peak <= budget:
             what = "one clip at a time" if share == 1 else f"{wanted:.3g} s"
