@@ -47,14 +47,19 @@ class FakeBench:
     errors: Mapping[str, float] = field(default_factory=dict)
     costs: Mapping[str, float] = field(default_factory=dict)
     noise: Sequence[float] = (0.0,)
+    elsewhere: Sequence[str] = ()  # places that this model does not pass
     environment: Mapping[str, str] = field(default_factory=dict)
     dtypes: Mapping[Work, str] = field(default_factory=lambda: {"step": "float32", "decode": "float32"})
 
     def __post_init__(self) -> None:
         self._noise = cycle(self.noise)
 
+    @property
+    def timed(self) -> Sequence[Work]:
+        return list(self.dtypes)
+
     def _now(self) -> list[str]:
-        ways = [f"{name} {way}" for name, way in self.choices.now().items()]
+        ways = [f"{name} {self.choices.way(name)}" for name in self.choices.places if name not in self.elsewhere]
         return ways + [f"{name} {value}" for name, value in self.environment.items()]
 
     def results(self, works: Sequence[Work]) -> list[np.ndarray]:
@@ -138,6 +143,11 @@ def test_settings_of_a_new_process_are_timed_there() -> None:
     assert _verdicts(trials) == {"limits small": "usual", "limits large": "kept"}
     found, trials = _search(FakeBench(Choices("mlx", "cpu", (LIMITS,)), {"MLX_TEST 2": 1e-6}, {"MLX_TEST 2": -0.3}))
     assert found.environment == {} and _verdicts(trials)["limits large"].startswith("dropped"), "same bits or none"
+
+
+def test_places_that_a_model_does_not_pass_are_left_out() -> None:
+    found, trials = _search(FakeBench(Choices("mlx", "cpu", (SUM,)), elsewhere=("sum",)))
+    assert found.ways == {} and _verdicts(trials) == {"sum any": "left out: this model does not pass here"}
 
 
 def test_errors_may_add_up_and_no_more() -> None:

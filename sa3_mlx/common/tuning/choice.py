@@ -72,6 +72,7 @@ class Choices:
         self._tuned: dict[str, str] = {}
         self._said: dict[str, str] = {}
         self._ways = dict(self.usual)
+        self._met: set[str] | None = None
 
     def place(self, name: str) -> Choice:
         """Return a place. Raises ValueError for an unknown name."""
@@ -81,10 +82,21 @@ class Choices:
 
     def way(self, name: str) -> str:
         """Return the way that a place goes now; forward passes ask this. Raises ValueError for an unknown name."""
+        if self._met is not None:
+            self._met.add(name)
         try:
             return self._ways[name]
         except KeyError:
             return self.place(name).plain
+
+    @contextmanager
+    def watching(self) -> Iterator[set[str]]:
+        """Yield a set that takes the names of the places that are passed inside the ``with`` block."""
+        self._met = met = set[str]()
+        try:
+            yield met
+        finally:
+            self._met = None
 
     def now(self) -> dict[str, str]:
         """Return the ways of all places."""

@@ -29,11 +29,15 @@ class Bench(Protocol):
     def dtypes(self) -> Mapping[Work, str]:
         """Return the number types of the works that the model has."""
 
+    @property
+    def timed(self) -> Sequence[Work]:
+        """Return the works that a usual clip consists of; others are only compared."""
+
     def results(self, works: Sequence[Work]) -> list[NDArray[np.float32]]:
         """Return what each of the works gives, the same numbers whenever the ways are the same."""
 
     def seconds(self, works: Sequence[Work]) -> float:
-        """Do the works and return the time that they take for one clip."""
+        """Do the works and return the seconds that they take for one clip."""
 
     def fresh(self, ways: Mapping[str, str], environment: Mapping[str, str]) -> Bench:
         """Return a bench that works in processes of its own, with these variables in their environment."""
@@ -105,7 +109,7 @@ class Search:
         """List the places that can be tuned, with the ways to try, the usual one first, and the works to time."""
         found = []
         for place in self.choices.places.values():
-            works = [work for work in place.work if work in self.bench.dtypes]
+            works = [work for work in place.work if work in self.bench.timed]
             usual = self.choices.usual[place.name]
             others = [way for way in place.ways if way != usual and self._may(place, way)]
             if works and others and (not self.only or place.name in self.only):
@@ -122,18 +126,23 @@ class Search:
 
     def run(self, rounds: Callable[[int, float], int]) -> Found:
         """Try everything. ``rounds`` of the number of ways and the seconds of one run says how often each is timed."""
+        with self.choices.using(self._plain), self.choices.watching() as met:
+            works = list(self.bench.dtypes)
+            self._wanted = dict(zip(works, self.bench.results(works), strict=True))
         for place, ways, works in self.places():
-            sound = [way for way in ways if self._sound(place, way, works)]
+            if not (place.name in met or place.apply or place.environment):
+                self.report(Trial(place=place.name, way="any", verdict="left out: this model does not pass here"))
+                continue
+            sound = [way for way in ways if self._sound(place, way)]
             if len(sound) < 2 and sound == ways[:1]:
                 continue
             best = self._fastest(place, sound, works, rounds) if sound else place.plain
             if best != ways[0]:
                 self._keep(place, best)
                 self._mended |= ways[0] not in sound
-        works = list(self.bench.dtypes)
-        if self._kept and not self._together(works):
+        if self._kept and not self._together():
             self._kept, self._environment = {}, {}
-        before, after = self._gain(works, rounds)
+        before, after = self._gain(self.bench.timed, rounds)
         return Found(ways=self._kept, environment=self._environment, before=before, after=after)
 
     def _gain(self, works: Sequence[Work], rounds: Callable[[int, float], int]) -> tuple[Times, Times]:
@@ -165,8 +174,9 @@ class Search:
         else:
             self._kept[place.name] = way
 
-    def _sound(self, place: Choice, way: str, works: Sequence[Work]) -> bool:
+    def _sound(self, place: Choice, way: str) -> bool:
         """Compare a way with the plain form, all else plain; say why it is dropped."""
+        works = [work for work in place.work if work in self.bench.dtypes]
         if (reason := self.impossible(place, way)) is not None:
             self.report(Trial(place=place.name, way=way, verdict=f"left out: {reason}"))
             return False
@@ -183,9 +193,6 @@ class Search:
         self, place: str, way: str, found: list[NDArray[np.float32]], works: Sequence[Work], limits: Sequence[float]
     ) -> bool:
         """Tell whether results are those of the plain form; say of what is not."""
-        if missing := [work for work in works if work not in self._wanted]:
-            with self.choices.using(self._plain):
-                self._wanted |= dict(zip(missing, self.bench.results(missing), strict=True))
         errors = [relative_error(values, self._wanted[work]) for values, work in zip(found, works, strict=True)]
         self._errors[place, way] = max(errors)
         for work, error, most in zip(works, errors, limits, strict=True):
@@ -230,8 +237,9 @@ class Search:
             )
         return best
 
-    def _together(self, works: Sequence[Work]) -> bool:
+    def _together(self) -> bool:
         """Check all kept ways at once: their errors may add up, and no more."""
+        works = list(self.bench.dtypes)
         with self.choices.using(self._kept):
             found = self.bench.results(works)
             ways = [(place, self.choices.way(name)) for name, place in self.choices.places.items()]

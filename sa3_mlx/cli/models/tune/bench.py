@@ -32,7 +32,7 @@ from sa3_mlx.common.terminal import show
 from sa3_mlx.common.tuning.choice import Twin, Work
 
 _PROMPT = "a slow warm piano in a large hall"
-_RUN = 0.6  # seconds that a timed run of one work should take at least
+_RUN = 0.3  # seconds that a timed run of one work should take at least
 _CHECKED_STEPS = 2
 
 
@@ -62,6 +62,7 @@ class PipelineBench:
         generates = config.diffusion is not None
         self.dtypes: dict[Work, str] = {"step": self.pipeline.precision.dtype} if generates else {}
         self.dtypes |= {"decode": "float32", "encode": "float32"}
+        self.timed: tuple[Work, ...] = ("step", "decode") if generates else ("decode", "encode")
         samples = seconds_to_samples(subject.seconds, config.sample_rate)
         rng = np.random.default_rng(0)
         shape = (samples_to_frames(samples, config.same), config.same.latent_channels)
@@ -79,7 +80,7 @@ class PipelineBench:
 
     def fresh(self, ways: Mapping[str, str], environment: Mapping[str, str]) -> FreshBench:
         """Return a bench that does the same in processes of its own."""
-        return FreshBench(subject=self.subject, ways=dict(ways), environment=dict(environment), dtypes=self.dtypes)
+        return FreshBench(ways=dict(ways), environment=dict(environment), like=self)
 
     def _seconds(self, work: Work) -> float:
         """Time as many steps as take long enough, or as many repeats."""
@@ -116,20 +117,29 @@ class PipelineBench:
 class FreshBench:
     """Start a process for every call, with other variables in its environment."""
 
-    subject: Subject
     ways: dict[str, str]
     environment: dict[str, str]
-    dtypes: dict[Work, str]
+    like: PipelineBench
+
+    @property
+    def dtypes(self) -> Mapping[Work, str]:
+        """Return those of the bench in this process."""
+        return self.like.dtypes
+
+    @property
+    def timed(self) -> Sequence[Work]:
+        """Return those of the bench in this process."""
+        return self.like.timed
 
     def results(self, works: Sequence[Work]) -> list[NDArray[np.float32]]:
         """Return what ``PipelineBench.results`` does there."""
         with tempfile.TemporaryDirectory() as folder:
-            self._start(_Order(subject=self.subject, ways=self.ways, works=tuple(works), results=folder))
+            self._start(_Order(subject=self.like.subject, ways=self.ways, works=tuple(works), results=folder))
             return [np.load(Path(folder) / f"{work}.npy") for work in works]
 
     def seconds(self, works: Sequence[Work]) -> float:
         """Return what a warm run takes there."""
-        return float(self._start(_Order(subject=self.subject, ways=self.ways, works=tuple(works), results=None)))
+        return float(self._start(_Order(subject=self.like.subject, ways=self.ways, works=tuple(works), results=None)))
 
     def fresh(self, ways: Mapping[str, str], environment: Mapping[str, str]) -> FreshBench:
         """Return such a bench with other ways and variables."""
