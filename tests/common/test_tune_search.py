@@ -184,6 +184,14 @@ def test_sixteen_bits_have_roundings_of_their_own() -> None:
     assert bound(PRODUCT, "half", "float32") == 1e-2
 
 
+def test_a_win_wins_most_rounds() -> None:
+    """Medians far apart with a small spread, and yet every other round the other way was faster."""
+    usual = Times((2.0, 1.0, 2.0, 1.0, 2.0))
+    assert not Times((1.0, 1.9, 1.0, 1.9, 1.0)).beats(Times((1.9, 1.8, 1.9, 1.8, 1.9)))
+    assert Times((0.5, 0.6, 0.5, 0.6, 0.5)).beats(Times((1.9, 1.8, 1.9, 1.8, 1.9)))
+    assert not usual.beats(usual)
+
+
 def test_ways_are_timed_in_turn_forth_and_back() -> None:
     order: list[str] = []
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+MOST = 0.8  # share of the rounds, in each of which both ways met the same machine, that a win must win
 LEAST = 0.01  # share of the time that a win must save: bits are not changed for less
 
 
@@ -32,9 +33,10 @@ class Times:
         return f"{self.median * 1000:.1f} ms (spread {self.spread * 1000:.1f})"
 
     def beats(self, other: Times) -> bool:
-        """Tell whether this is faster by more than the spread of both, and by at least one part in a hundred."""
-        gain = other.median - self.median
-        return gain > max(self.spread, other.spread) and gain >= LEAST * other.median
+        """Tell whether this is faster by more than the spread of both, by one part in a hundred, and in most rounds."""
+        gain, rounds = other.median - self.median, list(zip(self.values, other.values, strict=True))
+        won = sum(mine < theirs for mine, theirs in rounds) / len(rounds)
+        return gain > max(self.spread, other.spread) and gain >= LEAST * other.median and won >= MOST
 
 
 def interleaved(runs: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, Times]:
