@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("hypothesis", reason="the test extra is not installed")
 
-from tests.fuzz.engine import Fuzzer
+from tests.fuzz.engine import Fuzzer, State
 from tests.fuzz.known import is_open
 from tests.fuzz.registry import targets
 from tests.fuzz.target import Case
@@ -29,3 +29,27 @@ def test_damaged_inputs_are_read_or_refused(name: str, tmp_path: Path, capfd: py
     capfd.readouterr()  # libraries for sounds print about damage
     new = [f"{f.signature}: {f.detail}" for f in result.findings.values() if not is_open(name, f.kind)]
     assert not new, new
+
+
+def test_a_run_goes_on_where_the_one_before_stopped(tmp_path: Path) -> None:
+    """Counts add up, the inputs are others, and those that reached new lines are damaged further."""
+    target, path = TARGETS["regions"], tmp_path / "regions.json"
+    drawn: list[Case] = []
+
+    def part(name: str, examples: int) -> State:
+        (tmp_path / name).mkdir()
+        state = State.load(path, target.name)
+        fuzzer = Fuzzer(target, tmp_path / name, state, watch=drawn.append, keep=lambda state: state.save(path))
+        fuzzer.run(seed=3, examples=examples)
+        return state
+
+    first = part("first", 100)
+    count = len(drawn)
+    second = part("second", 50)
+    assert (second.result.rounds, second.result.examples) == (3, 150) and second.result.seconds > first.result.seconds
+    assert first.result.corpus > 1 and second.result.lines >= first.result.lines > 0
+    corpus = first.corpus["input.txt"]
+    again = drawn[count:]
+    assert [case.data for case in again[: len(corpus)]] == corpus, "what reached new lines is read first"
+    assert [case.data for case in drawn[1:51]] != [case.data for case in again[len(corpus) :]]
+    assert State.load(path, target.name).corpus == second.corpus

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sa3_mlx.common.generation.request import Inpaint, Item, Request
+from sa3_mlx.common.generation.request import PROMPT_MAX, Inpaint, Item, Request
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.text.tokenizer import Tokenizer
 
@@ -111,6 +111,8 @@ def read_prompts(path: Path) -> tuple[CalibrationPrompt, ...]:
             length = math.nan
         if not 0 < length < math.inf:
             raise ValueError(f"{path}: line {number}: expected SECONDS TEXT, such as '8 rain on tin'")
+        if len(text) > PROMPT_MAX:
+            raise ValueError(f"{path}: line {number}: {len(text):,} characters; allowed are up to {PROMPT_MAX:,}")
         found.append(CalibrationPrompt(length, text.strip()))
     if len(found) < HELD_OUT_EVERY:
         raise ValueError(f"{path}: has {len(found)} prompts; at least {HELD_OUT_EVERY} are needed")

@@ -223,7 +223,9 @@ def open_index(place: str) -> ShardIndex:
     shards = parse_entries(Shard, data["shards"], f"{url}: shards")
     for shard in shards:
         if shard.samples > _MAX_SAMPLES:
-            raise ValueError(f"{url}: {shard.name} has {shard.samples} samples; up to {_MAX_SAMPLES} are allowed")
+            raise ValueError(
+                f"{url}: {quoted(shard.name)} has {shard.samples} samples; up to {_MAX_SAMPLES} are allowed"
+            )
     whole = [not base or is_remote(shard.name) or shard.name.startswith("/") for shard in shards]
     named = [shard.name if full else f"{base}/{shard.name}" for shard, full in zip(shards, whole, strict=True)]
     for name in named:

@@ -96,7 +96,10 @@ def load_settings(kind: type[Settings], stage: str, source: str, changes: tuple[
     data = _read(stage, source, seen=())
     for change in changes:
         _apply(data, change)
-    upgrade(data)
+    try:
+        upgrade(data)
+    except ConfigError as error:
+        raise ConfigError(f"{stage}: {error}") from error
     return kind.from_dict(data, where=stage)
 
 
