@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sa3_mlx.common.generation.pipeline import BasePipeline
+from sa3_mlx.common.schema import quoted
 from sa3_torch.evaluate.measures.flow import LatentClip
 from sa3_torch.train.data.clip_cache import ClipSet, read_index
 from sa3_torch.train.data.latents import LATENT_FORMAT, LatentItem, LatentSet
@@ -26,7 +27,10 @@ _COMPARED = 4
 
 def open_latents(folder: Path) -> LatentSet:
     """Open latents of whatever autoencoder; ``check_latents`` compares them with a model's."""
-    return LatentSet(folder, autoencoder=read_index(folder, LATENT_FORMAT)["autoencoder"])
+    made = read_index(folder, LATENT_FORMAT).get("autoencoder")
+    if not isinstance(made, str):
+        raise ValueError(f"{folder / 'index.json'}: autoencoder is {quoted(made)}; expected a hash")
+    return LatentSet(folder, autoencoder=made)
 
 
 def split_latents(latents: LatentSet, max_frames: int) -> tuple[list[LatentClip], list[Array]]:
@@ -60,7 +64,7 @@ def check_latents(latents: LatentSet, clips: ClipSet, pipeline: BasePipeline[Any
         stored = _read(latents, item, item.frames)
         own = pipeline.encode(audio_of(clips, by_id[item.id], pipeline.config.audio_channels))[: len(stored)]
         difference = float(np.linalg.norm(own - stored[: len(own)]) / max(float(np.linalg.norm(stored)), 1e-12))
-        if difference > LARGEST_DIFFERENCE:
+        if not difference <= LARGEST_DIFFERENCE:  # which holds for one that is not finite, too
             raise ValueError(
                 f"{latents}: the autoencoder of {pipeline.config.name} makes other latents of "
                 f"{item.id} (difference {difference:.2f}); encode again with it"

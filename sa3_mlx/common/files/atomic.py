@@ -134,6 +134,11 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def is_partial(name: str) -> bool:
+    """Tell whether a name is one that ``new_file`` and ``new_folder`` give to what is not complete."""
+    return name.endswith(".partial") and bool(_LEFT_BY.fullmatch(name))
+
+
 def remove_partials(folder: Path) -> None:
     """Remove what processes that were killed have left in a folder, and bring back what they had moved aside."""
     for path in folder.glob(".*"):
@@ -164,7 +169,7 @@ def _hidden(path: Path, kind: str) -> Path:
 
 def _unfinished(path: Path) -> bool:
     """Tell whether a path lies in a folder that is not complete itself, and is settled with it."""
-    return any(part.endswith(".partial") and _LEFT_BY.fullmatch(part) for part in path.parts)
+    return any(map(is_partial, path.parts))
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sa3_mlx.common.files.arrays import map_array
-from sa3_mlx.common.files.atomic import new_folder, write_json
+from sa3_mlx.common.files.atomic import is_partial, new_folder, write_json
 from sa3_mlx.common.files.objects import read_object
 from sa3_mlx.common.schema import listed, quoted
 
@@ -98,7 +98,7 @@ def check_place(folder: Path, *, overwrite: bool) -> None:
         return
     if not folder.is_dir():
         raise ValueError(f"{folder}: is a file; give a folder")
-    names = (path.name for path in folder.iterdir() if path.suffix != ".partial")  # those are of processes that ended
+    names = (path.name for path in folder.iterdir() if not is_partial(path.name))  # left by processes that ended
     others = sorted(name for name in names if name not in (*_FILES, ".DS_Store"))
     if others:
         raise ValueError(f"{folder}: holds {others[0]}, which is no part of a cache; choose an empty folder")

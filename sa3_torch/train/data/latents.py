@@ -240,14 +240,15 @@ class LatentSet:
     def identity(self) -> str:
         """Return "sha256:..." of the hashes that stand beside all shards, in their order.
 
-        Raises OSError and ValueError for a shard without a readable description.
+        Raises FileNotFoundError, and ValueError for a shard without its hash.
         """
         found = hashlib.sha256()
         for folder in self.folders:
-            shards = json.loads((folder / "index.json").read_text(encoding="utf-8"))["shards"]
-            for number in range(shards):
+            for number in range(_count(folder, self.autoencoder)):
                 path = shard_path(folder, number).with_suffix(".json")
-                about = json.loads(path.read_text(encoding="utf-8"))
+                about = read_object(path)
+                if not isinstance(about.get("hash"), str) or "items" not in about:
+                    raise ValueError(f"{path}: hash is {quoted(about.get('hash'))}; encode the recordings again")
                 described = json.dumps([about["hash"], about["items"]], sort_keys=True)
                 found.update(described.encode("utf-8"))
         return f"sha256:{found.hexdigest()}"

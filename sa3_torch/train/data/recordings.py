@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sa3_mlx.common.files.atomic import write_text
+from sa3_mlx.common.files.atomic import is_partial, write_text
 from sa3_mlx.common.files.audio_file import open_audio_file
 from sa3_mlx.common.files.objects import parse_object
 from sa3_mlx.common.schema import is_finite, quoted, reason
@@ -207,7 +207,7 @@ def check_apart(folder: Path, out: Path) -> None:
 
 def check_empty(out: Path) -> None:
     """Raise ValueError unless ``out`` is new, or an empty folder."""
-    if out.exists() and (not out.is_dir() or any(path.suffix != ".partial" for path in out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(not is_partial(path.name) for path in out.iterdir())):
         holds = any(out.glob("*.tar")) or any(out.glob("shard-*")) or (out / "index.json").exists()
         raise ValueError(f"{out} {'holds shards already' if holds else 'is not empty'}; choose an empty folder")
 

@@ -148,3 +148,39 @@ def test_a_damaged_shard_of_an_unfinished_encoding_is_named(
     path.write_text(json.dumps(about))
     assert run([str(word) for word in words]) == 0
     shutil.rmtree(tmp_path / "out")
+
+
+def test_latents_without_a_hash_are_named(tmp_path: Path) -> None:
+    """Of the autoencoder in the index, and of a shard beside it."""
+    pytest.importorskip("torch", reason="the training twin needs torch")
+    from sa3_torch.evaluate.stored import open_latents
+    from sa3_torch.train.data.encode.public_latents import import_public
+
+    folder = tmp_path / "latents"
+    import_public(_public(tmp_path / "in", {}), folder, autoencoder="sha256:a")
+    whole = {name: json.loads((folder / name).read_text()) for name in ("index.json", "shard-00000.json")}
+    for value in (None, 5, ["sha256:a"]):
+        (folder / "index.json").write_text(json.dumps(whole["index.json"] | {"autoencoder": value}))
+        with pytest.raises(ValueError, match=r"index\.json: autoencoder is .*; expected a hash"):
+            open_latents(folder)
+    (folder / "index.json").write_text(json.dumps(whole["index.json"]))
+    assert open_latents(folder).identity().startswith("sha256:")
+    (folder / "shard-00000.json").write_text(json.dumps(whole["shard-00000.json"] | {"hash": None}))
+    with pytest.raises(ValueError, match=r"shard-00000\.json: hash is None; encode the recordings again"):
+        open_latents(folder).identity()
+
+
+@pytest.mark.parametrize("name", ["film.partial", ".notes.partial", ".a.wav.x.partial"])
+def test_files_of_others_that_are_called_partial_are_never_replaced(name: str, tmp_path: Path) -> None:
+    """Only what this program left unfinished makes room."""
+    from sa3_torch.train.data.clip_cache import check_place
+    from sa3_torch.train.data.recordings import check_empty
+
+    (tmp_path / ".index.json.123.partial").touch()
+    check_place(tmp_path, overwrite=True)
+    check_empty(tmp_path)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=f"holds {name}, which is no part of a cache"):
+        check_place(tmp_path, overwrite=True)
+    with pytest.raises(ValueError, match="is not empty"):
+        check_empty(tmp_path)
