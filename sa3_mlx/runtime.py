@@ -85,11 +85,19 @@ def settings(memory: int) -> dict[str, str]:
     return {"MLX_ENABLE_TF32": "0", **large}
 
 
+def _memory() -> int:
+    """Return the bytes of memory of this machine, 0 where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return 0
+
+
 _STATUS = _load()
 if sys.platform == "darwin":
     if (_reason := refusal(installed_version("mlx"))) is not None:
         raise ImportError(_reason)
-    _settings = settings(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    _settings = settings(_memory())
     for _name, _value in {**_settings, **environment()}.items():
         os.environ.setdefault(_name, _value)
 

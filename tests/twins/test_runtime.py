@@ -63,6 +63,8 @@ def test_the_gpu_gets_work_in_larger_pieces_unless_the_user_has_said_otherwise()
     assert _on_a_mac("0.32.4", show).stdout == "0 200 200\n"
     assert _on_a_mac("0.32.4", show, MLX_MAX_OPS_PER_BUFFER="40", MLX_ENABLE_TF32="1").stdout == "1 40 200\n"
     assert _on_a_mac("0.32.4", show, LARGE_BUFFERS - 1).stdout == "0 None None\n"
+    unknown = "os.sysconf = lambda _: int('?'); " + show
+    assert _on_a_mac("0.32.4", unknown).stdout == "0 None None\n"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what Linux leaves alone")
