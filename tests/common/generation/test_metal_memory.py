@@ -112,6 +112,22 @@ def test_chunks_grow_where_there_is_room() -> None:
     assert _best(120, large, request=given).encode_chunk_frames == 512
 
 
+def test_the_library_chooses_long_chunks_by_half_of_the_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlx.core")
+    from sa3_mlx import pipeline as module
+    from sa3_mlx.choices import using
+
+    pipeline = module.Pipeline(Path("nowhere"), PRESETS["medium"], HALF)
+    assert pipeline.usual_chunk_frames("decode") == 192, "on a CPU"
+    with using({"chunks": "long"}):
+        assert pipeline.usual_chunk_frames("decode") == pipeline.usual_chunk_frames("encode") == 512
+        for memory, least, most in ((8, 192, 300), (12, 350, 511), (64, 512, 512)):
+            monkeypatch.setattr(module, "apple_gpu", lambda memory=memory: _chip(memory))
+            assert least <= pipeline.usual_chunk_frames("decode") <= most
+        small = module.Pipeline(Path("nowhere"), PRESETS["small-music"], HALF)
+        assert small.usual_chunk_frames("decode") == 128
+
+
 @pytest.mark.parametrize("memory", [8, 16, 24, 64])
 @pytest.mark.parametrize("seconds", [5, 30, 120])
 def test_every_plan_fits_and_more_room_is_never_worse(memory: int, seconds: int) -> None:
