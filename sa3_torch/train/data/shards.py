@@ -62,6 +62,13 @@ def _library() -> Any:
     return webdataset
 
 
+class StaleIndexError(ValueError):
+    """Report a shard that is not the one that was indexed: what it has more would be left out without a word."""
+
+    def __init__(self, shard: str, found: str, samples: int) -> None:
+        super().__init__(f"{shard}: has {found} samples, its index says {samples}; index it again")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Shard:
     """One tar file; ``name`` is a URL, or relative to the place of the index."""
@@ -370,5 +377,5 @@ class ShardStream:
                 if count > place:
                     yield sample
             if count != shard.samples:
-                raise ValueError(f"{shard.name}: has {count} samples, its index says {shard.samples}; index it again")
+                raise StaleIndexError(shard.name, str(count), shard.samples)
             place = 0

@@ -18,7 +18,15 @@ pytest.importorskip("webdataset", reason="the training extra is not installed")
 from sa3_mlx.cli.app import run
 from sa3_torch.train.data.augment import NO_AUGMENTATION, AugmentConfig
 from sa3_torch.train.data.crops import ShardCrops
-from sa3_torch.train.data.shards import ShardIndex, ShardStream, index_shards, open_index, read_shard, write_shards
+from sa3_torch.train.data.shards import (
+    ShardIndex,
+    ShardStream,
+    StaleIndexError,
+    index_shards,
+    open_index,
+    read_shard,
+    write_shards,
+)
 from tests.support.command import snapshot
 
 RATE = 44_100
@@ -202,6 +210,24 @@ def test_an_index_that_does_not_fit_its_shards_is_named(packed: Path, tmp_path: 
     stream = ShardStream(open_index(str(tmp_path / "index.json")), seed=0, stream=0, streams=1, window=50)
     with pytest.raises(ValueError, match="index it again"):
         stream.sample(0)
+
+
+@pytest.mark.parametrize(("now", "found"), [(1, "fewer"), (3, "more")])
+def test_a_shard_that_was_made_again_is_not_encoded_by_its_old_index(
+    now: int, found: str, folder: Path, tmp_path: Path
+) -> None:
+    """The recordings that it has beyond those would be left out without a word."""
+    from sa3_torch.train.data.encode.sources import ShardSource
+
+    sound = (folder / "01.flac").read_bytes()
+    index = index_shards(str(_tar(tmp_path / "a.tar", {"0.flac": sound, "1.flac": sound})), tmp_path / "index.json")
+    source = ShardSource(index, 44_100, 2)
+    assert len([source.recording(number) for number in range(2)]) == 2
+    _tar(tmp_path / "a.tar", {f"{number}.flac": sound for number in range(now)})
+    source = ShardSource(index, 44_100, 2)
+    source.recording(0)
+    with pytest.raises(StaleIndexError, match=rf"a\.tar: has {found} samples, its index says 2; index it again"):
+        source.recording(1)
 
 
 def test_unreadable_files_stop_the_packing(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from sa3_torch.train.data.clip_cache import Audio
 from sa3_torch.train.data.entries import parse_entries
 from sa3_torch.train.data.latents import LATENT_FORMAT, LatentItem, LatentSet, ShardFile, shard_path, write_silence
 from sa3_torch.train.data.recordings import ATTRIBUTION, SILENT, TOLERATED, Credit, refuse_failures, write_attribution
+from sa3_torch.train.data.shards import StaleIndexError
 from sa3_torch.train.data.urls import FetchError
 from sa3_torch.train.run.random import Purpose, generator
 from sa3_torch.weights import load_part
@@ -263,7 +264,7 @@ class PreEncoder:
                 progress.without_caption.append(name)
                 return
             items, peak = self._encode(shard, recording, number)
-        except (WriteError, FetchError):  # of the disk or the connection, not of the recording
+        except (WriteError, FetchError, StaleIndexError):  # of disk, connection and index, not of the recording
             raise
         except (ValueError, OSError) as error:
             shard.rollback(rows)

@@ -15,7 +15,7 @@ import numpy as np
 from sa3_mlx.common.files.audio import fit_channels, read_blocks
 from sa3_torch.train.data.clip_cache import FORMAT, Audio, ClipSet, read_index
 from sa3_torch.train.data.recordings import Sidecar, find_audio, hash_file, read_sidecar
-from sa3_torch.train.data.shards import SHARD_FORMAT, ShardIndex, ShardSample, open_index, read_shard
+from sa3_torch.train.data.shards import SHARD_FORMAT, ShardIndex, ShardSample, StaleIndexError, open_index, read_shard
 from sa3_torch.train.data.user_folder import split_of
 
 _BLOCK = 1 << 18  # samples
@@ -127,8 +127,8 @@ class ShardSource:
 
     def __init__(self, index: ShardIndex, sample_rate: int, channels: int) -> None:
         self._sample_rate, self._channels = sample_rate, channels
-        self._places = [(shard.name, place) for shard in index.shards for place in range(shard.samples)]
-        self.names = [f"{name.rpartition('/')[2]}/{place}" for name, place in self._places]
+        self._places = [(shard, place) for shard in index.shards for place in range(shard.samples)]
+        self.names = [f"{shard.name.rpartition('/')[2]}/{place}" for shard, place in self._places]
         self.rows: list[tuple[object, ...]] = [
             (shard.name, shard.hash, place) for shard in index.shards for place in range(shard.samples)
         ]
@@ -143,14 +143,19 @@ class ShardSource:
         return _of_user(self.names[number], sidecar, source, lambda: sample.blocks(self._sample_rate, self._channels))
 
     def _sample(self, number: int) -> ShardSample:
-        """Return a sample. Reading in order keeps a shard open; any other place is reached from its shard's start."""
+        """Return a sample. Reading in order keeps a shard open; any other place is reached from its shard's start.
+
+        Raises StaleIndexError where the shard has fewer samples than its index says, or more.
+        """
         shard, place = self._places[number]
         if number != self._next or place == 0:
-            self._reader = islice(read_shard(shard), place, None)
+            self._reader = islice(read_shard(shard.name), place, None)
         self._next = number + 1
         sample = next(self._reader, None)
         if sample is None:
-            raise ValueError(f"{shard}: has fewer samples than its index says; index it again")
+            raise StaleIndexError(shard.name, "fewer", shard.samples)
+        if place + 1 == shard.samples and next(self._reader, None) is not None:
+            raise StaleIndexError(shard.name, "more", shard.samples)
         return sample
 
 
