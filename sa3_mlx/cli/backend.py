@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,7 +47,18 @@ def choose(wanted: str, device: str = "auto", *, compiled: bool = False) -> Back
         raise ValueError(f"device is {device!r}: MLX chooses its own; leave --device out, or add --backend torch")
     if backend == "mlx" and compiled:
         raise ValueError("--compile is for --backend torch; MLX compiles by itself on a GPU")
+    if backend == "torch":
+        _share_cores()
     return backend
+
+
+def _share_cores() -> None:
+    """Let threads of PyTorch that wait sleep soon, unless the user chose; to be called before it is imported.
+
+    Where others work on the same cores too, threads that wait by counting take most of them.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def _choose(wanted: str) -> Backend:

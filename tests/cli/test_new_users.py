@@ -209,6 +209,17 @@ def test_doctor_says_what_is_missing_for_what(run: Run, monkeypatch: pytest.Monk
     assert last == "everything needed to make sounds is here; training needs torch, mido: pip install 'sa3[train]'"
 
 
+def test_threads_of_pytorch_share_the_cores_unless_the_user_chose(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "available", lambda _name: True)
+    for before, after in (
+        ({}, {"GOMP_SPINCOUNT": "1000"}),
+        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
+        ({"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active"}),
+    ):
+        monkeypatch.setattr(os, "environ", dict(before))
+        assert backend.choose("torch") == "torch" and os.environ == after
+
+
 def test_a_missing_package_is_named_with_its_extra(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
     monkeypatch.setitem(sys.modules, "mido", None)
