@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self, cast
 
@@ -120,9 +121,24 @@ class Pipeline(BasePipeline[mx.array]):
     def autoencoder(self, half: Literal["encoder", "decoder"]) -> SAME:
         """Return the autoencoder with one half in memory; the other one stays in the file until it is needed."""
         same = cast(SAME, self.load_part("same"))
-        for name in ("bottleneck", half):
+        for name in {"bottleneck", half} - self._halves:
             read_weights(same[name], self.folder, f"same.{name}.")
+            self._halves.add(name)
         return same
+
+    @cached_property
+    def _halves(self) -> set[str]:
+        """Hold the names of what is in memory of the autoencoder."""
+        return set()
+
+    def free(self, *parts: Part) -> None:
+        """Give the memory of these parts back; they are read again when they are needed.
+
+        Raises ValueError for one that the model does not have.
+        """
+        super().free(*parts)
+        if "same" in parts:
+            self._halves.clear()
 
     def _encode(self, audio: Audio) -> Latents:
         return np.array(self.autoencoder("encoder").encode(mx.array(audio[None]))[0])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sa3_mlx.common.generation.events import AudioChunk, Sampled, Stepped
-from sa3_mlx.common.generation.request import Item, Request
+from sa3_mlx.common.generation.request import Item, Request, Residency
 from sa3_mlx.common.model.sampling import SAMPLER_NAMES, Guidance, Sampling
 from tests.support.twins import Twin
 
@@ -179,3 +179,30 @@ def test_one_step_reads_nothing_ahead_and_freed_parts_neither(random_models: dic
         pipeline = Twin("mlx").pipeline(random_models["tiny-s"])
         loaded = {type(event): pipeline.loaded for event in pipeline.stream(request, residency=residency)}
         assert "same" not in loaded[Stepped]
+
+
+def test_weights_are_read_once_as_long_as_they_stay(
+    random_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of the autoencoder, whose halves every chunk asks for."""
+    reads: list[str] = []
+    read = module.read_weights
+
+    def noted(network: Any, folder: Path, prefix: str) -> None:
+        reads.append(prefix)
+        read(network, folder, prefix)
+
+    monkeypatch.setattr(module, "read_weights", noted)
+    pipeline = Twin("mlx").pipeline(random_models["tiny-s"])
+    everything = ["conditioner.", "dit.", "same.bottleneck.", "same.decoder.", "text_encoder."]
+
+    def found(residency: Residency) -> list[str]:
+        reads.clear()
+        list(pipeline.stream(REQUEST, residency=residency))
+        return sorted(reads)
+
+    assert found("run") == everything and found("run") == []
+    pipeline.free("same")
+    assert found("run") == everything[2:4]
+    pipeline.free(*pipeline.loaded)
+    assert found("phase") == found("phase") == everything
