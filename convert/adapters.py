@@ -31,6 +31,7 @@ from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.schema import ConfigError, listed, quoted
 
 from .keys import pairs
+from .peft import holds_peft, read_peft
 
 _KEY = re.compile(r"(.+)\.parametrizations\.weight\.\d+\.(\w+)")
 _KINDS = ("lora_A", "lora_B", "M_xs", "magnitude", "magnitude_r", "magnitude_c", "U", "V")
@@ -50,25 +51,31 @@ def official_modules(config: ModelConfig) -> dict[str, str]:
 
 
 def open_adapter(path: str | Path, config: ModelConfig) -> Adapter:
-    """Read a file of either layout, for a model of this configuration.
+    """Read a file of our layout, the official one or PEFT's, or a folder of PEFT, for a model of this configuration.
 
     Raises FileNotFoundError, and ValueError for a file that is no adapter or that does not fit the model.
     """
     path = Path(path)
-    with open_adapter_file(path) as file:
-        if file.metadata.get("format") == ADAPTER_FORMAT:
-            adapter = read_adapter(path)
-        elif any(_KEY.fullmatch(name) for name in file.names()):
-            adapter = _from_official(file, config)
-        else:
-            raise ValueError(
-                f"{path}: no adapter of sa3 or the official tools: no tensor is named *.parametrizations.weight.*"
-            )
+    adapter = read_peft(path, config) if path.is_dir() else _open_file(path, config)
     try:
         check_adapter(adapter, config)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return adapter
+
+
+def _open_file(path: Path, config: ModelConfig) -> Adapter:
+    with open_adapter_file(path) as file:
+        if file.metadata.get("format") == ADAPTER_FORMAT:
+            return read_adapter(path)
+        if holds_peft(file.names()):
+            return read_peft(path, config)
+        if any(_KEY.fullmatch(name) for name in file.names()):
+            return _from_official(file, config)
+    raise ValueError(
+        f"{path}: no adapter of sa3, the official tools or PEFT: no tensor is named *.parametrizations.weight.* or "
+        "*.lora_A.weight"
+    )
 
 
 def write_official_adapter(path: Path, adapter: Adapter, config: ModelConfig) -> str:

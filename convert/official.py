@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -69,12 +70,14 @@ def read_official(source: str | Path, name: str | None, stack: ExitStack) -> Inc
     with about(found.label):
         config = parse_model_config(found.model_config, name=name or found.name_hint, text_config=text_config)
     stored, parts = _stored_tensors(found, config, stack)
+    where = str(found.weights) if found.text is None else f"{found.weights} with {found.text.weights}"
+    text_files = () if found.text is None else (found.text.weights,)
     return Incoming(
         label=found.label,
         config=read_beside(found.folder, config),
         parts=parts,
-        dropped=_check_official(stored, config, parts, found),
-        entries=[_import_entry(pair, stored) for pair in pairs(config, parts)],
+        dropped=check_stored(stored, config, parts, where, text_files),
+        entries=[import_entry(pair, stored) for pair in pairs(config, parts)],
         tokenizer=None if found.text is None else found.text.tokenizer.read_bytes,
     )
 
@@ -133,29 +136,35 @@ def _stored_tensors(source: OfficialSource, config: ModelConfig, stack: ExitStac
         parts = (*parts, "same")
     if source.text is not None:
         text = stack.enter_context(TensorFile.open(source.text.weights))
-        prefix = next((p for p in TEXT_PREFIXES if any(name.startswith(p) for name in text.names())), "")
-        for name in text.names():
-            renamed = TEXT_PREFIXES[0] + name.removeprefix(prefix) if prefix and name.startswith(prefix) else name
+        for renamed, name in text_names(text.names()).items():
             if renamed in stored:
                 raise ValueError(f"{source.weights}: tensor {renamed} is in the text encoder's file too")
             stored[renamed] = (text, name)
     return stored, parts
 
 
-def _check_official(
-    stored: Stored, config: ModelConfig, parts: tuple[str, ...], source: OfficialSource
+def text_names(names: Collection[str]) -> dict[str, str]:
+    """Map full-file names of a text encoder's tensors to those that its own file has."""
+    prefix = next((p for p in TEXT_PREFIXES if any(name.startswith(p) for name in names)), "")
+    return {
+        TEXT_PREFIXES[0] + name.removeprefix(prefix) if prefix and name.startswith(prefix) else name: name
+        for name in names
+    }
+
+
+def check_stored(
+    stored: Stored, config: ModelConfig, parts: tuple[str, ...], where: str, text_files: Collection[Path]
 ) -> tuple[str, ...]:
-    """Return the names of tensors that are dropped on purpose.
+    """Return the names of tensors that are dropped on purpose; of the text encoder's files its unused half.
 
     Raises ValueError unless every other stored tensor is mapped, and all have the right shape and type.
     """
-    where = str(source.weights) if source.text is None else f"{source.weights} with {source.text.weights}"
     expected: dict[str, Shape] = {}
     for pair in pairs(config, parts):
         expected |= dict(zip(pair.official, pair.official_shapes, strict=True))
     droppable = buffers(config, parts)
     found = {name: file.info(own_name) for name, (file, own_name) in stored.items()}
-    text_names = {name for name, (file, _) in stored.items() if source.text and file.path == source.text.weights}
+    text_names = {name for name, (file, _) in stored.items() if file.path in text_files}
     unused = {name for name in text_names if name.startswith(TEXT_UNUSED)}
     shapes = {name: shape for name, (_, shape) in found.items() if name not in unused}
     check_tensors(expected | {name: droppable[name] for name in droppable if name in found}, shapes, where)
@@ -176,7 +185,8 @@ def _check_buffer(file: TensorFile, name: str, where: str) -> None:
         raise ValueError(f"{where}: {name} holds other RoPE frequencies than 10000^(-2k/32), the only ones supported")
 
 
-def _import_entry(pair: TensorPair, stored: Stored) -> TensorEntry:
+def import_entry(pair: TensorPair, stored: Stored) -> TensorEntry:
+    """Return one of our tensors, made of the official one or ones when its turn comes."""
     dtype = stored[pair.official[-1]][0].info(stored[pair.official[-1]][1])[0]
 
     def load() -> np.ndarray:

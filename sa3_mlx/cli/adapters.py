@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sa3_mlx.common.adapters.applied import Applied, check_adapter
-from sa3_mlx.common.adapters.format import ADAPTER_FORMAT, Adapter, open_adapter_file, read_adapter
+from sa3_mlx.common.adapters.format import ADAPTER_FORMAT, PEFT_FILE, Adapter, open_adapter_file, read_adapter
 from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.schema import Config, quoted
@@ -49,7 +49,7 @@ def parse_lora(text: str) -> LoraFile:
         raise ValueError(f"{quoted(text)}: expected FILE[:STRENGTH[:FROM-TO]], such as bell.safetensors:0.8:0.2-1")
     path, strength, low, high = Path(found[1]), found[2], found[3], found[4]
     file = LoraFile(
-        path=path,
+        path=path / PEFT_FILE if path.is_dir() else path,
         name=path.name if path.is_absolute() else str(path),
         strength=float(strength or 1),
         interval=(0.0, 1.0) if low is None else (float(low), float(high)),

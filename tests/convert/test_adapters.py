@@ -206,7 +206,7 @@ def test_bad_files_are_refused_in_one_line(folder: Path, model: ModelConfig, tmp
     path.write_bytes(b"nothing")
     refused("not a safetensors file")
     write_tensors(path, [array_entry("x", np.ones(2, np.float32))], {})
-    refused("no adapter of sa3 or the official tools")
+    refused("no adapter of sa3, the official tools or PEFT")
     one = np.ones((3, 16), np.float32)
     key = "model.preprocess_conv.parametrizations.weight.0"
     write_tensors(path, [array_entry(f"{key}.lora_A", one)], {})

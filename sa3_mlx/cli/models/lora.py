@@ -19,7 +19,7 @@ from sa3_mlx.cli.options import CommonOptions, TypedCommand
 from sa3_mlx.cli.output.progress import Progress
 from sa3_mlx.common.adapters.applied import Applied, prepare_adapters, with_bases
 from sa3_mlx.common.adapters.config import adaptable_layers
-from sa3_mlx.common.adapters.format import write_adapter
+from sa3_mlx.common.adapters.format import PEFT_FILE, write_adapter
 from sa3_mlx.common.files.atomic import new_folder
 from sa3_mlx.common.files.audio import check_target
 from sa3_mlx.common.files.safetensors import (
@@ -105,10 +105,13 @@ def merge(model: str, adapters: tuple[str, ...], out: Path, common: CommonOption
 @click.argument("out", type=click.Path(path_type=Path))
 @_MODEL
 @click.option("--to-official", is_flag=True, help="Write the layout of the official tools.")
-def convert(source: Path, out: Path, model: str | None, to_official: bool, common: CommonOptions) -> None:
-    """Convert an adapter from the layout of the official tools to that of sa3, or back.
+@click.option("--to-peft", is_flag=True, help="Write a folder of the PEFT library, for the transformer of diffusers.")
+def convert(
+    source: Path, out: Path, model: str | None, to_official: bool, to_peft: bool, common: CommonOptions
+) -> None:
+    """Convert an adapter from the layout of the official tools, or a folder of PEFT, to that of sa3, or back.
 
-    The model says what the layers are called. --lora takes either layout.
+    The model says what the layers are called. --lora takes every layout.
 
     \b
     sa3 lora convert official.safetensors bell.safetensors --model medium
@@ -116,11 +119,18 @@ def convert(source: Path, out: Path, model: str | None, to_official: bool, commo
     """
     import sa3_convert as converter
 
+    if to_official and to_peft:
+        raise click.UsageError("--to-official and --to-peft exclude each other")
     found = find_model(model, generates=True)
-    check_target(out, overwrite=common.force)
+    if not to_peft:
+        check_target(out, overwrite=common.force)
+    elif out.exists() and not (common.force and (out / PEFT_FILE).is_file()):
+        raise ValueError(f"{out}: exists already; give another folder, or --force to replace an adapter of PEFT")
     adapter = converter.open_adapter(source, found.config)
     if to_official:
         digest = converter.write_official_adapter(out, adapter, found.config)
+    elif to_peft:
+        digest = converter.write_peft(out, adapter, found.config)
     else:
         digest = write_adapter(out, with_bases(adapter, found.folder))
     report(f"{out}: {describe(Applied(adapter=adapter))}, {digest}")

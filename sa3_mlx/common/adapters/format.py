@@ -25,6 +25,7 @@ from .config import AdapterConfig
 ADAPTER_FORMAT = "sa3-adapter/1"
 ADAPTER_FILE = "adapter.safetensors"
 METADATA_KEY = "adapter"
+PEFT_FILE = "adapter_model.safetensors"  # in a folder of the PEFT library
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 
 Float = NDArray[np.float32]

@@ -1,0 +1,1 @@
+"""Read pipelines of the diffusers library."""
