@@ -12,11 +12,12 @@ from typing import Literal
 import numpy as np
 
 from sa3_mlx.common.model.features import rope_table
-from sa3_mlx.runtime import mx, nn
+from sa3_mlx.runtime import mx, nn, on_gpu
 
 from .choices import way
 
 Function = Callable[..., mx.array]
+TILE, FEW_TILES = 32, 256  # outputs of up to 256 tiles of 32 x 32 MLX sums up in parts on Metal, rounded to x's type
 
 
 def compiled(function: Function, choice: str) -> Function:
@@ -64,7 +65,7 @@ def gate_sine(value: mx.array, gate: mx.array) -> mx.array:
 @pointwise
 def scale_tanh(x: mx.array, alpha: mx.array, gamma: mx.array, beta: mx.array) -> mx.array:
     """Return gamma * tanh(alpha * x) + beta [B43], on a CPU by the exponential: two thirds of the time of tanh."""
-    if mx.default_device().type == mx.DeviceType.gpu:
+    if on_gpu():
         return gamma * mx.tanh(alpha * x) + beta
     return gamma + beta - 2 * gamma / (1 + mx.exp(2 * alpha * x))
 
@@ -132,12 +133,28 @@ class FeedForward(nn.Module):
         return self.proj_out(gate_silu(value, gate) if self.gate == "silu" else gate_sine(value, gate))
 
 
+class PackedLinear(nn.QuantizedLinear):
+    """Multiply by a weight that stays packed in memory; the choice says whether it is unpacked for a product."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        y = self.rows(x, 0, len(self.weight))
+        return y + self.bias if "bias" in self else y
+
+    def rows(self, x: mx.array, start: int, stop: int) -> mx.array:
+        """Return outputs ``start..stop`` without the bias, (..., I) -> (..., stop - start)."""
+        weight, scales, biases = (self[name][start:stop] for name in ("weight", "scales", "biases"))
+        size = {"group_size": self.group_size, "bits": self.bits}
+        chosen, tokens = way("packed_products"), x.size // x.shape[-1]
+        tiles = -(-tokens // TILE) * -(-(stop - start) // TILE)
+        if chosen == "unpacked" or (chosen == "small_unpacked" and tokens >= TILE and tiles <= FEW_TILES):
+            return x @ mx.dequantize(weight, scales, biases, **size).T
+        return mx.quantized_matmul(x, weight, scales, biases, transpose=True, **size)
+
+
 def linear_rows(layer: nn.Linear, x: mx.array, start: int, stop: int) -> mx.array:
     """Return outputs ``start..stop`` of a layer without bias, and no others: (..., D) -> (..., stop - start)."""
-    if isinstance(layer, nn.QuantizedLinear):
-        packed, scales, biases = (layer[name][start:stop] for name in ("weight", "scales", "biases"))
-        size = {"group_size": layer.group_size, "bits": layer.bits}
-        return mx.quantized_matmul(x, packed, scales, biases, transpose=True, **size)
+    if isinstance(layer, PackedLinear):
+        return layer.rows(x, start, stop)
     if type(layer) is not nn.Linear:
         return layer(x)[..., start:stop]
     return x @ layer.weight[start:stop].T

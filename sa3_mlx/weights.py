@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import cast
 
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_unflatten
 
 from sa3_mlx.common.files.safetensors import TensorFile
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE, Part
@@ -16,6 +16,7 @@ from sa3_mlx.runtime import mx, nn, on_gpu
 
 from .conditioner import Conditioner
 from .dit import DiT, DiTBlock
+from .layers import PackedLinear
 from .same import SAME
 from .t5gemma import FileEmbedding, T5GemmaEncoder
 
@@ -44,7 +45,7 @@ def build_part(config: ModelConfig, part: Part) -> nn.Module:
 def load_part(folder: str | Path, config: ModelConfig, part: Part, dtype: mx.Dtype | None) -> nn.Module:
     """Read one part of a checkpoint; ``dtype`` None keeps the file's. A tensor is read from disk when it is first used.
 
-    Quantized layers become ``nn.QuantizedLinear``: their weights stay packed, also in products. The table of token
+    Quantized layers become ``PackedLinear``: their weights stay packed. The table of token
     embeddings stays in the file. Reading has a stream of its own, beside what is computed meanwhile. Types are changed
     on the GPU, where there is one.
 
@@ -135,9 +136,11 @@ def _gpu_caster() -> mx.Stream:
 
 
 def _pack_layers(module: nn.Module, grids: dict[str, Grid]) -> None:
-    """Put a QuantizedLinear in the place of every Linear with a grid."""
-
-    def chosen(path: str, _layer: nn.Module) -> bool | dict[str, int]:
-        return path in grids and {"bits": grids[path].bits, "group_size": grids[path].group}
-
-    nn.quantize(module, class_predicate=chosen)
+    """Put a PackedLinear in the place of every Linear with a grid."""
+    layers = dict(tree_flatten(module.leaf_modules(), is_leaf=nn.Module.is_module))
+    packed = [
+        (path, PackedLinear.from_linear(layers[path], grid.group, grid.bits))
+        for path, grid in grids.items()
+        if path in layers
+    ]
+    module.update_modules(tree_unflatten(packed))

@@ -254,9 +254,30 @@ def test_quantized_rows_are_rows_of_the_quantized_product() -> None:
     layers = pytest.importorskip("sa3_mlx.layers")
     layer = nn.Linear(64, 96, bias=False)
     x = mx.array(_normal(2, 5, 64))
-    for kind in (layer, nn.QuantizedLinear.from_linear(layer, group_size=32, bits=4)):
+    for kind in (layer, layers.PackedLinear.from_linear(layer, group_size=32, bits=4)):
         found = np.array(layers.linear_rows(kind, x, 32, 96))
         np.testing.assert_allclose(found, np.array(kind(x))[..., 32:96], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("way", ["small_unpacked", "unpacked"])
+def test_products_with_unpacked_weights_equal_packed_ones(way: str, bias: bool, bits: int) -> None:
+    """Small products, and one that is too large to be called so; all against the layer of mlx.nn."""
+    mx, nn, layers = (pytest.importorskip(name) for name in ("mlx.core", "mlx.nn", "sa3_mlx.layers"))
+    using = pytest.importorskip("sa3_mlx.choices").using
+    plain = nn.Linear(64, 320, bias=bias)
+    layer = layers.PackedLinear.from_linear(plain, group_size=32, bits=bits)
+    named = nn.QuantizedLinear.from_linear(plain, group_size=32, bits=bits)
+    for tokens in (3, 40, 900):  # 10 tiles of too few rows, 20 tiles, 290 tiles
+        x = mx.array(_normal(1, tokens, 64))
+        with using({"packed_products": "packed"}):
+            packed = np.array(layer(x))
+        np.testing.assert_array_equal(packed, np.array(named(x)))
+        with using({"packed_products": way}):
+            unpacked = np.array(layer(x))
+        assert relative(unpacked, packed) < CLOSE
+        assert np.array_equal(unpacked, packed) == (way == "small_unpacked" and tokens != 40)
 
 
 @compiler

@@ -45,8 +45,9 @@ MLX_ONLY = {
     "attention": {"Near"},  # asks for own kernels
     "layers": {
         "silu",
-        "pointwise",
-    },  # those of mlx.nn are always compiled: on Linux that needs g++
+        "pointwise",  # those of mlx.nn are always compiled: on Linux that needs g++
+        *("PackedLinear", "TILE", "FEW_TILES"),  # the torch twin unpacks what it loads
+    },
     "t5gemma": {"gelu_tanh"},
     "weights": {"read_weights"},  # arrays are lazy
 }
