@@ -7,7 +7,7 @@ transposed before it is subtracted is read as it lies.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,7 +35,11 @@ def attend(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None = None) 
     2H heads are the two maps of differential attention, both over v; their difference is returned. ``mask`` is boolean,
     True = may attend, or a bias of the logits.
     """
-    return _difference([_attend(*pair, v, mask).transpose(0, 2, 1, 3) for pair in _maps(q, k, v)]).flatten(2)
+    if q.shape[1] == v.shape[1] or way("two_maps") == "apart":
+        maps = [_attend(*pair, v, mask).transpose(0, 2, 1, 3) for pair in _maps(q, k, v)]
+    else:
+        maps = _attend(q, k, mx.concatenate([v, v], axis=1), mask).transpose(0, 2, 1, 3).split(2, axis=2)
+    return _difference(maps).flatten(2)
 
 
 def _maps(q: mx.array, k: mx.array, v: mx.array) -> Iterator[tuple[mx.array, mx.array]]:
@@ -44,7 +48,7 @@ def _maps(q: mx.array, k: mx.array, v: mx.array) -> Iterator[tuple[mx.array, mx.
     return zip(q.split(q.shape[1] // heads, axis=1), k.split(k.shape[1] // heads, axis=1), strict=True)
 
 
-def _difference(maps: list[mx.array]) -> mx.array:
+def _difference(maps: Sequence[mx.array]) -> mx.array:
     return maps[0] if len(maps) == 1 else maps[0] - maps[1]
 
 

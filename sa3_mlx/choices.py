@@ -99,6 +99,13 @@ CHOICES = Choices(
             tolerance=5e-6,
         ),
         Choice(
+            name="two_maps",
+            about="both maps of differential attention: together over a copy of V for each, or apart over the one V",
+            ways=("together", "apart"),
+            usual={"cpu": "together", "gpu": "apart"},
+            work=("step", "decode", "encode"),
+        ),
+        Choice(
             name="window_layout",
             about="what is the batch of window attention (SAME-L): the heads, or the groups of tokens",
             ways=("heads", "groups"),

@@ -33,6 +33,8 @@ def pointwise(group: Function) -> Function:
 
     @wraps(group)
     def in_fp32(*arrays: mx.array) -> mx.array:
+        if arrays[0].dtype == mx.float32:
+            return group(*arrays)
         return group(*(array.astype(mx.float32) for array in arrays)).astype(arrays[0].dtype)
 
     compiled = mx.compile(in_fp32, shapeless=True)

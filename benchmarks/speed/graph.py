@@ -25,7 +25,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 from numpy.lib.stride_tricks import as_strided
 
-from sa3_mlx.choices import using
+from sa3_mlx.choices import CHOICES, using
 from sa3_mlx.cli.models.listing import table
 from sa3_mlx.common.generation.conditioning import Conditioning
 from sa3_mlx.common.model.config import DiTConfig, SAMEConfig
@@ -377,7 +377,7 @@ COUNTS: dict[str, Callable[[], Count]] = {
 def graph(chosen: tuple[str, ...]) -> None:
     """Print kernels, copies and passes of every kind of block, and which they are. The last line is JSON."""
     ways = {place: way for place, _, way in (text.partition("=") for text in chosen)}
-    with using(ways):
+    with using({name: CHOICES.place(name).usual["gpu"] for name in ("two_maps", "window_layout")} | ways):
         counts = {name: count() for name, count in COUNTS.items()}
     rows = [("block", "kernels", "copies", "passes", "which")]
     for name, count in counts.items():

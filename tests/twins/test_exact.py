@@ -341,7 +341,9 @@ def test_two_maps_over_one_v_equal_doubled_heads(mask: str | None, dtype: str) -
     doubled = mx.concatenate([v, v], axis=1)
     maps = mx.fast.scaled_dot_product_attention(q, k, doubled, scale=0.125, mask=given).split(2, axis=1)
     wanted = (maps[0] - maps[1]).transpose(0, 2, 1, 3).reshape(2, 9, 192)
-    np.testing.assert_array_equal(np.array(attention.attend(q, k, v, given)), np.array(wanted))
+    for way in ("together", "apart"):
+        with pytest.importorskip("sa3_mlx.choices").using({"two_maps": way}):
+            np.testing.assert_array_equal(np.array(attention.attend(q, k, v, given)), np.array(wanted))
 
 
 @pytest.mark.parametrize("frames", [1, 9])
