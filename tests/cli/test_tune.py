@@ -192,6 +192,16 @@ def test_a_process_of_its_own_gives_the_same(home: Path) -> None:
     assert isinstance(fresh, FreshBench)
 
 
+def test_a_busy_machine_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for load, cpu_time, told in ((900.0, False, True), (900.0, True, False), (0.0, False, False)):
+        monkeypatch.setattr(command.os, "getloadavg", lambda load=load: (load, load, load))
+        args = ("--cpu-time",) if cpu_time else ()
+        result = ok(run("tune", "little", "--backend", "mlx", "--dry-run", *args))
+        assert ("other programs are running here" in result.err) == told
+    with pytest.raises(ValueError, match="says nothing about a GPU"):
+        command._check_clock("gpu", cpu_time=True)
+
+
 def test_an_autoencoder_alone_is_tuned_by_what_it_does(run: Run) -> None:
     result = ok(run("tune", "only-autoencoder", "--backend", "mlx", "--dry-run"))
     assert "chunks " in result.out and "compiled_step" not in result.out
@@ -201,8 +211,8 @@ def test_chunks_that_need_too_much_memory_are_left_out(monkeypatch: pytest.Monke
     from sa3_mlx.choices import CHOICES
 
     place = CHOICES.place("chunks")
-    assert command._impossible(place, "double", config=SMALL, seconds=3) is None
-    assert "the usual ones" in (command._impossible(place, "double", config=SMALL, seconds=0.5) or "")
+    assert command._impossible(place, "double", config=SMALL, seconds=3, metal=None) is None
+    assert "the usual ones" in (command._impossible(place, "double", config=SMALL, seconds=0.5, metal=None) or "")
     monkeypatch.setattr(command.machine, "memory", lambda: 10**6)
-    assert "it may take" in (command._impossible(place, "double", config=SMALL, seconds=3) or "")
-    assert command._impossible(place, "long", config=SMALL, seconds=3) is None
+    assert "it may take" in (command._impossible(place, "double", config=SMALL, seconds=3, metal=None) or "")
+    assert command._impossible(place, "long", config=SMALL, seconds=3, metal=None) is None

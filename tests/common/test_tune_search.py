@@ -80,7 +80,7 @@ def _search(bench: FakeBench, allowed: Mapping[str, str] | None = None) -> tuple
     search = Search(
         bench.choices, bench, allowed=allowed or {}, impossible=lambda _place, _way: None, report=trials.append
     )
-    return search.run(rounds=lambda _ways, _seconds: 5), trials
+    return search.run(rounds=lambda _seconds: 5), trials
 
 
 def _verdicts(trials: Sequence[Trial]) -> dict[str, str]:

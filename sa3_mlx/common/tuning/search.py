@@ -6,6 +6,7 @@ by more than the spread of the measurement.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -124,8 +125,8 @@ class Search:
     def _may(self, place: Choice, way: str) -> bool:
         return way not in place.asked or self.allowed.get(place.name) == way
 
-    def run(self, rounds: Callable[[int, float], int]) -> Found:
-        """Try everything. ``rounds`` of the number of ways and the seconds of one run says how often each is timed."""
+    def run(self, rounds: Callable[[float], int]) -> Found:
+        """Try everything. ``rounds`` says how often ways are timed, given the seconds that it takes to run each once."""
         with self.choices.using(self._plain), self.choices.watching() as met:
             works = list(self.bench.dtypes)
             self._wanted = dict(zip(works, self.bench.results(works), strict=True))
@@ -145,7 +146,7 @@ class Search:
         before, after = self._gain(self.bench.timed, rounds)
         return Found(ways=self._kept, environment=self._environment, before=before, after=after)
 
-    def _gain(self, works: Sequence[Work], rounds: Callable[[int, float], int]) -> tuple[Times, Times]:
+    def _gain(self, works: Sequence[Work], rounds: Callable[[float], int]) -> tuple[Times, Times]:
         """Time a clip in the usual ways and in the kept ones, which go where they are slower together."""
         runs = {"usual": partial(self._all, {}, {}, works)}
         if self._kept or self._environment:
@@ -158,9 +159,12 @@ class Search:
         return before, after
 
     @staticmethod
-    def _warmed(runs: Mapping[str, Callable[[], float]], rounds: Callable[[int, float], int]) -> int:
+    def _warmed(runs: Mapping[str, Callable[[], float]], rounds: Callable[[float], int]) -> int:
         """Run everything once, which does not count, and return how often to time it."""
-        return rounds(len(runs), max(run() for run in runs.values()))
+        begin = time.monotonic()
+        for run in runs.values():
+            run()
+        return rounds(time.monotonic() - begin)
 
     def _all(self, ways: Mapping[str, str], environment: Mapping[str, str], works: Sequence[Work]) -> float:
         if self._environment:
@@ -216,7 +220,7 @@ class Search:
             return self.bench.seconds(works)
 
     def _fastest(
-        self, place: Choice, ways: Sequence[str], works: Sequence[Work], rounds: Callable[[int, float], int]
+        self, place: Choice, ways: Sequence[str], works: Sequence[Work], rounds: Callable[[float], int]
     ) -> str:
         """Return the way to go: the first one unless another one beats it."""
         runs = {way: partial(self._seconds, place, way, works) for way in ways}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from datetime import UTC, datetime
 from functools import partial
@@ -14,14 +15,15 @@ from sa3_mlx.cli.home import find_model
 from sa3_mlx.cli.options import Parsed, TypedCommand
 from sa3_mlx.common.generation.activations import same_activations
 from sa3_mlx.common.generation.memory import size_text
+from sa3_mlx.common.generation.metal import Metal
 from sa3_mlx.common.installed import Model
 from sa3_mlx.common.model.chunks import chunk_plan
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.lengths import samples_to_frames, seconds_to_samples
 from sa3_mlx.common.schema import quoted
-from sa3_mlx.common.terminal import report, show
+from sa3_mlx.common.terminal import report, say, show
 from sa3_mlx.common.tuning import machine
-from sa3_mlx.common.tuning.choice import Choice
+from sa3_mlx.common.tuning.choice import Choice, Kind
 from sa3_mlx.common.tuning.chunk import CHUNKS, FACTORS, chunk_frames
 from sa3_mlx.common.tuning.search import Search, Trial
 from sa3_mlx.common.tuning.table import Key, Tuning, forget, key_of, save, table_file
@@ -56,6 +58,7 @@ def parse_way(text: str) -> tuple[str, str]:
     help="Try a way that is less exact, or slow at first; can be repeated.",
 )
 @click.option("--only", multiple=True, metavar="PLACE", help="Leave all other places as they are; can be repeated.")
+@click.option("--cpu-time", is_flag=True, help="On a CPU that others use too: time the CPU seconds of this process.")
 @click.option("--dry-run", is_flag=True, help="List what would be timed.")
 @click.option("--forget", "forgets", is_flag=True, help="Remove what was tuned: of the model, or everything.")
 def tune(
@@ -65,6 +68,7 @@ def tune(
     seconds: float | None,
     allow: tuple[tuple[str, str], ...],
     only: tuple[str, ...],
+    cpu_time: bool,
     dry_run: bool,
     forgets: bool,
 ) -> None:
@@ -82,15 +86,17 @@ def tune(
         return
     chosen = find_model(model, generates=False)
     length, twin = _clip_seconds(chosen, seconds), backend.choose(wanted, device)
-    bench = PipelineBench(Subject(twin=twin, device=device, folder=str(chosen.folder), seconds=length))
+    subject = Subject(twin=twin, device=device, folder=str(chosen.folder), seconds=length)
+    bench = PipelineBench(subject, time.process_time if cpu_time else time.perf_counter)
     search = Search(
         bench.pipeline.choices,
         bench,
         allowed=dict(allow),
         only=only,
-        impossible=partial(_impossible, config=chosen.config, seconds=length),
+        impossible=partial(_impossible, config=chosen.config, seconds=length, metal=backend.metal(twin)),
         report=_line,
     )
+    _check_clock(search.choices.kind, cpu_time=cpu_time)
     count = len(search.places())
     where = bench.pipeline.device_name
     show(f"{chosen.label} on {twin}, {where}, a clip of {length:.4g} s: {count} places with several ways")
@@ -98,6 +104,16 @@ def tune(
         _list(search)
     else:
         _search(search, key_of(twin, where, chosen.config), chosen.config.name)
+
+
+def _check_clock(kind: Kind, *, cpu_time: bool) -> None:
+    """Refuse CPU seconds of a GPU, and say where others use the machine. Raises ValueError."""
+    if cpu_time and kind == "gpu":
+        raise ValueError("--cpu-time says nothing about a GPU; leave it out")
+    load = os.getloadavg()[0]
+    if not cpu_time and load > machine.cores() / 2:
+        hint = "" if kind == "gpu" else "; --cpu-time minds them less"
+        say(f"note: other programs are running here (load {load:.1f}), so the times mean little{hint}")
 
 
 def _clip_seconds(model: Model, asked: float | None) -> float:
@@ -119,7 +135,7 @@ def _list(search: Search) -> None:
 def _search(search: Search, key: Key, model: str) -> None:
     """Time everything, save what is fastest, and show how it did."""
     begin, places = time.monotonic(), len(search.places())
-    found = search.run(rounds=lambda ways, seconds: _rounds(ways, seconds, places + 1))
+    found = search.run(rounds=lambda round_seconds: _rounds(round_seconds, places + 1))
     tuning = Tuning(
         key=key,
         model=model,
@@ -138,9 +154,9 @@ def _search(search: Search, key: Key, model: str) -> None:
     report(f"file   {path}  ({time.monotonic() - begin:.0f} s; 'sa3 tune --forget' removes it)")
 
 
-def _rounds(ways: int, seconds: float, places: int) -> int:
-    """Return how often each of some ways can be timed in their share of the time."""
-    return min(_MOST, max(_FEWEST, int(_BUDGET / places / (ways * max(seconds, 1e-6)))))
+def _rounds(round_seconds: float, places: int) -> int:
+    """Return how often all ways of one of the places can be run in its share of the time."""
+    return min(_MOST, max(_FEWEST, int(_BUDGET / places / max(round_seconds, 1e-6))))
 
 
 def _line(trial: Trial) -> None:
@@ -150,7 +166,7 @@ def _line(trial: Trial) -> None:
     show(f"{trial.place:<20} {trial.way:<12} {time_text:<30} {error:<12} {trial.verdict}".rstrip())
 
 
-def _impossible(place: Choice, way: str, *, config: ModelConfig, seconds: float) -> str | None:
+def _impossible(place: Choice, way: str, *, config: ModelConfig, seconds: float, metal: Metal | None) -> str | None:
     """Say why a way cannot be tried with this model, this clip and this memory; None where it can."""
     if place.name != CHUNKS or way not in FACTORS:
         return None
@@ -159,5 +175,5 @@ def _impossible(place: Choice, way: str, *, config: ModelConfig, seconds: float)
     plans = [chunk_plan(frames, chunk_frames(each, same, "decode"), same, "decode") for each in (way, "usual")]
     if plans[0] == plans[1]:
         return f"the clip has {frames} frames, and the chunks are the usual ones"
-    needed, most = same_activations(size, config, "decode"), machine.memory() // _CHUNK_SHARE
+    needed, most = same_activations(size, config, "decode", metal), machine.memory() // _CHUNK_SHARE
     return f"it may take {size_text(needed)}, more than {size_text(most)}" if needed > most else None
