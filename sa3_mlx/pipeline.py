@@ -26,6 +26,7 @@ from sa3_mlx.common.model.precision import choose_precision
 from sa3_mlx.runtime import apple_gpu, mx, nn, on_gpu
 
 from .choices import CHOICES, way
+from .conditioner import blend
 from .guidance import GuidedVelocity, negative
 from .lora import GatedVelocity, adapt, merge
 from .same import SAME
@@ -39,7 +40,8 @@ class Pipeline(BasePipeline[mx.array]):
     """Generate with MLX from a checkpoint folder: open it with ``load``."""
 
     choices = CHOICES
-    negative, adapt, merge = staticmethod(negative), staticmethod(adapt), staticmethod(merge)
+    blend, negative = staticmethod(blend), staticmethod(negative)
+    adapt, merge = staticmethod(adapt), staticmethod(merge)
     guided_velocity, gated_velocity = GuidedVelocity, GatedVelocity
 
     @classmethod

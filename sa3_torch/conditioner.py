@@ -35,3 +35,23 @@ class Conditioner(nn.Module):
         """Return the context (B, S + 1, D), the duration token last, and the global vector (B, D) [B6]."""
         duration = self.embed_seconds(seconds)
         return torch.cat([self.embed_prompt(hidden, mask), duration[:, None]], dim=1), duration
+
+
+def blend(first: Tensor, second: Tensor, share: Tensor, *, spherical: bool) -> Tensor:
+    """Go from one context (B, S, D) to another by shares (B, 1, 1), 0 to 1, token by token, in fp32; 0 keeps the bits.
+
+    ``spherical`` turns the direction at a steady pace and goes straight between the lengths; a straight line between
+    vectors comes nearer to zero in the middle.
+    """
+    a, b = first.float(), second.float()
+    mixed = (1 - share) * a + share * b
+    if spherical:
+        long_a, long_b = (x.norm(dim=-1, keepdim=True) for x in (a, b))
+        cosine = (a * b).sum(-1, keepdim=True) / (long_a * long_b).clamp(min=1e-20)
+        angle = cosine.clamp(-1, 1).arccos()
+        sine = angle.sin()
+        direction = ((1 - share) * angle).sin() * a / long_a.clamp(min=1e-20)
+        direction = (direction + (share * angle).sin() * b / long_b.clamp(min=1e-20)) / sine.clamp(min=1e-20)
+        turns = (sine > 1e-4) & (long_a > 0) & (long_b > 0)  # else they have one line, or no direction
+        mixed = torch.where(turns, direction * ((1 - share) * long_a + share * long_b), mixed)
+    return torch.where(share == 0, first, mixed.to(first.dtype))

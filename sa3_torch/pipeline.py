@@ -25,6 +25,7 @@ from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.precision import Precision, choose_precision
 
 from .choices import CHOICES
+from .conditioner import blend
 from .guidance import GuidedVelocity, negative
 from .layers import compiled
 from .lora import GatedVelocity, adapt, merge
@@ -66,7 +67,8 @@ class Pipeline(BasePipeline[Tensor]):
     """Generate with PyTorch from a checkpoint folder: open it with ``load``."""
 
     choices = CHOICES
-    negative, adapt, merge = staticmethod(negative), staticmethod(adapt), staticmethod(merge)
+    blend, negative = staticmethod(blend), staticmethod(negative)
+    adapt, merge = staticmethod(adapt), staticmethod(merge)
     guided_velocity, gated_velocity = GuidedVelocity, GatedVelocity
 
     def __init__(

@@ -20,7 +20,7 @@ from click.core import ParameterSource
 from sa3_mlx.common.files.wav import Subtype
 from sa3_mlx.common.generation.memory import parse_size
 from sa3_mlx.common.generation.noise import SEED_MAX, check_seed, random_seed
-from sa3_mlx.common.generation.request import DEFAULT_CROSSFADE_MS, Item, Request
+from sa3_mlx.common.generation.request import DEFAULT_CROSSFADE_MS, Blend, Item, Request
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.precision import DTYPES, TEXT_DTYPES
 from sa3_mlx.common.model.sampling import SAMPLER_NAMES, Guidance, Sampling
@@ -273,6 +273,16 @@ class SamplingOptions:
         str | None,
         click.Option(["--negative"], metavar="PROMPT", help="What to steer away from; needs guidance."),
     ]
+    blend: Annotated[
+        Blend,
+        click.Option(
+            ["--blend"],
+            type=click.Choice(get_args(Blend)),
+            default="spherical",
+            show_default=True,
+            help="How a prompt 'piano | violin : 0.3' goes from one text to the other.",
+        ),
+    ]
     head_room: Annotated[
         float | None,
         click.Option(
@@ -301,6 +311,7 @@ class SamplingOptions:
                     Item(prompt=prompt, negative_prompt=self.negative, seconds=seconds, seed=seed) for seed in seeds
                 ),
                 sampling=self.resolved(config.usual_sampling),
+                blend=self.blend,
                 head_room_seconds=self.head_room,
                 decode_noise=self.decode_noise,
             )

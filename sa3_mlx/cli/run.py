@@ -40,6 +40,7 @@ from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
 from sa3_mlx.common.model.chunks import stream_chunk_frames
 from sa3_mlx.common.model.precision import Precision, allowed_precisions
 from sa3_mlx.common.terminal import excerpt
+from sa3_mlx.common.text.prompt import parse_prompt
 from sa3_mlx.common.text.tokenizer import Tokenizer, first_words
 from sa3_mlx.common.tuning.chunk import CHUNKS
 from sa3_mlx.common.version import version
@@ -301,7 +302,8 @@ def _announce(task: Task, setup: Setup, tokenizer: Tokenizer, progress: Progress
         progress.line(note)
     _warn_of_rounding(task, progress)
     items = [item for request in setup.requests for item in request.items]
-    for text in dict.fromkeys(text for item in items for text in (item.prompt, item.negative_prompt) if text):
+    given = (text for item in items for text in (item.prompt, item.negative_prompt) if text)
+    for text in dict.fromkeys(part.text for prompt in given for part in parse_prompt(prompt).texts):
         _warn_of_unheard(tokenizer, task.model.name, text, progress)
 
 

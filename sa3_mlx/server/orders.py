@@ -160,6 +160,7 @@ def complete_sampling(given: object, usual: Sampling) -> dict[str, Any]:
         interval=wanted.get("interval"),
         norm_threshold=wanted.get("norm_threshold"),
         negative=None,
+        blend="spherical",
         head_room=None,
         decode_noise=False,
     )

@@ -14,6 +14,7 @@ from sa3_mlx.common.model.config import DiffusionConfig, ModelConfig
 from sa3_mlx.common.model.lengths import clip_lengths, samples_to_frames, seconds_to_samples
 from sa3_mlx.common.model.precision import Precision
 
+from .clips import Texts
 from .metal import Metal
 from .request import Request
 
@@ -43,7 +44,7 @@ def activations(
     sampling = request.sampling or config.usual_sampling
     negatives = {item.negative_prompt for item in request.items} - {None}
     if phase == "text":
-        return text_activations(len({item.prompt for item in request.items} | negatives), slots, diffusion, metal)
+        return text_activations(len(Texts.of(request).texts), slots, diffusion, metal)
     if phase == "sample":
         rows = len(request.items) * (1 if sampling.guidance.scale == 1 else 2)
         contexts = len(request.items) * (2 if negatives else 1)

@@ -19,6 +19,7 @@ from sa3_mlx.common.model.checkpoint import TOKENIZER_FILE
 from sa3_mlx.common.model.chunks import Chunk, chunk_plan, halo, pad_frames
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.lengths import clip_lengths, samples_to_frames
+from sa3_mlx.common.text.prompt import Prompt, WeightedText, parse_prompt
 from sa3_mlx.common.text.tokenizer import Tokenizer
 
 from .events import AudioChunk, Generation, Latents, NoiseSource
@@ -31,26 +32,55 @@ Encode = Callable[[Audio], Latents]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mix:
+    """Say what every item takes of ``Texts.texts``: one of them, or two and how far to go from the first."""
+
+    first: NDArray[np.int32]  # (B,) rows
+    second: NDArray[np.int32]  # (B,) rows; the first again where there is one
+    share: NDArray[np.float32]  # (B,) 0 where there is one
+
+    def mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Mark tokens of the items (B, S), by those of the texts (texts, S)."""
+        return mask[self.first] | mask[self.second]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Texts:
     """Hold every text of a request once, and which of them each item uses."""
 
-    texts: tuple[str, ...]
-    prompts: NDArray[np.int32]  # (B,) rows of ``texts``
-    negatives: NDArray[np.int32]  # (B,) rows; 0 where there is no negative prompt
+    texts: tuple[WeightedText, ...]
+    prompts: Mix
+    negatives: Mix  # the first text where there is no negative prompt
     has_negative: NDArray[np.bool_]  # (B,)
 
     @classmethod
     def of(cls, request: Request) -> Self:
-        """Collect the texts of a request."""
-        negatives = [item.negative_prompt for item in request.items]
-        used = [item.prompt for item in request.items] + [text for text in negatives if text is not None]
-        texts = tuple(dict.fromkeys(used))
-        return cls(
-            texts=texts,
-            prompts=np.array([texts.index(item.prompt) for item in request.items], np.int32),
-            negatives=np.array([0 if text is None else texts.index(text) for text in negatives], np.int32),
-            has_negative=np.array([text is not None for text in negatives]),
-        )
+        """Collect the texts of a request. Raises ValueError for a prompt that cannot be read."""
+        prompts = [parse_prompt(item.prompt) for item in request.items]
+        given = [item.negative_prompt for item in request.items]
+        negatives = [prompts[0] if text is None else parse_prompt(text) for text in given]
+        used = (text for prompt in (*prompts, *negatives) for text in prompt.texts)
+        rows = {text: row for row, text in enumerate(dict.fromkeys(used))}
+
+        def mix(chosen: Sequence[Prompt]) -> Mix:
+            return Mix(
+                first=np.array([rows[prompt.texts[0]] for prompt in chosen], np.int32),
+                second=np.array([rows[prompt.texts[-1]] for prompt in chosen], np.int32),
+                share=np.array([prompt.share for prompt in chosen], np.float32),
+            )
+
+        has_negative = np.array([text is not None for text in given])
+        return cls(texts=tuple(rows), prompts=mix(prompts), negatives=mix(negatives), has_negative=has_negative)
+
+    def weights(self, tokenizer: Tokenizer, slots: int) -> NDArray[np.float32] | None:
+        """Return the weights of tokens and, last, of the duration (texts, slots + 1), None where all are 1."""
+        if not any(text.spans for text in self.texts):
+            return None
+        weights = np.ones((len(self.texts), slots + 1), np.float32)
+        for row, text in zip(weights, self.texts, strict=True):
+            found = [text.weight(*span) for span in tokenizer.places(text.text)][:slots]
+            row[: len(found)] = found
+        return weights
 
 
 def encode_sources(

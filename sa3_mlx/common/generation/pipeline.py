@@ -22,6 +22,7 @@ from sa3_mlx.common.text.tokenizer import collapse_padding
 
 from .clips import (
     Clip,
+    Mix,
     Texts,
     decode_plan,
     decoder_noise,
@@ -58,12 +59,13 @@ Noise = Callable[[int], Array]  # number of a step -> standard normals (B, T, C)
 class BasePipeline(LoadedParts[Array]):
     """Open a checkpoint folder, ready to generate; ``Pipeline`` of either twin. Annotate with it what takes both.
 
-    A twin supplies ``_steps`` and, as class attributes, the function and classes of its guidance.py and lora.py that a
-    run uses. The state of a sampler stays in fp32.
+    A twin supplies ``_steps`` and, as class attributes, functions and classes of its conditioner.py, guidance.py and
+    lora.py that a run uses. The state of a sampler stays in fp32.
 
     Any thread may use it, one at a time: a server has one worker that owns the device and takes requests in turn.
     """
 
+    blend: ClassVar[Callable[..., Any]]
     negative: ClassVar[Callable[..., Any]]
     guided_velocity: ClassVar[Callable[..., Any]]
     gated_velocity: ClassVar[Callable[..., Any]]
@@ -136,20 +138,30 @@ class BasePipeline(LoadedParts[Array]):
         The local input is left None.
         """
         texts = Texts.of(request)
-        ids, mask = self.tokenizer.encode(texts.texts)
-        slots, repeats = collapse_padding(mask, self.precision.dtype)
+        ids, mask = self.tokenizer.encode([text.text for text in texts.texts])
+        items = np.concatenate([texts.prompts.mask(mask), texts.negatives.mask(mask)])
+        slots, repeats = collapse_padding(items, self.precision.dtype)
         ids, mask = ids[:, :slots], mask[:, :slots]
         encoder, conditioner = self.load_part("text_encoder"), self.load_part("conditioner")
         hidden: Array = encoder(self._array(ids), self._array(mask))
-        context, seconds = conditioner(
-            hidden[self._array(texts.prompts)],
-            self._array(mask[texts.prompts]),
-            np.array([item.seconds for item in request.items]),
-        )
+        weights, lengths = texts.weights(self.tokenizer, slots), np.array([item.seconds for item in request.items])
+
+        def mixed(mix: Mix, embed: Callable[[Array, Array], Array]) -> Array:
+            def context(rows: NDArray[np.int32]) -> Array:
+                found = embed(hidden[self._array(rows)], self._array(mask[rows]))
+                return found if weights is None else found * self._array(weights[rows, :, None])
+
+            first = context(mix.first)
+            if not mix.share.any():
+                return first
+            share = self._array(mix.share[:, None, None])
+            blended: Array = self.blend(first, context(mix.second), share, spherical=request.blend == "spherical")
+            return blended
+
         cond: Conditioning[Array] = Conditioning(
-            context=self._cast(context),
-            repeats=self._array(repeats[texts.prompts]),
-            seconds=self._cast(seconds),
+            context=self._cast(mixed(texts.prompts, lambda states, own: conditioner(states, own, lengths)[0])),
+            repeats=self._array(repeats[: len(lengths)]),
+            seconds=self._cast(conditioner.embed_seconds(lengths)),
             local=None,
             valid=None if plan.padding_mask.all() else self._array(plan.padding_mask),
         )
@@ -157,10 +169,9 @@ class BasePipeline(LoadedParts[Array]):
             return cond, None
         if not texts.has_negative.any():
             return cond, cond.unconditional()
-        away = self.negative(cond, hidden[self._array(texts.negatives)], self._array(mask[texts.negatives]))
-        chosen = self._array(texts.has_negative[:, None, None])
-        context = self._cast(away.context * chosen)
-        return cond, replace(away, context=context, repeats=self._array(repeats[texts.negatives]))
+        away = mixed(texts.negatives, lambda states, own: self.negative(cond, states, own).context)
+        context = self._cast(away * self._array(texts.has_negative[:, None, None]))
+        return cond, replace(cond, context=context, repeats=self._array(repeats[len(lengths) :]))
 
     def encode_sources(self, request: Request, plan: Plan) -> tuple[Latents | None, Latents | None]:
         """Encode the init and the inpaint audio of every item: (B, T, C) each, None where there is none [B35]."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, get_args
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from sa3_mlx.common.model.dial import SCHEDULES, Schedule
 from sa3_mlx.common.model.lengths import longest, samples_to_seconds, seconds_to_samples
 from sa3_mlx.common.model.sampling import Sampling
 from sa3_mlx.common.schema import Config, ConfigError, is_finite, quoted, require
+from sa3_mlx.common.text.prompt import parse_prompt
 
 from .noise import check_seed
 from .regions import first_uncovered, generated_frames, to_regions
@@ -38,13 +39,14 @@ DEFAULT_CROSSFADE_MS = 20.0
 # How long weights stay in memory: "run" from their first use on, for further runs too; "phase" until the run needs the
 # part no more; "step" as "phase", and the blocks of the DiT, one by one, only while a step computes with them.
 Residency = Literal["run", "phase", "step"]
+Blend = Literal["spherical", "linear"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item(Config):
     """Describe one clip of a batch."""
 
-    prompt: str  # what to make, at most PROMPT_MAX characters; "" leaves it to the model
+    prompt: str  # what to make, at most PROMPT_MAX characters, see text/prompt.py; "" leaves it to the model
     seconds: float  # length, above 0 and up to the model's ``max_seconds``
     seed: int  # of the noise, 0 to SEED_MAX: equal seeds give equal sounds
     negative_prompt: str | None = None  # steers away from it; needs a guidance scale other than 1
@@ -94,6 +96,7 @@ class Request(Config):
     schedule: Schedule = "official"  # how times descend from the init noise level, see ``Schedule`` [B23]
     head_room_seconds: float | None = None  # None: the model's own [B31]
     crossfade_ms: float | None = DEFAULT_CROSSFADE_MS  # None: no paste-back, the model's audio as it is
+    blend: Blend = "spherical"  # how "piano | violin : 0.3" goes from one text to the other
     decode_noise: bool = False  # the two noise terms of the official decoder [B47]
     chunk_frames: int | None = None  # latent frames per decoded chunk; None: the backend's choice
     encode_chunk_frames: int | None = None  # latent frames per encoded chunk; None: the backend's choice
@@ -231,6 +234,8 @@ def _check_sampling(request: Request) -> None:
         _check_range(request.head_room_seconds, "head room", 0, HEAD_ROOM_MAX, " s")
     if request.crossfade_ms is not None:
         _check_range(request.crossfade_ms, "crossfade", 0, CROSSFADE_MAX_MS, " ms")
+    if request.blend not in get_args(Blend):
+        raise ValueError(f"blend is {quoted(request.blend)}: allowed are {', '.join(get_args(Blend))}")
     _check_kind(request.decode_noise, bool, "decode_noise", "True or False")
     if request.schedule not in SCHEDULES:
         raise ValueError(f"schedule is {quoted(request.schedule)}: allowed are {', '.join(SCHEDULES)}")
@@ -299,6 +304,10 @@ def _check_text(text: object, name: str) -> None:
         raise ValueError(f"{name} has {len(text):,} characters: allowed are up to {PROMPT_MAX:,}")
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError(f"{name} is not valid text: its bytes are not UTF-8")
+    try:
+        parse_prompt(text)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _finite(value: float, name: str) -> float:

@@ -133,6 +133,10 @@ class Tokenizer:
             mask[row, : len(tokens)] = True
         return ids, mask
 
+    def places(self, text: str) -> list[tuple[int, int]]:
+        """Return the characters (start, stop) that each token of ``text`` makes, in the order of ``encode``."""
+        return self._encoding(text).offsets[: self.max_length]
+
     def _tokens(self, text: str) -> list[int]:
         return self._encoding(text).ids
 
