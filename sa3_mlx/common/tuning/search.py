@@ -126,7 +126,7 @@ class Search:
         return way not in place.asked or self.allowed.get(place.name) == way
 
     def run(self, rounds: Callable[[float], int]) -> Found:
-        """Try everything. ``rounds`` says how often ways are timed, given the seconds that it takes to run each once."""
+        """Try everything. ``rounds`` says how often ways are timed, given the seconds that one run of each takes."""
         with self.choices.using(self._plain), self.choices.watching() as met:
             works = list(self.bench.dtypes)
             self._wanted = dict(zip(works, self.bench.results(works), strict=True))
