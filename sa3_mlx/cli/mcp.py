@@ -39,7 +39,11 @@ def mcp(server: str | None, token: str | None, folder: Path, model: PrecisionOpt
     with ExitStack() as stack:
         if server is None and not Client(address, token).is_there():
             own = Settings(
-                folder=home() / "studio", adapters=home() / "adapters", model=model, max_memory=memory.max_memory
+                folder=home() / "studio",
+                adapters=home() / "adapters",
+                model=model,
+                max_memory=memory.max_memory,
+                port=0,
             )
             studio = stack.enter_context(running(own))
             address = f"http://127.0.0.1:{studio.settings.port}"

@@ -16,11 +16,11 @@ from .studio import Studio
 
 @contextmanager
 def running(settings: Settings) -> Iterator[Studio]:
-    """Serve on a free port of this machine until the ``with`` statement ends; ``settings.port`` says which.
+    """Serve on this machine until the ``with`` statement ends; port 0 takes a free one, which ``settings.port`` says.
 
     Raises as ``Studio``, and RuntimeError where the server does not start.
     """
-    listening = listen("127.0.0.1", 0)
+    listening = listen("127.0.0.1", settings.port)
     studio = Studio(replace(settings, host="127.0.0.1", port=listening.getsockname()[1]))
     server = make_server(studio)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="sa3-server", daemon=True)

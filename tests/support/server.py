@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,7 @@ def parse_events(text: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 @contextmanager
-def live(wanted: Settings) -> Iterator[Live]:
-    """The whole server in a thread, on a free port."""
-    with running(wanted) as studio:
+def live(wanted: Settings, port: int = 0) -> Iterator[Live]:
+    """The whole server in a thread, on a free port or a given one."""
+    with running(replace(wanted, port=port)) as studio:
         yield Live(studio.settings.port, studio)

@@ -42,15 +42,17 @@ class Spectrogram:
     times: NDArray[np.float64]  # (W,) seconds, window centres
 
 
-def spectrogram(audio: Float32Array, sample_rate: int) -> Spectrogram:
-    """Measure audio (L, channels), averaged in power over channels. Raises ValueError for audio without samples.
+def spectrogram(audio: Float32Array, sample_rate: int, columns: int = _COLUMNS) -> Spectrogram:
+    """Measure audio (L, channels), averaged in power over channels, at most so many ``columns``.
+
+    Raises ValueError for audio without samples.
 
     A level is the lowest that windows of several lengths find, so that neither attacks nor partials are smeared: a long
     one sees a drum before it is struck, a short one a partial beside its place.
     """
     if audio.ndim != 2 or not audio.size:
         raise ValueError(f"a spectrogram needs audio (samples, channels) with samples in it, got shape {audio.shape}")
-    hop = max(1, -(-len(audio) // _COLUMNS))
+    hop = max(1, -(-len(audio) // columns))
     highest = sample_rate / 2
     edges = np.geomspace(min(LOWEST_HZ, highest / 100), highest, _BANDS + 1)
     centres = np.sqrt(edges[:-1] * edges[1:])

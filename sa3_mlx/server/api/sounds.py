@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, Response
 
+from sa3_mlx.common.files.atomic import write_bytes
 from sa3_mlx.common.files.audio import SUBTYPES
 from sa3_mlx.common.files.audio_file import Audio
 from sa3_mlx.common.files.spectrogram import RANGE_DB, save_spectrogram, spectrogram
@@ -23,6 +25,8 @@ from sa3_mlx.server.studio import Studio
 Format = Literal["wav", "flac", "mp3", "ogg"]
 MEDIA = {"wav": "audio/wav", "flac": "audio/flac", "mp3": "audio/mpeg", "ogg": "audio/ogg"}
 _COLUMNS_MAX = 8000
+_LEVEL_COLUMNS = 700
+_CACHED = "private, max-age=3600"  # what an id stands for never changes
 assert {f".{name}" for name in MEDIA} == set(SUBTYPES)
 
 
@@ -117,21 +121,22 @@ def router(studio: Studio) -> APIRouter:
         return peaks(_part(studio.sound(sound_id), start, end), columns)
 
     @routes.get("/sounds/{sound_id}/spectrogram", response_class=Response)
-    def levels(
-        sound_id: str,
-        start: Annotated[float, Query(ge=0, allow_inf_nan=False)] = 0,
-        end: Annotated[float | None, Query(ge=0, allow_inf_nan=False)] = None,
-    ) -> Response:
+    def levels(sound_id: str) -> Response:
         """Return levels as bytes, row by row from the lowest band up: 255 is the loudest, 0 is 90 dB below.
 
         The headers ``x-bands`` and ``x-columns`` say how many there are.
         """
         found = studio.sound(sound_id)
-        data = spectrogram(_part(found, start, end), found.sample_rate).levels_db
-        scaled = np.clip((data - data.max() + RANGE_DB) / RANGE_DB, 0, 1) * 255
-        bands, columns = data.shape
-        headers = {"x-bands": str(bands), "x-columns": str(columns), "cache-control": "private, max-age=3600"}
-        return Response(scaled.astype(np.uint8).tobytes(), media_type="application/octet-stream", headers=headers)
+        path = store.pool.export(f"{found.id}.npy")
+        with store.drawing:
+            if not path.exists():
+                data = spectrogram(store.audio(_audible(found)), found.sample_rate, _LEVEL_COLUMNS).levels_db
+                buffer = io.BytesIO()
+                np.save(buffer, (np.clip((data - data.max()) / RANGE_DB + 1, 0, 1) * 255).astype(np.uint8))
+                write_bytes(path, buffer.getvalue())
+        scaled = np.load(path)
+        headers = {"x-bands": str(scaled.shape[0]), "x-columns": str(scaled.shape[1]), "cache-control": _CACHED}
+        return Response(scaled.tobytes(), media_type="application/octet-stream", headers=headers)
 
     @routes.get("/sounds/{sound_id}/spectrogram.png", response_class=FileResponse)
     def picture(sound_id: str) -> FileResponse:
@@ -139,7 +144,7 @@ def router(studio: Studio) -> APIRouter:
         found = studio.sound(sound_id)
         title = found.prompt or found.name
         path = store.pool.export(f"{found.id}.png")
-        with store.exporting:
+        with store.drawing:
             if not path.exists():
                 save_spectrogram(path, _part(found, 0, None), found.sample_rate, title=title)
         return FileResponse(path, media_type="image/png")
@@ -170,7 +175,7 @@ def sound_response(
         media_type=MEDIA[form],
         filename=f"{sound_name(sound.name)}.{form}",
         content_disposition_type="attachment" if download else "inline",
-        headers={"cache-control": "private, max-age=3600"},
+        headers={"cache-control": _CACHED},
     )
 
 

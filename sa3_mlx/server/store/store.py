@@ -33,7 +33,8 @@ class Store:
     def __init__(self, folder: Path, *, disk_free: int, upload_max: int) -> None:
         """Open a folder, made where there is none. Raises OSError where another server has it."""
         folder.mkdir(parents=True, exist_ok=True)
-        self._stack, self._lock, self.exporting = ExitStack(), threading.Lock(), threading.Lock()
+        self._stack, self._lock = ExitStack(), threading.Lock()
+        self._exporting, self.drawing = threading.Lock(), threading.Lock()  # a copy is made once
         self._stack.enter_context(locked(folder))
         self.folder, self._upload_max = folder, upload_max
         self.pool = Pool(folder, disk_free)
@@ -109,7 +110,7 @@ class Store:
         if suffix == ".wav" and subtype == sound.subtype and sound.provenance is not None:
             return self.path(sound)
         target = self.pool.export(f"{sound.id}-{subtype}{suffix}")
-        with self.exporting:
+        with self._exporting:
             if not target.exists():
                 self.pool.check_room(sound.samples * sound.channels * 4)
                 self._convert(sound, target, subtype)

@@ -1,0 +1,77 @@
+// The form: what is asked for, as the body of a job.
+
+import { get } from "./api.js";
+import { $, element, number } from "./dom.js";
+
+const SHOWN = 6; // prompts, before the others are asked for
+
+export class Form {
+  constructor() {
+    this.models = [];
+    $("model").addEventListener("change", () => this.chosen());
+  }
+
+  async load() {
+    const [models, adapters, status] = await Promise.all([get("/api/models"), get("/api/adapters"), get("/api/status")]);
+    this.models = models;
+    $("model").replaceChildren(...models.map(({ name }) => element("option", { value: name }, name)));
+    $("sampler").append(...status.samplers.map((name) => element("option", { value: name }, name)));
+    $("adapters").replaceChildren(...adapters.map(adapter));
+    $("server").textContent = `sa3 ${status.sa3}`;
+    this.chosen();
+  }
+
+  get model() {
+    return this.models.find(({ name }) => name === $("model").value) ?? this.models[0];
+  }
+
+  chosen() {
+    const { prompts, max_seconds: longest, words } = this.model;
+    const shown = Math.floor(longest * 100) / 100;
+    $("seconds").max = $("length").max = shown;
+    if (Number($("seconds").value) > shown) $("seconds").value = shown;
+    const buttons = prompts.map((text) => element(
+      "button", { type: "button", onclick: () => { $("prompt").value = text; $("prompt").focus(); } }, text));
+    const more = element("button", { type: "button", onclick: () => $("presets").replaceChildren(...buttons) }, "more ...");
+    $("presets").replaceChildren(...(buttons.length > SHOWN ? [...buttons.slice(0, SHOWN), more] : buttons));
+    $("prompt").placeholder = words.length ? `This model knows: ${words.slice(0, 9).join(", ")} ...` : "";
+  }
+
+  // Settings that all jobs of the page share; exact: the file is that of the command with the same seed.
+  body(request = {}) {
+    const sampling = {};
+    if (number("steps")) sampling.steps = number("steps");
+    if ($("sampler").value) sampling.sampler = $("sampler").value;
+    if (number("guidance") !== undefined) sampling.guidance = number("guidance");
+    if (Object.keys(sampling).length) request.sampling = sampling;
+    if (number("room") !== undefined) request.head_room_seconds = number("room");
+    if (request.inpaint && number("crossfade") !== undefined) request.crossfade_ms = number("crossfade");
+    const adapters = [...$("adapters").querySelectorAll("input")]
+      .map((slider) => ({ name: slider.name, strength: Number(slider.value) })).filter(({ strength }) => strength);
+    return { model: this.model.name, request, adapters, exact: true, stream: $("early").checked };
+  }
+
+  // A clip: with the prompt of the form unless another is given.
+  item(more = {}) {
+    const item = { prompt: $("prompt").value.trim(), ...more };
+    if ($("negative").value.trim()) item.negative_prompt = $("negative").value.trim();
+    if ($("lock").checked && number("seed") !== undefined) item.seed = number("seed");
+    return item;
+  }
+
+  generate() {
+    const request = { items: [this.item({ seconds: Number($("seconds").value) })] };
+    return { ...this.body(request), kind: "generate", variations: Number($("variations").value) };
+  }
+
+  seen(sound) {
+    if (!$("lock").checked && sound.seed !== null) $("seed").value = sound.seed;
+  }
+}
+
+function adapter(name) {
+  const text = element("output", {}, "off");
+  const slider = element("input", { type: "range", name, min: 0, max: 2, step: 0.05, value: 0 });
+  slider.addEventListener("input", () => { text.value = Number(slider.value) ? slider.value : "off"; });
+  return element("label", {}, `${name.replace(/\.safetensors$/, "")} `, text, slider);
+}

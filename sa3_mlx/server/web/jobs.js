@@ -1,0 +1,70 @@
+// Jobs under way: their places, steps and remaining time; cancelling; the sound while it is decoded.
+
+import { follow, post } from "./api.js";
+import { $, doing, element, say } from "./dom.js";
+import { samplesOf } from "./player.js";
+
+export class Jobs {
+  constructor(tell) {
+    this.tell = tell; // live(job), chunk(job, chunk), preview(job, peaks)
+    this.open = [];
+  }
+
+  // Submits a job and shows how far it is; resolves to its sounds, [] when it was cancelled.
+  async run(body) {
+    return this.watch(await post("/api/jobs", body));
+  }
+
+  async watch(job) {
+    const text = element("span", {}, "queued");
+    const bar = element("progress", { max: 1, "aria-label": "Progress" });
+    const cancel = element("button", { onclick: doing(() => this.cancel(job.id)) }, "Cancel");
+    const item = job.order.request?.items[0];
+    const title = element("div", {}, item?.prompt || job.kind);
+    const entry = element("li", {}, title, bar, element("div", { className: "row spread" }, text, cancel));
+    $("jobs").append(entry);
+    this.open.push(job.id);
+    const seconds = item?.seconds ?? 1;
+    try {
+      for await (const { name, data } of follow(job.id)) {
+        if (name === "queued") text.textContent = queued(data);
+        else if (name === "running") text.textContent = "begins";
+        else if (name === "step") {
+          bar.value = (0.9 * data.step) / data.steps;
+          text.textContent = `step ${data.step} of ${data.steps}${remaining(data)}`;
+        } else if (name === "preview" && data.item === 0) this.tell.preview(job, data, seconds);
+        else if (name === "audio") {
+          bar.value = 0.9 + (0.1 * (data.start + data.samples)) / (data.sample_rate * seconds);
+          text.textContent = "decoding";
+          if (data.item === 0) this.tell.chunk(job, samplesOf(data), seconds);
+        } else if (name === "done") return data.sounds;
+        else if (name === "failed") throw new Error(sentence(data.error));
+        else if (name === "interrupted") throw new Error("The server was stopped. Queue the job again below the history.");
+        else return [];
+      }
+      return [];
+    } finally {
+      entry.remove();
+      this.open = this.open.filter((id) => id !== job.id);
+    }
+  }
+
+  async cancel(id = this.open.at(-1)) {
+    if (!id) return;
+    await post(`/api/jobs/${id}/cancel`);
+    say("Cancelled.");
+  }
+}
+
+function queued({ place, remaining: rest }) {
+  const before = place === 1 ? "1 job before it" : `${place} jobs before it`;
+  return `${place ? before : "next"}${remaining({ remaining: rest })}`;
+}
+
+function remaining({ remaining: rest }) {
+  return rest === null || rest === undefined ? "" : `, about ${rest < 10 ? rest.toFixed(1) : Math.round(rest)} s`;
+}
+
+function sentence(text) {
+  return text ? `${text[0].toUpperCase()}${text.slice(1)}.` : "The job failed.";
+}
