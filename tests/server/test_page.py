@@ -81,6 +81,7 @@ class Page:
 
     def drag(self, start: float, end: float) -> None:
         """Draw over the picture, from one share of its width to another."""
+        self.page.locator("#view").scroll_into_view_if_needed()
         box = self.page.locator("#view").bounding_box()
         y = box["y"] + box["height"] / 2
         self.page.mouse.move(box["x"] + box["width"] * start, y)

@@ -92,7 +92,9 @@ class DawBody(BaseModel):
     continuation_mode: str = "inpaint"
 
 
-BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": DawBody.model_json_schema()}}}}
+_SCHEMA = DawBody.model_json_schema()
+_SCHEMA["properties"]["loras"]["items"] = _SCHEMA.pop("$defs")[LoraBody.__name__]
+BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": _SCHEMA}}}}
 
 
 async def read_body(request: Request) -> DawBody:

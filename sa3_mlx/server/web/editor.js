@@ -113,6 +113,7 @@ export class Editor {
     $("edit-title").textContent = job.order.request.items[0].prompt || job.kind;
     $("facts").textContent = "being made";
     this.shown(true);
+    $("edit").scrollIntoView({ block: "nearest" });
   }
 
   preview(job, { low, high }, length) {
