@@ -166,6 +166,23 @@ def fetch(remote: Remote, names: Sequence[str], downloads: Path, progress: OnByt
     return folder
 
 
+def upload(repository: str, files: Sequence[Path], texts: Mapping[str, bytes], *, private: bool) -> str:
+    """Upload files and texts under their names in one commit; make the repository where there is none.
+
+    Returns the new revision. Raises DownloadError where the hub refuses, or no access token is there.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    if not has_token():
+        raise DownloadError(f"{repository}: no access token found; log in with 'hf auth login' (it must allow writing)")
+    operations = [CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=path) for path in files]
+    operations += [CommitOperationAdd(path_in_repo=name, path_or_fileobj=data) for name, data in texts.items()]
+    with _told(repository, "upload"):
+        HfApi().create_repo(repository, private=private, exist_ok=True)
+        done = HfApi().create_commit(repository, operations, commit_message="sa3 push")
+    return str(done.oid)
+
+
 class _Meter:
     """Tell how much of all files is done, from how much of one is."""
 
@@ -261,7 +278,7 @@ def _hash(file: RemoteFile, path: Path, meter: _Meter) -> str:
 
 
 @contextmanager
-def _told(repository: str) -> Iterator[None]:
+def _told(repository: str, what: str = "download") -> Iterator[None]:
     """Turn whatever the hub's library raises into a DownloadError."""
     from huggingface_hub import get_token
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
@@ -281,22 +298,22 @@ def _told(repository: str) -> Iterator[None]:
             raise AccessRefused(
                 f"{repository}: access refused{token}; accept the licence at {page} and log in with 'hf auth login'"
             ) from error
-        raise DownloadError(f"{repository}: the hub refused the download: {_first_line(error)}") from error
+        raise DownloadError(f"{repository}: the hub refused the {what}: {_first_line(error)}") from error
     except OSError as error:
         if error.errno in _OF_THE_DISK:
             raise DownloadError(
                 f"{repository}: could not be written ({error.strerror}); what is there is kept, free "
                 "some space and run again"
             ) from error
-        raise DownloadError(_broken(repository, error)) from error
+        raise DownloadError(_broken(repository, what, error)) from error
     except Exception as error:  # whatever its HTTP library raises
-        raise DownloadError(_broken(repository, error)) from error
+        raise DownloadError(_broken(repository, what, error)) from error
 
 
-def _broken(repository: str, error: Exception) -> str:
+def _broken(repository: str, what: str, error: Exception) -> str:
     if type(error).__name__ in ("ConnectError", "ConnectTimeout", "ConnectionError"):
         return f"{repository}: cannot reach the hub ({_first_line(error)}); check the network and run again"
-    return f"{repository}: download failed ({_first_line(error)}); run again, what is there is kept"
+    return f"{repository}: {what} failed ({_first_line(error)}); run again, what is there is kept"
 
 
 def _first_line(error: BaseException) -> str:

@@ -51,11 +51,15 @@ _OPEN = {
 }
 
 
+def known(identity: str) -> Licence | None:
+    """Return a licence of the released models by its id."""
+    return next((licence for licence in RELEASED if licence.id == identity), None)
+
+
 def named(name: str | None, page: str) -> Licence:
     """Return a licence by its name in a model card; one that nobody named is known to allow nothing."""
-    for known in RELEASED:
-        if name == known.id:
-            return known
+    if (found := known(name or "")) is not None:
+        return found
     return Licence(id=f"{page} {name}", name=name or "no licence named", page=page, conditions=_OPEN.get(name or ""))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -104,6 +105,56 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                     self.send_file(folder, path.removeprefix(f"{repository}/resolve/").split("/", 1)[1])
                     return
             self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+
+        def do_POST(self) -> None:
+            path, body = self.path.split("?")[0].lstrip("/"), self._body()
+            hub.asked.append(("POST", path))
+            if hub.status != 200:
+                self.answer(hub.status, b"{}", {"X-Error-Code": "GatedRepo", "Retry-After": "0"})
+            elif path.endswith("/api/repos/create") or path == "api/repos/create":
+                entry = json.loads(body)
+                place = f"{entry.get('organization') or 'somebody'}/{entry['name']}"
+                self._json({"url": f"http://127.0.0.1:{hub.port}/{place}"})
+            elif "/preupload/" in path:
+                names = [file["path"] for file in json.loads(body)["files"]]
+                modes = {name: "lfs" if name.endswith(_LARGE) else "regular" for name in names}
+                self._json({"files": [{"path": n, "uploadMode": m, "shouldIgnore": False} for n, m in modes.items()]})
+            elif path.endswith("info/lfs/objects/batch"):
+                place = f"http://127.0.0.1:{hub.port}/store"
+                objects = [
+                    {**entry, "actions": {"upload": {"href": f"{place}/{entry['oid']}"}}}
+                    for entry in json.loads(body)["objects"]
+                ]
+                self._json({"transfer": "basic", "objects": objects})
+            elif "/commit/" in path:
+                for line in body.splitlines():
+                    entry = json.loads(line)
+                    if entry["key"] == "file":
+                        hub.received[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+                    if entry["key"] == "lfsFile":
+                        hub.received[entry["value"]["path"]] = hub.received.pop(entry["value"]["oid"])
+                self._json(
+                    {"commitUrl": f"http://127.0.0.1:{hub.port}/me/x/commit/{hub.commit}", "commitOid": hub.commit}
+                )
+            else:
+                self._json({"warnings": [], "errors": []})  # of the front matter
+
+        def do_PUT(self) -> None:
+            hub.received[self.path.rsplit("/", 1)[1]] = self._body()
+            self.answer(200, b"", {})
+
+        def _body(self) -> bytes:
+            if self.headers.get("Transfer-Encoding") != "chunked":
+                return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            parts = []
+            while size := int(self.rfile.readline().split(b";")[0], 16):
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b"".join(parts)
+
+        def _json(self, data: object) -> None:
+            self.answer(200, json.dumps(data).encode(), {"Content-Type": "application/json"})
 
         def send_file(self, folder: Path, name: str) -> None:
             path = folder / name

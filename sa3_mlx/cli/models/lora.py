@@ -33,6 +33,7 @@ from sa3_mlx.common.files.safetensors import (
 )
 from sa3_mlx.common.model.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE
 from sa3_mlx.common.model.config import FORMAT, ModelConfig
+from sa3_mlx.common.origin import ORIGIN_FILE
 from sa3_mlx.common.quant.format import check_file
 from sa3_mlx.common.terminal import labelled, report, show
 
@@ -155,8 +156,9 @@ def write_merged(
         entries = [_entry(file, name, changed, adapters, twin) for name in file.names()]
         with new_folder(out) as made:
             write_tensors(made / WEIGHTS_FILE, watched(entries, progress), {"format": FORMAT})
-            for name in (CONFIG_FILE, TOKENIZER_FILE):
-                shutil.copyfile(folder / name, made / name)
+            for name in (CONFIG_FILE, TOKENIZER_FILE, ORIGIN_FILE):
+                if (folder / name).is_file():
+                    shutil.copyfile(folder / name, made / name)
     return len(changed)
 
 
