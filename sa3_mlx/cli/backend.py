@@ -58,7 +58,7 @@ def _share_cores() -> None:
     Where others work on the same cores too, threads that wait by counting take most of them.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # longer than from one operation to the next
 
 
 def _choose(wanted: str) -> Backend:

@@ -212,7 +212,7 @@ def test_doctor_says_what_is_missing_for_what(run: Run, monkeypatch: pytest.Monk
 def test_threads_of_pytorch_share_the_cores_unless_the_user_chose(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "available", lambda _name: True)
     for before, after in (
-        ({}, {"GOMP_SPINCOUNT": "1000"}),
+        ({}, {"GOMP_SPINCOUNT": "10000"}),
         ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
         ({"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active"}),
     ):
