@@ -62,6 +62,7 @@ def mac(name: str | None, energy: bool, dry_run: bool, results: Path) -> None:
             "tuning": _part("tuning", lambda: parts.tune(model, extent)),
             "tuned": _part("latency, tuned", lambda: parts.latency(model, config, machine, extent, tuned=True)),
             "memory": _part("memory", lambda: parts.memory(model, config, extent)),
+            "operations": _part("operations", lambda: parts.operations(extent)),
             "sustained": _part("sustained run", lambda: parts.sustained_run(model, config, extent)),
         }
     table = markdown(result)

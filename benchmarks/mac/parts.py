@@ -40,6 +40,7 @@ class Extent:
     minutes: float  # of the sustained run
     tests: tuple[str, ...]  # arguments for pytest
     tune: tuple[str, ...]  # arguments for `sa3 tune`
+    shapes: tuple[str, ...]  # arguments for the operations
 
 
 FULL = Extent(
@@ -51,6 +52,7 @@ FULL = Extent(
     minutes=1.5,
     tests=("-m", "metal"),
     tune=(),
+    shapes=(),
 )
 SHORT = Extent(  # of --dry-run
     backend="mlx",
@@ -61,6 +63,7 @@ SHORT = Extent(  # of --dry-run
     minutes=0.0,
     tests=("-m", "metal", METAL_TESTS, "-k", "bias"),
     tune=("--seconds", "0.5", "--only", "launches"),
+    shapes=("--short",),
 )
 
 
@@ -126,6 +129,13 @@ def memory(model: MeasuredModel, config: ModelConfig, extent: Extent) -> list[di
     command = [sys.executable, "-m", "benchmarks", "memory", "--model", str(model.folder), "--seconds", lengths]
     entries: list[dict[str, Any]] = json.loads(_run(command).stdout.splitlines()[-1])["entries"]
     return entries
+
+
+def operations(extent: Extent) -> list[dict[str, Any]]:
+    """Time single operations at the models' shapes."""
+    command = [sys.executable, "-m", "benchmarks.mac.shapes", *extent.shapes]
+    found: list[dict[str, Any]] = json.loads(_run(command).stdout.splitlines()[-1])
+    return found
 
 
 def sustained_run(model: MeasuredModel, config: ModelConfig, extent: Extent) -> dict[str, Any]:

@@ -25,6 +25,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         "",
         *_memory(result["memory"]),
         "",
+        *_operations(result["operations"]),
+        "",
         _sustained(result["sustained"]),
     ]
     if result["short"]:
@@ -73,6 +75,16 @@ def _memory(entries: Sequence[Mapping[str, Any]]) -> list[str]:
         for phase, peak in entry["measured"].items():
             sizes = f"{peak / 1e6:.0f} MB | {entry['predicted'][phase] / 1e6:.0f} MB"
             rows.append(f"| {entry['seconds']:g} s | {entry['residency']} | {phase} | {sizes} |")
+    return rows
+
+
+def _operations(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    rows = ["| operation | type | ways | ms | | second / first | error |", "|---|---|---|---:|---:|---:|---:|"]
+    for each in found:
+        first, second = each["milliseconds"]
+        times = f"{first:.3f} | {second:.3f} | {second / first:.2f}"
+        ways = " or ".join(each["ways"])
+        rows.append(f"| {each['name']} | {each['dtype']} | {ways} | {times} | {each['error']:.0e} |")
     return rows
 
 

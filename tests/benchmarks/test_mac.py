@@ -52,6 +52,16 @@ RESULT: dict[str, Any] = {
     "memory": [
         {"seconds": 5.0, "residency": "run", "measured": {"sample": 2_000_000}, "predicted": {"sample": 3_000_000}}
     ],
+    "operations": [
+        {
+            "name": "2 x 3 x 4",
+            "dtype": "float16",
+            "ways": ["transposed", "stored"],
+            "milliseconds": [1.0, 1.5],
+            "spread": [0.1, 0.1],
+            "error": 0.0,
+        }
+    ],
     "sustained": {
         "seconds": 30.0,
         "runs": 50,
@@ -79,6 +89,9 @@ def test_the_dry_run_goes_through_everything_and_leaves_the_home_alone(
     tuning = found["tuning"]
     assert tuning["kept"]["key"]["twin"] == "mlx" and any("launches" in line for line in tuning["lines"])
     assert found["memory"][0]["measured"]["decode"] > 0 and found["sustained"]["slowdown"] > 0
+    ways = {tuple(each["ways"]) for each in found["operations"]}
+    assert ways == {("transposed", "stored"), ("rows", "view"), ("float32", "float16"), ("packed", "unpacked")}
+    assert all(each["error"] < 5e-3 for each in found["operations"])
     assert set(found["tests"]) == {"passed", "skipped", "failed"}
     assert table.read_text() == markdown(found) and "A dry run" in table.read_text()
     for text in (data.read_text(), table.read_text()):
@@ -106,6 +119,7 @@ def test_markdown_has_every_part() -> None:
     assert "| 5 s | tuned | 1.50 s | 1.500 s | 0.500 s | 187.5 ms | 1.500 s | 2.00 GB | 12 J |" in text
     assert "Tuning: chunks double, MLX_A 1: 1.50 times as fast." in text
     assert "| 5 s | run | sample | 2 MB | 3 MB |" in text
+    assert "| 2 x 3 x 4 | float16 | transposed or stored | 1.000 | 1.500 | 1.50 | 0e+00 |" in text
     assert "Sustained: 50 clips of 30 s in 1.5 min, 1.000 s at first, 1.250 s at last, 1.25 times as long." in text
     assert text.endswith("Other programs were running: the times are too long.\n")
 

@@ -149,7 +149,8 @@ def _search(search: Search, key: Key, model: str) -> None:
     path = save(tuning)
     show(f"clip   {found.before.text()} in the usual ways")
     if found.ways or found.environment:
-        show(f"clip   {found.after.text()} tuned: {found.before.median / found.after.median:.2f} times as fast")
+        sure = "" if found.after.beats(found.before) else ", which is within the spread"
+        show(f"clip   {found.after.text()} tuned: {found.before.median / found.after.median:.2f} times as fast{sure}")
     report(f"kept   {tuning.text()}")
     report(f"file   {path}  ({time.monotonic() - begin:.0f} s; 'sa3 tune --forget' removes it)")
 
