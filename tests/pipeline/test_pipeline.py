@@ -194,9 +194,9 @@ def test_seed_and_prompt_decide_and_repeat(small: Any) -> None:
 def test_texts_are_encoded_once() -> None:
     items = (_item("a", negative="b"), _item("b"), _item("a", negative="c"))
     texts = Texts.of(replace(BASE, items=items))
-    assert texts.texts == ("a", "b", "c")
-    np.testing.assert_array_equal(texts.prompts, [0, 1, 0])
-    np.testing.assert_array_equal(texts.negatives, [1, 0, 2])
+    assert [text.text for text in texts.texts] == ["a", "b", "c"]
+    np.testing.assert_array_equal(texts.prompts.first, [0, 1, 0])
+    np.testing.assert_array_equal(texts.negatives.first, [1, 0, 2])
     np.testing.assert_array_equal(texts.has_negative, [True, False, True])
 
 
