@@ -51,7 +51,7 @@ _ON_A_MAC = (
         ways=("off", "on"),
         usual={"gpu": "off"},
         work=("decode", "encode"),
-        asked={"on": 5e-3},
+        asked={"on": 3e-2},  # of the demo's sounds [P8.4]
         environment={"off": {"MLX_ENABLE_TF32": "0"}, "on": {"MLX_ENABLE_TF32": "1"}},
     ),
 )
@@ -120,7 +120,7 @@ CHOICES = Choices(
             usual={"cpu": "plain", "gpu": "plain"},  # no Metal device has run the kernel yet
             work=("decode", "encode"),
             tolerance=5e-6,
-            asked={"float16": 1e-3},
+            asked={"float16": 3e-2},  # of the demo's sounds [P8.4]
         ),
         Choice(
             name="packed_products",

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 from unittest.mock import patch
 
@@ -330,7 +330,7 @@ def count_dit(*, differential: bool) -> Count:
 
 def count_same(size: SAMEConfig) -> Count:
     """Count a block of SAME in the middle of a decoder."""
-    config = SAMEConfig.from_dict(size.to_dict() | {"width": WIDTH})
+    config = replace(size, width=WIDTH)
     tokens = FRAMES * (config.stride + 1)
 
     def whole(depth: int) -> Count:

@@ -39,6 +39,7 @@ from sa3_mlx.common.installed import Model
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
 from sa3_mlx.common.model.chunks import stream_chunk_frames
 from sa3_mlx.common.model.precision import Precision, allowed_precisions
+from sa3_mlx.common.quant.format import Quantization
 from sa3_mlx.common.terminal import excerpt
 from sa3_mlx.common.text.prompt import parse_prompt
 from sa3_mlx.common.text.tokenizer import Tokenizer, first_words
@@ -298,6 +299,10 @@ def _announce(task: Task, setup: Setup, tokenizer: Tokenizer, progress: Progress
     progress.line(f"{task.model.label} on {setup.backend}, {task.seconds:g} s, seed {seed}")
     for file, applied in zip(task.options.lora, setup.adapters, strict=True):
         progress.line(f"adapter {file.name}: {describe(applied)}")
+    if _merging_pays(task, setup):
+        progress.line(
+            "note: --lora-merged puts the adapters into the weights, and steps cost what they cost without them"
+        )
     if setup.backend == "mlx" and (note := slow_note(setup.requests, task.model.config)):
         progress.line(note)
     _warn_of_rounding(task, progress)
@@ -305,6 +310,15 @@ def _announce(task: Task, setup: Setup, tokenizer: Tokenizer, progress: Progress
     given = (text for item in items for text in (item.prompt, item.negative_prompt) if text)
     for text in dict.fromkeys(part.text for prompt in given for part in parse_prompt(prompt).texts):
         _warn_of_unheard(tokenizer, task.model.name, text, progress)
+
+
+def _merging_pays(task: Task, setup: Setup) -> bool:
+    """Tell whether adapters beside the weights only cost time: they are on at all times, and the weights 16-bit."""
+    beside = setup.backend == "mlx" and bool(setup.adapters) and not task.options.lora_merged
+    if not beside or setup.memory.precision.bytes > 2 or not all(applied.always for applied in setup.adapters):
+        return False
+    with TensorFile.open(task.model.folder / WEIGHTS_FILE) as file:
+        return Quantization.read(file) is None  # packed layers take full size where they are merged
 
 
 def _warn_of_rounding(task: Task, progress: Progress) -> None:

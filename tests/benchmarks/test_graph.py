@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,25 @@ def test_kernels_are_joined_as_mlx_joins_them(name: str, monkeypatch: pytest.Mon
     assert len(counted) == 2
     for ours, drawn in counted:
         assert ours == drawn and ours > 40
+
+
+@pytest.mark.parametrize("size", ["SAME_S", "SAME_L"])
+def test_compiled_groups_of_same_leave_nothing_to_join(size: str, tmp_path: Path) -> None:
+    """Compiling whole blocks makes as many kernels as compiling the groups only."""
+    config = replace(getattr(graph, size), width=graph.WIDTH)
+    layers = [graph.SAMEBlock(config, sine_gate=False) for _ in range(4)]
+    x, drawn = mx.zeros((1, 4 * 17, config.width)), []
+    mx.eval(x, *(layer.parameters() for layer in layers))
+
+    def run(x: Any) -> Any:
+        return graph.run_blocks(layers, x, config, None, latents_only=False)
+
+    for function, ways in ((run, {"compiled_pointwise": "compiled"}), (mx.compile(run), {})):
+        with graph._marked(), graph.using({"two_maps": "apart"} | ways):
+            mx.export_to_dot(str(tmp_path / "drawn.dot"), function(x))
+        labels = [line.split('"')[1] for line in (tmp_path / "drawn.dot").read_text().splitlines() if "label" in line]
+        drawn.append(sum(label not in graph.VIEWS | graph.RESHAPES | {"Full"} for label in labels))
+    assert drawn[0] == drawn[1]
 
 
 def test_a_block_is_the_difference_of_two_networks() -> None:

@@ -125,3 +125,24 @@ def test_after_data_commands(capfd: pytest.CaptureFixture[str]) -> None:
     line = _next_autoencoder(Path("my sounds"))
     assert line == "next: sa3 train autoencoder --data 'my sounds' --out runs/autoencoder"
     complete(shlex.split(line)[2:])
+
+
+def test_merging_is_suggested_where_adapters_only_cost_time(
+    tmp_path: Path, shared_home: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    """With 16-bit weights that an adapter changes at all times; not in fp32, for parts of the times, or merged."""
+    pytest.importorskip("mlx.core")
+    from sa3_mlx.common.adapters.format import write_adapter
+
+    use_home(shared_home, monkeypatch)
+    adapter = random_adapter(shared_home / "models" / "little", adapter_config("lora"), seed=0)
+    write_adapter(tmp_path / "bell.safetensors", adapter)
+    always, half = f"{tmp_path / 'bell.safetensors'}", f"{tmp_path / 'bell.safetensors'}:1:0.5-1"
+    made = ("generate", "rain", "--model", "little", "--seconds", "0.1", "--steps", "1", "--force", "--out", "a.wav")
+    for words, suggested in (
+        (("--lora", always, "--dtype", "float16"), True),
+        (("--lora", always, "--dtype", "float32"), False),
+        (("--lora", half, "--dtype", "float16"), False),
+        (("--lora", always, "--dtype", "float16", "--lora-merged"), False),
+    ):
+        assert ("note: --lora-merged" in ok(run(*made, *words)).err) == suggested, words
