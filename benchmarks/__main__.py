@@ -29,6 +29,11 @@ SECTIONS: Sections = {
         "bells": ("quality.bells", "bells", "Write a sound that the demo model does not know, to teach it."),
         "new-sound": ("quality.new_sound", "new_sound", "What an adapter taught a model, and what it took from it."),
         "renoising": ("quality.renoising", "renoising", "What ping-pong sampling keeps of a prompt, step by step."),
+        "music-set": (
+            "quality.music_set",
+            "music_set",
+            "What the rendered set of music holds, and what is heard of it.",
+        ),
         "variation": ("quality.variation", "variation", "Audio-to-audio with both schedules."),
     },
 }

@@ -47,7 +47,7 @@ def _combinations(plan):
     if kind == "music":
         return {(kind, f["style"], f["key"]), (kind, f["style"], f["bpm"] // 4)}
     if kind == "drum" and "kit" in f:
-        return {(kind, plan.label, f["kit"], f["key"])}
+        return {(kind, plan.label, f["kit"], f["hit"])}
     return set()
 
 

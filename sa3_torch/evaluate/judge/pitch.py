@@ -34,9 +34,11 @@ class Pitch:
         return float(440 * 2 ** ((self.midi - 69) / 12))
 
 
-def _yin(frame: Float, sample_rate: int) -> tuple[float, float]:
+def _yin(
+    frame: Float, sample_rate: int, lowest_hz: float = LOWEST_HZ, highest_hz: float = HIGHEST_HZ
+) -> tuple[float, float]:
     """Return frequency in Hz and aperiodicity (0 periodic, about 1 noise) of one frame."""
-    longest, shortest = int(sample_rate / LOWEST_HZ), int(sample_rate / HIGHEST_HZ)
+    longest, shortest = int(sample_rate / lowest_hz), int(sample_rate / highest_hz)
     width = len(frame) - longest
     size = 2 * len(frame)
     spectrum = np.fft.rfft(frame, size)
@@ -54,21 +56,31 @@ def _yin(frame: Float, sample_rate: int) -> tuple[float, float]:
     return sample_rate / (lag + float(np.clip(shift, -1, 1))), float(normal[lag])
 
 
-def _frames(audio: NDArray[np.floating]) -> tuple[Float, Float]:
-    """Return frames (n, FRAME) of the mono signal, at least one, and their energies (n,)."""
+def _frames(audio: NDArray[np.floating], size: int = FRAME) -> tuple[Float, Float]:
+    """Return frames (n, size) of the mono signal, at least one, and their energies (n,)."""
     signal = mono(audio)
-    signal = np.pad(signal, (0, max(0, FRAME - len(signal))))
-    frames = np.lib.stride_tricks.sliding_window_view(signal, FRAME)[::HOP]
+    signal = np.pad(signal, (0, max(0, size - len(signal))))
+    frames = np.lib.stride_tricks.sliding_window_view(signal, size)[::HOP]
     return frames, (frames**2).sum(axis=1)
 
 
-def pitch_of(audio: NDArray[np.floating], sample_rate: int = 44_100) -> Pitch:
-    """Find the pitch of a single note in (L,) or (L, channels). Silence and noise give confidence near 0."""
-    frames, energies = _frames(audio)
-    if energies.max() < SILENT * FRAME:
+def pitch_of(
+    audio: NDArray[np.floating],
+    sample_rate: int = 44_100,
+    *,
+    lowest_hz: float = LOWEST_HZ,
+    highest_hz: float = HIGHEST_HZ,
+    frame: int = FRAME,
+) -> Pitch:
+    """Find the pitch of a single note in (L,) or (L, channels). Silence and noise give confidence near 0.
+
+    It is searched between two frequencies, in frames of ``frame`` samples, at least two periods of the lowest.
+    """
+    frames, energies = _frames(audio, frame)
+    if energies.max() < SILENT * frame:
         return Pitch(0.0, 0.0)
     chosen = np.flatnonzero(energies > energies.max() * 1e-3)  # within 30 dB of the loudest frame
-    estimates = [_yin(frames[i], sample_rate) for i in chosen]
+    estimates = [_yin(frames[i], sample_rate, lowest_hz, highest_hz) for i in chosen]
     midi = np.array([69 + 12 * np.log2(hz / 440) for hz, _ in estimates])
     weight = energies[chosen] * np.array([max(0.0, 1 - aperiodic / 0.5) for _, aperiodic in estimates])
     if weight.sum() == 0:

@@ -64,12 +64,14 @@ def table(clips: ClipSet, split: str, seed: int, classes: list[str]) -> tuple[ND
     return np.stack(rows), np.array(answers)
 
 
-def train(x: NDArray[np.float32], y: NDArray[np.int64], classes: int, seed: int) -> list[NDArray[np.float32]]:
+def train(
+    x: NDArray[np.float32], y: NDArray[np.int64], classes: int, seed: int, hidden: int = HIDDEN
+) -> list[NDArray[np.float32]]:
     """Return [w1, b1, w2, b2] after AdamW on the cross entropy of x (rows, F), classes drawn equally often."""
     rng = generator(seed, Purpose.JUDGE_TRAINING)
-    first = rng.standard_normal((x.shape[1], HIDDEN)) * np.sqrt(2 / x.shape[1])
-    second = rng.standard_normal((HIDDEN, classes)) * np.sqrt(1 / HIDDEN)
-    weights = [torch.from_numpy(w) for w in (first, np.zeros(HIDDEN), second, np.zeros(classes))]
+    first = rng.standard_normal((x.shape[1], hidden)) * np.sqrt(2 / x.shape[1])
+    second = rng.standard_normal((hidden, classes)) * np.sqrt(1 / hidden)
+    weights = [torch.from_numpy(w) for w in (first, np.zeros(hidden), second, np.zeros(classes))]
     w1, b1, w2, b2 = (w.requires_grad_() for w in weights)
     optimizer = torch.optim.AdamW(weights, lr=RATE, weight_decay=DECAY)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)

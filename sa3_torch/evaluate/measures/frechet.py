@@ -70,3 +70,16 @@ def real_floor(real: NDArray[np.floating], *, repeats: int = 10, seed: int = 0) 
     rng, half = generator(seed, Purpose.HALVES), len(real) // 2
     orders = [rng.permutation(len(real)) for _ in range(repeats)]
     return float(np.mean([frechet(real[order[:half]], real[order[half:]]) for order in orders]))
+
+
+def equal_floor(real: NDArray[np.floating], clips: int, *, repeats: int = 10, seed: int = 0) -> float:
+    """Return the distance that ``clips`` real clips have to as many others, the mean over random draws of (n, D).
+
+    It is what a perfect model of ``clips`` sounds would be measured at against as many clips. Raises ValueError where
+    there are less than twice as many.
+    """
+    if not 2 <= clips <= len(real) // 2:
+        raise ValueError(f"{clips} clips of {len(real)}: from 2 to half of them can be compared with others")
+    rng = generator(seed, Purpose.HALVES, clips)
+    orders = [rng.permutation(len(real)) for _ in range(repeats)]
+    return float(np.mean([frechet(real[order[:clips]], real[order[clips : 2 * clips]]) for order in orders]))

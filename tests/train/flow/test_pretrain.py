@@ -32,9 +32,10 @@ def generator(seed: int = 0) -> torch.Generator:
 @pytest.mark.parametrize("name", preset_names("pretrain"))
 def test_presets_name_a_model_and_fit_it(name: str) -> None:
     config = load_settings(PretrainConfig, "pretrain", name, ())
-    model = PRESETS["demo" if name == "demo" else {"small": "small-music-base"}.get(name, f"{name}-base")]
+    ours = name in ("demo", "music")
+    model = PRESETS[name if ours else {"small": "small-music-base"}.get(name, f"{name}-base")]
     assert model.diffusion is not None and config.times.shift_max_frames <= 4096
-    assert config.train.batch % (config.train.accumulate * (1 if name == "demo" else 8)) == 0
+    assert config.train.batch % (config.train.accumulate * (1 if ours else 8)) == 0
 
 
 def test_dropout_takes_prompt_and_seconds_token_and_leaves_the_duration(workspace: Path) -> None:

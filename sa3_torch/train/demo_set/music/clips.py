@@ -338,7 +338,7 @@ def drum(place: Place) -> Plan:
         kind="drum",
         label=name,
         captions=words,
-        fields={"kit": kit, "key": key},
+        fields={"kit": kit, "hit": key},
         ending=Ending(seconds=4.0, onset=True),
         score=Score(voices=(voice,), tones=(tone,), seconds=4.0),
     )
