@@ -18,12 +18,13 @@ import matplotlib
 import numpy as np
 
 from sa3_mlx.common.files.atomic import new_file
+from sa3_mlx.common.measures.spectra import log_mel
 from sa3_mlx.common.terminal import show
 from sa3_torch.evaluate.judge.music.judge import FRAME, HIGHEST_HZ, LOWEST_HZ
 from sa3_torch.evaluate.judge.music.tempo import keeps_tempo
 from sa3_torch.evaluate.judge.music.tonality import chord_name, key_of
 from sa3_torch.evaluate.judge.pitch import pitch_of
-from sa3_torch.train.autoencoder.metrics import log_mel, stereo_correlation
+from sa3_torch.train.autoencoder.metrics import stereo_correlation
 from sa3_torch.train.data.clip_cache import Audio, CachedClip, ClipSet
 from sa3_torch.train.run.options import FOLDER
 
@@ -59,7 +60,7 @@ def amounts(clips: ClipSet) -> dict[str, Any]:
 def digests(clips: ClipSet, split: str) -> Counter[str]:
     """Count the digests of the audio of a split."""
     return Counter(
-        hashlib.sha256(clips.audio[c.offset : c.offset + c.samples]).hexdigest() for c in clips.select(split)
+        hashlib.sha256(clips.audio[c.offset : c.offset + c.samples].tobytes()).hexdigest() for c in clips.select(split)
     )
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sa3_mlx.common.measures.spectra import Float, mono
 from sa3_torch.evaluate.judge.music.tonality import best_key
-from sa3_torch.train.autoencoder.metrics import Float, mono
 
 RATE = 22_050
 WINDOW, HOP_FRAMES, HOP = 2 * RATE - 256, 142, 256  # of basic-pitch: 172 frames a window, 30 shared by two
@@ -72,7 +72,7 @@ class BasicPitch:
     def key(self, audio: NDArray[np.floating]) -> str:
         """Return the key whose profile fits the pitch classes of the notes best."""
         heard = self.notes(audio).sum(axis=0)
-        classes = np.bincount((np.arange(88) + LOWEST) % 12, weights=heard, minlength=12)
+        classes = np.bincount((np.arange(88) + LOWEST) % 12, weights=heard, minlength=12).astype(np.float64)
         return best_key(classes)
 
 

@@ -12,8 +12,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from sa3_mlx.common.measures.spectra import Float, log_mel
 from sa3_torch.evaluate.judge.classifier import features
-from sa3_torch.train.autoencoder.metrics import Float, log_mel
 
 from .tempo import BANDS, RATE, onsets
 

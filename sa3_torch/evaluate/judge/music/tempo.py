@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sa3_torch.train.autoencoder.metrics import Float, mel_filters, mono
+from sa3_mlx.common.measures.spectra import Float, mel_filters, mono
 
 SAMPLE_RATE = 44_100
 WINDOW, HOP, BANDS = 1024, 256, 24

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from sa3_mlx.common.measures.spectra import Float, mono
 from sa3_torch.evaluate.judge.pitch import semitones
-from sa3_torch.train.autoencoder.metrics import Float, mono
 from sa3_torch.train.demo_set.music.theory import CHORDS, NAMES
 
 SAMPLE_RATE = 44_100
@@ -35,7 +35,7 @@ def chord_name(audio: NDArray[np.floating]) -> str:
         for quality, steps in CHORDS.items():
             template = np.zeros(12)
             template[[(root + step) % 12 for step in steps]] = 1.0
-            score = float(classes @ template) / (np.linalg.norm(template) * max(float(np.linalg.norm(classes)), 1e-12))
+            score = float(classes @ template) / max(float(np.linalg.norm(template) * np.linalg.norm(classes)), 1e-12)
             score += _BASS * (root == bass)
             if score > best:
                 best, answer = score, f"{NAMES[root]} {quality}"

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 from numpy.typing import NDArray
 
+from sa3_mlx.common.measures.spectra import mono
 from sa3_mlx.common.terminal import show
 from sa3_torch.evaluate.judge.training import damage, train
-from sa3_torch.train.autoencoder.metrics import mono
 from sa3_torch.train.data.clip_cache import ClipSet
 from sa3_torch.train.run.random import Purpose, generator
 
@@ -45,7 +46,7 @@ def table(clips: ClipSet, network: str, seed: int) -> tuple[NDArray[np.float32],
 
 def train_networks(clips: ClipSet, out: Path, seed: int) -> None:
     """Write the weights of all networks."""
-    made: dict[str, NDArray[np.generic]] = {}
+    made: dict[str, Any] = {}
     for network in NETWORKS:
         x, names = table(clips, network, seed)
         classes = sorted(set(names))
@@ -55,7 +56,7 @@ def train_networks(clips: ClipSet, out: Path, seed: int) -> None:
         parts = {"mean": mean, "scale": scale, "w1": w1, "b1": b1, "w2": w2, "b2": b2}
         made |= {f"{network}_{name}": value.astype(np.float16) for name, value in parts.items()}
         made[f"{network}_classes"] = np.array(classes)
-    np.savez_compressed(out, **made)
+    np.savez_compressed(out, allow_pickle=False, **made)
 
 
 @click.command()
