@@ -12,6 +12,7 @@ from sa3_mlx.cli.group import LazyGroup, Sections, run_group
 SECTIONS: Sections = {
     "Speed and memory": {
         "latency": ("speed.latency", "latency", "Time a generation, stage by stage, and what it costs."),
+        "serving": ("speed.serving", "serving", "Requests to a resident server, beside a process for each sound."),
         "memory": ("speed.memory", "memory", "Peak memory of every phase: predicted and measured."),
         "graph": ("speed.graph", "graph", "Kernels, copies and passes of a block, counted on its graph."),
         "roofline": ("speed.roofline", "roofline", "Least time that a chip's arithmetic and memory allow."),
