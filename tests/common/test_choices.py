@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from sa3_mlx.common.tuning.choice import Choice, Choices
+from sa3_mlx.common.tuning.threads import thread_counts
 
 PLACES = (
     Choice(
@@ -73,6 +76,29 @@ def test_a_setting_of_a_new_process_is_read_from_the_environment(monkeypatch: py
         choices.use("limits", "large")
     monkeypatch.setenv("SA3_TEST_LIMIT", "200")
     assert Choices("mlx", "cpu", (limits,)).way("limits") == "large"
+
+
+def test_threads_worth_a_try() -> None:
+    assert thread_counts(1) == {"all": 1}
+    assert thread_counts(2) == {"all": 2, "one": 1}
+    assert thread_counts(16) == {"all": 16, "half": 8, "one": 1}
+
+
+def test_places_that_are_passed_are_told() -> None:
+    choices = Choices("mlx", "cpu", PLACES)
+    with choices.watching() as met, choices.using({"sum": "fast"}):
+        choices.way("sum")
+    choices.way("product")
+    assert met == {"sum"}
+
+
+def test_ways_by_which_bits_may_differ() -> None:
+    places = (replace(PLACES[0], tolerance=1e-6), PLACES[1], replace(PLACES[0], name="order"))
+    choices = Choices("mlx", "gpu", places)
+    assert choices.differing({"sum": "fast", "order": "plain"}) == {}, (
+        "the usual way on a GPU, and one of the same bits"
+    )
+    assert choices.differing({"sum": "plain", "product": "half"}) == {"sum": "plain", "product": "half"}
 
 
 def test_unknown_names_are_refused_in_one_line() -> None:

@@ -35,6 +35,7 @@ from sa3_mlx.common.quant.affine import BITS
 from sa3_mlx.common.quant.format import Grid, check_file
 from sa3_mlx.common.quant.recipes import layers_of
 from sa3_mlx.common.quant.writer import nearest, write_quantized
+from sa3_mlx.common.tuning import table
 from tests.support import official_checkpoint
 from tests.support.adapters import adapter_config, random_adapter
 from tests.support.command import SMALL, tone
@@ -141,6 +142,27 @@ def _read_fingerprints(given: Given) -> None:
 
     with mock.patch("sa3_mlx.cli.fingerprint.home", return_value=given.folder):
         fingerprint(given.folder, SMALL)
+
+
+def _tunings(folder: Path) -> dict[str, str]:
+    key = table.Key(
+        twin="mlx", device="cpu", chip="M4", cores=10, system="macOS 26.2", version="0.32.4", shape="0" * 16
+    )
+    found = {"key": key.to_dict(), "model": "little", "date": "2026-01-01", "sa3": "0.1", "ways": {"chunks": "half"}}
+    entry = {**found, "environment": {"MLX_MAX_OPS_PER_BUFFER": "200"}, "before": 2.0, "after": 1.5}
+    (folder / "tuning.json").write_text(json.dumps({"format": "sa3-tuning/1", "entries": [entry]}))
+    return {"tuning.json": "json"}
+
+
+def _read_tunings(given: Given) -> None:
+    """A table is used or not; nothing else comes of it."""
+    from unittest import mock
+
+    with mock.patch("sa3_mlx.common.tuning.table.home", return_value=given.folder):
+        for tuning in table.read_table():
+            assert tuning.text() and all(name.startswith("MLX_") for name in tuning.environment)
+        assert table.find("mlx", "cpu", SMALL) is None
+        table.environment()
 
 
 def _audio(folder: Path) -> dict[str, str]:
@@ -297,6 +319,7 @@ TARGETS = (
         ("sa3_mlx/common/quant/format.py",),
     ),
     Target("fingerprints", _fingerprints, _read_fingerprints, ("sa3_mlx/cli/fingerprint.py", f"{_FILES}/objects.py")),
+    Target("tunings", _tunings, _read_tunings, ("sa3_mlx/common/tuning/table.py",), names_file=False),
     Target(
         "audio", _audio, _read_audio, (f"{_FILES}/audio_file.py", f"{_FILES}/wav.py", "sa3_mlx/cli/audio/source.py")
     ),

@@ -236,6 +236,29 @@ def test_groups_in_16_bits_round_once(dtype: str) -> None:
         np.testing.assert_array_equal(np.array(found.astype(mx.float32)), np.array(rounded))
 
 
+@pytest.mark.parametrize("way", ["half", "double"])
+def test_chunks_of_other_sizes_equal_the_usual_ones(twin: Twin, folder: Path, way: str) -> None:
+    """By the halo; positions of SAME-L restart in every chunk."""
+    pipeline = twin.pipeline(folder)
+    latents = _normal(300, LATENT)
+    usual = pipeline.decode(latents)
+    with pipeline.choices.using({"chunks": way}):
+        found = pipeline.decode(latents)
+    assert 0 < relative(found, usual) < CLOSE  # measured: tiny-s 2.9e-7, tiny-l 5.5e-7
+
+
+def test_attention_of_pytorch_equals_products_and_softmax() -> None:
+    torch = pytest.importorskip("torch")
+    attention, choices = Twin("torch").module("attention"), Twin("torch").module("choices")
+    q, k, v = (torch.from_numpy(_normal(2, 4, 40, 64, seed=seed)) for seed in (1, 2, 3))
+    found = {}
+    for way in ("math", "fused"):
+        with choices.using({"attention": way}):
+            found[way] = attention.attend(q, k, v).numpy()
+    assert relative(found["fused"], found["math"]) < 2e-6  # measured 2.7e-7
+    assert torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.mem_efficient_sdp_enabled()
+
+
 def test_formulas_by_the_exponential_equal_their_names() -> None:
     """SiLU and tanh in fp32, where the exponential is 0 or infinite too."""
     mx = pytest.importorskip("mlx.core")
