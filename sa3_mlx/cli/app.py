@@ -31,6 +31,7 @@ SECTIONS: Sections = {
         "models": ("models.listing", "models", "List installed and known models."),
         "get": ("models.get", "get", "Download and install a model."),
         "convert": ("models.convert", "convert", "Convert a checkpoint of another layout, or export one."),
+        "export": ("models.export", "export", "Write a model as MLX functions that need no sa3."),
         "push": ("models.push", "push", "Upload a model to the hub with its card."),
         "quantize": ("models.quantize", "quantize", "Make a smaller model of a model."),
         "calibrate": ("models.calibrate", "calibrate", "Find the strengths of a model's variations."),
