@@ -34,7 +34,7 @@ from sa3_mlx.common.files.wav import Subtype
 from sa3_mlx.common.generation.events import AudioChunk, Event
 from sa3_mlx.common.generation.memory import IN_MEMORY, MemoryPlan, fit, predict, stored_weight_bytes, weight_bytes
 from sa3_mlx.common.generation.plan import with_chunks
-from sa3_mlx.common.generation.request import Request, Residency, validate
+from sa3_mlx.common.generation.request import Item, Request, Residency, validate
 from sa3_mlx.common.installed import Model
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
 from sa3_mlx.common.model.chunks import stream_chunk_frames
@@ -307,9 +307,8 @@ def _announce(task: Task, setup: Setup, tokenizer: Tokenizer, progress: Progress
         progress.line(note)
     _warn_of_rounding(task, progress)
     items = [item for request in setup.requests for item in request.items]
-    given = (text for item in items for text in (item.prompt, item.negative_prompt) if text)
-    for text in dict.fromkeys(part.text for prompt in given for part in parse_prompt(prompt).texts):
-        _warn_of_unheard(tokenizer, task.model.name, text, progress)
+    for line in unheard(tokenizer, task.model.name, items):
+        progress.line(f"note: {line}")
 
 
 def _merging_pays(task: Task, setup: Setup) -> bool:
@@ -334,12 +333,16 @@ def _warn_of_rounding(task: Task, progress: Progress) -> None:
         progress.line(f"note: kept samples {loss}; {better} keeps them exactly")
 
 
-def _warn_of_unheard(tokenizer: Tokenizer, name: str, prompt: str, progress: Progress) -> None:
-    """Say which part of a text the model does not know or read."""
-    if unknown := tokenizer.unknown(prompt):
-        progress.line(f"note: {name} does not know {first_words(unknown)}; see 'sa3 info {shlex.quote(name)}'")
-    count = tokenizer.count(prompt)
-    if prompt.strip() and not count:
-        progress.line(f"note: {name} hears nothing of the prompt {excerpt(prompt)!r}")
-    if count > tokenizer.max_length:
-        progress.line(f"note: the prompt has {count} tokens, {name} hears the first {tokenizer.max_length}")
+def unheard(tokenizer: Tokenizer, name: str, items: Iterable[Item]) -> list[str]:
+    """Say which parts of the texts of clips the model ``name`` does not know or read, a line for each."""
+    lines = []
+    given = (text for item in items for text in (item.prompt, item.negative_prompt) if text)
+    for text in dict.fromkeys(part.text for prompt in given for part in parse_prompt(prompt).texts):
+        if unknown := tokenizer.unknown(text):
+            lines.append(f"{name} does not know {first_words(unknown)}; see 'sa3 info {shlex.quote(name)}'")
+        count = tokenizer.count(text)
+        if text.strip() and not count:
+            lines.append(f"{name} hears nothing of the prompt {excerpt(text)!r}")
+        if count > tokenizer.max_length:
+            lines.append(f"the prompt has {count} tokens, {name} hears the first {tokenizer.max_length}")
+    return lines

@@ -13,10 +13,12 @@ from typing import Any
 
 from sa3_mlx.cli.home import find_model
 from sa3_mlx.cli.models.listing import parameters
+from sa3_mlx.cli.run import unheard
 from sa3_mlx.common.generation.clips import open_tokenizer
-from sa3_mlx.common.generation.request import Request
+from sa3_mlx.common.generation.request import Item, Request
 from sa3_mlx.common.installed import DAMAGE, Model, installed, open_model
 from sa3_mlx.common.schema import quoted, require
+from sa3_mlx.common.text.tokenizer import Tokenizer
 
 from .engine.engine import Engine
 from .engine.rates import Work
@@ -117,6 +119,14 @@ class Studio:
         request = complete(kind, data, body.get("variations") or 1, model, source, streamed=bool(body.get("stream")))
         return self._queue(replace(order, request=request.to_dict()), request, model)
 
+    def notes(self, record: JobRecord) -> list[str]:
+        """Say what may not be expected of a job: words that its model does not know, in a line each."""
+        if record.order["request"] is None:
+            return []
+        model = self.model(record.order["model"])
+        items = [Item.from_dict(item) for item in record.order["request"]["items"]]
+        return unheard(_tokenizer(model.folder), model.name, items)
+
     def _queue(self, order: Order, request: Request, model: Model) -> JobRecord:
         work = Work.of(request, model.config)
         return self.engine.submit(order, self.engine.estimate(model.name, work))
@@ -208,10 +218,16 @@ class Studio:
 
 
 @lru_cache(maxsize=64)
+def _tokenizer(folder: Path) -> Tokenizer:
+    """Open the tokenizer of a model, once."""
+    return open_tokenizer(folder, open_model(folder))
+
+
+@lru_cache(maxsize=64)
 def _facts(folder: Path, name: str) -> dict[str, Any]:
     """Describe a model, which is opened once."""
     config = open_model(folder)
-    diffusion, usual, tokenizer = config.require_diffusion(), config.usual_sampling, open_tokenizer(folder, config)
+    diffusion, usual, tokenizer = config.require_diffusion(), config.usual_sampling, _tokenizer(folder)
     return {
         "name": name,
         "parameters": parameters(config),

@@ -110,3 +110,14 @@ def test_openblas_is_loaded_before_mlx() -> None:
         )
         done = subprocess.run([sys.executable, "-c", late], capture_output=True, text=True, check=True)
         assert "fast=False" in done.stdout
+
+
+@pytest.mark.parametrize(("command", "extra"), [("serve", "server"), ("mcp", "mcp")])
+def test_commands_of_the_server_name_what_they_need(command: str, extra: str) -> None:
+    """Without their packages they say in one line how to get them; all other commands work."""
+    blocked = {"fastapi", "starlette", "uvicorn", "pydantic"} if extra == "server" else {"mcp"}
+    code = f"from sa3_mlx.cli.app import run; sys.exit(run([{command!r}, '--folder', '.']))"
+    code = "\n".join([BLOCK.format(blocked=blocked, root=str(ROOT)), code])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2 and f"pip install 'sa3[{extra}]'" in done.stderr, done.stderr
+    assert len(done.stderr.splitlines()) == 1

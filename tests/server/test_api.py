@@ -51,6 +51,13 @@ def test_a_job_tells_what_happens_until_its_sound_is_there(server: Live) -> None
     assert [name for name, _ in server.events(job["id"])] == ["done"]  # later listeners get the end
 
 
+def test_words_that_a_model_does_not_know_are_named(server: Live) -> None:
+    demo = server.post("/api/jobs", body(0.3, prompt="piano flugelhorn", model="demo")).json
+    assert demo["notes"] == ["demo does not know 'flugelhorn'; see 'sa3 info demo'"]
+    assert server.post("/api/jobs", body(0.3, prompt="soft rain")).json["notes"] == []
+    assert server.events(demo["id"])[-1][0] == "done"
+
+
 def test_a_listener_goes_on_where_it_was(server: Live) -> None:
     job = server.post("/api/jobs", body(2.0, seed=3)).json
     names = [name for name, _ in server.events(job["id"], last_event_id="6")]

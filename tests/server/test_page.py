@@ -255,6 +255,17 @@ def test_settings_are_copied_and_history_is_searched(page: Page, studio: Live) -
     assert [sound for sound in studio.get("/api/sounds").json if sound["seed"] == 21] == []
 
 
+def test_many_jobs_leave_the_page_its_connections(page: Page, studio: Live) -> None:
+    before = len(studio.get("/api/sounds?kind=generate&limit=500").json)
+    page.page.fill("#prompt", "closed hihat flugelhorn")
+    page.page.fill("#seconds", "0.3")
+    for _ in range(9):  # a browser opens six connections at most
+        page.page.click("#generate")
+    assert "does not know" in page.text("notice")
+    api.expect(page.page.locator("#jobs li")).to_have_count(0, timeout=60_000)
+    assert len(studio.get("/api/sounds?kind=generate&limit=500").json) == before + 9
+
+
 def test_errors_are_sentences(page: Page) -> None:
     page.page.locator("summary").first.click()
     page.page.fill("#negative", "drums")

@@ -24,8 +24,9 @@ def router(studio: Studio) -> APIRouter:
 
     @routes.post("", status_code=202)
     def submit(body: JobBody) -> dict[str, Any]:
-        """Queue a job; the answer says under which id, and everything that was filled in."""
-        return studio.describe(studio.submit(body.plain()))
+        """Queue a job; the answer says under which id, all that was filled in, and what the model does not know."""
+        job = studio.submit(body.plain())
+        return {**studio.describe(job), "notes": studio.notes(job)}
 
     @routes.get("")
     def jobs(state: State | None = None, limit: Annotated[int, Query(ge=1, le=500)] = 100) -> list[dict[str, Any]]:

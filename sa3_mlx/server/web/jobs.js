@@ -1,18 +1,23 @@
 // Jobs under way: their places, steps and remaining time; cancelling; the sound while it is decoded.
 
-import { follow, post } from "./api.js";
+import { follow, get, post } from "./api.js";
 import { $, doing, element, say } from "./dom.js";
 import { samplesOf } from "./player.js";
+
+const FOLLOWED = 3; // jobs at once
 
 export class Jobs {
   constructor(tell) {
     this.tell = tell; // live(job), chunk(job, chunk), preview(job, peaks)
     this.open = [];
+    this.followed = 0;
   }
 
   // Submits a job and shows how far it is; resolves to its sounds, [] when it was cancelled.
   async run(body) {
-    return this.watch(await post("/api/jobs", body));
+    const job = await post("/api/jobs", body);
+    if (job.notes.length) say(job.notes.join(" "));
+    return this.watch(job);
   }
 
   async watch(job) {
@@ -26,7 +31,7 @@ export class Jobs {
     this.open.push(job.id);
     const seconds = item?.seconds ?? 1;
     try {
-      for await (const { name, data } of follow(job.id)) {
+      for await (const { name, data } of this.events(job.id)) {
         if (name === "queued") text.textContent = queued(data);
         else if (name === "running") text.textContent = "begins";
         else if (name === "step") {
@@ -46,6 +51,25 @@ export class Jobs {
     } finally {
       entry.remove();
       this.open = this.open.filter((id) => id !== job.id);
+    }
+  }
+
+  // The events of a job. Browsers open few connections: beyond some, jobs are asked about now and then.
+  async *events(id) {
+    while (this.followed >= FOLLOWED) {
+      const { state, progress, sounds, error } = await get(`/api/jobs/${id}`);
+      if (!["queued", "running"].includes(state)) {
+        yield { name: state, data: { sounds, error } };
+        return;
+      }
+      if (progress?.place !== undefined) yield { name: "queued", data: progress };
+      await new Promise((resolve) => setTimeout(resolve, 1000));
+    }
+    this.followed += 1;
+    try {
+      yield* follow(id);
+    } finally {
+      this.followed -= 1;
     }
   }
 

@@ -120,7 +120,7 @@ async function begin() {
     await form.load();
     await history.load();
     const going = [...(await get("/api/jobs?state=running")), ...(await get("/api/jobs?state=queued"))];
-    going.forEach((job) => doing(watch)(job)); // of this page before it was loaded again, or of somebody else
+    going.slice(0, 20).forEach((job) => doing(watch)(job)); // of this page before it was loaded again, or of somebody else
     if (!going.length && history.sounds.length) await open(history.sounds.find(({ subtype }) => subtype !== "latents") ?? null);
     else await open(null);
     document.body.dataset.ready = "true";
