@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 EventName = Literal["queued", "running", "step", "preview", "audio", "done", "failed", "cancelled", "interrupted"]
 PAYLOADS: tuple[EventName, ...] = ("audio", "preview")  # large ones, which are dropped when a job is over
+_HELD_MAX = 64 << 20  # letters of audio; beyond them the oldest is dropped, whoever has not read it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +30,20 @@ class Feed:
         self.events: list[JobEvent | None] = []  # None: dropped
         self.closed = False
         self.watched = 0  # listeners that want previews
+        self._held = self._first = 0  # letters of audio from event ``_first`` on
         self._loop = loop
         self._changed = asyncio.Event()
 
     def append(self, name: EventName, data: dict[str, Any]) -> None:
         """Add an event and wake all listeners."""
         self.events.append(JobEvent(name=name, data=data))
+        self._held += len(data.get("pcm16", ""))
+        while self._held > _HELD_MAX:
+            oldest = self.events[self._first]
+            if oldest is not None and oldest.name == "audio":
+                self._held -= len(oldest.data["pcm16"])
+                self.events[self._first] = None
+            self._first += 1
         self._notify()
 
     def close(self) -> None:

@@ -46,7 +46,7 @@ class Studio:
         self.settings = settings
         self.default = find_model(settings.model.name, generates=True)
         self.store = Store(settings.folder, disk_free=settings.disk_free, upload_max=settings.upload_max)
-        self.engine = Engine(settings, self.store)
+        self.engine = Engine(settings, self.store, self.model)
 
     def __enter__(self) -> Studio:
         self.engine.start()
@@ -58,7 +58,7 @@ class Studio:
 
     def model(self, name: str | None) -> Model:
         """Return an installed model, or the server's own. Raises Missing: a name is never taken for a path."""
-        if name is None or name in (self.default.name, self.default.tag):
+        if name is None or name == self.default.tag:
             return self.default
         if name not in installed():
             raise Missing(f"model {quoted(name)} is not installed; there are: {', '.join(self.model_names())}")
@@ -66,7 +66,7 @@ class Studio:
 
     def model_names(self) -> list[str]:
         """Return the names of the models that jobs can name, the server's own first."""
-        return list(dict.fromkeys((self.default.name, *installed())))
+        return list(dict.fromkeys((self.default.tag, *installed())))
 
     def models(self) -> list[dict[str, Any]]:
         """Describe the models that make sounds."""
@@ -77,13 +77,13 @@ class Studio:
                 open_model(model.folder)
             except DAMAGE:
                 continue
-            found.append({**self.model_facts(model), "default": model.name == self.default.name})
+            found.append({**self.model_facts(model), "default": model == self.default})
         return found
 
     @staticmethod
     def model_facts(model: Model) -> dict[str, Any]:
         """Describe a model: what it makes, how it is usually sampled, which words and prompts it knows."""
-        return _facts(model.folder, model.name)
+        return _facts(model.folder, model.tag)
 
     def submit(self, body: dict[str, Any]) -> JobRecord:
         """Check what a client asks for, store it and queue it.
@@ -97,7 +97,7 @@ class Studio:
         order = Order.from_dict(
             {
                 "kind": kind,
-                "model": model.name,
+                "model": model.tag,
                 "source": source_id,
                 "adapters": body.get("adapters") or [],
                 "priority": body.get("priority") or 0,
@@ -125,11 +125,11 @@ class Studio:
             return []
         model = self.model(record.order["model"])
         items = [Item.from_dict(item) for item in record.order["request"]["items"]]
-        return unheard(_tokenizer(model.folder), model.name, items)
+        return unheard(_tokenizer(model.folder), model.tag, items)
 
     def _queue(self, order: Order, request: Request, model: Model) -> JobRecord:
         work = Work.of(request, model.config)
-        return self.engine.submit(order, self.engine.estimate(model.name, work))
+        return self.engine.submit(order, self.engine.estimate(model.tag, work))
 
     def _check_coding(self, order: Order) -> None:
         sound = self.sound(order.source or "")

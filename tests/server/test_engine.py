@@ -18,6 +18,7 @@ from sa3_mlx.common.generation.events import Event
 from sa3_mlx.common.generation.pipeline import BasePipeline
 from sa3_mlx.common.generation.request import Request
 from sa3_mlx.pipeline import Pipeline
+from sa3_mlx.server import feeds
 from sa3_mlx.server.engine.queue import QueueFull
 from sa3_mlx.server.settings import Settings
 from sa3_mlx.server.studio import Missing, Studio
@@ -318,6 +319,25 @@ def test_latents_go_out_and_come_back(studio: Studio) -> None:
     for kind, source in (("decode", sound.id), ("encode", latents.id), ("vary", latents.id)):
         with pytest.raises(ValueError, match=r"takes|no such sound"):
             studio.submit({"kind": kind, "source": source})
+
+
+def test_a_model_given_by_its_path_is_called_by_its_last_part(wanted: Settings, shared_home: Path) -> None:
+    path = shared_home / "models" / "little"
+    with Studio(replace(wanted, model=replace(wanted.model, name=str(path)))) as studio:
+        assert studio.models()[0]["name"] == "little" and studio.models()[0]["default"]
+        record = done(studio, studio.submit(body()))[0]
+        assert str(shared_home) not in repr(studio.describe(record)) + repr(studio.models())
+        assert studio.engine.status()["loaded"] == ["little"]
+
+
+def test_a_feed_holds_so_much_audio_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeds, "_HELD_MAX", 100)
+    feed = feeds.Feed(None)
+    for number in range(10):
+        feed.append("step", {"step": number})
+        feed.append("audio", {"pcm16": "x" * 40, "start": number})
+    kept = [event.data["start"] for event in feed.events if event is not None and event.name == "audio"]
+    assert kept == [8, 9] and sum(event is not None for event in feed.events) == 12
 
 
 def test_models_are_names_and_never_paths(studio: Studio, shared_home: Path) -> None:

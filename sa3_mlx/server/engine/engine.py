@@ -6,10 +6,11 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sa3_mlx.cli.group import message
+from sa3_mlx.common.installed import Model
 from sa3_mlx.server.feeds import Feed
 from sa3_mlx.server.orders import Order
 from sa3_mlx.server.settings import Settings
@@ -27,7 +28,7 @@ log = logging.getLogger("sa3.server")
 class Engine:
     """Take orders, run them and tell how far they are. All methods may be called from any thread."""
 
-    def __init__(self, settings: Settings, store: Store) -> None:
+    def __init__(self, settings: Settings, store: Store, find: Callable[[str], Model]) -> None:
         self._settings, self._store = settings, store
         self.loop: asyncio.AbstractEventLoop | None = None  # that listeners run in
         self._queue = JobQueue(settings.queue_max)
@@ -36,7 +37,7 @@ class Engine:
         self._open: dict[str, Job] = {}
         self._running: list[Job] = []
         self._stopping, self._unload = threading.Event(), threading.Event()
-        self._runs = Runs(settings, store, self._models, self._rates, self._stopping)
+        self._runs = Runs(settings, store, self._models, self._rates, self._stopping, find)
         self._thread = threading.Thread(target=self._work, name="sa3-engine", daemon=True)
 
     def start(self) -> None:

@@ -46,7 +46,7 @@ class Models:
         """
         setup = self._plan(task)
         options, precision = task.options, setup.memory.precision
-        key = (task.model.name, str(task.model.folder), setup.model_hash, setup.backend, options.device, precision)
+        key = (task.model.tag, str(task.model.folder), setup.model_hash, setup.backend, options.device, precision)
         wanted = tuple((file.path, file.path.stat().st_mtime_ns, file.strength, file.interval) for file in options.lora)
         found = self._loaded.get(key)
         if found is None:
@@ -62,7 +62,7 @@ class Models:
 
     def _plan(self, task: Task) -> Setup:
         while True:
-            others = {key: entry for key, entry in self._loaded.items() if key[0] != task.model.name}  # type: ignore[index]
+            others = {key: entry for key, entry in self._loaded.items() if key[0] != task.model.tag}  # type: ignore[index]
             room = None if self._limit is None else self._limit - sum(entry.peak for entry in others.values())
             try:
                 if room is not None and room <= 0:

@@ -16,7 +16,6 @@ import numpy as np
 from sa3_mlx.cli import backend
 from sa3_mlx.cli.audio.source import SourceFile
 from sa3_mlx.cli.fingerprint import fingerprint
-from sa3_mlx.cli.home import find_model
 from sa3_mlx.cli.latents.files import output_samples, read_latents, write_latents
 from sa3_mlx.cli.options import MemoryOptions, ModelOptions, OutputOptions
 from sa3_mlx.cli.output.progress import Progress
@@ -55,10 +54,16 @@ class Runs:
     """Carry out batches. One at a time, all in one thread."""
 
     def __init__(
-        self, settings: Settings, store: Store, models: Models, rates: Rates, stopping: threading.Event
+        self,
+        settings: Settings,
+        store: Store,
+        models: Models,
+        rates: Rates,
+        stopping: threading.Event,
+        find: Callable[[str], Model],
     ) -> None:
         self._settings, self._store, self._models = settings, store, models
-        self._rates, self._stopping = rates, stopping
+        self._rates, self._stopping, self._find = rates, stopping, find
         self._task: tuple[Task, Setup] | None = None  # of the latest run
         self._ends: float | None = None  # when this run is expected to end, monotonic seconds
         self._valid: tuple[int, ...] = ()
@@ -76,7 +81,7 @@ class Runs:
         """
         self._ends, self._task, self._next_preview = None, None, 0.0
         order = jobs[0].order
-        model = find_model(order.model, generates=True)
+        model = self._find(order.model)
         if order.kind in MAKING:
             self._make(jobs, model, finish)
         elif order.kind == "encode":
@@ -134,7 +139,7 @@ class Runs:
                 self._tell(event, live, owners, pipeline, model, work)
                 if isinstance(event, Finished):
                     made = provenance(replace(task, source=source), setup, request)
-                    self._rates.learn(model.name, work, event.generation.timings)
+                    self._rates.learn(model.tag, work, event.generation.timings)
                     for job in live:
                         count = job.clips
                         with written(self._store.pool, job, made, event.generation, places[job.id], count) as files:
@@ -159,7 +164,7 @@ class Runs:
         return left
 
     def _expect(self, model: Model, work: Work, steps_done: int) -> None:
-        seconds = self._rates.seconds(model.name, work, steps_done)
+        seconds = self._rates.seconds(model.tag, work, steps_done)
         self._ends = None if seconds is None else time.monotonic() + seconds
 
     def _tell(
@@ -221,7 +226,7 @@ class Runs:
             advance=lambda _: self._still_wanted([job], finish),
         )
         record = _record(job, sound_name(sound.name), seconds=len(audio) / config.sample_rate, samples=len(frames))
-        record = replace(record, sample_rate=config.sample_rate, channels=frames.shape[1], model=model.name)
+        record = replace(record, sample_rate=config.sample_rate, channels=frames.shape[1], model=model.tag)
         with self._store.pool.new(".safetensors") as file:
             write_latents(file, frames, tags)
             finish(job, "done", sounds=self._store.keep(job.id, [(file, record)]))
@@ -234,7 +239,7 @@ class Runs:
         latents, tags = read_latents(path)
         samples = output_samples(path, latents, tags, config)
         if tags.get("model_hash") != (digest := fingerprint(model.folder, config, quiet=True)):
-            raise ValueError(f"these latents are of {tags.get('model')}, not of {model.name} ({digest[:19]}...)")
+            raise ValueError(f"these latents are of {tags.get('model')}, not of {model.tag} ({digest[:19]}...)")
         carrier = Request(
             items=(Item(prompt="", seconds=min(samples / config.sample_rate, config.max_seconds), seed=0),)
         )
@@ -248,7 +253,7 @@ class Runs:
             done += len(pieces[-1])
         audio = np.concatenate(pieces)
         record = _record(job, sound_name(sound.name), seconds=samples / config.sample_rate, samples=samples)
-        record = replace(record, sample_rate=config.sample_rate, channels=audio.shape[1], model=model.name)
+        record = replace(record, sample_rate=config.sample_rate, channels=audio.shape[1], model=model.tag)
         with self._store.pool.new(".wav") as file:
             write_audio(file, audio, config.sample_rate, KEPT)
             finish(job, "done", sounds=self._store.keep(job.id, [(file, record)]))

@@ -21,8 +21,8 @@ def router(studio: Studio) -> APIRouter:
     @routes.get("/health")
     def health() -> dict[str, Any]:
         """Tell that the server is there."""
-        loaded = studio.default.name in studio.engine.status()["loaded"]
-        return {"success": True, "status": "ok", "model": studio.default.name, "encoding": "wav", "loaded": loaded}
+        loaded = studio.default.tag in studio.engine.status()["loaded"]
+        return {"success": True, "status": "ok", "model": studio.default.tag, "encoding": "wav", "loaded": loaded}
 
     @routes.get("/loras")
     def loras() -> dict[str, Any]:

@@ -126,6 +126,8 @@ async def _pieces(studio: Studio, job: JobRecord) -> AsyncIterator[dict[str, Any
     try:
         async for _, event in studio.follow(job.id, 0, previews=False):
             if event is not None and event.name == "audio" and event.data["start"] >= done:
+                if event.data["start"] > done:
+                    raise ConnectionAbortedError("the client reads too slowly: a part was dropped")
                 done += event.data["samples"]
                 yield event.data
             elif event is not None and event.name in ("failed", "cancelled", "interrupted"):
