@@ -44,7 +44,7 @@ _ON_CUDA = (
         ways=("off", "on"),
         usual={"gpu": "off"},
         work=("decode", "encode"),
-        asked={"on": 5e-2},
+        asked={"on": 3e-2},
         apply=_set_tf32,
     ),
 )

@@ -18,7 +18,8 @@ import numpy as np
 from sa3_mlx.common.tuning.timing import interleaved
 from sa3_mlx.runtime import mx
 
-_CALLS, _ROUNDS = 20, 7  # calls in one evaluation, so that launching it does not count
+_FEWEST, _MOST, _ROUNDS = 2, 20, 7  # calls in one evaluation, so that launching it does not count
+_EVALUATION = 0.05  # seconds that one should take
 Make = Callable[[], mx.array]
 
 
@@ -34,10 +35,10 @@ class Compared:
     error: float
 
 
-def compare(name: str, dtype: str, ways: dict[str, Make], *, calls: int, rounds: int) -> Compared:
+def compare(name: str, dtype: str, ways: dict[str, Make], *, rounds: int) -> Compared:
     """Time two ways in turn."""
 
-    def run(make: Make) -> float:
+    def run(make: Make, calls: int) -> float:
         start = time.perf_counter()
         mx.eval([make() for _ in range(calls)])
         return (time.perf_counter() - start) / calls
@@ -46,10 +47,9 @@ def compare(name: str, dtype: str, ways: dict[str, Make], *, calls: int, rounds:
     error = float(mx.linalg.norm((second - first).flatten(), stream=mx.cpu)) / float(
         mx.linalg.norm(first.flatten(), stream=mx.cpu)
     )
-    runs = {way: partial(run, make) for way, make in ways.items()}
-    for warm in runs.values():
-        warm()
-    times = interleaved(runs, rounds)
+    slowest = max(run(make, _FEWEST) for make in ways.values())  # warm by now
+    calls = int(np.clip(_EVALUATION / max(slowest, 1e-6), _FEWEST, _MOST))
+    times = interleaved({way: partial(run, make, calls) for way, make in ways.items()}, rounds)
     (a, b), found = ways, list(times.values())
     return Compared(
         name=name,
@@ -106,7 +106,6 @@ def _normal(shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
 
 def measure(*, short: bool) -> list[Compared]:
     """Time everything, or in short one shape of each kind."""
-    calls, rounds = (2, 2) if short else (_CALLS, _ROUNDS)
     dit = [(1024, 3072), (1024, 8192), (4096, 1024), (1536, 7680), (1536, 12288), (6144, 1536)]
     same = [(768, 3840), (1536, 7680), (1536, 9216), (4608, 1536)]
     works: list[tuple[str, str, Callable[[], dict[str, Make]]]] = []
@@ -133,7 +132,7 @@ def measure(*, short: bool) -> list[Compared]:
             ("near attention (2, 2, 3, 4)", "both", partial(near, 2, 2, 3, 4)),
             ("2 x 64 x 96 in 4 bits", "float16", partial(packed, 2, 64, 96, 4)),
         ]
-    return [compare(name, dtype, make(), calls=calls, rounds=rounds) for name, dtype, make in works]
+    return [compare(name, dtype, make(), rounds=2 if short else _ROUNDS) for name, dtype, make in works]
 
 
 if __name__ == "__main__":

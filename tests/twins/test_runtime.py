@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -76,3 +77,19 @@ def test_elsewhere_nothing_is_set() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, env=environment
     )
     assert found.stdout == "[]\n"
+
+
+def test_what_was_tuned_goes_before_what_is_usual_and_after_the_user(tmp_path: Path) -> None:
+    pytest.importorskip("mlx.core")
+    key = {"twin": "mlx", "device": "gpu", "chip": "M4", "cores": 10, "system": "macOS 26", "version": "0.32.4"}
+    facts = {"model": "little", "date": "2026-01-01", "sa3": "0.1", "ways": {}, "before": 2.0, "after": 1.0}
+    entry = {"key": {**key, "shape": "0"}, **facts, "environment": {"MLX_MAX_OPS_PER_BUFFER": "400"}}
+    (tmp_path / "tuning.json").write_text(json.dumps({"format": "sa3-tuning/1", "entries": [entry]}))
+    here = (
+        "from sa3_mlx.common.tuning import machine;"
+        "machine.chip, machine.cores, machine.system = lambda: 'M4', lambda: 10, lambda: 'macOS 26';"
+    )
+    show = f"{here}import sa3_mlx.runtime; print(*(os.environ.get(name) for name in {NAMES}))"
+    assert _on_a_mac("0.32.4", show, SA3_HOME=str(tmp_path)).stdout == "0 400 200\n"
+    assert _on_a_mac("0.32.4", show, SA3_HOME=str(tmp_path), MLX_MAX_OPS_PER_BUFFER="40").stdout == "0 40 200\n"
+    assert _on_a_mac("0.33.0", show, SA3_HOME=str(tmp_path)).stdout == "0 200 200\n"
