@@ -292,7 +292,8 @@ def conversion(path: Path, model: str, frames: int, steps: int, work: Path, resu
     write_port_files(checkout, model, port)
     apart = convert_apart(port / f"dit_{NAMES[model]}_f16.npz", ours)
     click.echo(
-        f"in   {apart['bytes'] / 1e9:.2f} GB in {apart['seconds']:.1f} s, peak {apart['peak_bytes'] / 1e6:.0f} MB"
+        f"in   {apart['bytes'] / 1e9:.2f} GB in {apart['seconds']:.1f} s ({apart['cpu_seconds']:.1f} s of CPU), "
+        f"peak {apart['peak_bytes'] / 1e6:.0f} MB"
     )
     rows = []
     start = time.perf_counter()
