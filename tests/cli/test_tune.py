@@ -13,7 +13,7 @@ from sa3_mlx.cli.models.tune import command
 from sa3_mlx.cli.models.tune.bench import FreshBench, PipelineBench, Subject
 from sa3_mlx.cli.output.provenance import read_provenance
 from sa3_mlx.common.tuning import table
-from sa3_mlx.common.tuning.choice import Work
+from sa3_mlx.common.tuning.choice import Choice, Work
 from sa3_mlx.common.tuning.table import Tuning, key_of, read_table, save
 from tests.support.command import SMALL, Run, ok, read, sa3
 
@@ -216,3 +216,37 @@ def test_chunks_that_need_too_much_memory_are_left_out(monkeypatch: pytest.Monke
     monkeypatch.setattr(command.machine, "memory", lambda: 10**6)
     assert "it may take" in (command._impossible(place, "double", config=SMALL, seconds=3, metal=None) or "")
     assert command._impossible(place, "long", config=SMALL, seconds=3, metal=None) is None
+
+
+def test_settings_of_a_process_matter_to_reruns_where_bits_may_differ(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sa3_mlx.choices import CHOICES
+
+    def settle(name: str, way: str, asked: dict[str, float]) -> None:
+        environment = {"off": {"MLX_TEST": "0"}, "on": {"MLX_TEST": "1"}}
+        place = Choice(
+            name=name,
+            about="",
+            ways=("off", "on"),
+            usual={"cpu": "off"},
+            work=("decode",),
+            asked=asked,
+            environment=environment,
+        )
+        monkeypatch.setitem(CHOICES.places, name, place)
+        monkeypatch.setitem(CHOICES.usual, name, way)
+
+    ok(run(*CLIP, "--out", "usual.wav"))
+    settle("buffers", "on", {})
+    assert "byte for byte" in ok(run("rerun", "usual.wav")).out, "the same bits either way"
+    settle("tf32", "on", {"on": 1e-2})
+    refused = run("rerun", "usual.wav", "--force", "--out", "forced.wav")
+    assert refused.code == 0 and read_provenance(Path("forced.wav")).runtime.ways == {"tf32": "on"}
+    refused = run("rerun", "usual.wav", "--out", "other.wav")
+    assert refused.code == 2 and "tf32 is on, the file was made with off" in refused.err, refused
+    assert "begin with MLX_TEST=0" in refused.err
+    assert run("rerun", "forced.wav").code == 0
+    monkeypatch.setitem(CHOICES.usual, "tf32", "off")
+    refused = run("rerun", "forced.wav", "--out", "other.wav")
+    assert refused.code == 2 and "tf32 is off, the file was made with on" in refused.err

@@ -129,6 +129,18 @@ def test_a_wrong_usual_way_gives_place_to_the_plain_form() -> None:
     assert _verdicts(trials)["sum fast"].startswith("dropped")
 
 
+def test_a_device_that_never_gives_the_same_bits_keeps_its_usual_ways() -> None:
+    class Noisy(FakeBench):
+        def results(self, works: Sequence[Work]) -> list[np.ndarray]:
+            return [np.full(4, 1 + 1e-3 * next(self._noise), np.float32) for _ in works]
+
+    limits = replace(LIMITS, usual={"cpu": "large"})
+    bench = Noisy(Choices("mlx", "cpu", (limits,)), {}, {"MLX_TEST 2": -0.3}, noise=(0.0, 1.0, 2.0))
+    found, trials = _search(bench)
+    assert (found.ways, found.environment) == ({}, {})
+    assert all(trial.verdict.startswith("dropped") for trial in trials)
+
+
 def test_what_must_be_asked_for_is_tried_when_it_is() -> None:
     bench = FakeBench(Choices("mlx", "cpu", (PRODUCT,)), {"product half": 5e-3}, {"product half": -0.5})
     found, trials = _search(bench)

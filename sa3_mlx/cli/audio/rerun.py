@@ -117,17 +117,17 @@ def _ways(made: Provenance, backend: Backend, file: Path, *, force: bool) -> dic
     recorded, ways = made.runtime.ways, dict[str, str]()
     if backend != made.runtime.backend:
         return ways
-    places = choices(backend).places
+    table = choices(backend)
+    places, here = table.places, table.differing({})
+    known = {name: way for name, way in recorded.items() if name in places and way in places[name].ways}
     for name, place in places.items():
-        way = recorded.get(name, place.usual[choices(backend).kind])
-        if way not in place.ways:
-            continue
-        if place.environment:
-            wanted = " ".join(f"{key}={value}" for key, value in place.environment.get(way, {}).items())
-            _same(name, choices(backend).usual[name], way, f"begin with {wanted or 'no settings of it'}", force=force)
-        elif name in recorded:
-            ways[name] = way
-    if unknown := listed(name for name, way in recorded.items() if name not in places or way not in places[name].ways):
+        if not place.environment:
+            ways |= {name: known[name]} if name in known else {}
+        elif known.get(name) != here.get(name):
+            wanted = known.get(name, place.usual[table.kind])
+            variables = " ".join(f"{key}={value}" for key, value in place.environment.get(wanted, {}).items())
+            _same(name, table.usual[name], wanted, f"begin with {variables or 'no settings of it'}", force=force)
+    if unknown := listed(name for name in recorded if name not in known):
         say(f"note: {file} was made in ways that this sa3 does not have ({unknown}): the result may differ")
     return ways
 

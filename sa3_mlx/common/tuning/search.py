@@ -135,9 +135,9 @@ class Search:
                 self.report(Trial(place=place.name, way="any", verdict="left out: this model does not pass here"))
                 continue
             sound = [way for way in ways if self._sound(place, way)]
-            if len(sound) < 2 and sound == ways[:1]:
+            if not sound or sound == ways[:1]:
                 continue
-            best = self._fastest(place, sound, works, rounds) if sound else place.plain
+            best = self._fastest(place, sound, works, rounds)
             if best != ways[0]:
                 self._keep(place, best)
                 self._mended |= ways[0] not in sound
