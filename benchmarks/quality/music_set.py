@@ -20,8 +20,9 @@ import numpy as np
 from sa3_mlx.common.files.atomic import new_file
 from sa3_mlx.common.measures.spectra import log_mel
 from sa3_mlx.common.terminal import show
+from sa3_torch.evaluate.judge.independent import BasicPitch, librosa_key, librosa_tempo
 from sa3_torch.evaluate.judge.music.judge import FRAME, HIGHEST_HZ, LOWEST_HZ
-from sa3_torch.evaluate.judge.music.tempo import keeps_tempo
+from sa3_torch.evaluate.judge.music.tempo import TOLERANCE, keeps_tempo
 from sa3_torch.evaluate.judge.music.tonality import chord_name, key_of
 from sa3_torch.evaluate.judge.pitch import pitch_of
 from sa3_torch.train.autoencoder.metrics import stereo_correlation
@@ -122,11 +123,43 @@ def floors(clips: ClipSet, chosen: Sequence[CachedClip]) -> dict[str, dict[str, 
     }
 
 
+def heard_by_others(clips: ClipSet, chosen: Sequence[CachedClip], most: int) -> dict[str, dict[str, float]]:
+    """Return by kind what basic-pitch and librosa hear right of the first ``most`` clips of each.
+
+    Raises ImportError or FileNotFoundError where they are missing.
+    """
+    basic_pitch = BasicPitch()
+    found: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    counts: Counter[str] = Counter()
+    for clip in chosen:
+        kind = kind_of(clip)
+        counts[kind] += 1
+        if counts[kind] > most:
+            continue
+        audio, right = clips.read(clip), found[kind]
+        if clip.kind == "note":
+            right["basic_pitch_note"].append(basic_pitch.note(audio) == clip.midi)
+        if clip.kind in ("line", "music"):
+            right["basic_pitch_key"].append(basic_pitch.key(audio) == clip.fields["key"])
+            right["librosa_key"].append(librosa_key(audio) == clip.fields["key"])
+        if "bpm" in clip.fields:
+            bpm = float(clip.fields["bpm"])
+            ratio = librosa_tempo(audio, bpm) / bpm
+            right["librosa_tempo"].append(abs(ratio - 1) <= TOLERANCE)
+            right["librosa_tempo_or_octave"].append(any(abs(ratio / f - 1) <= TOLERANCE for f in (0.5, 1, 2)))
+    return {
+        kind: {"clips": max(map(len, each.values()))} | {name: round(float(np.mean(v)), 3) for name, v in each.items()}
+        for kind, each in found.items()
+        if each
+    }
+
+
 def draw_sheet(clips: ClipSet, path: Path) -> None:
     """Draw log-mel spectrograms of four clips of each kind."""
     rng = np.random.default_rng(0)
-    figure, panels = plt.subplots(len(KINDS), COLUMNS, figsize=(13, 16))
-    for row, kind in zip(panels, KINDS, strict=True):
+    kinds = [kind for kind in KINDS if any(kind_of(clip) == kind for clip in clips.clips)]
+    figure, panels = plt.subplots(len(kinds), COLUMNS, figsize=(13, 1.45 * len(kinds)), squeeze=False)
+    for row, kind in zip(panels, kinds, strict=True):
         having = [clip for clip in clips.clips if kind_of(clip) == kind]
         for panel, i in zip(row, rng.choice(len(having), COLUMNS), strict=True):
             clip = having[i]
@@ -153,7 +186,10 @@ def draw_sheet(clips: ClipSet, path: Path) -> None:
 @click.argument("cache", type=FOLDER)
 @click.option("--test", "test_cache", type=FOLDER, default=None, help="The test clips: only compared, not listened to.")
 @click.option("--picture", type=click.Path(path_type=Path, dir_okay=False), default=None, help="PNG to draw.")
-def music_set(cache: Path, test_cache: Path | None, picture: Path | None) -> None:
+@click.option(
+    "--independent", type=click.IntRange(0), default=0, help="Clips of each kind for basic-pitch and librosa."
+)
+def music_set(cache: Path, test_cache: Path | None, picture: Path | None, independent: int) -> None:
     """Check the set "music" in CACHE: amounts, levels, stereo, shared clips, and what is heard of what was written."""
     clips = ClipSet(cache)
     held_out = clips.select("validation")
@@ -163,6 +199,8 @@ def music_set(cache: Path, test_cache: Path | None, picture: Path | None) -> Non
         **levels(clips, held_out),
         "floors": floors(clips, held_out),
     }
+    if independent:
+        found["independent"] = heard_by_others(clips, held_out, independent)
     if picture is not None:
         draw_sheet(clips, picture)
     for name, value in found.items():
