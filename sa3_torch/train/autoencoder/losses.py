@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+SILENCE = 1e-6  # mean energy below which a signal counts as silent, about -60 dBFS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +28,22 @@ def waveform_loss(prediction: Tensor, reference: Tensor) -> Tensor:
     """Return the squared error of every item relative to its energy, averaged: (B, L, channels) each -> scalar."""
     error = (prediction - reference).square().mean((1, 2))
     return (error / (reference.square().mean((1, 2)) + 1e-4)).mean()
+
+
+def silence_loss(prediction: Tensor, reference: Tensor) -> Tensor:
+    """Return ln(1 + energy / 1e-6) of the prediction where the reference is silent, (B, L, 2) each -> scalar [T1.4.1].
+
+    It looks at left, right, mid and side of every item and is the mean over all of them: 0 for audible ones, which the
+    spectral terms hold.
+    """
+    made, wanted = (_energies(x) for x in (prediction, reference))
+    return ((made / SILENCE).log1p() * (wanted <= SILENCE)).mean()
+
+
+def _energies(audio: Tensor) -> Tensor:
+    """Return the mean square of left, right, mid and side: (B, L, 2) -> (B, 4)."""
+    left, right = audio.unbind(-1)
+    return torch.stack([left, right, left + right, left - right], dim=1).square().mean(-1)
 
 
 def soft_norm_loss(z: Tensor) -> Tensor:

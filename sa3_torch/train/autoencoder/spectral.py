@@ -21,10 +21,9 @@ from sa3_torch.train.run.parallel import mean
 from sa3_torch.train.run.stage import TrainConfig, maybe_compile
 
 from .filters import k_weighting_fir
-from .losses import Comparison
+from .losses import SILENCE, Comparison
 
 MIN_SCALE = 1e-3
-SILENCE = 1e-6  # mean energy of a spectrum bin below which an item counts as silent, about -60 dBFS
 PHASOR_FLOOR = 1e-3  # of the mean of an item: products of neighbouring bins below it say nothing about phase
 MAGNITUDE_TERMS = ("contrast", "log_magnitude", "complex")
 PHASE_TERMS = ("frequency", "delay")
@@ -100,8 +99,8 @@ def spectral_distance(prediction: Tensor, reference: Tensor, config: SpectralCon
 
     Rows are those of ``config.weights`` in order, the phase terms among them only if ``phase``; 0 for silent items.
     Scales are those of each item, not of the batch: else the tonal peaks of one clip hide the noise of another. Silent
-    items (such as the side channel of mono clips) do not count: on them logarithms only amplify rounding, and the
-    waveform loss holds them at zero.
+    items (such as the side channel of mono clips) do not count: on them logarithms only amplify rounding, and waveform
+    or silence loss holds them at zero.
     """
     axes = (1, 2)
     a, b = magnitude(prediction), magnitude(reference)

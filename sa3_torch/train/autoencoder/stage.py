@@ -37,7 +37,7 @@ from sa3_torch.weights import save_checkpoint
 from .adversary import AdversarialConfig, Adversary
 from .coder import Coder
 from .demo import save_demo
-from .losses import Comparison, latent_statistics, soft_norm_loss, waveform_loss
+from .losses import Comparison, latent_statistics, silence_loss, soft_norm_loss, waveform_loss
 from .reconstruct import Reconstructor, measure_reconstructions
 from .semantics import Semantics, SemanticsConfig
 from .semantics.held_out import BATCH, measure_semantics
@@ -55,6 +55,7 @@ class AutoencoderConfig(StageConfig):
     spectral: SpectralConfig
     waveform_weight: float  # at the start ...
     waveform_final: float  # ... and once the spectral loss has its full weight
+    silence_weight: float = 0.0  # of what is made where there is silence; needed where waveform_final is 0
     spectral_start: float  # share of the run after which the spectral loss begins to fade in ...
     spectral_full: float  # ... and has its full weight
     softnorm_weight: float
@@ -68,8 +69,13 @@ class AutoencoderConfig(StageConfig):
     def __post_init__(self) -> None:
         check(self, 1, math.inf, "crop_samples")
         check(self, -60, 0, "quietest_db")
-        check(self, 0, math.inf, "waveform_weight", "waveform_final", "softnorm_weight")
+        check(self, 0, math.inf, "waveform_weight", "waveform_final", "silence_weight", "softnorm_weight")
         check(self, 0, 1, "spectral_start", "spectral_full")
+        if not self.waveform_final and not self.silence_weight:
+            raise ConfigError(
+                "waveform_final is 0 and silence_weight too: silence would have no loss; set one, such as "
+                "silence_weight=0.1"
+            )
         if max(self.spectral.sizes) > self.crop_samples:
             raise ConfigError(
                 f"crop_samples is {self.crop_samples}: less than the window of {max(self.spectral.sizes)}"
@@ -240,6 +246,9 @@ class AutoencoderStage(Stage):
         waveform_weight = (1 - fade) * config.waveform_weight + fade * config.waveform_final
         loss = waveform_loss(first.prediction, first.reference)
         terms = {"waveform": self.weighted("waveform", waveform_weight, loss)}
+        if config.silence_weight:
+            loss = silence_loss(first.prediction, first.reference)
+            terms["silence"] = self.weighted("silence", config.silence_weight, loss)
         if fade == 0:
             return terms
         for compared, raw in zip(comparisons, self.spectral.terms(comparisons, step), strict=True):

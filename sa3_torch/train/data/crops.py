@@ -20,12 +20,13 @@ from sa3_torch.train.run.random import Purpose, generator
 from sa3_torch.train.run.settings import check
 
 from .augment import PER_ITEMS, AugmentConfig, Crop, augment, chirp, draw_gain, is_silent
-from .clip_cache import CachedClip, ClipSet
+from .clip_cache import SAMPLE_RATE, CachedClip, ClipSet
 from .drawing import draw_caption, draw_weights
 from .recordings import refuse_failures
 from .shards import ShardIndex, ShardSample, ShardStream
 
 _TRIES = 8
+ONE_SHOT = 10 * SAMPLE_RATE  # samples: a sound of at most this length begins with an attack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,12 +112,13 @@ def draw_crop(rng: np.random.Generator, length: int, samples: int, read: Callabl
     """Draw a crop (samples, 2) of a sound of ``length`` samples; ``read(start, stop)`` gives what there is of it.
 
     It starts anywhere from a quarter of its length before the sound to where a quarter of it lies after the end; a
-    third start at the onset. Outside is silence; what is silent throughout is drawn again.
+    third of those of a ``ONE_SHOT`` start at its onset [T1.2]. Outside is silence; what is silent throughout is drawn
+    again, and at last taken from the onset.
     """
-    margin = samples // 4
+    margin, at_onset = samples // 4, 1 / 3 if length <= ONE_SHOT else 0
     for attempt in range(_TRIES + 1):
         start = int(rng.integers(-margin, max(length - samples, 0) + margin + 1))
-        if attempt == _TRIES or rng.random() < 1 / 3:
+        if attempt == _TRIES or rng.random() < at_onset:
             start = 0
         audio = read(max(start, 0), max(start + samples, 0))
         lead = min(max(-start, 0), samples)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ torch = pytest.importorskip("torch", reason="the training twin needs torch")
 pytest.importorskip("scipy", reason="the training extra is not installed")
 
 from sa3_mlx.common.schema import ConfigError
+from sa3_torch.train.autoencoder.distill import DistillConfig
 from sa3_torch.train.autoencoder.stage import AutoencoderConfig, AutoencoderStage
 from sa3_torch.train.run.loop import Trainer
 from sa3_torch.train.run.settings import load_settings, preset_names
@@ -209,3 +211,12 @@ def test_presets_are_valid(name: str) -> None:
     if name.startswith("same"):
         assert config.spectral.sizes == (32, 64, 128, 256, 512, 1024, 2048) and config.spectral.overlap == 4
         assert config.crop_samples % 8192 == 0
+
+
+def test_silence_has_a_loss_in_every_preset() -> None:
+    for stage, kind in (("autoencoder", AutoencoderConfig), ("distill-autoencoder", DistillConfig)):
+        for name in preset_names(stage):
+            config = load_settings(kind, stage, name, ())
+            assert config.waveform_final or config.silence_weight, name
+    with pytest.raises(ConfigError, match="waveform_final is 0 and silence_weight too: silence would have no loss"):
+        dataclasses.replace(config, waveform_final=0.0, silence_weight=0.0)

@@ -8,12 +8,32 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the training twin needs torch")
 
-from sa3_torch.train.autoencoder.losses import soft_norm_loss, waveform_loss
+from sa3_torch.train.autoencoder.losses import silence_loss, soft_norm_loss, waveform_loss
 from sa3_torch.train.flow.losses import flow_loss
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_silence_loss_sees_what_is_made_where_there_is_silence() -> None:
+    quiet, loud = torch.zeros(2, 4096, 2), 0.1 * noise(2, 4096, 2)
+    made = (0.01 * noise(2, 4096, 2, seed=1)).requires_grad_()
+    loss = silence_loss(made, quiet)
+    energies = [made[..., 0], made[..., 1], made.sum(-1), made[..., 0] - made[..., 1]]
+    expected = sum(math.log1p(float(x[item].detach().square().mean()) / 1e-6) for x in energies for item in (0, 1)) / 8
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    loss.backward()
+    assert float((made.grad * made).sum()) > 0  # it goes down where the signal does
+    assert float(silence_loss(made, loud)) == 0 and float(silence_loss(quiet, quiet)) == 0
+    mono = loud.mean(-1, keepdim=True).expand(-1, -1, 2)
+    assert float(silence_loss(loud, mono)) > 0  # the side is silent
+
+
+def test_the_mean_of_slices_is_the_silence_loss_of_all() -> None:
+    made, wanted = noise(4, 512, 2), noise(4, 512, 2) * torch.tensor([1.0, 0, 1e-5, 1])[:, None, None]
+    parts = [silence_loss(made[i : i + 1], wanted[i : i + 1]) for i in range(4)]
+    assert float(torch.stack(parts).mean()) == pytest.approx(float(silence_loss(made, wanted)), rel=1e-6)
 
 
 def test_soft_norm_loss_of_white_latents_and_of_doubled_ones() -> None:

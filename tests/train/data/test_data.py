@@ -19,7 +19,7 @@ from sa3_torch.train.data import user_folder
 from sa3_torch.train.data.augment import NO_AUGMENTATION
 from sa3_torch.train.data.batches import LatentBatches
 from sa3_torch.train.data.clip_cache import SAMPLE_RATE, CachedClip, ClipSet, Draft, write_clips
-from sa3_torch.train.data.crops import AudioCrops
+from sa3_torch.train.data.crops import ONE_SHOT, AudioCrops, draw_crop
 from sa3_torch.train.data.drawing import SharesConfig, draw_weights
 from sa3_torch.train.data.latents import LatentItem, LatentSet, write_latents
 from sa3_torch.train.demo_set.vocabulary import save_tokenizer
@@ -51,6 +51,24 @@ def _set(folder: Path, channels: int = 1) -> ClipSet:
 @pytest.fixture
 def clips(tmp_path) -> ClipSet:
     return _set(tmp_path / "clips")
+
+
+@pytest.mark.parametrize(
+    ("length", "least", "most"),
+    [(SAMPLE_RATE, 0.25, 0.45), (ONE_SHOT, 0.25, 0.45), (ONE_SHOT + 1, 0, 0.02), (300 * SAMPLE_RATE, 0, 0.02)],
+)
+def test_only_crops_of_one_shots_favour_the_onset(length: int, least: float, most: float) -> None:
+    starts: list[int] = []
+
+    def read(start: int, stop: int) -> np.ndarray:
+        starts.append(start)
+        return np.ones((max(0, min(stop, length) - start), 1), np.float32)
+
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        draw_crop(rng, length, 4096, read)
+    assert least <= sum(start == 0 for start in starts) / len(starts) <= most
+    assert max(starts) > 0.9 * (length - 4096)
 
 
 def _crops(clips: ClipSet, samples: int = 4096, quietest_db: float = -24.0) -> AudioCrops:
