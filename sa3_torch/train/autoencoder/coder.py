@@ -12,7 +12,7 @@ from sa3_mlx.common.schema import ConfigError
 from sa3_torch.same import SAME, patch, unpatch
 from sa3_torch.train.run.parallel import BatchSlice, follow
 from sa3_torch.train.run.random import step_generator
-from sa3_torch.train.run.stage import TrainConfig, maybe_compile
+from sa3_torch.train.run.stage import TrainConfig
 
 STD_DECAY = 0.999
 NOISE = 0.05  # on the latents while training, relative to running_std
@@ -24,8 +24,6 @@ class Coder:
     def __init__(self, model: SAME, train: TrainConfig, items: int) -> None:
         self.model, self.train, self.items = model, train, items
         self.settled = False  # whether running_std is that of these weights from the first step
-        self._encode = maybe_compile(model.encoder, train.compile)
-        self._decode = maybe_compile(model.decoder, train.compile)
 
     def check_crops(self, samples: int, name: str) -> None:
         """Raise ConfigError for crops that are not made of whole groups of model ``name``."""
@@ -36,7 +34,7 @@ class Coder:
     def raw_latents(self, audio: Tensor) -> Tensor:
         """Encode (B, N, 2) -> u (B, T, C) float32, latents before the division by running_std."""
         bottleneck = self.model.bottleneck
-        u = self._encode(patch(audio, self.model.config.patch_size)).float()
+        u = self.model.encoder(patch(audio, self.model.config.patch_size)).float()
         return u * bottleneck.scale + bottleneck.bias
 
     def decoded(self, z: Tensor, step: int, batch_slice: BatchSlice) -> Tensor:
@@ -44,7 +42,7 @@ class Coder:
         r = self.model.bottleneck.running_std.clone()
         noise = torch.randn(self.items, *z.shape[1:], generator=step_generator(self.train.seed, step))
         noisy = r * (z + NOISE * noise[batch_slice.rows(self.items)].to(z.device))
-        return unpatch(self._decode(noisy), self.model.audio_channels).float()
+        return unpatch(self.model.decoder(noisy), self.model.audio_channels).float()
 
     @torch.no_grad()
     def follow_std(self, std: Tensor, step: int) -> None:

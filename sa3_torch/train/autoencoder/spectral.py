@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sa3_mlx.common.schema import Config, ConfigError
 from sa3_torch.train.run.parallel import mean
-from sa3_torch.train.run.stage import TrainConfig, maybe_compile
+from sa3_torch.train.run.stage import TrainConfig
 
 from .filters import k_weighting_fir
 from .losses import SILENCE, Comparison
@@ -182,7 +182,7 @@ class SpectralLoss:
 
     def __init__(self, config: SpectralConfig, train: TrainConfig, sample_rate: int) -> None:
         self.config, self.sample_rate, self.one_slice = config, sample_rate, train.accumulate == 1
-        self._distance = maybe_compile(spectral_distance, train.compile)
+        self._distance = torch.compile(spectral_distance) if train.compile else spectral_distance
         self._known: list[Tensor] = []  # by window size, where a process has several slices; see ``know``
 
     def count(self, audio: Tensor, step: int) -> Tensor:

@@ -27,11 +27,11 @@ from sa3_torch.train.flow.latent_data import LatentData
 from sa3_torch.train.flow.matching import FlowConfig, FlowMatching, flow_notes, velocity_errors
 from sa3_torch.train.flow.model import StartModel, diffusion_of, open_text
 from sa3_torch.train.flow.validation import FlowValidation
+from sa3_torch.train.run.blocks import work_by_blocks
 from sa3_torch.train.run.command import RunOptions, report_made, stage_command
 from sa3_torch.train.run.optimizers import Group
 from sa3_torch.train.run.options import AUTOENCODER, LATENTS, MODEL
 from sa3_torch.train.run.random import Purpose, purpose_generator
-from sa3_torch.train.run.recompute import checkpoint_blocks
 from sa3_torch.train.run.stage import Split, Stage
 
 
@@ -107,8 +107,8 @@ class LoraStage(Stage):
         self.model: nn.Module = self.adapters
         if config.base_precision == "bf16":
             self._narrow_base()
-        if config.train.checkpoint_blocks:
-            checkpoint_blocks(self.base)
+        train = config.train  # the base is no network of a group, which the trainer looks after
+        work_by_blocks(self.base, compiled=train.compile, checkpointed=train.checkpoint_blocks)
         self.groups = {"adapters": Group(network=self.model, optimizer=config.optimizer)}
         self.latents = LatentData(
             start.latents,

@@ -20,12 +20,12 @@ from sa3_mlx.common.version import revision
 from sa3_torch.train.run.planning.timing import time_precisions
 
 from . import parallel
+from .blocks import work_by_blocks
 from .checkpoints import Checkpoints, RunProgress, Tensors
 from .logs import RunLog
 from .optimizers import Ema, UpdateRatio, learning_rate_at, make_optimizer, optimizer_tensors, set_rate, take_turn
 from .parallel import BatchSlice
 from .plot import plot_run
-from .recompute import checkpoint_blocks
 from .settings import Belongings, keep_settings
 from .stage import Stage, StageConfig
 
@@ -48,9 +48,8 @@ class Trainer:
         self.checkpoints = Checkpoints(folder, train.milestone_every, trusted=trusted)
         keep_settings(folder, config, belongings, resumed=bool(self.checkpoints.steps()))
         self.networks = {name: group.network for name, group in stage.groups.items()}
-        if train.checkpoint_blocks:
-            for network in self.networks.values():
-                checkpoint_blocks(network)
+        for network in self.networks.values():
+            work_by_blocks(network, compiled=train.compile, checkpointed=train.checkpoint_blocks)
         self.turns: dict[str, nn.Module] = self._wrap()
         self.optimizers = {name: make_optimizer(group) for name, group in stage.groups.items()}
         self.trained = {name: list(optimizer.state) for name, optimizer in self.optimizers.items()}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,7 +23,6 @@ from .parallel import BatchSlice
 from .settings import check
 
 BATCH_MAX = 2**14  # far beyond every recipe: a batch is in memory before anything can be said of it
-Compiled = Callable[..., Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +34,8 @@ class TrainConfig(Config):
     batch: int  # items of a step, of all processes and micro-batches together
     accumulate: int  # micro-batches of a process in a step
     precision: Literal["bf16", "fp32", "auto"]  # of matrix products; auto times both
-    compile: bool  # torch.compile of network and loss; needs a C++ compiler on a CPU
-    checkpoint_blocks: bool = False  # less memory, more time; see recompute.py
+    compile: bool  # torch.compile of transformer blocks; needs a C++ compiler on a CPU; see blocks.py
+    checkpoint_blocks: bool = False  # less memory, more time; see blocks.py
     parallel: Literal["ddp", "fsdp"]  # where torchrun starts several processes
     ema_decay: float
     ema_after: int
@@ -53,10 +51,6 @@ class TrainConfig(Config):
         check(self, 0, 1 - 1e-12, "ema_decay")
         if self.precision == "auto" and self.parallel == "fsdp":
             raise ConfigError("precision is 'auto' with parallel 'fsdp': choose 'bf16' or 'fp32', or parallel 'ddp'")
-        if self.compile and self.checkpoint_blocks:
-            raise ConfigError(
-                "compile and checkpoint_blocks are both on: choose one, compiled code recomputes by itself"
-            )
         if self.milestone_every % self.save_every:
             raise ConfigError(
                 f"milestone_every is {self.milestone_every}: allowed are multiples of save_every ({self.save_every})"
@@ -146,8 +140,3 @@ class Stage(ABC):
         """Return a weighted term; its raw value is logged as "name/raw"."""
         self.notes[f"{name}/raw"] = value.detach()
         return weight * value
-
-
-def maybe_compile(function: Compiled, enabled: bool) -> Compiled:
-    """Compile where the configuration asks for it."""
-    return torch.compile(function) if enabled else function

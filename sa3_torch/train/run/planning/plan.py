@@ -20,9 +20,9 @@ import torch
 from torch import nn
 
 from sa3_mlx.common.generation.memory import MARGIN, size_text
+from sa3_torch.train.run.blocks import work_by_blocks
 from sa3_torch.train.run.optimizers import Trained, make_optimizer, take_turn
 from sa3_torch.train.run.parallel import UNITS, BatchSlice
-from sa3_torch.train.run.recompute import checkpoint_blocks
 from sa3_torch.train.run.stage import Split, Stage, TrainConfig
 
 from .count import StepCount, count_step, make_fake, networks_of, run_slice, trained_of
@@ -138,9 +138,8 @@ def make_plan(stage: Stage, train: TrainConfig, *, processes: int, device: Devic
     """
     slices = BatchSlice(world=processes).micro_batches(train.accumulate)
     slices[0].rows(train.batch)
-    if train.checkpoint_blocks:
-        for group in stage.groups.values():
-            checkpoint_blocks(group.network)
+    for group in stage.groups.values():
+        work_by_blocks(group.network, compiled=train.compile, checkpointed=train.checkpoint_blocks)
     stage.precision = "fp32" if train.precision == "auto" else train.precision
     turns = _turns(stage, train.steps)
     seconds = _time_steps(stage, train, turns, slices) if timed else None
