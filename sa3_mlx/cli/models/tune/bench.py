@@ -146,6 +146,8 @@ class FreshBench:
         return replace(self, ways=dict(ways), environment=dict(environment))
 
     def _start(self, order: _Order) -> str:
+        pipeline = self.like.pipeline
+        pipeline.free(*pipeline.loaded)  # no two models in memory
         command = [sys.executable, "-m", __spec__.name, json.dumps(order.to_dict())]
         environment = os.environ | self.environment
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
