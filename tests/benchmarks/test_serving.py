@@ -21,4 +21,4 @@ def test_a_server_is_measured(shared_home: Path, monkeypatch: pytest.MonkeyPatch
     assert done.exit_code == 0, done.output
     result = json.loads(done.output.splitlines()[-1])
     assert set(result) >= {"process", "first", "second", "first_sound", "queue_full_each"}
-    assert all(value > 0 for value in result.values() if isinstance(value, float))
+    assert all(value > 0 for value in result.values() if isinstance(value, float)), result

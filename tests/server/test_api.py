@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from sa3_mlx.common.model.sampling import Guidance, Sampling
 from sa3_mlx.server.orders import AdapterChoice
 from sa3_mlx.server.schemas import model_of
 from tests.support.command import tone
-from tests.support.server import Live, body
+from tests.support.server import Gate, Live, body
 
 
 def sound(data: bytes) -> tuple[np.ndarray, int]:
@@ -32,9 +33,11 @@ def made(server: Live) -> dict[str, Any]:
     return server.make(body(1.0, seed=8))
 
 
-def test_a_job_tells_what_happens_until_its_sound_is_there(server: Live) -> None:
+def test_a_job_tells_what_happens_until_its_sound_is_there(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(server.studio, monkeypatch)
     job = server.post("/api/jobs", body(1.2, seed=2, stream=True)).json
     assert job["state"] == "queued" and job["order"]["request"]["sampling"]["steps"] == 8
+    threading.Timer(0.3, gate.open).start()  # when somebody listens already
     events = server.events(job["id"])
     names = [name for name, _ in events]
     assert names[-1] == "done" and names.count("step") == 8 and "preview" in names

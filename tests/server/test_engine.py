@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -24,7 +23,7 @@ from sa3_mlx.server.settings import Settings
 from sa3_mlx.server.studio import Missing, Studio
 from tests.support.adapters import adapter_config, random_adapter
 from tests.support.command import Run, ok, read, write_tone
-from tests.support.server import body, done, wait
+from tests.support.server import Gate, body, done, wait
 
 Stream = Callable[..., Iterator[Event]]
 
@@ -41,26 +40,6 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
 
     monkeypatch.setattr(BasePipeline, "stream", stream)
     return seen
-
-
-class Gate:
-    """Hold the engine up at its next event, so that jobs can be queued meanwhile."""
-
-    def __init__(self, studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.reached, self._go = threading.Event(), threading.Event()
-        original = studio.engine._runs._tell
-
-        def tell(*arguments: Any) -> None:
-            self.reached.set()
-            self._go.wait()
-            original(*arguments)
-
-        monkeypatch.setattr(studio.engine._runs, "_tell", tell)
-        self.job = studio.submit(body(exact=True, seed=99))
-        assert self.reached.wait(30)
-
-    def open(self) -> None:
-        self._go.set()
 
 
 def test_a_job_gives_the_bytes_of_the_command_s_file(run: Run, studio: Studio) -> None:
@@ -288,24 +267,28 @@ def test_a_remaining_time_is_learned_and_kept(wanted: Settings) -> None:
         assert found is None or found.cost
 
 
-def test_a_slow_listener_holds_nobody_up_and_keeps_no_audio(studio: Studio) -> None:
+def test_a_slow_listener_holds_nobody_up_and_keeps_no_audio(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(studio, monkeypatch)
+
     async def listen() -> list[str]:
         studio.engine.loop = asyncio.get_running_loop()
-        job = await asyncio.to_thread(studio.submit, body())
+        job = await asyncio.to_thread(studio.submit, body(exact=True))
         found = studio.engine.job(job.id)
         assert found is not None
         stream = studio.follow(job.id, 0, previews=True)
         first = await anext(stream)
+        gate.open()
         while (await asyncio.to_thread(studio.job, job.id)).state != "done":  # nobody reads meanwhile
             await asyncio.sleep(0.01)
-        await asyncio.sleep(0.05)
-        assert found.feed.closed and all(event is None or event.name != "audio" for event in found.feed.events)
+        while not found.feed.closed:
+            await asyncio.sleep(0.01)
+        assert all(event is None or event.name != "audio" for event in found.feed.events)
         rest = [event.name async for _, event in stream if event is not None]
         assert found.feed.watched == 0
         return [first[1].name if first[1] else "", *rest]
 
     names = asyncio.run(listen())
-    assert names[0] in ("queued", "running") and names[-1] == "done" and names.count("step") == 8
+    assert names[:2] == ["queued", "running"] and names[-1] == "done" and names.count("step") == 8
 
 
 def test_latents_go_out_and_come_back(studio: Studio) -> None:

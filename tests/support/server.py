@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import http.client
 import json
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from sa3_mlx.cli.options import PrecisionOptions
 from sa3_mlx.server.running import running
@@ -45,6 +48,26 @@ def done(studio: Studio, *jobs: JobRecord) -> list[JobRecord]:
     records = wait(studio, *jobs)
     assert all(record.state == "done" for record in records), [record.error for record in records]
     return records
+
+
+class Gate:
+    """Hold the engine up at its next event, so that jobs can be queued meanwhile."""
+
+    def __init__(self, studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reached, self._go = threading.Event(), threading.Event()
+        original = studio.engine._runs._tell
+
+        def tell(*arguments: Any) -> None:
+            self.reached.set()
+            self._go.wait()
+            original(*arguments)
+
+        monkeypatch.setattr(studio.engine._runs, "_tell", tell)
+        self.job = studio.submit(body(exact=True, seed=99))
+        assert self.reached.wait(30)
+
+    def open(self) -> None:
+        self._go.set()
 
 
 @dataclass
