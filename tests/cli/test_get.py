@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import pytest
 from sa3_convert import hub as hub_module
 from sa3_convert.hub import DownloadError, check_room
 
 from sa3_mlx.cli.home import find_model
+from sa3_mlx.cli.models.get import _ask
 from sa3_mlx.common.files.safetensors import file_hash
+from sa3_mlx.common.licences import RELEASED
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.origin import read_origin
 from tests.support.hub import COMMIT, Hub, serving
@@ -252,3 +255,28 @@ def test_a_missing_model_is_offered_in_a_terminal(answer, monkeypatch, tmp_path)
         with pytest.raises(FileNotFoundError, match="run 'sa3 get small-music'"):
             find_model("small-music", generates=True)
     assert len(questions) == 1 and "sa3 get small-music" in questions[0]
+
+
+@pytest.mark.parametrize("answer", [True, False])
+def test_a_terminal_is_asked_once(answer, monkeypatch, tmp_path):
+    """Whoever declines gets nothing and is asked again; whoever accepts is not."""
+    asked: list[str] = []
+
+    def confirm(question: str, **_: object) -> bool:
+        asked.append(question)
+        if not answer:
+            raise click.Abort
+        return True
+
+    monkeypatch.setenv("SA3_HOME", str(tmp_path))
+    monkeypatch.setattr("sa3_mlx.cli.models.get.click.confirm", confirm)
+    monkeypatch.setattr("sys.stdin", type("Terminal", (), {"isatty": lambda _: True})())
+    wanted = type("Wanted", (), {"name": "small-music", "licences": RELEASED})()
+    for _ in range(2):
+        if answer:
+            _ask(wanted, accepts=False)
+        else:
+            with pytest.raises(click.Abort):
+                _ask(wanted, accepts=False)
+    assert len(asked) == (1 if answer else 2)
+    assert (tmp_path / "licences.json").is_file() == answer

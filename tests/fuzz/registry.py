@@ -9,9 +9,9 @@ from .target import Target
 
 def targets() -> dict[str, Target]:
     """Return the targets, in the order in which they are fuzzed."""
-    from . import files, words
+    from . import files, foreign, words
 
-    found = [*files.TARGETS, *words.TARGETS]
+    found = [*files.TARGETS, *foreign.TARGETS, *words.TARGETS]
     if find_spec("torch") is not None and find_spec("webdataset") is not None:
         from . import training
 
