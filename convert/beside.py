@@ -1,4 +1,4 @@
-"""Keep what the official layouts have no place for in a file beside theirs: the usual sampling and the head-room."""
+"""Keep what the official layouts have no place for in a file beside theirs: usual sampling, dial and head-room."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from sa3_mlx.common.files.atomic import write_json
 from sa3_mlx.common.files.objects import read_object
 from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.model.dial import Dial
 from sa3_mlx.common.model.sampling import Sampling
 
 from .fields import Fields
@@ -23,6 +24,8 @@ def write_beside(folder: Path, config: ModelConfig) -> None:
     values: dict[str, Any] = {}
     if config.sampling is not None:
         values["sampling"] = config.sampling.to_dict()
+    if config.dial is not None:
+        values["dial"] = config.dial.to_dict()
     if config.diffusion is not None and config.diffusion.head_room_seconds != HEAD_ROOM_SECONDS:
         values["head_room_seconds"] = config.diffusion.head_room_seconds
     if values:
@@ -36,10 +39,13 @@ def read_beside(folder: Path, config: ModelConfig) -> ModelConfig:
         return config
     fields = Fields(read_object(path), str(path))
     fields.constant("format", _FORMAT)
-    sampling, head_room = fields.optional("sampling", dict), fields.optional("head_room_seconds", float)
+    sampling, dial = fields.optional("sampling", dict), fields.optional("dial", dict)
+    head_room = fields.optional("head_room_seconds", float)
     fields.done()
     if sampling is not None:
         config = replace(config, sampling=Sampling.from_dict(sampling, where=f"{path}: sampling"))
+    if dial is not None:
+        config = replace(config, dial=Dial.from_dict(dial, where=f"{path}: dial"))
     if head_room is not None:
         config = replace(config, diffusion=replace(config.require_diffusion(), head_room_seconds=head_room))
     return config

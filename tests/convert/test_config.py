@@ -26,7 +26,7 @@ def test_configuration_survives_the_round_trip(config):
         assert parsed.diffusion.head_room_seconds == 6.0 and parsed.sampling is None
         head_room = config.diffusion.head_room_seconds
         parsed = replace(parsed, diffusion=replace(parsed.diffusion, head_room_seconds=head_room))
-        parsed = replace(parsed, sampling=config.sampling)
+        parsed = replace(parsed, sampling=config.sampling, dial=config.dial)
     assert parsed == config
 
 

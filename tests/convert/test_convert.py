@@ -260,9 +260,10 @@ def test_full_size_weights_arrive_under_our_names(golden, tmp_path):
 
 
 def test_what_the_official_layout_has_no_place_for_survives_the_round_trip(tmp_path):
-    """The usual sampling and the head-room of a model lie in a file beside; a released model needs none."""
+    """The usual sampling, dial and head-room of a model lie in a file beside; a released model needs none."""
     sampling = Sampling(sampler="dpmpp", steps=12, guidance=Guidance(scale=3.0, apg=0.5))
-    config = replace(TINY, sampling=sampling, diffusion=replace(TINY.diffusion, head_room_seconds=0.5))
+    dial = PRESETS["demo"].dial
+    config = replace(TINY, sampling=sampling, dial=dial, diffusion=replace(TINY.diffusion, head_room_seconds=0.5))
     write_checkpoint(tmp_path / "ours", config)
     export_official(tmp_path / "ours", tmp_path / "official", force=False)
     run(tmp_path / "official", tmp_path / "again", name="tiny")
@@ -278,6 +279,7 @@ def test_what_the_official_layout_has_no_place_for_survives_the_round_trip(tmp_p
         ("{", "not valid JSON"),
         ('{"format": "sa3-beside/2"}', "format"),
         ('{"format": "sa3-beside/1", "steps": 3}', "unknown field"),
+        ('{"format": "sa3-beside/1", "dial": {"official": [1]}}', "dial: missing field(s) monotone, normalized"),
         ('{"format": "sa3-beside/1", "sampling": {"sampler": "none", "steps": 3}}', "sampler is 'none'"),
     ],
 )

@@ -41,7 +41,7 @@ def vary(
 
     \b
     sa3 vary take.wav "marimba note A4" --noise-level 0.7 --out marimba.wav
-    sa3 vary take.wav --strength 0.3 --schedule monotone --out close.wav
+    sa3 vary take.wav "marimba note A4" --strength 0.3 --schedule normalized --out close.wav
     """
     found = find_model(model.name, generates=True)
     level = chosen_level(noise_level, strength, schedule, found.config)

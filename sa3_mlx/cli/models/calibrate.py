@@ -43,7 +43,7 @@ def calibrate(model_name: str, prompts: Path | None, dry_run: bool, chosen: str,
 
     \b
     sa3 calibrate small-music
-    sa3 vary take.wav "marimba" --model small-music --strength 0.3
+    sa3 vary take.wav "marimba note A4" --strength 0.3
     """
     found = find_model(model_name, generates=True)
     if found.folder == DEMO_FOLDER and not dry_run:
