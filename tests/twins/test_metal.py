@@ -261,3 +261,45 @@ def test_launching_ahead_changes_no_bit_on_the_gpu(random_models: dict[str, Path
         with using({"launches": way}):
             sounds.append(Pipeline.load(random_models[model]).generate(request).audio[0])
     np.testing.assert_array_equal(sounds[1], sounds[0])
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(("norm", "maps", "padding"), [("rms", 1, 0), ("rms", 2, 0), ("tanh", 2, 0), ("tanh", 2, 17)])
+def test_own_kernels_of_heads_agree_with_their_plain_form(norm: str, maps: int, padding: int, dtype: str) -> None:
+    from sa3_mlx.kernels.heads import HEADS, Variant
+
+    kind = MLX.dtype(dtype)
+    assert HEADS._problem(Variant(heads=12, maps=maps, norm=norm, eps=1e-6, padding=padding, dtype=kind)) is None
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(("maps", "reach", "tiles"), [(2, 17, 6), (2, 34, 5), (1, 17, 6), (2, 10, 2)])
+def test_the_own_kernel_of_near_attention_agrees_with_its_plain_form(
+    maps: int, reach: int, tiles: int, dtype: str
+) -> None:
+    from sa3_mlx.kernels.window import NEAR, Variant
+
+    assert NEAR._problem(Variant(heads=12, maps=maps, reach=reach, tiles=tiles, dtype=MLX.dtype(dtype))) is None
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("model", TINY)
+@pytest.mark.parametrize(
+    "ways",
+    [
+        {"head_norm_rope": "kernel"},
+        {"head_norm_rope": "kernel", "window_attention": "kernel"},
+        {"window_layout": "heads"},
+        {"two_maps": "together"},
+        {"compiled_step": "plain"},
+    ],
+)
+def test_other_ways_make_the_same_clip(random_models: dict[str, Path], model: str, ways: dict[str, str]) -> None:
+    from sa3_mlx.choices import using
+
+    usual = MLX.pipeline(random_models[model]).generate(REQUEST)
+    with using(ways):
+        other = MLX.pipeline(random_models[model]).generate(REQUEST)
+    assert relative(other.latents[0], usual.latents[0]) < CLIP
