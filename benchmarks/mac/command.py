@@ -17,7 +17,7 @@ import click
 from benchmarks.options import RESULTS_FOLDER
 from benchmarks.speed.machine import busy_cores, describe
 from benchmarks.speed.models import find
-from sa3_mlx.cli.options import TypedCommand
+from sa3_mlx.cli.typed import TypedCommand
 from sa3_mlx.common.files.atomic import write_json, write_text
 from sa3_mlx.common.version import revision
 

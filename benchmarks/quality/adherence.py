@@ -9,7 +9,7 @@ import click
 from tqdm import tqdm
 
 from benchmarks.options import BACKEND, MODEL, SamplingChoice, open_pipeline, show
-from sa3_mlx.cli.options import TypedCommand
+from sa3_mlx.cli.typed import TypedCommand
 from sa3_torch.evaluate.adherence import measure
 from sa3_torch.evaluate.prompts import JudgedPrompt
 

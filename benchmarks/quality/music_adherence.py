@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.options import BACKEND, MODEL, RENDERED, SamplingChoice, open_pipeline
-from sa3_mlx.cli.options import TypedCommand
+from sa3_mlx.cli.typed import TypedCommand
 from sa3_mlx.common.generation.pipeline import BasePipeline
 from sa3_mlx.common.generation.request import Request
 from sa3_mlx.common.terminal import show

@@ -15,7 +15,7 @@ from benchmarks.options import MODEL, SamplingChoice, show
 from sa3_mlx.cli.adapters import open_adapters, parse_lora
 from sa3_mlx.cli.home import find_model
 from sa3_mlx.cli.models.measure import snr_db
-from sa3_mlx.cli.options import TypedCommand
+from sa3_mlx.cli.typed import TypedCommand
 from sa3_mlx.common.adapters.applied import Applied
 from sa3_mlx.common.generation.request import Item, Request
 from sa3_mlx.common.model.sampling import Sampling

@@ -30,7 +30,7 @@ from benchmarks.options import RESULTS_FOLDER, SamplingChoice
 from benchmarks.speed.machine import describe
 from sa3_mlx.cli.fingerprint import fingerprint
 from sa3_mlx.cli.home import find_model
-from sa3_mlx.cli.options import TypedCommand
+from sa3_mlx.cli.typed import TypedCommand
 from sa3_mlx.common.files.atomic import write_json
 from sa3_mlx.common.files.safetensors import TensorFile
 from sa3_mlx.common.generation.clips import open_tokenizer

@@ -13,7 +13,7 @@ import click
 import numpy as np
 
 from benchmarks.options import BACKEND, MODEL, SamplingChoice, open_pipeline
-from sa3_mlx.cli.options import TypedCommand
+from sa3_mlx.cli.typed import TypedCommand
 from sa3_mlx.common.generation.pipeline import BasePipeline
 from sa3_mlx.common.generation.request import InitAudio, Item, Request
 from sa3_mlx.common.measures.spectra import log_mel_l1

@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.options import RESULTS_FOLDER, SamplingChoice, parse_lengths
 from sa3_mlx.cli.backend import choose
 from sa3_mlx.cli.models.listing import table as columns
-from sa3_mlx.cli.options import TypedCommand
+from sa3_mlx.cli.typed import TypedCommand
 from sa3_mlx.common.files.atomic import write_json
 from sa3_mlx.common.model.lengths import longest
 from sa3_mlx.common.model.precision import DTYPES, TEXT_DTYPES

@@ -15,7 +15,8 @@ from typing import Any
 
 import click
 
-from sa3_mlx.cli.options import PrecisionOptions, TypedCommand
+from sa3_mlx.cli.options import PrecisionOptions
+from sa3_mlx.cli.typed import TypedCommand
 from sa3_mlx.server.running import running
 from sa3_mlx.server.settings import Settings
 

@@ -1,16 +1,13 @@
-"""Find the model that a command uses, and say what to do with a new one."""
+"""Find the model that a command uses; offer a released one that is missing."""
 
 from __future__ import annotations
 
-import shlex
 import sys
-from pathlib import Path
 
 import click
 
 from sa3_mlx.cli.output.progress import Progress
-from sa3_mlx.common.installed import Model, default_model, known_name, name_of, named_model
-from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.installed import Model, default_model, known_name, named_model
 from sa3_mlx.common.model.presets import REPOSITORIES
 from sa3_mlx.common.terminal import say
 
@@ -44,9 +41,3 @@ def _offer(name: str) -> bool:
 
     install(name, Progress(quiet=False))
     return True
-
-
-def first_command(folder: Path) -> str:
-    """Return a command for a new model, by its installed name, or else its folder."""
-    what = "encode INPUT OUT.safetensors" if ModelConfig.load(folder).diffusion is None else "generate PROMPT"
-    return f"sa3 {what} --model {shlex.quote(name_of(folder))}"

@@ -9,7 +9,8 @@ import click
 
 from sa3_mlx.common.installed import home
 
-from .options import MemoryOptions, PrecisionOptions, TypedCommand
+from .options import MemoryOptions, PrecisionOptions
+from .typed import TypedCommand
 
 _USUAL = "http://127.0.0.1:7860"
 

@@ -12,7 +12,8 @@ from sa3_mlx.common.generation.memory import parse_size
 from sa3_mlx.common.installed import home
 from sa3_mlx.common.terminal import labelled, report
 
-from .options import MemoryOptions, Parsed, PrecisionOptions, TypedCommand
+from .options import MemoryOptions, PrecisionOptions
+from .typed import Parsed, TypedCommand
 
 _TOKEN_LETTERS = 16  # at least
 

@@ -8,15 +8,9 @@ from pathlib import Path
 import click
 
 from sa3_mlx.cli.home import find_model
-from sa3_mlx.cli.options import (
-    MemoryOptions,
-    ModelOptions,
-    OutputOptions,
-    PasteOptions,
-    SamplingOptions,
-    TypedCommand,
-)
+from sa3_mlx.cli.options import MemoryOptions, ModelOptions, OutputOptions, PasteOptions, SamplingOptions
 from sa3_mlx.cli.run import Task, run
+from sa3_mlx.cli.typed import TypedCommand
 from sa3_mlx.common.generation.request import extend as continuation
 
 from .source import INPUT, PROMPT, SourceFile

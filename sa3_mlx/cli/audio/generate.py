@@ -10,8 +10,9 @@ import click
 
 from sa3_mlx.cli.home import find_model
 from sa3_mlx.cli.inputs import is_stream, open_stream
-from sa3_mlx.cli.options import MemoryOptions, ModelOptions, OutputOptions, SamplingOptions, TypedCommand
+from sa3_mlx.cli.options import MemoryOptions, ModelOptions, OutputOptions, SamplingOptions
 from sa3_mlx.cli.run import Task, run
+from sa3_mlx.cli.typed import TypedCommand
 from sa3_mlx.common.model.config import ModelConfig
 
 PROMPTS_MAX = 1 << 24  # bytes of a file of prompts

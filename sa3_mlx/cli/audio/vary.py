@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 
 from sa3_mlx.cli.home import find_model
-from sa3_mlx.cli.options import MemoryOptions, ModelOptions, OutputOptions, SamplingOptions, TypedCommand
+from sa3_mlx.cli.options import MemoryOptions, ModelOptions, OutputOptions, SamplingOptions
 from sa3_mlx.cli.run import Task, run
+from sa3_mlx.cli.typed import TypedCommand
 from sa3_mlx.common.generation.request import InitAudio
 from sa3_mlx.common.model.dial import Schedule
 

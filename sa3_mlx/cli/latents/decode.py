@@ -13,9 +13,10 @@ from sa3_mlx.cli.fingerprint import fingerprint
 from sa3_mlx.cli.home import find_model
 from sa3_mlx.cli.inputs import input_file
 from sa3_mlx.cli.models.measure import snr_text
-from sa3_mlx.cli.options import FORMATS, BackendOptions, CommonOptions, TypedCommand
+from sa3_mlx.cli.options import FORMATS, BackendOptions, CommonOptions
 from sa3_mlx.cli.output.progress import Progress
 from sa3_mlx.cli.output.sink import STDOUT, check_pipe, open_sink
+from sa3_mlx.cli.typed import TypedCommand
 from sa3_mlx.common.files.audio import check_output, fit_length, read_audio, usual_subtype
 from sa3_mlx.common.files.wav import Subtype
 from sa3_mlx.common.model.chunks import stream_chunk_frames

@@ -11,8 +11,9 @@ from sa3_mlx.cli.fingerprint import fingerprint
 from sa3_mlx.cli.home import find_model
 from sa3_mlx.cli.inputs import input_file
 from sa3_mlx.cli.models.measure import snr_text
-from sa3_mlx.cli.options import BackendOptions, TypedCommand
+from sa3_mlx.cli.options import BackendOptions
 from sa3_mlx.cli.output.progress import Progress
+from sa3_mlx.cli.typed import TypedCommand
 from sa3_mlx.common.files.audio import fit_length, read_audio
 from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.model.lengths import samples_to_frames

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from sa3_mlx.cli import backend
 from sa3_mlx.cli.home import find_model
-from sa3_mlx.cli.options import TypedCommand
 from sa3_mlx.cli.output.progress import Progress
+from sa3_mlx.cli.typed import TypedCommand
 from sa3_mlx.common.files.atomic import write_text
 from sa3_mlx.common.generation.clips import open_tokenizer
 from sa3_mlx.common.installed import DEMO_FOLDER, Model

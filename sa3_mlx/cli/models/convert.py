@@ -6,9 +6,11 @@ from pathlib import Path
 
 import click
 
-from sa3_mlx.cli.home import find_model, first_command
-from sa3_mlx.cli.options import CommonOptions, TypedCommand
+from sa3_mlx.cli.home import find_model
+from sa3_mlx.cli.options import CommonOptions
 from sa3_mlx.cli.output.progress import Progress
+from sa3_mlx.cli.output.report import first_command
+from sa3_mlx.cli.typed import TypedCommand
 from sa3_mlx.common import terminal
 from sa3_mlx.common.installed import installed, known_name, models_folder
 from sa3_mlx.common.model.presets import REPOSITORIES

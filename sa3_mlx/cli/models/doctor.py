@@ -13,8 +13,8 @@ from importlib.metadata import version as installed_version
 import click
 
 from sa3_mlx.cli import backend
-from sa3_mlx.cli.options import TypedCommand
 from sa3_mlx.cli.output.speaker import library
+from sa3_mlx.cli.typed import TypedCommand
 from sa3_mlx.common.generation.memory import size_text
 from sa3_mlx.common.generation.metal import Metal
 from sa3_mlx.common.installed import home, installed, models_folder

@@ -19,8 +19,9 @@ import numpy as np
 from sa3_mlx.cli.backend import choose
 from sa3_mlx.cli.fingerprint import fingerprint
 from sa3_mlx.cli.home import find_model
-from sa3_mlx.cli.options import CommonOptions, TypedCommand
+from sa3_mlx.cli.options import CommonOptions
 from sa3_mlx.cli.output.progress import Progress
+from sa3_mlx.cli.typed import TypedCommand
 from sa3_mlx.common.files.atomic import new_folder, write_json
 from sa3_mlx.common.files.safetensors import TensorFile, array_entry, file_hash, write_tensors
 from sa3_mlx.common.generation.plan import Plan, plan

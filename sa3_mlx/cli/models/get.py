@@ -10,9 +10,10 @@ from pathlib import Path
 
 import click
 
-from sa3_mlx.cli.home import first_command
-from sa3_mlx.cli.options import CommonOptions, TypedCommand
+from sa3_mlx.cli.options import CommonOptions
 from sa3_mlx.cli.output.progress import Progress
+from sa3_mlx.cli.output.report import first_command
+from sa3_mlx.cli.typed import TypedCommand
 from sa3_mlx.common import terminal
 from sa3_mlx.common.files.atomic import new_folder, write_json
 from sa3_mlx.common.installed import home, known_name, models_folder, open_model

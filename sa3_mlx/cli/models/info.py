@@ -15,9 +15,9 @@ from sa3_mlx.cli.fingerprint import fingerprint
 from sa3_mlx.cli.home import find_model
 from sa3_mlx.cli.inputs import STDIN, input_file, is_stream
 from sa3_mlx.cli.latents.files import read_latents
-from sa3_mlx.cli.options import TypedCommand
 from sa3_mlx.cli.output.provenance import Provenance, read_provenance, read_tags_object
 from sa3_mlx.cli.output.report import share_text
+from sa3_mlx.cli.typed import TypedCommand
 from sa3_mlx.common.files.audio import read_blocks, read_tags
 from sa3_mlx.common.files.audio_file import open_audio_file
 from sa3_mlx.common.files.safetensors import TensorFile

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import click
 
-from sa3_mlx.cli.options import TypedCommand
+from sa3_mlx.cli.typed import TypedCommand
 from sa3_mlx.common.installed import (
     DAMAGE,
     DEMO_FOLDER,

@@ -14,9 +14,11 @@ import numpy as np
 
 from sa3_mlx.cli.adapters import describe, open_adapters, parse_lora
 from sa3_mlx.cli.backend import choose
-from sa3_mlx.cli.home import find_model, first_command
-from sa3_mlx.cli.options import CommonOptions, TypedCommand
+from sa3_mlx.cli.home import find_model
+from sa3_mlx.cli.options import CommonOptions
 from sa3_mlx.cli.output.progress import Progress
+from sa3_mlx.cli.output.report import first_command
+from sa3_mlx.cli.typed import TypedCommand
 from sa3_mlx.common.adapters.applied import Applied, prepare_adapters, with_bases
 from sa3_mlx.common.adapters.config import adaptable_layers
 from sa3_mlx.common.adapters.format import PEFT_FILE, write_adapter

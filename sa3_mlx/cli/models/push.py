@@ -8,8 +8,8 @@ import click
 
 from sa3_mlx.cli.fingerprint import fingerprint
 from sa3_mlx.cli.home import find_model
-from sa3_mlx.cli.options import TypedCommand
 from sa3_mlx.cli.output.progress import Progress
+from sa3_mlx.cli.typed import TypedCommand
 from sa3_mlx.common.installed import HUB
 from sa3_mlx.common.model.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE
 from sa3_mlx.common.origin import ORIGIN_FILE

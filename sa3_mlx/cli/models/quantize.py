@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 import click
 
 from sa3_mlx.cli.backend import choose
-from sa3_mlx.cli.home import find_model, first_command
-from sa3_mlx.cli.options import CommonOptions, TypedCommand
+from sa3_mlx.cli.home import find_model
+from sa3_mlx.cli.options import CommonOptions
 from sa3_mlx.cli.output.progress import Progress
+from sa3_mlx.cli.output.report import first_command
+from sa3_mlx.cli.typed import TypedCommand
 from sa3_mlx.common import terminal
 from sa3_mlx.common.generation.clips import open_tokenizer
 from sa3_mlx.common.installed import Model, models_folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from sa3_mlx.cli.options import ModelOptions
 from sa3_mlx.common.files.audio import clipped_share, peak_db
 from sa3_mlx.common.files.audio_file import Audio
 from sa3_mlx.common.generation.regions import Seam
+from sa3_mlx.common.installed import name_of
+from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.terminal import command, labelled, report, say
 
 from .provenance import Provenance, find_input
@@ -125,3 +128,9 @@ def next_commands(
     where = [] if source is None or (found and found.samefile(source)) else ["--input", str(source)]
     adapters = [word for file in options.lora for word in ("--lora", str(file.path))]
     return [f"another --seed, or {command('rerun', name, *where, *model, *adapters)}"]
+
+
+def first_command(folder: Path) -> str:
+    """Return a command for a new model, by its installed name, or else its folder."""
+    what = "encode INPUT OUT.safetensors" if ModelConfig.load(folder).diffusion is None else "generate PROMPT"
+    return f"sa3 {what} --model {shlex.quote(name_of(folder))}"

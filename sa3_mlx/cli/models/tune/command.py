@@ -12,7 +12,7 @@ import click
 from sa3_mlx.cli import backend
 from sa3_mlx.cli.backend import DEVICES
 from sa3_mlx.cli.home import find_model
-from sa3_mlx.cli.options import Parsed, TypedCommand
+from sa3_mlx.cli.typed import Parsed, TypedCommand
 from sa3_mlx.common.generation.activations import same_activations
 from sa3_mlx.common.generation.memory import size_text
 from sa3_mlx.common.generation.metal import Metal

@@ -1,7 +1,8 @@
-"""Strength on the command line: the dial of a model, and finding it."""
+"""Strength and prompts on the command line: the dial of a model, finding it, weights and blends."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,3 +60,22 @@ def test_calibrating_gives_a_model_its_dial(own_home: Path, capfd: pytest.Captur
 def test_the_demo_is_not_written_to(run: Run):
     result = run("calibrate", "demo")
     assert result.code and "part of the package" in result.err, result
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["(rain:11)"], "the weight of 'rain' at character 1 is 11: allowed are -10 to 10"),
+        (["rain (:2)"], "the weight at character 6 has no words"),
+        (["(rain:2"], "the '(' at character 1 is not closed"),
+        (["rain:2)"], "the weight before character 7 has no '('"),
+        (["rain | bell : 1.5"], "the blend at character 15 is 1.5: allowed are 0 to 1"),
+        (["rain | : 0.5"], "the blend at character 6 has no text on one side"),
+        (["rain", "--blend", "cubic"], "'cubic'"),
+        (["rain", "--guidance", "3", "--negative", "(bell:2"], "negative prompt: the '('"),
+    ],
+)
+def test_prompts_that_cannot_be_read_are_refused_at_their_place(
+    refused: Callable[..., str], words: list[str], message: str
+):
+    assert message in refused("generate", *words)
