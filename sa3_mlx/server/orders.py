@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from sa3_mlx.cli.adapters import LoraFile
 from sa3_mlx.cli.audio.generate import default_seconds
 from sa3_mlx.cli.audio.source import SourceFile
+from sa3_mlx.cli.audio.vary import USUAL_LEVEL
 from sa3_mlx.cli.options import SamplingOptions
 from sa3_mlx.common.files.audio_file import Audio
 from sa3_mlx.common.generation.noise import SEED_MAX, random_seed
@@ -90,12 +91,20 @@ def find_kind(given: object, request: dict[str, Any], source: object) -> Kind:
 
 
 def complete(
-    kind: Kind, data: dict[str, Any], variations: int, model: Model, source: SourceFile | None, *, streamed: bool
+    kind: Kind,
+    data: dict[str, Any],
+    variations: int,
+    model: Model,
+    source: SourceFile | None,
+    *,
+    strength: float | None = None,
+    streamed: bool = False,
 ) -> Request:
     """Return the request that ``data``, JSON of which much may be missing, asks for, checked against the model.
 
     Missing are filled in as the commands do: the prompt of the source, its length, a random seed, the usual sampling.
-    ``streamed``: decode in short chunks. Raises ValueError, one line.
+    ``strength`` stands for a noise level of ``init``, by the dial of the model; ``streamed``: decode in short chunks.
+    Raises ValueError, one line.
     """
     config = model.config
     items = data.get("items") or [{}]
@@ -107,8 +116,12 @@ def complete(
     if streamed and data.get("chunk_frames") is None:
         data["chunk_frames"] = stream_chunk_frames(config.same)
     audio = None if source is None else source.audio
-    if kind == "vary" and data.get("init") is None:
-        data["init"] = {"noise_level": 0.6}
+    if strength is not None:
+        require(data.get("init") is None, "strength and request.init say the same: give one of them")
+        require(kind in ("vary", "inpaint"), f"kind is {kind}: strength is for vary and inpaint")
+        data["init"] = {"noise_level": config.noise_level(strength, data.get("schedule") or Request.schedule)}
+    elif kind == "vary" and data.get("init") is None:
+        data["init"] = {"noise_level": USUAL_LEVEL}
     request = Request.from_dict(data, audio=audio)
     if kind == "extend" and source is not None:
         request = replace(request, inpaint=extend(source.audio, request.items[0].seconds, config))

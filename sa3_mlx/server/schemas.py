@@ -77,6 +77,9 @@ class JobBody(BaseModel):
     adapters: list[model_of(AdapterChoice)] = []  # type: ignore[valid-type]
     priority: int = Field(0, ge=PRIORITIES[0], le=PRIORITIES[1], description="Higher ones run first.")
     variations: int = Field(1, ge=1, le=ITEMS_MAX, description="Of every item, with seeds that go on.")
+    strength: float | None = Field(
+        None, gt=0, le=1, description="How far a variation goes, in place of a noise level: equal steps, equal change."
+    )
     stream: bool = Field(False, description="Decode in short chunks: sound comes early.")
     exact: bool = Field(False, description="In no batch with other jobs: the bits of the command's file.")
 

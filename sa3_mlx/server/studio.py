@@ -116,7 +116,15 @@ class Studio:
         else:
             require(source_id is not None, f"kind is {kind}, which starts from a sound: give its id as source")
             source = read_source(self.store, str(source_id), model, data)
-        request = complete(kind, data, body.get("variations") or 1, model, source, streamed=bool(body.get("stream")))
+        request = complete(
+            kind,
+            data,
+            body.get("variations") or 1,
+            model,
+            source,
+            strength=body.get("strength"),
+            streamed=bool(body.get("stream")),
+        )
         return self._queue(replace(order, request=request.to_dict()), request, model)
 
     def notes(self, record: JobRecord) -> list[str]:
@@ -236,6 +244,7 @@ def _facts(folder: Path, name: str) -> dict[str, Any]:
         "max_seconds": config.max_seconds,
         "shortest_region": config.same.samples_per_latent / config.sample_rate,
         "sampling": usual.to_dict(),
+        "dial": config.dial is not None,  # whether it takes a strength
         "head_room_seconds": diffusion.head_room_seconds,
         "words": list(tokenizer.closed_vocabulary()),
         "prompts": known_prompts(tokenizer),

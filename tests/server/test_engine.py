@@ -95,6 +95,20 @@ def test_waiting_jobs_run_as_one_batch_and_rerun_bit_for_bit(
     assert "byte for byte" in ok(run("rerun", "second.wav")).out
 
 
+def test_a_strength_stands_for_the_noise_level_of_the_command(studio: Studio) -> None:
+    (first,) = done(studio, studio.submit(body()))
+    source = first.sounds[0]
+    wish = {"source": source, "strength": 0.3, "request": {"schedule": "monotone"}}
+    with pytest.raises(ValueError, match="little has no dial"):
+        studio.submit(wish)
+    (varied,) = done(studio, studio.submit({**wish, "model": "demo"}))
+    level = studio.model("demo").config.noise_level(0.3, "monotone")
+    assert varied.order["request"]["init"] == {"noise_level": level}
+    for bad in ({"request": {"init": {"noise_level": 0.5}}, "source": source}, {"kind": "generate"}):
+        with pytest.raises(ValueError, match="strength"):
+            studio.submit({**bad, "strength": 0.3})
+
+
 def test_variations_are_one_batch_with_seeds_that_go_on(studio: Studio, runs: list[Request]) -> None:
     (record,) = done(studio, studio.submit(body(seed=4, variations=3)))
     assert [studio.sound(sound).seed for sound in record.sounds] == [4, 5, 6]

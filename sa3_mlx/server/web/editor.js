@@ -222,12 +222,14 @@ export class Editor {
 
   async vary() {
     const items = [this.form.item({ seconds: this.sound?.seconds })];
-    await this.edit("vary", { items, init: { noise_level: Number($("strength").value) } });
+    const strength = Number($("strength").value); // without a dial of the model it is the noise level itself
+    if (this.form.model.dial) await this.edit("vary", { items }, { strength });
+    else await this.edit("vary", { items, init: { noise_level: strength } });
   }
 
-  async edit(kind, asked) {
+  async edit(kind, asked, more = {}) {
     if (!this.sound) throw new Error("Nothing is open: make a sound first, or drop a recording.");
-    const [made] = await this.tell.run({ ...this.form.body(asked), kind, source: this.sound.id });
+    const [made] = await this.tell.run({ ...this.form.body(asked), ...more, kind, source: this.sound.id });
     if (made) await this.tell.open(made);
   }
 
