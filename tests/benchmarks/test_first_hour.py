@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks.peer.first_hour import first_hour
-from tests.support.port_files import PORT, write_port_files
+from tests.support.foreign.port_files import PORT, write_port_files
 
 pytest.importorskip("mlx.core")
 

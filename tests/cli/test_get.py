@@ -19,9 +19,9 @@ from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.licences import RELEASED
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.origin import read_origin
-from tests.support.hub import COMMIT, Hub, serving
-from tests.support.official_checkpoint import TINY, write_official
-from tests.support.port_files import PORT, names_of, port_arrays, write_port_files
+from tests.support.foreign.hub import COMMIT, Hub, serving
+from tests.support.foreign.official_checkpoint import TINY, write_official
+from tests.support.foreign.port_files import PORT, names_of, port_arrays, write_port_files
 from tests.support.tiny_checkpoint import write_checkpoint
 
 OPTIMIZED = "stabilityai/stable-audio-3-optimized"
@@ -219,7 +219,7 @@ def test_a_full_disk_is_seen_before_anything_is_downloaded(monkeypatch, tmp_path
 
 
 def test_what_the_repository_names_cannot_leave_the_folder(hub, tmp_path, monkeypatch):
-    import tests.support.hub as support
+    import tests.support.foreign.hub as support
 
     entry = {"rfilename": "../../evil.npz", "size": 1, "blobId": "0" * 40}
     monkeypatch.setattr(support, "_listing", lambda *_: [entry])

@@ -14,8 +14,8 @@ from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.licences import GEMMA, STABILITY
 from sa3_mlx.common.origin import Origin, OriginFile, OriginLicence, read_origin
 from tests.support.command import Run, ok
-from tests.support.hub import COMMIT, Hub, serving
-from tests.support.official_checkpoint import TINY
+from tests.support.foreign.hub import COMMIT, Hub, serving
+from tests.support.foreign.official_checkpoint import TINY
 from tests.support.tiny_checkpoint import write_checkpoint
 
 TOKEN = {"HF_TOKEN": "hf_somebody"}

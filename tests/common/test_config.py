@@ -15,7 +15,7 @@ from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.presets import PRESETS
 from sa3_mlx.common.model.sampling import Guidance, Sampling
 from sa3_mlx.common.schema import ConfigError
-from tests.support.official_checkpoint import TINY_VARIED
+from tests.support.foreign.official_checkpoint import TINY_VARIED
 from tests.support.tiny import TINY
 
 CONFIG = TINY["tiny-s"]

@@ -12,7 +12,7 @@ from sa3_convert.text_config import official_text_config
 
 from sa3_mlx.common.model.presets import PRESETS
 from sa3_mlx.common.schema import ConfigError
-from tests.support.official_checkpoint import TINY, TINY_AUTOENCODER, TINY_VARIED
+from tests.support.foreign.official_checkpoint import TINY, TINY_AUTOENCODER, TINY_VARIED
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ def test_configuration_survives_the_round_trip(config):
     official = json.loads(json.dumps(official_model_config(config)))
     parsed = parse_model_config(official, name=config.name, text_config=text)
     if config.diffusion is not None:  # what is no field there: see ``beside``
-        assert parsed.diffusion.head_room_seconds == 6.0 and parsed.sampling is None
+        assert parsed.diffusion.head_room_seconds == 6.0 and parsed.sampling is None and parsed.dial is None
         head_room = config.diffusion.head_room_seconds
         parsed = replace(parsed, diffusion=replace(parsed.diffusion, head_room_seconds=head_room))
         parsed = replace(parsed, sampling=config.sampling, dial=config.dial)

@@ -19,8 +19,7 @@ from sa3_mlx.common.model.checkpoint import expected_tensors
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.presets import PRESETS
 from sa3_mlx.common.model.sampling import Guidance, Sampling
-from tests.support.full_golden import full_checkpoint, recipe
-from tests.support.official_checkpoint import (
+from tests.support.foreign.official_checkpoint import (
     TINY,
     TINY_AUTOENCODER,
     TINY_VARIED,
@@ -30,6 +29,7 @@ from tests.support.official_checkpoint import (
     write_json,
     write_official,
 )
+from tests.support.full_golden import full_checkpoint, recipe
 from tests.support.tiny_checkpoint import write_checkpoint
 
 

@@ -18,7 +18,7 @@ from sa3_mlx.common.adapters.format import Adapter
 from sa3_mlx.common.files.safetensors import TensorFile, array_entry, write_tensors
 from sa3_mlx.common.model.config import ModelConfig
 from tests.support.adapters import adapter_config, random_adapter
-from tests.support.pipeline_files import transformer_shapes, write_pipeline
+from tests.support.foreign.pipeline_files import transformer_shapes, write_pipeline
 
 ATTENTION = "transformer_blocks.1.self_attn.to_qkv"
 OUT = "transformer_blocks.0.self_attn.to_out"
@@ -57,7 +57,7 @@ def update(adapter: Adapter, layer: str) -> np.ndarray:
 
 def test_every_layer_of_the_dit_has_the_name_of_diffusers(tmp_path):
     """Those of the pipeline whose names the tests write down."""
-    from tests.support.official_checkpoint import run
+    from tests.support.foreign.official_checkpoint import run
 
     run(write_pipeline(tmp_path / "pipe"), tmp_path / "ours")
     config = ModelConfig.load(tmp_path / "ours")
@@ -246,7 +246,7 @@ def test_the_library_computes_the_same_weights(kind, tmp_path):
     from peft import PeftModel
 
     from tests.support.adapters import oracle
-    from tests.support.official_checkpoint import run
+    from tests.support.foreign.official_checkpoint import run
 
     run(write_pipeline(tmp_path / "pipe"), tmp_path / "ours")
     config = ModelConfig.load(tmp_path / "ours")

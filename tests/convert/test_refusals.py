@@ -10,7 +10,7 @@ import pytest
 from sa3_convert import export_official
 
 from sa3_mlx.common.files.safetensors import TensorFile
-from tests.support.official_checkpoint import (
+from tests.support.foreign.official_checkpoint import (
     TINY,
     TINY_AUTOENCODER,
     run,

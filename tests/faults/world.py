@@ -11,9 +11,9 @@ from pathlib import Path
 
 from sa3_mlx.common.adapters.format import write_adapter
 from sa3_mlx.common.files.audio import write_audio
-from tests.support import official_checkpoint
 from tests.support.adapters import adapter_config, random_adapter
 from tests.support.command import SMALL, tone
+from tests.support.foreign import official_checkpoint
 from tests.support.tiny_checkpoint import write_checkpoint
 
 PRESET = "tiny-of-faults"  # a name for --model of the training stages

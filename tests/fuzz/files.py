@@ -36,9 +36,9 @@ from sa3_mlx.common.quant.format import Grid, check_file
 from sa3_mlx.common.quant.recipes import layers_of
 from sa3_mlx.common.quant.writer import nearest, write_quantized
 from sa3_mlx.common.tuning import table
-from tests.support import official_checkpoint
 from tests.support.adapters import adapter_config, random_adapter
 from tests.support.command import SMALL, tone
+from tests.support.foreign import official_checkpoint
 from tests.support.tiny import TINY
 from tests.support.tiny_checkpoint import write_checkpoint
 

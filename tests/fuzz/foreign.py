@@ -12,8 +12,8 @@ from sa3_convert.port.sentencepiece import sentencepiece_model, tokenizer_json
 
 from sa3_mlx.common.model.config import ModelConfig
 from tests.support.adapters import adapter_config, random_adapter
-from tests.support.pipeline_files import write_pipeline
-from tests.support.port_files import PORT, tokenizer_data, write_port_files
+from tests.support.foreign.pipeline_files import write_pipeline
+from tests.support.foreign.port_files import PORT, tokenizer_data, write_port_files
 from tests.support.tiny import TINY
 from tests.support.tiny_checkpoint import write_checkpoint
 

@@ -13,7 +13,7 @@ import pytest
 from sa3_mlx.common.model.checkpoint import expected_tensors, parts_of
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.presets import PRESETS
-from tests.support.official_checkpoint import TINY_VARIED
+from tests.support.foreign.official_checkpoint import TINY_VARIED
 from tests.support.tiny import TINY
 
 torch = pytest.importorskip("torch")

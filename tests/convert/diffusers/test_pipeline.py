@@ -15,8 +15,8 @@ from sa3_mlx.common.files.safetensors import TensorFile, file_hash
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.features import fourier_features
 from sa3_mlx.common.model.presets import PRESETS
-from tests.support.official_checkpoint import run
-from tests.support.pipeline_files import (
+from tests.support.foreign.official_checkpoint import run
+from tests.support.foreign.pipeline_files import (
     DURATION,
     SCHEDULER,
     TEXT,
@@ -158,6 +158,7 @@ def test_what_does_not_fit_is_one_line_and_nothing_is_left(kind, tmp_path):
     assert not (tmp_path / "ours").exists()
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 @pytest.mark.skipif(importlib.util.find_spec("diffusers") is None, reason="needs diffusers")
 def test_the_networks_of_the_library_give_the_same_numbers(tmp_path):
     """Velocity, encoder and decoder of tiny random networks, whose norms have our eps."""

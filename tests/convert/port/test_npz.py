@@ -11,7 +11,7 @@ import pytest
 from sa3_convert.port.npz import ArrayFile, Blob, write_arrays
 
 from sa3_mlx.common.files.safetensors import array_entry
-from tests.support.port_files import npy
+from tests.support.foreign.port_files import npy
 
 ARRAYS = {
     "a.weight": np.arange(12, dtype=np.float32).reshape(3, 4),

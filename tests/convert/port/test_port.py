@@ -21,8 +21,8 @@ from sa3_mlx.common.model.features import FREQUENCIES, ROTARY_FREQUENCIES
 from sa3_mlx.common.model.presets import PRESETS
 from sa3_mlx.common.text.tokenizer import Tokenizer
 from tests.support.command import ok
-from tests.support.official_checkpoint import run
-from tests.support.port_files import PORT, names_of, npy, port_arrays, text_blobs, write_port_files
+from tests.support.foreign.official_checkpoint import run
+from tests.support.foreign.port_files import PORT, names_of, npy, port_arrays, text_blobs, write_port_files
 
 S, L = PORT["tiny-s"], PORT["tiny-l"]
 
@@ -184,7 +184,7 @@ def test_every_tensor_of_a_released_model_has_one_place(name):
 
 def port_shapes(config: ModelConfig) -> dict[str, dict[str, np.ndarray]]:
     """``port_arrays`` without values."""
-    import tests.support.port_files as files
+    import tests.support.foreign.port_files as files
 
     class Sized:
         def __init__(self, shape: tuple[int, ...]) -> None:

@@ -19,7 +19,7 @@ from sa3_convert.port.sentencepiece import (
     tokenizer_json,
 )
 
-from tests.support.port_files import tokenizer_data
+from tests.support.foreign.port_files import tokenizer_data
 
 ROOT = Path(__file__).resolve().parents[3]
 STRINGS = 10_000

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CODE = "import sys; from sa3_mlx.cli import main; sys.argv[0] = 'sa3'; main()"
 _LARGE = (".npz", ".safetensors")  # kept outside of git
