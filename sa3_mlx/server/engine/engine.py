@@ -136,7 +136,8 @@ class Engine:
             left = [job for job in jobs if job.id in self._open]
             if len(jobs) > 1:
                 log.warning("a batch of %d failed, its jobs run one by one", len(jobs))
-                self._models.free_all()
+                if not isinstance(error, ValueError):  # which says that it does not fit, or which numbers overflowed
+                    self._models.free_all()
                 for job in left:
                     self._run([job])
             else:

@@ -69,7 +69,7 @@ export async function* follow(job, signal) {
       const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
       let text = "";
       while (true) {
-        const { value, done } = await reader.read();
+        const { value, done } = await Promise.race([reader.read(), silence()]);
         if (done) break;
         text += value;
         const blocks = text.split("\n\n");
@@ -91,6 +91,11 @@ export async function* follow(job, signal) {
     connection(false);
     await back();
   }
+}
+
+// The end of a stream that is silent, though the server writes something every second.
+function silence() {
+  return new Promise((resolve) => setTimeout(() => resolve({ done: true }), 15000));
 }
 
 function parse(block) {

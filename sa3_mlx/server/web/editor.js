@@ -45,6 +45,7 @@ export class Editor {
     this.sound = sound;
     this.chunks = [];
     this.compareWith(null);
+    const [heard, at] = [Boolean(this.player.live), this.player.now()]; // whole now: it is heard on from there
     this.player.use(null);
     this.player.position = 0;
     this.view.limit = this.form.model?.max_seconds ?? 0;
@@ -61,7 +62,14 @@ export class Editor {
     this.showSeams();
     $("provenance").replaceChildren();
     if (!sound) return;
-    const loaded = this.buffer(sound).then((buffer) => this.sound?.id === sound.id && this.player.use(buffer));
+    const loaded = this.buffer(sound).then((buffer) => {
+      if (this.sound?.id !== sound.id) return;
+      this.player.use(buffer);
+      if (heard && at < sound.seconds) {
+        this.player.position = at;
+        this.player.play();
+      }
+    });
     await Promise.all([loaded, this.levels(sound), this.showProvenance(sound)]);
   }
 
