@@ -329,6 +329,7 @@ def test_pictures(browser: Any, studio: Live, size: str, scheme: str, tmp_path: 
     page.drag(0.7, 0.85)
     wide = page.page.evaluate("() => [document.documentElement.scrollWidth, innerWidth]")
     assert wide[0] <= wide[1]
+    page.page.evaluate("() => scrollTo(0, 0)")
     folder = PICTURES if os.environ.get("SA3_PICTURES") else tmp_path
     page.page.screenshot(path=folder / f"studio-{size}-{scheme}.png", full_page=size == "phone")
     page.close()
