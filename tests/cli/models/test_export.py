@@ -23,7 +23,7 @@ from tests.support.tiny_checkpoint import write_checkpoint
 
 mx = pytest.importorskip("mlx.core")
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "mlxfn.md"
+DOCS = Path(__file__).resolve().parents[3] / "docs" / "mlxfn.md"
 BLOCK = """
 import sys
 class Blocked:
