@@ -36,6 +36,7 @@ def test_a_strength_is_the_noise_level_behind_it(run: Run):
         (["--strength", "0.5", "--noise-level", "0.5"], "give either --noise-level or --strength"),
         (["--strength", "0.5", "--model", "little"], "little has no dial for strength: run 'sa3 calibrate'"),
         (["--schedule", "linear"], "'linear'"),
+        (["--strength", "inf"], "strength is inf: allowed is above 0 and up to 1"),
     ],
 )
 def test_other_strengths_are_refused(run: Run, words: list[str], message: str):
@@ -73,6 +74,9 @@ def test_the_demo_is_not_written_to(run: Run):
         (["rain | : 0.5"], "the blend at character 6 has no text on one side"),
         (["rain", "--blend", "cubic"], "'cubic'"),
         (["rain", "--guidance", "3", "--negative", "(bell:2"], "negative prompt: the '('"),
+        (["rain " * 2001], "prompt has 10,005 characters"),
+        (["rain", "--negative", "noise"], "guidance scale 1"),
+        (["rain", "--prompt-file", "p.txt"], "either"),
     ],
 )
 def test_prompts_that_cannot_be_read_are_refused_at_their_place(

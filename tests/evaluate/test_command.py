@@ -276,7 +276,7 @@ def test_the_command(
 
 def test_reports_of_before_are_read() -> None:
     """Lay out every report that is kept; the first ones were made without measures by class."""
-    kept = sorted((Path(__file__).parents[2] / "benchmarks" / "results" / "evaluation").glob("evaluation-*.json"))
+    kept = sorted((Path(__file__).parents[2] / "benchmarks" / "results" / "evaluation").rglob("evaluation-*.json"))
     assert len(kept) > 10
     for path in kept:
         data = json.loads(path.read_text())

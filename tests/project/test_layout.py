@@ -1,0 +1,38 @@
+"""What a newcomer meets: no file is long, and no folder has many files side by side."""
+
+from __future__ import annotations
+
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LINES, FILES = 400, 15
+FACES = ("__init__.py", "__main__.py")  # the name of a package, not a file beside others
+
+
+def tracked() -> list[Path]:
+    """Files of the repository; skips outside of one."""
+    try:
+        listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not in a git repository")
+    return [Path(line) for line in listed.splitlines() if (ROOT / line).is_file()]
+
+
+def test_no_file_of_code_is_long() -> None:
+    lengths = {path: len((ROOT / path).read_text(encoding="utf-8").splitlines()) for path in tracked() if _code(path)}
+    assert len(lengths) > 300
+    assert not {str(path): length for path, length in lengths.items() if length > LINES}
+
+
+def test_no_folder_has_many_files_side_by_side() -> None:
+    folders = Counter(str(path.parent) for path in tracked() if path.name not in FACES)
+    assert folders["sa3_mlx"] > 10
+    assert not {folder: count for folder, count in folders.items() if count > FILES}
+
+
+def _code(path: Path) -> bool:
+    return path.suffix in (".py", ".js", ".css", ".html")
