@@ -43,10 +43,10 @@ def test_a_run_goes_on_where_the_one_before_stopped(tmp_path: Path) -> None:
         fuzzer.run(seed=3, examples=examples)
         return state
 
-    first = part("first", 100)
+    first = part("first", 500)
     count = len(drawn)
     second = part("second", 50)
-    assert (second.result.rounds, second.result.examples) == (3, 150) and second.result.seconds > first.result.seconds
+    assert (second.result.rounds, second.result.examples) == (11, 550) and second.result.seconds > first.result.seconds
     assert first.result.corpus > 1 and second.result.lines >= first.result.lines > 0
     corpus = first.corpus["input.txt"]
     again = drawn[count:]
