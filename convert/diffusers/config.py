@@ -18,7 +18,7 @@ from sa3_mlx.common.model.config import (
     SAMEConfig,
 )
 from sa3_mlx.common.model.presets import LOGSNR, PRESETS
-from sa3_mlx.common.schema import ConfigError
+from sa3_mlx.common.schema import ConfigError, is_finite
 
 from ..fields import Fields
 from ..model_config import HEAD_ROOM_SECONDS
@@ -82,7 +82,7 @@ def _transformer(fields: Fields, channels: int, text_width: int) -> DiTConfig:
 
 def _whole(fields: Fields, name: str, default: float) -> int:
     value = fields.take(name, float, default)
-    if value != int(value):
+    if not is_finite(value) or value != int(value):
         raise ConfigError(f"{fields.where}.{name}: got {value}, supported: whole numbers")
     return int(value)
 
@@ -96,7 +96,8 @@ def _autoencoder(fields: Fields) -> tuple[SAMEConfig, int, int]:
             ("sliding_window", 1, 1),
         )
     )
-    if set(fields.take("encoder_sinusoidal_blocks", list, [0])) != {0}:
+    blocks = fields.take("encoder_sinusoidal_blocks", list, [0])
+    if not blocks or any(type(block) is not int or block for block in blocks):
         raise ConfigError(f"{fields.where}.encoder_sinusoidal_blocks: supported: [0]")
     depth = _one(fields, "encoder_transformer_depths", 6)
     sine = _one(fields, "decoder_sinusoidal_blocks", 0)

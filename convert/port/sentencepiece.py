@@ -187,7 +187,7 @@ def _merges_of(pieces: list[Piece]) -> list[tuple[str, str]]:
 def _pieces_of(data: Mapping[str, Any]) -> list[Piece]:
     model = data["model"]
     if model.get("type") != "BPE" or not model.get("byte_fallback"):
-        kind = f"a {model.get('type')} model" if model.get("type") != "BPE" else "one without byte fallback"
+        kind = f"a {quoted(model.get('type'))} model" if model.get("type") != "BPE" else "one without byte fallback"
         raise ValueError(f"its tokenizer is {kind}; a SentencePiece file can only hold a BPE with byte fallback")
     normalizer = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     if data.get("normalizer") != normalizer or not _is_idle(data.get("pre_tokenizer")):

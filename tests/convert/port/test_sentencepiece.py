@@ -191,8 +191,10 @@ def _edited(**values: object) -> dict:
         ({**tokenizer_data(), "pre_tokenizer": {"type": "Whitespace"}}, "changes or splits"),
         (_edited(vocab={"a": 1}), "gaps"),
         ({}, "not a tokenizer"),
+        (_edited(type="a" * 5000), "can only hold a BPE"),
     ],
 )
 def test_tokenizers_that_sentencepiece_cannot_express_are_refused(data, words):
-    with pytest.raises(ValueError, match=f"file: .*({words})"):
+    with pytest.raises(ValueError, match=f"file: .*({words})") as error:
         sentencepiece_model(data, "file")
+    assert len(str(error.value)) < 400
