@@ -23,6 +23,7 @@ from enum import IntEnum
 from typing import Any
 
 from sa3_mlx.common.schema import listed, quoted
+from sa3_mlx.common.terminal import excerpt
 
 SPACE = "\u2581"
 _PIECES_MAX = 2**20
@@ -187,7 +188,11 @@ def _merges_of(pieces: list[Piece]) -> list[tuple[str, str]]:
 def _pieces_of(data: Mapping[str, Any]) -> list[Piece]:
     model = data["model"]
     if model.get("type") != "BPE" or not model.get("byte_fallback"):
-        kind = f"a {quoted(model.get('type'))} model" if model.get("type") != "BPE" else "one without byte fallback"
+        kind = (
+            f"a {excerpt(str(model.get('type')), 80)} model"
+            if model.get("type") != "BPE"
+            else "one without byte fallback"
+        )
         raise ValueError(f"its tokenizer is {kind}; a SentencePiece file can only hold a BPE with byte fallback")
     normalizer = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     if data.get("normalizer") != normalizer or not _is_idle(data.get("pre_tokenizer")):
