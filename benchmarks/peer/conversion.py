@@ -143,7 +143,7 @@ def convert_apart(dit: Path, out: Path) -> dict[str, float]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compared:
+class BothPrograms:
     """Run both programs from their files on the same inputs."""
 
     checkout: Checkout
@@ -241,7 +241,7 @@ def _texts(count: int) -> list[str]:
     return ["".join(draw.choices(letters, k=draw.randint(0, 120))) for _ in range(count)]
 
 
-def rows_of(compared: Compared, files: str) -> Iterator[Row]:
+def rows_of(compared: BothPrograms, files: str) -> Iterator[Row]:
     """Compare output by output; each network leaves before the next comes."""
     for what, make in compared.outputs():
         theirs, ours = make()
@@ -302,7 +302,7 @@ def conversion(path: Path, model: str, frames: int, steps: int, work: Path, resu
     same, other = equal_arrays(port, back)
     click.echo(f"out  {same} arrays are the same bit for bit, {len(other)} are not {other[:3]}")
     for files, folder in (("the port's", port), ("ours, written for it", back)):
-        compared = Compared(
+        compared = BothPrograms(
             checkout=checkout, model=model, config=config, ours=ours, port=folder, frames=frames, steps=steps
         )
         for row in rows_of(compared, files):

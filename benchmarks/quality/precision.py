@@ -97,7 +97,7 @@ class JudgedSounds:
     embedding: NDArray[np.float64]  # (clips, 40)
 
 
-class Bench:
+class PrecisionBench:
     """Keep the fp32 model's states and sounds; ``row`` compares another precision with them."""
 
     def __init__(self, folder: Path, plan: SoundsPlan, data: Path | None) -> None:
@@ -320,7 +320,7 @@ def precision(
     if unknown := [name for name in names if name not in (*FLOATS, *RECIPES)]:
         raise click.UsageError(f"no row {unknown[0]!r}; rows: {', '.join((*FLOATS, *RECIPES))}")
     plan = SoundsPlan(sampling=choice.resolved(config.usual_sampling), seeds=seeds, data_seed=data_seed)
-    bench = Bench(folder, plan, data)
+    bench = PrecisionBench(folder, plan, data)
     day = datetime.now(UTC).date().isoformat()
     about: dict[str, Any] = {
         "format": "sa3-precision/1",
@@ -344,7 +344,7 @@ def precision(
     click.echo(json.dumps(about))
 
 
-def _rows(bench: Bench, folder: Path, names: list[str], also: tuple[Path, ...]) -> Iterator[PrecisionRow]:
+def _rows(bench: PrecisionBench, folder: Path, names: list[str], also: tuple[Path, ...]) -> Iterator[PrecisionRow]:
     yield bench.floor()
     with tempfile.TemporaryDirectory() as work:
         for name in names:

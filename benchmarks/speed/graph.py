@@ -66,7 +66,7 @@ class Node:
 
 
 @dataclass
-class Count:
+class KernelCount:
     """Hold what a graph costs."""
 
     nodes: float = 0
@@ -82,10 +82,10 @@ class Count:
         kind = f"copy by {kind}" if copies else kind
         self.kinds[kind] = self.kinds.get(kind, 0) + (copies or 1)
 
-    def per_block(self, shallow: Count, blocks: int, unit: float) -> Count:
+    def per_block(self, shallow: KernelCount, blocks: int, unit: float) -> KernelCount:
         """Return what each of so many more blocks costs, passes in units of so many numbers."""
         kinds = {kind: (n - shallow.kinds.get(kind, 0)) / blocks for kind, n in sorted(self.kinds.items())}
-        return Count(
+        return KernelCount(
             nodes=(self.nodes - shallow.nodes) / blocks,
             copies=(self.copies - shallow.copies) / blocks,
             passes=round((self.passes - shallow.passes) / blocks / unit, 1),
@@ -183,9 +183,9 @@ class Graph:
         for given in node.inputs:
             self._collect(given, depth + 1, made, readers, group, inputs)
 
-    def count(self) -> Count:
+    def count(self) -> KernelCount:
         """Return what it costs on Metal."""
-        count, layouts = Count(), {name: _contiguous(self.shapes[name]) for name in self.shapes}
+        count, layouts = KernelCount(), {name: _contiguous(self.shapes[name]) for name in self.shapes}
         weights = set(self.weights)
         for node in self.nodes:
             given = [layouts[name] for name in node.inputs]
@@ -301,10 +301,10 @@ def _weights(module: nn.Module) -> dict[str, mx.array]:
     return dict(tree_flatten(module.parameters()))
 
 
-def count_dit(*, differential: bool) -> Count:
+def count_dit(*, differential: bool) -> KernelCount:
     """Count a block of the DiT in the middle of a step from text, without guidance."""
 
-    def whole(depth: int) -> Count:
+    def whole(depth: int) -> KernelCount:
         config = DiTConfig(width=WIDTH, depth=depth, memory_tokens=64, differential=differential)
         dit = DiT(config, LATENT, CONTEXT)
         dit.set_dtype(mx.float16)
@@ -328,12 +328,12 @@ def count_dit(*, differential: bool) -> Count:
     return whole(4).per_block(whole(3), 1, (64 + FRAMES) * WIDTH)
 
 
-def count_same(size: SAMEConfig) -> Count:
+def count_same(size: SAMEConfig) -> KernelCount:
     """Count a block of SAME in the middle of a decoder."""
     config = replace(size, width=WIDTH)
     tokens = FRAMES * (config.stride + 1)
 
-    def whole(depth: int) -> Count:
+    def whole(depth: int) -> KernelCount:
         stack = nn.Module()
         stack.layers = [SAMEBlock(config, sine_gate=False) for _ in range(depth)]
 
@@ -346,7 +346,7 @@ def count_same(size: SAMEConfig) -> Count:
     return whole(6).per_block(whole(4), 2, tokens * WIDTH)
 
 
-def count_lora(*, rank: int = 16) -> Count:
+def count_lora(*, rank: int = 16) -> KernelCount:
     """Count a linear map with bias that keeps its width, with an adapter beside it."""
     layer = AdaptedLinear(nn.Linear(WIDTH, WIDTH), [Update(mx.zeros((rank, WIDTH)), mx.zeros((WIDTH, rank)), {})])
 
@@ -354,10 +354,10 @@ def count_lora(*, rank: int = 16) -> Count:
         layer.update(tree_unflatten(list(weights.items())))
         return layer(x)
 
-    return Graph(run, _weights(layer), mx.zeros((1, FRAMES, WIDTH))).count().per_block(Count(), 1, FRAMES * WIDTH)
+    return Graph(run, _weights(layer), mx.zeros((1, FRAMES, WIDTH))).count().per_block(KernelCount(), 1, FRAMES * WIDTH)
 
 
-COUNTS: dict[str, Callable[[], Count]] = {
+COUNTS: dict[str, Callable[[], KernelCount]] = {
     "DiT block": lambda: count_dit(differential=False),
     "DiT block, differential": lambda: count_dit(differential=True),
     "SAME-S block": lambda: count_same(SAME_S),

@@ -31,7 +31,7 @@ _SPECTRAL = ("spectral_start=0.0", "spectral_full=0.0")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Variant:
+class StepVariant:
     """Describe a step with some of the terms, by ``changes`` of the settings."""
 
     name: str
@@ -39,20 +39,20 @@ class Variant:
     step: int = 0  # even: the generator's
 
 
-def variants(settings: AutoencoderConfig) -> list[Variant]:
+def variants(settings: AutoencoderConfig) -> list[StepVariant]:
     """List steps from the network without losses to every term, and last the discriminators' own step."""
     semantics = _NO_SEMANTICS if settings.semantics is not None else ()
     game = _NO_GAME if settings.adversarial is not None else ()
     found = [
-        Variant(name="network", changes=("spectral_start=1.0", "spectral_full=1.0", *semantics, *game)),
-        Variant(name="spectral", changes=(*_SPECTRAL, *semantics, *game)),
+        StepVariant(name="network", changes=("spectral_start=1.0", "spectral_full=1.0", *semantics, *game)),
+        StepVariant(name="spectral", changes=(*_SPECTRAL, *semantics, *game)),
     ]
     if semantics:
-        found.append(Variant(name="semantic", changes=(*_SPECTRAL, "semantics.detached_steps=0", *game)))
+        found.append(StepVariant(name="semantic", changes=(*_SPECTRAL, "semantics.detached_steps=0", *game)))
     if game:
         all_terms = (*found[-1].changes[: -len(game)], "adversarial.start_step=0")
-        found.append(Variant(name="adversarial", changes=all_terms))
-        found.append(Variant(name="discriminators", changes=all_terms, step=1))
+        found.append(StepVariant(name="adversarial", changes=all_terms))
+        found.append(StepVariant(name="discriminators", changes=all_terms, step=1))
     return found
 
 

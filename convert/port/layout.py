@@ -42,7 +42,7 @@ _SAME = (
 
 
 @dataclass(frozen=True)
-class Place:
+class ArrayPlace:
     """Say where the port keeps one of our tensors, and in which shape its own files have it."""
 
     pair: TensorPair
@@ -74,32 +74,32 @@ def file_names(config: ModelConfig) -> dict[Role, str]:
     }
 
 
-def places(config: ModelConfig) -> list[Place]:
+def places(config: ModelConfig) -> list[ArrayPlace]:
     """List every tensor of a complete model, with the place where it is read; see ``also_in``."""
     return [_place(pair) for pair in pairs(config, PARTS)]
 
 
-def also_in(place: Place) -> Role | None:
+def also_in(place: ArrayPlace) -> Role | None:
     """Return the other file that holds the same array: the scale of the latents is in both halves of SAME."""
     return "decoder" if place.pair.ours == "same.bottleneck.running_std" else None
 
 
-def _place(pair: TensorPair) -> Place:
+def _place(pair: TensorPair) -> ArrayPlace:
     part, _, own = pair.ours.partition(".")
     official = pair.official[-1]
     if part == "conditioner":
-        return Place(pair, "dit", _CONDITIONER[own], pair.shape)
+        return ArrayPlace(pair, "dit", _CONDITIONER[own], pair.shape)
     if part == "text_encoder":
-        return Place(pair, "text", official.removeprefix("model.encoder."), pair.shape)
+        return ArrayPlace(pair, "text", official.removeprefix("model.encoder."), pair.shape)
     if part == "dit":
         for pattern, words in _DIT:
             official = re.sub(pattern, words, official)
         shape = (pair.shape[0], 1, pair.shape[1]) if pair.layout == "unit_kernel" else pair.shape
-        return Place(pair, "dit", official, shape)
+        return ArrayPlace(pair, "dit", official, shape)
     name = official.removeprefix(AUTOENCODER_PREFIX)
     if name.startswith("bottleneck."):
-        return Place(pair, "encoder", name.removeprefix("bottleneck."), pair.official_shapes[0])
+        return ArrayPlace(pair, "encoder", name.removeprefix("bottleneck."), pair.official_shapes[0])
     for pattern, words in _SAME:
         name = re.sub(pattern, words, name)
     half, _, name = name.partition(".")
-    return Place(pair, "encoder" if half == "encoder" else "decoder", name, pair.official_shapes[-1])
+    return ArrayPlace(pair, "encoder" if half == "encoder" else "decoder", name, pair.official_shapes[-1])

@@ -27,7 +27,7 @@ from ..keys import Shape
 from ..model_config import parse_model_config
 from ..source import MODEL_CONFIG_FILE
 from ..text_config import official_text_config, parse_text_config
-from .layout import META, PARTS, ROLES, TOKENIZER, Place, Role, also_in, file_names, places
+from .layout import META, PARTS, ROLES, TOKENIZER, ArrayPlace, Role, also_in, file_names, places
 from .npz import ArrayFile
 from .sentencepiece import tokenizer_json
 
@@ -127,7 +127,7 @@ def _config(dit: Path, name: str | None, text: dict[str, Any]) -> ModelConfig:
     return replace(preset, name=name or own)
 
 
-def _check(role: Role, file: ArrayFile, listing: list[Place], config: ModelConfig) -> list[str]:
+def _check(role: Role, file: ArrayFile, listing: list[ArrayPlace], config: ModelConfig) -> list[str]:
     """Return the arrays that repeat what is known. Raises ValueError unless all others are what is expected."""
     expected = {place.name: place for place in listing if role in (place.role, also_in(place))}
     shapes: dict[str, Shape] = {}
@@ -154,7 +154,7 @@ def _stored_name(file: ArrayFile, name: str) -> str:
     return "norm" if name == "norm.weight" and name not in file.names() else name
 
 
-def _fits(shape: Shape, place: Place) -> bool:
+def _fits(shape: Shape, place: ArrayPlace) -> bool:
     """Tell whether a shape is the expected one but for axes of length 1, or a kernel in MLX's order."""
     return _long(shape) == _long(place.shape) or _is_mlx_kernel(shape, place)
 
@@ -163,7 +163,7 @@ def _long(shape: Shape) -> Shape:
     return tuple(size for size in shape if size != 1)
 
 
-def _is_mlx_kernel(shape: Shape, place: Place) -> bool:
+def _is_mlx_kernel(shape: Shape, place: ArrayPlace) -> bool:
     """Tell whether the kernel (out, in, taps) of a convolution is stored as (out, taps, in)."""
     return len(place.shape) == 3 and place.shape[2] > 1 and shape == (place.shape[0], place.shape[2], place.shape[1])
 
@@ -191,12 +191,12 @@ def _frequencies(name: str, config: ModelConfig) -> np.ndarray | None:
     return 10_000.0 ** -(np.arange(0, size, 2) / size)
 
 
-def _entry(place: Place, files: Mapping[Role, ArrayFile]) -> TensorEntry:
+def _entry(place: ArrayPlace, files: Mapping[Role, ArrayFile]) -> TensorEntry:
     name = _stored_name(files[place.role], place.name)
     return TensorEntry(place.pair.ours, files[place.role].dtype(name), place.pair.shape, partial(_load, place, files))
 
 
-def _load(place: Place, files: Mapping[Role, ArrayFile]) -> np.ndarray:
+def _load(place: ArrayPlace, files: Mapping[Role, ArrayFile]) -> np.ndarray:
     file = files[place.role]
     array = _read(place, file)
     other = also_in(place)
@@ -207,7 +207,7 @@ def _load(place: Place, files: Mapping[Role, ArrayFile]) -> np.ndarray:
     return array
 
 
-def _read(place: Place, file: ArrayFile) -> np.ndarray:
+def _read(place: ArrayPlace, file: ArrayFile) -> np.ndarray:
     name = _stored_name(file, place.name)
     array = finite(file.read(name), file.dtype(name), file.path, name)
     if place.pair.layout == "weight_norm" and place.shape[2] > 1 and not _is_mlx_kernel(array.shape, place):

@@ -21,7 +21,7 @@ from ..folder import check_out, check_space, report_of
 from ..report import Report
 from ..source import MODEL_CONFIG_FILE
 from ..text_config import official_text_config
-from .layout import META, PARTS, ROLES, STORED, TOKENIZER, Place, Role, also_in, file_names, is_known, places
+from .layout import META, PARTS, ROLES, STORED, TOKENIZER, ArrayPlace, Role, also_in, file_names, is_known, places
 from .npz import Blob, write_arrays
 from .read import find_port
 from .sentencepiece import sentencepiece_model
@@ -91,7 +91,7 @@ def _meta(config: ModelConfig) -> bytes:
     return json.dumps({name: encoder[name] for name in _META_FIELDS} | {"pad_token_id": 0}).encode()
 
 
-def _entry(place: Place, role: Role, file: TensorFile) -> TensorEntry:
+def _entry(place: ArrayPlace, role: Role, file: TensorFile) -> TensorEntry:
     dtype = "F32" if place.name.startswith("cond.") else STORED[role]
 
     def load() -> np.ndarray:

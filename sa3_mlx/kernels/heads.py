@@ -85,7 +85,7 @@ TOGETHER = 8  # simdgroups of a threadgroup
 
 
 @dataclass(frozen=True)
-class Variant:
+class HeadsVariant:
     """Say what a kernel is compiled for."""
 
     heads: int  # H
@@ -114,7 +114,7 @@ def compiled(norm: str, values: bool) -> Callable[..., list[mx.array]]:
     return cast(Callable[..., list[mx.array]], kernel)
 
 
-def _kernel(variant: Variant, arrays: list[mx.array]) -> list[mx.array]:
+def _kernel(variant: HeadsVariant, arrays: list[mx.array]) -> list[mx.array]:
     """Return q, k (B, M H, N, K) and, padded, v (B, H, N, K) of parts (B, N, parts H K), tables and weights."""
     batch, length, _ = arrays[0].shape
     heads, maps, padded = variant.heads, variant.maps, length + 2 * variant.padding
@@ -134,7 +134,7 @@ def _kernel(variant: Variant, arrays: list[mx.array]) -> list[mx.array]:
     )
 
 
-def _plain(variant: Variant, arrays: list[mx.array]) -> list[mx.array]:
+def _plain(variant: HeadsVariant, arrays: list[mx.array]) -> list[mx.array]:
     parts, cos, sin, *weights = arrays
     each = parts.reshape(*parts.shape[:2], variant.parts, variant.heads, HEAD_SIZE)
     half = len(weights) // 2
@@ -149,7 +149,7 @@ def _plain(variant: Variant, arrays: list[mx.array]) -> list[mx.array]:
     return [turned[0], mx.pad(turned[1], ends), mx.pad(each[:, :, 2].transpose(0, 2, 1, 3), ends)]
 
 
-def _sample(variant: Variant) -> list[mx.array]:
+def _sample(variant: HeadsVariant) -> list[mx.array]:
     length, names = 37, WEIGHTS[variant.norm]
     parts = normal(0, variant.dtype, 2, length, variant.parts * variant.heads * HEAD_SIZE)
     sizes = [1 if name.endswith("alpha") else HEAD_SIZE for name in names if name != "eps"]
@@ -176,7 +176,7 @@ def head_norm_rope(
         assert isinstance(q_norm, DynamicTanh)
         norm, weights = "tanh", [array for module in norms for array in (module.alpha, module.gamma, module.beta)]
     count = parts.shape[2] // (heads * HEAD_SIZE)  # 3, or 5 of differential attention
-    variant = Variant(heads=heads, maps=count // 2, norm=norm, eps=eps, padding=padding, dtype=parts.dtype)
+    variant = HeadsVariant(heads=heads, maps=count // 2, norm=norm, eps=eps, padding=padding, dtype=parts.dtype)
     outputs = HEADS(variant, [parts, *table, *weights])
     if outputs is None:
         return None

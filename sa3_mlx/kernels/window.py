@@ -116,7 +116,7 @@ SOURCE = """
 
 
 @dataclass(frozen=True)
-class Variant:
+class NearVariant:
     """Say what a kernel is compiled for."""
 
     heads: int  # H
@@ -139,7 +139,7 @@ def compiled() -> Callable[..., list[mx.array]]:
     return cast(Callable[..., list[mx.array]], kernel)
 
 
-def _kernel(variant: Variant, arrays: list[mx.array]) -> list[mx.array]:
+def _kernel(variant: NearVariant, arrays: list[mx.array]) -> list[mx.array]:
     """Return (B, N, H K) of q, k (B, M H, N, K), v (B, H, N, K), whose last axis is contiguous."""
     batch, heads, length, size = arrays[2].shape
     rows = -(-length // ROWS)
@@ -154,7 +154,7 @@ def _kernel(variant: Variant, arrays: list[mx.array]) -> list[mx.array]:
     )
 
 
-def _plain(variant: Variant, arrays: list[mx.array]) -> list[mx.array]:
+def _plain(variant: NearVariant, arrays: list[mx.array]) -> list[mx.array]:
     q, k, v = arrays
     place = np.arange(v.shape[2])
     mask = mx.array(np.abs(place[:, None] - place) <= variant.reach)
@@ -166,7 +166,7 @@ def _plain(variant: Variant, arrays: list[mx.array]) -> list[mx.array]:
     return [out.transpose(0, 2, 1, 3).flatten(2)]
 
 
-def _sample(variant: Variant) -> list[mx.array]:
+def _sample(variant: NearVariant) -> list[mx.array]:
     """Return sequences that no more tiles than those can hold; values lie as a projection leaves them."""
     whole = 2 * variant.reach + ROWS > ROWS * variant.tiles
     length = ROWS * variant.tiles - 3 if whole else ROWS * variant.tiles + 2 * variant.reach + 3
@@ -187,6 +187,6 @@ def near_attention(q: mx.array, k: mx.array, v: mx.array, reach: int) -> mx.arra
     tiles = -(-min(ROWS + 2 * reach, length) // ROWS)
     if reach > FARTHEST:
         return None
-    variant = Variant(heads=heads, maps=q.shape[1] // heads, reach=reach, tiles=tiles, dtype=q.dtype)
+    variant = NearVariant(heads=heads, maps=q.shape[1] // heads, reach=reach, tiles=tiles, dtype=q.dtype)
     outputs = NEAR(variant, [q, k, v])
     return None if outputs is None else outputs[0]

@@ -21,7 +21,7 @@ from sa3_mlx.common.schema import quoted, require
 from sa3_mlx.common.text.tokenizer import Tokenizer
 
 from .engine.engine import Engine
-from .engine.rates import Work
+from .engine.rates import JobSize
 from .engine.runs import LATENTS, read_source
 from .feeds import JobEvent
 from .orders import MAKING, Order, adapter_names, complete, find_kind
@@ -136,7 +136,7 @@ class Studio:
         return unheard(_tokenizer(model.folder), model.tag, items)
 
     def _queue(self, order: Order, request: Request, model: Model) -> JobRecord:
-        work = Work.of(request, model.config)
+        work = JobSize.of(request, model.config)
         return self.engine.submit(order, self.engine.estimate(model.tag, work))
 
     def _check_coding(self, order: Order) -> None:

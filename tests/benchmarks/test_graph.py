@@ -89,7 +89,7 @@ def test_compiled_groups_of_same_leave_nothing_to_join(size: str, tmp_path: Path
 
 
 def test_a_block_is_the_difference_of_two_networks() -> None:
-    deep, shallow = graph.Count(), graph.Count()
+    deep, shallow = graph.KernelCount(), graph.KernelCount()
     for _ in range(5):
         deep.add("norm", 20)
     deep.add("Flatten", 8, copies=1)

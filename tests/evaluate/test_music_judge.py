@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 
 from sa3_torch.evaluate.judge import independent
 from sa3_torch.evaluate.judge.music import training
-from sa3_torch.evaluate.judge.music.classifier import WEIGHTS, Networks, class_of, rhythm
+from sa3_torch.evaluate.judge.music.classifier import WEIGHTS, JudgeNetworks, class_of, rhythm
 from sa3_torch.evaluate.judge.music.judge import MusicJudge, shares
 from sa3_torch.evaluate.judge.music.tempo import keeps_tempo, tempo_of
 from sa3_torch.evaluate.judge.music.tonality import best_key, chord_name, key_of
@@ -20,7 +20,7 @@ from sa3_torch.evaluate.judge.pitch import pitch_of
 from sa3_torch.evaluate.measures.frechet import equal_floor, frechet
 from sa3_torch.evaluate.measures.paired import paired_difference
 from sa3_torch.train.data.clip_cache import SAMPLE_RATE, CachedClip, Draft, write_clips
-from sa3_torch.train.demo_set.music.theory import CHORDS, NAMES, Key
+from sa3_torch.train.demo_set.music.theory import CHORDS, NAMES, MusicalKey
 
 
 def tone(midi, seconds):
@@ -61,7 +61,9 @@ def test_chords_are_named(quality):
         assert chord_name(chord) == f"{NAMES[root % 12]} {quality}"
 
 
-@pytest.mark.parametrize("key", [Key(0, "major"), Key(9, "minor"), Key(6, "major")], ids=lambda key: key.name)
+@pytest.mark.parametrize(
+    "key", [MusicalKey(0, "major"), MusicalKey(9, "minor"), MusicalKey(6, "major")], ids=lambda key: key.name
+)
 def test_keys_are_named(key):
     degrees = (0, 4, 0, 2, 4, 3, 1, 6, 0, 2, 4, 0)
     melody = np.concatenate([tone(key.pitch(degree, 60), 0.4) for degree in degrees])
@@ -161,7 +163,7 @@ def test_missing_weights_are_named(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"missing; make it with: python -m sa3_torch\.evaluate\.judge\.music\.training"
     ):
-        Networks(tmp_path / "none.npz")
+        JudgeNetworks(tmp_path / "none.npz")
 
 
 def test_paired_intervals_are_those_of_prompts_and_not_of_sounds():
@@ -198,7 +200,9 @@ def test_basic_pitch_hears_notes_and_keys():
     assert [judge.note(tone(midi, 1.0)) for midi in (48, 60, 76)] == [48, 60, 76]
     assert judge.note(np.zeros(SAMPLE_RATE)) is None
     assert judge.notes(tone(60, 3.0)).shape == (258, 88)
-    melody = np.concatenate([tone(Key(7, "major").pitch(degree, 60), 0.4) for degree in (0, 2, 4, 3, 1, 6, 0, 4, 0)])
+    melody = np.concatenate(
+        [tone(MusicalKey(7, "major").pitch(degree, 60), 0.4) for degree in (0, 2, 4, 3, 1, 6, 0, 4, 0)]
+    )
     assert judge.key(melody) == "G major"
 
 
@@ -220,6 +224,6 @@ def test_missing_judges_say_how_to_get_them(monkeypatch):
 
 @pytest.mark.skipif(not Path(WEIGHTS).is_file(), reason="no weights yet")
 def test_the_weights_are_those_of_the_set():
-    classes = Networks().classes
+    classes = JudgeNetworks().classes
     assert sum(name.startswith("instrument:") for name in classes["sound"]) >= 24
     assert sum(name.startswith("loop:") for name in classes["style"]) >= 8

@@ -1,7 +1,8 @@
-"""What a newcomer meets: no file is long, and no folder has many files side by side."""
+"""What a newcomer meets: no file is long, no folder has many files side by side, a class name has one meaning."""
 
 from __future__ import annotations
 
+import ast
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -10,6 +11,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 LINES, FILES = 400, 15
+TWINS = ("sa3_mlx", "sa3_torch")
+MIRRORED = {  # twins in files of other names
+    "InputProducts": ["quantize.py", "train/quantize/calibrate.py"],
+}
 FACES = ("__init__.py", "__main__.py")  # the name of a package, not a file beside others
 
 
@@ -36,3 +41,16 @@ def test_no_folder_has_many_files_side_by_side() -> None:
 
 def _code(path: Path) -> bool:
     return path.suffix in (".py", ".js", ".css", ".html")
+
+
+def test_a_class_name_has_one_meaning() -> None:
+    """Twins share names, in files that share theirs; names that begin with _ are known in their file only."""
+    homes: dict[str, set[Path]] = {}
+    for path in tracked():
+        if path.suffix == ".py" and path.parts[0] in (*TWINS, "convert", "benchmarks"):
+            for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                    homes.setdefault(node.name, set()).add(Path(*path.parts[path.parts[0] in TWINS :]))
+    assert len(homes) > 300
+    shared = {name: sorted(map(str, paths)) for name, paths in homes.items() if len(paths) > 1}
+    assert shared == MIRRORED

@@ -163,7 +163,7 @@ def test_one_job_that_breaks_takes_no_other_with_it(studio: Studio, monkeypatch:
 
     def stream(self: BasePipeline[Any], request: Request, **more: Any) -> Iterator[Event]:
         if any(item.prompt == "hard" for item in request.items):
-            raise KeyError("/root/secret broke")
+            raise KeyError("/elsewhere/secret broke")
         return original(self, request, **more)
 
     monkeypatch.setattr(BasePipeline, "stream", stream)

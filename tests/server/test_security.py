@@ -207,7 +207,7 @@ def test_every_answer_has_the_headers(server: Live) -> None:
 
 def test_a_defect_tells_nothing(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> None:
-        raise KeyError("/root/secret")
+        raise KeyError("/elsewhere/secret")
 
     monkeypatch.setattr(server.studio, "models", broken)
     reply = server.get("/api/models")

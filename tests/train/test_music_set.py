@@ -22,10 +22,10 @@ from sa3_torch.train.demo_set.music.beats import STYLES, bar_seconds
 from sa3_torch.train.demo_set.music.effects import EFFECTS, noise
 from sa3_torch.train.demo_set.music.finish import LONGEST, Ending, finish
 from sa3_torch.train.demo_set.music.instruments import INSTRUMENTS
-from sa3_torch.train.demo_set.music.parts import COUNTS, Job, plan_part
+from sa3_torch.train.demo_set.music.parts import COUNTS, PartJob, plan_part
 from sa3_torch.train.demo_set.music.samples import describe
 from sa3_torch.train.demo_set.music.scores import LEAD_SECONDS, Score, Tone, Voice
-from sa3_torch.train.demo_set.music.theory import CHORDS, KEYS, Key
+from sa3_torch.train.demo_set.music.theory import CHORDS, KEYS, MusicalKey
 from sa3_torch.train.demo_set.music.wordings import TEMPLATES, captions, templates
 from sa3_torch.train.demo_set.sets import build_tokenizer
 from sa3_torch.train.demo_set.sounds import DEFAULT_FONT
@@ -109,7 +109,7 @@ def test_notes_come_in_turn_so_that_each_pair_has_as_many_takes():
     total = len({(name, m) for name, i in INSTRUMENTS.items() for m in range(i.low, i.high + 1)})
     for number in range(total):
         rng = np.random.default_rng(number)
-        made = plan(parts.Place(rng=rng, seed=0, split="train", reason="", number=number))
+        made = plan(parts.ClipPlace(rng=rng, seed=0, split="train", reason="", number=number))
         pairs[made.instrument, made.midi] += 1
     assert max(pairs.values()) - min(pairs.values()) <= 1
     assert 0.85 * total < len(pairs) < 0.95 * total  # a tenth is held out
@@ -126,7 +126,7 @@ def test_tones_lie_within_ranges_and_bars(planned):
             assert all(instrument.low <= tone.key <= instrument.high for tone in plan.score.tones)
             end = plan.fields["bars"] * bar_seconds(plan.fields["bpm"])
             assert all(tone.start < end for tone in plan.score.tones)
-            scale = {Key(*_key(plan.fields["key"])).pitch(degree, 60) % 12 for degree in range(7)}
+            scale = {MusicalKey(*_key(plan.fields["key"])).pitch(degree, 60) % 12 for degree in range(7)}
             assert {tone.key % 12 for tone in plan.score.tones} <= scale
         if plan.kind == "loop":
             assert 70 <= plan.fields["bpm"] <= 170 and plan.fields["bpm"] % 2 == 0
@@ -148,9 +148,9 @@ def test_arrangements_are_panned(planned):
 
 
 def test_chords_and_keys():
-    assert Key(9, "minor").triad(0, 60) == (57, 60, 64)
-    assert Key(0, "major").chord_name(4) == "G major" and Key(9, "minor").chord_name(1) == "B diminished"
-    assert Key(6, "major").name == "F# major" and len(KEYS) == 24
+    assert MusicalKey(9, "minor").triad(0, 60) == (57, 60, 64)
+    assert MusicalKey(0, "major").chord_name(4) == "G major" and MusicalKey(9, "minor").chord_name(1) == "B diminished"
+    assert MusicalKey(6, "major").name == "F# major" and len(KEYS) == 24
     assert all(steps[0] == 0 and list(steps) == sorted(steps) for steps in CHORDS.values())
 
 
@@ -373,7 +373,7 @@ def test_fluidsynth_plays_scores_where_they_are_written(tmp_path):
 @pytest.mark.skipif(NO_FLUIDSYNTH, reason="needs fluidsynth and FluidR3_GM.sf2")
 def test_a_part_is_rendered_as_it_is_planned(monkeypatch, tmp_path):
     monkeypatch.setattr(parts, "COUNTS", {name: (2, plan) for name, (_, plan) in COUNTS.items()})
-    job = Job(seed=5, split="train", number=0, font=DEFAULT_FONT, samples=Path("/nowhere"))
+    job = PartJob(seed=5, split="train", number=0, font=DEFAULT_FONT, samples=Path("/nowhere"))
     drafts = list(parts.drafts(job, tmp_path))
     assert len(drafts) == 2 * len(COUNTS)
     for draft in drafts:

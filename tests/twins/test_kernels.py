@@ -44,8 +44,8 @@ def _forgotten() -> Any:
     window.compiled.cache_clear()
 
 
-def _head_variant(norm: str, maps: int, padding: int, dtype: str) -> heads.Variant:
-    return heads.Variant(heads=3, maps=maps, norm=norm, eps=1e-6, padding=padding, dtype=getattr(mx, dtype))
+def _head_variant(norm: str, maps: int, padding: int, dtype: str) -> heads.HeadsVariant:
+    return heads.HeadsVariant(heads=3, maps=maps, norm=norm, eps=1e-6, padding=padding, dtype=getattr(mx, dtype))
 
 
 def _errors(kernel: checked.Checked[Any], variant: Any) -> list[float]:
@@ -72,7 +72,7 @@ def test_queries_and_keys_equal_their_plain_form(metal: Metal, norm: str, maps: 
 )
 def test_near_attention_equals_its_plain_form(metal: Metal, maps: int, reach: int, tiles: int, dtype: str) -> None:
     """Windows of SAME-L, chunks of SAME-S and of the demo; the ends of sequences, and odd numbers of tokens."""
-    variant = window.Variant(heads=2, maps=maps, reach=reach, tiles=tiles, dtype=getattr(mx, dtype))
+    variant = window.NearVariant(heads=2, maps=maps, reach=reach, tiles=tiles, dtype=getattr(mx, dtype))
     assert max(_errors(window.NEAR, variant)) < BOUND[dtype]
     assert metal.runs == 1
 
@@ -104,7 +104,7 @@ def test_a_wrong_kernel_is_noticed(module: Any, written: str, wrong: str, monkey
     if module is heads:
         problem = heads.HEADS._problem(_head_variant("tanh", 2, 17, "float32"))
     else:
-        problem = window.NEAR._problem(window.Variant(heads=2, maps=2, reach=17, tiles=6, dtype=mx.float32))
+        problem = window.NEAR._problem(window.NearVariant(heads=2, maps=2, reach=17, tiles=6, dtype=mx.float32))
     assert problem is not None and "disagrees" in problem
 
 

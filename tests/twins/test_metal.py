@@ -267,10 +267,10 @@ def test_launching_ahead_changes_no_bit_on_the_gpu(random_models: dict[str, Path
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize(("norm", "maps", "padding"), [("rms", 1, 0), ("rms", 2, 0), ("tanh", 2, 0), ("tanh", 2, 17)])
 def test_own_kernels_of_heads_agree_with_their_plain_form(norm: str, maps: int, padding: int, dtype: str) -> None:
-    from sa3_mlx.kernels.heads import HEADS, Variant
+    from sa3_mlx.kernels.heads import HEADS, HeadsVariant
 
     kind = MLX.dtype(dtype)
-    assert HEADS._problem(Variant(heads=12, maps=maps, norm=norm, eps=1e-6, padding=padding, dtype=kind)) is None
+    assert HEADS._problem(HeadsVariant(heads=12, maps=maps, norm=norm, eps=1e-6, padding=padding, dtype=kind)) is None
 
 
 @pytest.mark.usefixtures("gpu")
@@ -279,9 +279,9 @@ def test_own_kernels_of_heads_agree_with_their_plain_form(norm: str, maps: int, 
 def test_the_own_kernel_of_near_attention_agrees_with_its_plain_form(
     maps: int, reach: int, tiles: int, dtype: str
 ) -> None:
-    from sa3_mlx.kernels.window import NEAR, Variant
+    from sa3_mlx.kernels.window import NEAR, NearVariant
 
-    assert NEAR._problem(Variant(heads=12, maps=maps, reach=reach, tiles=tiles, dtype=MLX.dtype(dtype))) is None
+    assert NEAR._problem(NearVariant(heads=12, maps=maps, reach=reach, tiles=tiles, dtype=MLX.dtype(dtype))) is None
 
 
 @pytest.mark.usefixtures("gpu")

@@ -13,7 +13,7 @@ _NEW_SHARE = 0.3  # of the latest measurement in a rate
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class JobSize:
     """Count the work of a request: network passes times latent frames of all clips, and frames that are coded."""
 
     sampled: float
@@ -21,7 +21,7 @@ class Work:
     steps: int
 
     @classmethod
-    def of(cls, request: Request, config: ModelConfig) -> Work:
+    def of(cls, request: Request, config: ModelConfig) -> JobSize:
         """Count a request that can be done."""
         settled = plan(request, config)
         clips, sampling = len(request.items), settled.sampling
@@ -38,7 +38,7 @@ class Rates:
         self._seconds = dict(known)
         self._store = store
 
-    def learn(self, model: str, work: Work, timings: Mapping[str, float]) -> None:
+    def learn(self, model: str, work: JobSize, timings: Mapping[str, float]) -> None:
         """Take the seconds that a run took, by stage."""
         rest = sum(timings.get(stage, 0.0) for stage in ("text", "encode", "decode"))
         measured = {f"{model} sampled": timings["sample"] / work.sampled, f"{model} coded": rest / work.coded}
@@ -47,7 +47,7 @@ class Rates:
             self._seconds[name] = old + _NEW_SHARE * (value - old)
         self._store({name: self._seconds[name] for name in measured})
 
-    def seconds(self, model: str, work: Work, steps_done: int = 0) -> float | None:
+    def seconds(self, model: str, work: JobSize, steps_done: int = 0) -> float | None:
         """Return how long a run is going to take from here on; None where nothing is known of the model."""
         sampled, coded = (self._seconds.get(f"{model} {what}") for what in ("sampled", "coded"))
         if sampled is None or coded is None:

@@ -37,7 +37,7 @@ from sa3_mlx.server.store.store import Store, new_id
 
 from .models import Models
 from .queue import Job, together
-from .rates import Rates, Work
+from .rates import JobSize, Rates
 from .results import KEPT, sound_name, written
 
 Finish = Callable[..., None]
@@ -125,7 +125,7 @@ class Runs:
         requests = [job.order.read_request(None if source is None else source.audio) for job in jobs]
         task, setup, pipeline = self._ready(model, together(requests), jobs[0].order)
         request, first = setup.requests[0], 0
-        work, places = Work.of(request, model.config), dict[str, int]()
+        work, places = JobSize.of(request, model.config), dict[str, int]()
         for job, own in zip(jobs, requests, strict=True):
             job.steps = work.steps
             places[job.id] = first
@@ -163,7 +163,7 @@ class Runs:
             raise Stopped
         return left
 
-    def _expect(self, model: Model, work: Work, steps_done: int) -> None:
+    def _expect(self, model: Model, work: JobSize, steps_done: int) -> None:
         seconds = self._rates.seconds(model.tag, work, steps_done)
         self._ends = None if seconds is None else time.monotonic() + seconds
 
@@ -174,7 +174,7 @@ class Runs:
         owners: Sequence[tuple[Job, int]],
         pipeline: BasePipeline[Any],
         model: Model,
-        work: Work,
+        work: JobSize,
     ) -> None:
         if isinstance(event, Conditioned):
             self._valid = event.valid

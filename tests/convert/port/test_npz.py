@@ -85,7 +85,7 @@ HOSTILE = {
     "objects": (lambda p: members(p, {"a.npy": OBJECT}), "Python objects"),
     "bomb": (_bomb, "its type and shape need"),
     "parent": (lambda p: members(p, {"../a.npy": GOOD}), "not the name of an array"),
-    "absolute": (lambda p: members(p, {"/tmp/a.npy": GOOD}), "not the name of an array"),
+    "absolute": (lambda p: members(p, {"/elsewhere/a.npy": GOOD}), "not the name of an array"),
     "other_file": (lambda p: members(p, {"run.py": b"1"}), "not the name of an array"),
     "truncated_member": (lambda p: members(p, {"a.npy": GOOD[:-8]}), "its type and shape need"),
     "longer_member": (lambda p: members(p, {"a.npy": GOOD + b"more"}), "its type and shape need"),

@@ -24,7 +24,7 @@ BARS_SECONDS = 240.0
 _INSTRUMENTS, _STYLES = ("note", "chord", "line"), ("loop", "music")
 
 
-class Clip(Protocol):
+class MeasuredClip(Protocol):
     """Say what a classifier needs to know of a clip."""
 
     @property
@@ -37,7 +37,7 @@ class Clip(Protocol):
     def fields(self) -> dict[str, object]: ...
 
 
-def class_of(clip: Clip) -> tuple[str, str] | None:
+def class_of(clip: MeasuredClip) -> tuple[str, str] | None:
     """Return the network that names a clip, and the name that is right: ("sound", "drum:kick"), ("style", "loop:rock").
 
     None for clips that no network names.
@@ -68,7 +68,7 @@ def describe(audio: NDArray[np.floating], network: str, bpm: float) -> NDArray[n
     return rhythm(audio, bpm) if network == "style" else features(audio)
 
 
-class Networks:
+class JudgeNetworks:
     """Run the networks. Raises FileNotFoundError where they have no weights."""
 
     def __init__(self, path: Path = WEIGHTS) -> None:

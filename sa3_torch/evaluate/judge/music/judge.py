@@ -14,7 +14,7 @@ from sa3_torch.evaluate.judge.pitch import pitch_of
 from sa3_torch.train.data.clip_cache import CachedClip
 from sa3_torch.train.demo_set.music.instruments import INSTRUMENTS
 
-from .classifier import WEIGHTS, Networks, class_of
+from .classifier import WEIGHTS, JudgeNetworks, class_of
 from .tempo import keeps_tempo
 from .tonality import chord_name, key_of
 
@@ -28,7 +28,7 @@ class MusicJudge:
 
     def __init__(self, path: Path = WEIGHTS) -> None:
         """Open the networks. Raises FileNotFoundError where they have no weights."""
-        self.networks = Networks(path)
+        self.networks = JudgeNetworks(path)
 
     def check(self, audio: NDArray[np.floating], clip: CachedClip) -> Verdict:
         """Return a verdict for each thing that was written of the clip, of ``ASKED`` by its kind."""

@@ -10,7 +10,7 @@ from .beats import bar_seconds, drum_tones
 from .instruments import INSTRUMENTS
 from .lines import arpeggio, bass_line, comping, melody, progression
 from .scores import Score, Tone, Voice
-from .theory import Key
+from .theory import MusicalKey
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +233,7 @@ class Arrangement:
     players: tuple[str, ...]
 
 
-def arrange(rng: np.random.Generator, style: str, key: Key, bpm: int, bars: int) -> Arrangement:
+def arrange(rng: np.random.Generator, style: str, key: MusicalKey, bpm: int, bars: int) -> Arrangement:
     """Write an arrangement: bass in the middle, chords and lead on opposite sides; now and then a part is silent."""
     band = BANDS[style]
     bass, harmony, lead = (str(rng.choice(names)) for names in (band.basses, band.chords, band.leads))

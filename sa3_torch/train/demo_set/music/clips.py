@@ -20,7 +20,7 @@ from .instruments import FLAT_CENTS, INSTRUMENTS, Instrument, Role, of_role
 from .lines import BASS_PATTERNS, arpeggio, bass_line, melody, progression
 from .scores import Score, Tone, Voice
 from .splits import draw_of_side, side
-from .theory import CHORDS, KEYS, NAMES, Key, note_name
+from .theory import CHORDS, KEYS, NAMES, MusicalKey, note_name
 from .wordings import Facts, captions, length_word, listing, mood_word, seconds_words, tempo_word
 
 NOISES = ("white", "pink", "brown")
@@ -46,7 +46,7 @@ _SYNTHESISED = {"kick": "kick", "snare": "snare", "clap": "clap", "closed hat": 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class ClipPlan:
     """Hold what a clip is made of: a ``score``, or a ``recipe`` that synthesises it, and all that is said of it."""
 
     kind: str
@@ -61,7 +61,7 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class ClipPlace:
     """Say which clip is planned: generator, seed of the set, split, and why it is held out ("" in training).
 
     ``number`` counts the clips of its kind in the split.
@@ -119,7 +119,7 @@ def _note_pairs(seed: int, wanted: str) -> list[tuple[Instrument, int]]:
     return [pairs[i] for i in order if side(seed, "note", pairs[i][0].name, pairs[i][1]) == wanted]
 
 
-def note(place: Place) -> Plan:
+def note(place: ClipPlace) -> ClipPlan:
     """Plan a note; instruments and pitches come in turn, each pair equally often."""
     rng = place.rng
     pairs = _note_pairs(place.seed, place.side)
@@ -134,7 +134,7 @@ def note(place: Place) -> Plan:
         "level": _level_word(velocity),
         "space": _space(reverb),
     }
-    return Plan(
+    return ClipPlan(
         kind="note",
         label="note",
         instrument=instrument.name,
@@ -146,7 +146,7 @@ def note(place: Place) -> Plan:
     )
 
 
-def chord(place: Place) -> Plan:
+def chord(place: ClipPlace) -> ClipPlan:
     """Plan a chord of an instrument, in one of three positions."""
     rng = place.rng
     instrument, root, quality = place.choose(
@@ -172,7 +172,7 @@ def chord(place: Place) -> Plan:
         "level": _level_word(velocity),
         "space": _space(reverb),
     }
-    return Plan(
+    return ClipPlan(
         kind="chord",
         label="chord",
         instrument=instrument.name,
@@ -190,7 +190,7 @@ def _bars(rng: np.random.Generator, bpm: int, longest: float) -> int:
     return int(rng.choice(fit, p=np.array(fit) / sum(fit)))
 
 
-def _line(place: Place, role: Role) -> Plan:
+def _line(place: ClipPlace, role: Role) -> ClipPlan:
     """Plan a melody, an arpeggio or a bass line, whole bars that ring out."""
     rng = place.rng
     instrument, key = place.choose(
@@ -215,7 +215,7 @@ def _line(place: Place, role: Role) -> Plan:
         "pattern": pattern if pattern in ("walking", "funky", "offbeat") else None,
         "space": _space(reverb),
     }
-    return Plan(
+    return ClipPlan(
         kind="line",
         label=role,
         instrument=instrument.name,
@@ -226,7 +226,7 @@ def _line(place: Place, role: Role) -> Plan:
     )
 
 
-def _facts_of_music(rng: np.random.Generator, key: Key, bpm: int, seconds: float) -> dict[str, str | None]:
+def _facts_of_music(rng: np.random.Generator, key: MusicalKey, bpm: int, seconds: float) -> dict[str, str | None]:
     return {
         "key": key.name,
         "bpm": str(bpm),
@@ -236,22 +236,22 @@ def _facts_of_music(rng: np.random.Generator, key: Key, bpm: int, seconds: float
     }
 
 
-def melody_line(place: Place) -> Plan:
+def melody_line(place: ClipPlace) -> ClipPlan:
     """Plan a melody."""
     return _line(place, "melody")
 
 
-def arpeggio_line(place: Place) -> Plan:
+def arpeggio_line(place: ClipPlace) -> ClipPlan:
     """Plan an arpeggio."""
     return _line(place, "arpeggio")
 
 
-def bass(place: Place) -> Plan:
+def bass(place: ClipPlace) -> ClipPlan:
     """Plan a bass line."""
     return _line(place, "bass")
 
 
-def loop(place: Place) -> Plan:
+def loop(place: ClipPlace) -> ClipPlan:
     """Plan a drum loop of whole bars, cut exactly at the end of the last."""
     rng = place.rng
 
@@ -270,7 +270,7 @@ def loop(place: Place) -> Plan:
         "bars": {1: "one bar", 2: "two bars", 4: "four bars"}[bars],
         "sound": KITS[kit],
     }
-    return Plan(
+    return ClipPlan(
         kind="loop",
         label="loop",
         captions=place.words("loop", facts),
@@ -280,11 +280,11 @@ def loop(place: Place) -> Plan:
     )
 
 
-def music(place: Place) -> Plan:
+def music(place: ClipPlace) -> ClipPlan:
     """Plan an arrangement of a band, whole bars, some cut at the end and some ringing out."""
     rng = place.rng
 
-    def draw() -> tuple[str, Key, int]:
+    def draw() -> tuple[str, MusicalKey, int]:
         style = _pick(rng, tuple(BANDS))
         keys = [key for key in KEYS if key.mode in BANDS[style].modes]
         return style, _pick(rng, keys), int(_pick(rng, band_tempos(style)))
@@ -301,7 +301,7 @@ def music(place: Place) -> Plan:
         "players": listing(made.players),
         "lead": made.players[0],
     }
-    return Plan(
+    return ClipPlan(
         kind="music",
         label="music",
         captions=place.words("music", facts),
@@ -311,7 +311,7 @@ def music(place: Place) -> Plan:
     )
 
 
-def drum(place: Place) -> Plan:
+def drum(place: ClipPlace) -> ClipPlan:
     """Plan a one-shot of a drum, from a kit or synthesised."""
     rng = place.rng
 
@@ -324,7 +324,7 @@ def drum(place: Place) -> Plan:
     words = place.words("drum", {"drum": name, "level": _level_word(velocity), "space": _space(reverb)})
     if name in _SYNTHESISED and not reverb and place.side == "train" and rng.random() < 0.4:
         make, angle = DRUMS[_SYNTHESISED[name]], rng.uniform(0.35, 0.65) * np.pi / 2
-        return Plan(
+        return ClipPlan(
             kind="drum",
             label=name,
             captions=words,
@@ -334,7 +334,7 @@ def drum(place: Place) -> Plan:
         )
     tone = Tone(voice=0, key=key, start=0.0, seconds=1.0, velocity=velocity)
     voice = Voice(program=kit, pan=rng.uniform(-0.3, 0.3), reverb=reverb, drums=True)
-    return Plan(
+    return ClipPlan(
         kind="drum",
         label=name,
         captions=words,
@@ -344,10 +344,10 @@ def drum(place: Place) -> Plan:
     )
 
 
-def effect(place: Place) -> Plan:
+def effect(place: ClipPlace) -> ClipPlan:
     """Plan a riser, texture, signal or the like; only takes and wordings are held out."""
     name = _pick(place.rng, tuple(EFFECTS))
-    return Plan(
+    return ClipPlan(
         kind="effect",
         label=name,
         captions=place.words("effect", {"effect": name}),
@@ -357,10 +357,10 @@ def effect(place: Place) -> Plan:
     )
 
 
-def coloured(place: Place) -> Plan:
+def coloured(place: ClipPlace) -> ClipPlan:
     """Plan a noise of a colour; only takes and wordings are held out."""
     colour = _pick(place.rng, NOISES)
-    return Plan(
+    return ClipPlan(
         kind="noise",
         label=colour,
         captions=place.words("noise", {"effect": f"{colour} noise"}),

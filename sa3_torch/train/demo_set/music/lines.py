@@ -9,7 +9,7 @@ import numpy as np
 from .beats import STEPS, bar_seconds
 from .instruments import Instrument
 from .scores import Tone
-from .theory import PROGRESSIONS, Key
+from .theory import PROGRESSIONS, MusicalKey
 
 # Rhythms of a bar in sixteenths, calm ones first.
 MELODY_RHYTHMS = (
@@ -51,7 +51,7 @@ COMPING = {
 }
 
 
-def progression(rng: np.random.Generator, key: Key, bars: int) -> list[int]:
+def progression(rng: np.random.Generator, key: MusicalKey, bars: int) -> list[int]:
     """Draw the degree on which the chord of each bar stands; the first is nearly always the tonic."""
     choices = PROGRESSIONS[key.mode]
     drawn = choices[int(rng.integers(len(choices)))]
@@ -74,7 +74,7 @@ def _velocity(rng: np.random.Generator, level: int, accent: bool) -> int:
 def melody(
     rng: np.random.Generator,
     instrument: Instrument,
-    key: Key,
+    key: MusicalKey,
     chords: Sequence[int],
     *,
     bpm: int,
@@ -120,7 +120,7 @@ def melody(
 def arpeggio(
     rng: np.random.Generator,
     instrument: Instrument,
-    key: Key,
+    key: MusicalKey,
     chords: Sequence[int],
     *,
     bpm: int,
@@ -152,7 +152,7 @@ def arpeggio(
 def bass_line(
     rng: np.random.Generator,
     instrument: Instrument,
-    key: Key,
+    key: MusicalKey,
     chords: Sequence[int],
     pattern: str,
     *,
@@ -180,7 +180,7 @@ def bass_line(
 
 def comping(
     rng: np.random.Generator,
-    key: Key,
+    key: MusicalKey,
     chords: Sequence[int],
     pattern: str,
     *,

@@ -15,7 +15,20 @@ from sa3_mlx.common.files.atomic import new_file, write_json
 from sa3_torch.train.data.clip_cache import Draft
 from sa3_torch.train.run.random import Purpose, generator
 
-from .clips import Place, Plan, arpeggio_line, bass, chord, coloured, drum, effect, loop, melody_line, music, note
+from .clips import (
+    ClipPlace,
+    ClipPlan,
+    arpeggio_line,
+    bass,
+    chord,
+    coloured,
+    drum,
+    effect,
+    loop,
+    melody_line,
+    music,
+    note,
+)
 from .finish import LONGEST, Ending, finish
 from .samples import LICENCE, samples
 from .scores import LEAD_SECONDS, SAMPLE_RATE, play
@@ -23,7 +36,7 @@ from .splits import REASONS
 from .wordings import captions
 
 # Clips of each kind in a part.
-COUNTS: dict[str, tuple[int, Callable[[Place], Plan]]] = {
+COUNTS: dict[str, tuple[int, Callable[[ClipPlace], ClipPlan]]] = {
     "note": (46, note),
     "chord": (22, chord),
     "melody": (12, melody_line),
@@ -43,7 +56,7 @@ SYNTHESISED_LICENCE = "none needed: synthesised"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class PartJob:
     """Name a part: ``number`` of ``split``; None is the files of ``samples`` that are of the split."""
 
     seed: int
@@ -58,20 +71,20 @@ class Job:
         return f"{self.split}-{'samples' if self.number is None else f'{self.number:05d}'}"
 
 
-def plan_part(seed: int, split: str, number: int) -> list[Plan]:
+def plan_part(seed: int, split: str, number: int) -> list[ClipPlan]:
     """Plan the clips of a part, in an order in which kinds are mixed."""
     plans = []
     for place, (count, plan) in enumerate(COUNTS.values()):
         for i in range(count):
             rng = generator(seed, Purpose.MUSIC_PLAN, SPLITS.index(split), number, place, i)
             reason = "" if split == "train" else REASONS[i % len(REASONS)]
-            where = Place(rng=rng, seed=seed, split=split, reason=reason, number=number * count + i)
+            where = ClipPlace(rng=rng, seed=seed, split=split, reason=reason, number=number * count + i)
             plans.append(_varied(plan(where), reason, rng))
     order = generator(seed, Purpose.MUSIC_ORDER, SPLITS.index(split), number).permutation(len(plans))
     return [plans[i] for i in order]
 
 
-def _varied(plan: Plan, reason: str, rng: np.random.Generator) -> Plan:
+def _varied(plan: ClipPlan, reason: str, rng: np.random.Generator) -> ClipPlan:
     """Let some clips fade and some keep the silence at their end; note why a held-out clip is held out."""
     ending, texts = replace(plan.ending, silence=rng.random() < _SILENT_END), plan.captions
     if plan.kind in _CONTINUOUS and rng.random() < _FADED:
@@ -81,7 +94,7 @@ def _varied(plan: Plan, reason: str, rng: np.random.Generator) -> Plan:
     return replace(plan, ending=ending, captions=texts, fields=fields)
 
 
-def drafts(job: Job, place: Path | None = None) -> Iterator[Draft]:
+def drafts(job: PartJob, place: Path | None = None) -> Iterator[Draft]:
     """Render the clips of a job, one after another; what fluidsynth writes lies in ``place``."""
     if job.number is None:
         yield from _sample_drafts(job)
@@ -109,7 +122,7 @@ def drafts(job: Job, place: Path | None = None) -> Iterator[Draft]:
         )
 
 
-def _sample_drafts(job: Job) -> Iterator[Draft]:
+def _sample_drafts(job: PartJob) -> Iterator[Draft]:
     for i, sample in enumerate(samples(job.samples)):
         if sample.side != job.split:
             continue
@@ -128,7 +141,7 @@ def _sample_drafts(job: Job) -> Iterator[Draft]:
         )
 
 
-def render_part(job: Job, folder: Path) -> float:
+def render_part(job: PartJob, folder: Path) -> float:
     """Write the part to ``folder``, its audio and then what is known of its clips; return its seconds.
 
     A part that is there is left as it is.
@@ -160,7 +173,7 @@ def _facts(draft: Draft) -> dict[str, Any]:
     }
 
 
-def read_part(job: Job, folder: Path) -> Iterator[Draft]:
+def read_part(job: PartJob, folder: Path) -> Iterator[Draft]:
     """Read the drafts of a part that was rendered."""
     index = folder / f"{job.name}.json"
     rows = json.loads(index.read_text(encoding="utf-8"))

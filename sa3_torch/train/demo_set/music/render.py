@@ -16,7 +16,7 @@ from sa3_mlx.common.files.objects import read_object
 from sa3_torch.train.data.clip_cache import ClipSet, Draft, check_place, write_clips
 from sa3_torch.train.data.recordings import hash_file
 
-from .parts import Job, read_part, render_part
+from .parts import PartJob, read_part, render_part
 from .samples import find_samples
 from .scores import check_fluidsynth
 
@@ -25,13 +25,13 @@ PART_HOURS = 0.2  # a little less than parts have on average
 HELD_OUT_SHARE, HELD_OUT_LEAST = 1 / 24, 3  # parts for validation, and for the test
 
 
-def jobs(*, hours: float, seed: int, font: Path, samples: Path, test: bool) -> list[Job]:
+def jobs(*, hours: float, seed: int, font: Path, samples: Path, test: bool) -> list[PartJob]:
     """List the parts of about ``hours`` hours of training clips and what is held out of them, or of the test set."""
     train = math.ceil(hours / PART_HOURS)
     held = max(HELD_OUT_LEAST, math.ceil(train * HELD_OUT_SHARE))
     counts = {"test": held} if test else {"train": train, "validation": held}
     return [
-        Job(seed=seed, split=split, number=number, font=font, samples=samples)
+        PartJob(seed=seed, split=split, number=number, font=font, samples=samples)
         for split, count in counts.items()
         for number in (*range(count), None)
     ]
@@ -84,7 +84,7 @@ def _check_parts(parts: Path, about: dict[str, object]) -> None:
     write_json(path, about)
 
 
-def _rendered(todo: list[Job], parts: Path, processes: int) -> Iterator[float]:
+def _rendered(todo: list[PartJob], parts: Path, processes: int) -> Iterator[float]:
     """Yield the seconds of each part as it is finished."""
     if processes == 1:
         for job in todo:
@@ -105,6 +105,6 @@ def _end_quietly() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _read(todo: list[Job], parts: Path) -> Iterator[Draft]:
+def _read(todo: list[PartJob], parts: Path) -> Iterator[Draft]:
     for job in todo:
         yield from read_part(job, parts)

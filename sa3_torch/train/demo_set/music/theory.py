@@ -23,11 +23,11 @@ PROGRESSIONS = {
     "minor": ((0, 5, 2, 6), (0, 3, 4, 0), (0, 6, 5, 6), (0, 5, 3, 4), (0, 3, 6, 2), (0, 0, 3, 4), (0, 6, 5, 4)),
 }
 
-__all__ = ["CHORDS", "NAMES", "PROGRESSIONS", "SCALES", "Key", "note_name"]
+__all__ = ["CHORDS", "NAMES", "PROGRESSIONS", "SCALES", "MusicalKey", "note_name"]
 
 
 @dataclass(frozen=True)
-class Key:
+class MusicalKey:
     """Hold a key: the pitch class of its tonic (0 is C) and its mode, "major" or "minor"."""
 
     root: int
@@ -56,4 +56,4 @@ class Key:
         return f"{NAMES[root % 12]} {quality}"
 
 
-KEYS = tuple(Key(root, mode) for root in range(12) for mode in SCALES)
+KEYS = tuple(MusicalKey(root, mode) for root in range(12) for mode in SCALES)
