@@ -42,9 +42,7 @@ class Prepared:
     """
 
     contexts: tuple[Context | None, ...]  # per block
-    local: tuple[
-        mx.array | None, ...
-    ]  # per block: (B, N, D) with zeros for memory tokens, or one for all frames (B, 1, D)
+    local: tuple[mx.array | None, ...]  # per block: (B, N, D), 0 at memory tokens, or one for all frames (B, 1, D)
     seconds: mx.array  # (B, D)
     valid: mx.array | None  # (B, T)
 

@@ -72,10 +72,8 @@ class AdaptedLinear(nn.Module):
     def __init__(self, base: nn.Module, updates: list[Update]) -> None:
         super().__init__()
         self.base = copy.copy(base)
-        scaled = any(update.rows is not None for update in updates)
-        self.bias = (
-            self.base.pop("bias", None) if scaled else None
-        )  # not scaled: added last; else in the base's product
+        scaled = any(update.rows is not None for update in updates)  # all but the bias, which comes last then
+        self.bias = self.base.pop("bias", None) if scaled else None
         self.updates = updates
 
     def __call__(self, x: mx.array) -> mx.array:

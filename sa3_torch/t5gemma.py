@@ -53,10 +53,9 @@ class TextAttention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
         """Map (B, S, D), mask (B, S) bool, to (B, S, D)."""
-        q, k, v = (
-            p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)
-        )  # (B, H, S, K)
-        q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in projections)
+        q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)  # (B, H, S, K)
         scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
         scores = SOFT_CAP * torch.tanh(scores / SOFT_CAP)
         scores = scores.masked_fill(~mask[:, None, None, :], torch.finfo(scores.dtype).min)

@@ -37,9 +37,8 @@ def clap_adherence(
         raise ValueError(f"{len(latents)} latents and {len(prompts)} prompts: expected as many, and at least one")
     names = sorted(set(prompts))
     text = clap.embed_text(*clap.encode(names)).double().cpu().numpy()
-    audio = np.concatenate(
-        [_embed(clap, latents[i : i + _BATCH]) for i in range(0, len(latents), _BATCH)]
-    )  # (sounds, E)
+    parts = [_embed(clap, latents[i : i + _BATCH]) for i in range(0, len(latents), _BATCH)]
+    audio = np.concatenate(parts)  # (sounds, E)
     cosine = audio @ text.T
     own = np.array([names.index(prompt) for prompt in prompts])
     rows, rng = np.arange(len(own)), generator(seed, Purpose.OTHER_TEXTS)
