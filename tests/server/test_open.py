@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
+import itertools
 import json
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,13 @@ import numpy as np
 import pytest
 import soundfile
 
+from sa3_mlx.common.files.wav import sample_bytes
+from sa3_mlx.server.engine.runs import audio_data
+from sa3_mlx.server.feeds import JobEvent
+from sa3_mlx.server.open.openai import _chunks
+from sa3_mlx.server.studio import Studio
 from tests.support.command import tone, write_tone
-from tests.support.server import Live, Reply, parse_events
+from tests.support.server import Live, Reply, body, done, parse_events
 
 
 def wave(data: bytes) -> tuple[np.ndarray, int]:
@@ -58,6 +66,29 @@ def test_audio_is_streamed_while_it_is_decoded(server: Live, form: str) -> None:
     assert data[-1]["type"] == "audio.done" and data[-1]["seed"] == 5 and len(data) >= 2
     pcm = b"".join(base64.b64decode(entry["audio"]) for entry in data[:-1])
     assert np.array_equal(np.frombuffer(pcm, "<i2").reshape(-1, 2) / np.float32(32768), again.astype(np.float32))
+
+
+@pytest.mark.parametrize("heard", [0, 1, 2, 3])
+def test_who_is_behind_when_the_job_ends_gets_the_rest(
+    heard: int, studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks are dropped when a job is over; what a listener had not read comes from the stored sound."""
+    (record,) = done(studio, studio.submit(body(1.5, 5)))
+    sound = studio.sound(record.sounds[0])
+    audio, cuts = studio.store.audio(sound), (0, 4096, 8192, 12000)
+    chunks = [audio_data(audio[first:last], 0, first, 8000) for first, last in itertools.pairwise(cuts)]
+
+    async def follow(*_arguments: Any, previews: bool) -> AsyncIterator[tuple[int, JobEvent]]:
+        assert not previews
+        for number, chunk in enumerate(chunks[:heard]):
+            yield number, JobEvent(name="audio", data=chunk)
+        yield heard, JobEvent(name="done", data={"sounds": [{"id": sound.id}]})
+
+    async def read() -> bytes:
+        return b"".join([piece async for piece in _chunks(studio, record, headed=False)])
+
+    monkeypatch.setattr(studio, "follow", follow)
+    assert asyncio.run(read()) == sample_bytes(audio, "pcm16")
 
 
 @pytest.mark.parametrize(

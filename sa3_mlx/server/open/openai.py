@@ -132,18 +132,18 @@ async def _pieces(studio: Studio, job: JobRecord) -> AsyncIterator[dict[str, Any
                 yield event.data
             elif event is not None and event.name in ("failed", "cancelled", "interrupted"):
                 raise ConnectionAbortedError(event.data.get("error", event.name))  # the body must not look whole
-            elif event is not None and event.name == "done" and not done:
+            elif event is not None and event.name == "done":
                 sound = await run_in_threadpool(studio.sound, event.data["sounds"][0]["id"])
-                data = await asyncio.to_thread(_whole, studio, sound)
-                yield data
+                if done < sound.samples:
+                    yield await asyncio.to_thread(_rest, studio, sound, done)
     finally:
         studio.engine.cancel(job.id)
 
 
-def _whole(studio: Studio, sound: SoundRecord) -> dict[str, Any]:
-    """Return all of a sound as one chunk, for a listener who came late."""
-    pcm = base64.b64encode(sample_bytes(studio.store.audio(sound), "pcm16")).decode("ascii")
-    return {"start": 0, "samples": sound.samples, "pcm16": pcm}
+def _rest(studio: Studio, sound: SoundRecord, start: int) -> dict[str, Any]:
+    """Return a sound from sample ``start`` on as one chunk: its own ones are dropped once the job is over."""
+    pcm = base64.b64encode(sample_bytes(studio.store.audio(sound)[start:], "pcm16")).decode("ascii")
+    return {"start": start, "samples": sound.samples - start, "pcm16": pcm}
 
 
 async def _chunks(studio: Studio, job: JobRecord, *, headed: bool) -> AsyncIterator[bytes]:
