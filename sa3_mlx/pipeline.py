@@ -16,10 +16,10 @@ from mlx.utils import tree_flatten
 
 from sa3_mlx.common.adapters.applied import Applied
 from sa3_mlx.common.files.audio_file import Audio
-from sa3_mlx.common.generation.activations import largest_chunk
 from sa3_mlx.common.generation.events import Latents
 from sa3_mlx.common.generation.pipeline import BasePipeline
 from sa3_mlx.common.generation.plan import Plan
+from sa3_mlx.common.memory.activations import largest_chunk
 from sa3_mlx.common.model.checkpoint import Part
 from sa3_mlx.common.model.chunks import Direction, default_chunk_frames, long_chunk_frames
 from sa3_mlx.common.model.precision import choose_precision

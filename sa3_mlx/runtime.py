@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
-from sa3_mlx.common.generation.metal import OWN_BUFFER_MB, OWN_OPERATIONS, Metal
+from sa3_mlx.common.memory.metal import OWN_BUFFER_MB, OWN_OPERATIONS, Metal
 from sa3_mlx.common.tuning.table import environment
 
 OLDEST = (0, 31, 2)  # of MLX, on macOS

@@ -13,8 +13,8 @@ from benchmarks.options import parse_lengths
 from sa3_mlx.cli.models.listing import table
 from sa3_mlx.common.files.safetensors import TensorFile
 from sa3_mlx.common.generation.events import Conditioned, Finished, Sampled, Stepped
-from sa3_mlx.common.generation.memory import MemoryPlan, predict, stored_weight_bytes
 from sa3_mlx.common.generation.request import Item, Request, Residency
+from sa3_mlx.common.memory.prediction import MemoryPlan, predict, stored_weight_bytes
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
 from sa3_mlx.common.model.precision import DTYPES
 from sa3_mlx.pipeline import Pipeline

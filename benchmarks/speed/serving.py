@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from sa3_mlx.cli.options import PrecisionOptions
+from sa3_mlx.cli.options.model import PrecisionOptions
 from sa3_mlx.cli.typed import TypedCommand
 from sa3_mlx.server.running import running
 from sa3_mlx.server.settings import Settings

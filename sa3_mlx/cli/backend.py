@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from sa3_mlx.common.adapters.applied import Applied
-from sa3_mlx.common.generation.memory import MemoryPlan
-from sa3_mlx.common.generation.metal import Metal
+from sa3_mlx.common.memory.metal import Metal
+from sa3_mlx.common.memory.prediction import MemoryPlan
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.tuning.choice import Choices
 from sa3_mlx.common.tuning.table import find_ways

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sa3_mlx.common.generation.memory import part_bytes
 from sa3_mlx.common.generation.plan import plan
 from sa3_mlx.common.generation.request import Request
+from sa3_mlx.common.memory.prediction import part_bytes
 from sa3_mlx.common.model.config import ModelConfig
 
 from . import backend

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
+from sa3_mlx.cli.options.model import MemoryOptions, PrecisionOptions
 from sa3_mlx.common.installed import home
 
-from .options import MemoryOptions, PrecisionOptions
 from .typed import TypedCommand
 
 _USUAL = "http://127.0.0.1:7860"

@@ -5,7 +5,6 @@ Every request is one batch, whose files are written when it is done, each of the
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -14,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sa3_mlx.cli.output.files import SAMPLE_BYTES, Outlets, Target, check_targets, find_targets
+from sa3_mlx.cli.options.model import MemoryOptions, ModelOptions
+from sa3_mlx.cli.options.output import OutputOptions
+from sa3_mlx.cli.output.files import Outlets, Target, check_targets, find_targets
 from sa3_mlx.cli.output.progress import Progress
 from sa3_mlx.cli.output.provenance import (
     CommandName,
@@ -31,27 +32,23 @@ from sa3_mlx.common.adapters.applied import Applied
 from sa3_mlx.common.files.audio import SUBTYPES
 from sa3_mlx.common.files.safetensors import TensorFile
 from sa3_mlx.common.files.wav import Subtype
+from sa3_mlx.common.generation.checks import validate
 from sa3_mlx.common.generation.events import AudioChunk, Event
-from sa3_mlx.common.generation.memory import IN_MEMORY, MemoryPlan, fit, predict, stored_weight_bytes, weight_bytes
 from sa3_mlx.common.generation.plan import with_chunks
-from sa3_mlx.common.generation.request import Item, Request, Residency, validate
+from sa3_mlx.common.generation.request import Request, Residency
 from sa3_mlx.common.installed import Model
+from sa3_mlx.common.memory.prediction import IN_MEMORY, MemoryPlan, fit, predict, stored_weight_bytes, weight_bytes
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
 from sa3_mlx.common.model.chunks import stream_chunk_frames
 from sa3_mlx.common.model.precision import Precision, allowed_precisions
-from sa3_mlx.common.quant.format import Quantization
-from sa3_mlx.common.terminal import excerpt
-from sa3_mlx.common.text.prompt import parse_prompt
-from sa3_mlx.common.text.tokenizer import Tokenizer, first_words
 from sa3_mlx.common.tuning.chunk import CHUNKS
 from sa3_mlx.common.version import version
 
 from . import backend
-from .adapters import describe, open_adapters, record
+from .adapters import open_adapters, record
 from .backend import Backend
-from .estimate import slow_note
 from .fingerprint import fingerprint
-from .options import MemoryOptions, ModelOptions, OutputOptions
+from .notes import announce
 
 if TYPE_CHECKING:
     from sa3_mlx.cli.audio.source import SourceFile
@@ -109,7 +106,7 @@ def run(task: Task) -> list[Path]:
     targets = check(task)
     setup = plan(task, progress)
     pipeline = load(task, setup)
-    _announce(task, setup, pipeline.tokenizer, progress)
+    announce(task, setup, pipeline.tokenizer, progress)
     with Speaker(config.sample_rate, config.audio_channels) if task.output.play else nullcontext() as speaker:
         for number, request in enumerate(setup.requests):
             made = provenance(task, setup, request)
@@ -288,61 +285,3 @@ def _plan_memory(
     found = fit(request, config, precisions, limit, weights=weights, metal=metal)
     progress.line(f"{found.text()}; {backend.memory_note(framework, options.device)}")
     return found
-
-
-def _announce(task: Task, setup: Setup, tokenizer: Tokenizer, progress: Progress) -> None:
-    """Say what is about to be made, and what may not be expected of it."""
-    seeds = [item.seed for request in setup.requests for item in request.items]
-    if task.only is not None:
-        seeds = [seeds[task.only]]
-    seed = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    progress.line(f"{task.model.label} on {setup.backend}, {task.seconds:g} s, seed {seed}")
-    for file, applied in zip(task.options.lora, setup.adapters, strict=True):
-        progress.line(f"adapter {file.name}: {describe(applied)}")
-    if _merging_pays(task, setup):
-        progress.line(
-            "note: --lora-merged puts the adapters into the weights, and steps cost what they cost without them"
-        )
-    if setup.backend == "mlx" and (note := slow_note(setup.requests, task.model.config)):
-        progress.line(note)
-    _warn_of_rounding(task, progress)
-    items = [item for request in setup.requests for item in request.items]
-    for line in unheard(tokenizer, task.model.name, items):
-        progress.line(f"note: {line}")
-
-
-def _merging_pays(task: Task, setup: Setup) -> bool:
-    """Tell whether adapters beside the weights only cost time: they are on at all times, and the weights 16-bit."""
-    beside = setup.backend == "mlx" and bool(setup.adapters) and not task.options.lora_merged
-    if not beside or setup.memory.precision.bytes > 2 or not all(applied.always for applied in setup.adapters):
-        return False
-    with TensorFile.open(task.model.folder / WEIGHTS_FILE) as file:
-        return Quantization.read(file) is None  # packed layers take full size where they are merged
-
-
-def _warn_of_rounding(task: Task, progress: Progress) -> None:
-    """Say when the file cannot hold the kept samples as they are, and which can."""
-    first = task.requests[0]
-    if task.source is None or first.inpaint is None or first.crossfade_ms is None:
-        return
-    if SAMPLE_BYTES[task.source.exact] > SAMPLE_BYTES[task.format]:
-        lossless, better = task.format in SUBTYPES[".wav"], "--out with .wav"
-        if lossless:
-            better = "--format pcm24" if task.source.exact == "pcm24" else "--out with .wav and --format float"
-        loss = f"are rounded to {task.format}" if lossless else f"change in {task.format}"
-        progress.line(f"note: kept samples {loss}; {better} keeps them exactly")
-
-
-def unheard(tokenizer: Tokenizer, name: str, items: Iterable[Item]) -> list[str]:
-    """Say which parts of the texts of clips the model ``name`` does not know or read, a line for each."""
-    lines = []
-    given = (text for item in items for text in (item.prompt, item.negative_prompt) if text)
-    for text in dict.fromkeys(part.text for prompt in given for part in parse_prompt(prompt).texts):
-        if unknown := tokenizer.unknown(text):
-            lines.append(f"{name} does not know {first_words(unknown)}; see 'sa3 info {shlex.quote(name)}'")
-        count = tokenizer.count(text)
-        if text.strip() and not count:
-            lines.append(f"{name} hears nothing of the prompt {excerpt(text)!r}")
-        if count > tokenizer.max_length:
-            lines.append(f"the prompt has {count} tokens, {name} hears the first {tokenizer.max_length}")
-    return lines

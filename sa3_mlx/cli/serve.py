@@ -8,11 +8,11 @@ from pathlib import Path
 
 import click
 
-from sa3_mlx.common.generation.memory import parse_size
+from sa3_mlx.cli.options.model import MemoryOptions, PrecisionOptions
 from sa3_mlx.common.installed import home
+from sa3_mlx.common.memory.prediction import parse_size
 from sa3_mlx.common.terminal import labelled, report
 
-from .options import MemoryOptions, PrecisionOptions
 from .typed import Parsed, TypedCommand
 
 _TOKEN_LETTERS = 16  # at least

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, get_args
 
 import click
+from click.core import ParameterSource
 
 _DEBUG = click.Option(["--debug"], is_flag=True, expose_value=False, help="Show the traceback of an error.")
 
@@ -63,3 +64,8 @@ class Parsed(click.ParamType):
             return self._parse(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+
+def given(ctx: click.Context, name: str) -> bool:
+    """Return whether the user gave this option, whatever its value."""
+    return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE

@@ -10,10 +10,11 @@ from sa3_mlx.cli.adapters import LoraFile
 from sa3_mlx.cli.audio.generate import default_seconds
 from sa3_mlx.cli.audio.source import SourceFile
 from sa3_mlx.cli.audio.vary import USUAL_LEVEL
-from sa3_mlx.cli.options import SamplingOptions
+from sa3_mlx.cli.options.sampling import SamplingOptions
 from sa3_mlx.common.files.audio_file import Audio
+from sa3_mlx.common.generation.checks import validate
 from sa3_mlx.common.generation.noise import SEED_MAX, random_seed
-from sa3_mlx.common.generation.request import ITEMS_MAX, Request, extend, validate
+from sa3_mlx.common.generation.request import ITEMS_MAX, Request, extend
 from sa3_mlx.common.installed import Model
 from sa3_mlx.common.model.chunks import stream_chunk_frames
 from sa3_mlx.common.model.config import ModelConfig

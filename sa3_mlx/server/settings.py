@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sa3_mlx.cli.options import PrecisionOptions
+from sa3_mlx.cli.options.model import PrecisionOptions
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 BODY_MAX = 1 << 20  # bytes of a JSON body

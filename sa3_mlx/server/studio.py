@@ -13,7 +13,7 @@ from typing import Any
 
 from sa3_mlx.cli.home import find_model
 from sa3_mlx.cli.models.listing import parameters
-from sa3_mlx.cli.run import unheard
+from sa3_mlx.cli.notes import unheard
 from sa3_mlx.common.generation.clips import open_tokenizer
 from sa3_mlx.common.generation.request import Item, Request
 from sa3_mlx.common.installed import DAMAGE, Model, installed, open_model

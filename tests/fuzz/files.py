@@ -22,11 +22,12 @@ from sa3_mlx.common.adapters.format import AdapterConfig, write_adapter
 from sa3_mlx.common.files.audio import read_audio, read_blocks, read_tags, write_audio
 from sa3_mlx.common.files.objects import read_object
 from sa3_mlx.common.files.safetensors import TensorFile, array_entry, write_tensors
+from sa3_mlx.common.generation.checks import validate
 from sa3_mlx.common.generation.clips import open_tokenizer
-from sa3_mlx.common.generation.memory import predict
 from sa3_mlx.common.generation.plan import plan
-from sa3_mlx.common.generation.request import Item, Request, validate
+from sa3_mlx.common.generation.request import Item, Request
 from sa3_mlx.common.installed import open_model
+from sa3_mlx.common.memory.prediction import predict
 from sa3_mlx.common.model.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, expected_tensors
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.precision import Precision

@@ -8,12 +8,13 @@ import numpy as np
 
 from sa3_mlx.assets import DEMO
 from sa3_mlx.cli.adapters import parse_lora
-from sa3_mlx.cli.options import parse_region
+from sa3_mlx.cli.options.output import parse_region
+from sa3_mlx.common.generation.checks import validate
 from sa3_mlx.common.generation.clips import open_tokenizer
-from sa3_mlx.common.generation.memory import parse_size
 from sa3_mlx.common.generation.plan import plan
 from sa3_mlx.common.generation.regions import to_regions
-from sa3_mlx.common.generation.request import Inpaint, Item, Request, validate
+from sa3_mlx.common.generation.request import Inpaint, Item, Request
+from sa3_mlx.common.memory.prediction import parse_size
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.lengths import seconds_to_samples
 from sa3_mlx.common.model.sampling import Sampling

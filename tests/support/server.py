@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from sa3_mlx.cli.options import PrecisionOptions
+from sa3_mlx.cli.options.model import PrecisionOptions
 from sa3_mlx.server.running import running
 from sa3_mlx.server.settings import Settings
 from sa3_mlx.server.store.records import OPEN, JobRecord

@@ -8,7 +8,9 @@ from pathlib import Path
 import click
 
 from sa3_mlx.cli.home import find_model
-from sa3_mlx.cli.options import MemoryOptions, ModelOptions, OutputOptions, PasteOptions, SamplingOptions
+from sa3_mlx.cli.options.model import MemoryOptions, ModelOptions
+from sa3_mlx.cli.options.output import OutputOptions, PasteOptions
+from sa3_mlx.cli.options.sampling import SamplingOptions
 from sa3_mlx.cli.run import Task, run
 from sa3_mlx.cli.typed import TypedCommand
 from sa3_mlx.common.generation.request import extend as continuation

@@ -10,7 +10,9 @@ import click
 
 from sa3_mlx.cli.home import find_model
 from sa3_mlx.cli.inputs import is_stream, open_stream
-from sa3_mlx.cli.options import MemoryOptions, ModelOptions, OutputOptions, SamplingOptions
+from sa3_mlx.cli.options.model import MemoryOptions, ModelOptions
+from sa3_mlx.cli.options.output import OutputOptions
+from sa3_mlx.cli.options.sampling import SamplingOptions
 from sa3_mlx.cli.run import Task, run
 from sa3_mlx.cli.typed import TypedCommand
 from sa3_mlx.common.model.config import ModelConfig

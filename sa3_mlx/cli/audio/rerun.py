@@ -14,13 +14,15 @@ from sa3_mlx.cli.adapters import LoraFile
 from sa3_mlx.cli.backend import DEVICES, Backend, choices, choose
 from sa3_mlx.cli.fingerprint import fingerprint
 from sa3_mlx.cli.home import find_model
-from sa3_mlx.cli.options import CommonOptions, MemoryOptions, ModelOptions, OutputOptions
+from sa3_mlx.cli.options.model import MemoryOptions, ModelOptions
+from sa3_mlx.cli.options.output import CommonOptions, OutputOptions
 from sa3_mlx.cli.output.provenance import InputRecord, ModelRecord, Provenance, find_input, read_provenance
 from sa3_mlx.cli.run import Task, run
 from sa3_mlx.cli.typed import TypedCommand
 from sa3_mlx.common.files.audio_file import Audio
 from sa3_mlx.common.files.safetensors import file_hash
-from sa3_mlx.common.generation.request import Request, validate
+from sa3_mlx.common.generation.checks import validate
+from sa3_mlx.common.generation.request import Request
 from sa3_mlx.common.installed import DAMAGE, Model, installed
 from sa3_mlx.common.schema import listed
 from sa3_mlx.common.terminal import report, say

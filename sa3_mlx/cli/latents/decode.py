@@ -13,7 +13,8 @@ from sa3_mlx.cli.fingerprint import fingerprint
 from sa3_mlx.cli.home import find_model
 from sa3_mlx.cli.inputs import input_file
 from sa3_mlx.cli.models.measure import snr_text
-from sa3_mlx.cli.options import FORMATS, BackendOptions, CommonOptions
+from sa3_mlx.cli.options.model import BackendOptions
+from sa3_mlx.cli.options.output import FORMATS, CommonOptions
 from sa3_mlx.cli.output.progress import Progress
 from sa3_mlx.cli.output.sink import STDOUT, check_pipe, open_sink
 from sa3_mlx.cli.typed import TypedCommand

@@ -11,7 +11,7 @@ from sa3_mlx.cli.fingerprint import fingerprint
 from sa3_mlx.cli.home import find_model
 from sa3_mlx.cli.inputs import input_file
 from sa3_mlx.cli.models.measure import snr_text
-from sa3_mlx.cli.options import BackendOptions
+from sa3_mlx.cli.options.model import BackendOptions
 from sa3_mlx.cli.output.progress import Progress
 from sa3_mlx.cli.typed import TypedCommand
 from sa3_mlx.common.files.audio import fit_length, read_audio

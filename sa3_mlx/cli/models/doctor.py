@@ -15,9 +15,9 @@ import click
 from sa3_mlx.cli import backend
 from sa3_mlx.cli.output.speaker import library
 from sa3_mlx.cli.typed import TypedCommand
-from sa3_mlx.common.generation.memory import size_text
-from sa3_mlx.common.generation.metal import Metal
 from sa3_mlx.common.installed import home, installed, models_folder
+from sa3_mlx.common.memory.metal import Metal
+from sa3_mlx.common.memory.prediction import size_text
 from sa3_mlx.common.terminal import labelled, show
 from sa3_mlx.common.tuning import machine
 from sa3_mlx.common.tuning.table import read_table, table_file

@@ -19,7 +19,7 @@ import numpy as np
 from sa3_mlx.cli.backend import choose
 from sa3_mlx.cli.fingerprint import fingerprint
 from sa3_mlx.cli.home import find_model
-from sa3_mlx.cli.options import CommonOptions
+from sa3_mlx.cli.options.output import CommonOptions
 from sa3_mlx.cli.output.progress import Progress
 from sa3_mlx.cli.typed import TypedCommand
 from sa3_mlx.common.files.atomic import new_folder, write_json

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from sa3_mlx.cli.options import CommonOptions
+from sa3_mlx.cli.options.output import CommonOptions
 from sa3_mlx.cli.output.progress import Progress
 from sa3_mlx.cli.output.report import first_command
 from sa3_mlx.cli.typed import TypedCommand

@@ -15,7 +15,7 @@ import numpy as np
 from sa3_mlx.cli.adapters import describe, open_adapters, parse_lora
 from sa3_mlx.cli.backend import choose
 from sa3_mlx.cli.home import find_model
-from sa3_mlx.cli.options import CommonOptions
+from sa3_mlx.cli.options.output import CommonOptions
 from sa3_mlx.cli.output.progress import Progress
 from sa3_mlx.cli.output.report import first_command
 from sa3_mlx.cli.typed import TypedCommand

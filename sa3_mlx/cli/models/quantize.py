@@ -11,7 +11,7 @@ import click
 
 from sa3_mlx.cli.backend import choose
 from sa3_mlx.cli.home import find_model
-from sa3_mlx.cli.options import CommonOptions
+from sa3_mlx.cli.options.output import CommonOptions
 from sa3_mlx.cli.output.progress import Progress
 from sa3_mlx.cli.output.report import first_command
 from sa3_mlx.cli.typed import TypedCommand

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from sa3_mlx.cli.options import OutputOptions
+from sa3_mlx.cli.options.output import OutputOptions
 from sa3_mlx.common.files.audio import apply_peak, check_output, check_target
 from sa3_mlx.common.files.audio_file import Audio
 from sa3_mlx.common.files.wav import Subtype

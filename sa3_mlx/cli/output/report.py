@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sa3_mlx.cli.inputs import is_stream
-from sa3_mlx.cli.options import ModelOptions
+from sa3_mlx.cli.options.model import ModelOptions
 from sa3_mlx.common.files.audio import clipped_share, peak_db
 from sa3_mlx.common.files.audio_file import Audio
 from sa3_mlx.common.generation.regions import Seam

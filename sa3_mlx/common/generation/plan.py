@@ -15,8 +15,9 @@ from sa3_mlx.common.model.lengths import Lengths, clip_lengths
 from sa3_mlx.common.model.sampling import Sampling
 from sa3_mlx.common.tuning.chunk import FACTORS, chunk_frames
 
+from .checks import validate
 from .regions import Region, keep_frames, to_regions
-from .request import InitAudio, Inpaint, Request, per_item, validate
+from .request import InitAudio, Inpaint, Request, per_item
 from .schedule import sigmas
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sa3_mlx.cli import backend
-from sa3_mlx.cli.options import MemoryOptions
+from sa3_mlx.cli.options.model import MemoryOptions
 from sa3_mlx.cli.output.progress import Progress
 from sa3_mlx.cli.run import Setup, Task, load, plan
-from sa3_mlx.common.generation.memory import size_text
 from sa3_mlx.common.generation.pipeline import BasePipeline
+from sa3_mlx.common.memory.prediction import size_text
 
 _QUIET = Progress(quiet=True)
 

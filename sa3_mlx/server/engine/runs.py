@@ -17,7 +17,8 @@ from sa3_mlx.cli import backend
 from sa3_mlx.cli.audio.source import SourceFile
 from sa3_mlx.cli.fingerprint import fingerprint
 from sa3_mlx.cli.latents.files import output_samples, read_latents, write_latents
-from sa3_mlx.cli.options import MemoryOptions, ModelOptions, OutputOptions
+from sa3_mlx.cli.options.model import MemoryOptions, ModelOptions
+from sa3_mlx.cli.options.output import OutputOptions
 from sa3_mlx.cli.output.progress import Progress
 from sa3_mlx.cli.run import Setup, Task, provenance, stream
 from sa3_mlx.common.files.audio import read_audio, write_audio
@@ -26,10 +27,10 @@ from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.files.spectrogram import envelope
 from sa3_mlx.common.files.wav import sample_bytes
 from sa3_mlx.common.generation.events import AudioChunk, Conditioned, Event, Finished, Stepped
-from sa3_mlx.common.generation.memory import predict, size_text
 from sa3_mlx.common.generation.pipeline import BasePipeline
 from sa3_mlx.common.generation.request import InitAudio, Item, Request
 from sa3_mlx.common.installed import Model
+from sa3_mlx.common.memory.prediction import predict, size_text
 from sa3_mlx.server.orders import MAKING
 from sa3_mlx.server.settings import Settings
 from sa3_mlx.server.store.records import SoundRecord

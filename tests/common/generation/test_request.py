@@ -15,10 +15,11 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from sa3_mlx.common.generation.checks import validate
 from sa3_mlx.common.generation.events import AudioChunk, Conditioned, Generation
 from sa3_mlx.common.generation.plan import plan
 from sa3_mlx.common.generation.regions import Region, Seam
-from sa3_mlx.common.generation.request import InitAudio, Inpaint, Item, Request, extend, validate
+from sa3_mlx.common.generation.request import InitAudio, Inpaint, Item, Request, extend
 from sa3_mlx.common.model.presets import PRESETS
 from sa3_mlx.common.model.sampling import Guidance, Sampling
 from sa3_mlx.common.schema import ConfigError

@@ -13,10 +13,10 @@ from sa3_mlx.cli import backend
 from sa3_mlx.cli.backend import DEVICES
 from sa3_mlx.cli.home import find_model
 from sa3_mlx.cli.typed import Parsed, TypedCommand
-from sa3_mlx.common.generation.activations import same_activations
-from sa3_mlx.common.generation.memory import size_text
-from sa3_mlx.common.generation.metal import Metal
 from sa3_mlx.common.installed import Model
+from sa3_mlx.common.memory.activations import same_activations
+from sa3_mlx.common.memory.metal import Metal
+from sa3_mlx.common.memory.prediction import size_text
 from sa3_mlx.common.model.chunks import chunk_plan
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.lengths import samples_to_frames, seconds_to_samples

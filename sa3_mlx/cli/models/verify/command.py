@@ -10,8 +10,7 @@ import click
 from sa3_mlx.cli import backend, fingerprint
 from sa3_mlx.cli.home import find_model
 from sa3_mlx.cli.models.listing import table
-from sa3_mlx.cli.options import given
-from sa3_mlx.cli.typed import TypedCommand
+from sa3_mlx.cli.typed import TypedCommand, given
 from sa3_mlx.common.installed import Model
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.terminal import show

@@ -19,7 +19,7 @@ from datetime import timedelta
 import torch
 from torch import nn
 
-from sa3_mlx.common.generation.memory import MARGIN, size_text
+from sa3_mlx.common.memory.prediction import MARGIN, size_text
 from sa3_torch.train.run.blocks import work_by_blocks
 from sa3_torch.train.run.optimizers import Trained, make_optimizer, take_turn
 from sa3_torch.train.run.parallel import UNITS, BatchSlice

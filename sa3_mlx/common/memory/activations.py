@@ -1,6 +1,6 @@
 """Predict what the phases of a run need beside weights: copies of hidden states, and what an Apple GPU adds.
 
-The numbers of copies are measured: see ``memory.py``.
+The numbers of copies are measured: see ``prediction.py``.
 
 Shapes: B batch, T latent frames, N tokens, D width, S text tokens.
 """
@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from typing import Literal
 
+from sa3_mlx.common.generation.clips import Texts
+from sa3_mlx.common.generation.request import Request
 from sa3_mlx.common.model.chunks import Direction, chunk_plan, default_chunk_frames, halo, pad_frames
 from sa3_mlx.common.model.config import DiffusionConfig, ModelConfig
 from sa3_mlx.common.model.lengths import clip_lengths, samples_to_frames, seconds_to_samples
 from sa3_mlx.common.model.precision import Precision
 
-from .clips import Texts
 from .metal import Metal
-from .request import Request
 
 PhaseName = Literal["text", "encode", "sample", "decode"]
 

@@ -11,7 +11,8 @@ import pytest
 
 from sa3_mlx.cli.output.provenance import read_provenance
 from sa3_mlx.common.files.safetensors import TensorFile, array_entry, write_tensors
-from sa3_mlx.common.generation.memory import (
+from sa3_mlx.common.generation.request import InitAudio, Item, Request, Residency
+from sa3_mlx.common.memory.prediction import (
     CAST,
     MARGIN,
     STREAMED_REST,
@@ -21,7 +22,6 @@ from sa3_mlx.common.generation.memory import (
     stored_weight_bytes,
     weight_bytes,
 )
-from sa3_mlx.common.generation.request import InitAudio, Item, Request, Residency
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
 from sa3_mlx.common.model.chunks import check_chunk_frames
 from sa3_mlx.common.model.config import DiffusionConfig, DiTConfig, ModelConfig, SAMEConfig, TextEncoderConfig

@@ -11,10 +11,10 @@ import pytest
 
 from sa3_mlx.cli import backend
 from sa3_mlx.cli.models import doctor
-from sa3_mlx.common.generation.activations import dit_activations, same_activations
-from sa3_mlx.common.generation.memory import IN_MEMORY, MARGIN, MemoryPlan, fit, predict
-from sa3_mlx.common.generation.metal import KEPT_MOST, Limits, Metal, kept
 from sa3_mlx.common.generation.request import InitAudio, Item, Request
+from sa3_mlx.common.memory.activations import dit_activations, same_activations
+from sa3_mlx.common.memory.metal import KEPT_MOST, Limits, Metal, kept
+from sa3_mlx.common.memory.prediction import IN_MEMORY, MARGIN, MemoryPlan, fit, predict
 from sa3_mlx.common.model.chunks import default_chunk_frames, long_chunk_frames
 from sa3_mlx.common.model.precision import Precision
 from sa3_mlx.common.model.presets import PRESETS, SAME_L, SAME_S

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sa3_mlx.common.files.safetensors import FLOATS, STORAGE, TensorFile
+from sa3_mlx.common.generation.request import Request, Residency
 from sa3_mlx.common.model.checkpoint import expected_tensors
 from sa3_mlx.common.model.chunks import Direction, default_chunk_frames, halo, long_chunk_frames
 from sa3_mlx.common.model.config import DiffusionConfig, ModelConfig
@@ -25,7 +26,6 @@ from sa3_mlx.common.model.precision import Precision
 
 from .activations import PhaseName, activations, coded_frames, largest_chunk
 from .metal import Metal
-from .request import Request, Residency
 
 MARGIN = 1.1  # of a prediction that has to fit into a limit
 
