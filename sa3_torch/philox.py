@@ -1,0 +1,90 @@
+"""Draw the noise of ``common/generation/noise.py`` on any device: the same Philox 4x64 in int64 operations [A15.8].
+
+The words are those of numpy, bit for bit; normals are float64 until the last rounding, as there. Nothing waits for the
+device. On a CPU numpy is faster, so a pipeline there draws with it.
+
+Shapes: the leading shape is that of ``seeds`` and ``index``, broadcast; T frames, C channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+_LOW = 0xFFFFFFFF
+_TOP = 2**64
+_MULTIPLIERS = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
+_WEYL = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
+_ROUNDS = 10
+
+
+def _signed(value: int) -> int:
+    """Return the int64 with the bits of a number below 2**64."""
+    return value - _TOP if value >= _TOP // 2 else value
+
+
+def _high(x: Tensor) -> Tensor:
+    """Return the upper 32 bits as a number of 0 .. 2**32 - 1: torch shifts the sign in."""
+    return (x >> 32) & _LOW
+
+
+def words(counter: Sequence[Tensor], key: Sequence[Tensor]) -> Tensor:
+    """Return Philox 4x64-10 of counters and keys: 4 and 2 int64 tensors that broadcast -> (..., 4) int64.
+
+    The counter is the published one; numpy's generator gives the block of a counter that is one higher than its own.
+    """
+    shape = torch.broadcast_shapes(*(each.shape for each in (*counter, *key)))
+    even, odd = _pair(counter[0], counter[2], shape), _pair(counter[1], counter[3], shape)
+    keys = _pair(key[0], key[1], shape)
+    whole, low, high, weyl = (each.view(2, *(1,) * len(shape)) for each in _constants(even.device))
+    for k in range(_ROUNDS):
+        keys = keys + weyl if k else keys
+        upper = _product_high(even, low, high)  # of words 0 and 2
+        even, odd = upper.flip(0) ^ odd ^ keys, (even * whole).flip(0)
+    even, odd = even.expand(2, *shape), odd.expand(2, *shape)
+    return torch.stack([even[0], odd[0], even[1], odd[1]], dim=-1)
+
+
+def _pair(first: Tensor, second: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return both as one (2, ...), whose shape still broadcasts to (2, *shape): words that are alike stay one."""
+    both = torch.stack(torch.broadcast_tensors(first, second))
+    return both.view(2, *(1,) * (len(shape) + 1 - both.dim()), *both.shape[1:])
+
+
+@lru_cache(maxsize=8)
+def _constants(device: torch.device) -> Tensor:
+    """Return multipliers, their lower and upper halves, and what is added to the keys: (4, 2), one copy to a device."""
+    rows = [*([_signed(m), m & _LOW, m >> 32] for m in _MULTIPLIERS)]
+    return torch.tensor([*zip(*rows, strict=True), tuple(map(_signed, _WEYL))], device=device)
+
+
+def _product_high(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Return the upper 64 bits of the unsigned product of x and high * 2**32 + low; no sum of parts overflows."""
+    a, b = x & _LOW, _high(x)
+    middle = b * low + _high(a * low)
+    return b * high + _high(middle) + _high((middle & _LOW) + a * high)
+
+
+def normals(drawn: Tensor) -> Tensor:
+    """Return standard normals (..., n) float32 of words (..., n), n even: Box-Muller of each pair in float64."""
+    uniform = ((drawn >> 11) & (2**53 - 1)).double() * 2.0**-53  # in [0, 1)
+    first, second = uniform[..., 0::2], uniform[..., 1::2]
+    radius, angle = torch.sqrt(-2.0 * torch.log1p(-first)), 2.0 * math.pi * second
+    return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1).flatten(-2).float()
+
+
+def noise(seeds: Tensor, index: Tensor, stream: int, frames: int, channels: int, *, start: int = 0) -> Tensor:
+    """Draw the normals of ``NoiseStream(stream, index)`` for seeds, both int64 -> (..., frames, channels) float32.
+
+    Seeds (B,) with indices (steps, 1) make what a whole run adds, (steps, B, frames, channels), in one go.
+    """
+    blocks = -(-channels // 4)
+    block = torch.arange(1 + start * blocks, 1 + (start + frames) * blocks, device=seeds.device)
+    seeds, index = seeds[..., None], index[..., None]
+    zero = torch.zeros_like(block[:1])
+    drawn = words((block, zero, index, zero + stream), (seeds, zero))
+    return normals(drawn.reshape(*drawn.shape[:-2], frames, blocks * 4))[..., :channels]
