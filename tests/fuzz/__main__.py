@@ -174,10 +174,10 @@ def _tell(current: Path, name: str, case: Case) -> None:
 
 
 def _print(results: list[Result]) -> None:
-    click.echo(f"{'target':<18}{'examples':>10}{'seconds':>9}{'corpus':>8}{'lines':>12}  findings")
+    click.echo(f"{'target':<18}{'examples':>10}{'seconds':>9}{'of CPU':>8}{'corpus':>8}{'lines':>12}  findings")
     for result in results:
         lines = f"{result.lines}/{result.of_lines}"
-        numbers = f"{result.examples:>10}{result.seconds:>9.0f}{result.corpus:>8}{lines:>12}"
+        numbers = f"{result.examples:>10}{result.seconds:>9.0f}{result.processor:>8.0f}{result.corpus:>8}{lines:>12}"
         click.echo(f"{result.target:<18}{numbers}  {len(result.findings) or ''}")
     for result in results:
         for finding in sorted(result.findings.values(), key=lambda finding: -finding.count):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ class Result:
     rounds: int = 0  # begun
     examples: int = 0
     seconds: float = 0.0
+    processor: float = 0.0  # seconds of it, which a busy machine gives fewer of; with those of child processes
     corpus: int = 0  # inputs that reached new lines, the valid ones included
     lines: int = 0  # of the target's files, that were executed
     of_lines: int = 0
@@ -105,6 +107,7 @@ class Fuzzer:
     def run(self, *, seed: int, seconds: float = math.inf, examples: float = math.inf) -> Result:
         """Read what reached new lines before, then damaged inputs until the time or the examples are spent."""
         result, start, before = self.result, time.monotonic(), (self.result.seconds, self.result.examples)
+        spent = self.result.processor - _processor_seconds()
         for name, inputs in self.state.corpus.items():
             for data in inputs:
                 self.read(Case(name, data))
@@ -113,6 +116,7 @@ class Fuzzer:
             result.rounds += 1
             self._round(seed * 1_000_003 + result.rounds - 1, int(min(ROUND, left)))
             result.seconds = before[0] + time.monotonic() - start
+            result.processor = spent + _processor_seconds()
             result.corpus = sum(map(len, self.state.corpus.values()))
             result.lines, result.of_lines = len(self._lines.seen & self._statements), len(self._statements)
             if self._keep is not None:
@@ -159,6 +163,11 @@ class Fuzzer:
         if self.target.forms and draw(st.integers(0, 39)) == 0:
             return Case(name, b"", draw(st.sampled_from(OTHER_FORMS)))
         return Case(name, MUTATIONS[self._kinds[name]](draw, draw(st.sampled_from(self.state.corpus[name]))))
+
+
+def _processor_seconds() -> float:
+    """Return what this process and its finished children took of processors."""
+    return sum(os.times()[:4])
 
 
 def _statements(path: Path) -> set[int]:

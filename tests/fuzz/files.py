@@ -333,6 +333,7 @@ TARGETS = (
             "sa3_mlx/cli/output/provenance.py",
             "sa3_mlx/cli/output/first_tags.py",
             "sa3_mlx/common/generation/request.py",
+            "sa3_mlx/common/generation/checks.py",
             "sa3_mlx/common/schema.py",
         ),
         names_file=False,

@@ -124,7 +124,9 @@ TARGETS = (
         names_file=False,
         forms=False,
     ),
-    Target("sizes", _words("6.5GB"), _read_size, (f"{_GENERATION}/memory.py",), names_file=False, forms=False),
+    Target(
+        "sizes", _words("6.5GB"), _read_size, ("sa3_mlx/common/memory/prediction.py",), names_file=False, forms=False
+    ),
     Target(
         "lengths",
         _words("0.5 3"),
@@ -153,7 +155,12 @@ TARGETS = (
         "requests",
         _request,
         _read_request,
-        (f"{_GENERATION}/request.py", f"{_GENERATION}/plan.py", "sa3_mlx/common/schema.py"),
+        (
+            f"{_GENERATION}/request.py",
+            f"{_GENERATION}/checks.py",
+            f"{_GENERATION}/plan.py",
+            "sa3_mlx/common/schema.py",
+        ),
         names_file=False,
         forms=False,
     ),
