@@ -145,7 +145,7 @@ class Pipeline(BasePipeline[mx.array]):
     def _encode(self, audio: Audio) -> Latents:
         return np.array(self.autoencoder("encoder").encode(mx.array(audio[None]))[0])
 
-    def _decode(self, latents: Latents, *noises: Latents) -> mx.array:
+    def _decode(self, latents: Latents | mx.array, *noises: Latents) -> mx.array:
         same = self.autoencoder("decoder")
         audio = same.decode(mx.array(latents[None]), *(mx.array(noise) for noise in noises))[0]
         mx.async_eval(audio)

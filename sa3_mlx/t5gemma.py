@@ -6,11 +6,12 @@ Shapes: B batch, S tokens, D width, H heads, K head size.
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from sa3_mlx.common.files.safetensors import TensorFile
+from sa3_mlx.common.files.safetensors import StoredTable, TensorFile
 from sa3_mlx.common.model.config import TextEncoderConfig
 from sa3_mlx.runtime import mx, nn
 
@@ -116,11 +117,15 @@ class FileEmbedding(nn.Module):
 
     def __call__(self, ids: mx.array) -> mx.array:
         """Return rows (B, S, D) of ids (B, S)."""
+        rows = self.table.rows(np.array(ids).reshape(-1))
+        own = {"BF16": mx.bfloat16, "F16": mx.float16}.get(self.table.dtype, mx.float32)
+        return mx.array(rows).astype(self.dtype or own).reshape(*ids.shape, self.table.width)
+
+    @cached_property
+    def table(self) -> StoredTable:
+        """Open the table."""
         with TensorFile.open(self.path) as file:
-            stored, (_, width) = file.info(self.name)
-            rows = file.rows(self.name, np.array(ids).reshape(-1))
-        own = {"BF16": mx.bfloat16, "F16": mx.float16}.get(stored, mx.float32)
-        return mx.array(rows).astype(self.dtype or own).reshape(*ids.shape, width)
+            return file.table(self.name)
 
 
 class T5GemmaEncoder(nn.Module):

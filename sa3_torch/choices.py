@@ -62,6 +62,14 @@ CHOICES = Choices(
             tolerance=CHUNKS_TOLERANCE,
         ),
         Choice(
+            name="noise",
+            about="normals of a run drawn by numpy, or where the network is, in one go",
+            ways=("host", "device"),
+            usual={"cpu": "host", "gpu": "device"},
+            work=("step",),
+            tolerance=1e-7,
+        ),
+        Choice(
             name="attention",
             about="PyTorch's products and softmax one by one, or what kernel it takes for all of them",
             ways=("math", "fused"),
@@ -91,3 +99,9 @@ CHOICES = Choices(
     ),
 )
 way, use, using = CHOICES.way, CHOICES.use, CHOICES.using
+
+
+def on_a_cpu() -> dict[str, str]:
+    """Return the ways that a CPU goes where those of this machine's GPU are the usual ones."""
+    usual = ((place, place.usual.get("cpu", place.plain)) for place in CHOICES.places.values())
+    return {place.name: way for place, way in usual if way != CHOICES.usual[place.name]}

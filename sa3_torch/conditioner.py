@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from sa3_mlx.common.model.config import TIMESTEP_FEATURES
 from sa3_mlx.common.model.features import seconds_features
 
+from .cuda.transfer import upload
+
 
 class Conditioner(nn.Module):
     """Add the learned padding and the duration token [B4, B5, B6]."""
@@ -28,8 +30,8 @@ class Conditioner(nn.Module):
 
     def embed_seconds(self, seconds: np.ndarray) -> Tensor:
         """Return the duration vectors (B, D) of (B,) seconds, which saturate at 0 and ``seconds_max`` [B5]."""
-        features = torch.from_numpy(seconds_features(seconds, self.seconds_max))
-        return self.seconds_embed(features.to(self.seconds_embed.weight))
+        features = upload(seconds_features(seconds, self.seconds_max), self.seconds_embed.weight.device)
+        return self.seconds_embed(features.to(self.seconds_embed.weight.dtype))
 
     def forward(self, hidden: Tensor, mask: Tensor, seconds: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return the context (B, S + 1, D), the duration token last, and the global vector (B, D) [B6]."""

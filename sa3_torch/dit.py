@@ -205,6 +205,6 @@ class DiT(nn.Module):
 
 def timestep_features(t: Tensor) -> Tensor:
     """Return (B, 256) of times (B,), cosines first; the angle is formed in fp32 in the official order [B5, B8]."""
-    frequencies = torch.tensor(FREQUENCIES, device=t.device)
+    frequencies = torch.tensor(FREQUENCIES).to(t.device, non_blocking=True)
     angle = (t.float()[:, None] * frequencies * 2.0 * float(np.float32(np.pi))).double()
     return torch.cat([angle.cos(), angle.sin()], dim=-1).float()

@@ -16,6 +16,7 @@ from torch import Tensor
 from sa3_mlx.common.generation.conditioning import Conditioning
 from sa3_mlx.common.model.sampling import Guidance
 
+from .cuda.transfer import upload
 from .dit import DiT, Prepared, join
 from .layers import compiled
 
@@ -88,35 +89,38 @@ class GuidedVelocity:
         return velocity if self.dit.streamed else compiled(velocity, "compiled_step")
 
     @cached_property
-    def _known(self) -> dict[bytes, Tensor]:
-        """Return modulations (B, 6 D) by the bytes of t."""
+    def _known(self) -> dict[bytes, tuple[Tensor, Tensor]]:
+        """Return t (B,) on the device and modulations (B, 6 D) by the bytes of t."""
         if self.times is None:
             return {}
         steps, batch = self.times.shape
-        seconds = self.cond.seconds.repeat(steps, 1)
-        rows = self.dit.modulation(self._tensor(self.times.reshape(-1)), seconds).reshape(steps, batch, -1)
-        return {t.tobytes(): rows[k] for k, t in enumerate(self.times)}
+        seconds, times = self.cond.seconds.repeat(steps, 1), self._tensor(self.times)
+        rows = self.dit.modulation(times.reshape(-1), seconds).reshape(steps, batch, -1)
+        return {t.tobytes(): (times[k], rows[k]) for k, t in enumerate(self.times)}
 
-    def _modulation(self, t: np.ndarray) -> Tensor:
+    def _at(self, t: np.ndarray) -> tuple[Tensor, Tensor]:
         known = self._known.get(t.tobytes())
-        return self.dit.modulation(self._tensor(t), self.cond.seconds) if known is None else known
+        if known is None:
+            time = self._tensor(t)
+            return time, self.dit.modulation(time, self.cond.seconds)
+        return known
 
-    def _tensor(self, t: np.ndarray) -> Tensor:
-        return torch.from_numpy(t).to(self.cond.seconds.device)
+    def _tensor(self, values: np.ndarray) -> Tensor:
+        return upload(values, self.cond.seconds.device)
 
     def __call__(self, x: Tensor, t: np.ndarray) -> Tensor:
         """Return (B, T, C) for x (B, T, C), t (B,) fp32. Every item's own t decides about the interval.
 
         In the official code the first item's decides for all [B18]; here no item depends on its batch [A15.2].
         """
-        modulation = self._modulation(t)
+        time, modulation = self._at(t)
         low, high = self.guidance.interval
         inside = (low <= t) & (t <= high)  # (B,)
         if self.null is None or self.guidance.scale == 1 or not inside.any():
             return self._one_step(x, modulation)
         twice = torch.cat([modulation, modulation])
         v_cond, v_null = self._guided_step(torch.cat([x, x]), twice).chunk(2)
-        guided = guide(x, self._tensor(t), v_cond, v_null, self.guidance, self.cond.valid)
+        guided = guide(x, time, v_cond, v_null, self.guidance, self.cond.valid)
         return guided if inside.all() else torch.where(self._tensor(inside)[:, None, None], guided, v_cond)
 
 

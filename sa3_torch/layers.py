@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sa3_mlx.common.model.features import rope_table
 
 from .choices import way
+from .cuda.transfer import upload
 
 Function = Callable[..., Tensor]
 
@@ -121,7 +122,7 @@ def rope(start: int, stop: int, device: torch.device) -> Rope:
 @lru_cache(maxsize=8)
 def _rope(start: int, stop: int, device: torch.device) -> Rope:
     cos, sin = rope_table(np.arange(start, stop))
-    return torch.from_numpy(cos).to(device), torch.from_numpy(sin).to(device)
+    return upload(cos, device), upload(sin, device)
 
 
 def rotate(x: Tensor, table: Rope) -> Tensor:

@@ -10,16 +10,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from sa3_mlx.common.generation.events import SeededNoise
+from sa3_mlx.common.generation.noise import INITIAL, NoiseStream, step
+
+from .cuda.transfer import upload
 
 _LOW = 0xFFFFFFFF
 _TOP = 2**64
 _MULTIPLIERS = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
 _WEYL = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
 _ROUNDS = 10
+_TOGETHER = 8  # draws of a run: the start and seven steps, all that the usual eight steps need
+_PART = 256  # frames of decoder noise at a time: SAME-L's take 50 MB in each of about ten tensors
 
 
 def _signed(value: int) -> int:
@@ -55,11 +63,10 @@ def _pair(first: Tensor, second: Tensor, shape: Sequence[int]) -> Tensor:
     return both.view(2, *(1,) * (len(shape) + 1 - both.dim()), *both.shape[1:])
 
 
-@lru_cache(maxsize=8)
 def _constants(device: torch.device) -> Tensor:
-    """Return multipliers, their lower and upper halves, and what is added to the keys: (4, 2), one copy to a device."""
+    """Return multipliers, their lower and upper halves, and what is added to the keys: (4, 2)."""
     rows = [*([_signed(m), m & _LOW, m >> 32] for m in _MULTIPLIERS)]
-    return torch.tensor([*zip(*rows, strict=True), tuple(map(_signed, _WEYL))], device=device)
+    return upload(np.array([*zip(*rows, strict=True), tuple(map(_signed, _WEYL))]), device)
 
 
 def _product_high(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -77,14 +84,54 @@ def normals(drawn: Tensor) -> Tensor:
     return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1).flatten(-2).float()
 
 
-def noise(seeds: Tensor, index: Tensor, stream: int, frames: int, channels: int, *, start: int = 0) -> Tensor:
-    """Draw the normals of ``NoiseStream(stream, index)`` for seeds, both int64 -> (..., frames, channels) float32.
+def noise(seeds: Tensor, index: Tensor, stream: Tensor, frames: int, channels: int, *, start: int = 0) -> Tensor:
+    """Draw the normals of ``NoiseStream(stream, index)`` for seeds, all int64 -> (..., frames, channels) float32.
 
     Seeds (B,) with indices (steps, 1) make what a whole run adds, (steps, B, frames, channels), in one go.
     """
     blocks = -(-channels // 4)
     block = torch.arange(1 + start * blocks, 1 + (start + frames) * blocks, device=seeds.device)
-    seeds, index = seeds[..., None], index[..., None]
+    seeds, index, stream = seeds[..., None], index[..., None], stream[..., None]
     zero = torch.zeros_like(block[:1])
-    drawn = words((block, zero, index, zero + stream), (seeds, zero))
+    drawn = words((block, zero, index, stream), (seeds, zero))
     return normals(drawn.reshape(*drawn.shape[:-2], frames, blocks * 4))[..., :channels]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceNoise(SeededNoise):
+    """Draw noise from seeds on a device: that of the start and of the first steps in one go, then more at a time.
+
+    ``frames``, ``channels``: of the latents of the run. ``steps`` of it add noise. A single item's is a tensor too.
+    """
+
+    device: torch.device
+    frames: int
+    channels: int
+    steps: int
+    _drawn: dict[int, Tensor] = field(default_factory=dict, init=False)
+
+    def batch(self, purpose: NoiseStream) -> Tensor:
+        """Return the normals (B, frames, channels) of the start or of a step."""
+        group, row = divmod(0 if purpose == INITIAL else 1 + purpose.index, _TOGETHER)
+        if group not in self._drawn:
+            self._drawn.clear()
+            self._drawn[group] = self._draw(group * _TOGETHER)
+        return self._drawn[group][row]
+
+    def _draw(self, first: int) -> Tensor:
+        purposes = [INITIAL, *map(step, range(self.steps))][first : first + _TOGETHER]
+        index, stream = upload(np.array([(each.index, each.stream) for each in purposes]), self.device).unbind(1)
+        return noise(self._seeds, index[:, None], stream[:, None], self.frames, self.channels)
+
+    @property
+    def _seeds(self) -> Tensor:
+        return upload(np.array(self.seeds, np.int64), self.device)
+
+    def __call__(self, item: int, purpose: NoiseStream, frames: int, channels: int, start: int) -> Tensor:
+        """Return the normals (frames, channels) of one item."""
+        index, stream = upload(np.array([purpose.index, purpose.stream]), self.device).unbind(0)
+        parts = (
+            noise(self._seeds[item], index, stream, min(_PART, frames - done), channels, start=start + done)
+            for done in range(0, frames, _PART)
+        )
+        return torch.cat([*parts])

@@ -5,7 +5,8 @@ Shapes: B batch, T latent frames, C latent channels, L audio samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from threading import Thread
 from typing import Literal, Self, cast
@@ -17,18 +18,23 @@ from torch import Tensor, nn
 from sa3_mlx.common.adapters.applied import Applied
 from sa3_mlx.common.files.audio_file import Audio
 from sa3_mlx.common.files.safetensors import read_ahead
-from sa3_mlx.common.generation.events import Latents
+from sa3_mlx.common.generation.clips import noise_levels
+from sa3_mlx.common.generation.events import Latents, NoiseSource, Stopwatch
+from sa3_mlx.common.generation.noise import INITIAL, step
 from sa3_mlx.common.generation.pipeline import BasePipeline
 from sa3_mlx.common.generation.plan import Plan
+from sa3_mlx.common.generation.request import Request
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE, Part
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.precision import Precision, choose_precision
 
-from .choices import CHOICES
+from .choices import CHOICES, on_a_cpu, way
 from .conditioner import blend
+from .cuda.transfer import fetch, mark, seconds_between, upload
 from .guidance import GuidedVelocity, negative
 from .layers import compiled
 from .lora import GatedVelocity, adapt, merge
+from .philox import DeviceNoise
 from .same import SAME
 from .samplers import SAMPLERS
 from .weights import load_part, load_streamed_dit
@@ -116,11 +122,59 @@ class Pipeline(BasePipeline[Tensor]):
         """Return "cpu", "mps" or the name of a CUDA device."""
         return device_name(self._device)
 
+    @cached_property
+    def ways(self) -> Mapping[str, str]:
+        """Return the ways of ``choices`` for this device; on the CPU of a machine with CUDA, those of a CPU."""
+        found = super().ways
+        return {**on_a_cpu(), **found} if self._device.type == "cpu" else found
+
     def _array(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values)).to(self._device)
+        return upload(values, self._device)
+
+    def _ids(self, ids: np.ndarray) -> Tensor:
+        return torch.from_numpy(ids)
 
     def _numpy(self, array: Tensor) -> np.ndarray:
-        return array.cpu().numpy()
+        return fetch(array)()
+
+    def _bring(self, array: Tensor) -> Callable[[], np.ndarray]:
+        return fetch(array)
+
+    @property
+    def launches_ahead(self) -> bool:
+        """Tell whether the next piece of work is launched before one is brought back, so that no device waits."""
+        return self._device.type == "cuda"
+
+    def _stopwatch(self, *stages: str) -> Stopwatch:
+        if self._device.type != "cuda":
+            return super()._stopwatch(*stages)
+        return Stopwatch(*stages, mark=mark, between=seconds_between)
+
+    def _seeded(self, request: Request, plan: Plan) -> NoiseSource:
+        if way("noise") == "host":
+            return super()._seeded(request, plan)
+        drawn = plan.sampling.steps - 1 if plan.sampling.sampler == "pingpong" else 0
+        return DeviceNoise(
+            seeds=[item.seed for item in request.items],
+            device=self._device,
+            frames=plan.frames,
+            channels=self.config.same.latent_channels,
+            steps=drawn,
+        )
+
+    def start(self, plan: Plan, noise: NoiseSource, init: Latents | None) -> Tensor:
+        """Return what sampling starts from (B, T, C), with latents (B, T, C) of the init audio or without [B30]."""
+        if not isinstance(noise, DeviceNoise):
+            return super().start(plan, noise, init)
+        drawn = noise.batch(INITIAL)
+        if init is None or plan.init is None:
+            return drawn
+        level = self._array(noise_levels(plan.init))
+        return (1 - level) * self._array(init) + level * drawn
+
+    def draw(self, plan: Plan, noise: NoiseSource, index: int) -> Tensor:
+        """Draw the normals (B, T, C) that a sampler may add at the end of step ``index`` [B27]."""
+        return noise.batch(step(index)) if isinstance(noise, DeviceNoise) else super().draw(plan, noise, index)
 
     def _cast(self, array: Tensor) -> Tensor:
         return array.to(DTYPES[self.precision.dtype])
@@ -155,9 +209,12 @@ class Pipeline(BasePipeline[Tensor]):
     def _encode(self, audio: Audio) -> Latents:
         return self._numpy(self.autoencoder("encoder").encode(self._array(audio[None]))[0])
 
-    def _decode(self, latents: Latents, *noises: Latents) -> Tensor:
+    def _decode(self, latents: Latents | Tensor, *noises: Latents) -> Tensor:
         decode = compiled(self.autoencoder("decoder").decode, "compiled_decoder")
-        return decode(self._array(latents[None]), *(self._array(noise) for noise in noises))[0]
+        return decode(*(self._here(values) for values in (latents[None], *noises)))[0]
+
+    def _here(self, values: np.ndarray | Tensor) -> Tensor:
+        return values if isinstance(values, Tensor) else self._array(values)
 
     def _steps(
         self,

@@ -6,6 +6,7 @@ Shapes: B batch, S tokens, D width, H heads, K head size.
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sa3_mlx.common.files.safetensors import TensorFile
+from sa3_mlx.common.files.safetensors import StoredTable, TensorFile
 from sa3_mlx.common.model.config import TextEncoderConfig
+
+from .cuda.transfer import upload
 
 SOFT_CAP = 50.0
 ROPE_BASE = 10_000.0
@@ -104,19 +107,24 @@ class FileEmbedding(nn.Module):
     ``dtype`` None keeps the file's.
     """
 
-    def __init__(self, path: Path, name: str, dtype: torch.dtype | None) -> None:
+    def __init__(self, path: Path, name: str, dtype: torch.dtype | None, device: torch.device) -> None:
         super().__init__()
         self.path = path
         self.name = name
         self.dtype = dtype
+        self.device = device
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Return rows (B, S, D) of ids (B, S), on the device of the ids."""
+        """Return rows (B, S, D) of ids (B, S); the file is on the host, so ids that are there too wait for nothing."""
+        rows = self.table.rows(ids.reshape(-1).cpu().numpy())
+        own = {"BF16": torch.bfloat16, "F16": torch.float16}.get(self.table.dtype, torch.float32)
+        return upload(rows, self.device).to(self.dtype or own).reshape(*ids.shape, self.table.width)
+
+    @cached_property
+    def table(self) -> StoredTable:
+        """Open the table."""
         with TensorFile.open(self.path) as file:
-            stored, (_, width) = file.info(self.name)
-            rows = file.rows(self.name, ids.reshape(-1).cpu().numpy())
-        own = {"BF16": torch.bfloat16, "F16": torch.float16}.get(stored, torch.float32)
-        return torch.from_numpy(rows).to(ids.device, self.dtype or own).reshape(*ids.shape, width)
+            return file.table(self.name)
 
 
 class T5GemmaEncoder(nn.Module):
@@ -132,9 +140,9 @@ class T5GemmaEncoder(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Return states (B, S, D) of ids (B, S) int, mask (B, S) bool, True at real tokens."""
         x = self.embed_tokens(ids)
-        x = x * torch.tensor(math.sqrt(self.config.width), dtype=x.dtype, device=x.device)  # rounded to the dtype [B2]
+        x = x * torch.tensor(math.sqrt(self.config.width), dtype=x.dtype)  # rounded to the dtype [B2]
         tables = rope_full(ids.shape[1], self.config.width // self.config.heads)
-        cos, sin = (torch.from_numpy(table).to(x.device, x.dtype) for table in tables)
+        cos, sin = (upload(table, x.device).to(x.dtype) for table in tables)
         for layer in self.layers:
             x = layer(x, cos, sin, mask)
         return self.norm(x)

@@ -55,7 +55,7 @@ def load_part(
     left = set()
     if isinstance(module, T5GemmaEncoder):
         left.add(EMBEDDING)
-        module.embed_tokens = FileEmbedding(path, EMBEDDING, dtype)
+        module.embed_tokens = FileEmbedding(path, EMBEDDING, dtype, device)
     module.load_state_dict(_read_part(path, config, part, device, dtype, left), strict=True, assign=True)
     return module.eval().requires_grad_(False)
 

@@ -176,6 +176,7 @@ def _generate(
             finish(())
             marks["text"] = time.perf_counter() - start
         elif isinstance(event, Sampled):
+            finish(())
             marks["sample"] = time.perf_counter() - start
         elif isinstance(event, AudioChunk):
             marks.setdefault("first", time.perf_counter() - start)

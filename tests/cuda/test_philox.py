@@ -7,15 +7,17 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from sa3_mlx.common.generation.noise import DECODER_TOKENS, INITIAL, SEED_MAX, NoiseStream, noise, step
+from sa3_mlx.common.generation.noise import DECODER_TOKENS, INITIAL, SEED_MAX, NoiseStream, batch_noise, noise, step
 from sa3_torch import philox
 from tests.cuda.operations import Operations
 
 
 def _drawn(seeds: list[int], indices: list[int], stream: int, frames: int, channels: int, start: int = 0) -> np.ndarray:
     """(indices, seeds, frames, channels), in one go."""
-    on_device = torch.tensor(seeds), torch.tensor(indices)[:, None]
-    return philox.noise(*on_device, stream, frames, channels, start=start).numpy()
+    index = torch.tensor(indices)[:, None]
+    return philox.noise(
+        torch.tensor(seeds), index, torch.full_like(index, stream), frames, channels, start=start
+    ).numpy()
 
 
 def test_words_are_the_published_philox() -> None:
@@ -46,11 +48,22 @@ def test_a_whole_run_is_drawn_at_once() -> None:
             np.testing.assert_array_equal(found[k, row], noise(seed, step(index), 500, 256))
 
 
-def test_drawing_copies_nothing_after_the_first_time() -> None:
-    """Constants are kept on the device; one draw of a whole run is about 250 kernels, of any length."""
-    seeds, index = torch.tensor([5]), torch.arange(7)[:, None]
-    philox.noise(seeds, index, 1, 4, 256)
-    with Operations() as seen:
-        philox.noise(seeds, index, 1, 40, 256)
-    assert seen.waits == 0 and seen.met["aten._to_copy.default"] == 2  # to double and to float32, on the device
-    assert 200 < seen.kernels < 300
+def test_drawing_takes_the_same_few_kernels_for_any_run() -> None:
+    """One go for the start and seven steps; no copy to the device is waited for."""
+    for frames, items in ((4, 1), (40, 3)):
+        drawn = philox.DeviceNoise(seeds=[5] * items, device=torch.device("meta"), frames=frames, channels=256, steps=7)
+        with Operations() as seen:
+            assert drawn.batch(INITIAL).shape == drawn.batch(step(6)).shape == (items, frames, 256)
+        assert seen.waits == 0 and seen.copies > 0
+        assert 200 < seen.kernels < 300
+
+
+def test_noise_of_a_run_is_that_of_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a run has more steps than are drawn together, and where noise of one item is drawn in parts."""
+    monkeypatch.setattr(philox, "_TOGETHER", 3)
+    monkeypatch.setattr(philox, "_PART", 4)
+    drawn = philox.DeviceNoise(seeds=[5, 6], device=torch.device("cpu"), frames=9, channels=16, steps=7)
+    for purpose in (INITIAL, *map(step, range(7)), step(0)):
+        np.testing.assert_array_equal(drawn.batch(purpose).numpy(), batch_noise([5, 6], purpose, 9, 16))
+    wanted = noise(6, DECODER_TOKENS, 9, 20, start=3)
+    np.testing.assert_array_equal(drawn(1, DECODER_TOKENS, 9, 20, 3).numpy(), wanted)

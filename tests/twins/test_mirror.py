@@ -38,6 +38,7 @@ CONFIGS = {**PRESETS, **TINY, TINY_VARIED.name: TINY_VARIED}
 # What one twin has and the other has no use for.
 TORCH_ONLY = {
     "weights": {"StableAudio", "save_checkpoint", "load_model"},  # training holds and writes whole models
+    "choices": {"on_a_cpu"},
     "pipeline": {"choose_device", "device_name"},
     "lora": {"TrainedAdapter", "add_adapter"},  # training
 }

@@ -331,7 +331,9 @@ def read_tags(path: str | Path) -> str:
 
 def clipped_share(audio: Audio) -> float:
     """Return the share of sample frames, 0..1, in which some channel is beyond full scale."""
-    return float((np.abs(audio) > 1).any(axis=1).mean()) if len(audio) else 0.0
+    if not len(audio) or (audio.max() <= 1 and audio.min() >= -1):  # the usual case, without copies of the audio
+        return 0.0
+    return float((np.abs(audio) > 1).any(axis=1).mean())
 
 
 def peak_db(audio: Audio) -> float:

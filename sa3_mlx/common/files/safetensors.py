@@ -164,14 +164,29 @@ class TensorFile:
             return from_bf16_bits(array)
         return array.astype(np.float32) if dtype == "F16" else array
 
-    def rows(self, name: str, indices: np.ndarray) -> np.ndarray:
-        """Return rows of a large matrix, as ``read`` gives them; the others are not read."""
+    def table(self, name: str) -> StoredTable:
+        """Return a large matrix of which some rows are going to be read."""
         slot = self._slots[name]
-        table = np.memmap(self.path, STORAGE[slot.dtype], "r", slot.offset, slot.shape)
-        rows = table[indices]
-        if slot.dtype == "BF16":
+        return StoredTable(np.memmap(self._file, STORAGE[slot.dtype], "r", slot.offset, slot.shape), slot.dtype)
+
+
+class StoredTable:
+    """Read rows of a matrix that stays in the file. It outlives the ``TensorFile`` and any change of what has its path.
+
+    Reading the header takes milliseconds, so whoever asks more than once keeps this.
+    """
+
+    def __init__(self, values: np.ndarray, dtype: str) -> None:
+        self._values = values
+        self.dtype = dtype  # as ``TensorFile.info`` names it
+        self.width = values.shape[1]
+
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        """Return rows as ``TensorFile.read`` gives them; the others are not read."""
+        rows = self._values[indices]
+        if self.dtype == "BF16":
             return from_bf16_bits(rows)
-        return rows.astype(np.float32) if slot.dtype == "F16" else np.array(rows)
+        return rows.astype(np.float32) if self.dtype == "F16" else np.array(rows)
 
 
 def read_ahead(path: str | Path, prefix: str) -> None:

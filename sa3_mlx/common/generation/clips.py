@@ -26,7 +26,7 @@ from .events import AudioChunk, Generation, Latents, NoiseSource
 from .noise import DECODER_LATENT, DECODER_TOKENS
 from .plan import Plan
 from .regions import PasteBack, Seam
-from .request import Request
+from .request import InitAudio, Request
 
 Encode = Callable[[Audio], Latents]
 
@@ -122,8 +122,13 @@ def start_latents(plan: Plan, noise: Latents, init_latents: Latents | None) -> L
     """Return (1 - s) z + s eps per item, or the noise itself: (B, T, C) [B30]."""
     if init_latents is None or plan.init is None:
         return noise
-    level = np.array([init.noise_level for init in plan.init], np.float32)[:, None, None]
+    level = noise_levels(plan.init)
     return (1 - level) * init_latents + level * noise
+
+
+def noise_levels(init: Sequence[InitAudio]) -> NDArray[np.float32]:
+    """Return s of every item, (B, 1, 1)."""
+    return np.array([item.noise_level for item in init], np.float32)[:, None, None]
 
 
 def decode_plan(plan: Plan, row: int, chunk_frames: int, config: ModelConfig) -> list[Chunk]:
@@ -178,13 +183,17 @@ def open_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
 
 
 class Clip:
-    """Collect one item's audio while it is decoded: cut to the asked length, kept samples pasted back."""
+    """Collect one item's audio while it is decoded: cut to the asked length, kept samples pasted back.
+
+    Pieces are kept as they come and joined once; a clip of one piece is that piece, never copied. So finished samples
+    are for reading only.
+    """
 
     def __init__(self, row: int, request: Request, plan: Plan, config: ModelConfig) -> None:
         length = plan.lengths.output_samples[row]
-        self._row, self._done = row, 0
-        self._decoded = np.zeros((length, config.audio_channels), np.float32)
-        self.audio = np.zeros_like(self._decoded)
+        self._row, self._done, self._length, self._channels = row, 0, length, config.audio_channels
+        self._decoded: list[Audio] = []  # what seams are measured on
+        self._finished: list[Audio] = []
         self._paste: PasteBack | None = None
         if plan.inpaint is not None and request.crossfade_ms is not None:
             self._paste = PasteBack(
@@ -194,16 +203,30 @@ class Clip:
     def add(self, decoded: Audio) -> AudioChunk:
         """Take the next decoded samples and give back the finished ones."""
         start = self._done
-        self._done = min(start + len(decoded), len(self.audio))
+        self._done = min(start + len(decoded), self._length)
         piece = decoded[: self._done - start]
-        self._decoded[start : self._done] = piece
-        finished = piece if self._paste is None else self._paste.piece(piece, start)
-        self.audio[start : self._done] = finished
-        return AudioChunk(item=self._row, start=start, audio=self.audio[start : self._done].copy())
+        if self._paste is not None:
+            self._decoded.append(piece)
+            piece = self._paste.piece(piece, start)
+        self._finished.append(piece)
+        audio = piece.view()
+        audio.flags.writeable = False
+        return AudioChunk(item=self._row, start=start, audio=audio)
+
+    @property
+    def audio(self) -> Audio:
+        """Return the finished samples (L, channels), zeros where nothing came."""
+        return self._joined(self._finished)
+
+    def _joined(self, pieces: list[Audio]) -> Audio:
+        missing = self._length - sum(map(len, pieces))
+        if missing:
+            pieces = [*pieces, np.zeros((missing, self._channels), np.float32)]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def seams(self) -> tuple[Seam, ...]:
         """Report the joints; empty without kept audio."""
-        return () if self._paste is None else self._paste.seams(self._decoded)
+        return () if self._paste is None else self._paste.seams(self._joined(self._decoded))
 
 
 def generation(
@@ -216,14 +239,15 @@ def generation(
     ways: dict[str, str],
 ) -> Generation:
     """Return the result of a run with latents (B, T, C)."""
+    audios = tuple(clip.audio for clip in clips)
     return Generation(
         request=request,
-        audio=tuple(clip.audio for clip in clips),
+        audio=audios,
         sample_rate=config.sample_rate,
         seeds=tuple(item.seed for item in request.items),
         latents=tuple(latents[row, :valid].copy() for row, valid in enumerate(plan.lengths.valid)),
         seams=tuple(clip.seams() for clip in clips),
-        clipped_share=tuple(clipped_share(clip.audio) for clip in clips),
+        clipped_share=tuple(clipped_share(audio) for audio in audios),
         timings=timings,
         ways=ways,
     )

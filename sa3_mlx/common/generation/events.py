@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,9 +54,14 @@ class Stepped:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampled:
-    """Tell that all steps are done, and the DiT freed if nothing stays. ``latents`` (B, T, C): see ``denoised``."""
+    """Tell that all steps are done, or launched, and the DiT freed if nothing stays."""
 
-    latents: Latents
+    fetch: Callable[[], Latents]
+
+    @property
+    def latents(self) -> Latents:
+        """Return the end (B, T, C): see ``denoised``. A device that computes by itself is waited for here."""
+        return self.fetch()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +129,12 @@ Event = Conditioned | Stepped | Sampled | AudioChunk | Finished
 
 
 class NoiseSource(Protocol):
-    """Draw standard normals of one item for one purpose: frames ``start .. start + frames`` -> (frames, channels)."""
+    """Draw standard normals of one item for one purpose: frames ``start .. start + frames`` -> (frames, channels).
 
-    def __call__(self, item: int, purpose: NoiseStream, frames: int, channels: int, start: int) -> Latents: ...
+    They come as ``Latents``, or, from a source that draws on a device, as an array of the twin whose device that is.
+    """
+
+    def __call__(self, item: int, purpose: NoiseStream, frames: int, channels: int, start: int) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -135,7 +143,7 @@ class SeededNoise:
 
     seeds: Sequence[int]
 
-    def __call__(self, item: int, purpose: NoiseStream, frames: int, channels: int, start: int) -> Latents:
+    def __call__(self, item: int, purpose: NoiseStream, frames: int, channels: int, start: int) -> Any:
         return noise(self.seeds[item], purpose, frames, channels, start=start)
 
 
@@ -146,18 +154,33 @@ def batch_of(source: NoiseSource, purpose: NoiseStream, shape: tuple[int, ...], 
 
 
 class Stopwatch:
-    """Add up seconds by stage: ``with watch("text"): ...``. What a caller does between events does not count."""
+    """Add up seconds by stage: ``with watch("text"): ...``. What a caller does between events does not count.
 
-    def __init__(self, *stages: str) -> None:
-        self.seconds = dict.fromkeys(stages, 0.0)
+    ``mark`` reads a clock, ``between`` turns two readings into seconds. A device that computes by itself marks the
+    moment when it comes to that place of its work, which is read when all is done: nothing waits while stages run.
+    """
+
+    def __init__(
+        self,
+        *stages: str,
+        mark: Callable[[], Any] = time.perf_counter,
+        between: Callable[[Any, Any], float] = lambda start, stop: stop - start,
+    ) -> None:
+        self._spans: dict[str, list[tuple[Any, Any]]] = {stage: [] for stage in stages}
+        self._mark, self._between = mark, between
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds of every stage until now."""
+        return {stage: sum(self._between(*span) for span in spans) for stage, spans in self._spans.items()}
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start = self._mark()
         try:
             yield
         finally:
-            self.seconds[stage] += time.perf_counter() - start
+            self._spans[stage].append((start, self._mark()))
 
     def each(self, stage: str, made: Iterable[T]) -> Iterator[T]:
         """Yield what an iterator makes, and add the seconds that it takes to make each."""

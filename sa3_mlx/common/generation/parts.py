@@ -45,6 +45,7 @@ class Tensorlike(Protocol):
 
 Array = TypeVar("Array", bound=Tensorlike)
 T = TypeVar("T")
+_KEPT_PROMPTS = 8  # whose states stay, at most 0.8 MB a text
 
 
 class LoadedParts(ABC, Generic[Array]):
@@ -74,6 +75,7 @@ class LoadedParts(ABC, Generic[Array]):
         self.merged = merged
         self._parts: dict[Part, Any] = {}
         self._adapted: dict[tuple[Applied, ...], Any] = {}
+        self._states: dict[Any, Array] = {}  # the last one used is the last
 
     @staticmethod
     def _checked(
@@ -136,8 +138,13 @@ class LoadedParts(ABC, Generic[Array]):
         """Encode audio (L, channels) at once -> (ceil(L / R), C)."""
 
     @abstractmethod
-    def _decode(self, latents: Latents, *noises: Latents) -> Array:
+    def _decode(self, latents: Latents | Array, *noises: Latents) -> Array:
         """Launch the decoding of latents (T, C) at once -> (T R, channels); noises are those of ``SAME.decode``."""
+
+    def _bring(self, array: Array) -> Callable[[], NDArray[np.float32]]:
+        """Begin to bring values back; what is returned waits for them."""
+        values = self._numpy(array)
+        return lambda: values
 
     @property
     def launches_ahead(self) -> bool:
@@ -187,6 +194,21 @@ class LoadedParts(ABC, Generic[Array]):
             self._adapted[adapters] = self.adapt(base, "dit", adapters)
         return self._adapted[adapters]
 
+    def text_states(self, ids: NDArray[np.int32], mask: NDArray[np.bool_]) -> Array:
+        """Return states (B, S, D) of token ids, mask (B, S); those of the last prompts are kept beside the encoder."""
+        key, encoder = (ids.shape, ids.tobytes(), mask.tobytes()), self.load_part("text_encoder")
+        states = self._states.pop(key, None)
+        if states is None:
+            states = encoder(self._ids(ids), self._array(mask))
+        self._states[key] = states
+        while len(self._states) > _KEPT_PROMPTS:
+            del self._states[next(iter(self._states))]
+        return states
+
+    def _ids(self, ids: NDArray[np.int32]) -> Array:
+        """Put token ids where the table of their embeddings is."""
+        return self._array(ids)
+
     def _part(self, part: Part, *, streamed: bool = False) -> Any:
         if part not in self._parts:
             module = self._read(part, streamed=streamed)
@@ -219,6 +241,8 @@ class LoadedParts(ABC, Generic[Array]):
             self._parts.pop(part, None)
         if "dit" in parts:
             self._adapted.clear()
+        if "text_encoder" in parts:
+            self._states.clear()
         self._empty_cache()
 
     def encode(

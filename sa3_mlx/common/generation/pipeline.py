@@ -95,13 +95,12 @@ class BasePipeline(LoadedParts[Array]):
         if residency not in get_args(Residency):
             raise ValueError(f"residency is {residency!r}: allowed are {', '.join(get_args(Residency))}")
         planned = plan(request, self.config)
-        noise = noise or SeededNoise([item.seed for item in request.items])
-        return self._in_its_ways(self._run(request, planned, noise, residency))
+        return self._in_its_ways(self._run(request, planned, noise or self._seeded(request, planned), residency))
 
     def _run(
         self, request: Request, plan: Plan, noise: NoiseSource, residency: Residency
     ) -> Generator[Event, None, None]:
-        watch = Stopwatch("text", "encode", "sample", "decode")
+        watch = self._stopwatch("text", "encode", "sample", "decode")
 
         def release(*parts: Part) -> None:
             if residency != "run":
@@ -122,13 +121,14 @@ class BasePipeline(LoadedParts[Array]):
                     self.free("dit")
                 self._part("dit", streamed=residency == "step")
             steps = self._sample(plan, cond, null, start, draw)
-            latents = yield from self._announced(steps, plan.sampling.steps, watch, prefetch=residency == "run")
+            end = yield from self._announced(steps, plan.sampling.steps, watch, prefetch=residency == "run")
             release("dit")
-            yield Sampled(latents=latents)
+            fetch = self._bring(end)
+            yield Sampled(fetch=fetch)
             clips = [Clip(row, request, plan, self.config) for row in range(len(request.items))]
-            yield from self._decode_clips(request, plan, clips, latents, noise, watch)
+            yield from self._decode_clips(request, plan, clips, end, noise, watch)
             ways = self.choices.differing(self.choices.now())
-            yield Finished(generation=generation(request, plan, clips, latents, self.config, watch.seconds, ways))
+            yield Finished(generation=generation(request, plan, clips, fetch(), self.config, watch.seconds, ways))
         finally:
             release(*self.loaded)
 
@@ -142,8 +142,7 @@ class BasePipeline(LoadedParts[Array]):
         items = np.concatenate([texts.prompts.mask(mask), texts.negatives.mask(mask)])
         slots, repeats = collapse_padding(items, self.precision.dtype)
         ids, mask = ids[:, :slots], mask[:, :slots]
-        encoder, conditioner = self.load_part("text_encoder"), self.load_part("conditioner")
-        hidden: Array = encoder(self._array(ids), self._array(mask))
+        hidden, conditioner = self.text_states(ids, mask), self.load_part("conditioner")
         weights, lengths = texts.weights(self.tokenizer, slots), np.array([item.seconds for item in request.items])
 
         def mixed(mix: Mix, embed: Callable[[Array, Array], Array]) -> Array:
@@ -183,6 +182,14 @@ class BasePipeline(LoadedParts[Array]):
         """Return ``Conditioning.local`` for latents (B, T, C) of the inpaint audio, or for none [B7, B34]."""
         return self._cast(self._array(local_input(plan, inpaint, self.config.same.latent_channels)))
 
+    def _seeded(self, request: Request, plan: Plan) -> NoiseSource:  # noqa: ARG002 (a twin may draw a whole run at once)
+        """Return the noise of the items' seeds, the usual source."""
+        return SeededNoise([item.seed for item in request.items])
+
+    def _stopwatch(self, *stages: str) -> Stopwatch:
+        """Return what times the stages of a run."""
+        return Stopwatch(*stages)
+
     def start(self, plan: Plan, noise: NoiseSource, init: Latents | None) -> Array:
         """Return what sampling starts from (B, T, C), with latents (B, T, C) of the init audio or without [B30]."""
         drawn = batch_of(noise, INITIAL, plan.keep_frames.shape, self.config.same.latent_channels)
@@ -217,8 +224,8 @@ class BasePipeline(LoadedParts[Array]):
 
     def _announced(
         self, steps: Iterator[tuple[Array, Array]], count: int, watch: Stopwatch, *, prefetch: bool
-    ) -> Generator[Stepped, None, Latents]:
-        """Announce every step, which is computed then, and return the latents of the end."""
+    ) -> Generator[Stepped, None, Array]:
+        """Announce every step, which is computed then, and return the latents (B, T, C) of the end."""
         if prefetch:
             self.prefetch_decoder(0, count)
         for index, made in enumerate(watch.each("sample", steps)):
@@ -227,14 +234,14 @@ class BasePipeline(LoadedParts[Array]):
                 with watch("sample"):
                     self.prefetch_decoder(index + 1, count)
             yield Stepped(index=index, steps=count, denoised=denoised)
-        return self._numpy(x)
+        return x
 
     def _decode_clips(
         self,
         request: Request,
         plan: Plan,
         clips: Sequence[Clip],
-        latents: Latents,
+        latents: Array,
         noise: NoiseSource,
         watch: Stopwatch,
     ) -> Iterator[AudioChunk]:
