@@ -35,6 +35,14 @@ class Context:
     bias: Tensor | None  # (B, 1, 1, S), added to the logits
 
 
+@dataclass(frozen=True)
+class LocalInput:
+    """Hold the local input where the blocks make their terms of it themselves: in training, where a block that is
+    computed again then keeps nothing of its term."""
+
+    given: Tensor  # (B, T or 1, 1 + C)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
     """Hold what no sampling step of a prompt changes; made by ``DiT.prepare``.
@@ -44,7 +52,7 @@ class Prepared:
     """
 
     contexts: tuple[Context | None, ...]  # per block
-    local: tuple[Tensor | None, ...]  # per block: (B, T or 1, D)
+    local: tuple[Tensor | LocalInput | None, ...]  # per block: (B, T or 1, D)
     seconds: Tensor  # (B, D)
     valid: Tensor | None  # (B, T)
 
@@ -96,7 +104,7 @@ class DiTBlock(nn.Module):
         x: Tensor,
         modulation: Tensor,
         context: Context | None,
-        local: Tensor | None,
+        local: Tensor | LocalInput | None,
         sequence: Sequence,
         last: bool = False,
     ) -> Tensor:
@@ -121,8 +129,9 @@ class DiTBlock(nn.Module):
                 self.cross_attn_norm(x[:rows]), context.keys, context.values, context.bias
             )
             x = known if rows == len(x) else torch.cat([known, x[rows:]])
-        if local is not None:  # memory tokens get no local term
-            x = torch.cat([x[:, :memory], _add_repeated(x[:, memory:], local)], dim=1)
+        term = self.local_embed(local.given) if isinstance(local, LocalInput) else local
+        if term is not None:  # memory tokens get no local term
+            x = torch.cat([x[:, :memory], _add_repeated(x[:, memory:], term)], dim=1)
         h = modulate(self.ff_norm(x), 1 + scale_f, shift_f)
         return add_gated(x, self.ff(h), torch.sigmoid(1 - gate_f))
 
@@ -163,7 +172,7 @@ class DiT(nn.Module):
             if cond.repeats is not None:  # ln 0 takes a filler away
                 bias = cond.repeats.float().log().to(context.dtype)[:, None, None]
         contexts: list[Context | None] = []
-        local: list[Tensor | None] = []
+        local: list[Tensor | LocalInput | None] = []
         for layer in self.layers:
             block = cast(DiTBlock, layer)
             pair = None if context is None else block.cross_attn.prepare(context)

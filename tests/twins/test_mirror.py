@@ -37,6 +37,7 @@ FILES = (
 CONFIGS = {**PRESETS, **TINY, TINY_VARIED.name: TINY_VARIED}
 # What one twin has and the other has no use for.
 TORCH_ONLY = {
+    "dit": {"LocalInput"},  # training
     "weights": {"StableAudio", "save_checkpoint", "load_model"},  # training holds and writes whole models
     "choices": {"on_a_cpu"},
     "pipeline": {"choose_device", "device_name"},

@@ -104,7 +104,7 @@ class TorchFlow:
             mask=mask,
             seconds=np.array(seconds),
             local=weight.new_zeros(len(captions), 1, pipeline.config.same.latent_channels + 1),
-            valid=torch.from_numpy(valid).to(weight.device),
+            valid=None if valid.all() else torch.from_numpy(valid).to(weight.device),
         )
         cond = conditioning(conditioner, inputs)
         assert cond.context is not None

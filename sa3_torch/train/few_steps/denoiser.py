@@ -23,7 +23,7 @@ from sa3_torch.conditioner import Conditioner
 from sa3_torch.dit import DiT
 from sa3_torch.same import SAME
 from sa3_torch.train.data.batches import LatentBatch
-from sa3_torch.train.flow.conditioning import ConditionInputs, Networks, conditioning
+from sa3_torch.train.flow.conditioning import ConditionInputs, Networks, conditioning, prepare_to_train
 from sa3_torch.train.flow.demo import demo_batch, sample, write_demo
 from sa3_torch.train.flow.latent_data import LatentData
 from sa3_torch.train.flow.masks import Masks
@@ -47,7 +47,7 @@ class Denoiser(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, inputs: ConditionInputs) -> Tensor:
         """Return x - t v: (B, T, C) float32, t (B,) -> (B, T, C) float32."""
-        velocity = self.dit(x, t, self.dit.prepare(conditioning(self.conditioner, inputs)))
+        velocity = self.dit(x, t, prepare_to_train(self.dit, conditioning(self.conditioner, inputs)))
         return x - t[:, None, None] * velocity.float()
 
 

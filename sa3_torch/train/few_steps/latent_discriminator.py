@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sa3_torch.conditioner import Conditioner
 from sa3_torch.dit import DiT, DiTBlock, Prepared
-from sa3_torch.train.flow.conditioning import ConditionInputs, conditioning
+from sa3_torch.train.flow.conditioning import ConditionInputs, conditioning, prepare_to_train
 from sa3_torch.train.networks.init import seeded
 
 from .arc_losses import masked_mean
@@ -64,7 +64,7 @@ class LatentDiscriminator(nn.Module):
 
     def prepare(self, inputs: ConditionInputs) -> Prepared:
         """Compute what does not depend on the latents, in the precision of the caller."""
-        return self.dit.prepare(conditioning(self.conditioner, inputs))
+        return prepare_to_train(self.dit, conditioning(self.conditioner, inputs))
 
     def forward(self, x: Tensor, t: Tensor, prepared: Prepared) -> Verdict:
         """Score x (B, T, C) at times t (B,). Frames that are not valid change nothing.
@@ -73,14 +73,15 @@ class LatentDiscriminator(nn.Module):
         """
         features = torch.cat(self.features(x, t, prepared), dim=-1)
         with torch.autocast(x.device.type, enabled=False):
-            scores, mask = self.head(features.float(), cast(Tensor, prepared.valid))
+            scores, mask = self.head(features.float(), _valid(x, prepared))
         return Verdict(scores=scores, mask=mask)
 
     def features(self, x: Tensor, t: Tensor, prepared: Prepared) -> list[Tensor]:
         """Return what the tapped blocks give: (B, T, D) each."""
-        valid = cast(Tensor, prepared.valid)
+        if prepared.valid is not None:
+            x = torch.where(prepared.valid[..., None], x, 0.0)
         modulation = self.dit.modulation(t, prepared.seconds)
-        h, sequence = self.dit.begin(torch.where(valid[..., None], x, 0.0), prepared)
+        h, sequence = self.dit.begin(x, prepared)
         features = []
         for index, layer in enumerate(self.dit.layers):
             last = index == self.taps[-1]
@@ -89,3 +90,10 @@ class LatentDiscriminator(nn.Module):
             if index in self.taps:
                 features.append(h if last else h[:, sequence.memory :])  # without the memory tokens
         return features
+
+
+def _valid(x: Tensor, prepared: Prepared) -> Tensor:
+    """Return which frames of x (B, T, C) are real: (B, T) bool."""
+    if prepared.valid is not None:
+        return prepared.valid
+    return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)

@@ -23,7 +23,7 @@ from sa3_torch.train.run.random import step_generator
 from sa3_torch.train.run.settings import check
 from sa3_torch.train.run.stage import StageConfig
 
-from .conditioning import Networks
+from .conditioning import Networks, prepare_to_train
 from .latent_data import ClipsConfig, LatentData
 from .losses import flow_errors
 from .masks import MASK_KINDS, Masks
@@ -96,7 +96,7 @@ def velocity_errors(networks: Networks, drawn: FlowDraw) -> tuple[Tensor, Tensor
     device = networks.device
     z, t, noise = (x.to(device) for x in (drawn.batch.latents, drawn.t, drawn.noise))
     masks, drop = drawn.masks.to(device), None if drawn.drop is None else drawn.drop.to(device)
-    prepared = networks.dit.prepare(networks.conditioning(drawn.batch, masks, drop))
+    prepared = prepare_to_train(networks.dit, networks.conditioning(drawn.batch, drawn.masks, drop))
     velocity = networks.dit(interpolate(z, noise, t), t, prepared)
     return flow_errors(velocity, noise - z, masks.generated, masks.kept)
 

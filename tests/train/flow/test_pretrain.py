@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from sa3_mlx.common.schema import ConfigError
 from sa3_torch.train.data.batches import LatentBatch
 from sa3_torch.train.data.drawing import draw_parts
 from sa3_torch.train.data.latents import LatentItem
+from sa3_torch.train.flow.conditioning import Networks
+from sa3_torch.train.flow.masks import Masks
 from sa3_torch.train.flow.matching import FlowDraw, velocity_errors
 from sa3_torch.train.flow.pretrain import PretrainConfig, PretrainStage
 from sa3_torch.train.flow.times import truncated_logit_normal
@@ -72,6 +75,22 @@ def test_padding_changes_no_gradient(workspace: Path) -> None:
         drawn = FlowDraw(batch=changed, t=t, masks=draw, noise=noise)
         losses.append(float(sum(error.mean() for error in velocity_errors(stage.networks, drawn)).detach()))
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_attention_has_a_mask_only_where_a_frame_is_padding(whole: bool, workspace: Path) -> None:
+    stage = pretrain_stage(workspace)
+    batch = stage.latents.train.batch(0)
+    valid = torch.ones_like(batch.valid) if whole else batch.valid
+    draw = Masks.nothing_kept(valid)
+    inputs = stage.networks.inputs(batch, draw)
+    assert (inputs.valid is None) == whole
+    drawn = FlowDraw(batch=batch, t=torch.full((4,), 0.6), masks=draw, noise=torch.ones_like(batch.latents))
+    found = [error.detach() for error in velocity_errors(stage.networks, drawn)]
+    inputs = dataclasses.replace(inputs, valid=valid)
+    with patch.object(Networks, "inputs", return_value=inputs):  # with a mask that takes nothing away
+        masked = [error.detach() for error in velocity_errors(stage.networks, drawn)]
+    torch.testing.assert_close(found, masked, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(("length", "expected"), [("duration", 0.75951), ("valid", 0.62246)])
