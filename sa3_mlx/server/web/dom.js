@@ -21,6 +21,11 @@ export function say(text, bad = false) {
   notice.hidden = !text;
 }
 
+// Tells a screen reader what others see.
+export function speak(text) {
+  $("spoken").textContent = text;
+}
+
 // Runs what a control does; what goes wrong is said in a sentence.
 export function doing(work) {
   return async (...given) => {

@@ -1,7 +1,7 @@
 // The open sound: its picture, playing it, editing it, comparing it, taking it along.
 
 import { get, post, request } from "./api.js";
-import { $, doing, element, number, say, seconds } from "./dom.js";
+import { $, doing, element, number, say, seconds, speak } from "./dom.js";
 import { level, Player } from "./player.js";
 import { View } from "./view.js";
 
@@ -37,13 +37,18 @@ export class Editor {
     listen("copy", this.copy);
     listen("star", this.star);
     $("loop").addEventListener("change", () => this.loop());
-    $("length").addEventListener("input", () => this.sound && this.view.extend(number("length") ?? 0));
+    $("length").addEventListener("input", () => {
+      if (!this.sound) return;
+      this.view.extend(number("length") ?? 0);
+      this.view.draw();
+    });
     $("strength").addEventListener("input", () => { $("strength-text").value = Number($("strength").value).toFixed(2); });
   }
 
   async open(sound) {
     this.sound = sound;
     this.chunks = [];
+    this.begun = undefined; // seconds, where the keyboard began a region
     this.compareWith(null);
     const [heard, at] = [Boolean(this.player.live), this.player.now()]; // whole now: it is heard on from there
     this.player.use(null);
@@ -56,6 +61,7 @@ export class Editor {
     $("length").value = sound ? sound.seconds.toFixed(2) : "";
     $("star").setAttribute("aria-pressed", String(Boolean(sound?.starred)));
     $("again").disabled = !sound?.job;
+    this.tellPlace();
     this.view.canvas.setAttribute("aria-label", sound ? describe(sound) : "Waveform over spectrogram");
     this.regionsChanged();
     this.showDownloads();
@@ -142,9 +148,15 @@ export class Editor {
     this.view.draw();
   }
 
-  play() {
-    if (!this.sound && this.chunks.length && !this.player.playing) this.player.playLive(this.chunks);
-    else this.player.toggle();
+  async play() {
+    const { sound, player } = this;
+    if (!sound && this.chunks.length && !player.playing) player.playLive(this.chunks);
+    else if (sound && !player.buffer) { // it is still being fetched
+      const buffer = await this.buffer(sound);
+      if (this.sound?.id !== sound.id || player.playing) return;
+      player.use(buffer);
+      player.play();
+    } else player.toggle();
   }
 
   seek(at) {
@@ -157,8 +169,36 @@ export class Editor {
     $("play").setAttribute("aria-pressed", String(this.player.playing));
     this.view.position = this.player.now();
     $("time").value = seconds(this.view.position);
+    if (!this.player.playing) this.tellPlace();
     this.view.draw();
     if (this.player.playing) requestAnimationFrame(() => this.played());
+  }
+
+  // What a screen reader says of the picture: the place, and the region around it.
+  tellPlace() {
+    const { canvas, position, regions } = this.view;
+    const length = this.sound?.seconds ?? 0;
+    const around = regions.findIndex(({ start, end }) => position >= start && position < end);
+    canvas.setAttribute("aria-valuemax", length.toFixed(3));
+    canvas.setAttribute("aria-valuenow", Math.min(position, length).toFixed(3));
+    const text = `${seconds(position)} of ${seconds(length)}${around < 0 ? "" : `, in region ${around + 1}`}`;
+    canvas.setAttribute("aria-valuetext", text);
+  }
+
+  // Begins a region at the place of playing, or ends the one that was begun.
+  mark() {
+    if (!this.sound) return;
+    const at = this.player.now();
+    if (this.begun === undefined) {
+      this.begun = at;
+      speak(`A region begins at ${seconds(at)}; move, and press R again.`);
+      return;
+    }
+    const [start, end] = [this.begun, at].sort((a, b) => a - b);
+    this.begun = undefined;
+    if (end > start) this.view.add(start, end);
+    this.view.settle();
+    speak(end > start ? `Region from ${seconds(start)} to ${seconds(end)}.` : "A region needs two places.");
   }
 
   loop() {

@@ -70,8 +70,8 @@ export class Form {
 }
 
 function adapter(name) {
-  const text = element("output", {}, "off");
+  const text = element("span", {}, "off"); // an output would take the label from the slider
   const slider = element("input", { type: "range", name, min: 0, max: 2, step: 0.05, value: 0 });
-  slider.addEventListener("input", () => { text.value = Number(slider.value) ? slider.value : "off"; });
+  slider.addEventListener("input", () => { text.textContent = Number(slider.value) ? slider.value : "off"; });
   return element("label", {}, `${name.replace(/\.safetensors$/, "")} `, text, slider);
 }

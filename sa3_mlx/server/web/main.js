@@ -94,6 +94,7 @@ const KEYS = {
   ArrowRight: () => editor.move(0.02),
   z: () => editor.undo(),
   x: () => editor.swap(),
+  r: () => editor.mark(),
   "+": () => editor.view.zoom(0.5),
   "-": () => editor.view.zoom(2),
 };

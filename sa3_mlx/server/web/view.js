@@ -218,8 +218,10 @@ export class View {
     let drawn = null;
     const move = (next) => {
       const at = this.from + (next.offsetX / width) * span;
-      if (grip?.end) this.extend(at);
-      else if (grip) this.bound(grip, at);
+      if (grip?.end) {
+        this.extend(at);
+        this.on.target();
+      } else if (grip) this.bound(grip, at);
       else if (drawn || Math.abs(next.offsetX - event.offsetX) > 4) {
         drawn ??= this.add(first, first);
         Object.assign(drawn, { start: this.inside(Math.min(first, at)), end: this.inside(Math.max(first, at)) });
@@ -244,7 +246,6 @@ export class View {
   extend(at) {
     const target = Math.min(at, this.limit);
     this.target = target > this.sound.seconds + 0.01 ? target : null;
-    this.on.target();
   }
 
   bound({ region, side }, at) {
