@@ -44,7 +44,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    q, k = q.to(v.dtype), k.to(v.dtype)  # which norms and rotations of 16-bit products made fp32
     if q.device.type != "cpu":
+        if mask is not None and mask.dtype not in (torch.bool, q.dtype):  # cuDNN misreads it: pytorch #191612
+            raise ValueError(f"a bias of {mask.dtype} for queries of {q.dtype}: attention takes one number type")
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     with torch.autocast("cpu", enabled=False):  # bf16 is slower there
         mask = mask if mask is None or mask.dtype == torch.bool else mask.float()

@@ -8,6 +8,7 @@ from sa3_mlx.common.tuning.choice import Choice, Choices, Kind
 from sa3_mlx.common.tuning.chunk import CHUNKS, CHUNKS_TOLERANCE, FACTORS
 from sa3_mlx.common.tuning.threads import thread_counts
 
+WHOLE = "whole"
 KIND: Kind = "gpu" if torch.cuda.is_available() else "cpu"
 _THREADS = thread_counts(torch.get_num_threads())
 
@@ -55,9 +56,9 @@ CHOICES = Choices(
     (
         Choice(
             name=CHUNKS,
-            about="the autoencoder by 192 (SAME-L) or 128 frames, or by more or fewer",
-            ways=("usual", *FACTORS),
-            usual={"cpu": "usual", "gpu": "usual"},
+            about="the autoencoder by 192 (SAME-L) or 128 frames, by more or fewer, or as many as half of a GPU holds",
+            ways=("usual", *FACTORS, WHOLE),
+            usual={"cpu": "usual", "gpu": WHOLE},
             work=("decode", "encode"),
             tolerance=CHUNKS_TOLERANCE,
         ),
@@ -68,6 +69,14 @@ CHOICES = Choices(
             usual={"cpu": "host", "gpu": "device"},
             work=("step",),
             tolerance=1e-7,
+        ),
+        Choice(
+            name="autoencoder",
+            about="fp32; 16-bit inputs of its products; or of its attention too, with the rest fp32",
+            ways=("float32", "products", "float16"),
+            usual={"cpu": "float32", "gpu": "float16"},
+            work=("decode", "encode"),
+            tolerance=5e-3,
         ),
         Choice(
             name="attention",

@@ -34,7 +34,7 @@ def gate_silu(value: Tensor, gate: Tensor) -> Tensor:
 
 def gate_sine(value: Tensor, gate: Tensor) -> Tensor:
     """Return value * sin(pi gate) [B44]."""
-    return value * torch.sin(3.14159265359 * gate)
+    return (value * torch.sin(3.14159265359 * gate.float())).to(value.dtype)
 
 
 def scale_tanh(x: Tensor, alpha: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
@@ -103,11 +103,44 @@ class FeedForward(nn.Module):
         return self.proj_out(gate_silu(value, gate) if self.gate == "silu" else gate_sine(value, gate))
 
 
-def linear_rows(layer: nn.Linear, x: Tensor, start: int, stop: int) -> Tensor:
+def linear_rows(layer: nn.Module, x: Tensor, start: int, stop: int) -> Tensor:
     """Return outputs ``start..stop`` of a layer without bias, and no others: (..., D) -> (..., stop - start)."""
+    if isinstance(layer, HalfLinear):
+        return layer.rows(x, start, stop)
     if type(layer) is not nn.Linear:  # such as one that quantizes its weight on the way
         return layer(x)[..., start:stop]
     return F.linear(x, layer.weight[start:stop])
+
+
+class HalfLinear(nn.Module):
+    """Multiply in 16 bits, sums in fp32, for a network whose other numbers are fp32; gives fp32 back if ``wide``.
+
+    Where it does not, what follows takes 16-bit inputs too: attention does, DynamicTanh and sums become fp32 again.
+    """
+
+    def __init__(self, layer: nn.Linear, dtype: torch.dtype, *, wide: bool) -> None:
+        super().__init__()
+        self.wide = wide
+        self.weight = nn.Parameter(layer.weight.to(dtype), requires_grad=False)
+        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.to(dtype), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., I) to (..., O)."""
+        return self.rows(x, 0, len(self.weight))
+
+    def rows(self, x: Tensor, start: int, stop: int) -> Tensor:
+        """Return outputs ``start..stop``, and no others: (..., I) -> (..., stop - start)."""
+        bias = None if self.bias is None else self.bias[start:stop]
+        y = F.linear(x.to(self.weight.dtype), self.weight[start:stop], bias)
+        return y.float() if self.wide else y
+
+
+def halve_products(network: nn.Module, dtype: torch.dtype, *, wide: bool) -> None:
+    """Put ``HalfLinear`` in the place of every linear map inside a network."""
+    for parent in [*network.modules()]:
+        for name, layer in [*parent.named_children()]:
+            if type(layer) is nn.Linear:
+                setattr(parent, name, HalfLinear(layer, dtype, wide=wide))
 
 
 Rope = tuple[Tensor, Tensor]

@@ -5,6 +5,7 @@ Shapes: B batch, T latent frames, C latent channels, L audio samples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -24,15 +25,18 @@ from sa3_mlx.common.generation.noise import INITIAL, step
 from sa3_mlx.common.generation.pipeline import BasePipeline
 from sa3_mlx.common.generation.plan import Plan
 from sa3_mlx.common.generation.request import Request
+from sa3_mlx.common.memory.activations import largest_chunk
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE, Part
+from sa3_mlx.common.model.chunks import Direction, default_chunk_frames, pad_frames
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.precision import Precision, choose_precision
+from sa3_mlx.common.tuning.chunk import CHUNKS
 
-from .choices import CHOICES, on_a_cpu, way
+from .choices import CHOICES, WHOLE, on_a_cpu, way
 from .conditioner import blend
 from .cuda.transfer import fetch, mark, seconds_between, upload
 from .guidance import GuidedVelocity, negative
-from .layers import compiled
+from .layers import compiled, halve_products
 from .lora import GatedVelocity, adapt, merge
 from .philox import DeviceNoise
 from .same import SAME
@@ -40,6 +44,7 @@ from .samplers import SAMPLERS
 from .weights import load_part, load_streamed_dit
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_LONGEST = 8192  # frames that are coded at once, twice the longest clip of a model
 _DEVICES = "auto, cpu, cuda, cuda:N and mps"
 
 
@@ -140,6 +145,20 @@ class Pipeline(BasePipeline[Tensor]):
     def _bring(self, array: Tensor) -> Callable[[], np.ndarray]:
         return fetch(array)
 
+    def usual_chunk_frames(self, direction: Direction) -> int:
+        """Return the latent frames of a chunk where a caller names none: a GPU with room takes any clip as a whole."""
+        if way(CHUNKS) != WHOLE:
+            return super().usual_chunk_frames(direction)
+        least, longest = default_chunk_frames(self.config.same, direction), pad_frames(_LONGEST, self.config.same)
+        return largest_chunk(self.config, direction, self._room() / 2, None, longest=longest, least=least)
+
+    def _room(self) -> float:
+        """Return the bytes that the device has left, those that PyTorch keeps for itself included."""
+        if self._device.type != "cuda":
+            return math.inf
+        kept = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+        return torch.cuda.mem_get_info(self._device)[0] + kept
+
     @property
     def launches_ahead(self) -> bool:
         """Tell whether the next piece of work is launched before one is brought back, so that no device waits."""
@@ -201,10 +220,31 @@ class Pipeline(BasePipeline[Tensor]):
     def autoencoder(self, half: Literal["encoder", "decoder"]) -> SAME:
         """Return the autoencoder with one half in the device's memory; the other one stays in the file until it is
         needed."""
+        numbers = way("autoencoder")
+        if self._halves.get(half, numbers) != numbers:
+            self.free("same")
         same = cast(SAME, self.load_part("same"))
-        same.bottleneck.to(self._device)
-        same.get_submodule(half).to(self._device)
+        if half not in self._halves:
+            same.bottleneck.to(self._device)
+            network = same.get_submodule(half).to(self._device)
+            if numbers != "float32":
+                halve_products(network.get_submodule("layers"), torch.float16, wide=numbers == "products")
+            self._halves[half] = numbers
         return same
+
+    @cached_property
+    def _halves(self) -> dict[str, str]:
+        """Hold the halves of the autoencoder that are on the device, and the numbers that they compute with."""
+        return {}
+
+    def free(self, *parts: Part) -> None:
+        """Give the memory of these parts back; they are read again when they are needed.
+
+        Raises ValueError for one that the model does not have.
+        """
+        super().free(*parts)
+        if "same" in parts:
+            self._halves.clear()
 
     def _encode(self, audio: Audio) -> Latents:
         return self._numpy(self.autoencoder("encoder").encode(self._array(audio[None]))[0])

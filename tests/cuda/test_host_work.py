@@ -19,10 +19,11 @@ from sa3_mlx.common.generation.clips import Clip
 from sa3_mlx.common.generation.events import Sampled, Stopwatch
 from sa3_mlx.common.generation.plan import plan
 from sa3_mlx.common.generation.request import InitAudio, Item, Request
+from sa3_mlx.common.model.chunks import chunk_plan
 from sa3_mlx.common.model.sampling import SAMPLER_NAMES, Guidance, Sampling
 from sa3_torch.choices import using
 from tests.support.tiny import TINY
-from tests.support.twins import Twin
+from tests.support.twins import Twin, relative
 
 from .counted import CountedPipeline
 
@@ -164,3 +165,27 @@ def test_latents_are_fetched_where_somebody_reads_them() -> None:
     event = Sampled(fetch=lambda: (fetched.append(1), np.zeros(2, np.float32))[1])
     assert not fetched
     assert not event.latents.any() and fetched == [1]
+
+
+def test_a_gpu_decodes_a_clip_as_a_whole_where_it_has_room(
+    random_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Launched once; by the usual chunks in a device that is full."""
+    pipeline = Twin("torch").pipeline(random_models["tiny-l"])
+    launched: list[int] = []
+    real = pipeline._decode
+    monkeypatch.setattr(pipeline, "_decode", lambda z, *noises: (launched.append(len(z)), real(z, *noises))[1])
+    latents = np.random.default_rng(0).standard_normal((500, 16), np.float32)
+    usual = pipeline.decode(latents)
+    with using({"chunks": "whole"}):
+        whole = pipeline.decode(latents)
+        monkeypatch.setattr(pipeline, "_room", lambda: 1e6)
+        tight = pipeline.decode(latents)
+    assert launched == [*_chunks(), 500, *_chunks()] and len(_chunks()) > 3
+    np.testing.assert_array_equal(tight, usual)
+    assert 0 < relative(whole, usual) < 5e-6  # measured 9e-7
+
+
+def _chunks() -> list[int]:
+    """Frames of the usual chunks of 500."""
+    return [chunk.stop - chunk.start for chunk in chunk_plan(500, 128, TINY["tiny-l"].same, "decode")]

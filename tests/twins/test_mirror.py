@@ -39,7 +39,8 @@ CONFIGS = {**PRESETS, **TINY, TINY_VARIED.name: TINY_VARIED}
 TORCH_ONLY = {
     "dit": {"LocalInput"},  # training
     "weights": {"StableAudio", "save_checkpoint", "load_model"},  # training holds and writes whole models
-    "choices": {"on_a_cpu"},
+    "choices": {"WHOLE", "on_a_cpu"},
+    "layers": {"HalfLinear", "halve_products"},  # of SAME on CUDA; an Apple GPU is not faster in 16 bits
     "pipeline": {"choose_device", "device_name"},
     "lora": {"TrainedAdapter", "add_adapter"},  # training
 }
