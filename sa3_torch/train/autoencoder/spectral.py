@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sa3_mlx.common.schema import Config, ConfigError
+from sa3_mlx.common.schema import Config, ConfigError, quoted
 from sa3_torch.train.run.parallel import mean
 from sa3_torch.train.run.stage import TrainConfig
 
@@ -49,9 +49,13 @@ class SpectralConfig(Config):
 
     def __post_init__(self) -> None:
         if self.overlap < 2 or not self.sizes or any(size < 1 or size % self.overlap for size in self.sizes):
-            raise ConfigError(f"spectral.sizes {self.sizes}: expected multiples of overlap ({self.overlap}), 2 or more")
+            raise ConfigError(
+                f"spectral.sizes {quoted(self.sizes)}: expected multiples of overlap ({self.overlap}), 2 or more"
+            )
         if not set(self.phase_sizes) <= set(self.sizes):
-            raise ConfigError(f"spectral.phase_sizes {self.phase_sizes}: allowed are those of sizes, {self.sizes}")
+            raise ConfigError(
+                f"spectral.phase_sizes {quoted(self.phase_sizes)}: allowed are those of sizes, {quoted(self.sizes)}"
+            )
         for name, weight in ((term, getattr(self, term)) for term in MAGNITUDE_TERMS + PHASE_TERMS):
             if not weight >= 0:
                 raise ConfigError(f"spectral.{name} is {weight!r}: allowed is at least 0")

@@ -48,7 +48,8 @@ from .recordings import (
 from .urls import FetchError, Names, Stream, check_url, expand, is_remote, open_url
 
 SHARD_FORMAT = "sa3-shards/1"
-_MAX_SAMPLES = 100_000_000  # of a shard
+_MAX_SAMPLES = 1_000_000  # of a shard
+_TAR_BLOCK = 512  # bytes; a sample of a tar file has at least its header
 _NO_TAR = "no tar file with recordings, or damaged or truncated; get a complete copy"
 _UNREADABLE = (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, RecursionError)
 _CONTEXT = 1024  # samples of a file read around a piece that is resampled
@@ -95,6 +96,7 @@ class ShardSample:
     """One recording of a shard, undecoded: the bytes of its file."""
 
     id: str
+    name: str  # the shard and the sample's key in it, for errors
     sidecar: Sidecar
     data: bytes
     problem: str = ""  # why it cannot be used
@@ -119,8 +121,8 @@ class ShardSample:
                 file.seek(first)
                 audio = file.take(wanted)
                 if len(audio) < wanted:
-                    raise ValueError(f"{self.id}: the file is truncated")
-            check_finite(audio, self.id, first)
+                    raise ValueError(f"{self.name}: the file is truncated")
+            check_finite(audio, self.name, first)
         if not len(audio):
             return np.zeros((0, 2), np.float32)
         lead = start - round(first / ratio)
@@ -133,8 +135,8 @@ class ShardSample:
 
     def _open(self) -> AudioFile:
         if self.problem:
-            raise ValueError(f"{self.id}: {self.problem}")
-        return AudioFile(io.BytesIO(self.data), self.id)
+            raise ValueError(f"{self.name}: {self.problem}")
+        return AudioFile(io.BytesIO(self.data), self.name)
 
 
 def write_shards(
@@ -229,9 +231,11 @@ def open_index(place: str) -> ShardIndex:
     base = url.rpartition("/")[0]
     shards = parse_entries(Shard, data["shards"], f"{url}: shards")
     for shard in shards:
-        if shard.samples > _MAX_SAMPLES:
+        most = min(_MAX_SAMPLES, shard.bytes // _TAR_BLOCK)
+        if shard.samples > most:
             raise ValueError(
-                f"{url}: {quoted(shard.name)} has {shard.samples} samples; up to {_MAX_SAMPLES} are allowed"
+                f"{url}: {quoted(shard.name)} has {shard.samples} samples in {shard.bytes} bytes; up to {most} are "
+                "allowed; index it again, or make more shards"
             )
     whole = [not base or is_remote(shard.name) or shard.name.startswith("/") for shard in shards]
     named = [shard.name if full else f"{base}/{shard.name}" for shard, full in zip(shards, whole, strict=True)]
@@ -304,6 +308,7 @@ def _sample(url: str, found: dict[str, Any]) -> ShardSample:
         problem = f"sidecar is not valid: {reason(error)}"
     return ShardSample(
         id=str(sidecar.fields.get("id", name)),
+        name=name,
         sidecar=sidecar,
         problem=problem,
         data=b"" if suffix is None else found[suffix[1:]],
