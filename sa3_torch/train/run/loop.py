@@ -68,7 +68,7 @@ class Trainer:
         if not torch.distributed.is_initialized():
             return dict.fromkeys(self.networks, parallel.Turn({}))
         if self.config.parallel == "fsdp":
-            return parallel.wrap_fsdp(self.networks, self.stage.device, bf16=self.config.precision == "bf16")
+            return parallel.wrap_fsdp(self.networks, self.stage.device)
         return parallel.wrap_ddp(self.networks)
 
     def run(self) -> bool:

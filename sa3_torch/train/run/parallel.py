@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.nn.functional import all_gather
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -181,23 +181,23 @@ def wrap_ddp(networks: dict[str, nn.Module]) -> dict[str, nn.Module]:
         }
 
 
-def wrap_fsdp(networks: dict[str, nn.Module], device: torch.device, *, bf16: bool) -> dict[str, nn.Module]:
+def wrap_fsdp(networks: dict[str, nn.Module], device: torch.device) -> dict[str, nn.Module]:
     """Shard the networks in place, by ``UNITS``, then the rest; return one wrapper for all turns.
 
-    ``bf16``: units travel in bf16, their gradients in fp32; what lies outside of units stays fp32.
+    Units travel in fp32, and autocast makes of them what it makes under DDP: in bf16 they would take half the traffic,
+    but norms, gates and what blocks pass on would be bf16, too, which is another computation.
     """
     if not hasattr(FSDPModule, "reset_iter_state"):
         raise ConfigError(f"parallel is 'fsdp' with torch {torch.__version__}: it needs 2.13; choose 'ddp' or update")
+    # What autocast makes of a weight must not outlive its unit: where one runs twice, its gradient would come too late.
+    torch.set_autocast_cache_enabled(False)
     # Nothing changes the views in place that blocks return.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     turn, mesh = Turn(networks), init_device_mesh(device.type, (own_slice().world,))
-    policy = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32, cast_forward_inputs=False
-    )
     for module in reversed(list(turn.modules())):  # inner ones first
         methods = UNITS.get(type(module))
         if methods is not None:
-            fully_shard(module, mesh=mesh, mp_policy=policy)
+            fully_shard(module, mesh=mesh)
             for method in methods:
                 register_fsdp_forward_method(module, method)
     fully_shard(turn, mesh=mesh)

@@ -234,14 +234,13 @@ def _spread(memory: Memory, stage: Stage, train: TrainConfig, processes: int) ->
         return replace(memory, exchange=parameters)
     units = [_own_bytes(module) for network in networks for module in network.modules() if type(module) in UNITS]
     largest, rest = max(units, default=0), memory.weights - sum(units)  # the rest stays gathered to the end of the step
-    width = 0.5 if train.precision == "bf16" else 1.0
     return replace(
         memory,
         weights=memory.weights // processes,
         gradients=memory.gradients // processes,
         optimizer=memory.optimizer // processes,
         average=memory.average // processes,
-        exchange=int(width * 2 * largest) + largest + 2 * rest,
+        exchange=3 * largest + 2 * rest,
     )
 
 
