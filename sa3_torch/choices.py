@@ -71,6 +71,22 @@ CHOICES = Choices(
             tolerance=1e-7,
         ),
         Choice(
+            name="padding",
+            about="frames of a single clip that mean nothing masked in attention, or cut",
+            ways=("masked", "cut"),
+            usual={"cpu": "masked", "gpu": "cut"},
+            work=("step",),
+            tolerance=1e-5,
+        ),
+        Choice(
+            name="context",
+            about="as many text tokens as a prompt has, or 32, 64, 128 or 257 with fillers that weigh nothing",
+            ways=("own", "buckets"),
+            usual={"cpu": "own", "gpu": "buckets"},
+            work=("step",),
+            tolerance=1e-5,
+        ),
+        Choice(
             name="autoencoder",
             about="fp32; 16-bit inputs of its products; or of its attention too, with the rest fp32",
             ways=("float32", "products", "float16"),

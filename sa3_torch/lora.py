@@ -219,6 +219,8 @@ class GatedVelocity:
         active = [tuple(applied for applied in self.adapters if applied.on(time)) for time in t.tolist()]
         first, *others = dict.fromkeys(active)
         velocity = self._velocity(first)(x, t)
+        if others:
+            velocity = velocity.clone()  # one graph of kernels may write where another one did
         for other in others:
             rows = torch.tensor([on == other for on in active], device=x.device)
             velocity = torch.where(rows[:, None, None], self._velocity(other)(x, t), velocity)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from threading import Thread
@@ -14,12 +15,14 @@ from typing import Literal, Self, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sa3_mlx.common.adapters.applied import Applied
 from sa3_mlx.common.files.audio_file import Audio
-from sa3_mlx.common.files.safetensors import read_ahead
+from sa3_mlx.common.files.safetensors import TensorFile, read_ahead
 from sa3_mlx.common.generation.clips import noise_levels
+from sa3_mlx.common.generation.conditioning import Conditioning
 from sa3_mlx.common.generation.events import Latents, NoiseSource, Stopwatch
 from sa3_mlx.common.generation.noise import INITIAL, step
 from sa3_mlx.common.generation.pipeline import BasePipeline
@@ -41,9 +44,10 @@ from .lora import GatedVelocity, adapt, merge
 from .philox import DeviceNoise
 from .same import SAME
 from .samplers import SAMPLERS
-from .weights import load_part, load_streamed_dit
+from .weights import EMBEDDING, load_part, load_streamed_dit
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_CONTEXTS = (32, 64, 128, 257)  # text tokens and the duration
 _LONGEST = 8192  # frames that are coded at once, twice the longest clip of a model
 _DEVICES = "auto, cpu, cuda, cuda:N and mps"
 
@@ -139,6 +143,11 @@ class Pipeline(BasePipeline[Tensor]):
     def _ids(self, ids: np.ndarray) -> Tensor:
         return torch.from_numpy(ids)
 
+    @property
+    def context_sizes(self) -> Sequence[int]:
+        """Return the lengths that a context has, rising: a plan of attention and a graph serve one each."""
+        return _CONTEXTS if way("context") == "buckets" else ()
+
     def _numpy(self, array: Tensor) -> np.ndarray:
         return fetch(array)()
 
@@ -212,6 +221,14 @@ class Pipeline(BasePipeline[Tensor]):
         device = torch.device("cpu") if part == "same" else self._device  # its halves move when they are needed
         return load_part(self.folder, self.config, part, device, dtype)
 
+    def _number_type(self, part: Part) -> str | None:
+        name = super()._number_type(part)
+        if name is None:
+            with TensorFile.open(self.folder / WEIGHTS_FILE) as file:
+                if file.info(EMBEDDING)[0] == "F16":
+                    return "float32"  # activations of T5Gemma overflow float16
+        return name
+
     def prefetch_decoder(self, done: int, steps: int) -> None:  # noqa: ARG002 (MLX reads a share after each step)
         """Begin before the first step to read the autoencoder's decoder beside what is computed meanwhile."""
         if not done and "same" not in self._parts:
@@ -255,6 +272,31 @@ class Pipeline(BasePipeline[Tensor]):
 
     def _here(self, values: np.ndarray | Tensor) -> Tensor:
         return values if isinstance(values, Tensor) else self._array(values)
+
+    def _sample(
+        self,
+        plan: Plan,
+        cond: Conditioning[Tensor],
+        null: Conditioning[Tensor] | None,
+        start: Tensor,
+        draw: Callable[[int], Tensor],
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Return the steps from the start (B, T, C): see ``_steps``. Of one item, frames that mean nothing can be cut.
+
+        They are at the end, and no other frame attends to them; so there is no mask, with which a GPU is slower.
+        """
+        frames, whole = plan.lengths.valid[0], start.shape[1]
+        if way("padding") == "masked" or len(start) > 1 or frames == whole:
+            return super()._sample(plan, cond, null, start, draw)
+
+        def cut(given: Conditioning[Tensor]) -> Conditioning[Tensor]:
+            return replace(given, valid=None, local=None if given.local is None else given.local[:, :frames])
+
+        steps = super()._sample(
+            plan, cut(cond), null and cut(null), start[:, :frames], lambda index: draw(index)[:, :frames]
+        )
+        ends = (0, 0, 0, whole - frames)
+        return ((F.pad(denoised, ends), F.pad(x, ends)) for denoised, x in steps)
 
     def _steps(
         self,

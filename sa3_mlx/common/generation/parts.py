@@ -6,7 +6,7 @@ Shapes: T latent frames, C latent channels, L audio samples, R samples per laten
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -204,6 +204,11 @@ class LoadedParts(ABC, Generic[Array]):
         while len(self._states) > _KEPT_PROMPTS:
             del self._states[next(iter(self._states))]
         return states
+
+    @property
+    def context_sizes(self) -> Sequence[int]:
+        """Return the lengths that a context has, rising, where a length takes preparations of its own; () is any."""
+        return ()
 
     def _ids(self, ids: NDArray[np.int32]) -> Array:
         """Put token ids where the table of their embeddings is."""

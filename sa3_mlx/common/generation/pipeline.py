@@ -140,7 +140,7 @@ class BasePipeline(LoadedParts[Array]):
         texts = Texts.of(request)
         ids, mask = self.tokenizer.encode([text.text for text in texts.texts])
         items = np.concatenate([texts.prompts.mask(mask), texts.negatives.mask(mask)])
-        slots, repeats = collapse_padding(items, self.precision.dtype)
+        slots, repeats = collapse_padding(items, self.precision.dtype, self.context_sizes)
         ids, mask = ids[:, :slots], mask[:, :slots]
         hidden, conditioner = self.text_states(ids, mask), self.load_part("conditioner")
         weights, lengths = texts.weights(self.tokenizer, slots), np.array([item.seconds for item in request.items])

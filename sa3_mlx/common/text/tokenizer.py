@@ -31,7 +31,9 @@ def first_words(words: Sequence[str]) -> str:
     return ", ".join(repr(excerpt(word)) for word in words[:_WORDS]) + more
 
 
-def collapse_padding(mask: NDArray[np.bool_], dtype: str = "float32") -> tuple[int, NDArray[np.float32]]:
+def collapse_padding(
+    mask: NDArray[np.bool_], dtype: str = "float32", sizes: Sequence[int] = ()
+) -> tuple[int, NDArray[np.float32]]:
     """Keep one padded slot for all, or two: mask (B, S), true at tokens -> slots to keep, repeats (B, slots + 1).
 
     Every padded slot of a prompt holds the same vector [B4], so the first stands for all of them; further ones, which
@@ -39,9 +41,12 @@ def collapse_padding(mask: NDArray[np.bool_], dtype: str = "float32") -> tuple[i
 
     ln n, rounded to 16 bits, is up to 0.2 % ("float16") or 1.6 % ("bfloat16") of the weight off. So for these types n
     is split over two slots: the first has a logarithm of that type just below ln n, the second what is left.
+
+    ``sizes``, rising: numbers of columns, of which the next is taken, filled up with slots that stand for none.
     """
     counts, size = mask.sum(axis=1), mask.shape[1]
     slots = min(int(counts.max()) + (1 if dtype == "float32" else 2), size)
+    slots = min(next((columns - 1 for columns in sizes if columns > slots), slots), size)
     repeats = np.ones((len(mask), slots + 1), np.float32)
     repeats[:, :slots] = mask[:, :slots]
     for row in np.flatnonzero(counts < size):
