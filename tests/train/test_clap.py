@@ -14,7 +14,7 @@ pytest.importorskip("scipy", reason="the training extra is not installed")
 
 from sa3_mlx.common.files.safetensors import tensors_hash
 from sa3_mlx.common.schema import ConfigError
-from sa3_torch.train.clap.contrastive import alignment, draw_times, equal_captions, info_nce, retrieval, uniformity
+from sa3_torch.train.clap.contrastive import alignment, draw_times, equal_pairs, info_nce, retrieval, uniformity
 from sa3_torch.train.clap.network import MAX_SCALE, LatentClap
 from sa3_torch.train.clap.stage import ClapStage
 from sa3_torch.train.flow.path import interpolate
@@ -120,17 +120,16 @@ def test_half_of_the_items_are_clean_and_the_others_spread_evenly() -> None:
 
 
 def test_captions_are_equal_by_the_canonical_one(stage: ClapStage) -> None:
-    batch = stage.batches.batch(0)
-    names = [item.captions[0] for item in batch.items]
-    assert equal_captions(batch).tolist() == [[a == b for b in names] for a in names]
+    drawn = stage.feed.get(0, BatchSlice())
+    names = [item.captions[0] for item in drawn.batch.items]
+    assert equal_pairs(drawn.names, drawn.texts).tolist() == [[a == b for b in names] for a in names]
     assert len(set(names)) == 2
 
 
 def test_noise_and_times_of_a_part_are_those_of_the_whole(stage: ClapStage) -> None:
     with torch.no_grad():
-        batch = stage.batches.batch(3)
-        whole = stage._embed(batch, 3, BatchSlice())
-        parts = [stage._embed(batch, 3, part) for part in BatchSlice().micro_batches(4)]
+        whole = stage._embed(stage.feed.get(3, BatchSlice()), 3, BatchSlice())
+        parts = [stage._embed(stage.feed.get(3, part), 3, part) for part in BatchSlice().micro_batches(4)]
     for i in range(2):
         torch.testing.assert_close(torch.cat([part[i] for part in parts]), whole[i])
 

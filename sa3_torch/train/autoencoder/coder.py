@@ -11,7 +11,7 @@ from torch import Tensor
 from sa3_mlx.common.schema import ConfigError
 from sa3_torch.same import SAME, patch, unpatch
 from sa3_torch.train.run.parallel import BatchSlice, follow
-from sa3_torch.train.run.random import step_generator
+from sa3_torch.train.run.random import Purpose, item_noise
 from sa3_torch.train.run.stage import TrainConfig
 
 STD_DECAY = 0.999
@@ -19,7 +19,7 @@ NOISE = 0.05  # on the latents while training, relative to running_std
 
 
 class Coder:
-    """Run both directions of ``model`` in a step. Random numbers are those of the global batch of ``items``."""
+    """Run both directions of ``model`` in a step, on slices of a batch of ``items``."""
 
     def __init__(self, model: SAME, train: TrainConfig, items: int) -> None:
         self.model, self.train, self.items = model, train, items
@@ -38,10 +38,11 @@ class Coder:
         return u * bottleneck.scale + bottleneck.bias
 
     def decoded(self, z: Tensor, step: int, batch_slice: BatchSlice) -> Tensor:
-        """Decode (B, T, C) -> (B, N, 2), with the training noise of the global batch."""
+        """Decode (B, T, C) -> (B, N, 2), with the training noise of these items."""
         r = self.model.bottleneck.running_std.clone()
-        noise = torch.randn(self.items, *z.shape[1:], generator=step_generator(self.train.seed, step))
-        noisy = r * (z + NOISE * noise[batch_slice.rows(self.items)].to(z.device))
+        rows, shape = batch_slice.rows(self.items), tuple(z.shape[1:])
+        noise = item_noise(rows, shape, self.train.seed, Purpose.CODER_NOISE, step, z.device)
+        noisy = r * (z + NOISE * noise)
         return unpatch(self.model.decoder(noisy), self.model.audio_channels).float()
 
     @torch.no_grad()

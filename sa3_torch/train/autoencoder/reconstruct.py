@@ -13,6 +13,7 @@ from torch import Tensor
 from sa3_mlx.common.measures.spectra import log_mel_l1
 from sa3_torch.same import SAME
 from sa3_torch.train.data.clip_cache import Audio, CachedClip, ClipSet
+from sa3_torch.train.run import parallel
 
 from .losses import soft_norm_loss
 from .metrics import effective_rank, kurtosis, multi_stft, si_sdr, spectral_convergence, stereo_correlation
@@ -49,6 +50,7 @@ class Reconstructor:
 def measure_reconstructions(model: SAME, clips: ClipSet, sample_rate: int, device: torch.device) -> dict[str, float]:
     """Return medians over tonal held-out clips (or the user's recordings), means over all kinds, statistics of latents.
 
+    Each process measures its share of the clips; the first returns what all found, the others an empty dictionary.
     "stereo" is how far the correlation of the channels is off. "softnorm" is the mean over clips. Raises ValueError
     without such clips.
     """
@@ -58,17 +60,33 @@ def measure_reconstructions(model: SAME, clips: ClipSet, sample_rate: int, devic
     if not waveform:
         raise ValueError("no held-out notes, chords or recordings to validate on; add more clips")
     through = Reconstructor(model, clips, sample_rate, device)
-    pairs = [through.pair(clip) for clip in waveform + texture]
-    coded = [through.latents(audio).float().cpu() for audio, _ in pairs]
-    latents = torch.cat([z[0] for z in coded]).numpy()
+    chosen = waveform + texture
+    shared = parallel.own_rows(len(chosen))
+    found = parallel.gather_lists([_measured(through, clip, clip in waveform) for clip in chosen[shared]])
+    if not parallel.is_first():
+        return {}
+    latents = np.concatenate([z for z, _ in found])
+    average = {"si_sdr": np.median, "spectral_convergence": np.median}
+    names = {name: None for _, row in found for name in row}
+    means = {name: float(average.get(name, np.mean)([row[name] for _, row in found if name in row])) for name in names}
     return {
-        "si_sdr": float(np.median([si_sdr(a, b) for a, b in pairs[: len(waveform)]])),
-        "spectral_convergence": float(np.median([spectral_convergence(a, b) for a, b in pairs[: len(waveform)]])),
-        "log_mel": float(np.mean([log_mel_l1(a, b) for a, b in pairs])),
-        "multi_stft": float(np.mean([multi_stft(a, b) for a, b in pairs])),
-        "stereo": float(np.mean([abs(stereo_correlation(a) - stereo_correlation(b)) for a, b in pairs])),
+        **means,
         "effective_rank": effective_rank(latents),
         "latent_std": float(latents.std()),
         "latent_kurtosis": kurtosis(latents),
-        "softnorm": float(np.mean([float(soft_norm_loss(z)) for z in coded if z.shape[1] > 1])),
     }
+
+
+def _measured(through: Reconstructor, clip: CachedClip, tonal: bool) -> tuple[NDArray[np.float32], dict[str, float]]:
+    """Return the latents (T, C) of a clip and its measures."""
+    a, b = through.pair(clip)
+    z = through.latents(a).float().cpu()
+    row = {"si_sdr": si_sdr(a, b), "spectral_convergence": spectral_convergence(a, b)} if tonal else {}
+    row |= {
+        "log_mel": log_mel_l1(a, b),
+        "multi_stft": multi_stft(a, b),
+        "stereo": abs(stereo_correlation(a) - stereo_correlation(b)),
+    }
+    if z.shape[1] > 1:
+        row["softnorm"] = float(soft_norm_loss(z))
+    return z[0].numpy(), row

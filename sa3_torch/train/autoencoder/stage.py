@@ -26,7 +26,9 @@ from sa3_torch.train.data.crops import AudioBatch, AudioCrops, Crops, ShardCrops
 from sa3_torch.train.data.drawing import SharesConfig
 from sa3_torch.train.data.shards import ShardIndex
 from sa3_torch.train.networks.init import init_autoencoder
+from sa3_torch.train.run import parallel
 from sa3_torch.train.run.command import RunOptions, report_made, stage_command
+from sa3_torch.train.run.feed import Feed
 from sa3_torch.train.run.optimizers import Group, OptimizerConfig
 from sa3_torch.train.run.options import AUDIO, MODEL
 from sa3_torch.train.run.parallel import BatchSlice, mean, moments, std_of
@@ -93,6 +95,7 @@ class AutoencoderStage(Stage):
     """Train an autoencoder, and the networks beside it that the settings switch on."""
 
     name = "autoencoder"
+    feed: Feed[AudioBatch]
 
     def __init__(
         self,
@@ -108,6 +111,7 @@ class AutoencoderStage(Stage):
         self.model_config, self.config, self.clips, self.shards = model, config, clips, shards
         self.model: SAME = SAME(model.same, model.audio_channels)
         self.crops: Crops = self._crops()
+        self.feed = Feed(self._read)
         self.coder = Coder(self.model, config.train, self.crops.items)
         self.coder.check_crops(config.crop_samples, model.name)
         self.coder.settled = self._initialise(start)
@@ -121,7 +125,9 @@ class AutoencoderStage(Stage):
         if start is not None:
             return start.load_into(self.model, self.model_config)
         batch = self.config.train.batch
-        self._begin(torch.cat([self.crops.batch(10**9 + i).audio for i in range(-(-256 // batch))]))
+        rows, items = parallel.own_rows(self.crops.items), self.crops.items  # each process reads its own
+        parts = (self.crops.batch(10**9 + i, rows).audio.to(self.device) for i in range(-(-256 // batch)))
+        self._begin(torch.cat([parallel.gather_shares(audio, items).cpu() for audio in parts]))
         return False
 
     def _begin(self, audio: Tensor) -> None:
@@ -196,8 +202,8 @@ class AutoencoderStage(Stage):
             augment=replace(NO_AUGMENTATION, pan=config.augment.pan),
         )
 
-    def _batch(self, step: int, batch_slice: BatchSlice) -> AudioBatch:
-        return self.crops.batch(step, batch_slice.rows(self.crops.items))
+    def _read(self, step: int, part: BatchSlice) -> AudioBatch:
+        return self.crops.batch(step, part.rows(self.crops.items))
 
     def data(self) -> tuple[Split, ...]:
         splits = [
@@ -214,8 +220,8 @@ class AutoencoderStage(Stage):
         return "discriminator" if self.adversary is not None and self.adversary.is_trained(step) else "generator"
 
     def losses(self, step: int) -> dict[str, Tensor]:
-        batch = self._batch(step, self.batch_slice)
-        audio = batch.audio.to(self.device)
+        batch = self.feed.get(step, self.batch_slice)
+        audio = batch.audio.to(self.device, non_blocking=True)
         if self.turn(step) == "discriminator":
             return self._discriminator_losses(audio, step)
         return self._generator_losses(audio, batch.captions, step)
@@ -299,7 +305,7 @@ class AutoencoderStage(Stage):
             return
         found, counts = [], []
         for each in slices:
-            audio = self._batch(step, each).audio.to(self.device)
+            audio = self.feed.get(step, each).audio.to(self.device, non_blocking=True)
             with self.autocast():
                 found.append(moments(self.coder.raw_latents(audio)))
             counts.append(self.spectral.count(audio, step))
@@ -320,6 +326,8 @@ class AutoencoderStage(Stage):
         Raises RuntimeError when latents lose their rank.
         """
         measures = measure_reconstructions(self.model, self.clips, self.model_config.sample_rate, self.device)
+        if not parallel.is_first():
+            return measures
         if self.semantics is not None:
             pitches = {clip.id: clip.midi if clip.label == "note" else None for clip in self.clips.select("validation")}
             measures |= measure_semantics(self.semantics, self.model.encode, self._held_out(), pitches)
@@ -334,6 +342,8 @@ class AutoencoderStage(Stage):
         return measures
 
     def demo(self, folder: Path, step: int) -> None:
+        if not parallel.is_first():
+            return
         through = Reconstructor(self.model, self.clips, self.model_config.sample_rate, self.device)
         save_demo(through, self.semantics, self.adversary, folder / f"{step:06d}.wav", step)
 

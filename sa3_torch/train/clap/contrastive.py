@@ -5,10 +5,10 @@ Shapes: B pairs, E size of the vectors; Q queries, N candidates. All vectors are
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterable
+
 import torch
 from torch import Tensor
-
-from sa3_torch.train.data.batches import LatentBatch
 
 AT = (1, 5, 10)  # of recall; average precision is that at the last one
 
@@ -26,13 +26,18 @@ def draw_times(count: int, noisy_share: float, random: torch.Generator) -> Tenso
     return t
 
 
-def equal_captions(batch: LatentBatch) -> Tensor:
-    """Return which pairs belong together: (B, B) bool, true where the canonical captions or the drawn texts
-    are equal."""
-    names = [item.captions[0] for item in batch.items]
-    number = torch.tensor([names.index(name) for name in names])
-    drawn = (batch.ids[:, None] == batch.ids[None]).all(-1)
-    return (number[:, None] == number[None]) | drawn
+def equal_pairs(names: Tensor, texts: Tensor) -> Tensor:
+    """Return which pairs belong together: (B, B) bool, true where the canonical captions or the drawn texts are equal.
+
+    names, texts (B,): the same number for the same one, see ``numbered``.
+    """
+    return (names[:, None] == names[None]) | (texts[:, None] == texts[None])
+
+
+def numbered(values: Iterable[Hashable]) -> Tensor:
+    """Return a number for each value, the same for equal ones: (B,) int64."""
+    known: dict[Hashable, int] = {}
+    return torch.tensor([known.setdefault(value, len(known)) for value in values])
 
 
 def info_nce(audio: Tensor, text: Tensor, scale: Tensor, positives: Tensor) -> Tensor:

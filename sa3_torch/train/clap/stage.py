@@ -12,11 +12,12 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import click
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sa3_mlx.common.files.safetensors import file_hash, tensors_hash
 from sa3_mlx.common.generation.clips import open_tokenizer
@@ -32,15 +33,16 @@ from sa3_torch.train.flow.path import interpolate
 from sa3_torch.train.networks.init import seeded
 from sa3_torch.train.run import parallel
 from sa3_torch.train.run.command import RunOptions, report_made, stage_command
+from sa3_torch.train.run.feed import Feed
 from sa3_torch.train.run.optimizers import Group, OptimizerConfig
 from sa3_torch.train.run.options import AUTOENCODER, LATENTS, MODEL
 from sa3_torch.train.run.parallel import BatchSlice
 from sa3_torch.train.run.plot import plot_matrix
-from sa3_torch.train.run.random import Purpose, generator, purpose_generator
+from sa3_torch.train.run.random import Purpose, generator, item_noise, purpose_generator
 from sa3_torch.train.run.settings import check
 from sa3_torch.train.run.stage import Split, Stage, StageConfig
 
-from .contrastive import alignment, draw_times, equal_captions, info_nce, retrieval, uniformity
+from .contrastive import alignment, draw_times, equal_pairs, info_nce, numbered, retrieval, uniformity
 from .network import LatentClap, LatentClapConfig, TowerConfig, open_text_encoder
 
 VALIDATION_TIMES = (0.0, 0.25, 0.5)
@@ -72,11 +74,47 @@ class ClapConfig(StageConfig):
             raise ConfigError(f"train.batch is {self.train.batch}: other clips of the batch are needed, at least 2")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClapDraw:
+    """Hold what is drawn for a slice of the batch, but for the noise."""
+
+    batch: LatentBatch
+    t: Tensor  # (B,)
+    names: Tensor  # (batch,) of the whole batch, equal for equal canonical captions
+    texts: Tensor  # (batch,) the same of the texts that were drawn, as the text encoder reads them
+
+
+class ClapData:
+    """Draw the slices of a step, from training clips. ``feed`` reads them ahead."""
+
+    def __init__(self, config: ClapConfig, batches: LatentBatches) -> None:
+        self.config, self.batches = config, batches
+        self.feed = Feed(self.read)
+        self._whole = lru_cache(2)(self._draw_whole)
+
+    def read(self, step: int, part: BatchSlice) -> ClapDraw:
+        """Read the clips of a slice on the CPU."""
+        rows, (t, names, texts) = part.rows(self.config.train.batch), self._whole(step)
+        return ClapDraw(batch=self.batches.batch(step, rows), t=t[rows], names=names, texts=texts)
+
+    def _draw_whole(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return noise levels, which spread evenly over the whole batch, and the numbers of its captions and texts."""
+        config, plan = self.config, self.batches.plan(step)
+        random = purpose_generator(config.train.seed, Purpose.CLAP_TIMES, step)
+        ids, _ = self.batches.texts(plan.texts)
+        return (
+            draw_times(len(plan.items), config.noisy_share, random),
+            numbered(item.captions[0] for item in plan.items),
+            numbered(row.tobytes() for row in ids.numpy()),
+        )
+
+
 class ClapStage(Stage):
     """Train on latents of the model ``base``, which gives the frozen text encoder and its tokenizer."""
 
     name = "clap"
     model: LatentClap
+    feed: Feed[ClapDraw]
 
     def __init__(self, base: Path, config: ClapConfig, latents: LatentSet) -> None:
         super().__init__()
@@ -105,6 +143,7 @@ class ClapStage(Stage):
             multiple=config.tower.frames_per_token,
             shares=config.shares.to_dict(),
         )
+        self.feed = ClapData(config, self.batches).feed
         self.rounds = self._rounds()
         self._kept: Vectors | None = None  # of the whole batch, before its micro-batches
 
@@ -138,9 +177,10 @@ class ClapStage(Stage):
 
     def losses(self, step: int) -> dict[str, Tensor]:
         """Return the terms of the whole batch, which this process knows; its own rows carry the gradient."""
-        config, batch = self.config, self.batches.batch(step)
-        audio, text = self._of_whole_batch(self._embed(batch, step, self.batch_slice))
-        positives = equal_captions(batch).to(self.device)
+        config, drawn = self.config, self.feed.get(step, self.batch_slice)
+        audio, text = self._of_whole_batch(self._embed(drawn, step, self.batch_slice))
+        names, texts = (x.to(self.device, non_blocking=True) for x in (drawn.names, drawn.texts))
+        positives = equal_pairs(names, texts)
         scale, apart = self.model.scale, ~positives
         self.notes["measured/scale"] = scale.detach().mean()
         uniform = uniformity(audio, audio, apart) + uniformity(text, text, apart)
@@ -154,20 +194,18 @@ class ClapStage(Stage):
 
     def prepare(self, step: int, slices: list[BatchSlice]) -> None:
         """Keep the vectors of the whole batch: each micro-batch has its gradient against all others."""
-        batch = self.batches.batch(step)
-        audio, text = zip(*(self._embed(batch, step, each) for each in slices), strict=True)
+        audio, text = zip(*(self._embed(self.feed.get(step, each), step, each) for each in slices), strict=True)
         self._kept = parallel.gather_rows(torch.cat(audio)), parallel.gather_rows(torch.cat(text))
 
-    def _embed(self, batch: LatentBatch, step: int, batch_slice: BatchSlice) -> Vectors:
-        """Embed a slice, with the times and the noise of the global batch."""
-        seed, rows = self.config.train.seed, batch_slice.rows(len(batch.items))
-        t = draw_times(len(batch.items), self.config.noisy_share, purpose_generator(seed, Purpose.CLAP_TIMES, step))
-        noise = torch.randn(batch.latents.shape, generator=purpose_generator(seed, Purpose.CLAP_NOISE, step))
-        z, eps, valid, ids, mask, t = (
-            x[rows].to(self.device) for x in (batch.latents, noise, batch.valid, batch.ids, batch.mask, t)
-        )
+    def _embed(self, drawn: ClapDraw, step: int, part: BatchSlice) -> Vectors:
+        """Embed a slice, with noise."""
+        batch, train = drawn.batch.to(self.device), self.config.train
+        t, valid = (x.to(self.device, non_blocking=True) for x in (drawn.t, batch.valid))
+        shape = tuple(batch.latents.shape[1:])
+        noise = item_noise(part.rows(train.batch), shape, train.seed, Purpose.CLAP_NOISE, step, self.device)
         with self.autocast():
-            return self.model.embed_audio(interpolate(z, eps, t), valid, t), self.model.embed_text(ids, mask)
+            x = interpolate(batch.latents, noise, t)
+            return self.model.embed_audio(x, valid, t), self.model.embed_text(batch.ids, batch.mask)
 
     def _of_whole_batch(self, own: Vectors) -> Vectors:
         """Put the rows of this slice among those of all, with a gradient that is the sum over what each slice says of
@@ -208,20 +246,26 @@ class ClapStage(Stage):
     def _held_out(self, turn: int, time: float) -> Vectors:
         """Embed the clips of a round, with noise of level ``time``, and their canonical captions."""
         items, seed = self.rounds[turn], self.config.train.seed + 1
-        parts = [self.latents.read(item, 0, self.config.max_frames) for item in items]
-        z = nn.utils.rnn.pad_sequence(parts, batch_first=True)
-        valid = torch.arange(z.shape[1]) < torch.tensor([len(part) for part in parts])[:, None]
-        noise = torch.randn(z.shape, generator=purpose_generator(seed, Purpose.CLAP_NOISE, turn))
-        t = torch.full((len(items),), time)
-        x, found = interpolate(z, noise, t), []
-        for start in range(0, len(items), self.config.train.batch):
-            rows = slice(start, start + self.config.train.batch)
-            found.append(self.model.embed_audio(*(each[rows].to(self.device) for each in (x, valid, t))))
-        return torch.cat(found), self.model.embed_text(*self.model.encode([item.captions[0] for item in items]))
+        frames = min(max(item.frames for item in items), self.config.max_frames)
+        audio, text = [], []
+        for rows in self.shares(len(items), self.config.train.batch):
+            parts = [self.latents.read(item, 0, frames) for item in items[rows]]
+            z = torch.zeros(len(parts), frames, self.latents.channels)
+            for row, part in enumerate(parts):
+                z[row, : len(part)] = part
+            valid = torch.arange(frames) < torch.tensor([len(part) for part in parts])[:, None]
+            noise = item_noise(rows, tuple(z.shape[1:]), seed, Purpose.CLAP_NOISE, turn, self.device)
+            t = torch.full((len(parts),), time, device=self.device)
+            audio.append(self.model.embed_audio(interpolate(z.to(self.device), noise, t), valid.to(self.device), t))
+            text.append(self.model.embed_text(*self.model.encode([item.captions[0] for item in items[rows]])))
+        none = torch.zeros(0, self.config.tower.embedding, device=self.device)
+        return tuple(parallel.gather_shares(torch.cat(found or [none]), len(items)) for found in (audio, text))  # type: ignore[return-value]
 
     def demo(self, folder: Path, step: int) -> None:
         """Draw a picture of how similar held-out captions and clips are."""
         audio, text = self._held_out(0, 0.0)
+        if not parallel.is_first():
+            return
         names = [item.captions[0] for item in self.rounds[0]]
         similarity = (text.double() @ audio.double().T).cpu().numpy()
         plot_matrix(folder / f"{step:06d}.png", similarity, names, title=f"step {step}: captions (rows), their clips")

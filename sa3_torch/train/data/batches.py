@@ -1,14 +1,16 @@
 """Draw endless batches of pre-encoded latents with their prompts, on which a model of latents is trained.
 
-Batches are functions of (seed, step): a resumed run sees exactly those that an uninterrupted one sees.
+Batches are functions of (seed, step): a resumed run sees exactly those that an uninterrupted one sees. What a batch is
+made of (``plan``) is drawn for all items and costs little; latents and texts are read for the rows that are asked for.
 
 Shapes: B items, T latent frames, C latent channels, S text tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -22,6 +24,8 @@ from sa3_torch.train.run.random import Purpose, generator
 from .drawing import draw_caption, draw_parts, draw_weights
 from .latents import LatentItem, LatentSet
 from .recordings import caption_parts
+
+TEXTS_KEPT = 1 << 14  # of which the ids are held: 1.3 KB each
 
 
 class TextEncoding(Protocol):
@@ -50,6 +54,21 @@ class LatentBatch:
             seconds=self.seconds[rows],
             items=self.items[rows],
         )
+
+    def to(self, device: torch.device) -> LatentBatch:
+        """Send what networks read; ``valid`` and ``seconds`` are looked at on the host."""
+        latents, ids, mask = (x.to(device, non_blocking=True) for x in (self.latents, self.ids, self.mask))
+        return replace(self, latents=latents, ids=ids, mask=mask)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchPlan:
+    """Say what the batch of a step is made of: items with the frame at which each begins, their drawn texts, T."""
+
+    items: tuple[LatentItem, ...]
+    starts: tuple[int, ...]
+    texts: tuple[str, ...]
+    frames: int
 
 
 class LatentBatches:
@@ -86,42 +105,56 @@ class LatentBatches:
         self.items = usable
         weights = draw_weights([item.kind for item in usable], shares)
         parts = np.array_split(np.arange(len(usable)), min(buckets, len(usable)))
-        self._buckets = [([usable[i] for i in part], weights[part] / weights[part].sum()) for part in parts]
+        self._buckets = [([usable[i] for i in part], np.cumsum(weights[part] / weights[part].sum())) for part in parts]
         self._shares = np.array([weights[part].sum() for part in parts])
         self.tokenizer = tokenizer
-        texts = sorted({caption for item in usable for caption in item.captions})
-        ids, mask = tokenizer.encode(texts)
-        self._text = {text: (ids[i], mask[i]) for i, text in enumerate(texts)}
+        self._ids = lru_cache(TEXTS_KEPT)(self._encode)
+        self.plan = lru_cache(4)(self._plan)
 
-    def batch(self, step: int) -> LatentBatch:
-        """Return the batch of a step, on the CPU."""
-        rng = generator(self.seed, Purpose.LATENT_BATCH, step)
-        members, weights = self._buckets[int(rng.choice(len(self._buckets), p=self._shares))]
-        items = [members[i] for i in rng.choice(len(members), size=self.batch_size, p=weights)]
-        texts = [self._draw_text(item, rng) for item in items]
-        longest = max(item.frames for item in items) + self.head_room_frames
-        frames = min(-(-longest // self.multiple) * self.multiple, self.max_frames)
-        z = self.latents.silence.expand(len(items), frames, -1).clone()  # (B, T, C)
-        valid = torch.zeros(len(items), frames, dtype=torch.bool)
-        for row, item in enumerate(items):
-            start = int(rng.integers(item.frames - frames + 1)) if item.frames > frames else 0
-            part = self.latents.read(item, start, start + frames)
-            z[row, : len(part)] = part
+    def batch(self, step: int, rows: slice | None = None) -> LatentBatch:
+        """Return the batch of a step, or the items ``rows`` of it, on the CPU."""
+        plan, rows = self.plan(step), rows or slice(None)
+        items, starts = plan.items[rows], plan.starts[rows]
+        z = torch.empty(len(items), plan.frames, self.latents.channels)
+        valid = torch.zeros(len(items), plan.frames, dtype=torch.bool)
+        for row, (item, start) in enumerate(zip(items, starts, strict=True)):
+            part = self.latents.read(item, start, start + plan.frames)
+            z[row, : len(part)], z[row, len(part) :] = part, self.latents.silence
             valid[row, : len(part)] = True
+        ids, mask = self.texts(plan.texts[rows])
         return LatentBatch(
             latents=z,
             valid=valid,
-            ids=torch.from_numpy(np.stack([ids for ids, _ in texts])).long(),
-            mask=torch.from_numpy(np.stack([mask for _, mask in texts])),
+            ids=ids,
+            mask=mask,
             seconds=torch.tensor([item.seconds for item in items], dtype=torch.float32),
-            items=tuple(items),
+            items=items,
         )
 
-    def _draw_text(self, item: LatentItem, rng: np.random.Generator) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    def _plan(self, step: int) -> BatchPlan:
+        rng = generator(self.seed, Purpose.LATENT_BATCH, step)
+        members, cumulative = self._buckets[int(rng.choice(len(self._buckets), p=self._shares))]
+        chosen = cumulative.searchsorted(rng.random(self.batch_size) * cumulative[-1], side="right")
+        items = tuple(members[i] for i in chosen)
+        texts = tuple(self._draw_text(item, rng) for item in items)
+        longest = max(item.frames for item in items) + self.head_room_frames
+        frames = min(-(-longest // self.multiple) * self.multiple, self.max_frames)
+        starts = tuple(int(rng.integers(x.frames - frames + 1)) if x.frames > frames else 0 for x in items)
+        return BatchPlan(items=items, starts=starts, texts=texts, frames=frames)
+
+    def _draw_text(self, item: LatentItem, rng: np.random.Generator) -> str:
         parts = caption_parts(item.fields)
         if len(parts) < 2 or item.captions != (", ".join(parts),):
-            return self._text[draw_caption(item.captions, rng)]
-        ids, mask = self.tokenizer.encode([draw_parts(parts, rng)])
+            return draw_caption(item.captions, rng)
+        return draw_parts(parts, rng)
+
+    def texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return ids (B, S) int64 and mask (B, S) of texts, which are tokenised when they are first drawn."""
+        ids, mask = zip(*map(self._ids, texts), strict=True)
+        return torch.from_numpy(np.stack(ids)).long(), torch.from_numpy(np.stack(mask))
+
+    def _encode(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        ids, mask = self.tokenizer.encode([text])
         return ids[0], mask[0]
 
 

@@ -7,9 +7,10 @@ Shapes: B items, N audio samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -26,7 +27,31 @@ from .recordings import refuse_failures
 from .shards import ShardIndex, ShardSample, ShardStream
 
 _TRIES = 8
+_DECODERS = 4  # samples of shards that are decoded at once
+Item = tuple[Crop, str, str]  # of a batch: audio, caption, id
 ONE_SHOT = 10 * SAMPLE_RATE  # samples: a sound of at most this length begins with an attack
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Say which items of a batch are crops and which chirps: these stand evenly among ``crops`` crops, so that equal
+    parts of a batch have equally many, wherever that is possible."""
+
+    crops: int
+    chirps_per_16: int
+
+    @property
+    def items(self) -> int:
+        return self.crops + self._chirps
+
+    @property
+    def _chirps(self) -> int:
+        return self.crops // PER_ITEMS * self.chirps_per_16
+
+    def crop(self, item: int) -> int | None:
+        """Return which crop an item is; None: a chirp."""
+        before, after = (place * self._chirps // self.items for place in (item, item + 1))
+        return item - before if before == after else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +76,7 @@ class AudioCrops:
 
     Crops are those of ``draw_crop``. Gain falls from 0 to ``quietest_db`` (mostly near 0), polarity is random, mono
     becomes two equal channels. Then come the augmentations; their generators are their own, so that they change no
-    crop. Behind every 16 crops stand its chirps: ``items`` is the size of a batch with them.
+    crop. Chirps stand evenly among the crops (``Mix``): ``items`` is the size of a batch with them.
     """
 
     def __init__(
@@ -73,8 +98,8 @@ class AudioCrops:
         if augment.chirps_per_16 and batch % PER_ITEMS:
             raise ValueError(f"batch is {batch}: chirps_per_16 needs a multiple of {PER_ITEMS}; set one of the two")
         self.set, self.samples, self.batch_size, self.seed, self.quietest_db = clips, samples, batch, seed, quietest_db
-        self.augment = augment
-        self.items = batch + batch // PER_ITEMS * augment.chirps_per_16
+        self.augment, self.mix = augment, Mix(batch, augment.chirps_per_16)
+        self.items = self.mix.items
         self.clips = clips.select(split)
         if not self.clips:
             raise ValueError(f"no clip of split {split}: choose other clips")
@@ -83,29 +108,29 @@ class AudioCrops:
     def batch(self, step: int, rows: slice | None = None) -> AudioBatch:
         """Return the items of a step, or those of ``rows`` among them: what one process of several trains on.
 
-        Which crops are drawn does not depend on ``rows``; only the kept ones are worked on.
+        Each item has its own generators, so nothing is drawn or read for others.
         """
-        rng = generator(self.seed, Purpose.CROPS, step)
-        wanted = range(self.items)[rows or slice(None)]
-        group = PER_ITEMS + self.augment.chirps_per_16
-        chosen: list[tuple[Crop, str, str]] = []
-        for item in range(self.items):
+        chosen: list[Item] = []
+        for item in range(self.items)[rows or slice(None)]:
             own = generator(self.seed, Purpose.AUGMENTATION, step, item)
-            if item % group >= PER_ITEMS:
-                if item in wanted:
-                    chosen.append((chirp(own, self.samples), "", f"chirp {step} {item}"))
+            number = self.mix.crop(item)
+            if number is None:
+                chosen.append((chirp(own, self.samples), "", f"chirp {step} {item}"))
                 continue
-            clip, crop, gain = self._crop(rng)
-            if item in wanted:
-                caption = draw_caption(clip.captions, own)
-                chosen.append((augment(crop * np.float32(gain), self.augment, own), caption, clip.id))
-        audio, captions, ids = zip(*chosen, strict=True)
-        return AudioBatch(audio=torch.from_numpy(np.stack(audio)), captions=captions, ids=ids)
+            clip, crop, gain = self._crop(generator(self.seed, Purpose.CROPS, step, number))
+            caption = draw_caption(clip.captions, own)
+            chosen.append((augment(crop * np.float32(gain), self.augment, own), caption, clip.id))
+        return _stacked(chosen)
 
     def _crop(self, rng: np.random.Generator) -> tuple[CachedClip, Crop, float]:
         clip = self.clips[min(int(np.searchsorted(self._cumulative, rng.random())), len(self.clips) - 1)]
         crop = draw_crop(rng, clip.samples, self.samples, lambda start, stop: self.set.read(clip, start, stop))
         return clip, crop, draw_gain(rng, self.quietest_db)
+
+
+def _stacked(items: Sequence[Item]) -> AudioBatch:
+    audio, captions, ids = zip(*items, strict=True)
+    return AudioBatch(audio=torch.from_numpy(np.stack(audio)), captions=captions, ids=ids)
 
 
 def draw_crop(rng: np.random.Generator, length: int, samples: int, read: Callable[[int, int], Crop]) -> Crop:
@@ -167,39 +192,61 @@ class ShardCrops:
             raise ValueError(f"batch is {batch}: a multiple of {streams} streams is needed, with chirps also of 16")
         self.index, self.samples, self.batch_size, self.seed = index, samples, batch, seed
         self.window, self.quietest_db, self.augment = window, quietest_db, augment
-        self.items = batch + batch // PER_ITEMS * augment.chirps_per_16
+        self.mix = Mix(batch, augment.chirps_per_16)
+        self.items = self.mix.items
         self.failures: dict[str, str] = {}
         self._count = streams
         self._streams: dict[int, ShardStream] = {}
+        self._decoders = ThreadPoolExecutor(_DECODERS, "decode")
 
     def batch(self, step: int, rows: slice | None = None) -> AudioBatch:
-        """Return the items of a step, or those of ``rows`` among them."""
-        group = PER_ITEMS + self.augment.chirps_per_16
-        chosen: list[tuple[Crop, str, str]] = []
-        for item in range(self.items)[rows or slice(None)]:
-            own = generator(self.seed, Purpose.AUGMENTATION, step, item)
-            if item % group >= PER_ITEMS:
-                chosen.append((chirp(own, self.samples), "", f"chirp {step} {item}"))
-            else:
-                chosen.append(self._item(step, item // group * PER_ITEMS + item % group, own))
-        audio, captions, ids = zip(*chosen, strict=True)
-        return AudioBatch(audio=torch.from_numpy(np.stack(audio)), captions=captions, ids=ids)
+        """Return the items of a step, or those of ``rows`` among them.
 
-    def _item(self, step: int, row: int, own: np.random.Generator) -> tuple[Crop, str, str]:
-        each = self.batch_size // self._count
-        stream = self._stream(row // each)
-        for number in range(step * each + row % each, step * each + row % each + stream.samples):
-            sample = stream.sample(number)
-            rng = generator(self.seed, Purpose.SHARD_CROPS, step, row)
+        Samples are read in their order; several of them are decoded at once.
+        """
+        items = range(self.items)[rows or slice(None)]
+        numbers = [self.mix.crop(item) for item in items]
+        first = [None if number is None else self._sample(step, number) for number in numbers]
+
+        def make(item: int, number: int | None, sample: ShardSample | None) -> Item | ValueError:
+            own = generator(self.seed, Purpose.AUGMENTATION, step, item)
+            if number is None or sample is None:
+                return chirp(own, self.samples), "", f"chirp {step} {item}"
             try:
-                crop = draw_crop(rng, sample.facts()[0], self.samples, sample.read)
+                return self._crop(step, number, sample, own)
             except ValueError as error:
-                self._failed(sample, error)
-                continue
-            gain = draw_gain(rng, self.quietest_db)
-            caption = draw_caption(sample.sidecar.captions, own)
-            return augment(crop * np.float32(gain), self.augment, own), caption, sample.id
-        raise ValueError(f"no sample of stream {row // each} can be read")
+                return error
+
+        found = list(self._decoders.map(make, items, numbers, first))
+        for place, (item, number, made) in enumerate(zip(items, numbers, found, strict=True)):
+            if isinstance(made, ValueError):
+                assert number is not None
+                found[place] = self._next_readable(step, item, number, made)
+        return _stacked(cast(list[Item], found))
+
+    def _crop(self, step: int, number: int, sample: ShardSample, own: np.random.Generator) -> Item:
+        rng = generator(self.seed, Purpose.SHARD_CROPS, step, number)
+        crop = draw_crop(rng, sample.facts()[0], self.samples, sample.read)
+        gain = draw_gain(rng, self.quietest_db)
+        caption = draw_caption(sample.sidecar.captions, own)
+        return augment(crop * np.float32(gain), self.augment, own), caption, sample.id
+
+    def _sample(self, step: int, number: int, later: int = 0) -> ShardSample:
+        """Return the sample of a crop of a step, or one of those after it."""
+        each = self.batch_size // self._count
+        return self._stream(number // each).sample(step * each + number % each + later)
+
+    def _next_readable(self, step: int, item: int, number: int, error: ValueError) -> Item:
+        """Make a crop of the next sample that can be read."""
+        stream = number // (self.batch_size // self._count)
+        for later in range(1, self._stream(stream).samples):
+            self._failed(self._sample(step, number, later - 1), error)
+            own = generator(self.seed, Purpose.AUGMENTATION, step, item)
+            try:
+                return self._crop(step, number, self._sample(step, number, later), own)
+            except ValueError as another:
+                error = another
+        raise ValueError(f"no sample of stream {stream} can be read")
 
     def _stream(self, number: int) -> ShardStream:
         if number not in self._streams:

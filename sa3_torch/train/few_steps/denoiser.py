@@ -28,6 +28,7 @@ from sa3_torch.train.flow.demo import demo_batch, sample, write_demo
 from sa3_torch.train.flow.latent_data import LatentData
 from sa3_torch.train.flow.masks import Masks
 from sa3_torch.train.flow.model import diffusion_of
+from sa3_torch.train.run import parallel
 
 DEMO_STEPS = (1, 4, 8)
 
@@ -57,6 +58,14 @@ def frozen_inputs(networks: Networks, batch: LatentBatch, masks: Masks) -> Condi
     return networks.inputs(batch, masks)
 
 
+def channel_moments(x: Tensor, shown: Tensor) -> Tensor:
+    """Return count, sum and sum of squares of every channel of x (B, T, C) over the frames ``shown`` (B, T): (3, C)
+    float64. Those of the parts of a batch add up."""
+    frames = shown[..., None].double()
+    values = x.double() * frames
+    return torch.stack([frames.sum((0, 1)).expand(x.shape[2]), values.sum((0, 1)), values.square().sum((0, 1))])
+
+
 def few_step_sampling(steps: int) -> Sampling:
     """Return how a denoiser is sampled."""
     return Sampling(sampler="pingpong", steps=steps)
@@ -74,6 +83,7 @@ def write_few_step_demos(
 ) -> None:
     """Write the same prompts from the same noise in 1, 4 and 8 steps."""
     batch, shift = demo_batch(data), diffusion_of(config).shift
+    rows = parallel.own_rows(len(batch.items))
     for steps in DEMO_STEPS:
-        latents = sample(networks, batch, few_step_sampling(steps), shift)
+        latents = sample(networks, batch, rows, few_step_sampling(steps), shift)
         write_demo(folder, f"{step:06d}-{steps}", batch, latents, same, config.sample_rate)

@@ -1,6 +1,6 @@
 """Distributions of noise levels of adversarial post-training [T7.2].
 
-t = 0 is data, t = 1 noise. Each function draws (count,) float32 times.
+t = 0 is data, t = 1 noise. Each function maps uniform numbers in [0, 1) to times: (B,) -> (B,) float32.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from sa3_torch.train.run.settings import check
 LOW, HIGH = -6.0, 2.0  # log-SNR ln((1 - t) / t)
 
 
-def sampling_log_snr(count: int, generator: torch.Generator) -> Tensor:
-    """Draw times of a log-SNR uniform from -6 to 2: nearly the sampling schedule of few-step models."""
-    return torch.sigmoid(-(LOW + (HIGH - LOW) * torch.rand(count, generator=generator)))
+def sampling_log_snr(u: Tensor) -> Tensor:
+    """Return times of a log-SNR uniform from -6 to 2: nearly the sampling schedule of few-step models."""
+    return torch.sigmoid(-(LOW + (HIGH - LOW) * u.float()))
 
 
-NOISE_LEVELS: dict[str, Callable[[int, torch.Generator], Tensor]] = {
+NOISE_LEVELS: dict[str, Callable[[Tensor], Tensor]] = {
     "truncated_logit_normal": truncated_logit_normal,
     "sampling_log_snr": sampling_log_snr,
 }
@@ -43,11 +43,12 @@ class NoiseLevelConfig(Config):
             raise ConfigError(f"family is {self.family!r}: allowed are {', '.join(NOISE_LEVELS)}")
 
 
-def draw_levels(
-    config: NoiseLevelConfig, lengths: Tensor, shift_frames: tuple[int, int], generator: torch.Generator
-) -> Tensor:
-    """Draw times (B,) of items of ``lengths`` (B,) frames; ``shift_frames`` are least and most of the shift."""
-    t = NOISE_LEVELS[config.family](len(lengths), generator)
+def draw_levels(config: NoiseLevelConfig, lengths: Tensor, shift_frames: tuple[int, int], u: Tensor) -> Tensor:
+    """Return times (B,) of items of ``lengths`` (B,) frames for uniform numbers u (B, 2).
+
+    ``shift_frames`` are least and most of the shift.
+    """
+    t = NOISE_LEVELS[config.family](u[:, 0])
     if config.shifted:
         t = shift_times(t, lengths.float(), *shift_frames)
-    return torch.where(torch.rand(len(t), generator=generator) < config.one_shot, 1.0, t)
+    return torch.where(u[:, 1] < config.one_shot, 1.0, t)

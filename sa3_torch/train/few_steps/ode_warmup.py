@@ -32,21 +32,23 @@ from sa3_torch.samplers import SAMPLERS
 from sa3_torch.train.data.batches import LatentBatch
 from sa3_torch.train.flow.conditioning import ConditionInputs, Networks, conditioning
 from sa3_torch.train.flow.latent_data import ClipsConfig, LatentData
-from sa3_torch.train.flow.losses import flow_loss
+from sa3_torch.train.flow.losses import flow_errors, flow_loss
 from sa3_torch.train.flow.masks import Masks
 from sa3_torch.train.flow.model import StartModel, diffusion_of, export_model, open_text
 from sa3_torch.train.flow.path import interpolate
 from sa3_torch.train.flow.validation import VALIDATION_BATCHES
+from sa3_torch.train.run import parallel
 from sa3_torch.train.run.command import RunOptions, report_made, stage_command
+from sa3_torch.train.run.feed import Feed
 from sa3_torch.train.run.optimizers import Group, OptimizerConfig
 from sa3_torch.train.run.options import AUTOENCODER, LATENTS, MODEL
 from sa3_torch.train.run.parallel import BatchSlice
-from sa3_torch.train.run.random import Purpose, purpose_generator, step_generator
+from sa3_torch.train.run.random import Purpose, item_noise, item_uniforms
 from sa3_torch.train.run.settings import check
 from sa3_torch.train.run.stage import Split, Stage, StageConfig
 from sa3_torch.weights import StableAudio
 
-from .denoiser import Denoiser, few_step_config, frozen_inputs, write_few_step_demos
+from .denoiser import Denoiser, channel_moments, few_step_config, frozen_inputs, write_few_step_demos
 from .noise_levels import sampling_log_snr
 
 VALIDATION_ITEMS = 8  # of a batch
@@ -82,6 +84,31 @@ class OdeWarmupConfig(StageConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TeacherDraw:
+    """Hold what a run of the teacher begins with, but for the noise."""
+
+    batch: LatentBatch
+    masks: Masks
+    levels: Tensor  # (B,) of the noise
+
+
+class TeacherData:
+    """Draw the slices of the batches that the teacher samples, from training clips. ``feed`` reads them ahead."""
+
+    def __init__(self, config: OdeWarmupConfig, data: LatentData) -> None:
+        self.config, self.data = config, data
+        self.feed = Feed(self.read, every=config.teacher.refresh_rate)
+
+    def read(self, step: int, part: BatchSlice) -> TeacherDraw:
+        """Read the clips of a slice and draw masks, and the noise levels at which the teacher begins, on the CPU."""
+        train, rows = self.config.train, part.rows(self.config.train.batch)
+        batch = self.data.train.batch(step, rows)
+        renoised, level = item_uniforms(rows, 2, train.seed, Purpose.TEACHER_LEVELS, step).unbind(1)
+        levels = torch.where(renoised < self.config.teacher.renoised_share, sampling_log_snr(level), 1.0)
+        return TeacherDraw(batch=batch, masks=self.data.masks(batch, rows, step), levels=levels)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trajectory:
     """Hold a run of the teacher with all that it was told."""
 
@@ -104,6 +131,7 @@ class OdeWarmupStage(Stage):
     """
 
     name = "ode-warmup"
+    feed: Feed[TeacherDraw]
 
     def __init__(
         self, base: Path, config: OdeWarmupConfig, latents: Sequence[Path], autoencoder: Path | None = None
@@ -122,6 +150,7 @@ class OdeWarmupStage(Stage):
         self.groups = {"student": Group(network=self.model, optimizer=config.optimizer)}
         tokenizer = open_text(start.tokenizer_file, start.config)
         self.latents = LatentData(start.latents, tokenizer, start.config, config.clips, config.train)
+        self.feed = TeacherData(config, self.latents).feed
         self._kept: dict[tuple[int, BatchSlice, str, int], Trajectory] = {}  # of the steps since the last refresh
 
     def data(self) -> tuple[Split, ...]:
@@ -134,13 +163,12 @@ class OdeWarmupStage(Stage):
         return self.config.teacher.refresh_rate
 
     def losses(self, step: int) -> dict[str, Tensor]:
-        """Draw everything for the global batch and compute a slice of it."""
-        config, count = self.config, self.config.train.batch
-        random = purpose_generator(config.train.seed, Purpose.TEACHER_STATES, step)
-        picks = torch.randint(config.teacher.sampling.steps, (count,), generator=random)
-        picks[torch.rand(count, generator=random) < config.teacher.first_share] = 0
+        config, rows = self.config, self.batch_slice.rows(self.config.train.batch)
+        pick, first = item_uniforms(rows, 2, config.train.seed, Purpose.TEACHER_STATES, step).unbind(1)
+        picks = (pick * config.teacher.sampling.steps).long()
+        picks[first < config.teacher.first_share] = 0
         kept = self.trajectory(step - step % config.teacher.refresh_rate)
-        x, t = kept.at(picks[self.batch_slice.rows(count)].to(self.device))
+        x, t = kept.at(picks.to(self.device, non_blocking=True))
         with self.autocast():
             estimate = self.denoiser(x, t, kept.inputs)
         masks, weight = kept.masks, config.context_weight
@@ -155,22 +183,20 @@ class OdeWarmupStage(Stage):
         if key not in self._kept:
             if any(other[0] != start for other in self._kept):
                 self._kept.clear()
-            random, batch = step_generator(self.config.train.seed, start), self.latents.train.batch(start)
-            masks = self.latents.masks(batch, random)
-            noise = torch.randn(batch.latents.shape, generator=random)
-            renoised = torch.rand(len(noise), generator=random) < self.config.teacher.renoised_share
-            levels = torch.where(renoised, sampling_log_snr(len(noise), random), 1.0)
-            rows = self.batch_slice.rows(len(noise))
-            self._kept[key] = self._run(batch[rows], masks[rows], noise[rows], levels[rows])
+            drawn, train = self.feed.get(start, self.batch_slice), self.config.train
+            rows, shape = self.batch_slice.rows(train.batch), tuple(drawn.batch.latents.shape[1:])
+            noise = item_noise(rows, shape, train.seed, Purpose.TRAINING_NOISE, start, self.device)
+            self._kept[key] = self._run(drawn, noise)
         return self._kept[key]
 
     @torch.no_grad()
-    def _run(self, batch: LatentBatch, masks: Masks, noise: Tensor, levels: Tensor) -> Trajectory:
-        """Run the teacher's sampler from data with ``noise`` (B, T, C) of ``levels`` (B,), on the base's schedule below
-        them."""
-        config, lengths = self.config.teacher, masks.valid.sum(1).tolist()
-        schedule = sigmas(self.teacher_shift, config.sampling.steps, levels.tolist(), lengths, schedule="monotone")
-        x = interpolate(batch.latents, noise, levels).to(self.device)
+    def _run(self, drawn: TeacherDraw, noise: Tensor) -> Trajectory:
+        """Run the teacher's sampler from data with ``noise`` (B, T, C), on the base's schedule below its levels."""
+        config, masks, levels = self.config.teacher, drawn.masks, drawn.levels
+        steps, lengths = config.sampling.steps, masks.valid.sum(1).tolist()
+        schedule = sigmas(self.teacher_shift, steps, levels.tolist(), lengths, schedule="monotone")
+        batch = drawn.batch.to(self.device)
+        x = interpolate(batch.latents, noise, levels.to(self.device, non_blocking=True))
         states = [x]
         with self.autocast():
             inputs = frozen_inputs(self.networks, batch, masks)
@@ -191,30 +217,38 @@ class OdeWarmupStage(Stage):
     def validate(self) -> dict[str, float]:
         """Measure one-step errors on held-out prompts, nothing kept: at t = 1 relative to the variance, and everywhere
         relative to those that the base itself makes in one step without guidance."""
-        count = self.config.teacher.sampling.steps
-        shown = sorted({0, count // 4, count // 2, 3 * count // 4, count - 1})
-        errors = torch.zeros(2, len(shown))  # of student and base
+        steps, train = self.config.teacher.sampling.steps, self.config.train
+        items, seed = min(VALIDATION_ITEMS, train.batch), train.seed + 1
+        shown = sorted({0, steps // 4, steps // 2, 3 * steps // 4, steps - 1})
         times: list[float] = []
-        relative = torch.zeros(2)
+        errors = torch.zeros(VALIDATION_BATCHES, 2, len(shown), dtype=torch.float64, device=self.device)
+        spread = torch.zeros(VALIDATION_BATCHES, 3, self.latents.latents.channels).to(errors)  # count, sum and squares
         for index in range(VALIDATION_BATCHES):
-            batch = self.latents.validation.batch(index)[:VALIDATION_ITEMS]
-            noise = torch.randn(batch.latents.shape, generator=step_generator(self.config.train.seed + 1, index))
-            run = self._run(batch, Masks.nothing_kept(batch.valid), noise, torch.ones(len(noise)))
-            times = run.times[shown, 0].tolist()
-            for row, denoiser in enumerate((self.denoiser, self.teacher)):
-                for column, k in enumerate(shown):
-                    with self.autocast():
-                        estimate = denoiser(*run.at(torch.full((len(noise),), k, device=self.device)), run.inputs)
-                    errors[row, column] += float(_error(estimate, run))
-                    if k == 0:
-                        relative[row] += float(relative_error(estimate, run)) / VALIDATION_BATCHES
-        ratios = errors[0] / errors[1]
+            for rows in self.shares(items, train.batch):
+                batch = self.latents.validation.batch(index, rows)
+                shape, masks = tuple(batch.latents.shape[1:]), Masks.nothing_kept(batch.valid)
+                noise = item_noise(rows, shape, seed, Purpose.HELD_OUT_NOISE, index, self.device)
+                run = self._run(TeacherDraw(batch=batch, masks=masks, levels=torch.ones(len(noise))), noise)
+                times = run.times[shown, 0].tolist()
+                for row, denoiser in enumerate((self.denoiser, self.teacher)):
+                    for column, k in enumerate(shown):
+                        with self.autocast():
+                            estimate = denoiser(*run.at(torch.full((len(noise),), k, device=self.device)), run.inputs)
+                        generated, _ = flow_errors(estimate, run.result, run.masks.generated, run.masks.kept)
+                        errors[index, row, column] += generated.double().sum()
+                spread[index] += channel_moments(run.result, run.masks.generated)
+        errors, spread = parallel.total(errors), parallel.total(spread)
+        count, first, second = spread.unbind(1)
+        variance = (second / count - (first / count).square()).mean(1)  # (batches,)
+        student, base = (errors[:, :, 0] / items / variance[:, None]).mean(0).tolist()
+        sums = errors.sum(0)
+        ratios = (sums[0] / sums[1]).tolist()
         return {
-            "one_step": float(relative[0]),
-            "one_step_base": float(relative[1]),
-            "one_step_ratio": float(ratios[0]),
-            "ratio": float(errors[0].sum() / errors[1].sum()),
-            **{f"ratio_t{t:.3f}": float(ratio) for t, ratio in zip(times, ratios, strict=True)},
+            "one_step": student,
+            "one_step_base": base,
+            "one_step_ratio": ratios[0],
+            "ratio": float(sums[0].sum() / sums[1].sum()),
+            **{f"ratio_t{t:.3f}": ratio for t, ratio in zip(times, ratios, strict=True)},
         }
 
     def demo(self, folder: Path, step: int) -> None:
@@ -228,16 +262,13 @@ def _no_noise(step: int) -> Tensor:
     raise ValueError(f"the teacher's sampler asked for noise in step {step}")
 
 
-def _error(estimate: Tensor, run: Trajectory) -> Tensor:
-    """Return the mean squared error over generated frames."""
-    return flow_loss(estimate, run.result, run.masks.generated, run.masks.kept, 0.0)
-
-
 def relative_error(estimate: Tensor, run: Trajectory) -> Tensor:
-    """Return the same divided by the variance of the teacher's results over these frames, mean over channels."""
+    """Return the mean squared error over generated frames, divided by the variance of the teacher's results there, mean
+    over channels."""
     share = run.masks.generated[..., None] / run.masks.generated.sum().clamp_min(1)  # (B, T, 1), sum 1
     mean = (share * run.result).sum((0, 1))
-    return _error(estimate, run) / (share * (run.result - mean).square()).sum((0, 1)).mean().clamp_min(1e-8)
+    error = flow_loss(estimate, run.result, run.masks.generated, run.masks.kept, 0.0)
+    return error / (share * (run.result - mean).square()).sum((0, 1)).mean().clamp_min(1e-8)
 
 
 @stage_command("ode-warmup")

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
+from sa3_mlx.common.model.config import ShiftConfig
 from sa3_mlx.common.schema import Config, ConfigError
 from sa3_torch.train.clap.network import LatentClap
 from sa3_torch.train.data.batches import LatentBatch
@@ -33,9 +34,10 @@ from sa3_torch.train.flow.path import interpolate
 from sa3_torch.train.flow.validation import VALIDATION_BATCHES
 from sa3_torch.train.run import parallel
 from sa3_torch.train.run.command import RunOptions, report_made, stage_command
+from sa3_torch.train.run.feed import Feed
 from sa3_torch.train.run.optimizers import Group, OptimizerConfig
 from sa3_torch.train.run.options import AUTOENCODER, FOLDER, LATENTS, MODEL
-from sa3_torch.train.run.random import Purpose, item_noise, step_generator
+from sa3_torch.train.run.random import Purpose, item_noise
 from sa3_torch.train.run.settings import check
 from sa3_torch.train.run.stage import Split, Stage, StageConfig
 from sa3_torch.weights import StableAudio
@@ -46,13 +48,13 @@ from .arc_losses import (
     geodesic,
     masked_mean,
     mean_of_usable,
-    other_prompts,
     relativistic,
 )
-from .denoiser import Denoiser, few_step_config, few_step_sampling, frozen_inputs, write_few_step_demos
+from .denoiser import Denoiser, channel_moments, few_step_config, few_step_sampling, frozen_inputs, write_few_step_demos
 from .heads import HeadConfig
 from .latent_discriminator import LatentDiscriminator, Verdict, score_notes
-from .noise_levels import NoiseLevelConfig, draw_levels
+from .noise_levels import NoiseLevelConfig
+from .scenes import SceneData, SceneDraw
 
 GENERATOR, DISCRIMINATOR = "generator", "discriminator"
 VALIDATION_ITEMS = 8  # of a batch
@@ -106,19 +108,16 @@ class PosttrainConfig(StageConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """Hold everything of a step, of this slice of the batch."""
+    """Hold everything of a step, of this slice of the batch, on the device."""
 
     step: int
     rows: slice  # of the global batch
-    batch: LatentBatch
+    drawn: SceneDraw
     inputs: ConditionInputs
-    z: Tensor  # (B, T, C)
-    t: Tensor  # (B,) of the generator's input
-    t_discriminator: Tensor  # (B,) of the discriminator's
-    t_clap: Tensor  # (B,) of the CLAP's
-    own: Tensor  # (B,) bool, whose input is made of an own sample
-    others: Tensor  # (batch,) whose prompt an item gets in the contrastive term
-    usable: Tensor  # (batch,) bool, that it is another one
+
+    @property
+    def z(self) -> Tensor:
+        return self.drawn.batch.latents
 
 
 class PosttrainStage(Stage):
@@ -129,6 +128,7 @@ class PosttrainStage(Stage):
     """
 
     name = "posttrain"
+    feed: Feed[SceneDraw]
 
     def __init__(
         self,
@@ -162,6 +162,7 @@ class PosttrainStage(Stage):
         tokenizer = open_text(opened.tokenizer_file, opened.config)
         self.latents = LatentData(opened.latents, tokenizer, opened.config, config.clips, config.train)
         self.balance = BalanceAlarms(ADVERSARIAL)
+        self.feed = SceneData(config, self.latents).feed
 
     def _new_discriminator(self, base: Path) -> LatentDiscriminator:
         model, config, same = open_model(base)
@@ -187,7 +188,6 @@ class PosttrainStage(Stage):
         return self.balance.alarms(values)
 
     def losses(self, step: int) -> dict[str, Tensor]:
-        """Draw everything for the global batch and compute a slice of it."""
         scene = self._scene(step)
         if self.turn(step) == GENERATOR:
             return self._generator_losses(scene, self._generate(scene))
@@ -196,58 +196,37 @@ class PosttrainStage(Stage):
         return self._discriminator_losses(scene, fake)
 
     def _scene(self, step: int) -> Scene:
-        config = self.config
-        random, batch = step_generator(config.train.seed, step), self.latents.train.batch(step)
-        count, shift = len(batch.items), (config.shift_min_frames, config.shift_max_frames)
-        masks, lengths = self.latents.masks(batch, random), batch.valid.sum(1)
-        t = draw_levels(config.generator_noise, lengths, shift, random)
-        t_discriminator = draw_levels(config.discriminator_noise, lengths, shift, random)
-        t_clap = config.clap_max_noise * torch.rand(count, generator=random)
-        own = torch.rand(count, generator=random) < config.own_sample_share
-        others, usable = other_prompts([item.captions[0] for item in batch.items], random)
-        usable &= (batch.ids != batch.ids[others]).any(1)  # equal to the text encoder, however they are written
-        rows = self.batch_slice.rows(count)
-        t, t_discriminator, t_clap, own = (x[rows].to(self.device) for x in (t, t_discriminator, t_clap, own))
+        drawn = self.feed.get(step, self.batch_slice)
+        rows, masks = self.batch_slice.rows(self.config.train.batch), drawn.masks
+        drawn = drawn.to(self.device)
         with self.autocast():
-            inputs = frozen_inputs(self.networks, batch[rows], masks[rows])
-        return Scene(
-            step=step,
-            rows=rows,
-            batch=batch,
-            inputs=inputs,
-            z=batch.latents[rows].to(self.device),
-            t=t,
-            t_discriminator=t_discriminator,
-            t_clap=t_clap,
-            own=own,
-            others=others,
-            usable=usable,
-        )
+            inputs = frozen_inputs(self.networks, drawn.batch, masks)
+        return Scene(step=step, rows=rows, drawn=drawn, inputs=inputs)
 
     def _noise(self, scene: Scene, purpose: Purpose) -> Tensor:
         """Draw (B, T, C) for one use in this step."""
         shape = tuple(scene.z.shape[1:])
-        return item_noise(scene.rows, shape, self.config.train.seed, purpose, scene.step).to(self.device)
+        return item_noise(scene.rows, shape, self.config.train.seed, purpose, scene.step, self.device)
 
     def _generate(self, scene: Scene) -> Tensor:
         """Return G's estimate (B, T, C) of the data, from data with noise, or from its own samples with noise."""
-        start, noise = scene.z, self._noise(scene, Purpose.GENERATOR_INPUT)
+        start, t, noise = scene.z, scene.drawn.t, self._noise(scene, Purpose.GENERATOR_INPUT)
         with self.autocast():
             if self.config.own_sample_share:
-                start = torch.where(scene.own[:, None, None], self._own_samples(scene), start)
-            fake: Tensor = self.denoiser(interpolate(start, noise, scene.t), scene.t, scene.inputs)
+                start = torch.where(scene.drawn.own[:, None, None], self._own_samples(scene), start)
+            fake: Tensor = self.denoiser(interpolate(start, noise, t), t, scene.inputs)
         return fake
 
     @torch.no_grad()
     def _own_samples(self, scene: Scene) -> Tensor:
         """Return what G estimates of pure noise (``forward_sample_prob`` of the official code): (B, T, C)."""
         noise = self._noise(scene, Purpose.OWN_SAMPLES)
-        sample: Tensor = self.denoiser(noise, torch.ones_like(scene.t), scene.inputs)
+        sample: Tensor = self.denoiser(noise, torch.ones_like(scene.drawn.t), scene.inputs)
         return sample
 
     def _generator_losses(self, scene: Scene, fake: Tensor) -> dict[str, Tensor]:
         weights = self.config.weights
-        noise, t = self._noise(scene, Purpose.SHARED_NOISE), scene.t_discriminator
+        noise, t = self._noise(scene, Purpose.SHARED_NOISE), scene.drawn.t_discriminator
         with torch.no_grad(), self.autocast():
             prepared = self.discriminator.prepare(scene.inputs)
             real_verdict = self.discriminator(interpolate(scene.z, noise, t), t, prepared)
@@ -261,17 +240,14 @@ class PosttrainStage(Stage):
         return terms
 
     def _clap_distance(self, clap: LatentClap, scene: Scene, fake: Tensor) -> Tensor:
-        batch = scene.batch[scene.rows]
-        sound = clap.embed_audio(
-            interpolate(fake, self._noise(scene, Purpose.CLAP_INPUT), scene.t_clap),
-            batch.valid.to(self.device),
-            scene.t_clap,
-        )
-        text = clap.embed_text(batch.ids.to(self.device), batch.mask.to(self.device))
+        batch, t = scene.drawn.batch, scene.drawn.t_clap
+        noisy = interpolate(fake, self._noise(scene, Purpose.CLAP_INPUT), t)
+        sound = clap.embed_audio(noisy, batch.valid.to(self.device, non_blocking=True), t)
+        text = clap.embed_text(batch.ids, batch.mask)
         return geodesic(sound, text).mean()
 
     def _discriminator_losses(self, scene: Scene, fake: Tensor) -> dict[str, Tensor]:
-        config, weights, t = self.config, self.config.weights, scene.t_discriminator
+        config, weights, t = self.config, self.config.weights, scene.drawn.t_discriminator
         noise = self._noise(scene, Purpose.SHARED_NOISE)
         inputs = {
             Purpose.REAL_PENALTY: interpolate(scene.z, noise, t),
@@ -303,49 +279,57 @@ class PosttrainStage(Stage):
 
     def _contrastive(self, scene: Scene, real: Tensor, verdict: Verdict) -> Tensor:
         """Compare with the same sounds under prompts of others, whose scores are to be lower."""
-        batch, others = scene.batch, scene.others[scene.rows]
-        ids, mask = batch.ids[others].to(self.device), batch.mask[others].to(self.device)
+        ids, mask = scene.drawn.other_ids, scene.drawn.other_mask
         with torch.no_grad(), self.autocast():
             hidden = self.networks.text_encoder(ids, mask)
         with self.autocast():
             prepared = self.discriminator.prepare(replace(scene.inputs, hidden=hidden, mask=mask))
-            rolled = self.discriminator(real, scene.t_discriminator, prepared)
+            rolled = self.discriminator(real, scene.drawn.t_discriminator, prepared)
         losses = relativistic(verdict.scores, rolled.scores, verdict.mask)
-        usable = scene.usable[scene.rows].to(self.device)
-        return mean_of_usable(losses, usable, int(scene.usable.sum()), self.batch_slice.world)
+        return mean_of_usable(losses, scene.drawn.usable, scene.drawn.usable_in_all, self.batch_slice.world)
 
     def validate(self) -> dict[str, float]:
         """Measure on held-out sounds the gap of the scores to one-step samples, and, of samples in 8 steps, the spread
         relative to that of the data and the cosine to the prompts by the CLAP."""
-        found: dict[str, list[float]] = {}
-        shift = diffusion_of(self.model_config).shift
+        shift, items = diffusion_of(self.model_config).shift, min(VALIDATION_ITEMS, self.config.train.batch)
+        sums: dict[str, Tensor] = {}
+        spread = torch.zeros(VALIDATION_BATCHES, 2, 3, self.latents.latents.channels, device=self.device).double()
         for index in range(VALIDATION_BATCHES):
-            batch = self.latents.validation.batch(index)[:VALIDATION_ITEMS]
-            masks = Masks.nothing_kept(batch.valid)
-            z, t = batch.latents.to(self.device), torch.full((len(batch.items),), 0.5, device=self.device)
-            noise = item_noise(
-                slice(0, len(z)), tuple(z.shape[1:]), self.config.train.seed + 1, Purpose.GENERATOR_INPUT, index
-            )
-            noise = noise.to(self.device)
-            with self.autocast():
-                inputs = frozen_inputs(self.networks, batch, masks)
-                prepared = self.discriminator.prepare(inputs)
-                fake = self.denoiser(noise, torch.ones_like(t), inputs)
-                real, judged = (self.discriminator(interpolate(x, noise, t), t, prepared) for x in (z, fake))
-            samples = sample(self.networks, batch, few_step_sampling(8), shift).float()
-            everywhere = batch.valid.to(self.device)
-            valid = everywhere[:, : samples.shape[1]]
-            row = {
-                "gap": masked_mean(real.scores - judged.scores, real.mask).mean(),
-                "spread": samples[valid].std(0).mean() / z[everywhere].std(0).mean(),
-            }
-            if self.clap is not None:
-                text = self.clap.embed_text(batch.ids.to(self.device), batch.mask.to(self.device))
-                row["clap"] = (self.clap.embed_audio(samples, valid, torch.zeros_like(t)) * text).sum(1).mean()
-                row["clap_of_data"] = (self.clap.embed_audio(z, everywhere, torch.zeros_like(t)) * text).sum(1).mean()
-            for name, value in row.items():
-                found.setdefault(name, []).append(float(value))
-        return {name: sum(values) / len(values) for name, values in found.items()}
+            whole = self.latents.validation.batch(index, slice(0, items))
+            for rows in self.shares(items, self.config.train.batch):
+                row, moments = self._held_out(whole, rows, index, shift)
+                spread[index] += moments
+                for name, value in row.items():
+                    sums[name] = sums.get(name, 0) + value.double().sum()
+        names = ["gap", *(("clap", "clap_of_data") if self.clap is not None else ())]
+        none = torch.zeros((), dtype=torch.float64, device=self.device)
+        totals = parallel.total(torch.stack([sums.get(name, none) for name in names])) / items / VALIDATION_BATCHES
+        count, first, second = parallel.total(spread).unbind(2)
+        stds = ((second - first.square() / count) / (count - 1)).sqrt().mean(2)  # (batches, samples and data)
+        return {**dict(zip(names, totals.tolist(), strict=True)), "spread": float((stds[:, 0] / stds[:, 1]).mean())}
+
+    def _held_out(
+        self, whole: LatentBatch, rows: slice, index: int, shift: ShiftConfig
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the measures (B,) of some items of a held-out batch, and the moments of samples and data (2, 3, C)."""
+        batch = whole[rows].to(self.device)
+        z, t = batch.latents, torch.full((len(batch.items),), 0.5, device=self.device)
+        seed, shape = self.config.train.seed + 1, tuple(z.shape[1:])
+        noise = item_noise(rows, shape, seed, Purpose.GENERATOR_INPUT, index, self.device)
+        with self.autocast():
+            inputs = frozen_inputs(self.networks, batch, Masks.nothing_kept(batch.valid))
+            prepared = self.discriminator.prepare(inputs)
+            fake = self.denoiser(noise, torch.ones_like(t), inputs)
+            real, judged = (self.discriminator(interpolate(x, noise, t), t, prepared) for x in (z, fake))
+        samples = sample(self.networks, whole, rows, few_step_sampling(8), shift).float()
+        everywhere = batch.valid.to(self.device)
+        valid = everywhere[:, : samples.shape[1]]
+        row = {"gap": masked_mean(real.scores - judged.scores, real.mask)}
+        if self.clap is not None:
+            text = self.clap.embed_text(batch.ids, batch.mask)
+            row["clap"] = (self.clap.embed_audio(samples, valid, torch.zeros_like(t)) * text).sum(1)
+            row["clap_of_data"] = (self.clap.embed_audio(z, everywhere, torch.zeros_like(t)) * text).sum(1)
+        return row, torch.stack([channel_moments(samples, valid), channel_moments(z, everywhere)])
 
     def demo(self, folder: Path, step: int) -> None:
         write_few_step_demos(folder, step, self.networks, self.latents, self.same, self.model_config)

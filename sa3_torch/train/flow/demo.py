@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from sa3_torch.guidance import GuidedVelocity
 from sa3_torch.same import SAME
 from sa3_torch.samplers import SAMPLERS
 from sa3_torch.train.data.batches import LatentBatch
+from sa3_torch.train.run import parallel
 from sa3_torch.train.run.logs import save_sound
 
 from .conditioning import Networks
@@ -33,10 +35,12 @@ def demo_batch(data: LatentData) -> LatentBatch:
 
 
 @torch.no_grad()
-def sample(networks: Networks, batch: LatentBatch, sampling: Sampling, shift: ShiftConfig) -> Tensor:
-    """Return latents (B, T, C) for the prompts and durations of a batch, from fixed seeds."""
-    seeds, frames, channels = range(len(batch.items)), int(batch.valid.sum(1).max()), batch.latents.shape[2]
-    cond = networks.conditioning(batch, None)
+def sample(networks: Networks, batch: LatentBatch, rows: slice, sampling: Sampling, shift: ShiftConfig) -> Tensor:
+    """Return latents (B, T, C) for the prompts and durations of the items ``rows`` of a batch, from fixed seeds."""
+    seeds, frames, channels = range(len(batch.items))[rows], int(batch.valid.sum(1).max()), batch.latents.shape[2]
+    if not seeds:
+        return torch.zeros(0, frames, channels, device=networks.device)
+    cond = networks.conditioning(batch[rows], None)
     velocity = GuidedVelocity(
         dit=networks.dit,
         cond=networks.dit.prepare(cond),
@@ -54,14 +58,19 @@ def sample(networks: Networks, batch: LatentBatch, sampling: Sampling, shift: Sh
 
 @torch.no_grad()
 def write_demo(folder: Path, name: str, batch: LatentBatch, latents: Tensor, same: SAME, sample_rate: int) -> None:
-    """Write the decoded latents (B, T, C) of a batch in turn to ``name``.wav with its spectrogram, and the prompts to
-    ``name``.txt."""
-    audio = same.decode(latents)  # (B, L, channels)
-    lengths = [int(item.seconds * sample_rate) for item in batch.items]
+    """Write the decoded latents of a batch in turn to ``name``.wav with its spectrogram, prompts to ``name``.txt.
+
+    ``latents`` (B, T, C) are those of this process, ``own_rows`` of the batch: each decodes its own, the first writes.
+    """
+    lengths = [int(item.seconds * sample_rate) for item in batch.items[parallel.own_rows(len(batch.items))]]
+    audio = [same.decode(z[None])[0, :length].float().cpu() for z, length in zip(latents, lengths, strict=True)]
+    sounds = parallel.gather_lists([sound.numpy() for sound in audio])
+    if not parallel.is_first():
+        return
     captions = [item.captions[0] for item in batch.items]
     save_sound(
         folder / f"{name}.wav",
-        torch.cat([sound[:length] for sound, length in zip(audio, lengths, strict=True)]).float().cpu().numpy(),
+        np.concatenate(sounds),
         sample_rate,
         title=f"step {name}: {', '.join(captions)}",
     )

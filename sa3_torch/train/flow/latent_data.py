@@ -8,18 +8,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
-
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.schema import Config, ConfigError
 from sa3_mlx.common.text.tokenizer import Tokenizer
 from sa3_torch.train.data.batches import LatentBatch, LatentBatches, unknown_words
 from sa3_torch.train.data.drawing import SharesConfig
 from sa3_torch.train.data.latents import LatentSet
+from sa3_torch.train.run.random import Purpose, item_uniforms
 from sa3_torch.train.run.settings import check
 from sa3_torch.train.run.stage import Split, TrainConfig
 
-from .masks import MASK_KINDS, Masks, extend_valid, inpaint_masks, mask_kinds
+from .masks import MASK_KINDS, MASK_NUMBERS, Masks, draw_masks
 from .model import diffusion_of
 
 FRAME_MULTIPLE = 8  # batches are padded to one
@@ -86,8 +85,11 @@ class LatentData:
         """Name words of the captions that the tokenizer does not know."""
         return unknown_words(self.tokenizer, (*self.train.items, *self.validation.items))
 
-    def masks(self, batch: LatentBatch, random: torch.Generator) -> Masks:
-        """Extend the clips of a global batch by silence and draw the frames to keep ([T4.2] steps 3 and 4)."""
-        valid = extend_valid(batch.valid, self.clips.silence_seconds * self.frames_per_second, random)
-        kinds = mask_kinds(len(valid), self.clips.mask_shares, random)
-        return Masks(valid, inpaint_masks(valid, kinds, random), kinds)
+    def masks(self, batch: LatentBatch, rows: slice, step: int) -> Masks:
+        """Extend the clips of a step by silence and draw the frames to keep ([T4.2] steps 3 and 4).
+
+        ``batch`` are the items ``rows`` of the step's batch.
+        """
+        u = item_uniforms(rows, MASK_NUMBERS, self.train.seed, Purpose.MASK_DRAWS, step)
+        mean_frames = self.clips.silence_seconds * self.frames_per_second
+        return draw_masks(batch.valid, mean_frames, self.clips.mask_shares, u)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 MASK_KINDS = ("segments", "full", "causal")
 MAX_SEGMENTS = 10
+MASK_NUMBERS = 4 + 2 * MAX_SEGMENTS  # uniform ones, that the masks of an item are made of
 
 
 @dataclass(frozen=True)
@@ -41,43 +42,48 @@ class Masks:
         return Masks(self.valid[rows], self.keep[rows], None if self.kinds is None else self.kinds[rows])
 
     def to(self, device: torch.device) -> Masks:
-        return Masks(self.valid.to(device), self.keep.to(device), self.kinds)
+        return Masks(self.valid.to(device, non_blocking=True), self.keep.to(device, non_blocking=True), self.kinds)
 
 
-def extend_valid(valid: Tensor, mean_frames: float, generator: torch.Generator) -> Tensor:
-    """Count floor(Exp(mean)) frames of silence after every clip as valid: (B, T) bool -> (B, T) bool [T4.2]."""
+def draw_masks(valid: Tensor, mean_frames: float, shares: tuple[float, ...], u: Tensor) -> Masks:
+    """Extend clips by silence and draw the frames to keep, by uniform numbers u (B, MASK_NUMBERS) float64."""
+    longer, kinds = extend_valid(valid, mean_frames, u[:, 0]), mask_kinds(shares, u[:, 1])
+    return Masks(longer, inpaint_masks(longer, kinds, u[:, 2:]), kinds)
+
+
+def extend_valid(valid: Tensor, mean_frames: float, u: Tensor) -> Tensor:
+    """Count floor(Exp(mean)) frames of silence after every clip as valid: (B, T) bool, u (B,) -> (B, T) bool [T4.2]."""
     if mean_frames == 0:
         return valid
-    extra = torch.empty(len(valid)).exponential_(1 / mean_frames, generator=generator).floor()
+    extra = (-mean_frames * torch.log1p(-u)).floor()
     return torch.arange(valid.shape[1])[None] < (valid.sum(1) + extra)[:, None]
 
 
-def mask_kinds(count: int, shares: tuple[float, ...], generator: torch.Generator) -> Tensor:
-    """Draw (count,) indices of MASK_KINDS by their shares."""
-    return torch.multinomial(torch.tensor(shares), count, replacement=True, generator=generator)
+def mask_kinds(shares: tuple[float, ...], u: Tensor) -> Tensor:
+    """Return indices of MASK_KINDS by their shares: u (B,) -> (B,)."""
+    ends = torch.tensor(shares, dtype=u.dtype).cumsum(0)
+    return torch.searchsorted(ends, u * ends[-1], right=True).clamp_max(len(shares) - 1)
 
 
-def inpaint_masks(valid: Tensor, kinds: Tensor, generator: torch.Generator) -> Tensor:
+def inpaint_masks(valid: Tensor, kinds: Tensor, u: Tensor) -> Tensor:
     """Draw masks of frames to keep, (B, T) bool, never on padding and always with a frame left to generate [T4.6].
 
     ``kinds`` (B,) are indices of MASK_KINDS: segments (1..10 gaps that may overlap), full (keep nothing), causal (keep
-    a random prefix of 0..valid - 1 frames).
+    a random prefix of 0..valid - 1 frames). u (B, 2 + 2 MAX_SEGMENTS).
     """
-    keep = torch.zeros_like(valid)
-    for row, kind in enumerate(kinds.tolist()):
-        length = int(valid[row].sum())
-        if MASK_KINDS[kind] == "causal":
-            keep[row, : _integer(0, length - 1, generator)] = True
-        elif MASK_KINDS[kind] == "segments":
-            keep[row, :length] = True
-            count = min(_integer(1, MAX_SEGMENTS, generator), length)
-            for _ in range(count):
-                size = _integer(1, length // count, generator)
-                start = _integer(0, length - size, generator)
-                keep[row, start : start + size] = False
-    return keep
+    length, frame = valid.sum(1), torch.arange(valid.shape[1])[None]
+    prefix = frame < _integer(u[:, 0], length)[:, None]
+    count = (1 + _integer(u[:, 1], torch.tensor(MAX_SEGMENTS))).minimum(length)
+    kept = valid.clone()
+    for number in range(MAX_SEGMENTS):
+        size = 1 + _integer(u[:, 2 + 2 * number], length // count)
+        start = _integer(u[:, 3 + 2 * number], length - size + 1)
+        gap = (frame >= start[:, None]) & (frame < (start + size)[:, None])
+        kept &= ~(gap & (number < count)[:, None])
+    causal, segments = (kinds[:, None] == MASK_KINDS.index(kind) for kind in ("causal", "segments"))
+    return (causal & prefix) | (segments & kept)
 
 
-def _integer(low: int, high: int, generator: torch.Generator) -> int:
-    """Draw a number from low..high, both included."""
-    return int(torch.randint(low, high + 1, (1,), generator=generator))
+def _integer(u: Tensor, below: Tensor) -> Tensor:
+    """Return numbers of 0..below - 1 for uniform ones."""
+    return (u * below).long()

@@ -4,7 +4,7 @@ One step: t (truncated logit-normal, shifted by length), eps normal;
 x_t = (1 - t) z + t eps; target v = eps - z; clips are extended by silence, some frames are kept as context, the prompt
 is dropped for some; squared error on valid frames.
 
-Shapes: B global batch, b rows of it, T latent frames, C latent channels.
+Shapes: B items of a slice of the batch, T latent frames, C latent channels.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from torch import Tensor
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.sampling import Sampling
 from sa3_torch.train.data.batches import LatentBatch
+from sa3_torch.train.run.feed import Feed
 from sa3_torch.train.run.optimizers import OptimizerConfig
-from sa3_torch.train.run.random import step_generator
+from sa3_torch.train.run.parallel import BatchSlice
+from sa3_torch.train.run.random import Purpose, item_noise, item_uniforms
 from sa3_torch.train.run.settings import check
 from sa3_torch.train.run.stage import StageConfig
 
@@ -51,78 +53,79 @@ class FlowConfig(StageConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class FlowDraw:
-    """Hold all that is drawn for a batch, or for some rows of it."""
+    """Hold what is drawn for a slice of a batch, but for the noise, which is drawn where it is used."""
 
     batch: LatentBatch
     t: Tensor  # (B,)
     masks: Masks
-    noise: Tensor  # (B, T, C)
     drop: Tensor | None = None  # (B,) bool: without prompt
-
-    def __getitem__(self, rows: slice) -> FlowDraw:
-        return replace(
-            self,
-            batch=self.batch[rows],
-            t=self.t[rows],
-            masks=self.masks[rows],
-            noise=self.noise[rows],
-            drop=None if self.drop is None else self.drop[rows],
-        )
 
 
 class FlowMatching:
-    """Draw what a step needs; the same on all processes."""
+    """Draw what a step needs, the same whatever slices of the batch it is drawn for. ``feed`` reads it ahead."""
 
     def __init__(self, config: FlowConfig, model: ModelConfig, data: LatentData) -> None:
         self.config, self.model, self.data = config, model, data
-        self._drawn: tuple[int, FlowDraw] | None = None  # of the latest step, for its micro-batches
+        self.feed = Feed(self.read)
 
-    def draw(self, step: int) -> FlowDraw:
-        """Draw everything for the global batch of a step."""
-        if self._drawn is None or self._drawn[0] != step:
-            random, config = step_generator(self.config.train.seed, step), self.config
-            batch = self.data.train.batch(step)
-            t = config.times.draw(batch, self.model, random)
-            masks = self.data.masks(batch, random)
-            drop = torch.rand(len(t), generator=random) < config.prompt_dropout
-            noise = torch.randn(batch.latents.shape, generator=random)
-            self._drawn = step, FlowDraw(batch=batch, t=t, masks=masks, noise=noise, drop=drop)
-        return self._drawn[1]
+    def read(self, step: int, part: BatchSlice) -> FlowDraw:
+        """Read the clips of a slice and draw times, masks and whose prompt is dropped, on the CPU."""
+        config, rows = self.config, part.rows(self.config.train.batch)
+        batch = self.data.train.batch(step, rows)
+        time, dropped = item_uniforms(rows, 2, config.train.seed, Purpose.FLOW_DRAWS, step).unbind(1)
+        t = config.times.draw(batch, self.model, time)
+        masks = self.data.masks(batch, rows, step)
+        return FlowDraw(batch=batch, t=t, masks=masks, drop=dropped < config.prompt_dropout)
+
+    def draw(self, step: int, part: BatchSlice, device: torch.device) -> tuple[FlowDraw, Tensor]:
+        """Return the same with the clips on the device, and their noise (B, T, C)."""
+        drawn, config = self.feed.get(step, part), self.config.train
+        shape = tuple(drawn.batch.latents.shape[1:])
+        noise = item_noise(part.rows(config.batch), shape, config.seed, Purpose.TRAINING_NOISE, step, device)
+        return replace(drawn, batch=drawn.batch.to(device)), noise
 
 
-def velocity_errors(networks: Networks, drawn: FlowDraw) -> tuple[Tensor, Tensor]:
+def velocity_errors(networks: Networks, drawn: FlowDraw, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Return the squared error of the velocity of each item over generated and over kept frames, (B,) each ([T4.2]
-    steps 5 to 7); see ``flow_errors``."""
+    steps 5 to 7); see ``flow_errors``. noise (B, T, C)."""
     device = networks.device
-    z, t, noise = (x.to(device) for x in (drawn.batch.latents, drawn.t, drawn.noise))
-    masks, drop = drawn.masks.to(device), None if drawn.drop is None else drawn.drop.to(device)
+    z, t, noise = (x.to(device, non_blocking=True) for x in (drawn.batch.latents, drawn.t, noise))
+    masks, drop = drawn.masks.to(device), None if drawn.drop is None else drawn.drop.to(device, non_blocking=True)
     prepared = prepare_to_train(networks.dit, networks.conditioning(drawn.batch, drawn.masks, drop))
     velocity = networks.dit(interpolate(z, noise, t), t, prepared)
     return flow_errors(velocity, noise - z, masks.generated, masks.kept)
 
 
-def flow_notes(drawn: FlowDraw, rows: slice, generated: Tensor, kept: Tensor, world: int) -> dict[str, Tensor]:
-    """Return what the log shows of a step [T4.8], as means over the global batch ``drawn``.
+def flow_notes(drawn: FlowDraw, noise: Tensor, generated: Tensor, kept: Tensor) -> dict[str, Tensor]:
+    """Return what the log shows of a slice [T4.8]: means of groups of items as (sum, count), see ``Stage.notes``.
 
-    ``generated`` and ``kept`` (b,) are the errors of ``rows``, one of ``world`` slices; times and masks are known
-    of all rows. Each process adds its rows; the loop averages over processes and micro-batches.
+    ``generated`` and ``kept`` (B,) are its errors. Times and masks are looked at on the host.
     """
-    masks, device = drawn.masks, generated.device
-    targets, contexts = masks.generated.any(1), masks.kept.any(1)  # (B,)
+    masks, device, count = drawn.masks, generated.device, len(drawn.t)
+    targets = masks.generated.any(1)
     bucket = (drawn.t * BUCKETS).long().clamp_max(BUCKETS - 1)
-    groups = {"flow/generated": targets}
-    groups |= {f"flow/t{k / BUCKETS}": targets & (bucket == k) for k in range(BUCKETS)}
+    groups = {"flow/generated": targets} | {f"flow/t{k / BUCKETS}": targets & (bucket == k) for k in range(BUCKETS)}
     shares = {f"times/t{k / BUCKETS}": bucket == k for k in range(BUCKETS)} | {"masks/no_target": ~targets}
     if masks.kinds is not None:
         shares |= {f"masks/{kind}": masks.kinds == k for k, kind in enumerate(MASK_KINDS)}
-    numbers = {name: float(members.float().mean()) for name, members in shares.items()}
-    valid = masks.valid[rows]
-    z, noise = drawn.batch.latents[rows][valid], drawn.noise[rows][valid]
-    numbers |= {"data/std": float(z.std()), "target/std": float((noise - z).std())}
-    notes = dict(zip(numbers, torch.tensor(list(numbers.values()), device=device), strict=True))
-    present = {name: members for name, members in groups.items() if members.any()}
-    for errors, found in ((generated, present), (kept, {"flow/kept": contexts} if contexts.any() else {})):
-        if found:
-            weights = torch.stack([world * members.float() / members.sum() for members in found.values()])
-            notes |= dict(zip(found, weights[:, rows].to(device) @ errors, strict=True))
-    return notes
+    members = torch.stack([*groups.values(), masks.kept.any(1), *shares.values()])  # (G, B)
+    known, errors = members.float().to(device, non_blocking=True), torch.stack([generated, kept]).float()
+    means = torch.stack([known @ errors[0], known.sum(1)], dim=1)  # (G, 2)
+    first, last = len(groups), len(groups) + 1
+    contexts = torch.stack([known[first] @ errors[1], known[first].sum()])
+    parts = torch.stack([known[last:].sum(1), torch.full((len(shares),), count, device=device)], dim=1)
+    z, valid = drawn.batch.latents, masks.valid.to(device, non_blocking=True)
+    return {
+        **dict(zip(groups, means, strict=False)),
+        "flow/kept": contexts,
+        **dict(zip(shares, parts, strict=True)),
+        "data/std": _std(z, valid),
+        "target/std": _std(noise - z, valid),
+    }
+
+
+def _std(x: Tensor, valid: Tensor) -> Tensor:
+    """Return the standard deviation of (B, T, C) over valid frames, without waiting for the device."""
+    shown, count = valid[..., None], valid.sum() * x.shape[-1]
+    mean = torch.where(shown, x, 0.0).sum() / count
+    return (torch.where(shown, x - mean, 0.0).square().sum() / (count - 1)).sqrt()

@@ -75,6 +75,7 @@ class PretrainStage(Stage):
         self.groups = {"diffusion": Group(network=self.model, optimizer=config.optimizer)}
         self.latents = LatentData(latents, open_text(tokenizer_file, model), model, config.clips, config.train)
         self.flow = FlowMatching(config, model, self.latents)
+        self.feed = self.flow.feed
         self.validation = FlowValidation(self.networks, self.latents, config.train.seed + 1)
 
     def data(self) -> tuple[Split, ...]:
@@ -84,22 +85,21 @@ class PretrainStage(Stage):
         return self.latents.remarks()
 
     def losses(self, step: int) -> dict[str, Tensor]:
-        """Draw everything for the global batch and compute a slice of it."""
-        drawn = self.flow.draw(step)
-        rows = self.batch_slice.rows(len(drawn.t))
+        drawn, noise = self.flow.draw(step, self.batch_slice, self.device)
         with self.autocast():
-            generated, kept = velocity_errors(self.networks, drawn[rows])
-        self.notes |= flow_notes(drawn, rows, generated.detach(), kept.detach(), self.batch_slice.world)
+            generated, kept = velocity_errors(self.networks, drawn, noise)
+        self.notes |= flow_notes(drawn, noise, generated.detach(), kept.detach())
         return {"flow": generated.mean() + self.config.context_weight * kept.mean()}
 
     def validate(self) -> dict[str, float]:
         with self.autocast():
-            return self.validation.measure()
+            return self.validation.measure(self.shares(self.config.train.batch, self.config.train.batch))
 
     def demo(self, folder: Path, step: int) -> None:
         """Write sounds for some held-out prompts in turn."""
         batch = demo_batch(self.latents)
-        latents = sample(self.networks, batch, self.config.demo, diffusion_of(self.model_config).shift)
+        rows, shift = parallel.own_rows(len(batch.items)), diffusion_of(self.model_config).shift
+        latents = sample(self.networks, batch, rows, self.config.demo, shift)
         write_demo(folder, f"{step:06d}", batch, latents, self.same, self.model_config.sample_rate)
 
     def export(self, folder: Path, weights: dict[str, Tensor]) -> None:

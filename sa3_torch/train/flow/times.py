@@ -26,11 +26,13 @@ def _normal_cdf(x: float) -> float:
     return 0.5 * (1 + math.erf(x / math.sqrt(2)))
 
 
-def truncated_logit_normal(count: int, generator: torch.Generator) -> Tensor:
-    """Draw (count,) times in [0, 1]: 1 - (sigmoid(n) - 0.075) / 0.925, n normal with sigmoid(n) >= 0.075 [T4.3]."""
+def truncated_logit_normal(u: Tensor) -> Tensor:
+    """Map uniform numbers to times in [0, 1]: (B,) -> (B,) float32 [T4.3].
+
+    They are 1 - (sigmoid(n) - 0.075) / 0.925, n normal with sigmoid(n) >= 0.075.
+    """
     low = _normal_cdf(math.log(TRUNCATION / (1 - TRUNCATION)))
-    u = low + (1 - low) * torch.rand(count, generator=generator, dtype=torch.float64)
-    y = torch.sigmoid(torch.special.ndtri(u.clamp(max=1 - 1e-12)))
+    y = torch.sigmoid(torch.special.ndtri((low + (1 - low) * u.double()).clamp(max=1 - 1e-12)))
     return (1 - (y - TRUNCATION) / (1 - TRUNCATION)).clamp(0, 1).float()
 
 
@@ -54,9 +56,9 @@ class TimesConfig(Config):
         check(self, 1, math.inf, "shift_min_frames")
         check(self, self.shift_min_frames + 1, math.inf, "shift_max_frames")
 
-    def draw(self, batch: LatentBatch, model: ModelConfig, random: torch.Generator) -> Tensor:
-        """Draw the times (B,) of a global batch, before silence is added to its items."""
-        t = truncated_logit_normal(len(batch.items), random)
+    def draw(self, batch: LatentBatch, model: ModelConfig, u: Tensor) -> Tensor:
+        """Return the times (B,) of items, before silence is added to them, for uniform numbers u (B,)."""
+        t = truncated_logit_normal(u)
         if self.length == "duration":
             lengths = torch.tensor([float(effective_frames(seconds, model)) for seconds in batch.seconds.tolist()])
         else:

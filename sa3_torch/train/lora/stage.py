@@ -27,6 +27,7 @@ from sa3_torch.train.flow.latent_data import LatentData
 from sa3_torch.train.flow.matching import FlowConfig, FlowMatching, flow_notes, velocity_errors
 from sa3_torch.train.flow.model import StartModel, diffusion_of, open_text
 from sa3_torch.train.flow.validation import FlowValidation
+from sa3_torch.train.run import parallel
 from sa3_torch.train.run.blocks import work_by_blocks
 from sa3_torch.train.run.command import RunOptions, report_made, stage_command
 from sa3_torch.train.run.optimizers import Group
@@ -119,6 +120,7 @@ class LoraStage(Stage):
             held_out=_held_out(start.latents),
         )
         self.flow = FlowMatching(config, start.config, self.latents)
+        self.feed = self.flow.feed
         self.validation = FlowValidation(self.networks, self.latents, config.train.seed + 1)
         self._base_errors: dict[str, float] = {}
 
@@ -137,30 +139,30 @@ class LoraStage(Stage):
         return self.latents.remarks()
 
     def losses(self, step: int) -> dict[str, Tensor]:
-        """Draw everything for the global batch and compute a slice of it."""
-        drawn = self.flow.draw(step)
-        rows = self.batch_slice.rows(len(drawn.t))
+        drawn, noise = self.flow.draw(step, self.batch_slice, self.device)
         with self.autocast():
-            generated, kept = velocity_errors(self.networks, drawn[rows])
-        self.notes |= flow_notes(drawn, rows, generated.detach(), kept.detach(), self.batch_slice.world)
+            generated, kept = velocity_errors(self.networks, drawn, noise)
+        self.notes |= flow_notes(drawn, noise, generated.detach(), kept.detach())
         self.notes["adapter/norm"] = self.adapters.norm()
         return {"flow": generated.mean() + self.config.context_weight * kept.mean()}
 
     def validate(self) -> dict[str, float]:
         """Measure as in pre-training, and the error of the base on the same batches."""
+        shares = self.shares(self.config.train.batch, self.config.train.batch)
         with self.autocast():
             if not self._base_errors:
                 self.adapters.switch(on=False)
-                base = self.validation.measure()
+                base = self.validation.measure(shares)
                 self._base_errors = {f"base_{name}": value for name, value in base.items() if name.startswith("flow")}
                 self.adapters.switch(on=True)
-            return {**self.validation.measure(), **self._base_errors}
+            return {**self.validation.measure(shares), **self._base_errors}
 
     def demo(self, folder: Path, step: int) -> None:
         """Write sounds for some held-out prompts in turn."""
         batch = demo_batch(self.latents)
+        rows, shift = parallel.own_rows(len(batch.items)), diffusion_of(self.model_config).shift
         with self.autocast():
-            latents = sample(self.networks, batch, self.config.demo, diffusion_of(self.model_config).shift).float()
+            latents = sample(self.networks, batch, rows, self.config.demo, shift).float()
         write_demo(folder, f"{step:06d}", batch, latents, self.same, self.model_config.sample_rate)
 
     def export(self, folder: Path, weights: dict[str, Tensor]) -> None:

@@ -205,6 +205,8 @@ class QuantizeStage(Stage):
     def demo(self, folder: Path, step: int) -> None:
         """Write the end of a run that was not trained on, as the teacher and as the student sees it, one after the
         other."""
+        if not parallel.is_first():
+            return
         state = next(s for s in reversed(self.held_out) if s.cond is self.held_out[0].cond)
         t = torch.from_numpy(state.t).to(state.x.device)[:, None, None]
         same = self.pipeline.autoencoder("decoder")

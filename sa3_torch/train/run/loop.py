@@ -44,6 +44,7 @@ class Trainer:
         train = config.train
         self.slices = parallel.own_slice().micro_batches(train.accumulate)
         self.slices[0].rows(train.batch)  # raises where the batch cannot be cut so
+        stage.slices = self.slices
         folder.mkdir(parents=True, exist_ok=True)
         self.checkpoints = Checkpoints(folder, train.milestone_every, trusted=trusted)
         keep_settings(folder, config, belongings, resumed=bool(self.checkpoints.steps()))
@@ -77,6 +78,9 @@ class Trainer:
         What was asked to stop has a checkpoint to resume from, and says so.
         """
         previous = {s: signal.signal(s, self._ask_to_stop) for s in (signal.SIGTERM, signal.SIGINT)}
+        feed = self.stage.feed
+        if feed is not None:
+            feed.start(self.slices)
         try:
             with RunLog(self.folder, self.stage.name, step=self.step, steps=self.config.steps) as log:
                 if self.revision != self.known_revision:
@@ -89,6 +93,8 @@ class Trainer:
                 if self.stop:
                     log.say(f"stopped at step {self.step} of {self.config.steps}; the same command goes on from there")
         finally:
+            if feed is not None:
+                feed.stop()
             for number, handler in previous.items():
                 signal.signal(number, handler)
         if not self.stop:
@@ -158,11 +164,15 @@ class Trainer:
         return self._agree(sums)
 
     def _agree(self, sums: dict[str, Tensor]) -> dict[str, float]:
-        """Return means over processes; all stop when one was asked to."""
-        asked = torch.tensor(float(self.asked), device=self.stage.device)
-        *means, stopped = parallel.mean(torch.stack([*sums.values(), asked])).tolist()
-        self.stop = stopped > 0
-        return dict(zip(sums, means, strict=True))
+        """Return means over processes, of pairs the quotient; all stop when one was asked to."""
+        asked = torch.tensor([float(self.asked)], device=self.stage.device)
+        means = parallel.mean(torch.cat([*(value.reshape(-1) for value in sums.values()), asked])).tolist()
+        self.stop, found, place = means.pop() > 0, dict[str, float](), iter(means)
+        for name, value in sums.items():
+            mean, share = next(place), next(place) if value.numel() > 1 else 1.0
+            if share:
+                found[name] = mean / share
+        return found
 
     def _skip(self, log: RunLog, name: str, bad: list[str]) -> None:
         self.bad_steps[name] += 1
@@ -189,12 +199,12 @@ class Trainer:
         self.stage.precision = self.precision
 
     def _evaluate(self, log: RunLog) -> None:
-        """Write measures and demos of the averaged weights, by the first process; the others wait."""
+        """Measure and demonstrate the averaged weights, all processes together; the first one writes."""
         stage = self.stage
         with self._averaged():
+            measures = stage.validate()
+            stage.demo(self.folder / "demo", self.step)
             if parallel.is_first():
-                measures = stage.validate()
-                stage.demo(self.folder / "demo", self.step)
                 log.write({"step": self.step, **{f"validation/{name}": value for name, value in measures.items()}})
                 plot_run(self.folder, stage.name)
                 log.say(f"step {self.step}: " + ", ".join(f"{name} {value:.3f}" for name, value in measures.items()))
@@ -218,7 +228,6 @@ class Trainer:
         with parallel.whole_weights(self.turns[stage.turn(self.step)]), torch.no_grad():
             with stage.autocast() if sharded else nullcontext():
                 yield
-            parallel.wait()
         self.ema.swap(stage.model)
 
     def _ask_to_stop(self, _number: int, _frame: FrameType | None) -> None:

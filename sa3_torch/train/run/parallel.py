@@ -1,7 +1,7 @@
 """Several processes, started by torchrun: devices, slices of the global batch, DDP and FSDP2 [T10].
 
-Every process draws the same global batch from (seed, step) and computes its slice, so that P processes equal one up to
-the order of sums. Statistics that no gradient synchronises are all-reduced here, explicitly.
+Every process reads and draws its slice of the global batch of (seed, step), so that P processes equal one up to the
+order of sums. Statistics that no gradient synchronises are all-reduced here, explicitly.
 """
 
 from __future__ import annotations
@@ -98,6 +98,21 @@ def wait() -> None:
         dist.barrier()
 
 
+def own_rows(count: int) -> slice:
+    """Return the share of this process of ``count`` rows: as many as the others have, or one more or less."""
+    own = own_slice()
+    return slice(-(-count * own.rank // own.world), -(-count * (own.rank + 1) // own.world))
+
+
+def gather_lists(values: list[Value]) -> list[Value]:
+    """Return the values of all processes, in the order of their ranks, on the first; the others get their own."""
+    if not dist.is_initialized():
+        return values
+    found: list[list[Value]] | None = [[]] * own_slice().world if is_first() else None
+    dist.gather_object(values, found)
+    return values if found is None else [value for each in found for value in each]
+
+
 def of_first(value: Value | None) -> Value:
     """Return the value that the first process gave, on all processes."""
     values = [value]
@@ -147,6 +162,18 @@ def gather_rows(rows: Tensor) -> Tensor:
         return rows
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # a new name since torch 2.13
         return torch.cat(all_gather(rows))
+
+
+def gather_shares(rows: Tensor, count: int) -> Tensor:
+    """Return ``count`` rows of which each process has its ``own_rows``: (n, ...) -> (count, ...), without a gradient."""
+    if not dist.is_initialized():
+        return rows
+    world = own_slice().world
+    found = rows.new_zeros(world, -(-count // world), *rows.shape[1:])
+    found[own_slice().rank, : len(rows)] = rows
+    dist.all_reduce(found)
+    ends = [-(-count * rank // world) for rank in range(world + 1)]
+    return torch.cat([found[rank, : ends[rank + 1] - ends[rank]] for rank in range(world)])
 
 
 def follow(average: Tensor, value: Tensor, decay: float) -> None:

@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sa3_mlx.common.schema import Config, ConfigError
 
 from . import parallel
+from .feed import Feed
 from .optimizers import Group
 from .parallel import BatchSlice
 from .settings import check
@@ -74,17 +75,21 @@ class Split:
 
 
 class Stage(ABC):
-    """Say what is trained, on which losses. The loop sets ``precision`` and ``batch_slice``."""
+    """Say what is trained, on which losses. The loop sets ``precision``, ``batch_slice`` and ``slices``."""
 
     name: str
     model: nn.Module  # its state is averaged and exported
     groups: dict[str, Group]  # what is trained; their networks share no parameter
+    feed: Feed[Any] | None = None  # reads batches ahead of the steps
 
     def __init__(self) -> None:
         self.device = parallel.own_device()  # for networks and batches
         self.precision = "fp32"
         self.batch_slice = BatchSlice()  # the slice of the global batch that ``losses`` reads
-        self.notes: dict[str, Tensor] = {}  # logged beside the terms, not minimised
+        self.slices = [BatchSlice()]  # the micro-batches of this process
+        # Logged beside the terms, not minimised: () means over the slice, averaged over slices, or (2,) sum and count
+        # of some of its items, added over slices before they are divided; what has no item is left out.
+        self.notes: dict[str, Tensor] = {}
 
     def turn(self, step: int) -> str:  # noqa: ARG002 (stages with several groups override it)
         """Name of the group that is trained in a step; the parameters of the others are frozen meanwhile."""
@@ -113,12 +118,13 @@ class Stage(ABC):
     def validate(self) -> dict[str, float]:
         """Measure on held-out data, with the weights now in ``model``.
 
+        All processes come here together, each measures its share (``shares``), and what the first returns is logged.
         Under FSDP2 in bf16 this and ``demo`` run under autocast: their results need a ``float()``.
         """
 
     @abstractmethod
     def demo(self, folder: Path, step: int) -> None:
-        """Write sounds or pictures of the weights now in ``model``."""
+        """Write sounds or pictures of the weights now in ``model``: all processes come here, the first one writes."""
 
     @abstractmethod
     def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
@@ -132,6 +138,12 @@ class Stage(ABC):
     def alarms(self, values: dict[str, float]) -> list[str]:  # noqa: ARG002 (most stages have none)
         """Return plain sentences about a row of the log that a user should read now."""
         return []
+
+    def shares(self, count: int, batch: int) -> list[slice]:
+        """Return the rows of ``count`` held-out items that this process measures, in pieces no larger than its
+        micro-batches of a training batch of ``batch``."""
+        most, rows = max(1, batch // self.slices[0].world), parallel.own_rows(count)
+        return [slice(at, min(at + most, rows.stop)) for at in range(rows.start, rows.stop, most)]
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")

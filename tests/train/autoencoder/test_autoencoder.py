@@ -193,7 +193,7 @@ def test_captions_can_be_read_by_a_frozen_text_encoder(workspace: Path, tmp_path
 def test_equal_captions_are_no_negatives(workspace: Path) -> None:
     """Leave out negatives that exchange only the text where the captions of items are alike."""
     stage = complete_stage(workspace)
-    batch, seen = stage._batch(2, stage.batch_slice), []
+    batch, seen = stage.feed.get(2, stage.batch_slice), []
     inner = stage.semantics.critic.loss
     stage.semantics.critic.loss = lambda *args, **options: (seen.append(args[4]), inner(*args, **options))[1]
     z = torch.randn(4, 8, 16, generator=torch.Generator().manual_seed(0))

@@ -59,12 +59,12 @@ def _crops(clips: ClipSet, config: AugmentConfig, batch: int = 16) -> AudioCrops
     )
 
 
-def test_without_augmentations_crops_are_those_of_the_first_version(clips: ClipSet) -> None:
-    """The draws written out: clip, place with repeats, level, polarity, in this order from one generator."""
+def test_without_augmentations_crops_follow_from_their_draws(clips: ClipSet) -> None:
+    """The draws written out: clip, place with repeats, level, polarity, in this order from the generator of an item."""
     crops = _crops(clips, NO_AUGMENTATION, batch=8)
     for step in range(4):
-        rng = generator(3, 101, step)
-        for row in crops.batch(step).audio.numpy():
+        for number, row in enumerate(crops.batch(step).audio.numpy()):
+            rng = generator(3, 101, step, number)
             clip = clips.clips[int(np.searchsorted(np.arange(1, 7) / 6, rng.random()))]
             for attempt in range(9):
                 start = int(rng.integers(-SAMPLES // 4, max(clip.samples - SAMPLES, 0) + SAMPLES // 4 + 1))
@@ -84,9 +84,9 @@ def test_a_batch_has_captions_ids_and_chirps(clips: ClipSet) -> None:
     assert crops.items == 18
     batch = crops.batch(0)
     assert batch.audio.shape == (18, SAMPLES, 2) and len(batch.captions) == len(batch.ids) == 18
-    assert batch.captions[16:] == ("", "") and batch.ids[16] == "chirp 0 16"
-    for caption, name in zip(batch.captions[:16], batch.ids[:16], strict=True):
-        assert caption.split()[1] == name.split()[1]
+    assert [item for item in range(18) if batch.ids[item] == f"chirp 0 {item}" and not batch.captions[item]] == [8, 17]
+    for caption, name in zip(batch.captions, batch.ids, strict=True):
+        assert not caption or caption.split()[1] == name.split()[1]
 
 
 def test_processes_read_slices_of_one_batch(clips: ClipSet) -> None:
@@ -100,7 +100,7 @@ def test_processes_read_slices_of_one_batch(clips: ClipSet) -> None:
 
 def test_augmentations_leave_the_choice_of_crops_alone(clips: ClipSet) -> None:
     plain, changed = _crops(clips, NO_AUGMENTATION).batch(2), _crops(clips, ALL).batch(2)
-    assert plain.ids == changed.ids[:16]
+    assert plain.ids == tuple(name for name in changed.ids if not name.startswith("chirp"))
 
 
 def test_crops_are_not_silent(clips: ClipSet) -> None:

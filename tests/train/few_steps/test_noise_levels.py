@@ -15,7 +15,8 @@ COUNT = 20_000
 
 def draw(family: str, *, shifted: bool = False, one_shot: float = 0.0, length: int = 64) -> torch.Tensor:
     config = NoiseLevelConfig(family=family, shifted=shifted, one_shot=one_shot)
-    return draw_levels(config, torch.full((COUNT,), length), (8, 128), torch.Generator().manual_seed(3))
+    u = torch.rand(COUNT, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    return draw_levels(config, torch.full((COUNT,), length), (8, 128), u)
 
 
 @pytest.mark.parametrize(

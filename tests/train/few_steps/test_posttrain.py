@@ -26,6 +26,7 @@ from sa3_torch.train.few_steps.latent_discriminator import LatentDiscriminator
 from sa3_torch.train.few_steps.posttrain import PosttrainStage
 from sa3_torch.train.flow.masks import Masks
 from sa3_torch.train.flow.model import open_model
+from sa3_torch.train.run.parallel import BatchSlice
 from tests.support.stages import MODEL, posttrain_stage, trainer_of
 from tests.support.tiny_checkpoint import write_checkpoint
 
@@ -101,11 +102,11 @@ def test_all_blocks_tapped_are_the_base_itself(workspace: Path) -> None:
     with torch.no_grad():
         judge = LatentDiscriminator(base, (len(base.dit.layers) - 1,), HEAD, 0)
         x = torch.where(scene.inputs.valid[..., None], scene.z, 0.0)
-        hidden = judge.features(x, scene.t, judge.prepare(scene.inputs))[0]
+        hidden = judge.features(x, scene.drawn.t, judge.prepare(scene.inputs))[0]
         velocity = base.dit.project_out(hidden)
         velocity = velocity + base.dit.postprocess(velocity)
-        wanted = x - scene.t[:, None, None] * velocity
-        torch.testing.assert_close(stage.denoiser(x, scene.t, scene.inputs), wanted)
+        wanted = x - scene.drawn.t[:, None, None] * velocity
+        torch.testing.assert_close(stage.denoiser(x, scene.drawn.t, scene.inputs), wanted)
 
 
 def test_scores_do_not_depend_on_padding(workspace: Path) -> None:
@@ -135,7 +136,7 @@ def test_scores_are_computed_in_full_precision(workspace: Path) -> None:
     scene = stage._scene(1)
     with stage.autocast():
         prepared = stage.discriminator.prepare(scene.inputs)
-        verdict = stage.discriminator(scene.z, scene.t, prepared)
+        verdict = stage.discriminator(scene.z, scene.drawn.t, prepared)
     assert prepared.seconds.dtype == torch.bfloat16 and verdict.scores.dtype == torch.float32
     assert all(term.dtype == torch.float32 for step in (0, 1) for term in stage.losses(step).values())
 
@@ -143,15 +144,11 @@ def test_scores_are_computed_in_full_precision(workspace: Path) -> None:
 def test_equal_captions_leave_nothing_to_contrast(workspace: Path) -> None:
     """Pitfalls 2 and 3: exactly 0, no gradient; and the batch is what it was."""
     stage = posttrain_stage(workspace, "weights.discriminator=0.0", *NO_PENALTY[:2])
-    batch = stage.latents.train.batch(1)
-    first = dataclasses.replace(
-        batch,
-        items=(batch.items[0],) * len(batch.items),
-        ids=batch.ids[:1].expand_as(batch.ids),
-        mask=batch.mask[:1].expand_as(batch.mask),
-    )
+    plan = stage.latents.train.plan(1)
+    same = dataclasses.replace(plan, items=plan.items[:1] * 4, texts=plan.texts[:1] * 4)
+    stage.latents.train.plan = lambda step: same  # type: ignore[method-assign]  # noqa: ARG005
+    first = stage.feed.get(1, BatchSlice()).batch
     before = copy.deepcopy(first)
-    stage.latents.train.batch = lambda step: first  # type: ignore[method-assign]  # noqa: ARG005
     terms = stage.losses(1)
     assert float(terms["contrastive"].detach()) == 0
     sum(terms.values()).backward()
@@ -164,7 +161,7 @@ def test_equal_captions_leave_nothing_to_contrast(workspace: Path) -> None:
 
 def test_other_prompts_change_the_text_alone(workspace: Path) -> None:
     stage = posttrain_stage(workspace, *NO_PENALTY[:2])
-    step = next(step for step in range(1, 40, 2) if bool(stage._scene(step).usable.any()))  # several captions
+    step = next(step for step in range(1, 40, 2) if bool(stage._scene(step).drawn.usable.any()))  # several captions
     scene = stage._scene(step)
     seen = []
     prepare = stage.discriminator.prepare
@@ -173,10 +170,8 @@ def test_other_prompts_change_the_text_alone(workspace: Path) -> None:
     own, other = seen
     assert other.local is own.local and other.seconds is own.seconds and other.valid is own.valid
     moved = (own.hidden != other.hidden).flatten(1).any(1)
-    assert bool(moved[scene.usable].all())
-    assert torch.equal(
-        stage.networks.text_encoder(scene.batch.ids[scene.others], scene.batch.mask[scene.others]), other.hidden
-    )
+    assert bool(moved[scene.drawn.usable].all())
+    assert torch.equal(stage.networks.text_encoder(scene.drawn.other_ids, scene.drawn.other_mask), other.hidden)
 
 
 def test_a_single_item_cannot_be_contrasted(workspace: Path) -> None:
@@ -222,7 +217,8 @@ def test_a_clap_weight_needs_a_clap(workspace: Path) -> None:
 def test_own_samples_take_the_place_of_data_in_the_input(workspace: Path) -> None:
     stage = posttrain_stage(workspace, "own_sample_share=1.0")
     scene = stage._scene(0)
-    other = dataclasses.replace(scene, z=scene.z + 1)
+    batch = dataclasses.replace(scene.drawn.batch, latents=scene.z + 1)
+    other = dataclasses.replace(scene, drawn=dataclasses.replace(scene.drawn, batch=batch))
     with torch.no_grad():
         assert torch.equal(stage._generate(scene), stage._generate(other))
 
@@ -235,7 +231,7 @@ def test_real_and_fake_share_noise_and_level(workspace: Path) -> None:
     stage._generate = lambda scene: scene.z + 1  # type: ignore[method-assign]
     stage.losses(1)
     (real, t_real), (fake, t_fake) = seen
-    assert torch.equal(t_real, t_fake) and not torch.equal(t_real, scene.t)
+    assert torch.equal(t_real, t_fake) and not torch.equal(t_real, scene.drawn.t)
     torch.testing.assert_close(fake - real, (1 - t_real)[:, None, None].expand_as(real))
 
 
@@ -287,12 +283,3 @@ def test_models_that_do_not_belong_together_are_refused(workspace: Path, tmp_pat
     for taps in ("[]", "[0, 0]", "[1]", "[-1]"):
         with pytest.raises(ValueError, match="allowed are ascending blocks 0 to 0"):
             posttrain_stage(workspace, f"taps={taps}")
-
-
-def test_item_noise_is_that_of_the_item_in_every_part() -> None:
-    from sa3_torch.train.run.random import item_noise
-
-    whole = item_noise(slice(0, 4), (3, 2), 1, 2, 3)
-    assert torch.equal(whole[2:], item_noise(slice(2, 4), (3, 2), 1, 2, 3))
-    assert abs(float(item_noise(slice(0, 9), (40, 40), 0, 0, 0).std()) - 1) < 0.02
-    assert len({float(item[0, 0]) for item in whole}) == 4

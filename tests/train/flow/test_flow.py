@@ -15,7 +15,7 @@ from sa3_mlx.common.generation.schedule import sigmas
 from sa3_mlx.common.model.config import ShiftConfig
 from sa3_torch.samplers import SAMPLERS
 from sa3_torch.train.flow.losses import flow_errors, flow_loss
-from sa3_torch.train.flow.masks import MASK_KINDS, extend_valid, inpaint_masks, mask_kinds
+from sa3_torch.train.flow.masks import MASK_KINDS, MASK_NUMBERS, draw_masks, extend_valid, inpaint_masks, mask_kinds
 from sa3_torch.train.flow.times import SHIFT_END, SHIFT_START, shift_times, truncated_logit_normal
 
 DRAWS = 20_000
@@ -35,12 +35,11 @@ def truncated_cdf(tau: np.ndarray) -> np.ndarray:
 
 def test_times_follow_their_closed_form() -> None:
     """Kolmogorov-Smirnov; significant at 5 % would be 0.0096."""
-    t = truncated_logit_normal(DRAWS, generator())
+    t = truncated_logit_normal(uniform(DRAWS))
     assert t.dtype == torch.float32 and float(t.min()) >= 0 and float(t.max()) <= 1
     inside = t.double().numpy().clip(1e-9, 1 - 1e-9)
     assert stats.kstest(inside, truncated_cdf).statistic < 1.36 / math.sqrt(DRAWS)
-    assert torch.equal(t, truncated_logit_normal(DRAWS, generator()))
-    assert not torch.equal(t, truncated_logit_normal(DRAWS, generator(1)))
+    assert torch.equal(truncated_logit_normal(torch.tensor([0.0])), torch.tensor([1.0]))
 
 
 def test_truncated_logit_normal_has_the_published_shares() -> None:
@@ -76,13 +75,16 @@ def test_shift_is_that_of_the_sampling_schedule(length: int) -> None:
     assert mixed[0] == shifted[3]
 
 
-def masks(valid: torch.Tensor, *shares: float, seed: int = 0) -> torch.Tensor:
-    random = generator(seed)
-    return inpaint_masks(valid, mask_kinds(len(valid), shares, random), random)
+def uniform(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(shape, dtype=torch.float64, generator=generator(seed))
+
+
+def masks(valid: torch.Tensor, *shares: float) -> torch.Tensor:
+    return draw_masks(valid, 0.0, shares, uniform(len(valid), MASK_NUMBERS)).keep
 
 
 def test_masks_are_drawn_by_their_shares() -> None:
-    kinds = mask_kinds(10_000, (0.2, 0.7, 0.1), generator())
+    kinds = mask_kinds((0.2, 0.7, 0.1), uniform(10_000))
     shares = kinds.bincount(minlength=len(MASK_KINDS)) / 10_000
     assert shares.tolist() == pytest.approx([0.2, 0.7, 0.1], abs=0.01)
 
@@ -92,7 +94,7 @@ def test_masks_keep_no_padding_and_leave_something_to_generate(kind: int) -> Non
     """Upstream's causal mask may leave nothing (pitfall 7)."""
     lengths = torch.randint(1, 25, (1000,), generator=generator(3))
     valid = torch.arange(24)[None] < lengths[:, None]
-    keep = inpaint_masks(valid, torch.full((1000,), kind), generator())
+    keep = inpaint_masks(valid, torch.full((1000,), kind), uniform(1000, MASK_NUMBERS - 2))
     assert not (keep & ~valid).any()
     assert ((valid & ~keep).sum(1) >= 1).all()
 
@@ -107,9 +109,9 @@ def test_full_masks_keep_nothing_and_causal_masks_keep_a_prefix() -> None:
 
 def test_extension_only_adds_frames_at_the_end() -> None:
     valid = torch.arange(40)[None] < torch.tensor([5, 20, 40])[:, None]
-    longer = extend_valid(valid, 8.0, generator())
+    longer = extend_valid(valid, 8.0, uniform(3))
     assert (longer | ~valid).all() and (longer.int().diff(dim=1) <= 0).all()
-    added = extend_valid(torch.arange(4000)[None].expand(3000, -1) < 1, 8.0, generator()).sum(1).float() - 1
+    added = extend_valid(torch.arange(4000)[None].expand(3000, -1) < 1, 8.0, uniform(3000)).sum(1).float() - 1
     assert float(added.mean()) == pytest.approx(7.5, abs=0.5)  # floor of an exponential of mean 8
 
 

@@ -20,6 +20,7 @@ from sa3_torch.attention import SelfAttention, attend
 from sa3_torch.dit import BLOCK_EPS, head_rms_norm
 from sa3_torch.layers import FeedForward, RMSNorm, rope
 from sa3_torch.train.autoencoder.transforms import wavelet
+from sa3_torch.train.run.random import Purpose, item_noise, item_uniforms
 from sa3_torch.train.run.settings import check
 
 MARGIN, MAX_GAP = 0.5, 10.0
@@ -63,9 +64,6 @@ class Corruptions:
     latents: Tensor  # (B, T, C) bool, False = dropped
     noise: Tensor  # (B, T, C) standard normals
 
-    def to(self, device: torch.device) -> Corruptions:
-        return Corruptions(**{name: value.to(device) for name, value in vars(self).items()})
-
 
 class CriticBlock(nn.Module):
     """Compute x + attn(norm(x)), then x + ff(norm(x))."""
@@ -99,19 +97,19 @@ class Critic(nn.Module):
         self.layers = nn.ModuleList(CriticBlock(config.width) for _ in range(config.depth))
         self.score = weight_norm(nn.Linear(config.width, 1, bias=False))
 
-    def draw(self, batch: int, samples: int, frames: int, generator: torch.Generator) -> Corruptions:
+    def draw(self, batch: int, samples: int, frames: int, seed: int, step: int) -> Corruptions:
         """Draw the corruptions of a whole batch of sounds with so many samples and latent frames."""
-        tokens = -(-samples // (1 << self.config.levels))
-
-        def keep(*shape: int, drop: float) -> Tensor:
-            return torch.rand(shape, generator=generator) >= drop
-
+        items, device, latents = slice(0, batch), self.token.device, (frames, self.latent_channels)
+        tokens, features = -(-samples // (1 << self.config.levels)), self.audio_channels << self.config.levels
+        sizes = [1, tokens, tokens * features, frames * self.latent_channels]
+        u = item_uniforms(items, sum(sizes), seed, Purpose.CRITIC, step, device)
+        gain, token, audio, latent = u.split(sizes, dim=1)
         return Corruptions(
-            gain=1 + GAIN_RANGE * torch.rand(batch, 1, 1, generator=generator),
-            tokens=keep(batch, tokens, 1, drop=TOKENS_ZEROED),
-            audio=keep(batch, tokens, self.audio_channels << self.config.levels, drop=AUDIO_DROPOUT),
-            latents=keep(batch, frames, self.latent_channels, drop=LATENT_DROPOUT),
-            noise=torch.randn(batch, frames, self.latent_channels, generator=generator),
+            gain=(1 + GAIN_RANGE * gain.float())[..., None],
+            tokens=token[..., None] >= TOKENS_ZEROED,
+            audio=audio.unflatten(1, (tokens, features)) >= AUDIO_DROPOUT,
+            latents=latent.unflatten(1, latents) >= LATENT_DROPOUT,
+            noise=item_noise(items, latents, seed, Purpose.CRITIC_NOISE, step, device),
         )
 
     def forward(self, audio: Tensor, text: Tensor, text_mask: Tensor, latents: Tensor) -> Tensor:

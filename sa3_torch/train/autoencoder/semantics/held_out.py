@@ -56,7 +56,8 @@ def _alignment(semantics: Semantics, latents: list[Tensor]) -> dict[str, float]:
     error = zero = 0.0
     for step, z in enumerate(latents):
         random = purpose_generator(semantics.seed, Purpose.SEMANTICS_HELD_OUT, step)
-        t, noise = truncated_logit_normal(len(z), random), torch.randn(z.shape, generator=random)
+        t = truncated_logit_normal(torch.rand(len(z), generator=random, dtype=torch.float64))
+        noise = torch.randn(z.shape, generator=random)
         terms = semantics.alignment.loss(z, t.to(z.device), noise.to(z.device), detach=True)
         error, zero = error + float(terms["alignment"]), zero + float(terms["alignment_zero"])
     return {"alignment_of_zero": error / zero}

@@ -18,7 +18,7 @@ from sa3_mlx.common.schema import Config, ConfigError
 from sa3_torch.train.flow.times import truncated_logit_normal
 from sa3_torch.train.networks.init import seeded
 from sa3_torch.train.run.parallel import BatchSlice, gather_rows, own_slice
-from sa3_torch.train.run.random import Purpose, purpose_generator
+from sa3_torch.train.run.random import Purpose, item_noise, item_uniforms
 from sa3_torch.train.run.settings import check
 
 from .alignment import Alignment, AlignmentConfig
@@ -104,10 +104,10 @@ class Semantics(nn.Module):
         config, detach = self.config, step < self.config.detached_steps
         found: dict[str, Tensor] = {}
         if config.alignment_weight:
-            random, rows = purpose_generator(self.seed, Purpose.ALIGNMENT, step), batch_slice.rows(self.items)
-            t = truncated_logit_normal(self.items, random)[rows]
-            noise = torch.randn(self.items, *z.shape[1:], generator=random)[rows]
-            found |= self.alignment.loss(z, t.to(z.device), noise.to(z.device), detach=detach)
+            rows, shape = batch_slice.rows(self.items), tuple(z.shape[1:])
+            t = truncated_logit_normal(item_uniforms(rows, 1, self.seed, Purpose.ALIGNMENT_TIMES, step)[:, 0])
+            noise = item_noise(rows, shape, self.seed, Purpose.ALIGNMENT, step, z.device)
+            found |= self.alignment.loss(z, t.to(z.device, non_blocking=True), noise, detach=detach)
         if config.regressors_weight:
             found |= self.regressors.loss(z, audio, detach=detach)
         if config.critic_weight:
@@ -120,8 +120,7 @@ class Semantics(nn.Module):
         """Compare the items of all processes by the critic."""
         ids, mask = (gather_rows(x.to(z.device)) for x in self.words.encode(captions))
         z, audio = gather_rows(z), gather_rows(audio)
-        random = purpose_generator(self.seed, Purpose.CRITIC, step)
-        corruptions = self.critic.draw(len(z), audio.shape[1], z.shape[1], random).to(z.device)
+        corruptions = self.critic.draw(len(z), audio.shape[1], z.shape[1], self.seed, step)
         same = torch.unique(ids, dim=0, return_inverse=True)[1]  # (items,), equal for equal captions
         return self.critic.loss(
             audio, self.words(ids, mask), mask, z, same, corruptions, rows=own_slice().rows(len(z)), detach=detach
