@@ -23,8 +23,8 @@ Key = tuple[int, BatchSlice]
 class Feed(Generic[Read]):
     """Give what ``read(step, part)`` returns for a slice of the batch of a step; it is held until another step.
 
-    From ``start`` to ``stop`` a thread reads the slices of this process that come next, in order, into memory that a GPU
-    copies from while the CPU goes on. ``every``: the batches of every so many steps are read.
+    From ``start`` to ``stop`` a thread reads the slices of this process that come next, in order, into memory that a
+    GPU copies from while the CPU goes on. ``every``: the batches of every so many steps are read.
     """
 
     def __init__(self, read: Callable[[int, BatchSlice], Read], *, every: int = 1) -> None:

@@ -225,9 +225,9 @@ class Trainer:
             network.eval()
         # Sharded units that travel in bf16 are bf16 here.
         sharded = self.config.parallel == "fsdp" and torch.distributed.is_initialized()
-        with parallel.whole_weights(self.turns[stage.turn(self.step)]), torch.no_grad():
-            with stage.autocast() if sharded else nullcontext():
-                yield
+        precision = stage.autocast() if sharded else nullcontext()
+        with parallel.whole_weights(self.turns[stage.turn(self.step)]), torch.no_grad(), precision:
+            yield
         self.ema.swap(stage.model)
 
     def _ask_to_stop(self, _number: int, _frame: FrameType | None) -> None:

@@ -165,7 +165,7 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 def gather_shares(rows: Tensor, count: int) -> Tensor:
-    """Return ``count`` rows of which each process has its ``own_rows``: (n, ...) -> (count, ...), without a gradient."""
+    """Return ``count`` rows of which each process has its ``own_rows``: (n, ...) -> (count, ...), no gradient."""
     if not dist.is_initialized():
         return rows
     world = own_slice().world
