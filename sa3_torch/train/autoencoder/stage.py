@@ -28,7 +28,7 @@ from sa3_torch.train.data.shards import ShardIndex
 from sa3_torch.train.networks.init import init_autoencoder
 from sa3_torch.train.run import parallel
 from sa3_torch.train.run.command import RunOptions, report_made, stage_command
-from sa3_torch.train.run.feed import Feed
+from sa3_torch.train.run.feed import BatchFeed
 from sa3_torch.train.run.optimizers import Group, OptimizerConfig
 from sa3_torch.train.run.options import AUDIO, MODEL
 from sa3_torch.train.run.parallel import BatchSlice, mean, moments, std_of
@@ -95,7 +95,7 @@ class AutoencoderStage(Stage):
     """Train an autoencoder, and the networks beside it that the settings switch on."""
 
     name = "autoencoder"
-    feed: Feed[AudioBatch]
+    feed: BatchFeed[AudioBatch]
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class AutoencoderStage(Stage):
         self.model_config, self.config, self.clips, self.shards = model, config, clips, shards
         self.model: SAME = SAME(model.same, model.audio_channels)
         self.crops: Crops = self._crops()
-        self.feed = Feed(self._read)
+        self.feed = BatchFeed(self._read)
         self.coder = Coder(self.model, config.train, self.crops.items)
         self.coder.check_crops(config.crop_samples, model.name)
         self.coder.settled = self._initialise(start)

@@ -33,7 +33,7 @@ from sa3_torch.train.flow.path import interpolate
 from sa3_torch.train.networks.init import seeded
 from sa3_torch.train.run import parallel
 from sa3_torch.train.run.command import RunOptions, report_made, stage_command
-from sa3_torch.train.run.feed import Feed
+from sa3_torch.train.run.feed import BatchFeed
 from sa3_torch.train.run.optimizers import Group, OptimizerConfig
 from sa3_torch.train.run.options import AUTOENCODER, LATENTS, MODEL
 from sa3_torch.train.run.parallel import BatchSlice
@@ -89,7 +89,7 @@ class ClapData:
 
     def __init__(self, config: ClapConfig, batches: LatentBatches) -> None:
         self.config, self.batches = config, batches
-        self.feed = Feed(self.read)
+        self.feed = BatchFeed(self.read)
         self._whole = lru_cache(2)(self._draw_whole)
 
     def read(self, step: int, part: BatchSlice) -> ClapDraw:
@@ -114,7 +114,7 @@ class ClapStage(Stage):
 
     name = "clap"
     model: LatentClap
-    feed: Feed[ClapDraw]
+    feed: BatchFeed[ClapDraw]
 
     def __init__(self, base: Path, config: ClapConfig, latents: LatentSet) -> None:
         super().__init__()

@@ -33,7 +33,7 @@ ONE_SHOT = 10 * SAMPLE_RATE  # samples: a sound of at most this length begins wi
 
 
 @dataclass(frozen=True)
-class Mix:
+class CropMix:
     """Say which items of a batch are crops and which chirps: these stand evenly among ``crops`` crops, so that equal
     parts of a batch have equally many, wherever that is possible."""
 
@@ -76,7 +76,7 @@ class AudioCrops:
 
     Crops are those of ``draw_crop``. Gain falls from 0 to ``quietest_db`` (mostly near 0), polarity is random, mono
     becomes two equal channels. Then come the augmentations; their generators are their own, so that they change no
-    crop. Chirps stand evenly among the crops (``Mix``): ``items`` is the size of a batch with them.
+    crop. Chirps stand evenly among the crops (``CropMix``): ``items`` is the size of a batch with them.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class AudioCrops:
         if augment.chirps_per_16 and batch % PER_ITEMS:
             raise ValueError(f"batch is {batch}: chirps_per_16 needs a multiple of {PER_ITEMS}; set one of the two")
         self.set, self.samples, self.batch_size, self.seed, self.quietest_db = clips, samples, batch, seed, quietest_db
-        self.augment, self.mix = augment, Mix(batch, augment.chirps_per_16)
+        self.augment, self.mix = augment, CropMix(batch, augment.chirps_per_16)
         self.items = self.mix.items
         self.clips = clips.select(split)
         if not self.clips:
@@ -192,7 +192,7 @@ class ShardCrops:
             raise ValueError(f"batch is {batch}: a multiple of {streams} streams is needed, with chirps also of 16")
         self.index, self.samples, self.batch_size, self.seed = index, samples, batch, seed
         self.window, self.quietest_db, self.augment = window, quietest_db, augment
-        self.mix = Mix(batch, augment.chirps_per_16)
+        self.mix = CropMix(batch, augment.chirps_per_16)
         self.items = self.mix.items
         self.failures: dict[str, str] = {}
         self._count = streams

@@ -39,7 +39,7 @@ from sa3_torch.train.flow.path import interpolate
 from sa3_torch.train.flow.validation import VALIDATION_BATCHES
 from sa3_torch.train.run import parallel
 from sa3_torch.train.run.command import RunOptions, report_made, stage_command
-from sa3_torch.train.run.feed import Feed
+from sa3_torch.train.run.feed import BatchFeed
 from sa3_torch.train.run.optimizers import Group, OptimizerConfig
 from sa3_torch.train.run.options import AUTOENCODER, LATENTS, MODEL
 from sa3_torch.train.run.parallel import BatchSlice
@@ -97,7 +97,7 @@ class TeacherData:
 
     def __init__(self, config: OdeWarmupConfig, data: LatentData) -> None:
         self.config, self.data = config, data
-        self.feed = Feed(self.read, every=config.teacher.refresh_rate)
+        self.feed = BatchFeed(self.read, every=config.teacher.refresh_rate)
 
     def read(self, step: int, part: BatchSlice) -> TeacherDraw:
         """Read the clips of a slice and draw masks, and the noise levels at which the teacher begins, on the CPU."""
@@ -131,7 +131,7 @@ class OdeWarmupStage(Stage):
     """
 
     name = "ode-warmup"
-    feed: Feed[TeacherDraw]
+    feed: BatchFeed[TeacherDraw]
 
     def __init__(
         self, base: Path, config: OdeWarmupConfig, latents: Sequence[Path], autoencoder: Path | None = None

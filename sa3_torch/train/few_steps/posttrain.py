@@ -34,7 +34,7 @@ from sa3_torch.train.flow.path import interpolate
 from sa3_torch.train.flow.validation import VALIDATION_BATCHES
 from sa3_torch.train.run import parallel
 from sa3_torch.train.run.command import RunOptions, report_made, stage_command
-from sa3_torch.train.run.feed import Feed
+from sa3_torch.train.run.feed import BatchFeed
 from sa3_torch.train.run.optimizers import Group, OptimizerConfig
 from sa3_torch.train.run.options import AUTOENCODER, FOLDER, LATENTS, MODEL
 from sa3_torch.train.run.random import Purpose, item_noise
@@ -128,7 +128,7 @@ class PosttrainStage(Stage):
     """
 
     name = "posttrain"
-    feed: Feed[SceneDraw]
+    feed: BatchFeed[SceneDraw]
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from torch import Tensor
 from sa3_torch.train.data.batches import LatentBatch
 from sa3_torch.train.flow.latent_data import LatentData
 from sa3_torch.train.flow.masks import Masks
-from sa3_torch.train.run.feed import Feed
+from sa3_torch.train.run.feed import BatchFeed
 from sa3_torch.train.run.parallel import BatchSlice
 from sa3_torch.train.run.random import Purpose, item_uniforms, purpose_generator
 
@@ -54,7 +54,7 @@ class SceneData:
 
     def __init__(self, config: PosttrainConfig, data: LatentData) -> None:
         self.config, self.data = config, data
-        self.feed = Feed(self.read)
+        self.feed = BatchFeed(self.read)
         self._others = lru_cache(2)(self._draw_others)  # of the whole batch, for all its slices
 
     def read(self, step: int, part: BatchSlice) -> SceneDraw:

@@ -18,7 +18,7 @@ from torch import Tensor
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.sampling import Sampling
 from sa3_torch.train.data.batches import LatentBatch
-from sa3_torch.train.run.feed import Feed
+from sa3_torch.train.run.feed import BatchFeed
 from sa3_torch.train.run.optimizers import OptimizerConfig
 from sa3_torch.train.run.parallel import BatchSlice
 from sa3_torch.train.run.random import Purpose, item_noise, item_uniforms
@@ -66,7 +66,7 @@ class FlowMatching:
 
     def __init__(self, config: FlowConfig, model: ModelConfig, data: LatentData) -> None:
         self.config, self.model, self.data = config, model, data
-        self.feed = Feed(self.read)
+        self.feed = BatchFeed(self.read)
 
     def read(self, step: int, part: BatchSlice) -> FlowDraw:
         """Read the clips of a slice and draw times, masks and whose prompt is dropped, on the CPU."""

@@ -20,7 +20,7 @@ Read = TypeVar("Read")
 Key = tuple[int, BatchSlice]
 
 
-class Feed(Generic[Read]):
+class BatchFeed(Generic[Read]):
     """Give what ``read(step, part)`` returns for a slice of the batch of a step; it is held until another step.
 
     From ``start`` to ``stop`` a thread reads the slices of this process that come next, in order, into memory that a

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sa3_mlx.common.schema import Config, ConfigError
 
 from . import parallel
-from .feed import Feed
+from .feed import BatchFeed
 from .optimizers import Group
 from .parallel import BatchSlice
 from .settings import check
@@ -80,7 +80,7 @@ class Stage(ABC):
     name: str
     model: nn.Module  # its state is averaged and exported
     groups: dict[str, Group]  # what is trained; their networks share no parameter
-    feed: Feed[Any] | None = None  # reads batches ahead of the steps
+    feed: BatchFeed[Any] | None = None  # reads batches ahead of the steps
 
     def __init__(self) -> None:
         self.device = parallel.own_device()  # for networks and batches

@@ -85,11 +85,12 @@ def test_attention_has_a_mask_only_where_a_frame_is_padding(whole: bool, workspa
     draw = Masks.nothing_kept(valid)
     inputs = stage.networks.inputs(batch, draw)
     assert (inputs.valid is None) == whole
-    drawn = FlowDraw(batch=batch, t=torch.full((4,), 0.6), masks=draw, noise=torch.ones_like(batch.latents))
-    found = [error.detach() for error in velocity_errors(stage.networks, drawn)]
+    drawn = FlowDraw(batch=batch, t=torch.full((4,), 0.6), masks=draw)
+    noise = torch.ones_like(batch.latents)
+    found = [error.detach() for error in velocity_errors(stage.networks, drawn, noise)]
     inputs = dataclasses.replace(inputs, valid=valid)
     with patch.object(Networks, "inputs", return_value=inputs):  # with a mask that takes nothing away
-        masked = [error.detach() for error in velocity_errors(stage.networks, drawn)]
+        masked = [error.detach() for error in velocity_errors(stage.networks, drawn, noise)]
     torch.testing.assert_close(found, masked, rtol=1e-6, atol=1e-6)
 
 

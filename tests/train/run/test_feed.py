@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the training twin needs torch")
 pytest.importorskip("scipy", reason="the training extra is not installed")
 
-from sa3_torch.train.run.feed import Feed
+from sa3_torch.train.run.feed import BatchFeed
 from sa3_torch.train.run.parallel import BatchSlice
 
 PARTS = BatchSlice().micro_batches(2)
@@ -30,7 +30,7 @@ class Reader:
 
 def test_each_slice_is_read_once_and_ahead_of_its_turn() -> None:
     reader = Reader()
-    feed = Feed(reader)
+    feed = BatchFeed(reader)
     feed.start(PARTS)
     for step in range(3):
         for part in (*PARTS, *PARTS):  # once to prepare, once for the losses
@@ -42,7 +42,7 @@ def test_each_slice_is_read_once_and_ahead_of_its_turn() -> None:
 
 def test_only_every_so_many_steps_are_read() -> None:
     reader = Reader()
-    feed = Feed(reader, every=4)
+    feed = BatchFeed(reader, every=4)
     feed.start(PARTS[:1])
     for step in (0, 4, 8):
         feed.get(step, PARTS[0])
@@ -52,7 +52,7 @@ def test_only_every_so_many_steps_are_read() -> None:
 
 def test_without_a_start_nothing_is_read_ahead() -> None:
     reader = Reader()
-    feed = Feed(reader)
+    feed = BatchFeed(reader)
     assert feed.get(5, PARTS[1]) == feed.get(5, PARTS[1]) == "5.1"
     assert reader.read == [(5, 1)] and reader.threads == {threading.get_ident()}
 
@@ -63,7 +63,7 @@ def test_an_error_is_raised_where_its_batch_is_asked_for() -> None:
             raise ValueError("no such shard")
         return step + part.rank
 
-    feed = Feed(read)
+    feed = BatchFeed(read)
     feed.start(PARTS[:1])
     assert feed.get(0, PARTS[0]) == 0
     with pytest.raises(ValueError, match="no such shard"):

@@ -165,7 +165,7 @@ def test_a_checkpointed_block_keeps_little_more_than_its_input(
             terms = stage.losses(0)
             kept.append(counter.live)
         assert terms
-    frames = stage.flow.draw(0).noise.shape[1]  # type: ignore[attr-defined]
+    frames = stage.latents.train.plan(0).frames  # type: ignore[attr-defined]
     block_input = 16 * (frames + diffusion.dit.memory_tokens) * diffusion.dit.width * 4
     assert (kept[1] - kept[0]) / 4 < 2.7 * block_input
 

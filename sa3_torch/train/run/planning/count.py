@@ -134,6 +134,8 @@ def count_step(stage: Stage, trained: Trained, step: int, slices: list[BatchSlic
     """
     turn = stage.turn(step)
     take_turn(trained, turn)
+    if stage.feed is not None:  # what is read is memory of the host
+        stage.feed.get(step - step % max(stage.period(), 1), slices[0])
     with torch.compiler.set_stance("force_eager"):
         with StepCounter() as counter:
             run_slice(stage, step, slices)
