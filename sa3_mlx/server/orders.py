@@ -18,6 +18,7 @@ from sa3_mlx.common.generation.request import ITEMS_MAX, Request, extend
 from sa3_mlx.common.installed import Model
 from sa3_mlx.common.model.chunks import stream_chunk_frames
 from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.model.lengths import longest
 from sa3_mlx.common.model.sampling import Guidance, Sampling
 from sa3_mlx.common.schema import Config, ConfigError, quoted, require
 
@@ -127,6 +128,7 @@ def complete(
     if kind == "extend" and source is not None:
         request = replace(request, inpaint=extend(source.audio, request.items[0].seconds, config))
     _check_kind(kind, request)
+    require(request.long is None, f"request.long: long pieces are made by 'sa3 generate'; here up to {longest(config)}")
     validate(request, config)
     return request
 

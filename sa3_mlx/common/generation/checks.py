@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import get_args
 
 from sa3_mlx.common.files.audio import check_audio
@@ -13,6 +14,7 @@ from sa3_mlx.common.model.sampling import Sampling
 from sa3_mlx.common.schema import is_finite, quoted
 from sa3_mlx.common.text.prompt import parse_prompt
 
+from .long.windows import check_long
 from .noise import check_seed
 from .regions import first_uncovered, generated_frames, to_regions
 from .request import (
@@ -24,6 +26,7 @@ from .request import (
     InitAudio,
     Inpaint,
     Item,
+    LongForm,
     Request,
     per_item,
 )
@@ -37,8 +40,12 @@ def validate(request: Request, config: ModelConfig) -> None:
     sampling.check()
     _check_count(request.items)
     for number, item in enumerate(request.items):
-        _check_item(item, f"item {number}: " if len(request.items) > 1 else "", sampling, config)
+        where = f"item {number}: " if len(request.items) > 1 else ""
+        _check_item(item, where, sampling, config, long=request.long is not None)
     _check_sampling(request)
+    if request.long is not None:
+        _check_kind(request.long, LongForm, "long", "LongForm(), or None")
+        check_long(request, config)
     for number, init in enumerate(per_item(request.init, InitAudio, "init", request) or ()):
         name = _name("init", number, request.init)
         check_audio(init.audio, f"{name} audio", config.audio_channels)
@@ -65,14 +72,14 @@ def _check_count(items: object) -> None:
         _check_kind(item, Item, f"items[{number}]", expected)
 
 
-def _check_item(item: Item, where: str, sampling: Sampling, config: ModelConfig) -> None:
+def _check_item(item: Item, where: str, sampling: Sampling, config: ModelConfig, *, long: bool) -> None:
     _check_text(item.prompt, f"{where}prompt")
     if item.negative_prompt is not None:
         _check_text(item.negative_prompt, f"{where}negative prompt")
         if sampling.guidance.scale == 1:
             raise ValueError(f"{where}a negative prompt has no effect at guidance scale 1; use a scale such as 4")
     seconds = _finite(item.seconds, f"{where}seconds")
-    if not 0 < seconds <= config.max_seconds:
+    if not 0 < seconds <= (math.inf if long else config.max_seconds):
         raise ValueError(f"{where}seconds is {seconds:g}: {config.name} makes above 0 to {longest(config)}")
     if not seconds_to_samples(seconds, config.sample_rate):
         raise ValueError(f"{where}seconds is {seconds:g}: that is less than one sample at {config.sample_rate} Hz")

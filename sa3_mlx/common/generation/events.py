@@ -125,7 +125,26 @@ class Finished:
     generation: Generation
 
 
-Event = Conditioned | Stepped | Sampled | AudioChunk | Finished
+@dataclass(frozen=True, kw_only=True)
+class WindowMade:
+    """Tell that a window of a long piece is done."""
+
+    index: int
+    windows: int  # of the piece
+    latents: Latents  # (frames, C) that it adds
+    resumed: bool  # it was made by an earlier run
+
+
+@dataclass(frozen=True, kw_only=True)
+class PieceFinished:
+    """Tell that a long piece is done; this is its last event. Its audio came in AudioChunks and is held nowhere."""
+
+    request: Request
+    timings: Mapping[str, float]  # as those of a ``Generation``
+    ways: Mapping[str, str]
+
+
+Event = Conditioned | Stepped | Sampled | AudioChunk | Finished | WindowMade | PieceFinished
 
 
 class NoiseSource(Protocol):

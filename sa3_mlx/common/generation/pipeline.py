@@ -16,10 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sa3_mlx.common.adapters.applied import Applied
+from sa3_mlx.common.files.audio_file import Audio
 from sa3_mlx.common.model.checkpoint import Part
 from sa3_mlx.common.model.chunks import Chunk
 from sa3_mlx.common.text.tokenizer import collapse_padding
 
+from .checks import validate
 from .clips import (
     Clip,
     Mix,
@@ -47,12 +49,16 @@ from .events import (
     Stopwatch,
     batch_of,
 )
+from .long.piece import joined
+from .long.run import run_long
+from .long.store import WindowStore
 from .noise import INITIAL, step
 from .parts import Array, LoadedParts
 from .plan import Plan, plan
 from .request import Request, Residency
 
 Velocity = Callable[[Array, NDArray[np.float32]], Array]  # x (B, T, C), t (B,) -> (B, T, C)
+Sources = tuple[Latents | None, Latents | None]
 Noise = Callable[[int], Array]  # number of a step -> standard normals (B, T, C)
 
 
@@ -78,14 +84,24 @@ class BasePipeline(LoadedParts[Array]):
 
     def generate(self, request: Request) -> Generation:
         """Run to the end. Raises ValueError for a request that cannot be done."""
+        if request.long is not None:
+            return joined(self.stream(request), self.config)
         *_, last = self.stream(request)
         assert isinstance(last, Finished)
         return last.generation
 
     def stream(
-        self, request: Request, *, noise: NoiseSource | None = None, residency: Residency = "run"
+        self,
+        request: Request,
+        *,
+        noise: NoiseSource | None = None,
+        residency: Residency = "run",
+        store: WindowStore | None = None,
     ) -> Iterator[Event]:
         """Yield the events of a run: Conditioned, a Stepped per step, Sampled, AudioChunks item by item, Finished.
+
+        Those of a long piece: for every window Conditioned, a Stepped per step, WindowMade and what AudioChunks are
+        then whole; PieceFinished. ``store`` keeps its windows, and has those that are not made again.
 
         The request is checked now, everything else happens when the next event is asked for; closing the iterator stops
         the run. ``noise``: where normals come from instead of the items' seeds. ``residency``: how long weights
@@ -94,35 +110,19 @@ class BasePipeline(LoadedParts[Array]):
         """
         if residency not in get_args(Residency):
             raise ValueError(f"residency is {residency!r}: allowed are {', '.join(get_args(Residency))}")
+        if request.long is not None:
+            validate(request, self.config)
+            drawn = noise or SeededNoise([item.seed for item in request.items])
+            return self._in_its_ways(run_long(self, request, drawn, residency, store))
         planned = plan(request, self.config)
         return self._in_its_ways(self._run(request, planned, noise or self._seeded(request, planned), residency))
 
     def _run(
         self, request: Request, plan: Plan, noise: NoiseSource, residency: Residency
     ) -> Generator[Event, None, None]:
-        watch = self._stopwatch("text", "encode", "sample", "decode")
-
-        def release(*parts: Part) -> None:
-            if residency != "run":
-                self.free(*parts)
-
+        watch = self.stopwatch()
         try:
-            with watch("text"):
-                cond, null = self.encode_texts(request, plan)
-                release("text_encoder", "conditioner")
-            with watch("encode"):
-                init, inpaint = self.encode_sources(request, plan)
-                release("same")
-            yield Conditioned(frames=plan.frames, valid=plan.lengths.valid, sigmas=plan.sigmas)
-            with watch("sample"):
-                cond = replace(cond, local=self.local_input(plan, inpaint))
-                start, draw = self.start(plan, noise, init), partial(self.draw, plan, noise)
-                if residency == "step":
-                    self.free("dit")
-                self._part("dit", streamed=residency == "step")
-            steps = self._sample(plan, cond, null, start, draw)
-            end = yield from self._announced(steps, plan.sampling.steps, watch, prefetch=residency == "run")
-            release("dit")
+            end = yield from self.sampled(request, plan, noise, residency, watch)
             fetch = self._bring(end)
             yield Sampled(fetch=fetch)
             clips = [Clip(row, request, plan, self.config) for row in range(len(request.items))]
@@ -130,7 +130,50 @@ class BasePipeline(LoadedParts[Array]):
             ways = self.choices.differing(self.choices.now())
             yield Finished(generation=generation(request, plan, clips, fetch(), self.config, watch.seconds, ways))
         finally:
-            release(*self.loaded)
+            self._release(residency, *self.loaded)
+
+    def sampled(
+        self,
+        request: Request,
+        plan: Plan,
+        noise: NoiseSource,
+        residency: Residency,
+        watch: Stopwatch,
+        sources: Sources | None = None,
+    ) -> Generator[Event, None, Array]:
+        """Yield Conditioned and a Stepped per step, and return the latents (B, T, C) of the end, on the device.
+
+        ``sources``: latents (B, T, C) of the init and the inpaint audio, in place of the request's.
+        """
+        with watch("text"):
+            cond, null = self.encode_texts(request, plan)
+            self._release(residency, "text_encoder", "conditioner")
+        with watch("encode"):
+            init, inpaint = self.encode_sources(request, plan) if sources is None else sources
+            self._release(residency, "same")
+        yield Conditioned(frames=plan.frames, valid=plan.lengths.valid, sigmas=plan.sigmas)
+        with watch("sample"):
+            cond = replace(cond, local=self.local_input(plan, inpaint))
+            start, draw = self.start(plan, noise, init), partial(self.draw, plan, noise)
+            if residency == "step":
+                self.free("dit")
+            self._part("dit", streamed=residency == "step")
+        steps = self._sample(plan, cond, null, start, draw)
+        end = yield from self._announced(steps, plan.sampling.steps, watch, prefetch=residency == "run")
+        self._release(residency, "dit")
+        return end
+
+    def _release(self, residency: Residency, *parts: Part) -> None:
+        if residency != "run":
+            self.free(*parts)
+
+    def fetch(self, array: Array) -> Latents:
+        """Bring latents back from the device."""
+        return self._numpy(array)
+
+    def decode_piece(self, latents: Latents, *noises: Latents) -> Audio:
+        """Decode latents (n, C) at once -> (n R, channels), as a part of a whole that the caller has planned."""
+        return self._numpy(self._decode(latents, *noises))
 
     def encode_texts(self, request: Request, plan: Plan) -> tuple[Conditioning[Array], Conditioning[Array] | None]:
         """Encode prompts and, with guidance, what it leads away from: negative prompts or zeros [B19].
@@ -186,8 +229,11 @@ class BasePipeline(LoadedParts[Array]):
         """Return the noise of the items' seeds, the usual source."""
         return SeededNoise([item.seed for item in request.items])
 
-    def _stopwatch(self, *stages: str) -> Stopwatch:
+    def stopwatch(self) -> Stopwatch:
         """Return what times the stages of a run."""
+        return self._stopwatch("text", "encode", "sample", "decode")
+
+    def _stopwatch(self, *stages: str) -> Stopwatch:
         return Stopwatch(*stages)
 
     def start(self, plan: Plan, noise: NoiseSource, init: Latents | None) -> Array:

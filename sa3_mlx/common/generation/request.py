@@ -73,6 +73,18 @@ class Inpaint(Config):
         object.__setattr__(self, "audio", _float32(self.audio))
 
 
+@dataclass(frozen=True, kw_only=True)
+class LongForm(Config):
+    """Make a piece of any length in windows that overlap, each continuing the one before; see ``long``."""
+
+    window_seconds: float | None = None  # of a run of the model; None: half of its longest clip, or a short one whole
+    overlap_seconds: float | None = None  # that a window keeps of the one before; None: a quarter of it
+    anchor: float = 0.0  # 0..1, how far what a window continues from is led back to statistics of the first window
+
+    def __post_init__(self) -> None:
+        self.take_plain()
+
+
 Given = TypeVar("Given", InitAudio, Inpaint)
 
 
@@ -94,6 +106,7 @@ class Request(Config):
     decode_noise: bool = False  # the two noise terms of the official decoder [B47]
     chunk_frames: int | None = None  # latent frames per decoded chunk; None: the backend's choice
     encode_chunk_frames: int | None = None  # latent frames per encoded chunk; None: the backend's choice
+    long: LongForm | None = None  # None: clips that the model makes in one run
 
     def __post_init__(self) -> None:
         self.take_plain()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Literal
 
 from sa3_mlx.common.generation.clips import Texts
+from sa3_mlx.common.generation.long.windows import window_frames
 from sa3_mlx.common.generation.request import Request
 from sa3_mlx.common.model.chunks import Direction, chunk_plan, default_chunk_frames, halo, pad_frames
 from sa3_mlx.common.model.config import DiffusionConfig, ModelConfig
@@ -57,7 +58,9 @@ def activations(
 
 
 def _frames(request: Request, config: ModelConfig) -> int:
-    """Return the frames that the DiT runs on."""
+    """Return the frames that the DiT runs on: those of one window of a long piece."""
+    if request.long is not None:
+        return window_frames(request, config)
     usual = config.require_diffusion().head_room_seconds
     head_room = usual if request.head_room_seconds is None else request.head_room_seconds
     return clip_lengths([item.seconds for item in request.items], config, head_room).frames
@@ -70,7 +73,8 @@ def coded_frames(request: Request, config: ModelConfig, direction: Direction) ->
     audible = max(
         samples_to_frames(seconds_to_samples(item.seconds, config.sample_rate), config.same) for item in request.items
     )
-    return min(_frames(request, config), pad_frames(audible + halo(config.same, "decode"), config.same))
+    frames = pad_frames(audible + halo(config.same, "decode"), config.same)
+    return frames if request.long is not None else min(_frames(request, config), frames)
 
 
 def largest_chunk(

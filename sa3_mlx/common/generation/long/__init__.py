@@ -1,0 +1,1 @@
+"""Make pieces of any length: windows that overlap in latents, each a continuation of what is there."""

@@ -1,0 +1,169 @@
+"""Divide a long piece into windows, and say what each of them is asked for.
+
+All numbers are latent frames of the whole piece. The windows before the last have one length and one overlap, so a
+longer piece with the same seed has them too; the last one ends with the piece and keeps what it has to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from sa3_mlx.common.generation.request import Item, Request
+from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.model.lengths import (
+    effective_frames,
+    length_multiple,
+    longest,
+    samples_to_seconds,
+    seconds_to_samples,
+)
+from sa3_mlx.common.schema import is_finite, quoted
+
+PIECE_MAX = 86_400.0  # seconds: a day
+WINDOW_MIN = 16  # frames
+OVERLAP_MAX = 0.75  # of a window
+_WHOLE_SECONDS = 60.0  # a model of longer clips makes windows of half of them, so that none of them has to end
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """Describe one run of the model."""
+
+    index: int
+    start: int  # its first frame
+    kept: int  # of its frames, what is there already; 0 of the first window
+    frames: int  # all of them; the rest is made
+    request: Request  # what the model makes: one clip without kept audio
+    declared: Request  # the same with the duration that the model is told
+
+    @property
+    def stop(self) -> int:
+        """Return the frame after its last."""
+        return self.start + self.frames
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Hold the windows of a piece."""
+
+    windows: tuple[Window, ...]
+    audible: int  # frames that cover the audio
+    samples: int  # of the audio
+
+    @property
+    def frames(self) -> int:
+        """Return the frames of all windows, joined: ``audible`` and the head room of the last one."""
+        return self.windows[-1].stop
+
+
+def window_frames(request: Request, config: ModelConfig) -> int:
+    """Return the frames of every window. Raises ValueError for a length that the model cannot make."""
+    diffusion, multiple = config.require_diffusion(), length_multiple(config.same)
+    given = None if request.long is None else request.long.window_seconds
+    if given is None:
+        whole = config.max_seconds <= _WHOLE_SECONDS
+        frames = diffusion.max_frames if whole else diffusion.max_frames // 2
+    else:
+        frames = effective_frames(_seconds(given, "window"), config)
+    frames -= frames % multiple
+    if not WINDOW_MIN <= frames <= diffusion.max_frames or (given is not None and given > config.max_seconds):
+        least = WINDOW_MIN * config.same.samples_per_latent / config.sample_rate
+        raise ValueError(f"window is {given} s: {config.name} makes windows of {least:.2f} to {longest(config)}")
+    return frames
+
+
+def overlap_frames(request: Request, config: ModelConfig) -> int:
+    """Return the frames that a window keeps of the one before. Raises ValueError for too few and too many."""
+    window = window_frames(request, config)
+    given = None if request.long is None else request.long.overlap_seconds
+    if given is None:
+        return window // 4
+    frame = config.same.samples_per_latent / config.sample_rate
+    frames = round(_seconds(given, "overlap") / frame) if given < config.max_seconds else window
+    most = int(OVERLAP_MAX * window)
+    if not 1 <= frames <= most:
+        raise ValueError(
+            f"overlap is {given:g} s: for windows of {window * frame:.2f} s allowed are {frame:.3f} to "
+            f"{most * frame:.2f} s"
+        )
+    return frames
+
+
+def check_long(request: Request, config: ModelConfig) -> None:
+    """Raise ValueError, one line, for a long piece that cannot be made; its clip was checked but for the length."""
+    assert request.long is not None
+    if len(request.items) != 1:
+        raise ValueError(f"a long piece is made by itself: {len(request.items)} clips were asked for; ask for one")
+    if request.init is not None or request.inpaint is not None:
+        raise ValueError("a long piece is made from nothing: leave out init and inpaint audio")
+    anchor, seconds = request.long.anchor, request.items[0].seconds
+    if not is_finite(anchor) or not 0 <= anchor <= 1:
+        raise ValueError(f"anchor is {quoted(anchor)}: allowed are 0 to 1")
+    if seconds > PIECE_MAX:
+        raise ValueError(f"seconds is {seconds:g}: a piece has at most {PIECE_MAX:g}; make several")
+    overlap_frames(request, config)
+    if len(_starts(request, config)) == 1:
+        window = window_frames(request, config) * config.same.samples_per_latent / config.sample_rate
+        raise ValueError(
+            f"{seconds:g} s fit into one window of {window:.2f} s: leave out window, overlap and "
+            "anchor, or ask for more"
+        )
+
+
+def layout(request: Request, config: ModelConfig) -> Layout:
+    """Divide a piece into windows. Raises ValueError as ``check_long``."""
+    check_long(request, config)
+    size, room, starts = window_frames(request, config), _head_room(request, config), _starts(request, config)
+    item, windows, made = request.items[0], list[Window](), 0
+    for index, start in enumerate(starts):
+        last = index == len(starts) - 1
+        own = _seconds_of(size - room if last else size, config)
+        part = replace(
+            request,
+            items=(item_between(item, _seconds_of(start, config), own),),
+            long=None,
+            head_room_seconds=_seconds_of(room, config) if last else 0.0,
+        )
+        told = own if last else config.max_seconds  # so that none of them comes to an end
+        declared = replace(part, items=(replace(part.items[0], seconds=told),))
+        windows.append(
+            Window(index=index, start=start, kept=max(0, made - start), frames=size, request=part, declared=declared)
+        )
+        made = start + size
+    return Layout(
+        windows=tuple(windows),
+        audible=effective_frames(item.seconds, config),
+        samples=seconds_to_samples(item.seconds, config.sample_rate),
+    )
+
+
+def item_between(item: Item, start: float, seconds: float) -> Item:
+    """Return what is asked for in the part of a clip that begins at ``start`` and lasts so many ``seconds``."""
+    del start
+    return replace(item, seconds=seconds)
+
+
+def _starts(request: Request, config: ModelConfig) -> Sequence[int]:
+    """Return where windows start."""
+    size, hop = window_frames(request, config), window_frames(request, config) - overlap_frames(request, config)
+    last = effective_frames(request.items[0].seconds, config) + _head_room(request, config) - size
+    return [*range(0, last, hop), last] if last > 0 else [0]
+
+
+def _head_room(request: Request, config: ModelConfig) -> int:
+    """Return the frames that the last window makes beyond the end, at most half of what it makes."""
+    usual, given = config.require_diffusion().head_room_seconds, request.head_room_seconds
+    samples = seconds_to_samples(usual if given is None else given, config.sample_rate)
+    most = (window_frames(request, config) - overlap_frames(request, config)) // 2
+    return min(samples // config.same.samples_per_latent, most)
+
+
+def _seconds_of(frames: int, config: ModelConfig) -> float:
+    return samples_to_seconds(frames * config.same.samples_per_latent, config.sample_rate)
+
+
+def _seconds(value: float, name: str) -> float:
+    if not is_finite(value) or value <= 0:
+        raise ValueError(f"{name} is {quoted(value)}: expected seconds above 0")
+    return value
