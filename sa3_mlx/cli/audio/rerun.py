@@ -28,6 +28,7 @@ from sa3_mlx.common.schema import listed
 from sa3_mlx.common.terminal import report, say
 from sa3_mlx.common.version import version
 
+from .long import run_long
 from .source import SourceFile
 
 
@@ -78,7 +79,7 @@ def rerun(
         force=common.force,
         quiet=common.quiet,
     )
-    (again,) = run(
+    (again,) = (run if request.long is None else run_long)(
         Task(
             made.command,
             (request,),
