@@ -90,6 +90,10 @@ class AudioTower(nn.Module):
     def forward(self, x: Tensor, valid: Tensor, t: Tensor) -> Tensor:
         """Embed x (B, T, C), valid (B, T) bool, t (B,) -> (B, E). Raises ValueError for an item without a
         valid frame."""
+        return self.projection(self.pooled(x, valid, t))
+
+    def pooled(self, x: Tensor, valid: Tensor, t: Tensor) -> Tensor:
+        """Return what ``forward`` projects: (B, D) float32, the mean over tokens."""
         if not bool(valid.any(1).all()):
             items = (~valid.any(1)).nonzero().flatten().tolist()
             raise ValueError(f"item(s) {', '.join(map(str, items))} have no valid frame: leave them out")
@@ -102,7 +106,7 @@ class AudioTower(nn.Module):
         table, attend_real = rope(0, h.shape[1], h.device), partial(attend, mask=real[:, None, None])
         for layer in self.layers:
             h = layer(h, modulation, table, attend_real)
-        return self.projection(_masked_mean(self.norm(h), real))
+        return _masked_mean(self.norm(h), real)
 
 
 class LatentClap(nn.Module):
@@ -129,12 +133,21 @@ class LatentClap(nn.Module):
         """Return the scale of cosines in the softmax, at most 100: (1,)."""
         return self.log_scale.float().clamp_max(math.log(MAX_SCALE)).exp()
 
+    @property
+    def feature_width(self) -> int:
+        """Return the size of ``audio_features``."""
+        return self.config.tower.width
+
     def embed_audio(self, latents: Tensor, valid: Tensor, t: Tensor) -> Tensor:
         """Embed latents (B, T, C) with noise of level t (B,), valid (B, T) bool -> unit vectors (B, E) float32.
 
         Values at frames that are not valid do not matter.
         """
         return F.normalize(self.audio(latents, valid, t).float(), dim=-1)
+
+    def audio_features(self, latents: Tensor, valid: Tensor, t: Tensor) -> Tensor:
+        """Return what ``embed_audio`` projects, which holds more of a sound than its prompt does: (B, D) float32."""
+        return self.audio.pooled(latents, valid, t).float()
 
     def embed_text(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Embed ids (B, S) int, mask (B, S) bool, true at tokens -> unit vectors (B, E) float32."""
