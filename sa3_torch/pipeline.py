@@ -179,7 +179,7 @@ class Pipeline(BasePipeline[Tensor]):
         return Stopwatch(*stages, mark=mark, between=seconds_between)
 
     def _seeded(self, request: Request, plan: Plan) -> NoiseSource:
-        if way("noise") == "host":
+        if way("noise") == "host" or any(plan.seeds):
             return super()._seeded(request, plan)
         drawn = plan.sampling.steps - 1 if plan.sampling.sampler == "pingpong" else 0
         return DeviceNoise(
@@ -304,11 +304,12 @@ class Pipeline(BasePipeline[Tensor]):
         velocity: Callable[[Tensor, np.ndarray], Tensor],
         start: Tensor,
         draw: Callable[[int], Tensor],
+        held: Callable[[Tensor, np.ndarray, Tensor], Tensor],
     ) -> Iterator[tuple[Tensor, Tensor]]:
         dtype = DTYPES[self.precision.dtype]
 
         def in_fp32(x: Tensor, t: np.ndarray) -> Tensor:
-            return velocity(x.to(dtype), t).to(torch.float32, copy=True)
+            return held(x, t, velocity(x.to(dtype), t).to(torch.float32, copy=True))
 
         for done in SAMPLERS[plan.sampling.sampler](in_fp32, start, plan.sigmas, draw):
             yield done.denoised, done.x

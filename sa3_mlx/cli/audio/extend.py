@@ -41,7 +41,7 @@ def extend(
     source = SourceFile.read(input_file, found.config, seconds, sampling.head_room)
     if source.seconds >= seconds:
         raise ValueError(f"extend to {seconds:g} s: {input_file} has {source.seconds:.3f} s; ask for a longer clip")
-    wanted = source.prompt(prompt, quiet=output.quiet)
+    wanted = source.prompt(sampling.opening(prompt), quiet=output.quiet)
     request = replace(
         sampling.request(wanted, seconds, found.config),
         inpaint=continuation(source.audio, seconds, found.config),

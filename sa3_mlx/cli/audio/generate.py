@@ -50,10 +50,12 @@ def generate(
     sa3 generate "piano note A4" --seconds 2 --out piano.wav
     sa3 generate "snare drum" --seconds 1 --batch 4 --seed 7 --out snare.flac
     sa3 generate "brown noise" --seconds 1800 --overlap 1 --seed 7 --out river.flac
+    sa3 generate --at 0 "piano note A4" --at 2 "violin note A4" --seconds 4 --out change.wav
 
     A piece that is longer than the model's clips is made in windows, each hearing the end of the one before. They stay
     beside the file until it is whole: after an interruption the same command goes on.
     """
+    prompt = sampling.opening(prompt)
     if (prompt is None) == (prompt_file is None):
         raise click.UsageError("give either a PROMPT or --prompt-file")
     found = find_model(model.name, generates=True)

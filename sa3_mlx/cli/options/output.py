@@ -10,21 +10,8 @@ import click
 
 from sa3_mlx.common.files.wav import Subtype
 from sa3_mlx.common.generation.request import DEFAULT_CROSSFADE_MS
-from sa3_mlx.common.schema import quoted
 
 FORMATS: tuple[Subtype, ...] = get_args(Subtype)
-
-
-def parse_region(text: str) -> tuple[float, float | None]:
-    """Read "START:END" in seconds; an empty START is 0, an empty END None, the end of the clip. Raises ValueError."""
-    start, colon, end = text.partition(":")
-    try:
-        region = float(start or "0"), float(end) if end.strip() else None
-    except ValueError:
-        colon = ""
-    if not colon:
-        raise ValueError(f"{quoted(text)}: expected START:END in seconds, such as 1.5:3 or 2:")
-    return region
 
 
 Force = Annotated[bool, click.Option(["--force"], is_flag=True, help="Replace existing files.")]

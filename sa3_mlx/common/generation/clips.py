@@ -23,6 +23,7 @@ from sa3_mlx.common.text.prompt import Prompt, WeightedText, parse_prompt
 from sa3_mlx.common.text.tokenizer import Tokenizer
 
 from .events import AudioChunk, Generation, Latents, NoiseSource
+from .frames import tracks
 from .noise import DECODER_LATENT, DECODER_TOKENS
 from .plan import Plan
 from .regions import PasteBack, Seam
@@ -46,17 +47,27 @@ class Mix:
 
 @dataclass(frozen=True, kw_only=True)
 class Texts:
-    """Hold every text of a request once, and which of them each item uses."""
+    """Hold every text of a request once, and which of them each item uses.
+
+    Every item has K prompts, as many as the item with most; where it has fewer, its first one fills up.
+    """
 
     texts: tuple[WeightedText, ...]
-    prompts: Mix
+    prompts: Mix  # (B K,)
     negatives: Mix  # the first text where there is no negative prompt
     has_negative: NDArray[np.bool_]  # (B,)
+
+    @property
+    def most(self) -> int:
+        """Return K."""
+        return len(self.prompts.first) // len(self.has_negative)
 
     @classmethod
     def of(cls, request: Request) -> Self:
         """Collect the texts of a request. Raises ValueError for a prompt that cannot be read."""
-        prompts = [parse_prompt(item.prompt) for item in request.items]
+        found = [track.prompts for track in tracks(request)]
+        most = max(map(len, found))
+        prompts = [prompt for own in found for prompt in (own + own[:1] * most)[:most]]
         given = [item.negative_prompt for item in request.items]
         negatives = [prompts[0] if text is None else parse_prompt(text) for text in given]
         used = (text for prompt in (*prompts, *negatives) for text in prompt.texts)
@@ -104,10 +115,12 @@ def encode_sources(
             latents[row, :frames] = known[key]
         return latents
 
-    return (
-        None if plan.init is None else batch([init.audio for init in plan.init]),
-        None if plan.inpaint is None else batch([inpaint.audio for inpaint in plan.inpaint]),
-    )
+    init = None if plan.init is None else batch([init.audio for init in plan.init])
+    inpaint = None if plan.inpaint is None else batch([inpaint.audio for inpaint in plan.inpaint])
+    if init is not None and plan.init is not None and inpaint is not None and plan.levels is not None:
+        held = plan.levels[..., None] < noise_levels(plan.init)  # (B, T, 1)
+        init = np.where(held, inpaint, init)  # what they are held to, from the start on
+    return init, inpaint
 
 
 def local_input(plan: Plan, inpaint_latents: Latents | None, channels: int) -> NDArray[np.float32]:

@@ -21,7 +21,9 @@ from sa3_mlx.common.files.audio_file import Audio
 from sa3_mlx.common.files.wav import Subtype
 from sa3_mlx.common.version import version
 
+from .frames import FrameSeed
 from .noise import NoiseStream, noise
+from .plan import Plan
 from .regions import Seam
 from .request import Request
 
@@ -164,6 +166,29 @@ class SeededNoise:
 
     def __call__(self, item: int, purpose: NoiseStream, frames: int, channels: int, start: int) -> Any:
         return noise(self.seeds[item], purpose, frames, channels, start=start)
+
+
+@dataclass(frozen=True)
+class PatchedNoise(SeededNoise):
+    """Draw noise from seeds, in some frames of an item from others."""
+
+    own: Sequence[Sequence[FrameSeed]]  # of every item
+
+    def __call__(self, item: int, purpose: NoiseStream, frames: int, channels: int, start: int) -> Any:
+        drawn = noise(self.seeds[item], purpose, frames, channels, start=start)
+        for part in self.own[item]:
+            first, last = max(part.start, start), start + frames
+            last = last if part.stop is None else min(part.stop, last)
+            if first < last:
+                found = noise(part.seed, purpose, last - first, channels, start=first)
+                drawn[first - start : last - start] = found
+        return drawn
+
+
+def host_noise(request: Request, plan: Plan) -> SeededNoise:
+    """Return the noise of a request's seeds, drawn by numpy."""
+    seeds = [item.seed for item in request.items]
+    return PatchedNoise(seeds, plan.seeds) if any(plan.seeds) else SeededNoise(seeds)
 
 
 def batch_of(source: NoiseSource, purpose: NoiseStream, shape: tuple[int, ...], channels: int) -> Latents:

@@ -16,6 +16,7 @@ from sa3_mlx.common.model.sampling import Sampling
 from sa3_mlx.common.tuning.chunk import FACTORS, chunk_frames
 
 from .checks import validate
+from .frames import FrameSeed, PatchFrames, prompt_shares
 from .regions import Region, keep_frames, to_regions
 from .request import InitAudio, Inpaint, Request, per_item
 from .schedule import sigmas
@@ -35,6 +36,9 @@ class Plan:
     inpaint: tuple[Inpaint, ...] | None
     regions: tuple[tuple[Region, ...], ...]  # samples; empty without inpainting
     keep_frames: NDArray[np.float32]  # (B, T) 1 keep, 0 generate; all 0 without inpainting [B7]
+    shares: NDArray[np.float32] | None  # (B, M + T, K) of K prompts, see ``prompt_shares``
+    levels: NDArray[np.float32] | None  # (B, T) at which frames leave the source; None where all are 1
+    seeds: tuple[tuple[FrameSeed, ...], ...]  # of frames that have their own
 
 
 def plan(request: Request, config: ModelConfig) -> Plan:
@@ -48,24 +52,29 @@ def plan(request: Request, config: ModelConfig) -> Plan:
     lengths = clip_lengths([item.seconds for item in request.items], config, head_room)
     init = per_item(request.init, InitAudio, "init", request)
     inpaint = per_item(request.inpaint, Inpaint, "inpaint", request)
-    regions = tuple(to_regions(item.regions, config.sample_rate) for item in inpaint or ())
+    regions = tuple(to_regions(item.spans, config.sample_rate) for item in inpaint or ())
+    ratio = config.same.samples_per_latent
     keep = np.zeros((len(request.items), lengths.frames), dtype=np.float32)
     for row, item_regions in enumerate(regions):
-        keep[row] = keep_frames(
-            item_regions, lengths.output_samples[row], lengths.frames, config.same.samples_per_latent
-        )
-    levels = [item.noise_level for item in init] if init else 1.0
+        keep[row] = keep_frames(item_regions, lengths.output_samples[row], lengths.frames, ratio)
+    placed = [PatchFrames(samples, config.sample_rate, ratio) for samples in lengths.output_samples]
+    each = list(zip(placed, inpaint or (), regions, strict=False))
+    levels = np.array([find.levels(given, own, lengths.frames) for find, given, own in each], np.float32)
+    memory, noise_levels = diffusion.dit.memory_tokens, [item.noise_level for item in init] if init else 1.0
     return Plan(
         frames=lengths.frames,
         sampling=sampling,
         head_room_seconds=head_room,
         lengths=lengths,
         padding_mask=np.arange(lengths.frames)[None] < np.array(lengths.valid)[:, None],
-        sigmas=sigmas(diffusion.shift, sampling.steps, levels, lengths.effective, schedule=request.schedule),
+        sigmas=sigmas(diffusion.shift, sampling.steps, noise_levels, lengths.effective, schedule=request.schedule),
         init=init,
         inpaint=inpaint,
         regions=regions or tuple(() for _ in request.items),
         keep_frames=keep,
+        shares=prompt_shares(request, lengths.valid, lengths.frames, ratio / config.sample_rate, memory),
+        levels=None if (levels == 1).all() else levels,
+        seeds=tuple(find.seeds(given) for find, given, _ in each) or tuple(() for _ in request.items),
     )
 
 

@@ -48,7 +48,7 @@ def activations(
         return text_activations(len(Texts.of(request).texts), slots, diffusion, metal)
     if phase == "sample":
         rows = len(request.items) * (1 if sampling.guidance.scale == 1 else 2)
-        contexts = len(request.items) * (2 if negatives else 1)
+        contexts = len(request.items) * Texts.of(request).most * (2 if negatives else 1)
         prepared = prepared_bytes(contexts, slots, diffusion, width)
         return dit_activations(rows, _frames(request, config), diffusion, width, metal) + prepared
     given = request.encode_chunk_frames if phase == "encode" else request.chunk_frames
