@@ -10,7 +10,7 @@ from sa3_mlx.common.generation.request import Patch
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.schema import quoted
 
-_TIMES = re.compile(r"\s*([^\s:=]*)\s*:\s*([^\s:=]*)\s*")
+_TIMES = re.compile(r"\s*([^\s:=]*)\s*:\s*((?!(?:strength|noise-level|seed|prompt)=)[^\s:=]*)\s*")
 _SETTING = re.compile(r"(strength|noise-level|seed)=([^\s=]*)(?:\s+|$)|(?=(?:prompt)?=)")
 _WORDS = "strength=0.4, noise-level=0.5, seed=7 and, last, =PROMPT"
 

@@ -113,9 +113,8 @@ def _check_prompts_over_time(item: Item, where: str, config: ModelConfig) -> Non
         if not 0 < later.start < item.seconds:
             raise ValueError(f"{name}: allowed are times above 0 and below {item.seconds:g} s, where the clip ends")
         if later.start - before < least:
-            raise ValueError(
-                f"{name}: comes {later.start - before:.3g} s after the one before, allowed is {least:.3f} s"
-            )
+            gap = later.start - before
+            raise ValueError(f"{name}: comes {gap:.3g} s after the one before it; leave at least {least:.3f} s")
         _check_text(later.prompt, name)
         before = later.start
 

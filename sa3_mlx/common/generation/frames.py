@@ -163,10 +163,10 @@ class Held:
     _back: Any = field(default=None, init=False)  # the latest velocity to the source
 
     def shares(self, t: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return how much of the step from t (B,) to the next lower time each frame is held (B, T)."""
-        below = np.where(self.sigmas < t[:, None], self.sigmas, -np.inf).max(axis=1).clip(0)  # (B,)
-        width = np.maximum(t - below, np.finfo(np.float32).tiny)
-        shares: NDArray[np.float32] = np.clip((t[:, None] - self.levels) / width[:, None], 0, 1)
+        """Return how much of the step that t (B,) lies in each frame is held (B, T)."""
+        below = np.where(self.sigmas < t[:, None], self.sigmas, 0).max(axis=1)[:, None]
+        above = np.where(self.sigmas >= t[:, None], self.sigmas, 1).min(axis=1)[:, None]
+        shares: NDArray[np.float32] = np.clip((above - self.levels) / (above - below), 0, 1)
         return shares
 
     def __call__(self, x: Any, t: NDArray[np.float32], velocity: Any) -> Any:
