@@ -280,20 +280,23 @@ class Pipeline(BasePipeline[Tensor]):
         null: Conditioning[Tensor] | None,
         start: Tensor,
         draw: Callable[[int], Tensor],
+        held: Callable[[Tensor, np.ndarray, Tensor], Tensor],
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Return the steps from the start (B, T, C): see ``_steps``. Of one item, frames that mean nothing can be cut.
 
         They are at the end, and no other frame attends to them; so there is no mask, with which a GPU is slower.
         """
         frames, whole = plan.lengths.valid[0], start.shape[1]
-        if way("padding") == "masked" or len(start) > 1 or frames == whole:
-            return super()._sample(plan, cond, null, start, draw)
+        if way("padding") == "masked" or len(start) > 1 or frames == whole or plan.levels is not None:
+            return super()._sample(plan, cond, null, start, draw, held)
 
         def cut(given: Conditioning[Tensor]) -> Conditioning[Tensor]:
-            return replace(given, valid=None, local=None if given.local is None else given.local[:, :frames])
+            local = None if given.local is None else given.local[:, :frames]
+            shares = None if given.shares is None else given.shares[:, : frames - whole]
+            return replace(given, valid=None, local=local, shares=shares)
 
         steps = super()._sample(
-            plan, cut(cond), null and cut(null), start[:, :frames], lambda index: draw(index)[:, :frames]
+            plan, cut(cond), null and cut(null), start[:, :frames], lambda index: draw(index)[:, :frames], held
         )
         ends = (0, 0, 0, whole - frames)
         return ((F.pad(denoised, ends), F.pad(x, ends)) for denoised, x in steps)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sa3_mlx.common.generation.request import Item, Request
+from sa3_mlx.common.generation.request import Item, Request, TimedPrompt
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.lengths import (
     effective_frames,
@@ -121,7 +121,7 @@ def layout(request: Request, config: ModelConfig) -> Layout:
         own = _seconds_of(size - room if last else size, config)
         part = replace(
             request,
-            items=(item_between(item, _seconds_of(start, config), own),),
+            items=(item_between(item, _seconds_of(start, config), own, _seconds_of(1, config)),),
             long=None,
             head_room_seconds=_seconds_of(room, config) if last else 0.0,
         )
@@ -138,10 +138,16 @@ def layout(request: Request, config: ModelConfig) -> Layout:
     )
 
 
-def item_between(item: Item, start: float, seconds: float) -> Item:
-    """Return what is asked for in the part of a clip that begins at ``start`` and lasts so many ``seconds``."""
-    del start
-    return replace(item, seconds=seconds)
+def item_between(item: Item, start: float, seconds: float, frame: float) -> Item:
+    """Return what is asked for in the part of a clip that begins at ``start`` and lasts so many ``seconds``.
+
+    A prompt that begins in its first frame, of ``frame`` seconds, holds from its beginning.
+    """
+    changes = [(0.0, item.prompt), *((later.start, later.prompt) for later in item.prompts_over_time)]
+    first = [prompt for time, prompt in changes if time < start + frame][-1]
+    inside = [(time, prompt) for time, prompt in changes if start + frame <= time < start + seconds]
+    later = tuple(TimedPrompt(start=time - start, prompt=prompt) for time, prompt in inside)
+    return replace(item, prompt=first, seconds=seconds, prompts_over_time=later)
 
 
 def _starts(request: Request, config: ModelConfig) -> Sequence[int]:
