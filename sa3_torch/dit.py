@@ -20,7 +20,7 @@ from sa3_mlx.common.model.config import TIMESTEP_FEATURES, DiTConfig
 from sa3_mlx.common.model.features import FREQUENCIES
 
 from .attention import Attend, CrossAttention, SelfAttention, attend
-from .layers import MLP, FeedForward, RMSNorm, Rope, add_gated, modulate, rope
+from .layers import MLP, FeedForward, RMSNorm, Rope, add_gated, compiled_block, modulate, rope
 
 head_rms_norm = partial(RMSNorm, eps=1e-6)  # [B11]
 BLOCK_EPS = 1e-5  # [B11]
@@ -205,7 +205,8 @@ class DiT(nn.Module):
         h, sequence = self.begin(x, prepared)
         final = len(self.layers) - 1
         for k, (context, local) in enumerate(zip(prepared.contexts, prepared.local, strict=True)):
-            h = self.layers[k](h, modulation, context, local, sequence, k == final)
+            block = self.layers[k] if self.streamed else compiled_block(self.layers[k], "compiled_step")
+            h = block(h, modulation, context, local, sequence, k == final)
         y = self.project_out(h)  # (B, T, C)
         return y + self.postprocess(y)
 

@@ -39,7 +39,7 @@ from .choices import CHOICES, WHOLE, on_a_cpu, way
 from .conditioner import blend
 from .cuda.transfer import fetch, mark, seconds_between, upload
 from .guidance import GuidedVelocity, negative
-from .layers import compiled, halve_products
+from .layers import graphed, halve_products
 from .lora import GatedVelocity, adapt, merge
 from .philox import DeviceNoise
 from .same import SAME
@@ -267,8 +267,8 @@ class Pipeline(BasePipeline[Tensor]):
         return self._numpy(self.autoencoder("encoder").encode(self._array(audio[None]))[0])
 
     def _decode(self, latents: Latents | Tensor, *noises: Latents) -> Tensor:
-        decode = compiled(self.autoencoder("decoder").decode, "compiled_decoder")
-        return decode(*(self._here(values) for values in (latents[None], *noises)))[0]
+        same = self.autoencoder("decoder")
+        return graphed(same, same.decode, *(self._here(values) for values in (latents[None], *noises)))[0]
 
     def _here(self, values: np.ndarray | Tensor) -> Tensor:
         return values if isinstance(values, Tensor) else self._array(values)

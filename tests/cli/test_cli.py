@@ -376,10 +376,10 @@ def test_compiling_is_for_pytorch_and_recorded(run: Run, monkeypatch: pytest.Mon
     said: list[str] = []
     monkeypatch.setattr(choices, "use", lambda place, way: said.append(f"{place} {way}"))
     args = ("generate", "rain", "--seconds", "0.2", "--steps", "1", "--backend", "torch")
-    compiled = ["compiled_step compiled", "compiled_decoder compiled"]
+    compiled = ["compiled_step compiled", "compiled_decoder compiled", "graphs captured"]
     ok(run(*args, "--compile", "--out", "a.wav"))
     assert said == compiled and read_provenance(Path("a.wav")).runtime.compiled
     ok(run("rerun", "a.wav"))
     ok(run(*args, "--out", "b.wav"))
-    assert said == [*compiled, *compiled, "compiled_step plain", "compiled_decoder plain"]
+    assert said == [*compiled, *compiled, "compiled_step plain", "compiled_decoder plain", "graphs plain"]
     assert not read_provenance(Path("b.wav")).runtime.compiled
