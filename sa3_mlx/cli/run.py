@@ -249,8 +249,13 @@ def provenance(task: Task, setup: Setup, request: Request) -> Provenance:
             ways=backend.choices(setup.backend).differing(setup.ways),
         ),
         output=OutputRecord(format=task.format, peak_db=task.output.peak),
-        input=None if task.source is None else InputRecord(name=task.source.name, hash=task.source.hash),
+        input=_record(task.source),
+        second_input=None if task.source is None else _record(task.source.second),
     )
+
+
+def _record(source: SourceFile | None) -> InputRecord | None:
+    return None if source is None else InputRecord(name=source.name, hash=source.hash)
 
 
 def _plan_memory(

@@ -215,8 +215,8 @@ def test_windows_of_the_released_models() -> None:
 TONE = np.zeros((8000, 2), np.float32)
 REFUSED = {
     "two clips": (replace(request(), items=request().items * 2), "is made by itself"),
-    "init audio": (replace(request(), init=InitAudio(audio=TONE, noise_level=0.5)), "leave out init"),
-    "inpaint audio": (replace(request(), inpaint=Inpaint(audio=TONE, regions=((0.0, 1.0),))), "leave out init"),
+    "init audio": (replace(request(), init=InitAudio(audio=TONE, noise_level=0.5)), "not made from init audio"),
+    "inpaint audio": (replace(request(), inpaint=Inpaint(audio=TONE, regions=((0.0, 1.0),))), "leave them out"),
     "more than a day": (request(1e7), "at most 86400"),
     "not finite": (request(float("inf")), "finite"),
     "no length": (request(0), "seconds is 0"),

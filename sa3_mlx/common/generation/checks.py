@@ -14,6 +14,7 @@ from sa3_mlx.common.model.sampling import Sampling
 from sa3_mlx.common.schema import is_finite, quoted
 from sa3_mlx.common.text.prompt import parse_prompt
 
+from .long.around import around
 from .long.windows import check_long
 from .noise import check_seed
 from .regions import first_uncovered, generated_frames, to_regions
@@ -63,6 +64,8 @@ def validate(request: Request, config: ModelConfig) -> None:
         for patch in inpaint.patches:
             _check_patch(patch, f"{name} region {patch.start:g}:{patch.end:g}", inpaint, level, config)
         _check_feather(inpaint, request.items[number].seconds, name)
+    if request.long is not None and request.inpaint is not None:
+        around(request, config)
     sizes: dict[Direction, int | None] = {"decode": request.chunk_frames, "encode": request.encode_chunk_frames}
     for direction, size in sizes.items():
         if size is not None:

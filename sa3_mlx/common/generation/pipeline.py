@@ -51,6 +51,7 @@ from .events import (
     host_noise,
 )
 from .frames import Held
+from .long.around import around, placed
 from .long.piece import joined
 from .long.run import run_long
 from .long.store import WindowStore
@@ -90,7 +91,7 @@ class BasePipeline(LoadedParts[Array]):
 
     def generate(self, request: Request) -> Generation:
         """Run to the end. Raises ValueError for a request that cannot be done."""
-        if request.long is not None:
+        if request.long is not None and request.inpaint is None:
             return joined(self.stream(request), self.config)
         *_, last = self.stream(request)
         assert isinstance(last, Finished)
@@ -106,8 +107,8 @@ class BasePipeline(LoadedParts[Array]):
     ) -> Iterator[Event]:
         """Yield the events of a run: Conditioned, a Stepped per step, Sampled, AudioChunks item by item, Finished.
 
-        Those of a long piece: for every window Conditioned, a Stepped per step, WindowMade and what AudioChunks are
-        then whole; PieceFinished. ``store`` keeps its windows, and has those that are not made again.
+        Those of a long piece made from nothing: for every window Conditioned, a Stepped per step, WindowMade and
+        what AudioChunks are then whole; PieceFinished. ``store`` keeps its windows, and has those that are there.
 
         The request is checked now, everything else happens when the next event is asked for; closing the iterator stops
         the run. ``noise``: where normals come from instead of the items' seeds. ``residency``: how long weights
@@ -118,6 +119,9 @@ class BasePipeline(LoadedParts[Array]):
             raise ValueError(f"residency is {residency!r}: allowed are {', '.join(get_args(Residency))}")
         if request.long is not None:
             validate(request, self.config)
+            if request.inpaint is not None:
+                found = around(request, self.config)
+                return placed(self.stream(found.request, noise=noise, residency=residency), found, request)
             drawn = noise or SeededNoise([item.seed for item in request.items])
             return self._in_its_ways(run_long(self, request, drawn, residency, store))
         planned = plan(request, self.config)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Literal
 
 from sa3_mlx.common.generation.clips import Texts
-from sa3_mlx.common.generation.long.windows import window_frames
+from sa3_mlx.common.generation.long.windows import run_frames
 from sa3_mlx.common.generation.request import Request
 from sa3_mlx.common.model.chunks import Direction, chunk_plan, default_chunk_frames, halo, pad_frames
 from sa3_mlx.common.model.config import DiffusionConfig, ModelConfig
@@ -58,9 +58,9 @@ def activations(
 
 
 def _frames(request: Request, config: ModelConfig) -> int:
-    """Return the frames that the DiT runs on: those of one window of a long piece."""
+    """Return the frames that the DiT runs on: of a long piece in each of its runs."""
     if request.long is not None:
-        return window_frames(request, config)
+        return run_frames(request, config)
     usual = config.require_diffusion().head_room_seconds
     head_room = usual if request.head_room_seconds is None else request.head_room_seconds
     return clip_lengths([item.seconds for item in request.items], config, head_room).frames

@@ -90,18 +90,27 @@ def overlap_frames(request: Request, config: ModelConfig) -> int:
     return frames
 
 
+def run_frames(request: Request, config: ModelConfig) -> int:
+    """Return the frames of the runs of the model in which a long request is made: of windows, or of one clip."""
+    return window_frames(request, config) if request.inpaint is None else config.require_diffusion().max_frames
+
+
 def check_long(request: Request, config: ModelConfig) -> None:
     """Raise ValueError, one line, for a long piece that cannot be made; its clip was checked but for the length."""
     assert request.long is not None
     if len(request.items) != 1:
         raise ValueError(f"a long piece is made by itself: {len(request.items)} clips were asked for; ask for one")
-    if request.init is not None or request.inpaint is not None:
-        raise ValueError("a long piece is made from nothing: leave out init and inpaint audio")
+    if request.init is not None:
+        raise ValueError("a long piece is not made from init audio: leave it out")
     anchor, seconds = request.long.anchor, request.items[0].seconds
     if not is_finite(anchor) or not 0 <= anchor <= 1:
         raise ValueError(f"anchor is {quoted(anchor)}: allowed are 0 to 1")
     if seconds > PIECE_MAX:
         raise ValueError(f"seconds is {seconds:g}: a piece has at most {PIECE_MAX:g}; make several")
+    if request.inpaint is not None:
+        if request.long != type(request.long)():
+            raise ValueError("window, overlap and anchor are for pieces made from nothing: leave them out with regions")
+        return
     overlap_frames(request, config)
     if len(_starts(request, config)) == 1:
         window = window_frames(request, config) * config.same.samples_per_latent / config.sample_rate
