@@ -51,8 +51,8 @@ from .events import (
     host_noise,
 )
 from .frames import Held
-from .long.around import around, placed
-from .long.piece import joined
+from .long.around import around
+from .long.piece import joined, placed
 from .long.run import run_long
 from .long.store import WindowStore
 from .noise import INITIAL, step

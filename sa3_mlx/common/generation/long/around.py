@@ -5,12 +5,8 @@ All numbers are samples. Audio is (L, channels).
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from sa3_mlx.common.generation.events import AudioChunk, Event, Finished
 from sa3_mlx.common.generation.regions import to_regions
 from sa3_mlx.common.generation.request import Inpaint, Patch, Request, per_item
 from sa3_mlx.common.model.config import ModelConfig
@@ -73,27 +69,3 @@ def _moved(region: tuple[float, float] | Patch, start: int, rate: int) -> tuple[
     span = (region.start, region.end) if isinstance(region, Patch) else region
     first, last = (samples_to_seconds(seconds_to_samples(time, rate) - start, rate) for time in span)
     return replace(region, start=first, end=last) if isinstance(region, Patch) else (first, last)
-
-
-def placed(events: Iterable[Event], found: Around, whole: Request) -> Generator[Event, None, None]:
-    """Pass the events of the window on as those of the whole: audio before and after it is that of the source."""
-    source, last = found.inpaint.audio, found.start
-    for event in events:
-        if isinstance(event, AudioChunk):
-            if last == found.start and last:
-                yield AudioChunk(item=0, start=0, audio=source[:last])
-            last = found.start + event.start + len(event.audio)
-            yield replace(event, start=found.start + event.start)
-        elif isinstance(event, Finished):
-            rest = source[last : found.samples]
-            if len(rest):
-                yield AudioChunk(item=0, start=last, audio=rest)
-            made = event.generation
-            audio = np.concatenate([source[: found.start], made.audio[0], rest])
-            seams = tuple(replace(seam, sample=seam.sample + found.start) for seam in made.seams[0])
-            clipped = float((np.abs(audio) > 1).any(axis=1).mean())
-            yield Finished(
-                generation=replace(made, request=whole, audio=(audio,), seams=(seams,), clipped_share=(clipped,))
-            )
-        else:
-            yield event
