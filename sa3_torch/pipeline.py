@@ -179,7 +179,7 @@ class Pipeline(BasePipeline[Tensor]):
         return Stopwatch(*stages, mark=mark, between=seconds_between)
 
     def _seeded(self, request: Request, plan: Plan) -> NoiseSource:
-        if way("noise") == "host" or any(plan.seeds):
+        if way("noise") == "host" or any(plan.seeds) or any(item.spread for item in request.items):
             return super()._seeded(request, plan)
         drawn = plan.sampling.steps - 1 if plan.sampling.sampler == "pingpong" else 0
         return DeviceNoise(

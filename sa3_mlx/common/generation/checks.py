@@ -16,6 +16,7 @@ from sa3_mlx.common.text.prompt import parse_prompt
 
 from .long.around import around
 from .long.windows import check_long
+from .loop import BEATS_MAX, BPM_MAX, BPM_MIN, Loop, Ring, Way
 from .noise import check_seed
 from .regions import first_uncovered, generated_frames, to_regions
 from .request import (
@@ -66,6 +67,8 @@ def validate(request: Request, config: ModelConfig) -> None:
         _check_feather(inpaint, request.items[number].seconds, name)
     if request.long is not None and request.inpaint is not None:
         around(request, config)
+    if request.loop is not None:
+        _check_loop(request, request.loop, config)
     sizes: dict[Direction, int | None] = {"decode": request.chunk_frames, "encode": request.encode_chunk_frames}
     for direction, size in sizes.items():
         if size is not None:
@@ -101,6 +104,14 @@ def _check_item(item: Item, where: str, sampling: Sampling, config: ModelConfig,
     except ValueError as error:
         raise ValueError(f"{where}{error}") from error
     _check_prompts_over_time(item, where, config)
+    _check_range(item.spread, f"{where}spread", 0, 1)
+    if item.toward is None and item.spread:
+        raise ValueError(f"{where}spread is {item.spread:g}, but no seed is given towards which: set toward")
+    if item.toward is not None:
+        try:
+            check_seed(item.toward)
+        except ValueError as error:
+            raise ValueError(f"{where}toward: {error}") from error
 
 
 def _check_prompts_over_time(item: Item, where: str, config: ModelConfig) -> None:
@@ -120,6 +131,35 @@ def _check_prompts_over_time(item: Item, where: str, config: ModelConfig) -> Non
             raise ValueError(f"{name}: comes {gap:.3g} s after the one before it; leave at least {least:.3f} s")
         _check_text(later.prompt, name)
         before = later.start
+
+
+def _check_loop(request: Request, loop: Loop, config: ModelConfig) -> None:
+    _check_kind(loop, Loop, "loop", "Loop(bpm=120.0, beats=16), or Loop() without a tempo")
+    given: dict[str, object] = {"head room": request.head_room_seconds, "long form": request.long}
+    if loop.way != "cut":
+        given |= {"init audio": request.init, "inpaint audio": request.inpaint}
+    if wrong := [name for name, value in given.items() if value is not None]:
+        raise ValueError(f"a loop is made from nothing and has no end: leave out {', '.join(wrong)}")
+    if loop.way != "cut" and any(item.prompts_over_time for item in request.items):
+        raise ValueError("prompts over time do not go round: leave them out of a loop")
+    if len({item.seconds for item in request.items}) > 1:
+        raise ValueError("loops of one batch have one length; make a request for each length")
+    if loop.bpm is not None:
+        _check_range(loop.bpm, "bpm", BPM_MIN, BPM_MAX)
+    if loop.beats is not None:
+        _check_int(loop.beats, "beats", 1, BEATS_MAX)
+    if (loop.bpm is None) != (loop.beats is None):
+        raise ValueError(f"loop: bpm is {loop.bpm}, beats is {loop.beats}: give both, or none of them")
+    if loop.way not in get_args(Way):
+        raise ValueError(f"loop way is {quoted(loop.way)}: allowed are {', '.join(get_args(Way))}")
+    if loop.way == "turn":
+        if request.decode_noise:
+            raise ValueError("decode_noise does not go round: leave it out of a loop that turns")
+        Ring.of(request.items[0].seconds, config)
+    elif loop.way == "seam":
+        least = 4 * config.same.samples_per_latent / config.sample_rate
+        if request.items[0].seconds < least:
+            raise ValueError(f"a loop of {request.items[0].seconds:.3f} s is too short to join: at least {least:.3f} s")
 
 
 def _check_sampling(request: Request) -> None:

@@ -24,6 +24,7 @@ from sa3_mlx.common.text.tokenizer import Tokenizer
 
 from .events import AudioChunk, Generation, Latents, NoiseSource
 from .frames import tracks
+from .loop import Ring, close
 from .noise import DECODER_LATENT, DECODER_TOKENS
 from .plan import Plan
 from .regions import PasteBack, Seam
@@ -145,8 +146,13 @@ def noise_levels(init: Sequence[InitAudio]) -> NDArray[np.float32]:
 
 
 def decode_plan(plan: Plan, row: int, chunk_frames: int, config: ModelConfig) -> list[Chunk]:
-    """Plan chunks of one item: the frames of its audio and as many valid ones after them as the decoder looks ahead."""
+    """Plan chunks of one item: the frames of its audio and as many valid ones after them as the decoder looks ahead.
+
+    Of a loop, chunks of ``Ring.heard`` frames.
+    """
     same = config.same
+    if plan.ring is not None:
+        return plan.ring.chunks(chunk_frames, same)
     audible = samples_to_frames(plan.lengths.output_samples[row], same)
     frames = min(plan.lengths.valid[row], pad_frames(audible + halo(same, "decode"), same))
     chunks = chunk_plan(frames, chunk_frames, same, "decode")
@@ -208,13 +214,18 @@ class Clip:
         self._decoded: list[Audio] = []  # what seams are measured on
         self._finished: list[Audio] = []
         self._paste: PasteBack | None = None
+        self._ring, self._sample_rate = plan.ring, config.sample_rate
+        if plan.ring is not None:
+            self._length = plan.ring.frames * config.same.samples_per_latent
         if plan.inpaint is not None and request.crossfade_ms is not None:
             self._paste = PasteBack(
                 plan.inpaint[row].audio, plan.regions[row], length, config.sample_rate, request.crossfade_ms
             )
 
-    def add(self, decoded: Audio) -> AudioChunk:
-        """Take the next decoded samples and give back the finished ones."""
+    def add(self, decoded: Audio) -> AudioChunk | None:
+        """Take the next decoded samples and give back the finished ones; a loop is finished as a whole."""
+        if self._ring is not None:
+            return self._add_to_loop(decoded, self._ring)
         start = self._done
         self._done = min(start + len(decoded), self._length)
         piece = decoded[: self._done - start]
@@ -225,6 +236,17 @@ class Clip:
         audio = piece.view()
         audio.flags.writeable = False
         return AudioChunk(item=self._row, start=start, audio=audio)
+
+    def _add_to_loop(self, decoded: Audio, ring: Ring) -> AudioChunk | None:
+        self._decoded.append(decoded)
+        if sum(map(len, self._decoded)) < self._length:
+            return None
+        audio = close(np.concatenate(self._decoded), ring.samples, self._sample_rate)
+        self._length = ring.samples
+        self._finished.append(audio)
+        view = audio.view()
+        view.flags.writeable = False
+        return AudioChunk(item=self._row, start=0, audio=view)
 
     @property
     def audio(self) -> Audio:

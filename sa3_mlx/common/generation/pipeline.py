@@ -44,7 +44,6 @@ from .events import (
     Latents,
     NoiseSource,
     Sampled,
-    SeededNoise,
     Stepped,
     Stopwatch,
     batch_of,
@@ -57,8 +56,9 @@ from .long.run import run_long
 from .long.store import WindowStore
 from .noise import INITIAL, step
 from .parts import Array, LoadedParts
-from .plan import Plan, plan
+from .plan import Plan, plan, told_seconds
 from .request import Request, Residency
+from .rolled import run_rolled
 
 Velocity = Callable[[Array, NDArray[np.float32]], Array]  # x (B, T, C), t (B,) -> (B, T, C)
 Sources = tuple[Latents | None, Latents | None]
@@ -122,9 +122,11 @@ class BasePipeline(LoadedParts[Array]):
             if request.inpaint is not None:
                 found = around(request, self.config)
                 return placed(self.stream(found.request, noise=noise, residency=residency), found, request)
-            drawn = noise or SeededNoise([item.seed for item in request.items])
+            drawn = noise or host_noise(request)
             return self._in_its_ways(run_long(self, request, drawn, residency, store))
         planned = plan(request, self.config)
+        if request.loop is not None and request.loop.way == "seam":
+            return run_rolled(self, request, noise, residency)
         return self._in_its_ways(self._run(request, planned, noise or self._seeded(request, planned), residency))
 
     def _run(
@@ -196,7 +198,7 @@ class BasePipeline(LoadedParts[Array]):
         slots, repeats = collapse_padding(items, self.precision.dtype, self.context_sizes)
         ids, mask = ids[:, :slots], mask[:, :slots]
         hidden, conditioner = self.text_states(ids, mask), self.load_part("conditioner")
-        weights, lengths = texts.weights(self.tokenizer, slots), np.array([item.seconds for item in request.items])
+        weights, lengths = texts.weights(self.tokenizer, slots), np.array(told_seconds(request, self.config))
         count, most = len(lengths), texts.most
         each = np.repeat(lengths, most)  # (B K,)
 
@@ -293,7 +295,10 @@ class BasePipeline(LoadedParts[Array]):
             )
             return velocity
 
-        return self._steps(plan, self.gated_velocity(self.adapters, guided), start, draw, held)
+        velocity: Velocity[Array] = self.gated_velocity(self.adapters, guided)
+        if plan.ring is not None:
+            velocity = plan.ring.turning(velocity, self._array)
+        return self._steps(plan, velocity, start, draw, held)
 
     def _announced(
         self, steps: Iterator[tuple[Array, Array]], count: int, watch: Stopwatch, *, prefetch: bool
@@ -320,6 +325,7 @@ class BasePipeline(LoadedParts[Array]):
     ) -> Iterator[AudioChunk]:
         """Decode latents (B, T, C) to finished audio, item by item."""
         size = request.chunk_frames or self.usual_chunk_frames("decode")
+        latents = latents if plan.ring is None else latents[:, self._array(plan.ring.heard)]
         chunks = [(row, chunk) for row in range(len(clips)) for chunk in decode_plan(plan, row, size, self.config)]
 
         def launch(row: int, chunk: Chunk) -> Array:
@@ -328,4 +334,6 @@ class BasePipeline(LoadedParts[Array]):
 
         decoded = watch.each("decode", self._brought_back(launch(row, chunk) for row, chunk in chunks))
         for (row, chunk), audio in zip(chunks, decoded, strict=True):
-            yield clips[row].add(kept_part(chunk, audio, self.config.same.samples_per_latent))
+            finished = clips[row].add(kept_part(chunk, audio, self.config.same.samples_per_latent))
+            if finished is not None:
+                yield finished

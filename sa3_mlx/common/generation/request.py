@@ -23,6 +23,8 @@ from sa3_mlx.common.model.lengths import samples_to_seconds, seconds_to_samples
 from sa3_mlx.common.model.sampling import Sampling
 from sa3_mlx.common.schema import Config, ConfigError, is_finite, quoted, require
 
+from .loop import Loop
+
 ITEMS_MAX = 256  # clips of one request
 PROMPT_MAX = 10_000  # characters; models read about the first thousand
 HEAD_ROOM_MAX = 60.0
@@ -60,6 +62,8 @@ class Item(Config):
     seed: int  # of the noise, 0 to SEED_MAX: equal seeds give equal sounds
     negative_prompt: str | None = None  # steers away from it; needs a guidance scale other than 1
     prompts_over_time: tuple[TimedPrompt, ...] = ()  # what ``prompt`` gives way to, in the order of time
+    toward: int | None = None  # seed of other noise, to which that of ``seed`` is turned by ``spread``
+    spread: float = 0.0  # 0 is the noise of ``seed``, 1 that of ``toward``
 
     def __post_init__(self) -> None:
         self.take_plain()
@@ -151,6 +155,7 @@ class Request(Config):
     crossfade_ms: float | None = DEFAULT_CROSSFADE_MS  # None: no paste-back, the model's audio as it is
     blend: Blend = "spherical"  # how "piano | violin : 0.3" goes from one text to the other
     prompt_fade_seconds: float = DEFAULT_PROMPT_FADE  # in which one prompt goes over into the next, at most
+    loop: Loop | None = None  # clips that join themselves; all of one length, without audio to start from or to keep
     decode_noise: bool = False  # the two noise terms of the official decoder [B47]
     chunk_frames: int | None = None  # latent frames per decoded chunk; None: the backend's choice
     encode_chunk_frames: int | None = None  # latent frames per encoded chunk; None: the backend's choice

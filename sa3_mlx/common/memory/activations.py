@@ -11,10 +11,11 @@ from typing import Literal
 
 from sa3_mlx.common.generation.clips import Texts
 from sa3_mlx.common.generation.long.windows import run_frames
+from sa3_mlx.common.generation.plan import request_lengths, ring_of
 from sa3_mlx.common.generation.request import Request
 from sa3_mlx.common.model.chunks import Direction, chunk_plan, default_chunk_frames, halo, pad_frames
 from sa3_mlx.common.model.config import DiffusionConfig, ModelConfig
-from sa3_mlx.common.model.lengths import clip_lengths, samples_to_frames, seconds_to_samples
+from sa3_mlx.common.model.lengths import samples_to_frames, seconds_to_samples
 from sa3_mlx.common.model.precision import Precision
 
 from .metal import Metal
@@ -59,22 +60,22 @@ def activations(
 
 def _frames(request: Request, config: ModelConfig) -> int:
     """Return the frames that the DiT runs on: of a long piece in each of its runs."""
-    if request.long is not None:
-        return run_frames(request, config)
-    usual = config.require_diffusion().head_room_seconds
-    head_room = usual if request.head_room_seconds is None else request.head_room_seconds
-    return clip_lengths([item.seconds for item in request.items], config, head_room).frames
+    return request_lengths(request, config).frames if request.long is None else run_frames(request, config)
 
 
 def coded_frames(request: Request, config: ModelConfig, direction: Direction) -> int:
     """Return how many frames the encoder or the decoder sees."""
+    frames = _frames(request, config)
     if direction == "encode":
-        return _frames(request, config)
+        return frames
+    ring = ring_of(request, config)
+    if ring is not None:
+        return len(ring.heard)
     audible = max(
         samples_to_frames(seconds_to_samples(item.seconds, config.sample_rate), config.same) for item in request.items
     )
-    frames = pad_frames(audible + halo(config.same, "decode"), config.same)
-    return frames if request.long is not None else min(_frames(request, config), frames)
+    needed = pad_frames(audible + halo(config.same, "decode"), config.same)
+    return needed if request.long is not None else min(frames, needed)
 
 
 def largest_chunk(
