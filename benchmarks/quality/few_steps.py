@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 from tqdm import tqdm
 
 from benchmarks.options import BACKEND, RENDERED, open_pipeline
-from sa3_mlx.common.files.atomic import write_json, write_text
+from sa3_mlx.common.files.atomic import new_file, write_json, write_text
 from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.generation.pipeline import BasePipeline
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
@@ -60,11 +61,17 @@ class FewSteps:
         return found[:: -(-len(found) // self.count)]
 
     def training(self) -> Float:
-        """Return details of the training clips, in which copies are searched; read once, where a row is made."""
+        """Return details of the training clips, in which copies are searched; computed once for a folder."""
+        path = self.folder / "rows" / "training.npy"
+        if self._details is None and path.is_file():
+            self._details = np.load(path)
         if self._details is None:
             learnt = [clip for clip in self.clips.select("train") if clip.captions]
             bar = tqdm(learnt, desc="training clips", disable=None, delay=1)
             self._details = self.analyser.analyse((self.clips.read(clip), clip) for clip in bar).detail
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with new_file(path) as partial, partial.open("wb") as file:
+                np.save(file, self._details.astype(np.float32))
         return self._details
 
     def references(self, pipeline: BasePipeline[Any]) -> tuple[Row, Row]:
