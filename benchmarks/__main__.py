@@ -38,6 +38,7 @@ SECTIONS: Sections = {
             "music_set",
             "What the rendered set of music holds, and what is heard of it.",
         ),
+        "drift": ("quality.drift", "drift", "How a piece of an hour drifts, with and without the anchor."),
         "variation": ("quality.variation", "variation", "Audio-to-audio with both schedules."),
     },
 }

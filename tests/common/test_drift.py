@@ -60,6 +60,6 @@ def test_spans_are_joined_to_a_short_table() -> None:
 def test_a_picture(tmp_path: Path) -> None:
     meter = DriftMeter(RATE, 512, span_seconds=1.0)
     meter.add_audio(sine(512, 3, 0.5))
-    save_drift(tmp_path / "a.png", meter.rows(), title="雨 (seed 1)")
+    save_drift(tmp_path / "a.png", {"": meter.rows()}, title="雨 (seed 1)")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert DriftMeter(RATE, 512).rows() == []

@@ -60,7 +60,7 @@ def run_long(task: Task, drift: Path | None = None) -> list[Path]:
                 _write(_watched(events, progress), made, target, config, meter, speaker)
             meter.report(target.path, made, quiet=task.output.quiet)
             if drift is not None:
-                save_drift(drift, meter.drift.rows(), title=f"{made.clip.prompt} (seed {made.clip.seed})")
+                save_drift(drift, {"": meter.drift.rows()}, title=f"{made.clip.prompt} (seed {made.clip.seed})")
     return [target.path for target in targets]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sa3_mlx.common.measures.drift import DriftRow
@@ -11,13 +11,8 @@ from .atomic import new_file
 from .lettering import quiet_drawing, write_title
 
 
-def save_drift(path: Path, rows: Sequence[DriftRow], *, title: str = "") -> None:
-    """Draw the rows of one piece. Raises OSError (one line) where the disk refuses."""
-    save_drifts(path, {"": rows}, title=title)
-
-
-def save_drifts(path: Path, pieces: dict[str, Sequence[DriftRow]], *, title: str = "") -> None:
-    """Draw the rows of several pieces, by name, into one picture. Raises OSError where the disk refuses."""
+def save_drift(path: Path, pieces: Mapping[str, Sequence[DriftRow]], *, title: str = "") -> None:
+    """Draw the rows of pieces, by name, into one picture. Raises OSError (one line) where the disk refuses."""
     with new_file(path) as partial, partial.open("wb") as file, quiet_drawing():
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
