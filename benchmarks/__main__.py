@@ -19,6 +19,7 @@ SECTIONS: Sections = {
         "peer": ("peer.peer", "peer", "Our speed beside that of the official MLX port, in one process."),
         "conversion": ("peer.conversion", "conversion", "The port's files in and out: outputs, time, peak memory."),
         "first-hour": ("peer.first_hour", "first_hour", "What a new user waits for: get, first and second sound."),
+        "data-path": ("speed.data_path", "data_path", "CPU-seconds of a training step's data at full scale."),
         "train-step": ("speed.train_step", "train_step", "Time a step of stage 0 and its parts."),
         "mac": ("mac.command", "mac", "Everything that only a Mac can tell, in about ten minutes."),
         "report": ("speed.report", "report", "Markdown table of what was measured, published and modelled."),
