@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.command import RATE, Run, ok, read, write_tone
+from sa3_mlx.common.files.audio import write_audio
+from tests.support.command import RATE, Run, ok, read, tone, write_tone
 
 ARGS = ("kick", "--steps", "2", "--seed", "4")
 
@@ -93,3 +94,19 @@ def test_bad_inputs_get_one_line(refused: Callable[..., str], case: str) -> None
     write_tone(Path("a.wav"), 2.0)
     Path("a.txt").write_text("no sound")
     assert message in refused(*args)
+
+
+def test_there_is_no_step_at_a_seam(run: Run) -> None:
+    """Where both ends are cut in the middle of a wave; its own largest step is 0.17 (measured: 0.011)."""
+    cut = tone(2.0)[2005:-1995]
+    assert np.abs(cut[[0, -1], 0]).min() > 0.45
+    write_audio("a.wav", cut, RATE, "float")
+    for args in (
+        ("bridge", "a.wav", "a.wav", *ARGS, "--seconds", "0.7"),
+        ("extend", "a.wav", *ARGS, "--before", "0.7"),
+    ):
+        ok(run(*args, "--out", "c.wav", "--force"))
+        whole, gap = read("c.wav"), int(0.7 * RATE)
+        seams = [gap] if args[0] == "extend" else [len(cut), len(cut) + gap]
+        steps = [float(np.abs(whole[seam] - whole[seam - 1]).max()) for seam in seams]
+        assert max(steps) < 0.05, steps

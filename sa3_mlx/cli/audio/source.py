@@ -90,13 +90,17 @@ class SourceFile:
             )
 
     def after(self, samples: int, config: ModelConfig) -> SourceFile:
-        """Return the same audio after so many samples of silence."""
-        audio = np.concatenate([np.zeros((samples, self.audio.shape[1]), np.float32), self.audio])
+        """Return the same audio after so many samples that are to be made; until then its mirror image is there."""
+        audio = np.concatenate([_mirrored(self.audio[::-1], samples)[::-1], self.audio])
         return replace(self, audio=audio, seconds=samples_to_seconds(len(audio), config.sample_rate))
 
     def joined(self, second: SourceFile, samples: int, config: ModelConfig) -> SourceFile:
-        """Return this audio, so many samples of silence, and the second one."""
-        audio = np.concatenate([self.audio, second.after(samples, config).audio])
+        """Return this audio, so many samples that are to be made, and the second one.
+
+        Until then the mirror images of both are there: a seam fades from them, and the model hears no silence.
+        """
+        own = _mirrored(self.audio, samples // 2)
+        audio = np.concatenate([self.audio, own, second.after(samples - len(own), config).audio])
         finest = max(self.exact, second.exact, key=_FINENESS.index)
         length = samples_to_seconds(len(audio), config.sample_rate)
         return replace(self, audio=audio, seconds=length, exact=finest, second=second)
@@ -139,6 +143,12 @@ def chosen_level(
     if noise_level is not None:
         raise click.UsageError("give either --noise-level or --strength")
     return config.noise_level(strength, schedule)
+
+
+def _mirrored(audio: Audio, samples: int) -> Audio:
+    """Return so many samples that follow audio as its mirror image, there and back where it is shorter."""
+    near = audio[max(0, len(audio) - samples) :]
+    return np.pad(near, ((0, samples), (0, 0)), mode="symmetric")[len(near) :]
 
 
 def _usable(config: ModelConfig, seconds: float | None, head_room: float | None) -> int:
