@@ -21,6 +21,7 @@ SECTIONS: Sections = {
         "first-hour": ("peer.first_hour", "first_hour", "What a new user waits for: get, first and second sound."),
         "data-path": ("speed.data_path", "data_path", "CPU-seconds of a training step's data at full scale."),
         "train-step": ("speed.train_step", "train_step", "Time a step of stage 0 and its parts."),
+        "gpu": ("gpu.command", "gpu", "Everything that only an NVIDIA GPU can tell, in nine minutes."),
         "mac": ("mac.command", "mac", "Everything that only a Mac can tell, in about ten minutes."),
         "report": ("speed.report", "report", "Markdown table of what was measured, published and modelled."),
     },
