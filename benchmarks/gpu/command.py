@@ -14,7 +14,7 @@ from benchmarks.options import RESULTS_FOLDER
 from sa3_mlx.common.version import revision
 
 from . import kernels, whole
-from .record import Bench, Record, Section
+from .journal import Journal, Section, Workbench
 
 # What matters most comes first: a run that is cut keeps what it has. Seconds are those of nine minutes.
 PLAN: dict[str, tuple[Section, float]] = {
@@ -61,10 +61,10 @@ def gpu(
     date = datetime.now(UTC).date().isoformat()
     results.mkdir(parents=True, exist_ok=True)
     path = results / f"gpu-{slug}-{date}.json"
-    record = Record(path, {"date": date, "sa3": revision(), "short": dry_run, "minutes": minutes})
+    journal = Journal(path, {"date": date, "sa3": revision(), "short": dry_run, "minutes": minutes})
     end = time.monotonic() + 60 * minutes
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        bench = Bench(
+        bench = Workbench(
             device=device,
             short=dry_run,
             folder=Path(folder),
@@ -76,5 +76,5 @@ def gpu(
             section, seconds = PLAN[name]
             left = end - time.monotonic()
             if left > 1:
-                record.run(name, section, bench, min(left, seconds * minutes / 9))
+                journal.run(name, section, bench, min(left, seconds * minutes / 9))
     click.echo(f"file   {path}")

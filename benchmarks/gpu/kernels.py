@@ -21,14 +21,14 @@ from sa3_torch.layers import graphed, halve_products
 from sa3_torch.philox import DeviceNoise
 from sa3_torch.same import SAME
 
+from .journal import Row, Workbench
 from .networks import config_of, dit_inputs, random_part
-from .record import Bench, Row
 
 HALF = torch.float16
 BACKENDS = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
 
 
-def facts(bench: Bench) -> Iterator[Row]:
+def facts(bench: Workbench) -> Iterator[Row]:
     """Versions, the cost of a launch, copies, and the largest product."""
     x = torch.zeros(8, device=bench.device)
     size = 64 if bench.short else 8192
@@ -53,7 +53,7 @@ def facts(bench: Bench) -> Iterator[Row]:
     yield {"what": "fetch, pageable", "bytes": 4 * len(sound), **bench.timed(lambda: sound.cpu())}
 
 
-def attention(bench: Bench) -> Iterator[Row]:
+def attention(bench: Workbench) -> Iterator[Row]:
     """Every kernel of attention at the strides of the networks: error against fp64, and rate."""
     heads, lengths = (2, (40,)) if bench.short else (48, (184, 452, 1422, 4160))
     cross = (26,) if bench.short else (26, 64, 257)
@@ -92,12 +92,12 @@ def attention(bench: Bench) -> Iterator[Row]:
         yield {"kind": "window of SAME-L", "groups": groups, "dtype": str(dtype), **took}
 
 
-def _strided(bench: Bench, heads: int, tokens: int) -> Tensor:
+def _strided(bench: Workbench, heads: int, tokens: int) -> Tensor:
     """Return (1, H, N, 64) as a projection lays it out."""
     return torch.randn(1, tokens, heads, 64, device=bench.device, dtype=HALF).transpose(1, 2)
 
 
-def steps(bench: Bench, ways: dict[str, dict[str, str]]) -> Iterator[Row]:
+def steps(bench: Workbench, ways: dict[str, dict[str, str]]) -> Iterator[Row]:
     """Velocities of both DiTs in each of these ways."""
     dtype = torch.float32 if bench.device.type == "cpu" else HALF
     for name in ("small-music", "medium"):
@@ -118,12 +118,12 @@ def steps(bench: Bench, ways: dict[str, dict[str, str]]) -> Iterator[Row]:
                 yield {"model": name, "frames": frames, "way": label, **took, "error": error}
 
 
-def eager(bench: Bench) -> Iterator[Row]:
+def eager(bench: Workbench) -> Iterator[Row]:
     """Steps launched piece by piece."""
     yield from steps(bench, {"plain": {}})
 
 
-def compiled(bench: Bench) -> Iterator[Row]:
+def compiled(bench: Workbench) -> Iterator[Row]:
     """Steps by graphs of kernels, plain and compiled for any length."""
     graphs = {"graphs": "captured"}
     ways = {"graphs": graphs}
@@ -132,7 +132,7 @@ def compiled(bench: Bench) -> Iterator[Row]:
     yield from steps(bench, ways)
 
 
-def autoencoder(bench: Bench) -> Iterator[Row]:
+def autoencoder(bench: Workbench) -> Iterator[Row]:
     """Decode with SAME in each of its number types, whole and by chunks, and by a graph."""
     for name, lengths in (("medium", (66, 335, 1304, 4092)), ("small-music", (56, 1292))):
         config = config_of(name, bench)
@@ -162,7 +162,7 @@ def _each(same: SAME, pieces: list[Tensor]) -> list[Tensor]:
     return [same.decode(piece) for piece in pieces]
 
 
-def small_parts(bench: Bench) -> Iterator[Row]:
+def small_parts(bench: Workbench) -> Iterator[Row]:
     """Text encoder, what is prepared for a prompt, and the noise of a run."""
     config = config_of("medium", bench)
     dtype = torch.float32 if bench.device.type == "cpu" else HALF
@@ -187,7 +187,7 @@ def small_parts(bench: Bench) -> Iterator[Row]:
     yield {"what": "copy of noise to the device", **bench.timed(lambda: torch.from_numpy(host).to(bench.device))}
 
 
-def fp8(bench: Bench) -> Iterator[Row]:
+def fp8(bench: Workbench) -> Iterator[Row]:
     """Products of a feed-forward in fp8 by rows, beside fp16."""
     sizes: tuple[int, ...] = (16,) if bench.short else (184, 1422, 4160)
     width, inner = (32, 64) if bench.short else (1536, 12288)

@@ -19,10 +19,10 @@ from sa3_torch.dit import DiT
 from sa3_torch.pipeline import DTYPES, Pipeline
 from sa3_torch.weights import build_part
 
-from .record import Bench
+from .journal import Workbench
 
 
-def config_of(name: str, bench: Bench) -> ModelConfig:
+def config_of(name: str, bench: Workbench) -> ModelConfig:
     """Return a preset, in short with narrow networks of few layers."""
     config = PRESETS[name]
     if not bench.short or config.diffusion is None:
@@ -48,7 +48,7 @@ class RandomPipeline(Pipeline):
     """Generate with random weights."""
 
     @classmethod
-    def of(cls, name: str, bench: Bench, dtype: str = "auto") -> RandomPipeline:
+    def of(cls, name: str, bench: Workbench, dtype: str = "auto") -> RandomPipeline:
         """Return the pipeline of a preset."""
         folder = bench.folder / name
         folder.mkdir(exist_ok=True)

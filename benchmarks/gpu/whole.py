@@ -26,11 +26,11 @@ from sa3_torch.choices import using
 from sa3_torch.dit import DiT
 from sa3_torch.pipeline import Pipeline
 
+from .journal import Row, Workbench
 from .networks import RandomPipeline, config_of, random_part
-from .record import Bench, Row
 
 
-def correctness(bench: Bench) -> Iterator[Row]:
+def correctness(bench: Workbench) -> Iterator[Row]:
     """The demo on the CPU in fp32 beside the device in every type; and the outputs of the official code, if given."""
     plain = Pipeline.load("demo", device="cpu", dtype="float32", text_dtype="float32")
     requests = _requests(plain.config, 2 if bench.short else 8)
@@ -84,7 +84,7 @@ class _DeviceTwin(Twin):
         return super().load(folder, part, dtype).to(self.device)
 
 
-def goldens(bench: Bench, given: Path) -> Iterator[Row]:
+def goldens(bench: Workbench, given: Path) -> Iterator[Row]:
     """Compare networks of one golden model on the device in fp32: the worst case of every area."""
     folder = bench.folder / given.name
     command = [sys.executable, "-m", "sa3_mlx", "convert", str(given / "weights.safetensors"), str(folder)]
@@ -97,7 +97,7 @@ def goldens(bench: Bench, given: Path) -> Iterator[Row]:
         yield {"golden": given.name, "area": area.__name__, "case": worst.case, "error": worst.error}
 
 
-def latency(bench: Bench) -> Iterator[Row]:
+def latency(bench: Workbench) -> Iterator[Row]:
     """Whole generations without loading, 8 steps, with and without the six seconds of head-room."""
     graphs = {"graphs": "captured"}
     ways = {"plain": {}, "graphs": graphs}
@@ -156,7 +156,7 @@ def _official(checkout: Path) -> Iterator[Row]:
         yield {"official": "failed", "error": (done.stderr.strip().splitlines() or ["no reason"])[-1][:300]}
 
 
-def training(bench: Bench) -> Iterator[Row]:
+def training(bench: Workbench) -> Iterator[Row]:
     """Steps of the medium DiT at its longest clips, bf16 in autocast: masked or not, checkpointed or not, compiled."""
     config = config_of("medium", bench)
     assert config.diffusion is not None
@@ -190,7 +190,7 @@ def training(bench: Bench) -> Iterator[Row]:
 
 @torch.enable_grad()
 def _train_step(
-    bench: Bench,
+    bench: Workbench,
     config: ModelConfig,
     dit: DiT,
     optimizer: torch.optim.Optimizer,

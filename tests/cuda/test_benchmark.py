@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 from benchmarks.__main__ import main
 from benchmarks.gpu import whole
 from benchmarks.gpu.command import PLAN
-from benchmarks.gpu.record import Bench, Record, Row
+from benchmarks.gpu.journal import Journal, Row, Workbench
 
 
 def test_the_dry_run_goes_through_everything(tmp_path: Path) -> None:
@@ -39,20 +39,20 @@ def test_the_dry_run_goes_through_everything(tmp_path: Path) -> None:
     assert str(tmp_path) not in file.read_text()
 
 
-def _bench(folder: Path) -> Bench:
-    return Bench(device=torch.device("cpu"), short=True, folder=folder, golden=None, official=None, repeats=1)
+def _bench(folder: Path) -> Workbench:
+    return Workbench(device=torch.device("cpu"), short=True, folder=folder, golden=None, official=None, repeats=1)
 
 
 def test_what_is_known_is_in_the_file_at_once_and_an_error_ends_its_section_only(tmp_path: Path) -> None:
     file = tmp_path / "x.json"
-    record = Record(file, {"date": "today"})
+    record = Journal(file, {"date": "today"})
 
-    def breaks(_bench: Bench) -> Iterator[Row]:
+    def breaks(_bench: Workbench) -> Iterator[Row]:
         yield {"a": 1}
         assert json.loads(file.read_text())["sections"]["breaks"]["rows"] == [{"a": 1}]
         raise RuntimeError("out of memory\nat length")
 
-    def endless(_bench: Bench) -> Iterator[Row]:
+    def endless(_bench: Workbench) -> Iterator[Row]:
         while True:
             yield {"b": 2}
 

@@ -15,11 +15,11 @@ from sa3_mlx.common.files.atomic import write_json
 
 FORMAT = "sa3-gpu/1"
 Row = dict[str, Any]
-Section = Callable[["Bench"], Iterator[Row]]
+Section = Callable[["Workbench"], Iterator[Row]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench:
+class Workbench:
     """Say where and how much is measured."""
 
     device: torch.device
@@ -62,7 +62,7 @@ def _median(seconds: list[float]) -> float:
     return 1e3 * sorted(seconds)[len(seconds) // 2]
 
 
-class Record:
+class Journal:
     """Hold what was measured, in a file that is whole after every row."""
 
     def __init__(self, path: Path, head: Row) -> None:
@@ -70,7 +70,7 @@ class Record:
         self.result: Row = {"format": FORMAT, **head, "sections": {}}
         self._write()
 
-    def run(self, name: str, section: Section, bench: Bench, budget: float) -> None:
+    def run(self, name: str, section: Section, bench: Workbench, budget: float) -> None:
         """Take rows until the section ends or its seconds are over; an error is a row and ends it."""
         found: Row = {"rows": [], "cut": False}
         self.result["sections"][name] = found
