@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _ROWS = 12  # of the table of drift
 _LABEL = 6  # columns
+_AHEAD_SECONDS = 600.0  # of what is played; a piece that is made faster waits, so that memory stays flat
 
 
 def run_long(task: Task, drift: Path | None = None) -> list[Path]:
@@ -141,6 +142,7 @@ def _write(
                 sink.write(event.audio)
                 if speaker is not None:
                     speaker.write(event.audio)
+                    speaker.wait(_AHEAD_SECONDS)
 
 
 class _Meter:
