@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sa3_mlx.cli.output.files import SAMPLE_BYTES
 from sa3_mlx.cli.output.progress import Progress
-from sa3_mlx.common.files.audio import SUBTYPES
+from sa3_mlx.common.files.encoders import SUBTYPES
 from sa3_mlx.common.files.safetensors import TensorFile
 from sa3_mlx.common.generation.clips import Texts
 from sa3_mlx.common.generation.request import Request
@@ -58,6 +58,9 @@ def _warn_of_rounding(task: Task, progress: Progress) -> None:
     first = task.requests[0]
     if task.source is None or first.inpaint is None or first.crossfade_ms is None:
         return
+    changing = [option for option in task.delivery.changing if option != "--peak"]  # it says itself what it changed
+    if changing:
+        progress.line(f"note: {', '.join(changing)} may change kept samples too; without, they stay as they are")
     if SAMPLE_BYTES[task.source.exact] > SAMPLE_BYTES[task.format]:
         lossless, better = task.format in SUBTYPES[".wav"], "--out with .wav"
         if lossless:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
 import numpy as np
-import soundfile
 
 from sa3_mlx.cli.adapters import LoraFile
 from sa3_mlx.cli.backend import DEVICES, Backend, choices, choose
@@ -19,7 +17,7 @@ from sa3_mlx.cli.options.output import CommonOptions, OutputOptions
 from sa3_mlx.cli.output.provenance import InputRecord, ModelRecord, Provenance, find_input, read_provenance
 from sa3_mlx.cli.run import Task, run
 from sa3_mlx.cli.typed import TypedCommand
-from sa3_mlx.common.files.audio_file import Audio
+from sa3_mlx.common.files.audio_file import Audio, open_audio_file
 from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.generation.checks import validate
 from sa3_mlx.common.generation.request import Request
@@ -78,9 +76,15 @@ def rerun(
     output = OutputOptions(
         out=out or file.with_name(f"{file.stem}-rerun{file.suffix}"),
         format=made.output.format,
+        rate=made.output.rate,
+        trim_silence=made.output.trim_silence,
+        fade_in=made.output.fade_in,
+        fade_out=made.output.fade_out,
+        loudness=made.output.loudness_lufs,
+        true_peak=made.output.true_peak_db,
         peak=made.output.peak_db,
-        spectrogram=None,
-        play=False,
+        limit=made.output.limit,
+        safe=made.output.safe,
         force=common.force,
         quiet=common.quiet,
     )
@@ -234,8 +238,8 @@ class _Sound:
 
     @classmethod
     def read(cls, path: Path) -> _Sound:
-        data = path.read_bytes()
-        return cls(data, soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)[0])
+        with open_audio_file(path) as file:
+            return cls(path.read_bytes(), np.concatenate(list(file.blocks())))
 
     def compare(self, other: _Sound, path: Path, other_path: Path) -> tuple[bool, str]:
         """Return whether the audio is equal, and the words for it."""

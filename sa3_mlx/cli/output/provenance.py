@@ -12,6 +12,7 @@ import numpy as np
 
 from sa3_mlx.cli.adapters import AdapterRecord
 from sa3_mlx.cli.backend import DEVICES, Backend
+from sa3_mlx.common.delivery.settings import Delivery
 from sa3_mlx.common.files.audio import read_tags
 from sa3_mlx.common.files.audio_file import Audio
 from sa3_mlx.common.files.wav import Subtype
@@ -67,11 +68,15 @@ class RuntimeRecord(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutputRecord(Config):
+class OutputRecord(Delivery):
     """Say how samples became a file."""
 
     format: Subtype
-    peak_db: float | None
+
+    def to_dict(self, *, defaults: bool = True) -> dict[str, Any]:
+        """Return what the tags hold: format and peak, and of the rest what is not usual."""
+        stored = {"format": self.format, "peak_db": self.peak_db}
+        return stored | super().to_dict(defaults=False) if defaults else super().to_dict(defaults=False)
 
 
 @dataclass(frozen=True, kw_only=True)
