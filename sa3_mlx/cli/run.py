@@ -15,7 +15,7 @@ import numpy as np
 
 from sa3_mlx.cli.options.model import MemoryOptions, ModelOptions
 from sa3_mlx.cli.options.output import OutputOptions
-from sa3_mlx.cli.output.files import Outlets, Target, check_targets, find_targets
+from sa3_mlx.cli.output.files import SAMPLE_BYTES, Outlets, Target, check_targets, find_targets
 from sa3_mlx.cli.output.outlet import check_delivery
 from sa3_mlx.cli.output.progress import Progress
 from sa3_mlx.cli.output.provenance import (
@@ -95,7 +95,7 @@ class Task:
         allowed = SUBTYPES.get(suffix, SUBTYPES[".wav"])  # a name that is none is refused elsewhere
         if self.source is None or self.requests[0].inpaint is None:
             return allowed[0]
-        return self.source.exact if self.source.exact in allowed else allowed[-1]
+        return self.source.exact if self.source.exact in allowed else max(allowed, key=SAMPLE_BYTES.__getitem__)
 
 
 @dataclass(frozen=True, kw_only=True)

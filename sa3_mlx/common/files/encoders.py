@@ -39,6 +39,7 @@ _RATES: dict[str, Container[int]] = {  # Hz, of those that do not take all
     "vorbis": range(RATES[0], 200_001),
 }
 _NOT_ASCII = re.compile("[^\x00-\x7f]")
+_OPUS_TAGS_MAX = 51_200  # bytes; libsndfile leaves a damaged file with more
 _ENCODED_SAMPLES = 1 << 16  # that an encoder gets at once
 
 
@@ -126,6 +127,10 @@ class _LibraryEncoder:
 
     def __init__(self, file: BinaryIO, channels: int, sample_rate: int, subtype: Subtype, comment: str) -> None:
         self._output, self._subtype = _Output(file), subtype
+        size = len(comment.encode())
+        if subtype == "opus" and size > _OPUS_TAGS_MAX:
+            limits = f"opus holds {_OPUS_TAGS_MAX:,}; write .ogg with --format vorbis"
+            raise ValueError(f"tags of {size:,} bytes, {limits}")
         form, coding, compression = _ENCODERS[subtype]
         kind = {"subtype": coding, "format": form, "compression_level": compression}
         try:
