@@ -15,13 +15,14 @@ import numpy as np
 
 from sa3_mlx.cli.notes import announce
 from sa3_mlx.cli.output.files import Target
+from sa3_mlx.cli.output.outlet import Outlet
 from sa3_mlx.cli.output.progress import Progress
 from sa3_mlx.cli.output.provenance import Provenance
 from sa3_mlx.cli.output.report import share_text
-from sa3_mlx.cli.output.sink import STDOUT, open_sink
+from sa3_mlx.cli.output.sink import STDOUT
 from sa3_mlx.cli.output.speaker import Speaker
 from sa3_mlx.cli.run import Task, check, load, plan, provenance
-from sa3_mlx.common.files.audio import check_target
+from sa3_mlx.common.files.audio import check_target, resampled_length
 from sa3_mlx.common.files.drift_picture import save_drift
 from sa3_mlx.common.files.wav import wav_header
 from sa3_mlx.common.generation.events import AudioChunk, Event, Stepped, WindowMade
@@ -48,12 +49,14 @@ def run_long(task: Task, drift: Path | None = None) -> list[Path]:
     _check(task, drift)
     targets = check(task)
     if task.output.out == STDOUT or targets[0].path.suffix.lower() == ".wav":  # which may be too long for it
-        samples = seconds_to_samples(task.seconds, config.sample_rate)
-        wav_header(samples, config.audio_channels, config.sample_rate, task.format, "")
+        samples = resampled_length(
+            seconds_to_samples(task.seconds, config.sample_rate), config.sample_rate, task.file_rate
+        )
+        wav_header(samples, config.audio_channels, task.file_rate, task.format, "")
     setup = plan(task, progress)
     pipeline = load(task, setup)
     announce(task, setup, pipeline.tokenizer, progress)
-    with Speaker(config.sample_rate, config.audio_channels) if task.output.play else nullcontext() as speaker:
+    with Speaker(task.file_rate, config.audio_channels) if task.output.play else nullcontext() as speaker:
         for request, target in zip(setup.requests, targets, strict=True):
             made, meter = provenance(task, setup, request), _Meter(config)
             with _kept(task, made, target, progress) as store:
@@ -68,9 +71,9 @@ def run_long(task: Task, drift: Path | None = None) -> list[Path]:
 def _check(task: Task, drift: Path | None) -> None:
     """Refuse what a piece cannot have that leaves before it is whole."""
     output = task.output
-    for value, name in ((output.peak, "--peak"), (output.spectrogram, "--spectrogram")):
-        if value is not None:
-            raise ValueError(f"{name} needs the whole audio, which is never in memory of a piece made in windows")
+    picture = () if output.spectrogram is None else ("--spectrogram",)
+    for name in (*task.delivery.whole, *picture):
+        raise ValueError(f"{name} needs the whole audio, which is never in memory of a piece made in windows")
     if drift is not None:
         if len(task.requests) > 1:
             raise ValueError(f"--drift draws one piece, this would make {len(task.requests)}")
@@ -134,14 +137,13 @@ def _write(
 ) -> None:
     """Write the audio of a piece as it comes."""
     samples = seconds_to_samples(made.clip.seconds, config.sample_rate)
-    form, channels, rate = made.output.format, config.audio_channels, config.sample_rate
-    with open_sink(target.path, samples, channels, rate, form, comment=made.to_json()) as sink:
+    channels, rate, comment = config.audio_channels, config.sample_rate, made.to_json()
+    with Outlet(target.path, made.output, samples, channels, rate, comment=comment, speaker=speaker) as outlet:
         for event in events:
             meter.take(event)
             if isinstance(event, AudioChunk):
-                sink.write(event.audio)
+                outlet.take(event.audio)
                 if speaker is not None:
-                    speaker.write(event.audio)
                     speaker.wait(_AHEAD_SECONDS)
 
 

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
-from sa3_mlx.common.delivery.chain import Delivered, Stream, deliver
+from sa3_mlx.common.delivery.chain import Delivered, DeliveryStream, deliver
 from sa3_mlx.common.files.audio_file import Audio
 from sa3_mlx.common.files.encoders import check_rate
 
@@ -44,7 +44,7 @@ class Outlet:
         speaker: Speaker | None = None,
     ) -> None:
         self._path, self._output, self._comment, self._speaker = path, output, comment, speaker
-        self._stream = Stream(output, samples, channels, sample_rate)
+        self._stream = DeliveryStream(output, samples, channels, sample_rate)
         self._channels, self._sample_rate = channels, sample_rate
         self._sink: Sink | None = None
         self._open = ExitStack()

@@ -36,7 +36,7 @@ class Delivered:
     notes: tuple[str, ...]
 
 
-class Stream:
+class DeliveryStream:
     """Change rate and fade the ends of a sound that comes in pieces; joined, they have the bits of one piece."""
 
     def __init__(self, delivery: Delivery, samples: int, channels: int, sample_rate: int) -> None:
@@ -81,7 +81,7 @@ def deliver(audio: Audio, sample_rate: int, delivery: Delivery, *, clips: bool) 
             notes.append("all of it is below -60 dB: no silence was trimmed")
             start, stop = 0, len(audio)
         audio = audio[start:stop]
-    stream = Stream(delivery, len(audio), audio.shape[1], sample_rate)
+    stream = DeliveryStream(delivery, len(audio), audio.shape[1], sample_rate)
     if not stream.samples:
         raise ValueError(f"{len(audio)} samples at {sample_rate} Hz are less than one at {stream.sample_rate} Hz")
     audio = stream.take(audio)

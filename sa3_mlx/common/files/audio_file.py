@@ -141,7 +141,7 @@ class DecodedFile(_Blocks):
     def __init__(self, path: Path, name: str, kind: str) -> None:
         """Open a file of a kind that ``ffmpeg.demuxer`` named. Raises ValueError as ``AudioFile``."""
         self.label, self._path, self._read = name, path, 0
-        self._decoder: ffmpeg.Decoder | None = None
+        self._decoder: ffmpeg.SoundDecoder | None = None
         with self._named():
             self._found = ffmpeg.describe(path, kind)
         self.samplerate, self.channels = self._found.sample_rate, self._found.channels
@@ -184,7 +184,7 @@ class DecodedFile(_Blocks):
     def _decoded(self, count: int) -> Audio:
         size = 4 * self.channels
         with self._named():
-            self._decoder = self._decoder or ffmpeg.Decoder(self._path, self._found)
+            self._decoder = self._decoder or ffmpeg.SoundDecoder(self._path, self._found)
             data = self._decoder.read(size * count)
         block = np.frombuffer(data[: len(data) // size * size], "<f4").reshape(-1, self.channels)
         self._read += len(block)

@@ -56,7 +56,7 @@ def check_rate(subtype: Subtype, sample_rate: int) -> None:
         raise ValueError(f"sample rate is {sample_rate} Hz: {subtype} takes {names}")
 
 
-class Encoder(Protocol):
+class FileEncoder(Protocol):
     """Take samples (n, channels) until ``close``, which completes the file; ``discard`` gives it up."""
 
     def write(self, audio: Audio) -> None: ...
@@ -73,7 +73,7 @@ def open_encoder(
     channels: int,
     sample_rate: int,
     comment: str,
-) -> Encoder:
+) -> FileEncoder:
     """Open the encoder of a file ``path``, open as ``file``, that is going to have the extension ``kind``.
 
     Raises ValueError for what the file cannot hold, or where a program is missing.

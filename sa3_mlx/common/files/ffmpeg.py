@@ -109,7 +109,7 @@ def _samples(stream: dict[str, Any]) -> int | None:
     return int(stream["duration_ts"]) if fine and int(stream.get("duration_ts", 0)) > 0 else None
 
 
-class Decoder:
+class SoundDecoder:
     """Decode the first sound of a file to float32 in native order, bytes in the order of samples and channels."""
 
     def __init__(self, path: Path, found: Description) -> None:

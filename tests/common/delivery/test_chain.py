@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sa3_mlx.common.delivery.chain import Stream, deliver
+from sa3_mlx.common.delivery.chain import DeliveryStream, deliver
 from sa3_mlx.common.delivery.limiter import CEILING, limit, limit_true_peak
 from sa3_mlx.common.delivery.loudness import loudness_lufs, true_peak_db
 from sa3_mlx.common.delivery.settings import Delivery
@@ -167,7 +167,7 @@ def test_pieces_have_the_bits_of_the_whole_and_the_length_that_was_announced():
     ):
         whole = deliver(audio, RATE, wanted, clips=True)
         for size in (1, 77, 10_000) if wanted.rate is None else (500, 10_000):
-            stream = Stream(wanted, len(audio), 2, RATE)
+            stream = DeliveryStream(wanted, len(audio), 2, RATE)
             pieces = [stream.take(audio[start : start + size]) for start in range(0, len(audio), size)]
             joined = np.concatenate(pieces)
             np.testing.assert_array_equal(joined, whole.audio)

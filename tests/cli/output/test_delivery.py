@@ -68,7 +68,7 @@ def test_plain_tags_are_what_they_were(run: Run):
 def test_a_pipe_gets_what_can_be_done_piece_by_piece(run: Run):
     wishes = ("--rate", "16000", "--fade-in", "0.1", "--fade-out", "0.1", "--model", "little")
     ok(run(*GENERATE, "--out", "a.wav", *wishes))
-    command = [sys.executable, "-m", "sa3_mlx.cli", *GENERATE, "--out", "-", *wishes]
+    command = [sys.executable, "-m", "sa3_mlx", *GENERATE, "--out", "-", *wishes]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     Path("p.wav").write_bytes(done.stdout)
     piped, filed = read("p.wav"), read("a.wav")
