@@ -35,7 +35,7 @@ _FOLDER = click.Path(path_type=Path, file_okay=False, exists=True)
 @click.command()
 @click.option("--minutes", type=click.FloatRange(0.1), default=9.0, show_default=True, help="For everything.")
 @click.option("--only", metavar="NAMES", help=f"Of {', '.join(PLAN)}; joined by commas.")
-@click.option("--golden", type=_FOLDER, help="Outputs of the official code; default: ../shared/golden if it is there.")
+@click.option("--golden", type=_FOLDER, help="Folder of reference outputs; default: that beside the checkout.")
 @click.option("--official", type=_FOLDER, help="Checkout of the official PyTorch code, timed beside ours.")
 @click.option("--dry-run", is_flag=True, help="Everything with tiny networks on the CPU: is it in order?")
 @RESULTS_FOLDER
