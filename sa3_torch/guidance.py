@@ -18,7 +18,7 @@ from sa3_mlx.common.model.sampling import Guidance
 
 from .cuda.transfer import upload
 from .dit import DiT, Prepared, join
-from .layers import graphed
+from .layers import compiled
 
 ModulatedVelocity = Callable[[Tensor, Tensor], Tensor]  # (B, T, C), (B, 6 D) -> (B, T, C)
 
@@ -84,11 +84,9 @@ class GuidedVelocity:
         dit = self.dit  # not self, which keeps the result: memory would wait for the garbage collector
 
         def velocity(x: Tensor, modulation: Tensor) -> Tensor:
-            if dit.streamed:
-                return dit.velocity(x, modulation, prepared)
-            return graphed(dit, dit.velocity, x, modulation, prepared)
+            return dit.velocity(x, modulation, prepared)
 
-        return velocity
+        return velocity if self.dit.streamed else compiled(velocity, "compiled_step")
 
     @cached_property
     def _known(self) -> dict[bytes, tuple[Tensor, Tensor]]:

@@ -58,7 +58,7 @@ def prepare_to_train(dit: DiT, cond: Conditioning[Tensor]) -> Prepared:
     """Do what ``DiT.prepare`` does, but leave the local terms to the blocks.
 
     Once per evaluation they cost the same there. Outside of checkpointed blocks they would be kept for the backward
-    pass, four tensors (B, T, D) of every block: 18 GB for the medium model, 16 items of 4096 frames.
+    pass, four tensors (B, T, D) of every block: by arithmetic 19 GB of the medium model, 16 items of 4096 frames.
     """
     prepared = dit.prepare(replace(cond, local=None))
     if cond.local is None:

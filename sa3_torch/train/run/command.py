@@ -29,9 +29,9 @@ UNFINISHED = 75  # EX_TEMPFAIL of sysexits.h: asked to stop, and the same comman
 
 @dataclass(frozen=True, kw_only=True)
 class DryRun:
-    """Say what a plan is asked for."""
+    """Say what a plan is asked for; None: what the preset is for, else this machine and one process."""
 
-    processes: int
+    processes: int | None
     device: str | None
     timed: bool
 
@@ -61,10 +61,10 @@ class RunOptions:
             for remark in stage.remarks():
                 say(remark)
         if self.dry_run is not None:
-            device = Device.find(self.dry_run.device)
-            plan = make_plan(
-                stage, config.train, processes=self.dry_run.processes, device=device, timed=self.dry_run.timed
-            )
+            asked, meant = self.dry_run, config.machine
+            device = Device.find(asked.device or (meant.device if meant else None))
+            processes = asked.processes or (meant.processes if meant else 1)
+            plan = make_plan(stage, config.train, processes=processes, device=device, timed=asked.timed)
             show(str(plan))
             plan.check()
             return False
@@ -95,7 +95,7 @@ class StageCommand(click.Command):
             if "WORLD_SIZE" in os.environ:
                 raise click.UsageError("--dry-run plans for several processes by --processes N, without torchrun", ctx)
             out = Path(ctx.with_resource(TemporaryDirectory()))
-        elif asked != DryRun(processes=1, device=None, timed=False):
+        elif asked != DryRun(processes=None, device=None, timed=False):
             raise click.UsageError("--processes, --device and --time are only for --dry-run", ctx)
         elif out is None:
             raise click.UsageError("give the folder of the run, --out RUN, or --dry-run", ctx)
@@ -161,7 +161,9 @@ def _run_options(preset: str) -> list[click.Parameter]:
         click.Option(
             ["--dry-run"], is_flag=True, help="Print parameters, memory, data and speed, and start and write nothing."
         ),
-        click.Option(["--processes"], type=number, default=1, show_default=True, help="Of the dry run."),
-        click.Option(["--device"], metavar="CHIP", help="Of the dry run, such as H200. Default: this machine's."),
+        click.Option(["--processes"], type=number, help="Of the dry run. Default: the settings', else 1."),
+        click.Option(
+            ["--device"], metavar="CHIP", help="Of the dry run, such as H200. Default: the settings', else this one's."
+        ),
         click.Option(["--time", "timed"], is_flag=True, help="In the dry run, time a few steps on this machine."),
     ]

@@ -9,7 +9,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -223,10 +223,7 @@ class Trainer:
         self.ema.swap(stage.model)
         for network in self.networks.values():
             network.eval()
-        # Sharded units that travel in bf16 are bf16 here.
-        sharded = self.config.parallel == "fsdp" and torch.distributed.is_initialized()
-        precision = stage.autocast() if sharded else nullcontext()
-        with parallel.whole_weights(self.turns[stage.turn(self.step)]), torch.no_grad(), precision:
+        with parallel.whole_weights(self.turns[stage.turn(self.step)]), torch.no_grad():
             yield
         self.ema.swap(stage.model)
 

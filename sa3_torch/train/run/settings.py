@@ -22,7 +22,10 @@ from sa3_mlx.common.schema import Config, ConfigError, is_finite, listed, quoted
 from . import parallel
 
 # These change where and how fast a run computes, not what; a run may go on with others.
-FREE = ("train.parallel", "train.accumulate", "train.checkpoint_blocks")
+FREE = (
+    *("train.parallel", "train.accumulate", "train.checkpoint_blocks"),
+    *("machine", "machine.device", "machine.processes"),
+)
 LENGTH = "train.steps"  # a run may be lengthened
 RUN_FORMAT = "sa3-run/1"  # from it on, the belongings of a run are complete
 _LARGEST = 2**62  # of any number

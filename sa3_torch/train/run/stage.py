@@ -59,10 +59,22 @@ class TrainConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MachineConfig(Config):
+    """Say what a preset was planned for; its dry run plans for that where it is told nothing else."""
+
+    device: str  # a chip with memory of its own, as of ``--device``
+    processes: int  # one a device
+
+    def __post_init__(self) -> None:
+        check(self, 1, BATCH_MAX, "processes")
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageConfig(Config):
     """Hold the settings of a stage, as a preset has them."""
 
     train: TrainConfig
+    machine: MachineConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +131,6 @@ class Stage(ABC):
         """Measure on held-out data, with the weights now in ``model``.
 
         All processes come here together, each measures its share (``shares``), and what the first returns is logged.
-        Under FSDP2 in bf16 this and ``demo`` run under autocast: their results need a ``float()``.
         """
 
     @abstractmethod

@@ -15,12 +15,14 @@ pytest.importorskip("scipy", reason="the training extra is not installed")
 
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.schema import ConfigError
+from sa3_torch.train.flow.pretrain import PretrainConfig
 from sa3_torch.train.run.blocks import work_by_blocks
 from sa3_torch.train.run.parallel import BatchSlice
 from sa3_torch.train.run.planning import timing
 from sa3_torch.train.run.planning.count import StepCounter, count_step, make_fake, networks_of, trained_of
 from sa3_torch.train.run.planning.device import Device
 from sa3_torch.train.run.planning.plan import TIMED_STEPS, TrainingPlan, make_plan
+from sa3_torch.train.run.settings import load_settings
 from tests.support import stages
 from tests.support.command import refused_line, sa3, snapshot
 from tests.support.stages import STAGES
@@ -255,6 +257,25 @@ def test_steps_that_are_timed_are_shown(workspace: Path, monkeypatch: pytest.Mon
     assert not bars
 
 
+def test_what_breaks_first_is_named(workspace: Path) -> None:
+    plan = planned("pretrain", workspace)
+    assert 0 < plan.memory.weights + plan.memory.optimizer < plan.validation < plan.memory.peak == plan.peak
+    slow = replace(plan, reading=2 * plan.seconds)
+    assert slow.loads["reading of data"] == pytest.approx(2) and "first to break: reading of data, at 200%" in str(slow)
+    full = replace(slow, device=replace(DEVICE, memory=plan.peak / 4))
+    assert "first to break: memory of a step, at 400%" in str(full)
+    measuring = replace(full, validation=2 * plan.peak)
+    assert measuring.peak == 2 * plan.peak and "first to break: memory of validation, at 800%" in str(measuring)
+
+
+def test_a_preset_says_what_it_is_for() -> None:
+    config = load_settings(PretrainConfig, "pretrain", "large", ())
+    assert config.machine is not None and (config.machine.device, config.machine.processes) == ("H200", 8)
+    assert load_settings(PretrainConfig, "pretrain", "demo", ()).machine is None
+    with pytest.raises(ConfigError, match="processes is 0"):
+        load_settings(PretrainConfig, "pretrain", "large", ("machine.processes=0",))
+
+
 def test_devices() -> None:
     assert Device.find("H200").memory == 141e9
     with pytest.raises(ValueError, match="--device H300: allowed are H100, H200"):
@@ -283,7 +304,8 @@ def test_the_command_writes_nothing(
     before = snapshot(workspace, tmp_path)
     after = sa3(capfd, "train", *arguments(workspace, "--dry-run", "--processes", "2", "--out", str(tmp_path / "run")))
     assert after.code == 0, after
-    for words in ("pretrain: ", "trained", "memory of a process", "activations", "train ", "items", "steps/s"):
+    said = ("pretrain: ", "trained", "memory of a process", "activations", "train ", "items", "steps/s")
+    for words in (*said, "while it validates", "CPU-seconds a step and process", "first to break: "):
         assert words in after.out
     assert "2 process(es) x 1 micro-batch(es)" in after.out and "nothing was started or written" in after.out
     group = sa3(capfd, "train", "--dry-run", *arguments(workspace))

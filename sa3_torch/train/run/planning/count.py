@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, shape_wrapper
@@ -99,11 +99,16 @@ def _modules(holder: object, depth: int) -> Iterator[tuple[str, nn.Module]]:
 
 
 def make_fake(networks: dict[str, nn.Module]) -> None:
-    """Take the values out of all parameters and buffers, for good."""
-    mode, made = FakeTensorMode(allow_non_fake_inputs=True), dict[int, tuple[Tensor, Tensor]]()
+    """Take the values out of all parameters and buffers, for good. Some may have none already, all of one mode."""
+    tensors = [x for network in networks.values() for x in (*network.parameters(), *network.buffers())]
+    modes = (tensor.fake_mode for tensor in tensors if isinstance(tensor, FakeTensor))
+    mode = next(modes, None) or FakeTensorMode(allow_non_fake_inputs=True)
+    made = dict[int, tuple[Tensor, Tensor]]()
 
     def fake(tensor: Tensor) -> Tensor:
         """Make one for each tensor, which is kept, so that no other gets its number."""
+        if isinstance(tensor, FakeTensor):
+            return tensor
         if id(tensor) not in made:
             value: Tensor = mode.from_tensor(tensor.detach(), static_shapes=True)
             if isinstance(tensor, nn.Parameter):
@@ -147,6 +152,19 @@ def count_step(stage: Stage, trained: Trained, step: int, slices: list[BatchSlic
     for parameter in trained[turn]:
         parameter.grad = None
     return StepCount(flops=flops, peak_bytes=counter.peak, gradient_bytes=gradients)
+
+
+@torch.no_grad()
+def count_forward(stage: Stage, step: int, slices: list[BatchSlice]) -> int:
+    """Return the most bytes that the losses of a micro-batch make without gradients, as in validation."""
+    with torch.compiler.set_stance("force_eager"), StepCounter() as counter:
+        if len(slices) > 1:
+            stage.prepare(step, slices)
+        stage.batch_slice, stage.notes = slices[0], {}
+        terms = stage.losses(step)
+    stage.notes = {}
+    assert terms
+    return counter.peak
 
 
 def _count_flops(stage: Stage, step: int, slices: list[BatchSlice]) -> int:

@@ -1,8 +1,9 @@
 """What a training takes, known before it begins: parameters, memory of a process, data, speed (``--dry-run``).
 
 Memory is arithmetic: weights, gradients, the optimiser's state and the average are counted in bytes of the stage's own
-tensors, activations from its own step (count.py), and what several processes add by the rules of DDP and FSDP2. Python,
-libraries, data in memory and validation are not in it. Measured on a CPU, demo stages: peak resident memory of steps
+tensors, activations from its own step (count.py), and what several processes add by the rules of DDP and FSDP2; so is a
+forward pass without gradients, beside averages that are swapped in, which is what validation takes. Python, libraries,
+data in memory and the decoding of demos are not in it. Measured on a CPU, demo stages: peak resident memory of steps
 within 0.5 % where the allocator returns what is freed (MALLOC_MMAP_THRESHOLD_=65536); the heap of glibc as it comes
 keeps 7 to 14 % more, with checkpointed blocks up to 2.5 times. Speed is modelled from the step's arithmetic and a
 chip's nominal rate, or timed on this machine.
@@ -25,7 +26,7 @@ from sa3_torch.train.run.optimizers import Trained, make_optimizer, take_turn
 from sa3_torch.train.run.parallel import UNITS, BatchSlice
 from sa3_torch.train.run.stage import Split, Stage, TrainConfig
 
-from .count import StepCount, count_step, make_fake, networks_of, run_slice, trained_of
+from .count import StepCount, count_forward, count_step, make_fake, networks_of, run_slice, trained_of
 from .device import Device
 from .timing import time_precisions, watched
 
@@ -33,6 +34,7 @@ UTILISATION = 0.4  # of the nominal rate; what good training programs reach on l
 WINDOW = 64  # steps that are looked at for how often each group takes its turn
 LATE = 0.75  # of the run: by then every term is switched on
 TIMED_STEPS = 3
+READ = 10**6  # a step that is not counted, whose data are read to time that
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,21 @@ class TrainingPlan:
     flops: float  # of a step of one process
     precision: str
     timed: float | None  # seconds of a step
+    validation: int  # bytes of one process while it measures
+    reading: float | None  # CPU-seconds of one process to read the data of a step, timed on this machine
+
+    @property
+    def peak(self) -> int:
+        """Return the bytes of one process at the worst moment of the run."""
+        return max(self.memory.peak, self.validation)
+
+    @property
+    def loads(self) -> dict[str, float]:
+        """Return how near each of what may break a run is to its limit, which is 1."""
+        found = {"memory of a step": self.memory.peak / self.room, "memory of validation": self.validation / self.room}
+        if self.reading is not None:  # by one thread beside the step
+            found["reading of data"] = self.reading / self.seconds
+        return found
 
     @property
     def seconds(self) -> float:
@@ -81,9 +98,9 @@ class TrainingPlan:
 
     def check(self) -> None:
         """Raises ValueError where memory does not suffice."""
-        if self.memory.peak * MARGIN > self.room:
+        if self.peak * MARGIN > self.room:
             raise ValueError(
-                f"memory: a process of {self.stage} needs {size_text(self.memory.peak)}, with {MARGIN - 1:.0%} to "
+                f"memory: a process of {self.stage} needs {size_text(self.peak)}, with {MARGIN - 1:.0%} to "
                 f"spare more than the {size_text(self.room)} that {self.device.name} has for it; try "
                 "train.checkpoint_blocks=true, a larger train.accumulate, more processes or train.parallel=fsdp"
             )
@@ -103,6 +120,7 @@ class TrainingPlan:
         lines.append("memory of a process, without Python, libraries and data")
         lines += [f"  {name:24} {size_text(value):>9}" for name, value in vars(memory).items() if value]
         lines.append(f"  {'in all':24} {size_text(memory.peak):>9} of {size_text(self.room)}")
+        lines.append(f"  {'while it validates':24} {size_text(self.validation):>9}")
         lines.append("data" if self.data else "data: this stage does not say")
         lines += [
             f"  {split.name:24} {split.items:9,} items, {'' if split.seconds is None else _time(split.seconds)}".rstrip(
@@ -110,6 +128,8 @@ class TrainingPlan:
             )
             for split in self.data
         ]
+        if self.reading is not None:
+            lines.append(f"  {self.reading:.3g} CPU-seconds a step and process, timed on this machine")
         return "\n".join([*lines, *self._speed(), "nothing was started or written"])
 
     def _speed(self) -> list[str]:
@@ -128,6 +148,8 @@ class TrainingPlan:
             f"speed: {self.flops / 1e12:.3g} TFLOP a step, {1 / self.seconds:.3g} steps/s, {total} for "
             f"{self.train.steps:,} steps",
             f"  ({how})",
+            f"first to break: {max(self.loads, key=self.loads.__getitem__)}, at {max(self.loads.values()):.0%} of what "
+            "there is",
         ]
 
 
@@ -143,6 +165,7 @@ def make_plan(stage: Stage, train: TrainConfig, *, processes: int, device: Devic
     stage.precision = "fp32" if train.precision == "auto" else train.precision
     turns = _turns(stage, train.steps)
     seconds = _time_steps(stage, train, turns, slices) if timed else None
+    reading = _time_reading(stage, train, slices[0])
     networks = networks_of(stage)
     make_fake(networks)
     trained = trained_of(stage)
@@ -150,10 +173,14 @@ def make_plan(stage: Stage, train: TrainConfig, *, processes: int, device: Devic
     first = count_step(stage, trained, 0, slices)
     counts = {turn: count_step(stage, trained, step, slices) for turn, step in turns}
     take_turn(trained, None)
+    forward = max(count_forward(stage, step, slices) for _, step in turns)
     shares = Counter(stage.turn(step) for step in _window(train.steps))
-    memory = _with_step(memory, [first, *counts.values()], train, device)
+    memory = _with_step(memory, [first, *counts.values()], train)
+    whole = memory.weights  # on every process, while it validates
     if processes > 1:
         memory = _spread(memory, stage, train, processes)
+    swapped = max(tensor.nbytes for tensor in stage.model.state_dict().values())
+    always = replace(memory, gradients=0, activations=0, weights=whole)
     changed = {id(parameter) for parameters in trained.values() for parameter in parameters}
     counted: set[int] = set()  # adapters are parts of two networks
     return TrainingPlan(
@@ -167,6 +194,8 @@ def make_plan(stage: Stage, train: TrainConfig, *, processes: int, device: Devic
         flops=train.accumulate * sum(counts[turn].flops * n for turn, n in shares.items()) / shares.total(),
         precision=stage.precision,
         timed=seconds,
+        validation=always.peak + forward + swapped,
+        reading=reading,
     )
 
 
@@ -211,17 +240,14 @@ def _constant_memory(stage: Stage, trained: Trained, networks: Mapping[str, nn.M
     )
 
 
-def _with_step(memory: Memory, counts: list[StepCount], train: TrainConfig, device: Device) -> Memory:
-    """Add the worst of the backward passes and of the optimiser's updates.
+def _with_step(memory: Memory, counts: list[StepCount], train: TrainConfig) -> Memory:
+    """Add the worst of the backward passes; the optimiser's update takes less, as it makes no copies.
 
-    In a later micro-batch the gradients of the earlier ones are there already. On a GPU the update makes one more copy
-    of what it changes.
+    In a later micro-batch the gradients of the earlier ones are there already.
     """
     again = train.accumulate > 1
     worst = max(counts, key=lambda count: count.peak_bytes + again * count.gradient_bytes)
     activations = worst.peak_bytes - (0 if again else worst.gradient_bytes)
-    if device.gpu:
-        activations = max(activations, worst.gradient_bytes)
     return replace(memory, gradients=worst.gradient_bytes, activations=activations)
 
 
@@ -268,6 +294,18 @@ def _time_steps(stage: Stage, train: TrainConfig, turns: list[tuple[str, int]], 
         seconds += mean * shares[turn] / shares.total()
     take_turn(trained, None)
     return seconds
+
+
+def _time_reading(stage: Stage, train: TrainConfig, part: BatchSlice) -> float | None:
+    """Return CPU-seconds to read what a process needs of a step, by those of one micro-batch; the first is for files
+    and tables to be there."""
+    if stage.feed is None:
+        return None
+    period = max(1, stage.period())
+    stage.feed.get(READ * period, part)
+    begun = time.process_time()
+    stage.feed.get((READ + 1) * period, part)
+    return (time.process_time() - begun) * train.accumulate / period
 
 
 def _time_step(stage: Stage, optimizer: torch.optim.Optimizer, step: int, slices: list[BatchSlice]) -> float:

@@ -1,1 +1,0 @@
-"""Measure an NVIDIA GPU in nine minutes: ``python -m benchmarks gpu``."""

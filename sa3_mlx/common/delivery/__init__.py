@@ -1,1 +1,0 @@
-"""Finish a sound for where it goes: its ends, rate, loudness and peaks, in one order."""
