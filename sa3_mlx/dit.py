@@ -30,7 +30,11 @@ class Context:
 
     keys: mx.array  # (B, H or 2H, S, K)
     values: mx.array  # (B, H, S, K)
-    bias: mx.array | None  # (B, 1, 1, S), added to the logits
+    bias: mx.array | None  # (B, 1, 1 or N, S), added to the logits
+
+    def bias_of(self, tokens: int) -> mx.array | None:
+        """Return the bias of the last ``tokens``."""
+        return self.bias if self.bias is None or self.bias.shape[2] == 1 else self.bias[:, :, -tokens:]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +68,8 @@ def _join(cond: Context | None, null: Context | None) -> Context:
     if cond.bias is None or null.bias is None:
         assert cond.bias is null.bias, "either both contexts count their tokens or none does"
         return Context(keys=keys, values=values, bias=None)
-    return Context(keys=keys, values=values, bias=mx.concatenate([cond.bias, null.bias]))
+    bias = mx.broadcast_to(null.bias, (len(null.bias), *cond.bias.shape[1:]))
+    return Context(keys=keys, values=values, bias=mx.concatenate([cond.bias, bias]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +123,7 @@ class DiTBlock(nn.Module):
         if context is not None:
             rows = len(context.keys)
             known = x[:rows] + self.cross_attn(
-                self.cross_attn_norm(x[:rows]), context.keys, context.values, context.bias
+                self.cross_attn_norm(x[:rows]), context.keys, context.values, context.bias_of(x.shape[1])
             )
             x = known if rows == len(x) else mx.concatenate([known, x[rows:]])
         if local is not None:
@@ -179,6 +184,10 @@ class DiT(nn.Module):
             context = self.to_cond_embed(cond.context)
             if cond.repeats is not None:  # ln 0 takes a filler away
                 bias = mx.log(cond.repeats.astype(mx.float32)).astype(context.dtype)[:, None, None]
+            if cond.shares is not None:  # a prompt that a token is not told has ln 0 there
+                told = mx.log(cond.shares.astype(mx.float32)).astype(context.dtype)
+                told = mx.repeat(told, context.shape[1] // told.shape[2], axis=2)[:, None]  # (B, 1, N, S)
+                bias = told if bias is None else told + bias
         contexts: list[Context | None] = []
         local: list[mx.array | None] = []
         for layer in self.layers:

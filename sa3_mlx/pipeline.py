@@ -157,11 +157,12 @@ class Pipeline(BasePipeline[mx.array]):
         velocity: Callable[[mx.array, np.ndarray], mx.array],
         start: mx.array,
         draw: Callable[[int], mx.array],
+        held: Callable[[mx.array, np.ndarray, mx.array], mx.array],
     ) -> Iterator[tuple[mx.array, mx.array]]:
         dtype, ahead = DTYPES[self.precision.dtype], self.launches_ahead
 
         def in_fp32(x: mx.array, t: np.ndarray) -> mx.array:
-            return velocity(x.astype(dtype), t).astype(mx.float32)
+            return held(x, t, velocity(x.astype(dtype), t).astype(mx.float32))
 
         computing: Step | None = None
         for step in SAMPLERS[plan.sampling.sampler](in_fp32, start, plan.sigmas, draw):

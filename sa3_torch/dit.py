@@ -20,7 +20,7 @@ from sa3_mlx.common.model.config import TIMESTEP_FEATURES, DiTConfig
 from sa3_mlx.common.model.features import FREQUENCIES
 
 from .attention import Attend, CrossAttention, SelfAttention, attend
-from .layers import MLP, FeedForward, RMSNorm, Rope, add_gated, modulate, rope
+from .layers import MLP, FeedForward, RMSNorm, Rope, add_gated, compiled_block, modulate, rope
 
 head_rms_norm = partial(RMSNorm, eps=1e-6)  # [B11]
 BLOCK_EPS = 1e-5  # [B11]
@@ -32,7 +32,11 @@ class Context:
 
     keys: Tensor  # (B, H or 2H, S, K)
     values: Tensor  # (B, H, S, K)
-    bias: Tensor | None  # (B, 1, 1, S), added to the logits
+    bias: Tensor | None  # (B, 1, 1 or N, S), added to the logits
+
+    def bias_of(self, tokens: int) -> Tensor | None:
+        """Return the bias of the last ``tokens``."""
+        return self.bias if self.bias is None or self.bias.shape[2] == 1 else self.bias[:, :, -tokens:]
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,8 @@ def _join(cond: Context | None, null: Context | None) -> Context:
     if cond.bias is None or null.bias is None:
         assert cond.bias is null.bias, "either both contexts count their tokens or none does"
         return Context(keys=keys, values=values, bias=None)
-    return Context(keys=keys, values=values, bias=torch.cat([cond.bias, null.bias]))
+    bias = null.bias.expand(-1, *cond.bias.shape[1:])
+    return Context(keys=keys, values=values, bias=torch.cat([cond.bias, bias]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +131,7 @@ class DiTBlock(nn.Module):
         if context is not None:
             rows = len(context.keys)
             known = x[:rows] + self.cross_attn(
-                self.cross_attn_norm(x[:rows]), context.keys, context.values, context.bias
+                self.cross_attn_norm(x[:rows]), context.keys, context.values, context.bias_of(x.shape[1])
             )
             x = known if rows == len(x) else torch.cat([known, x[rows:]])
         term = self.local_embed(local.given) if isinstance(local, LocalInput) else local
@@ -171,6 +176,10 @@ class DiT(nn.Module):
             context = self.to_cond_embed(cond.context)
             if cond.repeats is not None:  # ln 0 takes a filler away
                 bias = cond.repeats.float().log().to(context.dtype)[:, None, None]
+            if cond.shares is not None:  # a prompt that a token is not told has ln 0 there
+                told = cond.shares.float().log().to(context.dtype)
+                told = told.repeat_interleave(context.shape[1] // told.shape[2], dim=2)[:, None]  # (B, 1, N, S)
+                bias = told if bias is None else told + bias
         contexts: list[Context | None] = []
         local: list[Tensor | LocalInput | None] = []
         for layer in self.layers:
@@ -196,7 +205,8 @@ class DiT(nn.Module):
         h, sequence = self.begin(x, prepared)
         final = len(self.layers) - 1
         for k, (context, local) in enumerate(zip(prepared.contexts, prepared.local, strict=True)):
-            h = self.layers[k](h, modulation, context, local, sequence, k == final)
+            block = self.layers[k] if self.streamed else compiled_block(self.layers[k], "compiled_step")
+            h = block(h, modulation, context, local, sequence, k == final)
         y = self.project_out(h)  # (B, T, C)
         return y + self.postprocess(y)
 

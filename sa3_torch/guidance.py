@@ -18,7 +18,7 @@ from sa3_mlx.common.model.sampling import Guidance
 
 from .cuda.transfer import upload
 from .dit import DiT, Prepared, join
-from .layers import compiled
+from .layers import graphed
 
 ModulatedVelocity = Callable[[Tensor, Tensor], Tensor]  # (B, T, C), (B, 6 D) -> (B, T, C)
 
@@ -84,9 +84,11 @@ class GuidedVelocity:
         dit = self.dit  # not self, which keeps the result: memory would wait for the garbage collector
 
         def velocity(x: Tensor, modulation: Tensor) -> Tensor:
-            return dit.velocity(x, modulation, prepared)
+            if dit.streamed:
+                return dit.velocity(x, modulation, prepared)
+            return graphed(dit, dit.velocity, x, modulation, prepared)
 
-        return velocity if self.dit.streamed else compiled(velocity, "compiled_step")
+        return velocity
 
     @cached_property
     def _known(self) -> dict[bytes, tuple[Tensor, Tensor]]:

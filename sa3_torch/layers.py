@@ -6,8 +6,8 @@ Shapes: B batch, N tokens, D width, H heads, K head size.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
-from typing import Literal
+from functools import cache, partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,14 +17,27 @@ from torch import Tensor, nn
 from sa3_mlx.common.model.features import rope_table
 
 from .choices import way
+from .cuda.graphs import graphs_of
 from .cuda.transfer import upload
 
 Function = Callable[..., Tensor]
 
 
-def compiled(function: Function, choice: str) -> Function:
-    """Return a function of tensors, as one graph per shape where that choice says so; a call may overwrite the last."""
-    return torch.compile(function, mode="reduce-overhead", dynamic=False) if way(choice) == "compiled" else function
+def compiled_block(block: nn.Module, choice: str) -> Function:
+    """Return a block, compiled where that choice says so: once for all blocks of its kind, and for every length."""
+    if way(choice) == "compiled" and not torch.compiler.is_compiling():
+        return partial(_generated(type(block).forward), block)
+    return block
+
+
+@cache
+def _generated(function: Function) -> Function:
+    return torch.compile(function, dynamic=True)
+
+
+def graphed(network: nn.Module, function: Function, *inputs: Any) -> Tensor:
+    """Return the result of a function of a network, on CUDA by a graph of kernels where the choice says so."""
+    return graphs_of(network)(function, *inputs) if way("graphs") == "captured" else function(*inputs)
 
 
 def gate_silu(value: Tensor, gate: Tensor) -> Tensor:
@@ -149,12 +162,13 @@ Rope = tuple[Tensor, Tensor]
 @torch.compiler.assume_constant_result
 def rope(start: int, stop: int, device: torch.device) -> Rope:
     """Return rotary cos and sin for the positions start..stop-1, each (N, 16) fp32 [B12]."""
-    return _rope(start, stop, device)
+    cos, sin = _rope(1 << max(10, (stop - 1).bit_length()), device)
+    return cos[start:stop], sin[start:stop]
 
 
-@lru_cache(maxsize=8)
-def _rope(start: int, stop: int, device: torch.device) -> Rope:
-    cos, sin = rope_table(np.arange(start, stop))
+@cache  # a graph of kernels reads the table where it lies; all lengths together take twice the longest
+def _rope(positions: int, device: torch.device) -> Rope:
+    cos, sin = rope_table(np.arange(positions))
     return upload(cos, device), upload(sin, device)
 
 

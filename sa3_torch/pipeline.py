@@ -39,7 +39,7 @@ from .choices import CHOICES, WHOLE, on_a_cpu, way
 from .conditioner import blend
 from .cuda.transfer import fetch, mark, seconds_between, upload
 from .guidance import GuidedVelocity, negative
-from .layers import compiled, halve_products
+from .layers import graphed, halve_products
 from .lora import GatedVelocity, adapt, merge
 from .philox import DeviceNoise
 from .same import SAME
@@ -179,7 +179,7 @@ class Pipeline(BasePipeline[Tensor]):
         return Stopwatch(*stages, mark=mark, between=seconds_between)
 
     def _seeded(self, request: Request, plan: Plan) -> NoiseSource:
-        if way("noise") == "host":
+        if way("noise") == "host" or any(plan.seeds) or any(item.spread for item in request.items):
             return super()._seeded(request, plan)
         drawn = plan.sampling.steps - 1 if plan.sampling.sampler == "pingpong" else 0
         return DeviceNoise(
@@ -267,8 +267,8 @@ class Pipeline(BasePipeline[Tensor]):
         return self._numpy(self.autoencoder("encoder").encode(self._array(audio[None]))[0])
 
     def _decode(self, latents: Latents | Tensor, *noises: Latents) -> Tensor:
-        decode = compiled(self.autoencoder("decoder").decode, "compiled_decoder")
-        return decode(*(self._here(values) for values in (latents[None], *noises)))[0]
+        same = self.autoencoder("decoder")
+        return graphed(same, same.decode, *(self._here(values) for values in (latents[None], *noises)))[0]
 
     def _here(self, values: np.ndarray | Tensor) -> Tensor:
         return values if isinstance(values, Tensor) else self._array(values)
@@ -280,20 +280,23 @@ class Pipeline(BasePipeline[Tensor]):
         null: Conditioning[Tensor] | None,
         start: Tensor,
         draw: Callable[[int], Tensor],
+        held: Callable[[Tensor, np.ndarray, Tensor], Tensor],
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Return the steps from the start (B, T, C): see ``_steps``. Of one item, frames that mean nothing can be cut.
 
         They are at the end, and no other frame attends to them; so there is no mask, with which a GPU is slower.
         """
         frames, whole = plan.lengths.valid[0], start.shape[1]
-        if way("padding") == "masked" or len(start) > 1 or frames == whole:
-            return super()._sample(plan, cond, null, start, draw)
+        if way("padding") == "masked" or len(start) > 1 or frames == whole or plan.levels is not None:
+            return super()._sample(plan, cond, null, start, draw, held)
 
         def cut(given: Conditioning[Tensor]) -> Conditioning[Tensor]:
-            return replace(given, valid=None, local=None if given.local is None else given.local[:, :frames])
+            local = None if given.local is None else given.local[:, :frames]
+            shares = None if given.shares is None else given.shares[:, : frames - whole]
+            return replace(given, valid=None, local=local, shares=shares)
 
         steps = super()._sample(
-            plan, cut(cond), null and cut(null), start[:, :frames], lambda index: draw(index)[:, :frames]
+            plan, cut(cond), null and cut(null), start[:, :frames], lambda index: draw(index)[:, :frames], held
         )
         ends = (0, 0, 0, whole - frames)
         return ((F.pad(denoised, ends), F.pad(x, ends)) for denoised, x in steps)
@@ -304,11 +307,12 @@ class Pipeline(BasePipeline[Tensor]):
         velocity: Callable[[Tensor, np.ndarray], Tensor],
         start: Tensor,
         draw: Callable[[int], Tensor],
+        held: Callable[[Tensor, np.ndarray, Tensor], Tensor],
     ) -> Iterator[tuple[Tensor, Tensor]]:
         dtype = DTYPES[self.precision.dtype]
 
         def in_fp32(x: Tensor, t: np.ndarray) -> Tensor:
-            return velocity(x.to(dtype), t).to(torch.float32, copy=True)
+            return held(x, t, velocity(x.to(dtype), t).to(torch.float32, copy=True))
 
         for done in SAMPLERS[plan.sampling.sampler](in_fp32, start, plan.sigmas, draw):
             yield done.denoised, done.x

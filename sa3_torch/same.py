@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sa3_mlx.common.model.config import SAMEConfig
 
 from .attention import Attend, Heads, SelfAttention, attend, attend_window, window_mask
-from .layers import DynamicTanh, FeedForward, Rope, rope
+from .layers import DynamicTanh, FeedForward, Function, Rope, compiled_block, rope
 
 LATENT_NOISE = 1e-3  # of running_std, on the latents, when decoder noise is asked for [B47]
 
@@ -74,11 +74,11 @@ def _run_sliding(
     length, group = x.shape[1], config.stride + 1
     table, mask = rope(0, length, x.device), window_mask(length // group, group, x.device)
     for layer in layers[:-1]:
-        x, heads = layer(x, table, partial(attend_window, mask=mask), heads), None
+        x, heads = _ready(layer)(x, table, partial(attend_window, mask=mask), heads), None
     if latents_only:
         rows = slice(group - 1, None, group)
         return cast(SAMEBlock, layers[-1]).at(x, rows, table, partial(attend_window, mask=mask[:, rows]))
-    return layers[-1](x, table, partial(attend_window, mask=mask), heads)
+    return _ready(layers[-1])(x, table, partial(attend_window, mask=mask), heads)
 
 
 def _run_chunked(
@@ -89,17 +89,21 @@ def _run_chunked(
     chunk, half = config.span * group, config.span * group // 2
     table = rope(0, chunk, x.device)  # positions restart in every chunk
     for layer in layers[: len(layers) // 2]:
-        x, heads = layer(_fold(x, chunk), table, attend, _fold_heads(heads, chunk)).reshape(x.shape), None
+        x, heads = _ready(layer)(_fold(x, chunk), table, attend, _fold_heads(heads, chunk)).reshape(x.shape), None
     x = torch.cat([x[:, :half], x, x[:, -half:]], dim=1)  # chunks shifted by half, both ends repeated
     x = _fold(x, chunk)  # (B chunks, chunk, D)
     for layer in layers[len(layers) // 2 : -1]:
-        x = layer(x, table, attend)
+        x = _ready(layer)(x, table, attend)
     if not latents_only:
-        return layers[-1](x, table, attend).reshape(batch, -1, width)[:, half : half + length]
+        return _ready(layers[-1])(x, table, attend).reshape(batch, -1, width)[:, half : half + length]
     first = (half + group - 1) % group  # where a chunk has its first latent token
     x = cast(SAMEBlock, layers[-1]).at(x, slice(first, None, group), table, attend).reshape(batch, -1, width)
     before = -(-(half - first) // group)  # latent tokens in the repeated end
     return x[:, before : before + length // group]
+
+
+def _ready(layer: nn.Module) -> Function:
+    return compiled_block(layer, "compiled_decoder")
 
 
 def _fold(x: Tensor, chunk: int) -> Tensor:

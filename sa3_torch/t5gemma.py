@@ -18,6 +18,7 @@ from sa3_mlx.common.files.safetensors import StoredTable, TensorFile
 from sa3_mlx.common.model.config import TextEncoderConfig
 
 from .cuda.transfer import upload
+from .layers import graphed
 
 SOFT_CAP = 50.0
 ROPE_BASE = 10_000.0
@@ -143,6 +144,9 @@ class T5GemmaEncoder(nn.Module):
         x = x * torch.tensor(math.sqrt(self.config.width), dtype=x.dtype)  # rounded to the dtype [B2]
         tables = rope_full(ids.shape[1], self.config.width // self.config.heads)
         cos, sin = (upload(table, x.device).to(x.dtype) for table in tables)
+        return graphed(self, self._run, x, cos, sin, mask).clone()  # states of prompts are kept
+
+    def _run(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
         for layer in self.layers:
             x = layer(x, cos, sin, mask)
         return self.norm(x)

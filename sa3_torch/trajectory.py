@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sa3_mlx.common.generation.conditioning import Conditioning
-from sa3_mlx.common.generation.events import SeededNoise
+from sa3_mlx.common.generation.events import host_noise
 from sa3_mlx.common.generation.plan import plan
 from sa3_mlx.common.generation.request import Request
 
@@ -47,7 +47,7 @@ def visit(pipeline: Pipeline, request: Request) -> Iterator[State]:
     guidance = planned.sampling.guidance
     if guidance.interval != (0.0, 1.0):
         raise ValueError(f"guidance interval is {guidance.interval}: states are visited with guidance throughout")
-    noise = SeededNoise([item.seed for item in request.items])
+    noise = host_noise(request, planned)
     cond, null = pipeline.encode_texts(request, planned)
     init, inpaint = pipeline.encode_sources(request, planned)
     local = pipeline.local_input(planned, inpaint)

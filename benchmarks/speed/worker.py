@@ -144,6 +144,7 @@ def _open_torch(work: Work) -> tuple[BasePipeline[Any], Callable[[Any], None], M
 
     for place in ("compiled_step", "compiled_decoder"):
         use(place, "compiled" if work.compiled else "plain")
+    use("graphs", "captured" if work.compiled else "plain")
     device = choose_device(work.device)
     pipeline = Pipeline.load(work.folder, dtype=work.dtype, text_dtype=work.text_dtype, device=work.device)
     if device.type == "cuda":

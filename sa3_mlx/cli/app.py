@@ -16,7 +16,8 @@ SECTIONS: Sections = {
         "generate": ("audio.generate", "generate", "Make audio from a prompt."),
         "vary": ("audio.vary", "vary", "Make a variation of an audio file."),
         "inpaint": ("audio.inpaint", "inpaint", "Make regions of an audio file again and keep the rest."),
-        "extend": ("audio.extend", "extend", "Continue an audio file."),
+        "extend": ("audio.extend", "extend", "Continue an audio file, or lead up to it."),
+        "bridge": ("audio.bridge", "bridge", "Lead from one audio file to another."),
         "rerun": ("audio.rerun", "rerun", "Make a file again from its own tags."),
     },
     "Serve": {

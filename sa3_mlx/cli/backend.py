@@ -102,6 +102,7 @@ def load(
 
         for place in ("compiled_step", "compiled_decoder"):
             use(place, "compiled" if compiled else "plain")
+        use("graphs", "captured" if compiled else "plain")
         pipeline = kind.load(folder, **usual, device=device)
     else:
         pipeline = kind.load(folder, **usual)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from sa3_mlx.cli.output.files import SAMPLE_BYTES
 from sa3_mlx.cli.output.progress import Progress
-from sa3_mlx.common.files.audio import SUBTYPES
+from sa3_mlx.common.files.encoders import SUBTYPES
 from sa3_mlx.common.files.safetensors import TensorFile
-from sa3_mlx.common.generation.request import Item
+from sa3_mlx.common.generation.clips import Texts
+from sa3_mlx.common.generation.request import Request
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
 from sa3_mlx.common.quant.format import Quantization
 from sa3_mlx.common.terminal import excerpt
-from sa3_mlx.common.text.prompt import parse_prompt
 from sa3_mlx.common.text.tokenizer import Tokenizer, first_words
 
 from .adapters import describe
@@ -40,8 +40,7 @@ def announce(task: Task, setup: Setup, tokenizer: Tokenizer, progress: Progress)
     if setup.backend == "mlx" and (note := slow_note(setup.requests, task.model.config)):
         progress.line(note)
     _warn_of_rounding(task, progress)
-    items = [item for request in setup.requests for item in request.items]
-    for line in unheard(tokenizer, task.model.name, items):
+    for line in unheard(tokenizer, task.model.name, setup.requests):
         progress.line(f"note: {line}")
 
 
@@ -59,6 +58,9 @@ def _warn_of_rounding(task: Task, progress: Progress) -> None:
     first = task.requests[0]
     if task.source is None or first.inpaint is None or first.crossfade_ms is None:
         return
+    changing = [option for option in task.delivery.changing if option != "--peak"]  # it says itself what it changed
+    if changing:
+        progress.line(f"note: {', '.join(changing)} may change kept samples too; without, they stay as they are")
     if SAMPLE_BYTES[task.source.exact] > SAMPLE_BYTES[task.format]:
         lossless, better = task.format in SUBTYPES[".wav"], "--out with .wav"
         if lossless:
@@ -67,11 +69,10 @@ def _warn_of_rounding(task: Task, progress: Progress) -> None:
         progress.line(f"note: kept samples {loss}; {better} keeps them exactly")
 
 
-def unheard(tokenizer: Tokenizer, name: str, items: Iterable[Item]) -> list[str]:
-    """Say which parts of the texts of clips the model ``name`` does not know or read, a line for each."""
+def unheard(tokenizer: Tokenizer, name: str, requests: Iterable[Request]) -> list[str]:
+    """Say which parts of the texts of requests the model ``name`` does not know or read, a line for each."""
     lines = []
-    given = (text for item in items for text in (item.prompt, item.negative_prompt) if text)
-    for text in dict.fromkeys(part.text for prompt in given for part in parse_prompt(prompt).texts):
+    for text in dict.fromkeys(part.text for request in requests for part in Texts.of(request).texts):
         if unknown := tokenizer.unknown(text):
             lines.append(f"{name} does not know {first_words(unknown)}; see 'sa3 info {shlex.quote(name)}'")
         count = tokenizer.count(text)

@@ -15,7 +15,8 @@ import numpy as np
 
 from sa3_mlx.cli.options.model import MemoryOptions, ModelOptions
 from sa3_mlx.cli.options.output import OutputOptions
-from sa3_mlx.cli.output.files import Outlets, Target, check_targets, find_targets
+from sa3_mlx.cli.output.files import SAMPLE_BYTES, Outlets, Target, check_targets, find_targets
+from sa3_mlx.cli.output.outlet import check_delivery
 from sa3_mlx.cli.output.progress import Progress
 from sa3_mlx.cli.output.provenance import (
     CommandName,
@@ -26,10 +27,10 @@ from sa3_mlx.cli.output.provenance import (
     RuntimeRecord,
 )
 from sa3_mlx.cli.output.report import report_next
-from sa3_mlx.cli.output.sink import STDOUT, check_pipe
+from sa3_mlx.cli.output.sink import STDOUT
 from sa3_mlx.cli.output.speaker import Speaker, check_speaker
 from sa3_mlx.common.adapters.applied import Applied
-from sa3_mlx.common.files.audio import SUBTYPES
+from sa3_mlx.common.files.encoders import SUBTYPES
 from sa3_mlx.common.files.safetensors import TensorFile
 from sa3_mlx.common.files.wav import Subtype
 from sa3_mlx.common.generation.checks import validate
@@ -54,8 +55,6 @@ if TYPE_CHECKING:
     from sa3_mlx.cli.audio.source import SourceFile
     from sa3_mlx.common.generation.pipeline import BasePipeline
 
-_PEAK_RANGE = (-60.0, 0.0)
-
 
 @dataclass(frozen=True)
 class Task:
@@ -77,6 +76,17 @@ class Task:
         return self.requests[0].items[0].seconds
 
     @property
+    def delivery(self) -> OutputRecord:
+        """Return what happens to a finished sound, and the kind of its file. Raises ConfigError."""
+        delivery = self.output.delivery(self.model.config.sample_rate, self.format)
+        return OutputRecord(format=self.format, **delivery.to_dict())
+
+    @property
+    def file_rate(self) -> int:
+        """Return the sample rate of the files in Hz."""
+        return self.delivery.rate or self.model.config.sample_rate
+
+    @property
     def format(self) -> Subtype:
         """Return the format of samples: the one asked for, or what holds kept samples exactly, in FLAC most nearly."""
         if self.output.format is not None:
@@ -85,7 +95,7 @@ class Task:
         allowed = SUBTYPES.get(suffix, SUBTYPES[".wav"])  # a name that is none is refused elsewhere
         if self.source is None or self.requests[0].inpaint is None:
             return allowed[0]
-        return self.source.exact if self.source.exact in allowed else allowed[-1]
+        return self.source.exact if self.source.exact in allowed else max(allowed, key=SAMPLE_BYTES.__getitem__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +117,7 @@ def run(task: Task) -> list[Path]:
     setup = plan(task, progress)
     pipeline = load(task, setup)
     announce(task, setup, pipeline.tokenizer, progress)
-    with Speaker(config.sample_rate, config.audio_channels) if task.output.play else nullcontext() as speaker:
+    with Speaker(task.file_rate, config.audio_channels) if task.output.play else nullcontext() as speaker:
         for number, request in enumerate(setup.requests):
             made = provenance(task, setup, request)
             events = stream(pipeline, request, setup.memory.residency, progress)
@@ -129,16 +139,12 @@ def check(task: Task) -> list[Target]:
     config, wanted = task.model.config, task.output
     for request in task.requests:
         validate(request, config)
-    if wanted.peak is not None and not _PEAK_RANGE[0] <= wanted.peak <= _PEAK_RANGE[1]:
-        raise ValueError(f"peak is {wanted.peak:g} dB: allowed are -60 to 0")
-    if wanted.out == STDOUT:
-        if wanted.peak is not None:
-            raise ValueError("--peak needs the whole audio before its first sample: not possible with --out -")
-        check_pipe(task.format)
+    kept = task.requests[0].inpaint is not None
+    check_delivery(task.delivery, wanted.out, task.seconds, config.sample_rate, kept=kept)
     if wanted.play:
-        check_speaker(config.sample_rate, config.audio_channels)
+        check_speaker(task.file_rate, config.audio_channels)
     targets = find_targets(task.requests, task.only, wanted.out, wanted.spectrogram, task.command, task.format)
-    check_targets(targets, task.seconds, task.format, config, force=wanted.force)
+    check_targets(targets, task.seconds, task.format, task.file_rate, config.audio_channels, force=wanted.force)
     return targets
 
 
@@ -150,7 +156,7 @@ def plan(task: Task, progress: Progress) -> Setup:
     model, options = task.model, task.options
     adapters = open_adapters(options.lora, model.config)
     framework = backend.choose(options.backend, options.device, compiled=options.compiled)
-    early = task.output.out == STDOUT or (task.output.play and task.output.peak is None)
+    early = task.output.out == STDOUT or (task.output.play and not task.delivery.whole)
     chunk = stream_chunk_frames(model.config.same) if early else None  # short ones, where somebody listens already
     ways = backend.tuned_ways(framework, options.device, model.config) if task.ways is None else task.ways
     requests = [
@@ -248,9 +254,14 @@ def provenance(task: Task, setup: Setup, request: Request) -> Provenance:
             text_dtype=precision.text_dtype or "auto",
             ways=backend.choices(setup.backend).differing(setup.ways),
         ),
-        output=OutputRecord(format=task.format, peak_db=task.output.peak),
-        input=None if task.source is None else InputRecord(name=task.source.name, hash=task.source.hash),
+        output=task.delivery,
+        input=_record(task.source),
+        second_input=None if task.source is None else _record(task.source.second),
     )
+
+
+def _record(source: SourceFile | None) -> InputRecord | None:
+    return None if source is None else InputRecord(name=source.name, hash=source.hash)
 
 
 def _plan_memory(

@@ -177,6 +177,8 @@ def complete_sampling(given: object, usual: Sampling) -> dict[str, Any]:
         norm_threshold=wanted.get("norm_threshold"),
         negative=None,
         blend="spherical",
+        at=(),
+        prompt_fade=Request.prompt_fade_seconds,
         head_room=None,
         decode_noise=False,
     )

@@ -11,11 +11,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sa3_mlx.cli.home import find_model
 from sa3_mlx.cli.models.listing import parameters
 from sa3_mlx.cli.notes import unheard
 from sa3_mlx.common.generation.clips import open_tokenizer
-from sa3_mlx.common.generation.request import Item, Request
+from sa3_mlx.common.generation.request import Request
 from sa3_mlx.common.installed import DAMAGE, Model, installed, open_model
 from sa3_mlx.common.schema import quoted, require
 from sa3_mlx.common.text.tokenizer import Tokenizer
@@ -132,8 +134,8 @@ class Studio:
         if record.order["request"] is None:
             return []
         model = self.model(record.order["model"])
-        items = [Item.from_dict(item) for item in record.order["request"]["items"]]
-        return unheard(_tokenizer(model.folder), model.tag, items)
+        request = Request.from_dict(record.order["request"], audio=np.zeros((0, 1), np.float32))
+        return unheard(_tokenizer(model.folder), model.tag, [request])
 
     def _queue(self, order: Order, request: Request, model: Model) -> JobRecord:
         work = JobSize.of(request, model.config)

@@ -13,6 +13,8 @@ def upload(values: np.ndarray, device: torch.device) -> Tensor:
     """Put values on a device: CUDA takes them from pinned memory when it comes to it. On a CPU they are shared."""
     tensor = torch.from_numpy(np.ascontiguousarray(values))
     if device.type == "cuda":
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("values from the host cannot be part of a graph of kernels")
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=device.type != "mps")
 

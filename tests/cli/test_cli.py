@@ -131,21 +131,22 @@ def test_peak_and_clipping(run: Run):
 
 def test_clipping_is_reported_with_advice(run: Run, capfd: pytest.CaptureFixture[str]):
     from sa3_mlx.cli.output.report import report_file
+    from sa3_mlx.common.delivery.chain import Delivered
 
     ok(run("generate", "rain", "--seconds", "0.2", "--out", "a.wav"))
     made, audio = read_provenance(Path("a.wav")), tone(0.5, level=2.0)
-    report_file(Path("a.wav"), audio, audio, RATE, made, 1.0, (), None, quiet=False)
+    report_file(Path("a.wav"), audio, Delivered(audio, RATE, 0.0, ()), RATE, made, 1.0, (), None, quiet=False)
     assert "clipped" in (text := capfd.readouterr().out) and "--peak -1" in text
     few = tone(4.0)
     few[7:10] = 1.5
-    report_file(Path("a.wav"), few, few, RATE, made, 1.0, (), None, quiet=False)
+    report_file(Path("a.wav"), few, Delivered(few, RATE, 0.0, ()), RATE, made, 1.0, (), None, quiet=False)
     assert "3 samples were clipped" in capfd.readouterr().out
     edited = replace(made, request=replace(made.request, inpaint=Inpaint(audio=audio, regions=((0.1, 0.2),))))
-    report_file(Path("a.wav"), audio, audio, RATE, edited, 1.0, (), None, quiet=False)
+    report_file(Path("a.wav"), audio, Delivered(audio, RATE, 0.0, ()), RATE, edited, 1.0, (), None, quiet=False)
     text = capfd.readouterr().out
     assert "a .wav with --format float avoids it" in text and "--peak" not in text, "it would change kept audio"
     silent = np.zeros_like(audio)
-    report_file(Path("a.wav"), silent, silent, RATE, made, 1.0, (), None, quiet=False)
+    report_file(Path("a.wav"), silent, Delivered(silent, RATE, 0.0, ()), RATE, made, 1.0, (), None, quiet=False)
     assert "silent" in capfd.readouterr().out
 
 
@@ -376,10 +377,10 @@ def test_compiling_is_for_pytorch_and_recorded(run: Run, monkeypatch: pytest.Mon
     said: list[str] = []
     monkeypatch.setattr(choices, "use", lambda place, way: said.append(f"{place} {way}"))
     args = ("generate", "rain", "--seconds", "0.2", "--steps", "1", "--backend", "torch")
-    compiled = ["compiled_step compiled", "compiled_decoder compiled"]
+    compiled = ["compiled_step compiled", "compiled_decoder compiled", "graphs captured"]
     ok(run(*args, "--compile", "--out", "a.wav"))
     assert said == compiled and read_provenance(Path("a.wav")).runtime.compiled
     ok(run("rerun", "a.wav"))
     ok(run(*args, "--out", "b.wav"))
-    assert said == [*compiled, *compiled, "compiled_step plain", "compiled_decoder plain"]
+    assert said == [*compiled, *compiled, "compiled_step plain", "compiled_decoder plain", "graphs plain"]
     assert not read_provenance(Path("b.wav")).runtime.compiled

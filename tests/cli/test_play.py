@@ -29,6 +29,25 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Install:
     return put
 
 
+def test_a_long_piece_waits_for_what_is_played(run: Run, install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more than the allowed seconds and a piece are in memory; and a device that fails holds nothing up."""
+    monkeypatch.setattr("sa3_mlx.cli.audio.long._AHEAD_SECONDS", 1.0)
+    library, held, usual = install(FakeSoundDevice()), list[int](), Speaker.wait
+
+    def wait(speaker: Speaker, seconds: float) -> None:
+        usual(speaker, seconds)
+        held.append(speaker._written - sum(map(len, library.played)))
+
+    monkeypatch.setattr(Speaker, "wait", wait)
+    args = ("generate", "rain", "--seconds", "12", "--steps", "1", "--format", "float", "--play")
+    ok(run(*args, "--out", "a.wav"))
+    np.testing.assert_array_equal(np.concatenate(library.played), read("a.wav").clip(-1, 1))
+    assert len(held) > 5 and max(held) <= RATE
+    install(FakeSoundDevice(problem="Device unavailable"))
+    failed = run(*args, "--out", "b.wav")
+    assert failed.code == 2 and "all was written" in failed.err and len(read("b.wav")) == 12 * RATE
+
+
 def test_what_is_written_is_played(run: Run, install: Install):
     library = install(FakeSoundDevice())
     ok(run(*MAKE, "--batch", "2", "--out", "a.wav", "--play"))

@@ -107,7 +107,11 @@ def test_tags_are_a_request_with_its_circumstances(run: Run):
     ok(run("inpaint", "in.wav", "bell", "--region", "0.1:0.2", "--batch", "2", "--seed", "4", "--out", "i.wav"))
     tags = json.loads(read_tags("i-2.wav"))
     assert list(tags) == ["format", "sa3", "command", "item", "request", "model", "runtime", "output", "input"]
-    assert (tags["format"], tags["item"], tags["request"]["inpaint"]) == ("sa3-sound/2", 1, {"regions": [[0.1, 0.2]]})
+    assert (tags["format"], tags["item"], tags["request"]["inpaint"]) == (
+        "sa3-sound/2",
+        1,
+        {"regions": [[0.1, 0.2]], "feather_seconds": 0.0},
+    )
     made = read_provenance(Path("i-2.wav"))
     assert made.clip.seed == 5 and Provenance.from_dict(made.to_dict()).to_json() == made.to_json()
     with pytest.raises(ConfigError, match="no such clip"):

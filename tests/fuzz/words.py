@@ -8,7 +8,7 @@ import numpy as np
 
 from sa3_mlx.assets import DEMO
 from sa3_mlx.cli.adapters import parse_lora
-from sa3_mlx.cli.options.output import parse_region
+from sa3_mlx.cli.options.regions import parse_region
 from sa3_mlx.common.generation.checks import validate
 from sa3_mlx.common.generation.clips import open_tokenizer
 from sa3_mlx.common.generation.plan import plan
@@ -41,7 +41,8 @@ def _text(given: Given) -> str:
 
 
 def _read_region(given: Given) -> None:
-    regions = tuple((start, 0.5 if end is None else end) for start, end in map(parse_region, _text(given).splitlines()))
+    wanted = map(parse_region, _text(given).splitlines())
+    regions = tuple((one.start, 0.5 if one.end is None else one.end) for one in wanted)
     request = Request(items=(Item(prompt="", seconds=0.5, seed=0),), inpaint=Inpaint(audio=_AUDIO, regions=regions))
     to_regions(regions, 8000)
     validate(request, SMALL)

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from sa3_mlx.common.generation.events import AudioChunk, Latents, PieceFinished, Stepped, WindowMade
+from sa3_mlx.common.generation.long.around import around
 from sa3_mlx.common.generation.long.run import Anchor, Tail
 from sa3_mlx.common.generation.long.store import FolderStore
 from sa3_mlx.common.generation.long.windows import layout
-from sa3_mlx.common.generation.request import InitAudio, Inpaint, Item, LongForm, Request
+from sa3_mlx.common.generation.request import InitAudio, Inpaint, Item, LongForm, Patch, Request, TimedPrompt
 from sa3_mlx.common.memory.prediction import predict
 from sa3_mlx.common.model.precision import Precision
 from sa3_mlx.common.model.presets import PRESETS
@@ -215,8 +216,8 @@ def test_windows_of_the_released_models() -> None:
 TONE = np.zeros((8000, 2), np.float32)
 REFUSED = {
     "two clips": (replace(request(), items=request().items * 2), "is made by itself"),
-    "init audio": (replace(request(), init=InitAudio(audio=TONE, noise_level=0.5)), "leave out init"),
-    "inpaint audio": (replace(request(), inpaint=Inpaint(audio=TONE, regions=((0.0, 1.0),))), "leave out init"),
+    "init audio": (replace(request(), init=InitAudio(audio=TONE, noise_level=0.5)), "not made from init audio"),
+    "inpaint audio": (replace(request(), inpaint=Inpaint(audio=TONE, regions=((0.0, 1.0),))), "leave them out"),
     "more than a day": (request(1e7), "at most 86400"),
     "not finite": (request(float("inf")), "finite"),
     "no length": (request(0), "seconds is 0"),
@@ -277,3 +278,47 @@ def test_a_damaged_window_is_named(twin: Twin, random_models: dict[str, Path], t
         store.write(1, np.zeros((5, 16), np.float32))
         with pytest.raises(ValueError, match=r"window 1: what was kept"):
             parts(pipeline, request(), store=store)
+
+
+def test_audio_longer_than_a_clip_is_kept_around_what_is_made(twin: Twin, random_models: dict[str, Path]) -> None:
+    """The run is that of a window, and everything outside of the regions is the source, bit for bit."""
+    rng = np.random.default_rng(3)
+    pipeline, config = twin.pipeline(random_models["tiny-s"]), TINY["tiny-s"]
+    audio = rng.normal(0, 0.1, (100 * 8000, 2)).astype(np.float32)
+    regions = ((50.0, 51.0), Patch(start=52.5, end=53.0, seed=9))
+    item = replace(request().items[0], seconds=100.0, prompts_over_time=(TimedPrompt(start=52.0, prompt="bell"),))
+    wanted = replace(request(), items=(item,), inpaint=Inpaint(audio=audio, regions=regions), long=LongForm())
+    events = list(pipeline.stream(wanted))
+    chunks = [event for event in events if isinstance(event, AudioChunk)]
+    made = events[-1].generation
+    assert np.array_equal(np.concatenate([chunk.audio for chunk in chunks]), made.audio[0])
+    assert [chunk.start for chunk in chunks[1:]] == list(np.cumsum([len(chunk.audio) for chunk in chunks])[:-1])
+    changed = np.flatnonzero((made.audio[0] != audio).any(axis=1))
+    assert changed[0] >= 50 * 8000 and changed[-1] < 53 * 8000
+    assert not ((changed >= 51 * 8000) & (changed < 52.5 * 8000)).any() and len(changed) > 11_000
+    assert [seam.sample for seam in made.seams[0]] == [int(time * 8000) for time in (50, 51, 52.5, 53)]
+    assert made.request == wanted
+    found = around(wanted, config)
+    part = pipeline.generate(found.request).audio[0]
+    assert np.array_equal(made.audio[0][found.start : found.start + len(part)], part)
+    assert found.request.items[0].prompts_over_time[0].start == pytest.approx(52.0 - found.start / 8000)
+
+
+def test_windows_have_the_prompts_of_their_time() -> None:
+    later = (TimedPrompt(start=70 * FRAME, prompt="bell"), TimedPrompt(start=1000 * FRAME, prompt="drone"))
+    item = replace(request(2000).items[0], prompts_over_time=later)
+    windows = layout(replace(request(2000), items=(item,)), TINY["tiny-s"]).windows
+    texts = [
+        (one.request.items[0].prompt, [p.prompt for p in one.request.items[0].prompts_over_time]) for one in windows
+    ]
+    assert texts[0] == ("kick rain", []) and texts[1] == ("kick rain", ["bell"])
+    assert texts[2] == ("bell", []) and texts[-1] == ("drone", [])
+    assert windows[1].request.items[0].prompts_over_time[0].start == pytest.approx((70 - 36) * FRAME)
+
+
+def test_a_prompt_over_time_changes_nothing_before_it(twin: Twin, random_models: dict[str, Path]) -> None:
+    """Windows that end before it are those of the plain piece, bit for bit."""
+    pipeline = twin.pipeline(random_models["tiny-s"])
+    item = replace(request().items[0], prompts_over_time=(TimedPrompt(start=90 * FRAME, prompt="bell"),))
+    plain, timed = parts(pipeline, request())[0], parts(pipeline, replace(request(), items=(item,)))[0]
+    assert np.array_equal(plain[:84], timed[:84]) and not np.array_equal(plain[84:], timed[84:])

@@ -52,6 +52,25 @@ def test_a_job_gives_the_bytes_of_the_command_s_file(run: Run, studio: Studio) -
         assert made.read_bytes() == Path(name).read_bytes(), name
 
 
+def test_a_loop_has_the_samples_of_the_request_and_steps_of_both_runs(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = body(0.8, seed=5)
+    asked["request"] |= {"loop": {"bpm": 300.0, "beats": 4}, "sampling": "euler:3:1"}
+    gate = Gate(studio, monkeypatch)
+    job = studio.submit(asked)
+    found = studio.engine.job(job.id)
+    assert found is not None
+    gate.open()
+    done(studio, job)
+    sound = studio.sound(studio.job(job.id).sounds[0])
+    assert sound.samples == round(0.8 * 8000)
+    steps = [event.data for event in found.feed.events if event is not None and event.name == "step"]
+    assert [(data["step"], data["steps"]) for data in steps] == [(step, 6) for step in range(1, 7)]
+    made = Pipeline.load(studio.default.folder).generate(Request.from_dict(job.order["request"])).audio[0]
+    assert np.array_equal(read(studio.store.path(sound)), made)
+
+
 def test_edits_give_the_bytes_of_the_commands(run: Run, studio: Studio) -> None:
     source = write_tone(Path("take.wav"), 1.0)
     with studio.store.upload() as taken:
@@ -360,6 +379,7 @@ def test_models_are_names_and_never_paths(studio: Studio, shared_home: Path) -> 
         ({"request": {"items": [{}], "sampling": {"speed": 3}}}, "unknown field"),
         ({"request": {"items": [{}], "sampling": "euler:x:3"}}, "expected SAMPLER"),
         ({"request": {"items": [{}], "colour": 3}}, "unknown field"),
+        ({"request": {"items": [{"seconds": 60}], "long": {}}}, "long pieces are made by 'sa3 generate'"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_it_is_queued(studio: Studio, data: dict[str, Any], words: str) -> None:

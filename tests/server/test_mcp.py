@@ -49,7 +49,7 @@ async def finished(call: Call, job: dict[str, Any]) -> dict[str, Any]:
 def test_schemas_are_flat(server: Live, tmp_path: Path) -> None:
     async def work(client: Any, _: Call) -> None:
         tools = (await client.list_tools()).tools
-        assert [tool.name for tool in tools] == ["make", "vary", "inpaint", "extend", "status", "fetch", "list"]
+        assert [tool.name for tool in tools] == ["make", "loop", "vary", "inpaint", "extend", "status", "fetch", "list"]
         for tool in tools:
             text = json.dumps(tool.input_schema)
             assert "$ref" not in text and "anyOf" not in text and '"null"' not in text, text
@@ -69,10 +69,13 @@ def test_an_assistant_makes_edits_and_fetches_sounds(server: Live, tmp_path: Pat
             await call("vary", source=source, noise_level=0.4),
             await call("inpaint", source="take.wav", starts=[0.1, 0.3], ends=[0.2, 0.4], prompt="bell", steps=3),
             await call("extend", source=source, seconds=0.9),
+            await call("inpaint", source=source, starts=[0.1, 0.4], ends=[0.2, 0.5], prompts=["bell", ""], steps=2),
+            await call("loop", prompt="kick", bpm=300, bars=1, steps=2),
         ]
         sounds = [(await finished(call, job))["sounds"][0] for job in jobs]
-        assert [sound["kind"] for sound in sounds] == ["vary", "inpaint", "extend"]
+        assert [sound["kind"] for sound in sounds] == ["vary", "inpaint", "extend", "inpaint", "generate"]
         assert sounds[1]["regions"] == [[0.1, 0.2], [0.3, 0.4]] and sounds[2]["seconds"] == 0.9
+        assert sounds[4]["prompt"] == "kick, 300 bpm" and sounds[4]["seconds"] == 4 * 60 / 300
         for form in ("wav", "flac", "mp3"):
             file = await call("fetch", sound=sounds[2]["id"], format=form)
             assert Path(file["path"]).parent == tmp_path and soundfile.info(file["path"]).samplerate == 8000
@@ -90,6 +93,9 @@ def test_an_assistant_makes_edits_and_fetches_sounds(server: Live, tmp_path: Pat
         ("vary", {"source": "../secret.wav"}, "no such file in the folder"),
         ("vary", {"source": "/etc/hosts.wav"}, "no such file in the folder"),
         ("inpaint", {"source": "x", "starts": [1], "ends": []}, "one end for each start"),
+        ("inpaint", {"source": "x", "starts": [1], "ends": [2], "prompts": ["a", "b"]}, "1 regions and 2 prompts"),
+        ("loop", {"prompt": "x", "bpm": 60, "bars": 64}, "makes above 0"),
+        ("loop", {"prompt": "x", "bpm": 120, "model": "other"}, "there are little"),
         ("status", {"job": "../jobs"}, "ids are letters and digits"),
         ("fetch", {"sound": "nothing"}, "there is no sound"),
         ("fetch", {"sound": "x", "format": "aac"}, "format"),

@@ -118,7 +118,7 @@ def test_the_end_is_dragged_to_extend(page: Page, studio: Live) -> None:
     assert 1.3 < studio.get("/api/sounds?limit=1").json[0]["seconds"] < 1.8
 
 
-def test_regions_with_other_prompts_follow_each_other(page: Page, studio: Live) -> None:
+def test_regions_with_other_prompts_are_one_job(page: Page, studio: Live) -> None:
     page.make("trumpet note C4", "1.5", 8)
     for _ in range(2):
         page.page.click("#add")
@@ -126,9 +126,28 @@ def test_regions_with_other_prompts_follow_each_other(page: Page, studio: Live) 
         page.page.mouse.click(box["x"] + 0.6 * box["width"], box["y"] + 40)
     page.page.get_by_label("Region 2, its own prompt").fill("snare drum")
     page.page.click("#inpaint")
-    page.versions(3)
-    prompts = [sound["prompt"] for sound in studio.get("/api/sounds?limit=2").json]
-    assert prompts == ["snare drum", "trumpet note C4"]
+    page.versions(2)
+    made = studio.get("/api/sounds?limit=1").json[0]
+    asked = studio.get(f"/api/sounds/{made['id']}/provenance").json["request"]
+    first, second = asked["inpaint"]["regions"]
+    assert asked["items"][0]["prompt"] == "trumpet note C4" and len(made["regions"]) == 2
+    assert isinstance(first, list) and second["prompt"] == "snare drum"
+
+
+def test_a_loop_is_made_and_plays_round(page: Page, studio: Live) -> None:
+    page.page.check("#ring")
+    page.page.fill("#bpm", "150")
+    page.page.fill("#bars", "1")
+    page.page.fill("#prompt", "snare drum")
+    page.page.press("#prompt", "Enter")
+    api.expect(page.page.locator("#edit-title")).to_contain_text("snare drum, 150 bpm", timeout=60_000)
+    api.expect(page.page.locator("#jobs li")).to_have_count(0, timeout=60_000)
+    made = studio.get("/api/sounds?limit=1").json[0]
+    assert made["samples"] == round(4 * 60 / 150 * 44100)
+    asked = studio.get(f"/api/sounds/{made['id']}/provenance").json["request"]
+    assert asked["loop"] == {"bpm": 150.0, "beats": 4, "way": "seam"}
+    assert asked["items"][0]["prompt"] == "snare drum, 150 bpm"
+    api.expect(page.page.locator("#loop")).to_be_checked()
 
 
 def test_a_dropped_recording_is_opened_and_edited(page: Page, tmp_path: Path) -> None:

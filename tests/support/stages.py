@@ -22,6 +22,7 @@ from sa3_mlx.common.quant.calibration import CalibrationPrompt
 from sa3_torch.train.autoencoder.distill import DistillConfig, DistillStage
 from sa3_torch.train.autoencoder.stage import AutoencoderConfig, AutoencoderStage
 from sa3_torch.train.autoencoder.start import Start
+from sa3_torch.train.clap.network import LatentClap
 from sa3_torch.train.clap.stage import ClapConfig, ClapStage
 from sa3_torch.train.data.clip_cache import ClipSet, Draft, write_clips
 from sa3_torch.train.data.encode.pre_encode import EncodeConfig, PreEncoder, load_autoencoder
@@ -268,11 +269,33 @@ def posttrain_stage(workspace: Path, *changes: str) -> PosttrainStage:
         "head.width=16",
         "head.groups=4",
         "weights.clap=0.0",
+        "weights.frechet=0.0",
+        "head_start=0",
+        "backbone_rate=1.0",
         "own_sample_share=0.5",
         "train.seed=1",
     )
     config = load_settings(PosttrainConfig, "posttrain", "demo", (*SHORT, *small, *changes))
-    return PosttrainStage(workspace / "base", workspace / "base", config, [workspace / "latents"], None)
+    clap = _clap(workspace) if config.weights.clap or config.weights.frechet else None
+    return PosttrainStage(workspace / "base", workspace / "base", config, [workspace / "latents"], clap)
+
+
+def _clap(workspace: Path) -> LatentClap:
+    """Make a latent CLAP of random weights, always the same."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        clap = clap_stage(workspace).model
+        for parameter in clap.parameters():
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+    return clap.eval().requires_grad_(False)
+
+
+def frechet_stage(workspace: Path, *changes: str) -> PosttrainStage:
+    """Every term of post-training; the discriminator has a head start of two steps, over blocks that are frozen."""
+    terms = ("weights.clap=1.0", "weights.frechet=1.0", "head_start=2", "backbone_rate=0.0")
+    rest = ("generator_noise.one_shot=0.5", "discriminator_noise.low_noise=0.25", "train.batch=8")
+    return posttrain_stage(workspace, *terms, *rest, *changes)
 
 
 def quantize_stage(workspace: Path, *changes: str) -> QuantizeStage:
@@ -371,6 +394,7 @@ STAGES: dict[str, Callable[..., Stage]] = {
     "clap": clap_stage,
     "ode-warmup": ode_warmup_stage,
     "posttrain": posttrain_stage,
+    "frechet": frechet_stage,
     "lora": lora_stage,
     "quantize": quantize_stage,
     "game": game_stage,

@@ -15,7 +15,7 @@ pytest.importorskip("scipy", reason="the training extra is not installed")
 from sa3_mlx.common.files.safetensors import tensors_hash
 from sa3_mlx.common.schema import ConfigError
 from sa3_torch.train.clap.contrastive import alignment, draw_times, equal_pairs, info_nce, retrieval, uniformity
-from sa3_torch.train.clap.network import MAX_SCALE, LatentClap
+from sa3_torch.train.clap.network import MAX_SCALE, AudioTower, LatentClap
 from sa3_torch.train.clap.stage import ClapStage
 from sa3_torch.train.flow.path import interpolate
 from sa3_torch.train.run.parallel import BatchSlice
@@ -135,6 +135,22 @@ def test_noise_and_times_of_a_part_are_those_of_the_whole(stage: ClapStage) -> N
 
 
 # the model
+
+
+def test_longer_sounds_than_it_was_trained_on_are_seen_in_windows(clap: LatentClap) -> None:
+    """The mean over the tokens of all windows; it used to be shown 4096 frames after a training on 1292."""
+    size, lengths = clap.audio.frames_per_token, list[int]()
+    tower = AudioTower(clap.config.tower, C, max_frames=4 * size)
+    tower.load_state_dict(clap.audio.state_dict())
+    tower.layers[0].register_forward_pre_hook(lambda _module, given: lengths.append(given[0].shape[1]))
+    z, t = noise(2, 11 * size, C), torch.tensor([0.0, 0.5])
+    valid = torch.arange(11 * size)[None] < size * torch.tensor([11, 3])[:, None]
+    found = tower.pooled(z, valid, t)
+    assert lengths == [4]
+    windows = [slice(0, 4 * size), slice(4 * size, 8 * size), slice(8 * size, 11 * size)]
+    parts = [clap.audio.pooled(z[:1, rows], valid[:1, rows], t[:1]) for rows in windows]
+    torch.testing.assert_close(found[:1], (4 * parts[0] + 4 * parts[1] + 3 * parts[2]) / 11, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found[1:], clap.audio.pooled(z[1:], valid[1:], t[1:]), atol=1e-5, rtol=1e-5)
 
 
 def test_padding_does_not_change_the_vectors(clap: LatentClap) -> None:

@@ -40,13 +40,19 @@ TORCH_ONLY = {
     "dit": {"LocalInput"},  # training
     "weights": {"StableAudio", "save_checkpoint", "load_model"},  # training holds and writes whole models
     "choices": {"WHOLE", "on_a_cpu"},
-    "layers": {"HalfLinear", "halve_products"},  # of SAME on CUDA; an Apple GPU is not faster in 16 bits
+    "layers": {
+        "compiled_block",
+        "graphed",
+        "HalfLinear",
+        "halve_products",
+    },  # of SAME on CUDA; an Apple GPU is not faster in 16 bits
     "pipeline": {"choose_device", "device_name"},
     "lora": {"TrainedAdapter", "add_adapter"},  # training
 }
 MLX_ONLY = {
     "attention": {"Near"},  # asks for own kernels
     "layers": {
+        "compiled",
         "silu",
         "pointwise",  # those of mlx.nn are always compiled: on Linux that needs g++
         *("PackedLinear", "TILE", "FEW_TILES"),  # the torch twin unpacks what it loads

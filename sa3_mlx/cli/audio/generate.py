@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from sa3_mlx.cli.home import find_model
 from sa3_mlx.cli.inputs import is_stream, open_stream
+from sa3_mlx.cli.options.long import LongOptions
 from sa3_mlx.cli.options.model import MemoryOptions, ModelOptions
 from sa3_mlx.cli.options.output import OutputOptions
 from sa3_mlx.cli.options.sampling import SamplingOptions
 from sa3_mlx.cli.run import Task, run
 from sa3_mlx.cli.typed import TypedCommand
+from sa3_mlx.common.generation.long.store import folder_of, stored_seed
 from sa3_mlx.common.model.config import ModelConfig
+
+from .long import run_long
 
 PROMPTS_MAX = 1 << 24  # bytes of a file of prompts
 _USUAL_SECONDS = 10.0
@@ -33,6 +38,7 @@ def generate(
     prompt: str | None,
     seconds: float | None,
     prompt_file: Path | None,
+    long: LongOptions,
     sampling: SamplingOptions,
     model: ModelOptions,
     memory: MemoryOptions,
@@ -43,15 +49,30 @@ def generate(
     \b
     sa3 generate "piano note A4" --seconds 2 --out piano.wav
     sa3 generate "snare drum" --seconds 1 --batch 4 --seed 7 --out snare.flac
+    sa3 generate "brown noise" --seconds 1800 --overlap 1 --seed 7 --out river.flac
+    sa3 generate --at 0 "piano note A4" --at 2 "violin note A4" --seconds 4 --out change.wav
+
+    A piece that is longer than the model's clips is made in windows, each hearing the end of the one before. They stay
+    beside the file until it is whole: after an interruption the same command goes on.
     """
+    prompt = sampling.opening(prompt)
     if (prompt is None) == (prompt_file is None):
         raise click.UsageError("give either a PROMPT or --prompt-file")
     found = find_model(model.name, generates=True)
     prompts = [prompt] if prompt is not None else list(prompts_in(prompt_file or Path()))
     if not prompts:
         raise ValueError(f"{prompt_file}: no prompt in it; write one per line")
-    requests = sampling.requests(prompts, default_seconds(found.config) if seconds is None else seconds, found.config)
-    run(Task("generate", requests, found, model, memory, output))
+    length = default_seconds(found.config) if seconds is None else seconds
+    form = long.form(length, found.config)
+    if form is not None and sampling.seed is None and output.out is not None:
+        sampling = replace(sampling, seed=stored_seed(folder_of(output.out)))
+    requests = sampling.requests(prompts, length, found.config)
+    if form is None:
+        run(Task("generate", requests, found, model, memory, output))
+        return
+    run_long(
+        Task("generate", tuple(replace(one, long=form) for one in requests), found, model, memory, output), long.drift
+    )
 
 
 def default_seconds(config: ModelConfig) -> float:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
 import numpy as np
-import soundfile
 
 from sa3_mlx.cli.adapters import LoraFile
 from sa3_mlx.cli.backend import DEVICES, Backend, choices, choose
@@ -19,15 +17,17 @@ from sa3_mlx.cli.options.output import CommonOptions, OutputOptions
 from sa3_mlx.cli.output.provenance import InputRecord, ModelRecord, Provenance, find_input, read_provenance
 from sa3_mlx.cli.run import Task, run
 from sa3_mlx.cli.typed import TypedCommand
-from sa3_mlx.common.files.audio_file import Audio
+from sa3_mlx.common.files.audio_file import Audio, open_audio_file
 from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.generation.checks import validate
 from sa3_mlx.common.generation.request import Request
 from sa3_mlx.common.installed import DAMAGE, Model, installed
+from sa3_mlx.common.model.lengths import seconds_to_samples
 from sa3_mlx.common.schema import listed
 from sa3_mlx.common.terminal import report, say
 from sa3_mlx.common.version import version
 
+from .long import run_long
 from .source import SourceFile
 
 
@@ -38,6 +38,7 @@ from .source import SourceFile
 @click.option("--backend", type=click.Choice(["mlx", "torch"]), help="Default: the one FILE was made with.")
 @click.option("--device", type=click.Choice(DEVICES), help="Of PyTorch. Default: the one FILE was made with.")
 @click.option("--input", "input_file", type=click.Path(path_type=Path), help="Where the input of an edited FILE is.")
+@click.option("--second", "second_file", type=click.Path(path_type=Path), help="Where a bridge of FILE leads.")
 @click.option("--lora", multiple=True, type=click.Path(path_type=Path), help="Where its adapters are, in their order.")
 def rerun(
     file: Path,
@@ -46,6 +47,7 @@ def rerun(
     backend: str | None,
     device: str | None,
     input_file: Path | None,
+    second_file: Path | None,
     lora: tuple[Path, ...],
     common: CommonOptions,
 ) -> int:
@@ -60,6 +62,8 @@ def rerun(
     _same(f"model {chosen.label}", digest, made.model.hash, "name the right one with --model", force=common.force)
     options = _options(made, chosen, choose(backend or made.runtime.backend), device, force=common.force)
     source = None if made.input is None else _source(made, made.input, input_file, file, chosen, force=common.force)
+    if source is not None:
+        source = _placed(source, made, second_file, file, chosen, force=common.force)
     options = replace(options, lora=_adapters(made.model, lora, file, force=common.force))
     if made.sa3 != version() and not common.quiet:
         say(f"made with sa3 {made.sa3}, this is {version()}: the result may differ")
@@ -72,13 +76,19 @@ def rerun(
     output = OutputOptions(
         out=out or file.with_name(f"{file.stem}-rerun{file.suffix}"),
         format=made.output.format,
+        rate=made.output.rate,
+        trim_silence=made.output.trim_silence,
+        fade_in=made.output.fade_in,
+        fade_out=made.output.fade_out,
+        loudness=made.output.loudness_lufs,
+        true_peak=made.output.true_peak_db,
         peak=made.output.peak_db,
-        spectrogram=None,
-        play=False,
+        limit=made.output.limit,
+        safe=made.output.safe,
         force=common.force,
         quiet=common.quiet,
     )
-    (again,) = run(
+    (again,) = (run if request.long is None or request.inpaint else run_long)(
         Task(
             made.command,
             (request,),
@@ -157,15 +167,41 @@ def _recorded_model(made: ModelRecord) -> Model:
 
 
 def _source(
-    made: Provenance, record: InputRecord, given: Path | None, file: Path, model: Model, *, force: bool
+    made: Provenance,
+    record: InputRecord,
+    given: Path | None,
+    file: Path,
+    model: Model,
+    *,
+    force: bool,
+    option: str = "--input",
 ) -> SourceFile:
     """Read the recorded input. Raises FileNotFoundError without it, and ValueError for another one."""
     path = given or find_input(record.name, file)
     if path is None:
-        raise FileNotFoundError(f"{record.name}: the input of {file} is not here; say where it is with --input")
-    found = SourceFile.read(path, model.config, made.clip.seconds, made.request.head_room_seconds)
-    _same("input", found.hash, record.hash, "name the right one with --input", force=force)
+        raise FileNotFoundError(f"{record.name}: the input of {file} is not here; say where it is with {option}")
+    whole = made.request.inpaint is not None and (made.second_input is not None or _begins_before(made))
+    found = SourceFile.read(path, model.config, made.clip.seconds, made.request.head_room_seconds, whole=whole)
+    _same("input", found.hash, record.hash, f"name the right one with {option}", force=force)
     return replace(found, name=record.name)
+
+
+def _begins_before(made: Provenance) -> bool:
+    """Tell whether a file leads up to its input."""
+    return made.command == "extend" and made.request.made(0)[0][0] == 0
+
+
+def _placed(
+    found: SourceFile, made: Provenance, second: Path | None, file: Path, model: Model, *, force: bool
+) -> SourceFile:
+    """Return the input where it lies in the file: after what leads up to it, or joined to the second one."""
+    if made.request.inpaint is None:
+        return found
+    start, stop = (seconds_to_samples(time, model.config.sample_rate) for time in made.request.made(0)[0])
+    if made.second_input is not None:
+        other = _source(made, made.second_input, second, file, model, force=force, option="--second")
+        return found.joined(other, stop - start, model.config)
+    return found.after(stop, model.config) if _begins_before(made) else found
 
 
 def _adapters(made: ModelRecord, given: tuple[Path, ...], file: Path, *, force: bool) -> tuple[LoraFile, ...]:
@@ -202,8 +238,8 @@ class _Sound:
 
     @classmethod
     def read(cls, path: Path) -> _Sound:
-        data = path.read_bytes()
-        return cls(data, soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)[0])
+        with open_audio_file(path) as file:
+            return cls(path.read_bytes(), np.concatenate(list(file.blocks())))
 
     def compare(self, other: _Sound, path: Path, other_path: Path) -> tuple[bool, str]:
         """Return whether the audio is equal, and the words for it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -21,6 +21,7 @@ from sa3_mlx.common.installed import Model
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.dial import SCHEDULES, Schedule
 from sa3_mlx.common.model.lengths import clip_lengths, longest, samples_to_seconds
+from sa3_mlx.common.schema import is_finite
 from sa3_mlx.common.terminal import excerpt, say
 
 INPUT = click.argument("input_file", metavar="INPUT", type=click.Path(path_type=Path, allow_dash=True))
@@ -35,6 +36,8 @@ SCHEDULE = click.option(
 STRENGTH = click.option(
     "--strength", type=float, help="In place of --noise-level, above 0 to 1: how much changes, in equal steps."
 )
+PIECE_SAMPLES = 1 << 29  # of a file that is read as a whole, 3.4 hours at 44.1 kHz
+_FINENESS: tuple[Subtype, ...] = ("pcm16", "pcm24", "float")
 _HASHED_MAX = 1 << 26  # bytes of a file that is read to its end for its hash in any case
 _KEEPING: dict[str, Subtype] = {"PCM_16": "pcm16", "PCM_U8": "pcm16", "PCM_S8": "pcm16", "PCM_24": "pcm24"}
 
@@ -50,19 +53,28 @@ class SourceFile:
     audio: Audio  # as much as the request can use
     seconds: float  # of the whole file, at least
     made_with: str | None  # the prompt in its tags
+    second: SourceFile | None = None  # what is joined to it
 
     @classmethod
     def read(
-        cls, path: Path, config: ModelConfig, seconds: float | None = None, head_room: float | None = None
+        cls,
+        path: Path,
+        config: ModelConfig,
+        seconds: float | None = None,
+        head_room: float | None = None,
+        *,
+        whole: bool = False,
     ) -> SourceFile:
         """Read a file, or with - standard input, for a clip of ``seconds``; None is the whole file.
 
-        What lies beyond the clip and its head room, or the longest clip, is not read.
+        What lies beyond the clip and its head room, or the longest clip, is not read, but with ``whole``.
         Raises FileNotFoundError or ValueError, one line.
         """
         with input_file(path) as local:
-            samples = _usable(config, seconds, head_room)
-            audio, whole = _beginning(read_blocks(local, config.sample_rate, config.audio_channels), samples)
+            samples = PIECE_SAMPLES if whole else _usable(config, seconds, head_room)
+            audio, complete = _beginning(read_blocks(local, config.sample_rate, config.audio_channels), samples)
+            if whole and not complete:
+                raise ValueError(f"{path}: longer than {PIECE_SAMPLES / config.sample_rate / 3600:.1f} hours; cut it")
             with open_audio_file(local) as file:
                 exact = _KEEPING.get(str(file.subtype), "float") if file.samplerate == config.sample_rate else "float"
                 declared = (file.samples or 0) / file.samplerate
@@ -70,12 +82,28 @@ class SourceFile:
             return cls(
                 path=path,
                 name=str(STDIN) if is_stream(path) else path.name if path.is_absolute() else str(path),
-                hash=file_hash(local) if whole or short else _audio_hash(audio),
+                hash=file_hash(local) if complete or short else _audio_hash(audio),
                 exact=exact,
                 audio=audio,
-                seconds=length if whole else max(declared, length),
+                seconds=length if complete else max(declared, length),
                 made_with=read_prompt(local),
             )
+
+    def after(self, samples: int, config: ModelConfig) -> SourceFile:
+        """Return the same audio after so many samples that are to be made; until then its mirror image is there."""
+        audio = np.concatenate([_mirrored(self.audio[::-1], samples)[::-1], self.audio])
+        return replace(self, audio=audio, seconds=samples_to_seconds(len(audio), config.sample_rate))
+
+    def joined(self, second: SourceFile, samples: int, config: ModelConfig) -> SourceFile:
+        """Return this audio, so many samples that are to be made, and the second one.
+
+        Until then the mirror images of both are there: a seam fades from them, and the model hears no silence.
+        """
+        own = _mirrored(self.audio, samples // 2)
+        audio = np.concatenate([self.audio, own, second.after(samples - len(own), config).audio])
+        finest = max(self.exact, second.exact, key=_FINENESS.index)
+        length = samples_to_seconds(len(audio), config.sample_rate)
+        return replace(self, audio=audio, seconds=length, exact=finest, second=second)
 
     def prompt(self, given: str | None, *, quiet: bool) -> str:
         """Return the prompt that was given, or that in its own tags, and say that; "" where there is none."""
@@ -96,6 +124,13 @@ class SourceFile:
         return samples_to_seconds(len(self.audio), model.config.sample_rate) if seconds is None else seconds
 
 
+def check_made(seconds: float, config: ModelConfig) -> None:
+    """Raise ValueError unless so many seconds can be made between or before what is there."""
+    least = config.same.samples_per_latent / config.sample_rate
+    if not is_finite(seconds) or not least <= seconds <= config.max_seconds:
+        raise ValueError(f"{seconds:g} s are asked for: {config.name} makes {least:.3f} to {longest(config)}")
+
+
 def chosen_level(
     noise_level: float | None, strength: float | None, schedule: Schedule, config: ModelConfig
 ) -> float | None:
@@ -108,6 +143,12 @@ def chosen_level(
     if noise_level is not None:
         raise click.UsageError("give either --noise-level or --strength")
     return config.noise_level(strength, schedule)
+
+
+def _mirrored(audio: Audio, samples: int) -> Audio:
+    """Return so many samples that follow audio as its mirror image, there and back where it is shorter."""
+    near = audio[max(0, len(audio) - samples) :]
+    return np.pad(near, ((0, samples), (0, 0)), mode="symmetric")[len(near) :]
 
 
 def _usable(config: ModelConfig, seconds: float | None, head_room: float | None) -> int:

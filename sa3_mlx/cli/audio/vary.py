@@ -49,7 +49,7 @@ def vary(
     found = find_model(model.name, generates=True)
     level = chosen_level(noise_level, strength, schedule, found.config)
     source = SourceFile.read(input_file, found.config, seconds, sampling.head_room)
-    wanted = source.prompt(prompt, quiet=output.quiet)
+    wanted = source.prompt(sampling.opening(prompt), quiet=output.quiet)
     request = replace(
         sampling.request(wanted, source.length(seconds, found), found.config),
         init=InitAudio(audio=source.audio, noise_level=USUAL_LEVEL if level is None else level),

@@ -186,6 +186,7 @@ def _described(made: Provenance) -> Facts:
         **made.runtime.to_dict(),
         **output,
         "input": made.input and made.input.to_dict(),
+        "second input": made.second_input and made.second_input.to_dict(),
     }
 
 

@@ -8,23 +8,12 @@ from typing import Annotated, get_args
 
 import click
 
+from sa3_mlx.common.delivery.settings import Delivery
+from sa3_mlx.common.files.encoders import usual_rate
 from sa3_mlx.common.files.wav import Subtype
 from sa3_mlx.common.generation.request import DEFAULT_CROSSFADE_MS
-from sa3_mlx.common.schema import quoted
 
 FORMATS: tuple[Subtype, ...] = get_args(Subtype)
-
-
-def parse_region(text: str) -> tuple[float, float | None]:
-    """Read "START:END" in seconds; an empty START is 0, an empty END None, the end of the clip. Raises ValueError."""
-    start, colon, end = text.partition(":")
-    try:
-        region = float(start or "0"), float(end) if end.strip() else None
-    except ValueError:
-        colon = ""
-    if not colon:
-        raise ValueError(f"{quoted(text)}: expected START:END in seconds, such as 1.5:3 or 2:")
-    return region
 
 
 Force = Annotated[bool, click.Option(["--force"], is_flag=True, help="Replace existing files.")]
@@ -64,7 +53,79 @@ class PasteOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutputOptions:
+class DeliveryOptions:
+    """Say how a sound is finished: every command that writes one takes these."""
+
+    format: Annotated[
+        Subtype | None,
+        click.Option(
+            ["--format"],
+            type=click.Choice(FORMATS),
+            help="Sample format, such as pcm24. Default: that of the extension, or what keeps the input.",
+        ),
+    ] = None
+    rate: Annotated[
+        int | None,
+        click.Option(["--rate"], type=int, metavar="HZ", help="Resample to this rate, such as 48000."),
+    ] = None
+    trim_silence: Annotated[
+        bool,
+        click.Option(["--trim-silence"], is_flag=True, help="Cut what is below -60 dB at both ends: --trim-silence."),
+    ] = False
+    fade_in: Annotated[
+        float,
+        click.Option(["--fade-in"], type=float, default=0.0, metavar="S", help="Fade the beginning in, such as 0.05."),
+    ] = 0.0
+    fade_out: Annotated[
+        float,
+        click.Option(["--fade-out"], type=float, default=0.0, metavar="S", help="Fade the end out, such as 1.5."),
+    ] = 0.0
+    loudness: Annotated[
+        float | None,
+        click.Option(
+            ["--loudness"], type=float, metavar="LUFS", help="Integrated loudness (BS.1770), such as -14: up or down."
+        ),
+    ] = None
+    true_peak: Annotated[
+        float | None,
+        click.Option(
+            ["--true-peak"], type=float, metavar="DB", help="Ceiling between samples too, such as -1: scales down."
+        ),
+    ] = None
+    peak: Annotated[
+        float | None,
+        click.Option(["--peak"], type=float, metavar="DB", help="Scale louder audio down to this peak, such as -1."),
+    ] = None
+    limit: Annotated[
+        bool,
+        click.Option(
+            ["--limit"],
+            is_flag=True,
+            help="Limit peaks, do not scale: --loudness -14 --true-peak -1 --limit.",
+        ),
+    ] = False
+    safe: Annotated[
+        bool, click.Option(["--safe"], is_flag=True, help="Limit only where the file would clip: --safe.")
+    ] = False
+
+    def delivery(self, sample_rate: int, subtype: Subtype) -> Delivery:
+        """Return what happens to a sound of a model with this rate in a file of this kind. Raises ConfigError."""
+        usual = usual_rate(subtype, sample_rate)
+        return Delivery(
+            trim_silence=self.trim_silence,
+            rate=self.rate if self.rate is not None or usual == sample_rate else usual,
+            fade_in=self.fade_in,
+            fade_out=self.fade_out,
+            loudness_lufs=self.loudness,
+            true_peak_db=self.true_peak,
+            peak_db=self.peak,
+            limit=self.limit,
+            safe=self.safe,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions(DeliveryOptions):
     """Say where a sound goes, and in which form."""
 
     out: Annotated[
@@ -72,27 +133,15 @@ class OutputOptions:
         click.Option(
             ["--out", "-o"],
             type=click.Path(path_type=Path, allow_dash=True),
-            help=".wav, .flac, .mp3, .ogg, or - for WAV on a pipe. Default: from prompt and seed.",
+            help=".wav, .flac, .mp3, .ogg, .opus, .m4a, or - for WAV on a pipe. Default: from prompt and seed.",
         ),
-    ]
-    format: Annotated[
-        Subtype | None,
-        click.Option(
-            ["--format"],
-            type=click.Choice(FORMATS),
-            help="Sample format. Default: that of the extension, or what keeps the input.",
-        ),
-    ]
-    peak: Annotated[
-        float | None,
-        click.Option(["--peak"], type=float, metavar="DB", help="Scale louder audio down to this peak, such as -1."),
-    ]
+    ] = None
     spectrogram: Annotated[
         Path | None,
         click.Option(["--spectrogram"], type=click.Path(path_type=Path), metavar="PNG", help="Draw one too."),
-    ]
+    ] = None
     play: Annotated[
         bool, click.Option(["--play"], is_flag=True, help="Play the result, from its first decoded part on.")
-    ]
-    force: Force
-    quiet: Quiet
+    ] = False
+    force: Force = False
+    quiet: Quiet = False

@@ -9,7 +9,7 @@ from typing import Annotated, get_args
 import click
 
 from sa3_mlx.common.generation.noise import SEED_MAX, check_seed, random_seed
-from sa3_mlx.common.generation.request import Blend, Item, Request
+from sa3_mlx.common.generation.request import DEFAULT_PROMPT_FADE, Blend, Item, Request, TimedPrompt
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.sampling import SAMPLER_NAMES, Guidance, Sampling
 
@@ -88,6 +88,27 @@ class SamplingOptions:
             help="How a prompt 'piano | violin : 0.3' goes from one text to the other.",
         ),
     ]
+    at: Annotated[
+        tuple[tuple[float, str], ...],
+        click.Option(
+            ["--at"],
+            type=(float, str),
+            multiple=True,
+            metavar="SECONDS PROMPT",
+            help='Go over to another prompt there: --at 20 "strings"; can be repeated. --at 0 stands for PROMPT.',
+        ),
+    ]
+    prompt_fade: Annotated[
+        float,
+        click.Option(
+            ["--prompt-fade"],
+            type=float,
+            default=DEFAULT_PROMPT_FADE,
+            show_default=True,
+            metavar="SECONDS",
+            help="How long one prompt takes to go over into the next, such as 2.",
+        ),
+    ]
     head_room: Annotated[
         float | None,
         click.Option(
@@ -98,6 +119,13 @@ class SamplingOptions:
         bool,
         click.Option(["--decode-noise"], is_flag=True, help="Decode with the noise of the official decoder."),
     ]
+
+    def opening(self, prompt: str | None) -> str | None:
+        """Return the prompt at 0: ``prompt``, or the one of --at 0. Raises click.UsageError for both."""
+        first = [text for start, text in self.at if start == 0]
+        if len(first) + (prompt is not None) > 1:
+            raise click.UsageError("several prompts begin at 0: give either PROMPT or one --at 0")
+        return first[0] if first else prompt
 
     def requests(self, prompts: Sequence[str], seconds: float, config: ModelConfig) -> tuple[Request, ...]:
         """Return a batch of clips of ``seconds`` for every prompt; the seeds go on from one batch to the next.
@@ -110,13 +138,22 @@ class SamplingOptions:
         if last > SEED_MAX:
             raise ValueError(f"seed is {first}: the last file would need seed {last}, allowed is up to {SEED_MAX}")
         batches = [range(start, start + self.batch) for start in range(first, last + 1, self.batch)]
+        later = tuple(TimedPrompt(start=start, prompt=text) for start, text in sorted(self.at) if start != 0)
         return tuple(
             Request(
                 items=tuple(
-                    Item(prompt=prompt, negative_prompt=self.negative, seconds=seconds, seed=seed) for seed in seeds
+                    Item(
+                        prompt=prompt,
+                        negative_prompt=self.negative,
+                        seconds=seconds,
+                        seed=seed,
+                        prompts_over_time=later,
+                    )
+                    for seed in seeds
                 ),
                 sampling=self.resolved(config.usual_sampling),
                 blend=self.blend,
+                prompt_fade_seconds=self.prompt_fade,
                 head_room_seconds=self.head_room,
                 decode_noise=self.decode_noise,
             )

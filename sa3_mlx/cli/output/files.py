@@ -11,21 +11,32 @@ from pathlib import Path
 from typing import Self
 
 from sa3_mlx.cli.options.output import OutputOptions
-from sa3_mlx.common.files.audio import apply_peak, check_output, check_target
-from sa3_mlx.common.files.audio_file import Audio
+from sa3_mlx.common.delivery.chain import Delivered
+from sa3_mlx.common.files.audio import check_output, check_target
 from sa3_mlx.common.files.wav import Subtype
 from sa3_mlx.common.generation.events import AudioChunk, Event, Finished, Generation
 from sa3_mlx.common.generation.request import Request
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.lengths import seconds_to_samples
 
+from .outlet import Outlet
 from .provenance import Provenance
 from .report import report_file
-from .sink import STDOUT, Sink, open_sink
+from .sink import STDOUT
 from .speaker import Speaker
 
-SAMPLE_BYTES: dict[Subtype, int] = {"pcm16": 2, "pcm24": 3, "float": 4, "mp3": 1, "vorbis": 1}  # at most
-_EXTENSIONS: dict[Subtype, str] = {"mp3": ".mp3", "vorbis": ".ogg"}  # of files that are not named; others are .wav
+SAMPLE_BYTES: dict[Subtype, int] = {  # at most
+    "pcm16": 2,
+    "pcm24": 3,
+    "float": 4,
+    **dict.fromkeys(("mp3", "vorbis", "opus", "aac"), 1),
+}
+_EXTENSIONS: dict[Subtype, str] = {  # of files that are not named; others are .wav
+    "mp3": ".mp3",
+    "vorbis": ".ogg",
+    "opus": ".opus",
+    "aac": ".m4a",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,14 +98,13 @@ def _slug(prompt: str) -> str:
 
 
 def check_targets(
-    targets: Sequence[Target], seconds: float, form: Subtype, config: ModelConfig, *, force: bool
+    targets: Sequence[Target], seconds: float, form: Subtype, sample_rate: int, channels: int, *, force: bool
 ) -> None:
-    """Check everything about the files that can be refused before any work.
+    """Check everything about the files, at ``sample_rate``, that can be refused before any work.
 
     Raises ValueError or FileNotFoundError, one line, for names, folders and free space on the disk.
     """
-    samples = seconds_to_samples(seconds, config.sample_rate)
-    size = samples * config.audio_channels * SAMPLE_BYTES[form] + 65536
+    size = round(seconds * sample_rate + 1) * channels * SAMPLE_BYTES[form] + 65536
     for target in targets:
         if target.path != STDOUT:
             check_output(target.path, form, overwrite=force, size_bytes=size * len(targets))
@@ -107,7 +117,7 @@ def check_targets(
 class Outlets:
     """Write the files of a batch, and play them. All sounds appear at the end of the ``with`` statement, or none does.
 
-    With a peak limit nothing leaves before the end: the last sample may decide how loud the first one is.
+    Where the last sample may decide how loud the first one is, nothing leaves before the end.
     """
 
     def __init__(
@@ -120,7 +130,8 @@ class Outlets:
     ) -> None:
         self._targets = {target.item: target for target in targets}
         self._batch, self._config, self._output, self._speaker = batch, config, output, speaker
-        self._sinks: dict[int, Sink] = {}
+        self._outlets: dict[int, Outlet] = {}
+        self._made: dict[int, Delivered] = {}
         self._open = ExitStack()
         self._generation: Generation | None = None
         self._start = time.monotonic()
@@ -135,27 +146,27 @@ class Outlets:
 
     def take(self, event: Event) -> None:
         """Write the finished samples of a clip; at the end of the batch, what needs the whole audio."""
-        if isinstance(event, AudioChunk) and event.item in self._targets and self._output.peak is None:
-            self._write(self._targets[event.item], event.audio)
+        if isinstance(event, AudioChunk) and event.item in self._targets:
+            if self._outlet(event.item).take(event.audio):
+                self._first_sound.setdefault(event.item, time.monotonic() - self._start)
         elif isinstance(event, Finished):
             self._generation = event.generation
             self._elapsed = time.monotonic() - self._start
-            if self._output.peak is not None:
-                for target in self._targets.values():
-                    self._write(target, self._limited(event.generation.audio[target.item]))
+            for item in self._targets:
+                self._made[item] = self._outlet(item).finish(event.generation.audio[item])
 
     def draw(self) -> list[str]:
         """Draw the pictures, after the sounds are whole; return what went wrong with any of them."""
-        problems, audio = [], self._finished().audio
+        problems = []
         for target in self._targets.values():
             if target.picture is not None:
                 from sa3_mlx.common.files.spectrogram import save_spectrogram
 
-                clip, limited = self._batch.request.items[target.item], self._limited(audio[target.item])
+                clip, sound = self._batch.request.items[target.item], self._made[target.item]
                 title = f"{clip.prompt or target.path.name} (seed {clip.seed})"
                 made = self._batch.request.made(target.item)
                 try:
-                    save_spectrogram(target.picture, limited, self._config.sample_rate, title=title, made=made)
+                    save_spectrogram(target.picture, sound.audio, sound.sample_rate, title=title, made=made)
                 except (OSError, ValueError, MemoryError) as error:
                     problems.append(f"{error or type(error).__name__}; its sound {target.path} is whole")
         return problems
@@ -169,29 +180,23 @@ class Outlets:
         """Print lines about every file; all clips of the batch shared the work."""
         generation = self._finished()
         for item, target in self._targets.items():
-            audio = generation.audio[item]
             report_file(
                 target.path,
-                audio,
-                self._limited(audio),
+                generation.audio[item],
+                self._made[item],
                 generation.sample_rate,
                 replace(self._batch, item=item),
                 self._elapsed / len(self._batch.request.items),
                 generation.seams[item] if generation.seams else (),
-                None if self._output.peak is not None else self._first_sound[item],
+                self._first_sound.get(item),
                 quiet=self._output.quiet,
             )
 
-    def _limited(self, audio: Audio) -> Audio:
-        return audio if self._output.peak is None else apply_peak(audio, self._output.peak)
-
-    def _write(self, target: Target, audio: Audio) -> None:
-        if target.item not in self._sinks:
-            made, rate = replace(self._batch, item=target.item), self._config.sample_rate
-            samples, form = seconds_to_samples(made.clip.seconds, rate), made.output.format
-            sink = open_sink(target.path, samples, self._config.audio_channels, rate, form, comment=made.to_json())
-            self._sinks[target.item] = self._open.enter_context(sink)
-        self._sinks[target.item].write(audio)
-        if self._speaker is not None:
-            self._speaker.write(audio)
-        self._first_sound.setdefault(target.item, time.monotonic() - self._start)
+    def _outlet(self, item: int) -> Outlet:
+        if item not in self._outlets:
+            made, rate = replace(self._batch, item=item), self._config.sample_rate
+            samples, channels = seconds_to_samples(made.clip.seconds, rate), self._config.audio_channels
+            path, comment = self._targets[item].path, made.to_json()
+            outlet = Outlet(path, made.output, samples, channels, rate, comment=comment, speaker=self._speaker)
+            self._outlets[item] = self._open.enter_context(outlet)
+        return self._outlets[item]

@@ -12,6 +12,7 @@ import numpy as np
 
 from sa3_mlx.cli.adapters import AdapterRecord
 from sa3_mlx.cli.backend import DEVICES, Backend
+from sa3_mlx.common.delivery.settings import Delivery
 from sa3_mlx.common.files.audio import read_tags
 from sa3_mlx.common.files.audio_file import Audio
 from sa3_mlx.common.files.wav import Subtype
@@ -22,7 +23,7 @@ from sa3_mlx.common.schema import Config, ConfigError, quoted, reason, require
 
 from .first_tags import is_first, upgrade
 
-CommandName = Literal["generate", "vary", "inpaint", "extend"]
+CommandName = Literal["generate", "vary", "inpaint", "extend", "bridge"]
 
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
 _NO_AUDIO: Audio = np.zeros((0, 1), np.float32)
@@ -67,11 +68,15 @@ class RuntimeRecord(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutputRecord(Config):
+class OutputRecord(Delivery):
     """Say how samples became a file."""
 
     format: Subtype
-    peak_db: float | None
+
+    def to_dict(self, *, defaults: bool = True) -> dict[str, Any]:
+        """Return what the tags hold: format and peak, and of the rest what is not usual."""
+        stored = {"format": self.format, "peak_db": self.peak_db}
+        return stored | super().to_dict(defaults=False) if defaults else super().to_dict(defaults=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +103,7 @@ class Provenance(Config):
     runtime: RuntimeRecord
     output: OutputRecord
     input: InputRecord | None
+    second_input: InputRecord | None = None  # of a bridge, where it leads
 
     def __post_init__(self) -> None:
         require(0 <= self.item < len(self.request.items), f"item is {self.item}: the batch has no such clip")
@@ -114,6 +120,13 @@ class Provenance(Config):
             request = Request.from_dict(data["request"], where=f"{where}.request", audio=_NO_AUDIO)
             data = data | {"request": request}
         return super().from_dict(data, where=where)
+
+    def to_dict(self, *, defaults: bool = True) -> dict[str, Any]:
+        """Return what the tags hold: nothing of a second input where there is none."""
+        stored = super().to_dict(defaults=defaults)
+        return (
+            stored if self.second_input else {name: value for name, value in stored.items() if name != "second_input"}
+        )
 
     def to_json(self) -> str:
         """Return the text of the comment tag."""

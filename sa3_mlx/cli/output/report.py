@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sa3_mlx.cli.inputs import is_stream
 from sa3_mlx.cli.options.model import ModelOptions
+from sa3_mlx.common.delivery.chain import Delivered
 from sa3_mlx.common.files.audio import clipped_share, peak_db
 from sa3_mlx.common.files.audio_file import Audio
 from sa3_mlx.common.generation.regions import Seam
@@ -26,7 +27,7 @@ _LABEL = 6  # columns
 def report_file(
     path: Path,
     audio: Audio,
-    limited: Audio,
+    sound: Delivered,
     sample_rate: int,
     made: Provenance,
     elapsed: float,
@@ -37,25 +38,26 @@ def report_file(
 ) -> None:
     """Print the lines about one file; for one on standard output they go to stderr.
 
-    ``audio`` is what the model made, ``limited`` what was written; ``elapsed`` seconds of work for this file,
-    ``first_sound`` of them before its first samples left, None if they had to wait for the last.
+    ``audio`` is what the model made, at ``sample_rate``, ``sound`` what was written; ``elapsed`` seconds of work for
+    this file, ``first_sound`` of them before its first samples left, None if they had to wait for the last.
     """
     write = say if str(path) == "-" else report
     if quiet:
         write(f"{path} seed {made.clip.seed}")
         return
-    seconds = len(audio) / sample_rate
+    rate, samples, channels = sound.sample_rate, *sound.audio.shape
+    seconds = samples / rate
 
     def line(label: str, text: str) -> None:
         write(labelled(label, text, _LABEL))
 
-    line("file", f"{path}  ({seconds:.2f} s, {sample_rate} Hz, {audio.shape[1]} channels, {made.output.format})")
+    line("file", f"{path}  ({seconds:.2f} s, {rate} Hz, {channels} channels, {made.output.format})")
     early = "" if first_sound is None else f", first sound after {first_sound:.1f} s"
     line("seed", str(made.clip.seed))
     line(
         "speed", f"{elapsed:.1f} s for {seconds:.2f} s of audio ({seconds / max(elapsed, 1e-9):.2f} x real time{early})"
     )
-    for text in _level_lines(audio, limited, made):
+    for text in (*_level_lines(audio, sound.audio, made), *sound.notes):
         line("level", text)
     for seam in seams:
         line("seam", _seam_text(seam, sample_rate))
@@ -73,13 +75,15 @@ def report_next(path: Path, made: Provenance, source: Path | None, options: Mode
 def _level_lines(audio: Audio, limited: Audio, made: Provenance) -> list[str]:
     lines = []
     peak, share = peak_db(audio), clipped_share(limited)
+    output, edited = made.output, made.request.inpaint is not None
     beyond = share_text(share, len(limited))
     if peak < _SILENT_DB:
         lines.append("the result is silent; try another seed or prompt")
-    limit, edited = made.output.peak_db, made.request.inpaint is not None
-    if limit is not None and limited is not audio and peak > limit:
+    ceiling = None if output.limit or output.loudness_lufs is not None else output.peak_db
+    if ceiling is not None and limited is not audio and peak > ceiling:
         kept = "; kept parts were scaled too" if edited else ""
-        lines.append(f"peak {peak:+.1f} dB was scaled down to {limit:+.1f} dB{kept}")
+        lines.append(f"peak {peak:+.1f} dB was scaled down to {ceiling:+.1f} dB{kept}")
+    peak = peak_db(limited)
     if share and made.output.format == "float":
         lines.append(f"peak {peak:+.1f} dB: {beyond} are beyond full scale, kept in the float file")
     elif share:

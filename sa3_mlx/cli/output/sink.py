@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 from typing import Protocol, Self
 
-from sa3_mlx.common.files.audio import SUBTYPES, AudioWriter
+from sa3_mlx.common.files.audio import AudioWriter
 from sa3_mlx.common.files.audio_file import Audio, check_finite
+from sa3_mlx.common.files.encoders import SUBTYPES
 from sa3_mlx.common.files.wav import Subtype, sample_bytes, wav_header
 from sa3_mlx.common.terminal import write_stdout
 

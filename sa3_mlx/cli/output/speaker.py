@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from types import ModuleType
@@ -15,6 +16,7 @@ from sa3_mlx.common.files.audio_file import Audio
 
 INSTALL = "pip install 'sa3[play]'"
 _BLOCKS_A_SECOND = 10  # how soon an error stops the sound
+_LOOK_SECONDS = 0.02
 
 
 def library() -> ModuleType:
@@ -50,11 +52,18 @@ class Speaker:
         self._pieces: queue.Queue[Audio | None] = queue.Queue()
         self._problem: Exception | None = None
         self._stopped = False
+        self._written = self._sent = 0  # samples that came, and that went to the device
         self._thread = threading.Thread(target=self._work, daemon=True)
 
     def write(self, audio: Audio) -> None:
         """Take the next samples (n, channels); beyond full scale they are clipped."""
+        self._written += len(audio)
         self._pieces.put(np.clip(audio, -1, 1))
+
+    def wait(self, seconds: float) -> None:
+        """Wait until at most so many seconds are in memory, ahead of the device; not for a device that has failed."""
+        while self._thread.is_alive() and self._written - self._sent > seconds * self._sample_rate:
+            time.sleep(_LOOK_SECONDS)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -89,3 +98,4 @@ class Speaker:
                         stream.abort()
                         return
                     stream.write(audio[start : start + block])
+                    self._sent += len(audio[start : start + block])

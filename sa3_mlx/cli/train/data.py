@@ -243,6 +243,14 @@ def import_latents(folder: Path, out: Path, autoencoder: Path) -> None:
     report(f"{out}: {len(latents.items)} items")
 
 
+def _read_part(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[int, int]:
+    """Read "3/8". Raises click.BadParameter."""
+    number, slash, parts = value.partition("/")
+    if not (slash and number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts)):
+        raise click.BadParameter(f"{value!r}: expected such as 3/8, the third of eight parts")
+    return int(number), int(parts)
+
+
 @click.command("pre-encode")
 @click.option(
     "--data",
@@ -269,6 +277,14 @@ def import_latents(folder: Path, out: Path, autoencoder: Path) -> None:
 )
 @click.option("--chunk-frames", type=click.IntRange(1), default=None, help="Frames encoded at once. Default: 30 s.")
 @click.option("--device", default="cpu", show_default=True, help="Such as cuda.")
+@click.option(
+    "--part",
+    metavar="K/N",
+    callback=_read_part,
+    default="1/1",
+    show_default=True,
+    help="Encode the K-th of N equal parts, as one of N jobs; training reads the folders of all.",
+)
 @_SKIP_UNREADABLE
 def pre_encode(
     data: Path,
@@ -279,19 +295,21 @@ def pre_encode(
     shard_frames: int,
     chunk_frames: int | None,
     device: str,
+    part: tuple[int, int],
     skip_unreadable: float,
 ) -> None:
     """Encode all captioned sounds to latents, once; the same command goes on where it was stopped."""
     _need_torch()
     from sa3_torch.pipeline import choose_device
     from sa3_torch.train.data.encode.pre_encode import EncodeConfig, PreEncoder
-    from sa3_torch.train.data.encode.sources import open_source
+    from sa3_torch.train.data.encode.sources import PartSource, open_source
 
     choose_device(device)  # which refuses one that is not there
 
     config = EncodeConfig(copies=copies, seed=seed, shard_frames=shard_frames, chunk_frames=chunk_frames)
     model = ModelConfig.load(folder)
-    source = open_source(data, model.sample_rate, model.audio_channels)
+    whole, (number, parts) = open_source(data, model.sample_rate, model.audio_channels), part
+    source = whole if parts == 1 else PartSource(whole, number - 1, parts)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         encoder = PreEncoder(source, folder, out, config, device, skip_unreadable)

@@ -6,37 +6,21 @@ Audio is float32 (L, channels), full scale 1.0, L samples. Lengths in seconds an
 from __future__ import annotations
 
 import errno
-import json
 import os
-import re
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Self
 
 import numpy as np
-import soundfile
 import soxr
 
+from . import ffmpeg
 from .atomic import new_file
-from .audio_file import BLOCK_SAMPLES, RATES, Audio, AudioFile, check_finite, check_name, open_audio_file
-from .wav import Subtype, quantise, read_wav_comment, sample_bytes, wav_header
-
-SUBTYPES: dict[str, tuple[Subtype, ...]] = {  # by extension, the usual one first
-    ".wav": ("pcm16", "pcm24", "float"),
-    ".flac": ("pcm16", "pcm24"),
-    ".mp3": ("mp3",),
-    ".ogg": ("vorbis",),
-}
-_ENCODERS: dict[Subtype, tuple[str, str, float | None]] = {  # of libsndfile: format, subtype, compression 0..1
-    "pcm16": ("FLAC", "PCM_16", None),
-    "pcm24": ("FLAC", "PCM_24", None),
-    "mp3": ("MP3", "MPEG_LAYER_III", 0.0),
-    "vorbis": ("OGG", "VORBIS", 0.2),
-}
-_NOT_ASCII = re.compile("[^\x00-\x7f]")
-_ENCODED_SAMPLES = 1 << 16  # that an encoder gets at once
+from .audio_file import BLOCK_SAMPLES, RATES, Audio, Sound, check_finite, check_name, open_audio_file
+from .encoders import SUBTYPES, open_encoder
+from .wav import Subtype, read_wav_comment
 
 
 def read_audio(path: str | Path, sample_rate: int, channels: int) -> Audio:
@@ -61,7 +45,7 @@ def read_blocks(
 
 
 def open_blocks(
-    file: AudioFile, sample_rate: int, channels: int, block_samples: int = BLOCK_SAMPLES
+    file: Sound, sample_rate: int, channels: int, block_samples: int = BLOCK_SAMPLES
 ) -> Generator[Audio, None, None]:
     """Yield what ``read_blocks`` does of an open file, from its start."""
     read = given = 0
@@ -128,6 +112,11 @@ def resample(audio: Audio, from_rate: int, to_rate: int) -> Audio:
     return result
 
 
+def resampled_length(samples: int, from_rate: int, to_rate: int) -> int:
+    """Return how many samples ``resample`` makes of so many."""
+    return samples if from_rate == to_rate else (samples * to_rate + from_rate // 2) // from_rate
+
+
 def _check_rates(*rates: int) -> None:
     for rate in rates:
         if not RATES[0] <= rate <= RATES[1]:
@@ -143,6 +132,8 @@ def check_output(path: str | Path, subtype: str, *, overwrite: bool, size_bytes:
     allowed = _subtypes(path)
     if subtype not in allowed:
         raise ValueError(f"{path}: {path.suffix} cannot hold {subtype!r}; allowed: {', '.join(allowed)}")
+    if subtype == "aac" and not ffmpeg.available():
+        raise ValueError(f"{path}: {path.suffix} is written by ffmpeg, which is not here; {ffmpeg.ADVICE}")
     check_target(path, overwrite=overwrite, size_bytes=size_bytes)
 
 
@@ -194,7 +185,7 @@ def write_audio(
 ) -> None:
     """Write (L, channels) by extension; ``comment`` is the provenance, JSON, read back by ``read_tags``.
 
-    Equal arguments give equal bytes, but for the serial number of an ogg file. Beyond full scale all clip but float.
+    Equal arguments give equal bytes, but for the serial number of an Ogg file. Beyond full scale all clip but float.
     Raises ValueError for a wrong format or audio that is not finite, OSError (one line) when the disk refuses.
     """
     path = Path(path)
@@ -202,43 +193,6 @@ def write_audio(
         raise ValueError(f"{path}: audio must be (samples, channels), got {audio.shape}")
     with AudioWriter(path, len(audio), audio.shape[1], sample_rate, subtype, comment=comment) as writer:
         writer.write(audio)
-
-
-class _Output:
-    """Take what an encoder writes: errors cannot pass through the library, so the first one waits for ``check``."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self._position, self._end = file, 0, 0
-        self._error: OSError | None = None
-
-    def check(self) -> None:
-        """Raise the OSError that was met."""
-        if self._error is not None:
-            raise self._error
-
-    def write(self, data: bytes) -> int:
-        """Write where the encoder believes to be; after an error nothing is."""
-        self._try(self._file.write, data)
-        self._position += len(data)
-        self._end = max(self._end, self._position)
-        return len(data)
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        """Go to a place."""
-        self._position = (0, self._position, self._end)[whence] + offset
-        self._try(self._file.seek, self._position)
-        return self._position
-
-    def tell(self) -> int:
-        """Return the place."""
-        return self._position
-
-    def _try(self, call: Callable[[Any], object], argument: object) -> None:
-        try:
-            if self._error is None:
-                call(argument)
-        except OSError as error:
-            self._error = error
 
 
 class AudioWriter:
@@ -253,65 +207,31 @@ class AudioWriter:
         """Begin a file of ``samples`` in all. Raises as ``write_audio``."""
         self.path = Path(path)
         check_output(self.path, subtype, overwrite=True)
-        self._expected, self._written, self._subtype = samples, 0, subtype
-        self._encoder: soundfile.SoundFile | None = None
-        is_wav = self.path.suffix.lower() == ".wav"
-        header = wav_header(samples, channels, sample_rate, subtype, comment) if is_wav else b""
+        self._expected, self._written = samples, 0
+        kind = self.path.suffix.lower()
         with ExitStack() as stack:
-            self._file = stack.enter_context(stack.enter_context(new_file(self.path)).open("wb"))
-            self._file.write(header)
-            self._output = _Output(self._file)
-            if not is_wav:
-                self._encoder = self._open_encoder(channels, sample_rate, comment)
+            partial = stack.enter_context(new_file(self.path))
+            file = stack.enter_context(partial.open("wb"))
+            self._encoder = open_encoder(partial, file, kind, subtype, samples, channels, sample_rate, comment)
             self._finish = stack.pop_all()
 
     def write(self, audio: Audio) -> None:
         """Take the next samples (n, channels). Raises ValueError for samples that are not finite."""
         check_finite(audio, str(self.path))
         self._written += len(audio)
-        if self._encoder is None:
-            self._file.write(sample_bytes(audio, self._subtype))
-            return
-        for start in range(0, len(audio), _ENCODED_SAMPLES):
-            block = audio[start : start + _ENCODED_SAMPLES]
-            if self._subtype == "pcm16":
-                self._encoder.write(quantise(block, 16) << 16)  # libsndfile takes the upper bits
-            elif self._subtype == "pcm24":
-                self._encoder.write(quantise(block, 24) << 8)
-            else:
-                self._encoder.write(np.clip(block, -1, 1))
-            self._output.check()
+        self._encoder.write(audio)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         with self._finish:
-            if self._encoder is not None:
-                self._encoder.close()
             if error is not None:
+                self._encoder.discard()
                 raise error
-            self._output.check()
+            self._encoder.close()
             if self._written != self._expected:
                 raise ValueError(f"{self.path}: {self._written} samples came, {self._expected} were announced")
-
-    def _open_encoder(self, channels: int, sample_rate: int, comment: str) -> soundfile.SoundFile:
-        form, subtype, compression = _ENCODERS[self._subtype]
-        kind = {"subtype": subtype, "format": form, "compression_level": compression}
-        try:
-            file = soundfile.SoundFile(self._output, "w", sample_rate, channels, **kind)
-        except soundfile.LibsndfileError as error:
-            raise ValueError(
-                f"{form.lower()} cannot hold {channels} channels at {sample_rate} Hz; write wav"
-            ) from error
-        if comment:  # libsndfile refuses an empty one, and its tags of an mp3 are Latin-1
-            file.comment = comment if self._subtype != "mp3" else _NOT_ASCII.sub(_escaped, comment)
-        return file
-
-
-def _escaped(found: re.Match[str]) -> str:
-    """Return a character as JSON, which tags are, writes it in ASCII."""
-    return json.dumps(found[0])[1:-1]
 
 
 def read_tags(path: str | Path) -> str:

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Subtype = Literal["pcm16", "pcm24", "float", "mp3", "vorbis"]
+Subtype = Literal["pcm16", "pcm24", "float", "mp3", "vorbis", "opus", "aac"]
 
 _BITS = {"pcm16": 16, "pcm24": 24, "float": 32}
 _FORMAT_PCM, _FORMAT_FLOAT = 1, 3

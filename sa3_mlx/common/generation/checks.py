@@ -14,20 +14,27 @@ from sa3_mlx.common.model.sampling import Sampling
 from sa3_mlx.common.schema import is_finite, quoted
 from sa3_mlx.common.text.prompt import parse_prompt
 
+from .long.around import around
 from .long.windows import check_long
+from .loop import BEATS_MAX, BPM_MAX, BPM_MIN, Loop, Ring, Way
 from .noise import check_seed
 from .regions import first_uncovered, generated_frames, to_regions
 from .request import (
     CROSSFADE_MAX_MS,
+    FEATHER_MAX,
     HEAD_ROOM_MAX,
     ITEMS_MAX,
+    PROMPT_FADE_MAX,
     PROMPT_MAX,
+    PROMPTS_MAX,
     Blend,
     InitAudio,
     Inpaint,
     Item,
     LongForm,
+    Patch,
     Request,
+    TimedPrompt,
     per_item,
 )
 
@@ -46,13 +53,22 @@ def validate(request: Request, config: ModelConfig) -> None:
     if request.long is not None:
         _check_kind(request.long, LongForm, "long", "LongForm(), or None")
         check_long(request, config)
-    for number, init in enumerate(per_item(request.init, InitAudio, "init", request) or ()):
+    inits = per_item(request.init, InitAudio, "init", request)
+    for number, init in enumerate(inits or ()):
         name = _name("init", number, request.init)
         check_audio(init.audio, f"{name} audio", config.audio_channels)
         if not 0 < _finite(init.noise_level, f"{name} noise level") <= 1:
             raise ValueError(f"{name} noise level is {init.noise_level:g}: allowed is above 0 and up to 1")
     for number, inpaint in enumerate(per_item(request.inpaint, Inpaint, "inpaint", request) or ()):
-        _check_inpaint(inpaint, request.items[number], _name("inpaint", number, request.inpaint), config)
+        name, level = _name("inpaint", number, request.inpaint), inits[number].noise_level if inits else None
+        _check_inpaint(inpaint, request.items[number], name, config)
+        for patch in inpaint.patches:
+            _check_patch(patch, f"{name} region {patch.start:g}:{patch.end:g}", inpaint, level, config)
+        _check_feather(inpaint, request.items[number].seconds, name)
+    if request.long is not None and request.inpaint is not None:
+        around(request, config)
+    if request.loop is not None:
+        _check_loop(request, request.loop, config)
     sizes: dict[Direction, int | None] = {"decode": request.chunk_frames, "encode": request.encode_chunk_frames}
     for direction, size in sizes.items():
         if size is not None:
@@ -87,6 +103,63 @@ def _check_item(item: Item, where: str, sampling: Sampling, config: ModelConfig,
         check_seed(item.seed)
     except ValueError as error:
         raise ValueError(f"{where}{error}") from error
+    _check_prompts_over_time(item, where, config)
+    _check_range(item.spread, f"{where}spread", 0, 1)
+    if item.toward is None and item.spread:
+        raise ValueError(f"{where}spread is {item.spread:g}, but no seed is given towards which: set toward")
+    if item.toward is not None:
+        try:
+            check_seed(item.toward)
+        except ValueError as error:
+            raise ValueError(f"{where}toward: {error}") from error
+
+
+def _check_prompts_over_time(item: Item, where: str, config: ModelConfig) -> None:
+    expected = "TimedPrompt(start=..., prompt=...), or several in a tuple"
+    _check_kind(item.prompts_over_time, tuple, f"{where}prompts_over_time", expected)
+    if len(item.prompts_over_time) > PROMPTS_MAX:
+        count = len(item.prompts_over_time)
+        raise ValueError(f"{where}{count} prompts over time: allowed are up to {PROMPTS_MAX}; make several clips")
+    before, least = 0.0, config.same.samples_per_latent / config.sample_rate
+    for later in item.prompts_over_time:
+        _check_kind(later, TimedPrompt, f"{where}a prompt over time", expected)
+        name = f"{where}the prompt at {_finite(later.start, f'{where}start of a prompt'):g} s"
+        if not 0 < later.start < item.seconds:
+            raise ValueError(f"{name}: allowed are times above 0 and below {item.seconds:g} s, where the clip ends")
+        if later.start - before < least:
+            gap = later.start - before
+            raise ValueError(f"{name}: comes {gap:.3g} s after the one before it; leave at least {least:.3f} s")
+        _check_text(later.prompt, name)
+        before = later.start
+
+
+def _check_loop(request: Request, loop: Loop, config: ModelConfig) -> None:
+    _check_kind(loop, Loop, "loop", "Loop(bpm=120.0, beats=16), or Loop() without a tempo")
+    given: dict[str, object] = {"head room": request.head_room_seconds, "long form": request.long}
+    if loop.way != "cut":
+        given |= {"init audio": request.init, "inpaint audio": request.inpaint}
+    if wrong := [name for name, value in given.items() if value is not None]:
+        raise ValueError(f"a loop is made from nothing and has no end: leave out {', '.join(wrong)}")
+    if loop.way != "cut" and any(item.prompts_over_time for item in request.items):
+        raise ValueError("prompts over time do not go round: leave them out of a loop")
+    if len({item.seconds for item in request.items}) > 1:
+        raise ValueError("loops of one batch have one length; make a request for each length")
+    if loop.bpm is not None:
+        _check_range(loop.bpm, "bpm", BPM_MIN, BPM_MAX)
+    if loop.beats is not None:
+        _check_int(loop.beats, "beats", 1, BEATS_MAX)
+    if (loop.bpm is None) != (loop.beats is None):
+        raise ValueError(f"loop: bpm is {loop.bpm}, beats is {loop.beats}: give both, or none of them")
+    if loop.way not in get_args(Way):
+        raise ValueError(f"loop way is {quoted(loop.way)}: allowed are {', '.join(get_args(Way))}")
+    if loop.way == "turn":
+        if request.decode_noise:
+            raise ValueError("decode_noise does not go round: leave it out of a loop that turns")
+        Ring.of(request.items[0].seconds, config)
+    elif loop.way == "seam":
+        least = 4 * config.same.samples_per_latent / config.sample_rate
+        if request.items[0].seconds < least:
+            raise ValueError(f"a loop of {request.items[0].seconds:.3f} s is too short to join: at least {least:.3f} s")
 
 
 def _check_sampling(request: Request) -> None:
@@ -96,6 +169,7 @@ def _check_sampling(request: Request) -> None:
         _check_range(request.crossfade_ms, "crossfade", 0, CROSSFADE_MAX_MS, " ms")
     if request.blend not in get_args(Blend):
         raise ValueError(f"blend is {quoted(request.blend)}: allowed are {', '.join(get_args(Blend))}")
+    _check_range(request.prompt_fade_seconds, "prompt fade", 0, PROMPT_FADE_MAX, " s")
     _check_kind(request.decode_noise, bool, "decode_noise", "True or False")
     if request.schedule not in SCHEDULES:
         raise ValueError(f"schedule is {quoted(request.schedule)}: allowed are {', '.join(SCHEDULES)}")
@@ -108,7 +182,7 @@ def _check_inpaint(inpaint: Inpaint, item: Item, name: str, config: ModelConfig)
     _check_kind(inpaint.regions, tuple, f"{name} regions", "pairs (start, end) in seconds, such as ((0.5, 0.8),)")
     if not inpaint.regions:
         raise ValueError(f"{name}: no region to generate; give at least one as (start, end) in seconds")
-    regions = to_regions(inpaint.regions, config.sample_rate)
+    regions = to_regions(inpaint.spans, config.sample_rate)
     clip = seconds_to_samples(item.seconds, config.sample_rate)
     ratio = config.same.samples_per_latent
     for region in regions:
@@ -123,6 +197,39 @@ def _check_inpaint(inpaint: Inpaint, item: Item, name: str, config: ModelConfig)
             f"{name}: the audio ends at {len(inpaint.audio) / config.sample_rate:.3f} s and the clip at "
             f"{item.seconds:g} s; add a region from the audio's end to the clip's end, or shorten the clip"
         )
+
+
+def _check_patch(patch: Patch, name: str, inpaint: Inpaint, level: float | None, config: ModelConfig) -> None:
+    """``level``: of the init audio."""
+    if patch.prompt is not None:
+        _check_text(patch.prompt, f"{name}: prompt")
+    if not 0 < _finite(patch.noise_level, f"{name}: noise level") <= 1:
+        raise ValueError(f"{name}: noise level is {patch.noise_level:g}: allowed is above 0 and up to 1")
+    if patch.noise_level < 1:
+        end = len(inpaint.audio) / config.sample_rate
+        if seconds_to_samples(patch.end, config.sample_rate) > len(inpaint.audio):
+            raise ValueError(f"{name}: noise level {patch.noise_level:g} needs audio there, which ends at {end:.3f} s")
+        if level is not None and patch.noise_level > level:
+            raise ValueError(
+                f"{name}: noise level {patch.noise_level:g} is above {level:g}, at which all starts; raise that one"
+            )
+    if patch.seed is not None:
+        try:
+            check_seed(patch.seed)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+
+
+def _check_feather(inpaint: Inpaint, seconds: float, name: str) -> None:
+    feather = inpaint.feather_seconds
+    _check_range(feather, f"{name} feather", 0, FEATHER_MAX, " s")
+    for start, end in inpaint.spans if feather else ():
+        edges = (start > 0) + (end < seconds)
+        if feather * edges > end - start:
+            raise ValueError(
+                f"{name} region {start:g}:{end:g}: a feather of {feather:g} s leaves nothing of it, "
+                f"{edges} x {feather:g} s; use up to {(end - start) / edges:g} s"
+            )
 
 
 def _name(name: str, number: int, value: object) -> str:

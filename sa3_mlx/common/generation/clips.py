@@ -23,6 +23,8 @@ from sa3_mlx.common.text.prompt import Prompt, WeightedText, parse_prompt
 from sa3_mlx.common.text.tokenizer import Tokenizer
 
 from .events import AudioChunk, Generation, Latents, NoiseSource
+from .frames import tracks
+from .loop import Ring, close
 from .noise import DECODER_LATENT, DECODER_TOKENS
 from .plan import Plan
 from .regions import PasteBack, Seam
@@ -46,17 +48,27 @@ class Mix:
 
 @dataclass(frozen=True, kw_only=True)
 class Texts:
-    """Hold every text of a request once, and which of them each item uses."""
+    """Hold every text of a request once, and which of them each item uses.
+
+    Every item has K prompts, as many as the item with most; where it has fewer, its first one fills up.
+    """
 
     texts: tuple[WeightedText, ...]
-    prompts: Mix
+    prompts: Mix  # (B K,)
     negatives: Mix  # the first text where there is no negative prompt
     has_negative: NDArray[np.bool_]  # (B,)
+
+    @property
+    def most(self) -> int:
+        """Return K."""
+        return len(self.prompts.first) // len(self.has_negative)
 
     @classmethod
     def of(cls, request: Request) -> Self:
         """Collect the texts of a request. Raises ValueError for a prompt that cannot be read."""
-        prompts = [parse_prompt(item.prompt) for item in request.items]
+        found = [track.prompts for track in tracks(request)]
+        most = max(map(len, found))
+        prompts = [prompt for own in found for prompt in (own + own[:1] * most)[:most]]
         given = [item.negative_prompt for item in request.items]
         negatives = [prompts[0] if text is None else parse_prompt(text) for text in given]
         used = (text for prompt in (*prompts, *negatives) for text in prompt.texts)
@@ -104,10 +116,12 @@ def encode_sources(
             latents[row, :frames] = known[key]
         return latents
 
-    return (
-        None if plan.init is None else batch([init.audio for init in plan.init]),
-        None if plan.inpaint is None else batch([inpaint.audio for inpaint in plan.inpaint]),
-    )
+    init = None if plan.init is None else batch([init.audio for init in plan.init])
+    inpaint = None if plan.inpaint is None else batch([inpaint.audio for inpaint in plan.inpaint])
+    if init is not None and plan.init is not None and inpaint is not None and plan.levels is not None:
+        held = plan.levels[..., None] < noise_levels(plan.init)  # (B, T, 1)
+        init = np.where(held, inpaint, init)  # what they are held to, from the start on
+    return init, inpaint
 
 
 def local_input(plan: Plan, inpaint_latents: Latents | None, channels: int) -> NDArray[np.float32]:
@@ -132,8 +146,13 @@ def noise_levels(init: Sequence[InitAudio]) -> NDArray[np.float32]:
 
 
 def decode_plan(plan: Plan, row: int, chunk_frames: int, config: ModelConfig) -> list[Chunk]:
-    """Plan chunks of one item: the frames of its audio and as many valid ones after them as the decoder looks ahead."""
+    """Plan chunks of one item: the frames of its audio and as many valid ones after them as the decoder looks ahead.
+
+    Of a loop, chunks of ``Ring.heard`` frames.
+    """
     same = config.same
+    if plan.ring is not None:
+        return plan.ring.chunks(chunk_frames, same)
     audible = samples_to_frames(plan.lengths.output_samples[row], same)
     frames = min(plan.lengths.valid[row], pad_frames(audible + halo(same, "decode"), same))
     chunks = chunk_plan(frames, chunk_frames, same, "decode")
@@ -195,13 +214,18 @@ class Clip:
         self._decoded: list[Audio] = []  # what seams are measured on
         self._finished: list[Audio] = []
         self._paste: PasteBack | None = None
+        self._ring, self._sample_rate = plan.ring, config.sample_rate
+        if plan.ring is not None:
+            self._length = plan.ring.frames * config.same.samples_per_latent
         if plan.inpaint is not None and request.crossfade_ms is not None:
             self._paste = PasteBack(
                 plan.inpaint[row].audio, plan.regions[row], length, config.sample_rate, request.crossfade_ms
             )
 
-    def add(self, decoded: Audio) -> AudioChunk:
-        """Take the next decoded samples and give back the finished ones."""
+    def add(self, decoded: Audio) -> AudioChunk | None:
+        """Take the next decoded samples and give back the finished ones; a loop is finished as a whole."""
+        if self._ring is not None:
+            return self._add_to_loop(decoded, self._ring)
         start = self._done
         self._done = min(start + len(decoded), self._length)
         piece = decoded[: self._done - start]
@@ -212,6 +236,17 @@ class Clip:
         audio = piece.view()
         audio.flags.writeable = False
         return AudioChunk(item=self._row, start=start, audio=audio)
+
+    def _add_to_loop(self, decoded: Audio, ring: Ring) -> AudioChunk | None:
+        self._decoded.append(decoded)
+        if sum(map(len, self._decoded)) < self._length:
+            return None
+        audio = close(np.concatenate(self._decoded), ring.samples, self._sample_rate)
+        self._length = ring.samples
+        self._finished.append(audio)
+        view = audio.view()
+        view.flags.writeable = False
+        return AudioChunk(item=self._row, start=0, audio=view)
 
     @property
     def audio(self) -> Audio:

@@ -19,6 +19,8 @@ class Conditioning(Generic[Array]):
              cross-attention adds exactly nothing, because no layer on the way has a bias [B19].
     repeats: (B, S) how many equal tokens each of the context stands for, 0 for a filler of the batch; None = 1 each.
              Cross-attention has no positions, so n equal keys are one key with ln n added to its logit.
+    shares:  (B, N, K) where the context is that of K prompts, one after the other, S slots in all: how much of each the
+             N tokens, memory tokens first, are told. They sum to 1. None = one prompt for all.
     seconds: (B, D) the duration vector [B6].
     local:   (B, T, 1 + C) mask (1 = keep) and masked latents, or (B, 1, 1 + C) where all frames agree (zeros for plain
              text-to-audio, which matter [B7]); None leaves the local term out, which no released model was trained for.
@@ -27,10 +29,11 @@ class Conditioning(Generic[Array]):
 
     context: Array | None
     repeats: Array | None = None
+    shares: Array | None = None
     seconds: Array
     local: Array | None
     valid: Array | None
 
     def unconditional(self) -> Conditioning[Array]:
         """Return a copy with zeros in place of the context; the global duration is kept [B19]."""
-        return replace(self, context=None, repeats=None)
+        return replace(self, context=None, repeats=None, shares=None)

@@ -21,9 +21,11 @@ from sa3_mlx.common.files.audio_file import Audio
 from sa3_mlx.common.files.wav import Subtype
 from sa3_mlx.common.version import version
 
+from .frames import FrameSeed
 from .noise import NoiseStream, noise
+from .plan import Plan
 from .regions import Seam
-from .request import Request
+from .request import Item, Request
 
 REQUEST_TAGS = "sa3-request/1"  # format of the tags of a file that a program saved
 Latents = NDArray[np.float32]
@@ -164,6 +166,52 @@ class SeededNoise:
 
     def __call__(self, item: int, purpose: NoiseStream, frames: int, channels: int, start: int) -> Any:
         return noise(self.seeds[item], purpose, frames, channels, start=start)
+
+
+@dataclass(frozen=True)
+class PatchedNoise(SeededNoise):
+    """Draw noise from seeds, in some frames of an item from others."""
+
+    own: Sequence[Sequence[FrameSeed]]  # of every item
+
+    def __call__(self, item: int, purpose: NoiseStream, frames: int, channels: int, start: int) -> Any:
+        drawn = noise(self.seeds[item], purpose, frames, channels, start=start)
+        for part in self.own[item]:
+            first, last = max(part.start, start), start + frames
+            last = last if part.stop is None else min(part.stop, last)
+            if first < last:
+                found = noise(part.seed, purpose, last - first, channels, start=first)
+                drawn[first - start : last - start] = found
+        return drawn
+
+
+@dataclass(frozen=True)
+class TurnedNoise:
+    """Turn the noise of items towards that of other seeds: by a spread of 0 to 1 on the quarter circle between both.
+
+    Both are independent normals, so at every point of the way the numbers are independent normals too, frame by frame
+    as the contract of noise.py wants it; on many numbers that is spherical interpolation.
+    """
+
+    source: NoiseSource
+    items: Sequence[Item]
+
+    def __call__(self, item: int, purpose: NoiseStream, frames: int, channels: int, start: int) -> Any:
+        drawn, turned = self.source(item, purpose, frames, channels, start), self.items[item]
+        if turned.toward is None or not turned.spread:
+            return drawn
+        other = noise(turned.toward, purpose, frames, channels, start=start)
+        if turned.spread == 1:
+            return other
+        angle = turned.spread * np.pi / 2
+        return (np.cos(angle) * drawn + np.sin(angle) * other).astype(np.float32)
+
+
+def host_noise(request: Request, plan: Plan | None = None) -> NoiseSource:
+    """Return the noise of a request's seeds, drawn by numpy; frames that have their own are those of a plan."""
+    seeds = [item.seed for item in request.items]
+    seeded = SeededNoise(seeds) if plan is None or not any(plan.seeds) else PatchedNoise(seeds, plan.seeds)
+    return TurnedNoise(seeded, request.items) if any(item.spread for item in request.items) else seeded
 
 
 def batch_of(source: NoiseSource, purpose: NoiseStream, shape: tuple[int, ...], channels: int) -> Latents:

@@ -44,21 +44,25 @@ from .events import (
     Latents,
     NoiseSource,
     Sampled,
-    SeededNoise,
     Stepped,
     Stopwatch,
     batch_of,
+    host_noise,
 )
-from .long.piece import joined
+from .frames import Held
+from .long.around import around
+from .long.piece import joined, placed
 from .long.run import run_long
 from .long.store import WindowStore
 from .noise import INITIAL, step
 from .parts import Array, LoadedParts
-from .plan import Plan, plan
+from .plan import Plan, plan, told_seconds
 from .request import Request, Residency
+from .rolled import run_rolled
 
 Velocity = Callable[[Array, NDArray[np.float32]], Array]  # x (B, T, C), t (B,) -> (B, T, C)
 Sources = tuple[Latents | None, Latents | None]
+Settle = Callable[[Array, NDArray[np.float32], Array], Array]  # x, t, velocity -> velocity (B, T, C)
 Noise = Callable[[int], Array]  # number of a step -> standard normals (B, T, C)
 
 
@@ -78,13 +82,16 @@ class BasePipeline(LoadedParts[Array]):
 
     @abstractmethod
     def _steps(
-        self, plan: Plan, velocity: Velocity[Array], start: Array, draw: Noise[Array]
+        self, plan: Plan, velocity: Velocity[Array], start: Array, draw: Noise[Array], held: Settle[Array]
     ) -> Iterator[tuple[Array, Array]]:
-        """Sample from ``start``: after every step, computed, what the model expects of the end and the new state."""
+        """Sample from ``start``: after every step, computed, what the model expects of the end and the new state.
+
+        ``held`` has the last word on a velocity, in fp32.
+        """
 
     def generate(self, request: Request) -> Generation:
         """Run to the end. Raises ValueError for a request that cannot be done."""
-        if request.long is not None:
+        if request.long is not None and request.inpaint is None:
             return joined(self.stream(request), self.config)
         *_, last = self.stream(request)
         assert isinstance(last, Finished)
@@ -100,8 +107,8 @@ class BasePipeline(LoadedParts[Array]):
     ) -> Iterator[Event]:
         """Yield the events of a run: Conditioned, a Stepped per step, Sampled, AudioChunks item by item, Finished.
 
-        Those of a long piece: for every window Conditioned, a Stepped per step, WindowMade and what AudioChunks are
-        then whole; PieceFinished. ``store`` keeps its windows, and has those that are not made again.
+        Those of a long piece made from nothing: for every window Conditioned, a Stepped per step, WindowMade and
+        what AudioChunks are then whole; PieceFinished. ``store`` keeps its windows, and has those that are there.
 
         The request is checked now, everything else happens when the next event is asked for; closing the iterator stops
         the run. ``noise``: where normals come from instead of the items' seeds. ``residency``: how long weights
@@ -112,9 +119,14 @@ class BasePipeline(LoadedParts[Array]):
             raise ValueError(f"residency is {residency!r}: allowed are {', '.join(get_args(Residency))}")
         if request.long is not None:
             validate(request, self.config)
-            drawn = noise or SeededNoise([item.seed for item in request.items])
+            if request.inpaint is not None:
+                found = around(request, self.config)
+                return placed(self.stream(found.request, noise=noise, residency=residency), found, request)
+            drawn = noise or host_noise(request)
             return self._in_its_ways(run_long(self, request, drawn, residency, store))
         planned = plan(request, self.config)
+        if request.loop is not None and request.loop.way == "seam":
+            return run_rolled(self, request, noise, residency)
         return self._in_its_ways(self._run(request, planned, noise or self._seeded(request, planned), residency))
 
     def _run(
@@ -158,7 +170,7 @@ class BasePipeline(LoadedParts[Array]):
             if residency == "step":
                 self.free("dit")
             self._part("dit", streamed=residency == "step")
-        steps = self._sample(plan, cond, null, start, draw)
+        steps = self._sample(plan, cond, null, start, draw, self.held(plan, inpaint))
         end = yield from self._announced(steps, plan.sampling.steps, watch, prefetch=residency == "run")
         self._release(residency, "dit")
         return end
@@ -186,7 +198,12 @@ class BasePipeline(LoadedParts[Array]):
         slots, repeats = collapse_padding(items, self.precision.dtype, self.context_sizes)
         ids, mask = ids[:, :slots], mask[:, :slots]
         hidden, conditioner = self.text_states(ids, mask), self.load_part("conditioner")
-        weights, lengths = texts.weights(self.tokenizer, slots), np.array([item.seconds for item in request.items])
+        weights, lengths = texts.weights(self.tokenizer, slots), np.array(told_seconds(request, self.config))
+        count, most = len(lengths), texts.most
+        each = np.repeat(lengths, most)  # (B K,)
+
+        def in_line(context: Array) -> Array:  # the K prompts of an item, one after the other
+            return context if most == 1 else context.reshape(count, most * (slots + 1), -1)
 
         def mixed(mix: Mix, embed: Callable[[Array, Array], Array]) -> Array:
             def context(rows: NDArray[np.int32]) -> Array:
@@ -201,8 +218,9 @@ class BasePipeline(LoadedParts[Array]):
             return blended
 
         cond: Conditioning[Array] = Conditioning(
-            context=self._cast(mixed(texts.prompts, lambda states, own: conditioner(states, own, lengths)[0])),
-            repeats=self._array(repeats[: len(lengths)]),
+            context=self._cast(in_line(mixed(texts.prompts, lambda states, own: conditioner(states, own, each)[0]))),
+            repeats=self._array(repeats[: len(each)].reshape(count, -1)),
+            shares=None if plan.shares is None else self._array(plan.shares),
             seconds=self._cast(conditioner.embed_seconds(lengths)),
             local=None,
             valid=None if plan.padding_mask.all() else self._array(plan.padding_mask),
@@ -212,8 +230,12 @@ class BasePipeline(LoadedParts[Array]):
         if not texts.has_negative.any():
             return cond, cond.unconditional()
         away = mixed(texts.negatives, lambda states, own: self.negative(cond, states, own).context)
-        context = self._cast(away * self._array(texts.has_negative[:, None, None]))
-        return cond, replace(cond, context=context, repeats=self._array(repeats[len(lengths) :]))
+        context, repeats = away * self._array(texts.has_negative[:, None, None]), repeats[len(each) :]
+        if most > 1:  # as long as the other context, with fillers
+            filled = np.minimum(np.arange(most * (slots + 1)), slots)
+            context = context[:, self._array(filled.astype(np.int32))]
+            repeats = np.pad(repeats, ((0, 0), (0, (most - 1) * (slots + 1))))
+        return cond, replace(cond, context=self._cast(context), repeats=self._array(repeats), shares=None)
 
     def encode_sources(self, request: Request, plan: Plan) -> tuple[Latents | None, Latents | None]:
         """Encode the init and the inpaint audio of every item: (B, T, C) each, None where there is none [B35]."""
@@ -225,9 +247,9 @@ class BasePipeline(LoadedParts[Array]):
         """Return ``Conditioning.local`` for latents (B, T, C) of the inpaint audio, or for none [B7, B34]."""
         return self._cast(self._array(local_input(plan, inpaint, self.config.same.latent_channels)))
 
-    def _seeded(self, request: Request, plan: Plan) -> NoiseSource:  # noqa: ARG002 (a twin may draw a whole run at once)
-        """Return the noise of the items' seeds, the usual source."""
-        return SeededNoise([item.seed for item in request.items])
+    def _seeded(self, request: Request, plan: Plan) -> NoiseSource:
+        """Return the noise of the items' seeds, and of frames that have their own; the usual source."""
+        return host_noise(request, plan)
 
     def stopwatch(self) -> Stopwatch:
         """Return what times the stages of a run."""
@@ -241,6 +263,12 @@ class BasePipeline(LoadedParts[Array]):
         drawn = batch_of(noise, INITIAL, plan.keep_frames.shape, self.config.same.latent_channels)
         return self._array(start_latents(plan, drawn, init))
 
+    def held(self, plan: Plan, inpaint: Latents | None) -> Settle[Array]:
+        """Return what keeps frames on their way to latents (B, T, C) of the inpaint audio, see ``Held``."""
+        if plan.levels is None or inpaint is None:
+            return lambda x, t, velocity: velocity  # noqa: ARG005
+        return Held(source=self._array(inpaint), levels=plan.levels, sigmas=plan.sigmas, array=self._array)
+
     def draw(self, plan: Plan, noise: NoiseSource, index: int) -> Array:
         """Draw the normals (B, T, C) that a sampler may add at the end of step ``index`` [B27]."""
         return self._array(batch_of(noise, step(index), plan.keep_frames.shape, self.config.same.latent_channels))
@@ -252,6 +280,7 @@ class BasePipeline(LoadedParts[Array]):
         null: Conditioning[Array] | None,
         start: Array,
         draw: Noise[Array],
+        held: Settle[Array],
     ) -> Iterator[tuple[Array, Array]]:
         """Return the steps from the start (B, T, C): see ``_steps``."""
 
@@ -266,7 +295,10 @@ class BasePipeline(LoadedParts[Array]):
             )
             return velocity
 
-        return self._steps(plan, self.gated_velocity(self.adapters, guided), start, draw)
+        velocity: Velocity[Array] = self.gated_velocity(self.adapters, guided)
+        if plan.ring is not None:
+            velocity = plan.ring.turning(velocity, self._array)
+        return self._steps(plan, velocity, start, draw, held)
 
     def _announced(
         self, steps: Iterator[tuple[Array, Array]], count: int, watch: Stopwatch, *, prefetch: bool
@@ -293,6 +325,7 @@ class BasePipeline(LoadedParts[Array]):
     ) -> Iterator[AudioChunk]:
         """Decode latents (B, T, C) to finished audio, item by item."""
         size = request.chunk_frames or self.usual_chunk_frames("decode")
+        latents = latents if plan.ring is None else latents[:, self._array(plan.ring.heard)]
         chunks = [(row, chunk) for row in range(len(clips)) for chunk in decode_plan(plan, row, size, self.config)]
 
         def launch(row: int, chunk: Chunk) -> Array:
@@ -301,4 +334,6 @@ class BasePipeline(LoadedParts[Array]):
 
         decoded = watch.each("decode", self._brought_back(launch(row, chunk) for row, chunk in chunks))
         for (row, chunk), audio in zip(chunks, decoded, strict=True):
-            yield clips[row].add(kept_part(chunk, audio, self.config.same.samples_per_latent))
+            finished = clips[row].add(kept_part(chunk, audio, self.config.same.samples_per_latent))
+            if finished is not None:
+                yield finished

@@ -23,17 +23,34 @@ from sa3_mlx.common.model.lengths import samples_to_seconds, seconds_to_samples
 from sa3_mlx.common.model.sampling import Sampling
 from sa3_mlx.common.schema import Config, ConfigError, is_finite, quoted, require
 
+from .loop import Loop
+
 ITEMS_MAX = 256  # clips of one request
 PROMPT_MAX = 10_000  # characters; models read about the first thousand
 HEAD_ROOM_MAX = 60.0
 CROSSFADE_MAX_MS = 1000.0
 DEFAULT_CROSSFADE_MS = 20.0
+PROMPTS_MAX = 64  # over the time of one clip
+PROMPT_FADE_MAX = 30.0
+DEFAULT_PROMPT_FADE = 0.2
+FEATHER_MAX = 30.0
 
 
 # How long weights stay in memory: "run" from their first use on, for further runs too; "phase" until the run needs the
 # part no more; "step" as "phase", and the blocks of the DiT, one by one, only while a step computes with them.
 Residency = Literal["run", "phase", "step"]
 Blend = Literal["spherical", "linear"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimedPrompt(Config):
+    """Ask for something else from a time on."""
+
+    start: float  # seconds, inside the clip
+    prompt: str  # as that of an ``Item``
+
+    def __post_init__(self) -> None:
+        self.take_plain()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +61,9 @@ class Item(Config):
     seconds: float  # length, above 0 and up to the model's ``max_seconds``
     seed: int  # of the noise, 0 to SEED_MAX: equal seeds give equal sounds
     negative_prompt: str | None = None  # steers away from it; needs a guidance scale other than 1
+    prompts_over_time: tuple[TimedPrompt, ...] = ()  # what ``prompt`` gives way to, in the order of time
+    toward: int | None = None  # seed of other noise, to which that of ``seed`` is turned by ``spread``
+    spread: float = 0.0  # 0 is the noise of ``seed``, 1 that of ``toward``
 
     def __post_init__(self) -> None:
         self.take_plain()
@@ -62,15 +82,46 @@ class InitAudio(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Patch(Config):
+    """Generate a region in its own way."""
+
+    start: float  # seconds
+    end: float
+    prompt: str | None = None  # None: the prompt of that time
+    noise_level: float = 1.0  # above 0 and up to 1: how far from what is there; 1 forgets it
+    seed: int | None = None  # None: that of the item
+
+    def __post_init__(self) -> None:
+        self.take_plain()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Inpaint(Config):
-    """Generate the regions (start, end), in seconds, of this audio and keep the rest [B34]."""
+    """Generate the regions, (start, end) in seconds or a ``Patch``, of this audio and keep the rest [B34]."""
 
     audio: Audio  # (L, channels), floats; not stored
-    regions: tuple[tuple[float, float], ...]  # seconds, inside the clip, not overlapping
+    regions: tuple[tuple[float, float] | Patch, ...]  # inside the clip, not overlapping
+    feather_seconds: float = 0.0  # over which the noise level rises at the edges, inside of the regions
 
     def __post_init__(self) -> None:
         self.take_plain()
         object.__setattr__(self, "audio", _float32(self.audio))
+
+    @property
+    def spans(self) -> tuple[tuple[float, float], ...]:
+        """Return (start, end) of every region."""
+        return tuple((region.start, region.end) if isinstance(region, Patch) else region for region in self.regions)
+
+    @property
+    def patches(self) -> tuple[Patch, ...]:
+        """Return every region as a ``Patch``."""
+        given = self.regions
+        return tuple(one if isinstance(one, Patch) else Patch(start=one[0], end=one[1]) for one in given)
+
+    @property
+    def is_soft(self) -> bool:
+        """Tell whether noise levels differ from frame to frame."""
+        return self.feather_seconds > 0 or any(patch.noise_level < 1 for patch in self.patches)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +154,8 @@ class Request(Config):
     head_room_seconds: float | None = None  # None: the model's own [B31]
     crossfade_ms: float | None = DEFAULT_CROSSFADE_MS  # None: no paste-back, the model's audio as it is
     blend: Blend = "spherical"  # how "piano | violin : 0.3" goes from one text to the other
+    prompt_fade_seconds: float = DEFAULT_PROMPT_FADE  # in which one prompt goes over into the next, at most
+    loop: Loop | None = None  # clips that join themselves; all of one length, without audio to start from or to keep
     decode_noise: bool = False  # the two noise terms of the official decoder [B47]
     chunk_frames: int | None = None  # latent frames per decoded chunk; None: the backend's choice
     encode_chunk_frames: int | None = None  # latent frames per encoded chunk; None: the backend's choice
@@ -136,7 +189,7 @@ class Request(Config):
     def made(self, item: int) -> tuple[tuple[float, float], ...]:
         """Return the parts (start, end) of a clip, in seconds, that are made where the rest is kept; else none."""
         inpaints = per_item(self.inpaint, Inpaint, "inpaint", self)
-        return () if inpaints is None else inpaints[item].regions
+        return () if inpaints is None else inpaints[item].spans
 
     def to_json(self) -> str:
         """Return the request as JSON, without audio."""

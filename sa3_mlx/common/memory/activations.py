@@ -10,11 +10,12 @@ from __future__ import annotations
 from typing import Literal
 
 from sa3_mlx.common.generation.clips import Texts
-from sa3_mlx.common.generation.long.windows import window_frames
+from sa3_mlx.common.generation.long.windows import run_frames
+from sa3_mlx.common.generation.plan import request_lengths, ring_of
 from sa3_mlx.common.generation.request import Request
 from sa3_mlx.common.model.chunks import Direction, chunk_plan, default_chunk_frames, halo, pad_frames
 from sa3_mlx.common.model.config import DiffusionConfig, ModelConfig
-from sa3_mlx.common.model.lengths import clip_lengths, samples_to_frames, seconds_to_samples
+from sa3_mlx.common.model.lengths import samples_to_frames, seconds_to_samples
 from sa3_mlx.common.model.precision import Precision
 
 from .metal import Metal
@@ -48,7 +49,7 @@ def activations(
         return text_activations(len(Texts.of(request).texts), slots, diffusion, metal)
     if phase == "sample":
         rows = len(request.items) * (1 if sampling.guidance.scale == 1 else 2)
-        contexts = len(request.items) * (2 if negatives else 1)
+        contexts = len(request.items) * Texts.of(request).most * (2 if negatives else 1)
         prepared = prepared_bytes(contexts, slots, diffusion, width)
         return dit_activations(rows, _frames(request, config), diffusion, width, metal) + prepared
     given = request.encode_chunk_frames if phase == "encode" else request.chunk_frames
@@ -58,23 +59,23 @@ def activations(
 
 
 def _frames(request: Request, config: ModelConfig) -> int:
-    """Return the frames that the DiT runs on: those of one window of a long piece."""
-    if request.long is not None:
-        return window_frames(request, config)
-    usual = config.require_diffusion().head_room_seconds
-    head_room = usual if request.head_room_seconds is None else request.head_room_seconds
-    return clip_lengths([item.seconds for item in request.items], config, head_room).frames
+    """Return the frames that the DiT runs on: of a long piece in each of its runs."""
+    return request_lengths(request, config).frames if request.long is None else run_frames(request, config)
 
 
 def coded_frames(request: Request, config: ModelConfig, direction: Direction) -> int:
     """Return how many frames the encoder or the decoder sees."""
+    frames = _frames(request, config)
     if direction == "encode":
-        return _frames(request, config)
+        return frames
+    ring = ring_of(request, config)
+    if ring is not None:
+        return len(ring.heard)
     audible = max(
         samples_to_frames(seconds_to_samples(item.seconds, config.sample_rate), config.same) for item in request.items
     )
-    frames = pad_frames(audible + halo(config.same, "decode"), config.same)
-    return frames if request.long is not None else min(_frames(request, config), frames)
+    needed = pad_frames(audible + halo(config.same, "decode"), config.same)
+    return needed if request.long is not None else min(frames, needed)
 
 
 def largest_chunk(

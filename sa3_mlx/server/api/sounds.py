@@ -12,8 +12,8 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, Response
 
 from sa3_mlx.common.files.atomic import write_bytes
-from sa3_mlx.common.files.audio import SUBTYPES
 from sa3_mlx.common.files.audio_file import Audio
+from sa3_mlx.common.files.encoders import SUBTYPES
 from sa3_mlx.common.files.spectrogram import RANGE_DB, save_spectrogram, spectrogram
 from sa3_mlx.common.files.wav import Subtype
 from sa3_mlx.server.engine.results import sound_name
@@ -22,8 +22,15 @@ from sa3_mlx.server.schemas import Answer, StarBody
 from sa3_mlx.server.store.records import SoundRecord
 from sa3_mlx.server.studio import Studio
 
-Format = Literal["wav", "flac", "mp3", "ogg"]
-MEDIA = {"wav": "audio/wav", "flac": "audio/flac", "mp3": "audio/mpeg", "ogg": "audio/ogg"}
+Format = Literal["wav", "flac", "mp3", "ogg", "opus", "m4a"]
+MEDIA = {
+    "wav": "audio/wav",
+    "flac": "audio/flac",
+    "mp3": "audio/mpeg",
+    "ogg": "audio/ogg",
+    "opus": "audio/ogg",
+    "m4a": "audio/mp4",
+}
 _COLUMNS_MAX = 8000
 _LEVEL_COLUMNS = 700
 _CACHED = "private, max-age=3600"  # what an id stands for never changes

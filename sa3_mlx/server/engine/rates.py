@@ -27,8 +27,9 @@ class JobSize:
         clips, sampling = len(request.items), settled.sampling
         passes = sampling.steps * (1 if sampling.guidance.scale == 1 else 2)
         given = (request.init is not None) + (request.inpaint is not None)
-        frames = clips * settled.frames
-        return cls(sampled=passes * frames, coded=(1 + given) * frames, steps=sampling.steps)
+        runs = 2 if request.loop is not None and request.loop.way == "seam" else 1  # the joint has one of its own
+        frames, given = runs * clips * settled.frames, given + runs - 1
+        return cls(sampled=passes * frames, coded=(1 + given) * frames, steps=runs * sampling.steps)
 
 
 class Rates:

@@ -76,7 +76,7 @@ def _regions(made: Provenance) -> list[tuple[float, float]]:
     """Return the seconds that were made anew."""
     given = made.request.inpaint
     one = given[made.item] if isinstance(given, tuple) else given
-    return [] if one is None else list(one.regions)
+    return [] if one is None else list(one.spans)
 
 
 def sound_name(text: str, seed: int | None = None) -> str:

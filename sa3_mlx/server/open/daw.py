@@ -28,7 +28,8 @@ from sa3_mlx.server.store.records import JobRecord, SoundRecord
 from sa3_mlx.server.studio import Missing, Studio
 
 BARS = (4, 8, 16, 32)
-_USUAL_BARS, LOOP_PAD_SECONDS, _CEILING_DB = 8, 2.0, -0.3
+_USUAL_BARS, _CEILING_DB = 8, -0.3
+BEATS_PER_BAR = 4
 BPM = re.compile(r"(\d{2,3}(?:\.\d+)?)\s*bpm", re.IGNORECASE)
 _STATES = {"queued": "queued", "running": "generating", "done": "completed"}  # all others: failed
 _SAMPLED = 90  # percent of the progress, when all steps are done

@@ -8,10 +8,11 @@ from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
+from sa3_mlx.common.generation.loop import BPM_MAX, BPM_MIN, loop_seconds
 from sa3_mlx.common.schema import require
 from sa3_mlx.server.studio import Studio
 
-from .daw import BARS, BODY, BPM, LOOP_PAD_SECONDS, Daw, entry, read_body
+from .daw import BARS, BEATS_PER_BAR, BODY, BPM, Daw, entry, read_body
 
 
 def router(studio: Studio) -> APIRouter:
@@ -60,7 +61,7 @@ def router(studio: Studio) -> APIRouter:
 
     @routes.post("/generate/loop", openapi_extra=BODY)
     async def loop(request: Request) -> dict[str, Any]:
-        """Make so many bars at a tempo, cut to the sample; the tempo can stand in the prompt."""
+        """Make so many bars at a tempo, to the sample, whose end leads into their beginning."""
         body = await read_body(request)
 
         def submit() -> dict[str, Any]:
@@ -68,16 +69,21 @@ def router(studio: Studio) -> APIRouter:
             bpm = body.bpm or (float(found[1]) if found else 0.0)
             require(bpm > 0, "a tempo is missing: give bpm, or write it into the prompt, such as 120 bpm")
             require(body.bars in BARS, f"bars is {body.bars}: allowed are {', '.join(map(str, BARS))}")
-            config = studio.default.config
-            bar = 240.0 / bpm
-            seconds = bar * body.bars
-            padded = min(seconds + LOOP_PAD_SECONDS, config.max_seconds)
+            config, beats = studio.default.config, BEATS_PER_BAR * body.bars
+            seconds = loop_seconds(bpm, beats, config.sample_rate)
             require(seconds <= config.max_seconds, f"{body.bars} bars at {bpm:g} bpm are {seconds:.2f} s: too long")
+            ring = {"bpm": bpm, "beats": beats} if BPM_MIN <= bpm <= BPM_MAX else {}
+            changes = {"seconds": seconds, "loop": ring, "head_room_seconds": None}
+            job, answer = daw.submit(body, None, changes)
+            daw.remember(job, None, body.limiter_ceiling_db)
+            more = {
+                "bpm": bpm,
+                "bars": body.bars,
+                "seconds_per_bar": 60 * BEATS_PER_BAR / bpm,
+                "loop_duration": seconds,
+            }
             samples = round(seconds * config.sample_rate)
-            job, answer = daw.submit(body, None, {"seconds": padded})
-            daw.remember(job, samples, body.limiter_ceiling_db)
-            more = {"bpm": bpm, "bars": body.bars, "seconds_per_bar": bar, "loop_duration": seconds}
-            return {**answer, **more, "gen_duration": padded, "target_samples": samples}
+            return {**answer, **more, "gen_duration": seconds, "target_samples": samples}
 
         return await run_in_threadpool(submit)
 

@@ -13,6 +13,7 @@ from mcp.server.mcpserver.exceptions import ToolError  # an assistant reads its 
 from pydantic import Field
 
 from sa3_mlx.common.files.atomic import write_bytes
+from sa3_mlx.common.generation.loop import BPM_MAX, BPM_MIN, loop_seconds
 from sa3_mlx.common.schema import quoted
 from sa3_mlx.common.version import version
 
@@ -47,6 +48,26 @@ class Tools:
         """Make sounds from a prompt. Returns a job at once; ask status until it is done, then fetch its sounds."""
         return self._submit("generate", _request(prompt, seconds, seed, steps), model=model, variations=count)
 
+    def loop(
+        self,
+        prompt: Prompt,
+        bpm: Annotated[float, Field(description="Tempo; it is put into the prompt.", ge=BPM_MIN, le=BPM_MAX)],
+        bars: Annotated[int, Field(description="Of four beats.", ge=1, le=64)] = 1,
+        seed: Seed = -1,
+        steps: Steps = 0,
+        model: Model = "",
+    ) -> dict[str, Any]:
+        """Make bars at a tempo, exactly as long, whose end leads into their beginning. Returns a job at once."""
+        models = {found["name"]: found for found in self._client.json("GET", "/api/models")}
+        if model and model not in models:
+            raise ToolError(f"model is {quoted(model)}: there are {', '.join(models)}")
+        rate = (models[model] if model else next(iter(models.values())))["sample_rate"]
+        named = prompt if "bpm" in prompt.lower() else f"{prompt}, {bpm:g} bpm"
+        request = _request(named, loop_seconds(bpm, 4 * bars, rate), seed, steps) | {
+            "loop": {"bpm": bpm, "beats": 4 * bars}
+        }
+        return self._submit("generate", request, model=model)
+
     def vary(
         self,
         source: Source,
@@ -66,6 +87,7 @@ class Tools:
         starts: Annotated[list[float], Field(description="Seconds where the regions begin.")],
         ends: Annotated[list[float], Field(description="Seconds where they end, one for each start.")],
         prompt: Prompt = "",
+        prompts: Annotated[list[str], Field(description="One for each region; none: prompt for all.")] = [],  # noqa: B006 (the schema shows it, and nothing changes it)
         seed: Seed = -1,
         steps: Steps = 0,
         model: Model = "",
@@ -73,7 +95,10 @@ class Tools:
         """Make regions of a sound again and keep all other samples exactly. Returns a job at once."""
         if len(starts) != len(ends):
             raise ToolError(f"there are {len(starts)} starts and {len(ends)} ends: give one end for each start")
-        regions = [list(pair) for pair in zip(starts, ends, strict=True)]
+        if prompts and len(prompts) != len(starts):
+            raise ToolError(f"there are {len(starts)} regions and {len(prompts)} prompts: give one for each, or none")
+        spans = zip(starts, ends, prompts or [""] * len(starts), strict=True)
+        regions = [{"start": start, "end": end, "prompt": own} if own else [start, end] for start, end, own in spans]
         request = {**_request(prompt, 0, seed, steps), "inpaint": {"regions": regions}}
         return self._submit("inpaint", request, model=model, source=self._source(source))
 
@@ -142,11 +167,20 @@ def make_mcp(address: str, token: str | None, folder: Path) -> MCPServer[Any]:
     server: MCPServer[Any] = MCPServer(
         "sa3",
         version=version(),
-        instructions="Make and edit sounds. make, vary, inpaint and extend return a job at once; ask status every "
-        "second until its state is done, then fetch its sounds.",
+        instructions="Make and edit sounds. make, loop, vary, inpaint and extend return a job at once; ask status "
+        "every second until its state is done, then fetch its sounds.",
         log_level="ERROR",
     )
-    for tool in (tools.make, tools.vary, tools.inpaint, tools.extend, tools.status, tools.fetch, tools.list):
+    for tool in (
+        tools.make,
+        tools.loop,
+        tools.vary,
+        tools.inpaint,
+        tools.extend,
+        tools.status,
+        tools.fetch,
+        tools.list,
+    ):
         server.tool()(tool)
     return server
 

@@ -14,8 +14,9 @@ import numpy as np
 
 from sa3_mlx.cli.output.provenance import OutputRecord, Provenance
 from sa3_mlx.common.files.atomic import locked
-from sa3_mlx.common.files.audio import SUBTYPES, AudioWriter, peak_db, read_blocks
+from sa3_mlx.common.files.audio import AudioWriter, peak_db, read_blocks, resampled_length
 from sa3_mlx.common.files.audio_file import BLOCK_SAMPLES, Audio, open_audio_file
+from sa3_mlx.common.files.encoders import SUBTYPES, usual_rate
 from sa3_mlx.common.files.wav import Subtype
 
 from .database import Database
@@ -101,7 +102,7 @@ class Store:
         Raises ValueError for a format that is not there, Full where the disk is.
         """
         if suffix not in SUBTYPES:
-            raise ValueError(f"format is {suffix.removeprefix('.')}: allowed are wav, flac, mp3 and ogg")
+            raise ValueError(f"format is {suffix.removeprefix('.')}: allowed are wav, flac, mp3, ogg, opus and m4a")
         subtype = subtype or SUBTYPES[suffix][0]
         if subtype not in SUBTYPES[suffix]:
             raise ValueError(
@@ -118,14 +119,16 @@ class Store:
         return target
 
     def _convert(self, sound: SoundRecord, target: Path, subtype: Subtype) -> None:
-        comment = ""
+        comment, rate = "", usual_rate(subtype, sound.sample_rate)
         if sound.provenance is not None:
             made = Provenance.from_dict(sound.provenance)
-            comment = replace(made, output=OutputRecord(format=subtype, peak_db=None)).to_json()
+            output = OutputRecord(format=subtype, rate=None if rate == sound.sample_rate else rate)
+            comment = replace(made, output=output).to_json()
         source = self.path(sound)
-        writer = AudioWriter(target, sound.samples, sound.channels, sound.sample_rate, subtype, comment=comment)
+        samples = resampled_length(sound.samples, sound.sample_rate, rate)
+        writer = AudioWriter(target, samples, sound.channels, rate, subtype, comment=comment)
         with writer:
-            for block in read_blocks(source, sound.sample_rate, sound.channels):
+            for block in read_blocks(source, rate, sound.channels):
                 writer.write(block)
 
 

@@ -248,20 +248,11 @@ export class Editor {
     return element("li", {}, field("start"), field("end"), remove, prompt);
   }
 
-  // Regions with one prompt are one job; those with others follow, each on top of the one before.
+  // All regions are one job; those with a prompt of their own carry it.
   async inpaint() {
-    const groups = new Map();
-    for (const { start, end, prompt } of this.view.regions) {
-      const text = prompt.trim() || $("prompt").value.trim();
-      groups.set(text, [...(groups.get(text) ?? []), [start, end]]);
-    }
-    let source = this.sound;
-    for (const [prompt, regions] of groups) {
-      const asked = { items: [this.form.item({ prompt, seconds: source.seconds })], inpaint: { regions } };
-      [source] = await this.tell.run({ ...this.form.body(asked), kind: "inpaint", source: source.id });
-      if (!source) return;
-    }
-    await this.tell.open(source);
+    const regions = this.view.regions.map(({ start, end, prompt }) => (
+      prompt.trim() ? { start, end, prompt: prompt.trim() } : [start, end]));
+    await this.edit("inpaint", { items: [this.form.item({ seconds: this.sound?.seconds })], inpaint: { regions } });
   }
 
   async extend() {

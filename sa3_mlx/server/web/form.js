@@ -9,6 +9,10 @@ export class Form {
   constructor() {
     this.models = [];
     $("model").addEventListener("change", () => this.chosen());
+    $("ring").addEventListener("change", () => {
+      $("bpm").disabled = $("bars").disabled = !$("ring").checked;
+      $("seconds").disabled = $("ring").checked; // bars at a tempo have their length
+    });
   }
 
   async load() {
@@ -60,8 +64,17 @@ export class Form {
   }
 
   generate() {
-    const request = { items: [this.item({ seconds: Number($("seconds").value) })] };
+    const request = $("ring").checked ? this.loop() : { items: [this.item({ seconds: Number($("seconds").value) })] };
     return { ...this.body(request), kind: "generate", variations: Number($("variations").value) };
+  }
+
+  // Bars of four beats, to the sample; the prompt names the tempo, as models know it from there.
+  loop() {
+    const [bpm, beats, rate] = [Number($("bpm").value), 4 * Number($("bars").value), this.model.sample_rate];
+    const prompt = $("prompt").value.trim();
+    const named = /\d\s*bpm/i.test(prompt) ? prompt : `${prompt}, ${bpm} bpm`;
+    const seconds = Math.round((beats * 60 * rate) / bpm) / rate;
+    return { items: [this.item({ prompt: named, seconds })], loop: { bpm, beats } };
   }
 
   seen(sound) {

@@ -63,8 +63,12 @@ async function take(files) {
 
 $("form").addEventListener("submit", doing(async (event) => {
   event.preventDefault();
-  const [first] = await run(form.generate());
-  if (first) await open(first);
+  const body = form.generate();
+  const [first] = await run(body);
+  if (!first) return;
+  await open(first);
+  $("loop").checked = Boolean(body.request.loop);
+  editor.loop();
 }));
 $("prompt").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {

@@ -71,15 +71,24 @@ class LatentClapConfig(Config):
     text: TextEncoderConfig
     autoencoder: str
     text_encoder: str
+    max_frames: int | None = None  # that it was trained on at once; None in files of earlier versions: any number
+
+    def __post_init__(self) -> None:
+        if self.max_frames is not None:
+            check(self, self.tower.frames_per_token, math.inf, "max_frames")
 
 
 class AudioTower(nn.Module):
-    """Run a transformer over latents, told their noise level; the mean of its tokens is projected."""
+    """Run a transformer over latents, told their noise level; the mean of its tokens is projected.
 
-    def __init__(self, config: TowerConfig, latent_channels: int) -> None:
+    Of longer latents than ``max_frames`` it sees one window of so many frames after the other.
+    """
+
+    def __init__(self, config: TowerConfig, latent_channels: int, max_frames: int | None) -> None:
         super().__init__()
         width = config.width
         self.frames_per_token = config.frames_per_token
+        self.max_tokens = None if max_frames is None else max_frames // config.frames_per_token
         self.to_timestep_embed = MLP(TIMESTEP_FEATURES, width, width, bias=True)
         self.to_modulation = MLP(width, width, 6 * width, bias=True)
         self.project_in = nn.Linear(config.frames_per_token * latent_channels, width)
@@ -90,6 +99,10 @@ class AudioTower(nn.Module):
     def forward(self, x: Tensor, valid: Tensor, t: Tensor) -> Tensor:
         """Embed x (B, T, C), valid (B, T) bool, t (B,) -> (B, E). Raises ValueError for an item without a
         valid frame."""
+        return self.projection(self.pooled(x, valid, t))
+
+    def pooled(self, x: Tensor, valid: Tensor, t: Tensor) -> Tensor:
+        """Return what ``forward`` projects: (B, D) float32, the mean over tokens."""
         if not bool(valid.any(1).all()):
             items = (~valid.any(1)).nonzero().flatten().tolist()
             raise ValueError(f"item(s) {', '.join(map(str, items))} have no valid frame: leave them out")
@@ -98,11 +111,18 @@ class AudioTower(nn.Module):
         x = F.pad(torch.where(valid[..., None], x, 0.0), (0, 0, 0, rest))
         real = F.pad(valid, (0, rest)).unflatten(1, (-1, size)).any(-1)  # (B, N)
         h = self.project_in(x.unflatten(1, (-1, size)).flatten(2))  # (B, N, D)
+        length = min(h.shape[1], self.max_tokens or h.shape[1])  # of a window
+        more = -h.shape[1] % length
+        h, real = F.pad(h, (0, 0, 0, more)), F.pad(real, (0, more))
+        windows = h.shape[1] // length
         modulation = self.to_modulation(self.to_timestep_embed(timestep_features(t).to(h.dtype)))
-        table, attend_real = rope(0, h.shape[1], h.device), partial(attend, mask=real[:, None, None])
+        h, modulation = h.unflatten(1, (windows, length)).flatten(0, 1), modulation.repeat_interleave(windows, 0)
+        seen = real.unflatten(1, (windows, length)).flatten(0, 1)
+        seen = seen | ~seen.any(1, keepdim=True)  # a window of padding sees itself, and counts for nothing below
+        table, attend_real = rope(0, length, h.device), partial(attend, mask=seen[:, None, None])
         for layer in self.layers:
             h = layer(h, modulation, table, attend_real)
-        return self.projection(_masked_mean(self.norm(h), real))
+        return _masked_mean(self.norm(h).unflatten(0, (-1, windows)).flatten(1, 2), real)
 
 
 class LatentClap(nn.Module):
@@ -114,7 +134,7 @@ class LatentClap(nn.Module):
     def __init__(self, config: LatentClapConfig, text_encoder: T5GemmaEncoder, tokenizer: Tokenizer) -> None:
         super().__init__()
         self.config, self.tokenizer = config, tokenizer
-        self.audio = AudioTower(config.tower, config.latent_channels)
+        self.audio = AudioTower(config.tower, config.latent_channels, config.max_frames)
         self.text = MLP(config.text.width, config.tower.width, config.tower.embedding, bias=True)
         self.log_scale = nn.Parameter(torch.full((1,), math.log(FIRST_SCALE)))
         self._text_encoder = [text_encoder.eval().requires_grad_(False)]
@@ -129,12 +149,21 @@ class LatentClap(nn.Module):
         """Return the scale of cosines in the softmax, at most 100: (1,)."""
         return self.log_scale.float().clamp_max(math.log(MAX_SCALE)).exp()
 
+    @property
+    def feature_width(self) -> int:
+        """Return the size of ``audio_features``."""
+        return self.config.tower.width
+
     def embed_audio(self, latents: Tensor, valid: Tensor, t: Tensor) -> Tensor:
         """Embed latents (B, T, C) with noise of level t (B,), valid (B, T) bool -> unit vectors (B, E) float32.
 
         Values at frames that are not valid do not matter.
         """
         return F.normalize(self.audio(latents, valid, t).float(), dim=-1)
+
+    def audio_features(self, latents: Tensor, valid: Tensor, t: Tensor) -> Tensor:
+        """Return what ``embed_audio`` projects, which holds more of a sound than its prompt does: (B, D) float32."""
+        return self.audio.pooled(latents, valid, t).float()
 
     def embed_text(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Embed ids (B, S) int, mask (B, S) bool, true at tokens -> unit vectors (B, E) float32."""

@@ -127,6 +127,7 @@ class ClapStage(Stage):
             text=self.text_encoder.config,
             autoencoder=tensors_hash(base / WEIGHTS_FILE, "same."),
             text_encoder=tensors_hash(base / WEIGHTS_FILE, "text_encoder."),
+            max_frames=config.max_frames,
         )
         with seeded(config.train.seed):
             self.model = LatentClap(about, self.text_encoder, open_tokenizer(base, model_config)).to(self.device)

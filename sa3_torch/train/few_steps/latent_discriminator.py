@@ -19,7 +19,10 @@ from sa3_torch.train.networks.init import seeded
 
 from .arc_losses import masked_mean
 from .denoiser import Denoiser
+from .frechet_loss import FeatureMoments
 from .heads import Head, HeadConfig
+
+BACKBONE = ("conditioner", "dit")  # its parts that stage 1 has trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +49,12 @@ class LatentDiscriminator(nn.Module):
     """Score latents by the first blocks of ``base`` and a head that reads the hidden states of its blocks ``taps``,
     counted from 0, side by side. Blocks after the last of them are left out; all that remains is trained.
 
+    ``moments``: of features that a further loss compares, where there is one.
+
     Raises ValueError for a block that the base does not have.
     """
+
+    moments: FeatureMoments
 
     def __init__(self, base: nn.Module, taps: tuple[int, ...], head: HeadConfig, seed: int) -> None:
         super().__init__()

@@ -219,7 +219,7 @@ class OdeWarmupStage(Stage):
         relative to those that the base itself makes in one step without guidance."""
         steps, train = self.config.teacher.sampling.steps, self.config.train
         items, seed = min(VALIDATION_ITEMS, train.batch), train.seed + 1
-        shown = sorted({0, steps // 4, steps // 2, 3 * steps // 4, steps - 1})
+        shown = sorted({k * (steps - 1) // 4 for k in range(4)})  # from the last state Euler itself takes one step
         times: list[float] = []
         errors = torch.zeros(VALIDATION_BATCHES, 2, len(shown), dtype=torch.float64, device=self.device)
         spread = torch.zeros(VALIDATION_BATCHES, 3, self.latents.latents.channels).to(errors)  # count, sum and squares

@@ -3,7 +3,8 @@
 Steps alternate. Generator G: x_t = (1 - t) z + t eps, fake = x_t - t v_G; discriminator D: real and fake with the same
 noise of level t_D. G is to make D score the fake above the real, D the real above the fake (relativistic, softplus),
 and above the real under another prompt (contrastive), with finite-difference R1 and R2 and centred scores. A latent
-CLAP ties the fake to its prompt. Nothing is dropped out, in the turns of neither.
+CLAP ties the fake to its prompt, and the distribution of its features to that of the data (frechet_loss.py). Nothing is
+dropped out, in the turns of neither.
 
 Shapes: B batch, T latent frames, C latent channels, N positions of scores. t = 0 is data, t = 1 noise.
 """
@@ -43,16 +44,12 @@ from sa3_torch.train.run.stage import Split, Stage, StageConfig
 from sa3_torch.weights import StableAudio
 
 from .alarms import ADVERSARIAL, BalanceAlarms
-from .arc_losses import (
-    finite_difference,
-    geodesic,
-    masked_mean,
-    mean_of_usable,
-    relativistic,
-)
+from .arc_losses import finite_difference, masked_mean, mean_of_usable, relativistic
+from .clap_terms import clean_features, prompt_distance
 from .denoiser import Denoiser, channel_moments, few_step_config, few_step_sampling, frozen_inputs, write_few_step_demos
+from .frechet_loss import FeatureMoments
 from .heads import HeadConfig
-from .latent_discriminator import LatentDiscriminator, Verdict, score_notes
+from .latent_discriminator import BACKBONE, LatentDiscriminator, Verdict, score_notes
 from .noise_levels import NoiseLevelConfig
 from .scenes import SceneData, SceneDraw
 
@@ -62,14 +59,15 @@ VALIDATION_ITEMS = 8  # of a batch
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsConfig(Config):
-    """Weigh the terms; but for the adversarial ones a term of weight 0 is not computed."""
+    """Weigh the terms; but for the discriminator's a term of weight 0 is not computed."""
 
     generator: float
-    clap: float  # needs a latent CLAP
+    clap: float  # needs a latent CLAP, as ``frechet`` does
     discriminator: float
     contrastive: float
     gradient_penalty: float
     centring: float
+    frechet: float = 0.0  # of features of the latent CLAP
 
     def __post_init__(self) -> None:
         check(self, 0, math.inf, *self.to_dict())
@@ -92,12 +90,15 @@ class PosttrainConfig(StageConfig):
     penalty_step: float  # of the finite differences
     clap_max_noise: float  # latents that the CLAP sees have a noise level of up to this, uniformly
     own_sample_share: float  # of the generator's inputs that are made of its own samples, not of data
+    head_start: int = 0  # steps in which the discriminator learns before the generator does
+    backbone_rate: float = 1.0  # learning rate of the discriminator's blocks and conditioner to its head's; 0 freezes
 
     def __post_init__(self) -> None:
         check(self, 1, math.inf, "shift_min_frames")
         check(self, self.shift_min_frames + 1, math.inf, "shift_max_frames")
         check(self, 1e-6, 1, "penalty_step")
-        check(self, 0, 1, "clap_max_noise", "own_sample_share")
+        check(self, 0, 1, "clap_max_noise", "own_sample_share", "backbone_rate")
+        check(self, 0, math.inf, "head_start")
         if self.weights.contrastive and self.train.batch < 2:
             raise ConfigError(
                 "batch is 1: the contrastive term takes prompts of other items; set weights.contrastive=0"
@@ -118,6 +119,11 @@ class Scene:
     @property
     def z(self) -> Tensor:
         return self.drawn.batch.latents
+
+    @property
+    def few_step(self) -> Tensor:
+        """Return whose fake is what a user gets in one or two evaluations: (B,) bool."""
+        return (self.drawn.t == 1) | self.drawn.own
 
 
 class PosttrainStage(Stage):
@@ -140,10 +146,10 @@ class PosttrainStage(Stage):
         autoencoder: Path | None = None,
     ) -> None:
         super().__init__()
-        if (clap is not None) != (config.weights.clap > 0):
+        if (clap is not None) != (config.weights.clap > 0 or config.weights.frechet > 0):
             raise ConfigError(
-                f"weights.clap is {config.weights.clap:g} {'without' if clap is None else 'with'} a latent CLAP: "
-                "give one with --clap, or set weights.clap=0"
+                f"weights.clap is {config.weights.clap:g} and weights.frechet {config.weights.frechet:g} "
+                f"{'without' if clap is None else 'with'} a latent CLAP: give one with --clap, or set both to 0"
             )
         opened = StartModel.open(start, latents, autoencoder)
         self.config, self.model_config, self.clap = config, few_step_config(opened.config), clap
@@ -155,9 +161,14 @@ class PosttrainStage(Stage):
         self.networks.text_encoder.requires_grad_(False)
         self.denoiser = Denoiser(self.networks.conditioner, self.networks.dit)
         self.discriminator = self._new_discriminator(base).to(self.device)
+        if clap is not None and config.weights.frechet:
+            self.discriminator.moments = FeatureMoments(clap.feature_width).to(self.device)  # checkpoints have them so
+        rates = dict.fromkeys(BACKBONE, config.backbone_rate)
+        for name, rate in rates.items():
+            self.discriminator.get_submodule(name).requires_grad_(rate > 0)
         self.groups = {
             GENERATOR: Group(network=self.model, optimizer=config.generator),
-            DISCRIMINATOR: Group(network=self.discriminator, optimizer=config.discriminator),
+            DISCRIMINATOR: Group(network=self.discriminator, optimizer=config.discriminator, rates=rates),
         }
         tokenizer = open_text(opened.tokenizer_file, opened.config)
         self.latents = LatentData(opened.latents, tokenizer, opened.config, config.clips, config.train)
@@ -182,7 +193,7 @@ class PosttrainStage(Stage):
         return self.latents.remarks()
 
     def turn(self, step: int) -> str:
-        return DISCRIMINATOR if step % 2 else GENERATOR
+        return DISCRIMINATOR if step % 2 or step < self.config.head_start else GENERATOR
 
     def alarms(self, values: dict[str, float]) -> list[str]:
         return self.balance.alarms(values)
@@ -225,7 +236,22 @@ class PosttrainStage(Stage):
         return sample
 
     def _generator_losses(self, scene: Scene, fake: Tensor) -> dict[str, Tensor]:
-        weights = self.config.weights
+        weights, terms = self.config.weights, {}
+        if weights.generator:
+            terms["adversarial"] = self.weighted("adversarial", weights.generator, self._fooled(scene, fake))
+        batch = scene.drawn.batch
+        if self.clap is not None and weights.clap:
+            noisy = interpolate(fake, self._noise(scene, Purpose.CLAP_INPUT), scene.drawn.t_clap)
+            terms["clap"] = self.weighted(
+                "clap", weights.clap, prompt_distance(self.clap, noisy, scene.drawn.t_clap, batch)
+            )
+        if self.clap is not None and weights.frechet:
+            distance = self.discriminator.moments(clean_features(self.clap, fake, batch), scene.few_step)
+            terms["frechet"] = self.weighted("frechet", weights.frechet, distance)
+        return terms
+
+    def _fooled(self, scene: Scene, fake: Tensor) -> Tensor:
+        """Return how far the discriminator's scores of the fake lie below those of the real."""
         noise, t = self._noise(scene, Purpose.SHARED_NOISE), scene.drawn.t_discriminator
         with torch.no_grad(), self.autocast():
             prepared = self.discriminator.prepare(scene.inputs)
@@ -233,22 +259,16 @@ class PosttrainStage(Stage):
         with self.autocast():
             verdict = self.discriminator(interpolate(fake, noise, t), t, prepared)
         self.notes |= score_notes(real_verdict, verdict)
-        adversarial = relativistic(verdict.scores, real_verdict.scores, verdict.mask).mean()
-        terms = {"adversarial": self.weighted("adversarial", weights.generator, adversarial)}
-        if self.clap is not None:
-            terms["clap"] = self.weighted("clap", weights.clap, self._clap_distance(self.clap, scene, fake))
-        return terms
-
-    def _clap_distance(self, clap: LatentClap, scene: Scene, fake: Tensor) -> Tensor:
-        batch, t = scene.drawn.batch, scene.drawn.t_clap
-        noisy = interpolate(fake, self._noise(scene, Purpose.CLAP_INPUT), t)
-        sound = clap.embed_audio(noisy, batch.valid.to(self.device, non_blocking=True), t)
-        text = clap.embed_text(batch.ids, batch.mask)
-        return geodesic(sound, text).mean()
+        return relativistic(verdict.scores, real_verdict.scores, verdict.mask).mean()
 
     def _discriminator_losses(self, scene: Scene, fake: Tensor) -> dict[str, Tensor]:
         config, weights, t = self.config, self.config.weights, scene.drawn.t_discriminator
         noise = self._noise(scene, Purpose.SHARED_NOISE)
+        if self.clap is not None and weights.frechet:
+            with torch.no_grad():
+                data, made = (clean_features(self.clap, x, scene.drawn.batch) for x in (scene.z, fake))
+            first = self.batch_slice.rank % config.train.accumulate == 0
+            self.discriminator.moments.add(data, made, scene.few_step, first=first)
         inputs = {
             Purpose.REAL_PENALTY: interpolate(scene.z, noise, t),
             Purpose.FAKE_PENALTY: interpolate(fake, noise, t),

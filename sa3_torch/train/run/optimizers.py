@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -16,6 +17,7 @@ from .parallel import own_share, total
 from .settings import check
 
 SAMPLED = 1 << 16
+HELD = 0.75  # of the run, that the schedule "held" keeps its rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +26,10 @@ class OptimizerConfig(Config):
     run."""
 
     learning_rate: float
-    schedule: Literal["cosine", "inverse"]
-    final_learning_rate: float  # the cosine's end, the inverse schedule's floor
+    schedule: Literal["cosine", "inverse", "held"]
+    final_learning_rate: float  # the cosine's and the held schedule's end, the inverse schedule's floor
     inverse_gamma: float  # of "inverse": updates until the rate has fallen by sqrt(2); 0 for "cosine"
-    warmup_steps: int  # linear for "cosine"; for "inverse" the time constant n of 1 - (1 - 1/n)^(k+1)
+    warmup_steps: int  # linear for "cosine" and "held"; for "inverse" the time constant n of 1 - (1 - 1/n)^(k+1)
     beta1: float
     beta2: float
     weight_decay: float
@@ -40,16 +42,20 @@ class OptimizerConfig(Config):
         if (self.schedule == "inverse") != (self.inverse_gamma > 0):
             raise ConfigError(
                 f"inverse_gamma is {self.inverse_gamma:g} with schedule {self.schedule!r}: "
-                "'inverse' needs one above 0, 'cosine' needs 0"
+                "'inverse' needs one above 0, the others need 0"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Hold parameters that are trained together: those of ``network`` that require a gradient."""
+    """Hold parameters that are trained together: those of ``network`` that require a gradient.
+
+    ``rates``: first part of a parameter's name -> factor of the learning rate; 1 where it is not named.
+    """
 
     network: nn.Module
     optimizer: OptimizerConfig
+    rates: Mapping[str, float] = field(default_factory=dict)
 
 
 Trained = Mapping[str, Sequence[Tensor]]  # group -> the parameters that its optimiser changes
@@ -65,7 +71,8 @@ def take_turn(trained: Trained, turn: str | None) -> None:
 def learning_rate_at(config: OptimizerConfig, *, step: int, steps: int, update: int) -> float:
     """Return the rate of a group in ``step`` of ``steps``, which is its own ``update``-th, counted from 0.
 
-    cosine: linear warm-up, then from learning_rate to final_learning_rate. inverse:
+    cosine: linear warm-up, then from learning_rate to final_learning_rate. held: the same, but the cosine takes the
+    last quarter of the run. inverse:
     (1 - w^(k+1)) max(floor, base (1 + k / gamma)^-0.5) with w = 1 - 1 / warmup_steps [T0.4].
     """
     if config.schedule == "inverse":
@@ -73,7 +80,8 @@ def learning_rate_at(config: OptimizerConfig, *, step: int, steps: int, update: 
         falling = config.learning_rate * (1 + update / config.inverse_gamma) ** -0.5
         return warm * max(config.final_learning_rate, falling)
     warm = min(1.0, (update + 1) / max(1, config.warmup_steps))
-    cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
+    held = HELD if config.schedule == "held" else 0.0
+    cosine = 0.5 * (1 + math.cos(math.pi * max(0.0, (step / steps - held) / (1 - held))))
     return warm * (config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * cosine)
 
 
@@ -86,12 +94,17 @@ def make_optimizer(group: Group) -> torch.optim.Optimizer:
     """Make the optimiser of a group. Its state exists from the start, at zero, so that a checkpoint can be read into it
     in place."""
     config, betas = group.optimizer, (group.optimizer.beta1, group.optimizer.beta2)
-    parameters = [p for p in group.network.parameters() if p.requires_grad]
-    fused = fits_fused(parameters)
+    by_factor: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in group.network.named_parameters():
+        if parameter.requires_grad:
+            by_factor.setdefault(group.rates.get(name.partition(".")[0], 1.0), []).append(parameter)
+    tables = [{"params": parameters, "factor": factor} for factor, parameters in by_factor.items()]
+    every = list(itertools.chain(*by_factor.values()))
+    fused = fits_fused(every)
     optimizer = torch.optim.AdamW(
-        parameters, lr=config.learning_rate, betas=betas, weight_decay=config.weight_decay, fused=fused or None
+        tables, lr=config.learning_rate, betas=betas, weight_decay=config.weight_decay, fused=fused or None
     )
-    for parameter in parameters:
+    for parameter in every:
         zeros = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         count = torch.zeros((), device=parameter.device if fused else None)  # of updates, which the kernel reads
         optimizer.state[parameter] = {"step": count, "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
@@ -99,8 +112,9 @@ def make_optimizer(group: Group) -> torch.optim.Optimizer:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the rate of the next step, times the factor of each part (``Group.rates``)."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["factor"]
 
 
 def optimizer_tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

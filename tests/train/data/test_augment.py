@@ -22,7 +22,7 @@ from sa3_torch.train.data.augment import (
     zero_tail,
 )
 from sa3_torch.train.data.clip_cache import ClipSet, Draft, write_clips
-from sa3_torch.train.data.crops import AudioCrops
+from sa3_torch.train.data.crops import AudioCrops, CropMix
 from sa3_torch.train.data.drawing import draw_caption
 from sa3_torch.train.run.random import generator
 
@@ -96,6 +96,15 @@ def test_processes_read_slices_of_one_batch(clips: ClipSet) -> None:
         part = crops.batch(5, rows)
         assert np.array_equal(part.audio, whole.audio[rows])
         assert part.captions == whole.captions[rows] and part.ids == whole.ids[rows]
+
+
+def test_chirps_are_spread_evenly_over_processes() -> None:
+    """As with same-l on 8 GPUs: one each, and crops of one of 8 streams. There were 0, 2, 0, 2 ... and 12 streams."""
+    mix = CropMix(64, 2)
+    crops = [[mix.crop(item) for item in range(9 * rank, 9 * rank + 9)] for rank in range(8)]
+    assert mix.items == 72 and all(part.count(None) == 1 for part in crops)
+    assert [{number // 8 for number in part if number is not None} for part in crops] == [{rank} for rank in range(8)]
+    assert sorted(number for part in crops for number in part if number is not None) == list(range(64))
 
 
 def test_augmentations_leave_the_choice_of_crops_alone(clips: ClipSet) -> None:

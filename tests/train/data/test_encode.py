@@ -23,7 +23,7 @@ from sa3_torch.same import SAME
 from sa3_torch.train.autoencoder.gate import check_latents
 from sa3_torch.train.data.encode.pre_encode import EncodeConfig, PreEncoder, encode_blocks, load_autoencoder
 from sa3_torch.train.data.encode.public_latents import export_public, import_public
-from sa3_torch.train.data.encode.sources import FolderSource, open_source
+from sa3_torch.train.data.encode.sources import FolderSource, PartSource, open_source
 from sa3_torch.train.data.latents import LatentSet
 from tests.support.command import AUTOENCODER, RATE, snapshot
 from tests.support.tiny import TINY
@@ -336,3 +336,22 @@ def test_silence_is_constant_in_the_interior(autoencoder: Path) -> None:
     edge, step = halo(same.config, "encode"), same.config.frame_multiple
     inner = latents[edge:-edge].unflatten(0, (-1, step))
     assert (inner - inner[:1]).abs().max() < 1e-5
+
+
+def test_parts_hold_what_the_whole_holds(folder: Path, autoencoder: Path, tmp_path: Path) -> None:
+    """Three jobs, each with a folder of its own, to the same bits; parts that are not there are refused."""
+    for name in ("quiet.wav", "twin.wav"):
+        (folder / name).unlink()
+    line = ["pre-encode", "--data", str(folder), "--autoencoder", str(autoencoder), "--copies", "2"]
+    for part in ("1/1", "1/3", "2/3", "3/3"):
+        assert run([*line, "--part", part, "--out", str(tmp_path / part.replace("/", "-"))]) == 0
+    digest = load_autoencoder(autoencoder)[1]
+    whole = LatentSet(tmp_path / "1-1", autoencoder=digest)
+    parts = LatentSet(*(tmp_path / f"{number}-3" for number in (1, 2, 3)), autoencoder=digest)
+    assert [item.id for item in parts.items] == [item.id for item in whole.items] and len(whole.items) > 8
+    for one, other in zip(whole.items, parts.items, strict=True):
+        assert torch.equal(whole.read(one), parts.read(other))
+    source = FolderSource(folder, RATE, 2)
+    with pytest.raises(ValueError, match="part 1 of 9 of 8 recordings"):
+        PartSource(source, 0, 9)
+    assert run([*line, "--part", "4/3", "--out", str(tmp_path / "none")]) == 2

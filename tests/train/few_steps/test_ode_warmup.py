@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -194,6 +195,17 @@ def test_validation_begins_at_the_error_of_the_base(workspace: Path) -> None:
     ratios = [measures[name] for name in ("one_step_ratio", "ratio", "ratio_t1.000")]
     assert ratios == pytest.approx([1, 1, 1], rel=1e-5)  # two copies of the weights may be summed in other blocks
     assert measures["one_step"] == pytest.approx(measures["one_step_base"]) and measures["one_step"] > 0
+
+
+def test_validation_leaves_out_the_state_from_which_euler_itself_takes_one_step(workspace: Path) -> None:
+    """The base has no error there, and a ratio to it would be infinite."""
+    stage = ode_warmup_stage(workspace, "teacher.sampling={sampler='euler',steps=4}")
+    with torch.no_grad():
+        for parameter in stage.networks.dit.parameters():
+            parameter.mul_(1.1)
+        measures = stage.validate()
+    assert all(math.isfinite(value) for value in measures.values()), measures
+    assert sum(name.startswith("ratio_t") for name in measures) == 3
 
 
 def test_export_is_a_denoiser_with_its_parents(workspace: Path, tmp_path: Path) -> None:

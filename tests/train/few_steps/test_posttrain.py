@@ -27,7 +27,7 @@ from sa3_torch.train.few_steps.posttrain import PosttrainStage
 from sa3_torch.train.flow.masks import Masks
 from sa3_torch.train.flow.model import open_model
 from sa3_torch.train.run.parallel import BatchSlice
-from tests.support.stages import MODEL, posttrain_stage, trainer_of
+from tests.support.stages import MODEL, frechet_stage, posttrain_stage, trainer_of
 from tests.support.tiny_checkpoint import write_checkpoint
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -207,10 +207,12 @@ def test_the_clap_term_pulls_the_generator_to_its_prompt(workspace: Path) -> Non
 
 
 def test_a_clap_weight_needs_a_clap(workspace: Path) -> None:
-    with pytest.raises(ConfigError, match=r"weights\.clap is 1 without a latent CLAP"):
-        posttrain_stage(workspace, "weights.clap=1.0")
+    for term in ("clap", "frechet"):
+        config = frechet_stage(workspace, "weights.clap=0.0", "weights.frechet=0.0", f"weights.{term}=1.0").config
+        with pytest.raises(ConfigError, match=r"without a latent CLAP: give one with --clap, or set both to 0"):
+            PosttrainStage(workspace / "base", workspace / "base", config, [workspace / "latents"], None)
     config = posttrain_stage(workspace).config
-    with pytest.raises(ConfigError, match=r"weights\.clap is 0 with a latent CLAP"):
+    with pytest.raises(ConfigError, match=r"weights\.clap is 0 and weights\.frechet 0 with a latent CLAP"):
         PosttrainStage(workspace / "base", workspace / "base", config, [workspace / "latents"], LinearClap())
 
 
@@ -283,3 +285,50 @@ def test_models_that_do_not_belong_together_are_refused(workspace: Path, tmp_pat
     for taps in ("[]", "[0, 0]", "[1]", "[-1]"):
         with pytest.raises(ValueError, match="allowed are ascending blocks 0 to 0"):
             posttrain_stage(workspace, f"taps={taps}")
+
+
+def test_the_discriminator_begins_alone(workspace: Path, tmp_path: Path) -> None:
+    stage = frechet_stage(workspace, "head_start=4", "train.steps=4")
+    assert [stage.turn(step)[0] for step in range(8)] == list("ddddgdgd")
+    before = {name: value.clone() for name, value in stage.model.state_dict().items()}
+    head = stage.discriminator.head.project_out.weight.detach().clone()
+    trainer = trainer_of(stage, tmp_path)
+    for trainer.step in range(4):
+        trainer._train_step(None)
+    assert all(torch.equal(value, before[name]) for name, value in stage.model.state_dict().items())
+    assert not torch.equal(stage.discriminator.head.project_out.weight, head)
+    assert trainer.updates == {"generator": 0, "discriminator": 4}
+
+
+@pytest.mark.parametrize(("rate", "moved"), [(0.0, 0.0), (0.1, 0.1)])
+def test_the_backbone_learns_more_slowly_than_the_head(
+    workspace: Path, tmp_path: Path, rate: float, moved: float
+) -> None:
+    """The first update of Adam moves every weight by its learning rate."""
+    rates = ("discriminator.learning_rate=1e-3", "discriminator.weight_decay=0.0", "discriminator.beta1=0.0")
+    stage = posttrain_stage(workspace, f"backbone_rate={rate}", *rates)
+    parts = {"head": stage.discriminator.head.project_out.weight, "dit": stage.discriminator.dit.project_in.weight}
+    before = {name: weight.detach().clone() for name, weight in parts.items()}
+    trainer = trainer_of(stage, tmp_path)
+    trainer.step = 1
+    trainer._train_step(None)
+    change = {name: float((weight - before[name]).detach().abs().median()) for name, weight in parts.items()}
+    assert change["head"] == pytest.approx(1e-3, rel=0.05)
+    assert change["dit"] == pytest.approx(moved * 1e-3, rel=0.05)
+
+
+def test_features_are_compared_where_few_steps_begin(workspace: Path) -> None:
+    """The turns of the discriminator fill the moments with items of pure noise or own samples; the generator learns
+    from these alone."""
+    stage = frechet_stage(workspace, "weights.generator=0.0", "weights.clap=0.0")
+    for step in (0, 1):
+        stage.losses(step)
+    counted = [stage._scene(step).few_step for step in (0, 1)]
+    mass = float(stage.discriminator.moments.moments[0, -1, -1])
+    assert mass == pytest.approx(0.98 * float(counted[0].sum()) + float(counted[1].sum()))
+    scene = stage._scene(2)
+    fake = stage._generate(scene).detach().requires_grad_()
+    terms = stage._generator_losses(scene, fake)
+    assert terms.keys() == {"frechet"}
+    terms["frechet"].backward()
+    assert torch.equal(fake.grad.flatten(1).any(1), scene.few_step) and not bool(scene.few_step.all())

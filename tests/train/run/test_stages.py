@@ -3,6 +3,7 @@ bit-identically, survives kill -9, and two processes train as one does."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -250,6 +251,18 @@ def test_both_wrappers_compute_the_same_in_bf16(name: str, workspace: Path, two_
     for table in (table for table in ddp if table.startswith("optimizer")):
         a, b = flat(ddp, table), flat(fsdp, table)
         assert float((a - b).norm() / a.norm()) < 1e-5, table
+
+
+@pytest.mark.parametrize(("name", "kind"), PAIRS)
+def test_two_processes_measure_what_one_measures(name: str, kind: str, two_processes: Path, one_process: Path) -> None:
+    """Each has a share of the held-out items."""
+    one, two = (_measures(folder) for folder in (one_process / name, two_processes / f"{kind}-{name}"))
+    assert two == pytest.approx(one, rel=1e-3, abs=1e-4)
+
+
+def _measures(folder: Path) -> dict[str, float]:
+    *_, last = (json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines())
+    return {name: value for name, value in last.items() if name.startswith("validation/")}
 
 
 @pytest.mark.parametrize(("name", "kind"), PAIRS)

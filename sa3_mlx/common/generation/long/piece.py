@@ -1,15 +1,19 @@
-"""Put a long piece together in memory, for programs that want it as they want a clip."""
+"""Put together what was made in parts: a long piece in memory, or a window and the audio around it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from dataclasses import replace
 
 import numpy as np
 
 from sa3_mlx.common.files.audio import clipped_share
 from sa3_mlx.common.files.audio_file import Audio
-from sa3_mlx.common.generation.events import AudioChunk, Event, Generation, Latents, PieceFinished, WindowMade
+from sa3_mlx.common.generation.events import AudioChunk, Event, Finished, Generation, Latents, PieceFinished, WindowMade
+from sa3_mlx.common.generation.request import Request
 from sa3_mlx.common.model.config import ModelConfig
+
+from .around import Around
 
 
 def joined(events: Iterable[Event], config: ModelConfig) -> Generation:
@@ -33,3 +37,26 @@ def joined(events: Iterable[Event], config: ModelConfig) -> Generation:
         timings=event.timings,
         ways=event.ways,
     )
+
+
+def placed(events: Iterable[Event], found: Around, whole: Request) -> Generator[Event, None, None]:
+    """Pass the events of the window on as those of the whole: audio before and after it is that of the source."""
+    source, last = found.inpaint.audio, found.start
+    for event in events:
+        if isinstance(event, AudioChunk):
+            if last == found.start and last:
+                yield AudioChunk(item=0, start=0, audio=source[:last])
+            last = found.start + event.start + len(event.audio)
+            yield replace(event, start=found.start + event.start)
+        elif isinstance(event, Finished):
+            rest = source[last : found.samples]
+            if len(rest):
+                yield AudioChunk(item=0, start=last, audio=rest)
+            made = event.generation
+            audio = np.concatenate([source[: found.start], made.audio[0], rest])
+            seams = tuple(replace(seam, sample=seam.sample + found.start) for seam in made.seams[0])
+            share = clipped_share(audio)
+            made = replace(made, request=whole, audio=(audio,), seams=(seams,), clipped_share=(share,))
+            yield Finished(generation=made)
+        else:
+            yield event

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sa3_mlx.common.generation.request import Item, Request
+from sa3_mlx.common.generation.request import Item, Request, TimedPrompt
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.lengths import (
     effective_frames,
@@ -90,18 +90,27 @@ def overlap_frames(request: Request, config: ModelConfig) -> int:
     return frames
 
 
+def run_frames(request: Request, config: ModelConfig) -> int:
+    """Return the frames of the runs of the model in which a long request is made: of windows, or of one clip."""
+    return window_frames(request, config) if request.inpaint is None else config.require_diffusion().max_frames
+
+
 def check_long(request: Request, config: ModelConfig) -> None:
     """Raise ValueError, one line, for a long piece that cannot be made; its clip was checked but for the length."""
     assert request.long is not None
     if len(request.items) != 1:
         raise ValueError(f"a long piece is made by itself: {len(request.items)} clips were asked for; ask for one")
-    if request.init is not None or request.inpaint is not None:
-        raise ValueError("a long piece is made from nothing: leave out init and inpaint audio")
+    if request.init is not None:
+        raise ValueError("a long piece is not made from init audio: leave it out")
     anchor, seconds = request.long.anchor, request.items[0].seconds
     if not is_finite(anchor) or not 0 <= anchor <= 1:
         raise ValueError(f"anchor is {quoted(anchor)}: allowed are 0 to 1")
     if seconds > PIECE_MAX:
         raise ValueError(f"seconds is {seconds:g}: a piece has at most {PIECE_MAX:g}; make several")
+    if request.inpaint is not None:
+        if request.long != type(request.long)():
+            raise ValueError("window, overlap and anchor are for pieces made from nothing: leave them out with regions")
+        return
     overlap_frames(request, config)
     if len(_starts(request, config)) == 1:
         window = window_frames(request, config) * config.same.samples_per_latent / config.sample_rate
@@ -121,7 +130,7 @@ def layout(request: Request, config: ModelConfig) -> Layout:
         own = _seconds_of(size - room if last else size, config)
         part = replace(
             request,
-            items=(item_between(item, _seconds_of(start, config), own),),
+            items=(item_between(item, _seconds_of(start, config), own, _seconds_of(1, config)),),
             long=None,
             head_room_seconds=_seconds_of(room, config) if last else 0.0,
         )
@@ -138,10 +147,16 @@ def layout(request: Request, config: ModelConfig) -> Layout:
     )
 
 
-def item_between(item: Item, start: float, seconds: float) -> Item:
-    """Return what is asked for in the part of a clip that begins at ``start`` and lasts so many ``seconds``."""
-    del start
-    return replace(item, seconds=seconds)
+def item_between(item: Item, start: float, seconds: float, frame: float) -> Item:
+    """Return what is asked for in the part of a clip that begins at ``start`` and lasts so many ``seconds``.
+
+    A prompt that begins in its first frame, of ``frame`` seconds, holds from its beginning.
+    """
+    changes = [(0.0, item.prompt), *((later.start, later.prompt) for later in item.prompts_over_time)]
+    first = [prompt for time, prompt in changes if time < start + frame][-1]
+    inside = [(time, prompt) for time, prompt in changes if start + frame <= time < start + seconds]
+    later = tuple(TimedPrompt(start=time - start, prompt=prompt) for time, prompt in inside)
+    return replace(item, prompt=first, seconds=seconds, prompts_over_time=later)
 
 
 def _starts(request: Request, config: ModelConfig) -> Sequence[int]:

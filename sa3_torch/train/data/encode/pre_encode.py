@@ -284,7 +284,7 @@ class PreEncoder:
         the model meets every phase of a sound against the latent grid.
         """
         copies = self.config.copies if recording.split == "train" else 1
-        shifts = generator(self.config.seed, Purpose.ENCODER_SHIFT, number).integers(
+        shifts = generator(self.config.seed, Purpose.ENCODER_SHIFT, self.source.first + number).integers(
             1, self.same.config.samples_per_latent, self.config.copies
         )
         items: list[LatentItem] = []

@@ -45,6 +45,7 @@ class Source(Protocol):
     listing: str
     rows: list[tuple[object, ...]]  # what tells each recording from others, without reading it
     unique: bool  # whether the same audio under two names is encoded once
+    first: int  # place of the first recording in the whole that this may be a part of
 
     def recording(self, number: int) -> Recording:
         """Raises ValueError or OSError when it, or its sidecar, cannot be read."""
@@ -59,10 +60,27 @@ def open_source(path: Path, sample_rate: int, channels: int) -> Source:
     return FolderSource(path, sample_rate, channels)
 
 
+class PartSource:
+    """One of ``parts`` parts of a source, counted from 0: what one of several machines encodes."""
+
+    def __init__(self, whole: Source, part: int, parts: int) -> None:
+        """Raises ValueError for a part that there is not, or that would be empty."""
+        count = len(whole.names)
+        if not 0 <= part < parts <= count:
+            raise ValueError(f"part {part + 1} of {parts} of {count} recordings: allowed are 1 to {min(parts, count)}")
+        self.first, stop = count * part // parts, count * (part + 1) // parts
+        self._whole, self.unique = whole, whole.unique
+        self.names, self.rows = whole.names[self.first : stop], whole.rows[self.first : stop]
+        self.listing = digest_rows(self.rows)
+
+    def recording(self, number: int) -> Recording:
+        return self._whole.recording(self.first + number)
+
+
 class ClipSource:
     """The captioned clips of a cache."""
 
-    unique = False
+    unique, first = False, 0
 
     def __init__(self, clips: ClipSet, channels: int) -> None:
         self._set, self._channels = clips, channels
@@ -101,7 +119,7 @@ class ClipSource:
 class FolderSource:
     """The audio files of a folder (recordings.py), in the order of their names."""
 
-    unique = True
+    unique, first = True, 0
 
     def __init__(self, folder: Path, sample_rate: int, channels: int) -> None:
         self._folder, self._sample_rate, self._channels = folder, sample_rate, channels
@@ -123,7 +141,7 @@ class FolderSource:
 class ShardSource:
     """The samples of WebDataset shards, in their order; ids are the shard and the place in it."""
 
-    unique = True
+    unique, first = True, 0
 
     def __init__(self, index: ShardIndex, sample_rate: int, channels: int) -> None:
         self._sample_rate, self._channels = sample_rate, channels

@@ -1,0 +1,1 @@
+"""Measure an NVIDIA GPU in nine minutes: ``python -m benchmarks gpu``."""

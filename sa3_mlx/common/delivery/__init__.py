@@ -1,0 +1,1 @@
+"""Finish a sound for where it goes: its ends, rate, loudness and peaks, in one order."""

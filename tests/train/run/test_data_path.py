@@ -1,0 +1,25 @@
+"""The measurement of the data path reads what a process of a full-scale preset reads."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the training twin needs torch")
+pytest.importorskip("scipy", reason="the training extra is not installed")
+
+from click.testing import CliRunner
+
+from benchmarks.speed import data_path as measured
+
+
+@pytest.mark.parametrize("preset", measured.MADE)
+def test_every_preset_is_measured_and_the_last_line_is_json(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"LONG": 2, "ITEMS": 200, "FRAMES": 64, "CLIPS": 2, "CLIP_SECONDS": 6}.items():
+        monkeypatch.setattr(measured, name, value)
+    done = CliRunner().invoke(measured.data_path, ["--preset", preset, "--steps", "1"], catch_exceptions=False)
+    found = json.loads(done.output.splitlines()[-1])
+    assert done.exit_code == 0 and found["preset"] == preset
+    assert found["items"] == {"clap": 128, "autoencoder-same-l": 9}.get(preset, 32)
+    assert 0 < found["cpu_seconds"] <= found["most_cpu_seconds"] and found["noise_values"] > 0
