@@ -42,6 +42,7 @@ SECTIONS: Sections = {
             "What the rendered set of music holds, and what is heard of it.",
         ),
         "drift": ("quality.drift", "drift", "How a piece of an hour drifts, with and without the anchor."),
+        "over-time": ("quality.over_time", "over_time", "One instrument after the other: by frames, by windows."),
         "variation": ("quality.variation", "variation", "Audio-to-audio with both schedules."),
     },
 }
