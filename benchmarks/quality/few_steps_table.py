@@ -24,16 +24,17 @@ Interval = dict[str, float]
 def frechet_intervals(row: Row, first: Row, real: Row) -> tuple[Interval, Interval]:
     """Return the distance of a row to the real clips, and what it is more than that of ``first``, with 95 % intervals.
 
-    Prompts are drawn again, the same for both. Sounds repeat in a draw, which raises distances; intervals are moved so
-    that their middle is what was measured.
+    Prompts are drawn again, the same for both and for the real clips, so that what is asked for stays alike. Sounds
+    repeat in a draw, which moves distances; intervals are moved so that their middle is what was measured.
     """
     ours, theirs, target = row.space, first.space, real.space
-    names, group = np.unique(np.asarray(row.prompts), return_inverse=True)
-    members = [np.flatnonzero(group == number) for number in range(len(names))]
+    names = sorted(set(row.prompts) & set(real.prompts))
+    members = [[np.flatnonzero(np.asarray(each.prompts) == name) for each in (row, real)] for name in names]
     rng, drawn = generator(0, Purpose.BOOTSTRAP), []
     for _ in range(RESAMPLES):
-        chosen = np.concatenate([members[i] for i in rng.integers(0, len(names), len(names))])
-        drawn.append((frechet(ours[chosen], target), frechet(theirs[chosen], target)))
+        chosen = [members[i] for i in rng.integers(0, len(names), len(names))]
+        made, wanted = (np.concatenate(side) for side in zip(*chosen, strict=True))
+        drawn.append([frechet(space[made], target[wanted]) for space in (ours, theirs)])
     values, others = np.array(drawn).T
     own, other = frechet(ours, target), frechet(theirs, target)
     distance = _moved(own, values)
