@@ -102,6 +102,28 @@ def test_uploads_of_any_rate_can_be_edited(server: Live, rate: int, channels: in
     assert edited["parent"] == record["id"] and edited["sample_rate"] == 8000
 
 
+def test_prompts_over_time_and_regions_of_their_own_are_json_of_a_request(server: Live, made: dict[str, Any]) -> None:
+    item = {"prompt": "kick", "seed": 3, "prompts_over_time": [{"start": 0.2, "prompt": "bell"}]}
+    regions = [[0.05, 0.15], {"start": 0.2, "end": 0.35, "prompt": "rain", "noise_level": 0.5, "seed": 9}]
+    order = {
+        "kind": "inpaint",
+        "source": made["id"],
+        "request": {
+            "items": [item],
+            "inpaint": {"regions": regions, "feather_seconds": 0.02},
+            "prompt_fade_seconds": 0.1,
+            "sampling": {"steps": 2},
+        },
+    }
+    found = server.make(order)
+    kept = server.get(f"/api/sounds/{found['id']}/provenance").json["request"]
+    assert kept["items"][0]["prompts_over_time"] == item["prompts_over_time"]
+    assert kept["inpaint"] == {"regions": regions, "feather_seconds": 0.02} and kept["prompt_fade_seconds"] == 0.1
+    assert found["regions"] == [[0.05, 0.15], [0.2, 0.35]]
+    order["request"]["items"] = [{"prompt": "kick", "prompts_over_time": [{"start": 9.0, "prompt": "bell"}]}]  # type: ignore[index]
+    assert "the prompt at 9 s: allowed are times above 0" in server.post("/api/jobs", order).error
+
+
 def test_what_is_no_sound_is_refused_and_not_kept(server: Live) -> None:
     before = len(server.get("/api/sounds?limit=500").json)
     assert "cannot be read as audio" in server.post("/api/uploads?name=x.wav", b"MZ not a sound" * 99).error
