@@ -24,7 +24,7 @@ def save_drift(path: Path, pieces: Mapping[str, Sequence[DriftRow]], *, title: s
             minutes = [row.start / 60 for row in rows]
             for place, values in zip(places, _values(rows), strict=True):
                 place.plot(minutes, values, label=name, linewidth=1.2)
-        labels = ("level (dB)", "centroid (Hz)", "spread of latents", "moved from the first minute")
+        labels = ("level (dB)", "centroid (Hz)", "spread of latents", "moved (latents)")
         for place, label in zip(places, labels, strict=True):
             place.set_ylabel(label)
             place.grid(visible=True, alpha=0.3)
