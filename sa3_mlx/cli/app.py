@@ -14,6 +14,7 @@ from .group import LazyGroup, Sections, run_group
 SECTIONS: Sections = {
     "Make audio": {
         "generate": ("audio.generate", "generate", "Make audio from a prompt."),
+        "loop": ("audio.loop", "loop", "Make a loop of so many bars that joins itself."),
         "vary": ("audio.vary", "vary", "Make a variation of an audio file."),
         "inpaint": ("audio.inpaint", "inpaint", "Make regions of an audio file again and keep the rest."),
         "extend": ("audio.extend", "extend", "Continue an audio file, or lead up to it."),

@@ -5,6 +5,7 @@ Every request is one batch, whose files are written when it is done, each of the
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -38,6 +39,7 @@ from sa3_mlx.common.generation.events import AudioChunk, Event
 from sa3_mlx.common.generation.plan import with_chunks
 from sa3_mlx.common.generation.request import Request, Residency
 from sa3_mlx.common.installed import Model
+from sa3_mlx.common.measures.choice import Grade
 from sa3_mlx.common.memory.prediction import IN_MEMORY, MemoryPlan, fit, predict, stored_weight_bytes, weight_bytes
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
 from sa3_mlx.common.model.chunks import stream_chunk_frames
@@ -48,6 +50,7 @@ from sa3_mlx.common.version import version
 from . import backend
 from .adapters import open_adapters, record
 from .backend import Backend
+from .choosing import choose, groups, report_grade
 from .fingerprint import fingerprint
 from .notes import announce
 
@@ -69,6 +72,8 @@ class Task:
     source: SourceFile | None = None  # what the requests start from
     only: int | None = None  # write this clip of every batch, and no other
     ways: Mapping[str, str] | None = None  # in place of those that were tuned here
+    best_of: int | None = None  # so many requests of one clip each stand for a file: the best one, and its grade
+    graded: Grade | None = None  # what the tags say of one that was chosen before
 
     @property
     def seconds(self) -> float:
@@ -118,10 +123,20 @@ def run(task: Task) -> list[Path]:
     pipeline = load(task, setup)
     announce(task, setup, pipeline.tokenizer, progress)
     with Speaker(task.file_rate, config.audio_channels) if task.output.play else nullcontext() as speaker:
-        for number, request in enumerate(setup.requests):
-            made = provenance(task, setup, request)
-            events = stream(pipeline, request, setup.memory.residency, progress)
-            problems += output(task, events, [target for target in targets if target.batch == number], made, speaker)
+        for number, candidates in enumerate(groups(setup.requests, task.best_of)):
+            request, graded, began = candidates[0], task.graded, time.monotonic()
+            events: Iterable[Event] = stream(pipeline, request, setup.memory.residency, progress)
+            if task.best_of is not None:
+
+                def made_by(one: Request) -> Iterable[Event]:
+                    return stream(pipeline, one, setup.memory.residency, progress)
+
+                request, events, graded = choose(candidates, made_by, progress)
+            made = replace(provenance(task, setup, request), grade=graded)
+            wanted = [target for target in targets if target.batch == number]
+            problems += output(task, events, wanted, made, speaker, began)
+            if graded is not None and task.best_of is not None and not task.output.quiet:
+                report_grade(graded, task.best_of, to_pipe=task.output.out == STDOUT)
     last = targets[-1]
     if not task.output.quiet and last.path != STDOUT:
         source = None if task.source is None else task.source.path
@@ -143,7 +158,8 @@ def check(task: Task) -> list[Target]:
     check_delivery(task.delivery, wanted.out, task.seconds, config.sample_rate, kept=kept)
     if wanted.play:
         check_speaker(task.file_rate, config.audio_channels)
-    targets = find_targets(task.requests, task.only, wanted.out, wanted.spectrogram, task.command, task.format)
+    firsts = [candidates[0] for candidates in groups(task.requests, task.best_of)]
+    targets = find_targets(firsts, task.only, wanted.out, wanted.spectrogram, task.command, task.format)
     check_targets(targets, task.seconds, task.format, task.file_rate, config.audio_channels, force=wanted.force)
     return targets
 
@@ -220,10 +236,15 @@ def stream(
 
 
 def output(
-    task: Task, events: Iterable[Event], targets: Sequence[Target], made: Provenance, speaker: Speaker | None
+    task: Task,
+    events: Iterable[Event],
+    targets: Sequence[Target],
+    made: Provenance,
+    speaker: Speaker | None,
+    began: float | None = None,
 ) -> list[str]:
     """Write the files of one batch while its events arrive, and print a report; return what pictures failed."""
-    with Outlets(targets, made, task.model.config, task.output, speaker) as outlets:
+    with Outlets(targets, made, task.model.config, task.output, speaker, began) as outlets:
         for event in events:
             outlets.take(event)
     problems = outlets.draw()

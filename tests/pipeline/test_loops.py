@@ -53,9 +53,6 @@ def test_a_seam_keeps_all_that_is_not_around_the_joint(small: Any) -> None:
 def test_the_joint_of_a_seam_was_made_in_one_piece(small: Any) -> None:
     """Around the joint the audio is what the second run decoded, across the joint without a crossfade."""
     audio = small.generate(request(3)).audio[0]
-    seams = small.generate(request(3)).seams[0]
-    assert [seam.side for seam in seams] == ["in", "out"]
-    assert seams[0].sample > len(audio) // 2 > seams[1].sample  # before the end, after the beginning
     step = np.abs(audio[0] - audio[-1]).max()
     assert step <= np.abs(np.diff(audio, axis=0)).max()
 

@@ -11,6 +11,7 @@ import click
 
 from sa3_mlx.cli.home import find_model
 from sa3_mlx.cli.inputs import is_stream, open_stream
+from sa3_mlx.cli.options.choice import ChoiceOptions, single
 from sa3_mlx.cli.options.long import LongOptions
 from sa3_mlx.cli.options.model import MemoryOptions, ModelOptions
 from sa3_mlx.cli.options.output import OutputOptions
@@ -18,6 +19,7 @@ from sa3_mlx.cli.options.sampling import SamplingOptions
 from sa3_mlx.cli.run import Task, run
 from sa3_mlx.cli.typed import TypedCommand
 from sa3_mlx.common.generation.long.store import folder_of, stored_seed
+from sa3_mlx.common.generation.loop import Loop
 from sa3_mlx.common.model.config import ModelConfig
 
 from .long import run_long
@@ -34,10 +36,13 @@ _USUAL_SECONDS = 10.0
     type=click.Path(path_type=Path, allow_dash=True),
     help="One prompt per line, in place of PROMPT; - reads standard input.",
 )
+@click.option("--loopable", is_flag=True, help="Make the end lead into the beginning; 'sa3 loop' counts bars.")
 def generate(
     prompt: str | None,
     seconds: float | None,
     prompt_file: Path | None,
+    loopable: bool,
+    choice: ChoiceOptions,
     long: LongOptions,
     sampling: SamplingOptions,
     model: ModelOptions,
@@ -51,6 +56,9 @@ def generate(
     sa3 generate "snare drum" --seconds 1 --batch 4 --seed 7 --out snare.flac
     sa3 generate "brown noise" --seconds 1800 --overlap 1 --seed 7 --out river.flac
     sa3 generate --at 0 "piano note A4" --at 2 "violin note A4" --seconds 4 --out change.wav
+    sa3 generate "brown noise" --seconds 3 --loopable --out air.wav
+    sa3 generate "snare drum" --seconds 1 --best-of 4 --out best.wav
+    sa3 generate "piano note A4" --seconds 2 --seed 7 --variations 4 --spread 0.3 --out near.wav
 
     A piece that is longer than the model's clips is made in windows, each hearing the end of the one before. They stay
     beside the file until it is whole: after an interruption the same command goes on.
@@ -66,9 +74,16 @@ def generate(
     form = long.form(length, found.config)
     if form is not None and sampling.seed is None and output.out is not None:
         sampling = replace(sampling, seed=stored_seed(folder_of(output.out)))
-    requests = sampling.requests(prompts, length, found.config)
+    if form is not None and (loopable or not choice.is_plain):
+        raise click.UsageError("a piece in windows is made once: leave out --loopable, --variations and --best-of")
+    several = replace(sampling, batch=choice.copies(sampling.batch))
+    requests = choice.spread_out(several.requests(prompts, length, found.config))
+    best_of = choice.best_of
+    if loopable:
+        requests = tuple(replace(one, loop=Loop()) for one in (requests if choice.variations else single(requests)))
+        best_of = best_of or (None if choice.variations else 1)
     if form is None:
-        run(Task("generate", requests, found, model, memory, output))
+        run(Task("generate", requests, found, model, memory, output, best_of=best_of))
         return
     run_long(
         Task("generate", tuple(replace(one, long=form) for one in requests), found, model, memory, output), long.drift

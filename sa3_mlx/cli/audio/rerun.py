@@ -99,6 +99,7 @@ def rerun(
             source,
             only=made.item,
             ways=ways,
+            graded=made.grade,
         )
     )
     equal, text = first.compare(_Sound.read(again), file, again)

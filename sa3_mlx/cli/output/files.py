@@ -75,7 +75,8 @@ def find_targets(
 
     def own(batch: int, item: int) -> Path:
         clip = requests[batch].items[item]
-        return Path(f"{_slug(clip.prompt) or command}-{clip.seed}{_EXTENSIONS.get(form or 'pcm16', '.wav')}")
+        seeds = f"{clip.seed}" if clip.toward is None else f"{clip.seed}-{clip.toward}"
+        return Path(f"{_slug(clip.prompt) or command}-{seeds}{_EXTENSIONS.get(form or 'pcm16', '.wav')}")
 
     return [
         Target(
@@ -127,14 +128,16 @@ class Outlets:
         config: ModelConfig,
         output: OutputOptions,
         speaker: Speaker | None,
+        began: float | None = None,
     ) -> None:
+        """``began``: when the work on the batch did, by ``time.monotonic``; None is now."""
         self._targets = {target.item: target for target in targets}
         self._batch, self._config, self._output, self._speaker = batch, config, output, speaker
         self._outlets: dict[int, Outlet] = {}
         self._made: dict[int, Delivered] = {}
         self._open = ExitStack()
         self._generation: Generation | None = None
-        self._start = time.monotonic()
+        self._start = time.monotonic() if began is None else began
         self._elapsed = 0.0
         self._first_sound: dict[int, float] = {}
 

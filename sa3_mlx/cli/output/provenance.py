@@ -18,12 +18,13 @@ from sa3_mlx.common.files.audio_file import Audio
 from sa3_mlx.common.files.wav import Subtype
 from sa3_mlx.common.generation.events import REQUEST_TAGS
 from sa3_mlx.common.generation.request import Item, Request
+from sa3_mlx.common.measures.choice import Grade
 from sa3_mlx.common.model.precision import DTYPES, TEXT_DTYPES
 from sa3_mlx.common.schema import Config, ConfigError, quoted, reason, require
 
 from .first_tags import is_first, upgrade
 
-CommandName = Literal["generate", "vary", "inpaint", "extend", "bridge"]
+CommandName = Literal["generate", "loop", "vary", "inpaint", "extend", "bridge"]
 
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
 _NO_AUDIO: Audio = np.zeros((0, 1), np.float32)
@@ -103,6 +104,7 @@ class Provenance(Config):
     runtime: RuntimeRecord
     output: OutputRecord
     input: InputRecord | None
+    grade: Grade | None = None  # of what was chosen among several, or is a loop
     second_input: InputRecord | None = None  # of a bridge, where it leads
 
     def __post_init__(self) -> None:
@@ -122,11 +124,10 @@ class Provenance(Config):
         return super().from_dict(data, where=where)
 
     def to_dict(self, *, defaults: bool = True) -> dict[str, Any]:
-        """Return what the tags hold: nothing of a second input where there is none."""
+        """Return what the tags hold: nothing of a second input and of a grade where there is none."""
         stored = super().to_dict(defaults=defaults)
-        return (
-            stored if self.second_input else {name: value for name, value in stored.items() if name != "second_input"}
-        )
+        left_out = {"second_input": self.second_input is None, "grade": self.grade is None}
+        return {name: value for name, value in stored.items() if not left_out.get(name, False)}
 
     def to_json(self) -> str:
         """Return the text of the comment tag."""

@@ -12,7 +12,6 @@ from sa3_mlx.common.files.audio import clipped_share
 from sa3_mlx.common.files.audio_file import Audio
 
 from .events import AudioChunk, Conditioned, Event, Finished, Generation, NoiseSource, Stepped
-from .regions import Seam
 from .request import Inpaint, Request, Residency
 
 if TYPE_CHECKING:
@@ -60,16 +59,11 @@ def _back(audio: Audio) -> Audio:
 def _whole(request: Request, first: Generation, second: Generation, audios: tuple[Audio, ...]) -> Generation:
     """Return the result of both runs; its latents are those of the rolled clips."""
 
-    def placed(seam: Seam, samples: int) -> Seam:
-        return replace(seam, sample=(seam.sample + samples // 2) % samples)
-
     return replace(
         second,
         request=request,
         audio=audios,
-        seams=tuple(
-            tuple(placed(seam, len(audio)) for seam in seams) for seams, audio in zip(second.seams, audios, strict=True)
-        ),
+        seams=tuple(() for _ in audios),  # a loop has one joint, and no kept audio of somebody else
         clipped_share=tuple(map(clipped_share, audios)),
         timings={stage: first.timings[stage] + seconds for stage, seconds in second.timings.items()},
     )
