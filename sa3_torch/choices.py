@@ -92,7 +92,7 @@ CHOICES = Choices(
             ways=("float32", "products", "float16"),
             usual={"cpu": "float32", "gpu": "float16"},
             work=("decode", "encode"),
-            tolerance=5e-3,
+            tolerance=1e-2,  # random weights: up to 2.6e-3 was measured with products alone
         ),
         Choice(
             name="attention",
