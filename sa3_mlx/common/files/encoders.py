@@ -28,7 +28,7 @@ _ENCODERS: dict[Subtype, tuple[str, str, float | None]] = {  # of libsndfile: fo
     "pcm24": ("FLAC", "PCM_24", None),
     "mp3": ("MP3", "MPEG_LAYER_III", 0.0),
     "vorbis": ("OGG", "VORBIS", 0.2),
-    "opus": ("OGG", "OPUS", 0.2),
+    "opus": ("OGG", "OPUS", 0.64),  # 192 kbit/s of two channels
 }
 _ALL_RATES = range(RATES[0], RATES[1] + 1)
 _MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
