@@ -26,6 +26,7 @@ from sa3_torch.train.few_steps.latent_discriminator import LatentDiscriminator
 from sa3_torch.train.few_steps.posttrain import PosttrainStage
 from sa3_torch.train.flow.masks import Masks
 from sa3_torch.train.flow.model import open_model
+from sa3_torch.train.run.optimizers import learning_rate_at
 from sa3_torch.train.run.parallel import BatchSlice
 from tests.support.stages import MODEL, frechet_stage, posttrain_stage, trainer_of
 from tests.support.tiny_checkpoint import write_checkpoint
@@ -332,3 +333,11 @@ def test_features_are_compared_where_few_steps_begin(workspace: Path) -> None:
     assert terms.keys() == {"frechet"}
     terms["frechet"].backward()
     assert torch.equal(fake.grad.flatten(1).any(1), scene.few_step) and not bool(scene.few_step.all())
+
+
+def test_a_held_rate_falls_in_the_last_quarter_alone(workspace: Path) -> None:
+    changes = ("generator.schedule=held", "generator.learning_rate=1e-4", "generator.final_learning_rate=1e-6")
+    config = posttrain_stage(workspace, *changes, "generator.warmup_steps=10").config.generator
+    rates = [learning_rate_at(config, step=step, steps=100, update=step) for step in (4, 10, 75, 87, 100)]
+    assert rates[:3] == pytest.approx([0.5e-4, 1e-4, 1e-4])
+    assert 1e-6 < rates[3] < 0.6e-4 and rates[4] == pytest.approx(1e-6)
