@@ -198,6 +198,20 @@ def test_both_twins_agree_where_blocks_are_read_in_every_step(pipelines: dict[st
     np.testing.assert_array_equal(last.generation.latents[0], wanted)
 
 
+@pytest.mark.parametrize("soft", [False, True])
+def test_frames_that_mean_nothing_may_be_cut(pipelines: dict[str, Any], soft: bool) -> None:
+    """As on a GPU, where one clip has no mask."""
+    torch, one = pipelines["torch"], item("low kick", (0.2, "high bell rain"))
+    asking = asked(one, inpaint=source(torch, region(0.1, 0.2, noise_level=0.5)) if soft else None)
+    planned = plan(asking, torch.config)
+    assert planned.frames > planned.lengths.valid[0]
+    found = []
+    for way in ("masked", "cut"):
+        with torch.choices.using({"padding": way}):
+            found.append(torch.generate(asking).latents[0])
+    assert relative(*found) < CLOSE
+
+
 def test_a_request_survives_as_json(small: Any) -> None:
     asking = asked(
         item("low kick", (0.2, "bell")),
