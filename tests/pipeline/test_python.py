@@ -18,6 +18,7 @@ import soundfile
 
 from sa3_mlx.assets import DEMO
 from sa3_mlx.cli.output.provenance import read_provenance
+from sa3_mlx.common.delivery.settings import Delivery
 from sa3_mlx.common.files.audio import read_tags
 from sa3_mlx.common.generation.events import Generation
 from sa3_mlx.common.generation.request import Item, Request
@@ -98,6 +99,18 @@ def test_a_result_is_saved_with_its_request(twin: Twin, home: Path, tmp_path: Pa
     assert (tags["format"], tags["item"]) == ("sa3-request/1", 1) and Request.from_dict(tags["request"]) == REQUEST
     with pytest.raises(ValueError, match="a program saved it"):
         read_provenance(path)
+
+
+def test_a_result_is_delivered_as_it_is_saved(twin: Twin, home: Path, tmp_path: Path) -> None:
+    generation = made(twin)
+    assert home.is_dir()
+    wanted = Delivery(rate=16_000, peak_db=-30, fade_out=0.01)
+    generation.save(tmp_path / "a.wav", delivery=wanted)
+    found, rate = soundfile.read(tmp_path / "a.wav", dtype="float32")
+    assert rate == 16_000 and np.abs(found).max() == pytest.approx(10 ** (-30 / 20), rel=0.01)
+    assert json.loads(read_tags(tmp_path / "a.wav"))["delivery"] == {"rate": 16_000, "peak_db": -30, "fade_out": 0.01}
+    with pytest.raises(ValueError, match="fades of 9 s and 0 s do not fit into"):
+        generation.save(tmp_path / "b.wav", delivery=Delivery(fade_in=9.0))
 
 
 def test_saving_refuses_in_one_line(twin: Twin, home: Path, tmp_path: Path) -> None:

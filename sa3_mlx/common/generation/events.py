@@ -9,15 +9,18 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sa3_mlx.common.delivery.chain import deliver
+from sa3_mlx.common.delivery.settings import Delivery
 from sa3_mlx.common.files.audio import usual_subtype, write_audio
 from sa3_mlx.common.files.audio_file import Audio
+from sa3_mlx.common.files.encoders import usual_rate
 from sa3_mlx.common.files.wav import Subtype
 from sa3_mlx.common.version import version
 
@@ -89,10 +92,13 @@ class Generation:
     timings: Mapping[str, float]  # seconds by stage: text, encode, sample, decode; loading of weights included
     ways: Mapping[str, str]  # by which the bits may differ from those of the usual ways, see ``choices.py``
 
-    def save(self, path: str | Path, item: int = 0, *, subtype: Subtype | None = None) -> Path:
-        """Write the audio of one item as .wav, .flac, .mp3 or .ogg, with the request in its tags; return the path.
+    def save(
+        self, path: str | Path, item: int = 0, *, subtype: Subtype | None = None, delivery: Delivery | None = None
+    ) -> Path:
+        """Write the audio of one item as .wav, .flac, .mp3, .ogg, .opus or .m4a, with the request in its tags.
 
-        An existing file is replaced. ``subtype``: of the samples; None is the usual one of the extension.
+        Returns the path. An existing file is replaced. ``subtype``: of the samples; None is the usual one of the
+        extension. ``delivery``: loudness, rate, fades and the like; None leaves the sound as it is.
         Raises ValueError for an item that is not there, an extension or a subtype, OSError where the disk refuses.
         """
         path = Path(path)
@@ -101,7 +107,14 @@ class Generation:
         tags = {"format": REQUEST_TAGS, "sa3": version(), "item": item, "request": self.request.to_dict()}
         if self.ways:
             tags["ways"] = dict(self.ways)
-        write_audio(path, self.audio[item], self.sample_rate, subtype or usual_subtype(path), comment=json.dumps(tags))
+        subtype, wanted = subtype or usual_subtype(path), delivery or Delivery()
+        if wanted.rate is None and usual_rate(subtype, self.sample_rate) != self.sample_rate:
+            wanted = replace(wanted, rate=usual_rate(subtype, self.sample_rate))
+        if delivery is not None:
+            wanted.check(len(self.audio[item]) / self.sample_rate, subtype, kept=bool(self.seams))
+            tags["delivery"] = wanted.to_dict(defaults=False)
+        sound = deliver(self.audio[item], self.sample_rate, wanted, clips=subtype != "float")
+        write_audio(path, sound.audio, sound.sample_rate, subtype, comment=json.dumps(tags))
         return path
 
     def __repr__(self) -> str:
