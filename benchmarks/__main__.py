@@ -43,7 +43,7 @@ SECTIONS: Sections = {
         ),
         "drift": ("quality.drift", "drift", "How a piece of an hour drifts, with and without the anchor."),
         "over-time": ("quality.over_time", "over_time", "One instrument after the other: by frames, by windows."),
-        "loops": ("quality.loops", "loops_command", "Ways to make a loop, by the score of its joint."),
+        "loops": ("music.loops", "loops_command", "Ways to make a loop, by the score of its joint."),
         "variation": ("quality.variation", "variation", "Audio-to-audio with both schedules."),
     },
 }

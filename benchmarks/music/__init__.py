@@ -1,0 +1,1 @@
+"""Measure what makes music of sounds."""
