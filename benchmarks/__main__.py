@@ -34,7 +34,7 @@ SECTIONS: Sections = {
         "bells": ("quality.bells", "bells", "Write a sound that the demo model does not know, to teach it."),
         "new-sound": ("quality.new_sound", "new_sound", "What an adapter taught a model, and what it took from it."),
         "renoising": ("quality.renoising", "renoising", "What ping-pong sampling keeps of a prompt, step by step."),
-        "few-steps": ("quality.few_steps", "few_steps", "Models at 1, 2, 4 and 8 evaluations, in one table."),
+        "few-steps": ("quality.few_steps.command", "few_steps", "Models at 1, 2, 4 and 8 evaluations, in one table."),
         "music-adherence": ("quality.music_adherence", "music_adherence", "What of prompts of music a model makes."),
         "music-set": (
             "quality.music_set",

@@ -63,7 +63,7 @@ print(json.dumps({**found, "peak_bytes": peak, "bytes": report.bytes}))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class Agreement:
     """Hold a comparison: relative L2 between the outputs, ours beside the port's."""
 
     what: str
@@ -241,12 +241,12 @@ def _texts(count: int) -> list[str]:
     return ["".join(draw.choices(letters, k=draw.randint(0, 120))) for _ in range(count)]
 
 
-def rows_of(compared: BothPrograms, files: str) -> Iterator[Row]:
+def rows_of(compared: BothPrograms, files: str) -> Iterator[Agreement]:
     """Compare output by output; each network leaves before the next comes."""
     for what, make in compared.outputs():
         theirs, ours = make()
         difference = float(mx.linalg.norm((ours - theirs).reshape(-1)) / mx.linalg.norm(theirs.reshape(-1)))
-        yield Row(what=what, files=files, difference=difference)
+        yield Agreement(what=what, files=files, difference=difference)
         del theirs, ours
         mx.clear_cache()
 

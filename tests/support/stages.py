@@ -352,8 +352,7 @@ class GameStage(Stage):
                 "adversarial": self.weighted("adversarial", 0.5, nn.functional.softplus(-self.judge(fake)).mean()),
                 "distance": self.weighted("distance", 2.0, (fake - real).square().mean()),
             }
-        with torch.no_grad():
-            fake = self.model(noise)
+        fake = self.model(noise).detach()
         loss = nn.functional.softplus(self.judge(fake) - self.judge(real)).mean()
         follow(self.judge.loss, mean(loss), 0.9)
         return {"discriminator": loss}

@@ -14,9 +14,9 @@ pytest.importorskip("scipy", reason="the training extra is not installed")
 
 from click.testing import CliRunner
 
-from benchmarks.quality.few_steps import FRONT, few_steps, named
-from benchmarks.quality.few_steps_rows import Row, evaluations, parse_setting
-from benchmarks.quality.few_steps_table import equal_halves, frechet_intervals, markdown, share, summary
+from benchmarks.quality.few_steps.command import FRONT, few_steps, named
+from benchmarks.quality.few_steps.rows import Row, evaluations, parse_setting
+from benchmarks.quality.few_steps.table import equal_halves, frechet_intervals, markdown, share, summary
 from sa3_mlx.common.model.presets import PRESETS
 from sa3_mlx.common.model.sampling import Guidance, Sampling
 from sa3_mlx.common.schema import ConfigError

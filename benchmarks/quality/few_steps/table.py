@@ -12,7 +12,7 @@ from sa3_torch.evaluate.measures.frechet import frechet
 from sa3_torch.evaluate.measures.paired import paired_difference
 from sa3_torch.train.run.random import Purpose, generator
 
-from .few_steps_rows import Float, Row
+from .rows import Float, Row
 
 RESAMPLES = 200
 HALVES = 10

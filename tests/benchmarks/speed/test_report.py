@@ -24,7 +24,7 @@ from benchmarks.speed.report import (
     read_results,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 LENGTHS = (5.0, 30.0, 120.0, 380.0)
 
 

@@ -28,8 +28,8 @@ from sa3_torch.evaluate.run import ClipItem, clip_items
 from sa3_torch.train.clap.network import LatentClap
 from sa3_torch.train.data.clip_cache import CachedClip, ClipSet
 
-from .few_steps_rows import Float, Judges, Row, evaluations, generated, measure, parse_setting
-from .few_steps_table import markdown, summary
+from .rows import Float, Judges, Row, evaluations, generated, measure, parse_setting
+from .table import markdown, summary
 
 FEW = (1, 2, 4, 8)
 FRONT = (  # what a model gives without further training

@@ -29,7 +29,7 @@ from sa3_mlx.common.tuning.table import Tuning, key_of
 from sa3_mlx.common.tuning.table import save as save_tuning
 from tests.support.command import SMALL, make_home
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 # What `powermetrics --samplers cpu_power,gpu_power` prints on an Apple chip, shortened.
 POWERMETRICS = """Machine model: Mac16,1

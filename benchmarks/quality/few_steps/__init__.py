@@ -1,0 +1,1 @@
+"""Compare models and samplers at few evaluations of the network: ``python -m benchmarks few-steps``."""
