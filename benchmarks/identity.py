@@ -36,6 +36,7 @@ from sa3_mlx.common.files.atomic import write_json
 # Words of a command, or what stands before their "=", that differ between checkouts. Spellings are tried in this order;
 # the first with which a command succeeds is taken.
 SPELLINGS: dict[str, tuple[str, ...]] = {
+    "--ungated": ("--ungated", "--threads=1"),  # checkouts without a gate get a word that changes nothing
     "warmup": ("warmup", "ode-warmup"),
     "--monotone": ("--monotone", "--schedule=monotone"),
     "teacher.steps": ("teacher.steps", "teacher.sampling.steps"),
@@ -57,11 +58,11 @@ STAGES: dict[str, tuple[str, str]] = {  # a name -> the stage with its options, 
         f"{CROPS} shards.streams=1",
     ),
     "distill-autoencoder": ("distill-autoencoder SOUNDS --teacher demo --settings tiny", GAN),
-    "pretrain": ("pretrain LATENTS --autoencoder demo --settings demo", SHOWN),
-    "pretrain-text": ("pretrain LATENTS --autoencoder demo --start demo --settings demo", f"{SHOWN} {TEXT}"),
-    "warmup": ("warmup LATENTS --settings demo", f"{FLOW} teacher.steps=3"),
-    "clap": ("clap LATENTS --settings demo", "buckets=1 optimizer.warmup_steps=1"),
-    "posttrain": ("posttrain LATENTS --base demo --clap <train/clap>/run/model --settings demo", ARC),
+    "pretrain": ("pretrain LATENTS --ungated --autoencoder demo --settings demo", SHOWN),
+    "pretrain-text": ("pretrain LATENTS --ungated --autoencoder demo --start demo --settings demo", f"{SHOWN} {TEXT}"),
+    "warmup": ("warmup LATENTS --ungated --settings demo", f"{FLOW} teacher.steps=3"),
+    "clap": ("clap LATENTS --ungated --settings demo", "buckets=1 optimizer.warmup_steps=1"),
+    "posttrain": ("posttrain LATENTS --ungated --base demo --clap <train/clap>/run/model --settings demo", ARC),
     "lora": ("lora LATENTS --type dora-rows --rank 4 --settings demo", SHOWN),
     "lora-xs": ("lora LATENTS --type bora-xs --rank 4 --settings demo", SHOWN),
     "quantize": ("quantize --calibration <inputs>/prompts.txt --settings demo", QAT),

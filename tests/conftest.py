@@ -71,10 +71,16 @@ def random_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the tiny training stages of ``stages.py`` read."""
+    from sa3_torch.train.autoencoder.gate import check_latents
+    from sa3_torch.train.data.clip_cache import ClipSet
+    from sa3_torch.train.data.encode.sources import ClipSource
     from tests.support.stages import make_workspace
 
     folder = tmp_path_factory.mktemp("workspace")
     make_workspace(folder)
+    assert check_latents(
+        folder / "latents", ClipSource(ClipSet(folder / "clips"), 2), folder / "run" / "model", items=2
+    ).good
     return folder
 
 

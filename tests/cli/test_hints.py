@@ -31,13 +31,20 @@ COMMANDS = {
     "flow.pretrain": (
         "pretrain",
         "PretrainStage",
-        {"latents": (), "autoencoder": DEMO, "tokenizer": DEMO / "tokenizer.json", "start": None, "size": "demo"},
+        {
+            "latents": (),
+            "ungated": True,
+            "autoencoder": DEMO,
+            "tokenizer": DEMO / "tokenizer.json",
+            "start": None,
+            "size": "demo",
+        },
         ["generate", "piano note A4", "--model", "runs/a run/model"],
     ),
     "few_steps.ode_warmup": (
         "ode_warmup",
         "OdeWarmupStage",
-        {"model": DEMO, "latents": (Path("a"), Path("b")), "autoencoder": None},
+        {"model": DEMO, "latents": (Path("a"), Path("b")), "ungated": True, "autoencoder": None},
         ["train", "posttrain", "--model", "runs/a run/model", "--base", "demo", *LATENTS, "--out", "runs/posttrain"],
     ),
     "lora.stage": (

@@ -70,17 +70,23 @@ def make_inference_world(world: World) -> None:
 
 def make_training_world(world: World) -> None:
     """Make what training reads, and what it made before."""
+    from sa3_torch.train.autoencoder.gate import check_latents
+    from sa3_torch.train.data.clip_cache import ClipSet
     from sa3_torch.train.data.encode.pre_encode import load_autoencoder
     from sa3_torch.train.data.encode.public_latents import export_public
+    from sa3_torch.train.data.encode.sources import ClipSource
     from sa3_torch.train.data.latents import LatentSet
     from sa3_torch.train.data.shards import write_shards
     from tests.support.stages import make_workspace
 
     inputs = world.inputs
-    make_workspace(inputs / "training")
-    latents = LatentSet(
-        inputs / "training" / "latents", autoencoder=load_autoencoder(inputs / "training" / "run" / "model")[1]
+    training = inputs / "training"
+    make_workspace(training)
+    found = check_latents(
+        training / "latents", ClipSource(ClipSet(training / "clips"), 2), training / "run" / "model", items=2
     )
+    assert found.good, str(found)
+    latents = LatentSet(training / "latents", autoencoder=load_autoencoder(training / "run" / "model")[1])
     export_public(latents, inputs / "public", 44_100)
     for number in range(2):
         shards = inputs / f"shards-{number}"

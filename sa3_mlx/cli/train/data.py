@@ -198,7 +198,10 @@ def index(pattern: str, out: Path) -> None:
 @click.option("--items", type=click.IntRange(1), default=16, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
 def gate(latents: Path, data: Path, autoencoder: Path, items: int, as_json: bool) -> None:
-    """Check that pre-encoded latents decode as well as fresh ones. Exit code 1 when they do not."""
+    """Check that pre-encoded latents decode as well as fresh ones. Exit code 1 when they do not.
+
+    What was found is noted in the folder of the latents; training reads it.
+    """
     _need_torch()
     from sa3_torch.train.autoencoder.gate import check_latents
     from sa3_torch.train.data.encode.sources import open_source
@@ -209,6 +212,9 @@ def gate(latents: Path, data: Path, autoencoder: Path, items: int, as_json: bool
     show(json.dumps(found.to_json()) if as_json else str(found))
     if not found.good:
         raise click.exceptions.Exit(1)
+    if not as_json:
+        models = ("--autoencoder", name_of(autoencoder), "--out", "runs/pretrain")
+        report(f"next: {command('train', 'pretrain', '--latents', latents, *models)}")
 
 
 @data.command("export-latents")
@@ -233,7 +239,7 @@ def export_latents(latents: Path, out: Path, autoencoder: Path) -> None:
 @click.argument("out", type=FOLDER)
 @click.option("--autoencoder", type=MODEL, required=True, help="The autoencoder that made the latents.")
 def import_latents(folder: Path, out: Path, autoencoder: Path) -> None:
-    """Read latents in the public layout; only you know whether they are this autoencoder's: try `sa3 data gate`."""
+    """Read latents in the public layout; whether they are this autoencoder's, `sa3 data gate` finds out."""
     _need_torch()
     from sa3_torch.train.data.encode.pre_encode import load_autoencoder
     from sa3_torch.train.data.encode.public_latents import import_public
@@ -314,9 +320,6 @@ def pre_encode(
     with locked(out):
         encoder = PreEncoder(source, folder, out, config, device, skip_unreadable)
         latents = encoder.run()
-    models = ("--autoencoder", name_of(folder), "--out", "runs/pretrain")
+    then = command("data", "gate", out, "--data", data, "--autoencoder", name_of(folder))
     lists = ", ".join(f"{len(names)} {name}" for name, names in encoder.progress.lists().items() if names)
-    report(
-        f"{out}: {len(latents.items)} items of latents{f'; left out: {lists}' if lists else ''}\n"
-        f"next: {command('train', 'pretrain', '--latents', out, *models)}"
-    )
+    report(f"{out}: {len(latents.items)} items of latents{f'; left out: {lists}' if lists else ''}\nnext: {then}")

@@ -59,10 +59,19 @@ class GateReport:
         lengths = all(row.frames == row.expected_frames for row in self.rows)
         return lengths and abs(self.stored - self.online) < TOLERANCE * max(self.online, 1e-6)
 
+    def summary(self) -> dict[str, Any]:
+        """Return the verdict and what it rests on, as JSON values."""
+        return {
+            "good": self.good,
+            "log_mel_stored": self.stored,
+            "log_mel_online": self.online,
+            "items": len(self.rows),
+            "wrong_lengths": sum(row.frames != row.expected_frames for row in self.rows),
+        }
+
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
-        rows = [asdict(row) for row in self.rows]
-        return {"good": self.good, "log_mel_stored": self.stored, "log_mel_online": self.online, "rows": rows}
+        return {**self.summary(), "rows": [asdict(row) for row in self.rows]}
 
     def __str__(self) -> str:
         lines = [f"{'stored':>8} {'online':>8}  frames  item"]
@@ -84,7 +93,8 @@ def check_latents(
     progress: Callable[[list[LatentItem]], Iterable[LatentItem]] = iter,
 ) -> GateReport:
     """Decode ``items`` items, evenly spread, from the stored latents and from latents made now; compare both with the
-    source. ``progress`` goes through them, with a bar for example.
+    source; note the outcome beside the latents, where training looks for it. ``progress`` goes through the items, with
+    a bar for example.
 
     Raises ValueError when the autoencoder is another one or no item is found in the source.
     """
@@ -98,7 +108,9 @@ def check_latents(
     spread = np.linspace(0, len(known) - 1, min(items, len(known))).round().astype(int)
     chosen = progress([known[i] for i in spread])
     rows = [_row(same, latents, item, source, numbers[item.id], sample_rate) for item in chosen]
-    return GateReport(rows=tuple(rows))
+    report = GateReport(rows=tuple(rows))
+    latents.record_gate(report.summary())
+    return report
 
 
 def _row(same: SAME, latents: LatentSet, item: LatentItem, source: Source, number: int, sample_rate: int) -> GateRow:

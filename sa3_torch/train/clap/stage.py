@@ -35,7 +35,7 @@ from sa3_torch.train.run import parallel
 from sa3_torch.train.run.command import RunOptions, report_made, stage_command
 from sa3_torch.train.run.feed import BatchFeed
 from sa3_torch.train.run.optimizers import Group, OptimizerConfig
-from sa3_torch.train.run.options import AUTOENCODER, LATENTS, MODEL
+from sa3_torch.train.run.options import AUTOENCODER, LATENTS, MODEL, UNGATED
 from sa3_torch.train.run.parallel import BatchSlice
 from sa3_torch.train.run.plot import plot_matrix
 from sa3_torch.train.run.random import Purpose, generator, item_noise, purpose_generator
@@ -278,12 +278,15 @@ class ClapStage(Stage):
 @stage_command("clap")
 @click.option("--model", type=MODEL, required=True, help="A model on these latents; it gives the text encoder.")
 @LATENTS
+@UNGATED
 @AUTOENCODER
-def clap(run: RunOptions, model: Path, latents: tuple[Path, ...], autoencoder: Path | None) -> None:
+def clap(run: RunOptions, model: Path, latents: tuple[Path, ...], ungated: bool, autoencoder: Path | None) -> None:
     """Train a model of how well texts describe latents, noisy ones too (latent CLAP)."""
     config = run.settings(ClapConfig, "clap")
     made_with = autoencoder_of(model, load_autoencoder(model)[0], autoencoder)
     opened = LatentSet(*latents, autoencoder=made_with)
+    if not ungated:
+        opened.check_gate()
     stage = ClapStage(model, config, opened)
     belongings = {"model": file_hash(model / WEIGHTS_FILE), "latents": opened.identity()}
     if run.train(stage, config, belongings):

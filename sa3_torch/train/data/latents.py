@@ -2,9 +2,10 @@
 
 A folder holds ``shard-00000.safetensors`` ..., each one tensor "latents" (rows, C) float32 in which the items lie one
 after the other; beside each a ``.json`` with its items; ``silence.safetensors`` with the latent of silence (C,); and,
-last, ``index.json``: a folder with an index is complete. Every stored row is a valid frame: a recording of n samples
-has ceil(n / samples_per_latent) of them, the last one included when any sample falls into it. So the mask of an item
-is ``frames`` times True. 16 bits are not offered: they move latents of size 4 by 2e-3, twice what is allowed.
+last, ``index.json``: a folder with an index is complete. ``gate.json`` is what `sa3 data gate` found of it. Every
+stored row is a valid frame: a recording of n samples has ceil(n / samples_per_latent) of them, the last one included
+when any sample falls into it. So the mask of an item is ``frames`` times True. 16 bits are not offered: they move
+latents of size 4 by 2e-3, twice what is allowed.
 
 Shapes: T latent frames, C latent channels.
 """
@@ -36,6 +37,7 @@ from .entries import parse_entries
 from .recordings import check_empty
 
 LATENT_FORMAT = "sa3-latents/2"
+GATE_FILE = "gate.json"
 _HEADER_BYTES = 256  # of a shard, so that it can be filled in when the number of rows is known
 _STATISTICS_ROWS = 1 << 16
 
@@ -242,13 +244,45 @@ class LatentSet:
 
         Raises FileNotFoundError, and ValueError for a shard without its hash.
         """
-        found = hashlib.sha256()
+        return _identity(self.folders, self.autoencoder)
+
+    def record_gate(self, found: dict[str, Any]) -> None:
+        """Note what `sa3 data gate` found of the first folder, with the hashes of what it looked at."""
+        folder = self.folders[0]
+        checked = {"latents": _identity([folder], self.autoencoder), "autoencoder": self.autoencoder}
+        write_json(folder / GATE_FILE, {**checked, **found})
+
+    def check_gate(self) -> None:
+        """Raise ValueError unless every folder has passed `sa3 data gate` as it is now."""
         for folder in self.folders:
-            for number in range(_count(folder, self.autoencoder)):
-                path = shard_path(folder, number).with_suffix(".json")
-                about = read_object(path)
-                if not isinstance(about.get("hash"), str) or "items" not in about:
-                    raise ValueError(f"{path}: hash is {quoted(about.get('hash'))}; encode the recordings again")
-                described = json.dumps([about["hash"], about["items"]], sort_keys=True)
-                found.update(described.encode("utf-8"))
-        return f"sha256:{found.hexdigest()}"
+            path = folder / GATE_FILE
+            found = read_object(path) if path.is_file() else None
+            checked = {"latents": _identity([folder], self.autoencoder), "autoencoder": self.autoencoder}
+            if found is None:
+                wrong = "has not been run on these latents"
+            elif any(found.get(name) != value for name, value in checked.items()):
+                wrong = "looked at other latents than the folder holds now"
+            elif found.get("good") is not True:
+                told = [quoted(found.get(f"log_mel_{name}"))[:6] for name in ("stored", "online")]
+                told += [quoted(found.get(name)) for name in ("wrong_lengths", "items")]
+                wrong = "failed: log-mel distance {}, of fresh latents {}; {} of {} lengths are wrong".format(*told)
+            else:
+                continue
+            raise ValueError(
+                f"{folder}: `sa3 data gate` {wrong}; run `sa3 data gate {folder} --data SOUNDS --autoencoder MODEL`, "
+                "or train on them as they are by --ungated"
+            )
+
+
+def _identity(folders: Iterable[Path], autoencoder: str) -> str:
+    """Return the hash of what stands beside the shards of folders."""
+    found = hashlib.sha256()
+    for folder in folders:
+        for number in range(_count(folder, autoencoder)):
+            path = shard_path(folder, number).with_suffix(".json")
+            about = read_object(path)
+            if not isinstance(about.get("hash"), str) or "items" not in about:
+                raise ValueError(f"{path}: hash is {quoted(about.get('hash'))}; encode the recordings again")
+            described = json.dumps([about["hash"], about["items"]], sort_keys=True)
+            found.update(described.encode("utf-8"))
+    return f"sha256:{found.hexdigest()}"

@@ -41,7 +41,7 @@ from sa3_torch.train.run import parallel
 from sa3_torch.train.run.command import RunOptions, report_made, stage_command
 from sa3_torch.train.run.feed import BatchFeed
 from sa3_torch.train.run.optimizers import Group, OptimizerConfig
-from sa3_torch.train.run.options import AUTOENCODER, LATENTS, MODEL
+from sa3_torch.train.run.options import AUTOENCODER, LATENTS, MODEL, UNGATED
 from sa3_torch.train.run.parallel import BatchSlice
 from sa3_torch.train.run.random import Purpose, item_noise, item_uniforms
 from sa3_torch.train.run.settings import check
@@ -274,11 +274,16 @@ def relative_error(estimate: Tensor, run: Trajectory) -> Tensor:
 @stage_command("ode-warmup")
 @click.option("--model", type=MODEL, required=True, help="The flow-matching model.")
 @LATENTS
+@UNGATED
 @AUTOENCODER
-def ode_warmup(run: RunOptions, model: Path, latents: tuple[Path, ...], autoencoder: Path | None) -> None:
+def ode_warmup(
+    run: RunOptions, model: Path, latents: tuple[Path, ...], ungated: bool, autoencoder: Path | None
+) -> None:
     """Teach a model to reach its guided samples in one step (stage 2)."""
     config = run.settings(OdeWarmupConfig, "ode-warmup")
     stage = OdeWarmupStage(model, config, latents, autoencoder)
+    if not ungated:
+        stage.latents.latents.check_gate()
     if run.train(stage, config, {**stage.parents, "latents": stage.latents.latents.identity()}):
         made = run.out / "model"
         sources = [word for folder in latents for word in ("--latents", folder)]

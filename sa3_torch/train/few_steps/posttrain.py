@@ -37,7 +37,7 @@ from sa3_torch.train.run import parallel
 from sa3_torch.train.run.command import RunOptions, report_made, stage_command
 from sa3_torch.train.run.feed import BatchFeed
 from sa3_torch.train.run.optimizers import Group, OptimizerConfig
-from sa3_torch.train.run.options import AUTOENCODER, FOLDER, LATENTS, MODEL
+from sa3_torch.train.run.options import AUTOENCODER, FOLDER, LATENTS, MODEL, UNGATED
 from sa3_torch.train.run.random import Purpose, item_noise
 from sa3_torch.train.run.settings import check
 from sa3_torch.train.run.stage import Split, Stage, StageConfig
@@ -362,6 +362,7 @@ class PosttrainStage(Stage):
 @click.option("--model", type=MODEL, required=True, help="The model of `sa3 train ode-warmup`.")
 @click.option("--base", type=MODEL, required=True, help="The flow-matching model.")
 @LATENTS
+@UNGATED
 @click.option(
     "--clap",
     "clap_folder",
@@ -375,6 +376,7 @@ def posttrain(
     model: Path,
     base: Path,
     latents: tuple[Path, ...],
+    ungated: bool,
     clap_folder: Path | None,
     autoencoder: Path | None,
 ) -> None:
@@ -385,5 +387,7 @@ def posttrain(
         clap = LatentClap.load(clap_folder, autoencoder=base, device=str(parallel.own_device()))
         hashes["clap"] = file_hash(clap_folder / WEIGHTS_FILE)
     stage = PosttrainStage(model, base, config, latents, clap, autoencoder)
+    if not ungated:
+        stage.latents.latents.check_gate()
     if run.train(stage, config, {**stage.parents, **hashes, "latents": stage.latents.latents.identity()}):
         report_made("model", run.out / "model", "generate", "piano note A4", "--model", run.out / "model")

@@ -26,7 +26,7 @@ from sa3_torch.train.networks.init import init_conditioner, init_dit, init_text_
 from sa3_torch.train.run import parallel
 from sa3_torch.train.run.command import RunOptions, report_made, stage_command
 from sa3_torch.train.run.optimizers import Group
-from sa3_torch.train.run.options import FILE, LATENTS, MODEL
+from sa3_torch.train.run.options import FILE, LATENTS, MODEL, UNGATED
 from sa3_torch.train.run.stage import Split, Stage
 from sa3_torch.weights import StableAudio, load_part
 
@@ -146,6 +146,7 @@ def _text_encoder_of(folder: Path, model: ModelConfig) -> dict[str, Tensor]:
 
 @stage_command("pretrain")
 @LATENTS
+@UNGATED
 @click.option("--autoencoder", type=MODEL, required=True, help="The autoencoder that made the latents.")
 @click.option(
     "--tokenizer",
@@ -163,6 +164,7 @@ def _text_encoder_of(folder: Path, model: ModelConfig) -> dict[str, Tensor]:
 def pretrain(
     run: RunOptions,
     latents: tuple[Path, ...],
+    ungated: bool,
     autoencoder: Path,
     tokenizer: Path | None,
     start: Path | None,
@@ -172,6 +174,8 @@ def pretrain(
     config = run.settings(PretrainConfig, "pretrain")
     same, digest = load_autoencoder(autoencoder)
     opened = LatentSet(*latents, autoencoder=digest)
+    if not ungated:
+        opened.check_gate()
     if tokenizer is None:
         tokenizer = start / TOKENIZER_FILE if start is not None else _write_tokenizer(size, run.out / TOKENIZER_FILE)
     stage = PretrainStage(PRESETS[size], config, opened, tokenizer, same, start)

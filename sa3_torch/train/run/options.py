@@ -38,6 +38,7 @@ LATENTS = click.option(
     required=True,
     help="Folder made by `sa3 pre-encode`; repeatable, then mixed by the kinds in the table of shares.",
 )
+UNGATED = click.option("--ungated", is_flag=True, help="Take latents, too, that have not passed `sa3 data gate`.")
 AUTOENCODER = click.option(
     "--autoencoder",
     type=MODEL,

@@ -326,7 +326,11 @@ def test_the_gate_passes_right_latents_and_stops_wrong_ones(
     values = np.frombuffer(data, "<f4", offset=256).copy()
     path.write_bytes(data[:256] + (3 * values).tobytes())
     capsys.readouterr()
+    latents = LatentSet(out, autoencoder=load_autoencoder(autoencoder)[1])
+    latents.check_gate()
     assert run([*common, "--json"]) == 1 and json.loads(capsys.readouterr().out)["good"] is False
+    with pytest.raises(ValueError, match=r"`sa3 data gate` failed: log-mel distance [\d.]+, of fresh latents"):
+        latents.check_gate()
 
 
 def test_silence_is_constant_in_the_interior(autoencoder: Path) -> None:

@@ -17,6 +17,7 @@ from tests.support import stages
 from tests.support.command import refused_line, sa3, snapshot
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
+ARC = ("weights.clap=0.0", "weights.frechet=0.0", "taps=[0]", "head.width=16", "head.groups=4")
 SETS = ("train.steps=1", "train.batch=4", "train.precision='fp32'", "train.compile=false", "clips.buckets=1")
 
 
@@ -85,3 +86,35 @@ def test_two_encodings_do_not_share_a_folder(
     assert result.code == 2 and f"sa3: {out}: another process works in this folder" in result.err
     assert not any(out.iterdir())
     assert sa3(capfd, *words).code == 0
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "clap", "ode-warmup", "posttrain"])
+def test_latents_that_have_not_passed_the_gate_are_refused(
+    stage: str, workspace: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], refused: Callable[..., str]
+) -> None:
+    latents, base = tmp_path / "latents", str(workspace / "base")
+    models = {
+        "pretrain": ("--autoencoder", str(workspace / "run" / "model")),
+        "posttrain": ("--model", base, "--base", base, *(f"--set={change}" for change in ARC)),
+    }
+    batch = ("--set=train.compile=false", "--set=train.batch=4")
+    line = (stage, "--latents", str(latents), *models.get(stage, ("--model", base)), *batch, "--dry-run")
+    shutil.copytree(workspace / "latents", latents)
+    record, described = latents / "gate.json", latents / "shard-00000.json"
+    passed = json.loads(record.read_text())
+    assert sa3(capfd, "train", *line).code == 0
+
+    record.write_text(json.dumps({**passed, "good": False, "wrong_lengths": 1}))
+    said = refused(*line)
+    assert f"{latents}: `sa3 data gate` failed: log-mel distance" in said and "1 of 2 lengths are wrong" in said
+
+    record.write_text(json.dumps({**passed, "autoencoder": "sha256:0"}))
+    assert "looked at other latents than the folder holds now" in refused(*line)
+    record.write_text(json.dumps(passed))
+    described.write_text(described.read_text().replace("A3", "B3"))
+    assert "looked at other latents than the folder holds now" in refused(*line)
+
+    record.unlink()
+    said = refused(*line)
+    assert "has not been run on these latents" in said and f"run `sa3 data gate {latents} --data" in said
+    assert sa3(capfd, "train", *line, "--ungated").code == 0

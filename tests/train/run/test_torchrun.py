@@ -15,6 +15,7 @@ pytest.importorskip("scipy", reason="the training extra is not installed")
 from safetensors.torch import load_file
 
 from sa3_mlx.assets import DEMO
+from sa3_torch.train.autoencoder.gate import check_latents
 from sa3_torch.train.data.clip_cache import ClipSet
 from sa3_torch.train.data.encode.pre_encode import EncodeConfig, PreEncoder
 from sa3_torch.train.data.encode.sources import ClipSource
@@ -33,7 +34,9 @@ def latents(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny clips in latents of the demo model."""
     out = tmp_path_factory.mktemp("demo") / "latents"
     encoding = EncodeConfig(copies=1, seed=0, shard_frames=1000, chunk_frames=None)
-    PreEncoder(ClipSource(ClipSet(workspace / "clips"), 2), DEMO, out, encoding).run()
+    source = ClipSource(ClipSet(workspace / "clips"), 2)
+    PreEncoder(source, DEMO, out, encoding).run()
+    assert check_latents(out, source, DEMO, items=2).good
     return out
 
 
