@@ -41,7 +41,16 @@ ITEMS = 4  # of the data, one of which is held out; steps draw them again and ag
 FLOW, FEW, CLAP = "sa3_torch.train.flow", "sa3_torch.train.few_steps", "sa3_torch.train.clap"
 AUTOENCODER = "sa3_torch.train.autoencoder"
 _NOISE = tuple(
-    f"{module}.item_noise" for module in (f"{FLOW}.matching", f"{FEW}.ode_warmup", f"{FEW}.posttrain", f"{CLAP}.stage")
+    f"{module}.item_noise"
+    for module in (
+        f"{FLOW}.matching",
+        f"{FEW}.ode_warmup",
+        f"{FEW}.posttrain",
+        f"{CLAP}.stage",
+        f"{AUTOENCODER}.coder",
+        f"{AUTOENCODER}.semantics.terms",
+        f"{AUTOENCODER}.semantics.critic",
+    )
 )
 
 

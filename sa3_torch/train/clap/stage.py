@@ -196,7 +196,7 @@ class ClapStage(Stage):
     def prepare(self, step: int, slices: list[BatchSlice]) -> None:
         """Keep the vectors of the whole batch: each micro-batch has its gradient against all others."""
         audio, text = zip(*(self._embed(self.feed.get(step, each), step, each) for each in slices), strict=True)
-        self._kept = parallel.gather_rows(torch.cat(audio)), parallel.gather_rows(torch.cat(text))
+        self._kept = self._gathered(torch.cat(audio)), self._gathered(torch.cat(text))
 
     def _embed(self, drawn: ClapDraw, step: int, part: BatchSlice) -> Vectors:
         """Embed a slice, with noise."""
@@ -211,11 +211,10 @@ class ClapStage(Stage):
     def _of_whole_batch(self, own: Vectors) -> Vectors:
         """Put the rows of this slice among those of all, with a gradient that is the sum over what each slice says of
         them."""
-        if self.config.train.accumulate == 1:
-            return parallel.gather_rows(own[0]), parallel.gather_rows(own[1])
         count = self.batch_slice.world
-        # Nothing was prepared where a step is only timed or counted.
-        kept = self._kept or (own[0].detach().repeat(count, 1), own[1].detach().repeat(count, 1))
+        if count == parallel.own_slice().world:  # no micro-batches
+            return parallel.gather_rows(own[0]), parallel.gather_rows(own[1])
+        kept = self._kept or (self._gathered(own[0].detach()), self._gathered(own[1].detach()))  # when only timed
         rows = self.batch_slice.rows(len(kept[0]))
 
         def put(whole: Tensor, part: Tensor) -> Tensor:
@@ -223,6 +222,12 @@ class ClapStage(Stage):
             return torch.cat([whole[: rows.start], part, whole[rows.stop :]])
 
         return put(kept[0], own[0]), put(kept[1], own[1])
+
+    def _gathered(self, rows: Tensor) -> Tensor:
+        """Gather the rows of all processes; those of this one stand for others, which are missing in a plan."""
+        found = parallel.gather_rows(rows)
+        missing = self.config.train.batch // len(found)
+        return found if missing == 1 else found.repeat(missing, 1)
 
     # --- validation and export ----------------------------------------------------------------------------------------
 

@@ -123,6 +123,16 @@ def test_processes_and_micro_batches_make_activations_smaller(workspace: Path) -
     assert sharded.memory.exchange > 0
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_clips_that_are_compared_with_those_of_other_processes_are_planned(accumulate: int, workspace: Path) -> None:
+    """Although these are not there: the vectors of this process stand for theirs."""
+    one = planned("clap", workspace)
+    two = planned("clap", workspace, f"train.accumulate={accumulate}", processes=2)
+    assert two.memory.exchange == one.memory.gradients
+    earlier = two.memory.gradients if accumulate > 1 else 0  # are there beside those of a later micro-batch
+    assert 0 < two.memory.activations - earlier < one.memory.activations
+
+
 @pytest.fixture
 def deep(monkeypatch: pytest.MonkeyPatch) -> None:
     """With four blocks in the DiT."""
