@@ -75,7 +75,7 @@ def test_a_middle_window_is_told_that_the_clip_goes_on() -> None:
 
 @pytest.mark.parametrize("model", ["tiny-s", "tiny-l"])
 def test_decoding_as_it_grows_is_decoding_the_whole(twin: Twin, random_models: dict[str, Path], model: str) -> None:
-    """Bit for bit with the same chunks; with others to 2e-6 (measured: 3e-7)."""
+    """Bit for bit with the same chunks; with others to 5e-6 (measured: 1.0e-6)."""
     pipeline = twin.pipeline(random_models[model])
     wanted = replace(request(), chunk_frames=40)
     latents, audio = parts(pipeline, wanted)
@@ -83,7 +83,7 @@ def test_decoding_as_it_grows_is_decoding_the_whole(twin: Twin, random_models: d
     halo = 2 if model == "tiny-s" else 4
     whole = np.concatenate(list(pipeline.decode_stream(latents[: 150 + halo], chunk_frames=40)))
     assert np.array_equal(audio, whole[: len(audio)])
-    assert np.abs(audio - pipeline.decode(latents)[: len(audio)]).max() <= 2e-6 * np.abs(audio).max()
+    assert np.abs(audio - pipeline.decode(latents)[: len(audio)]).max() <= 5e-6 * np.abs(audio).max()
 
 
 def test_every_window_is_the_clip_that_its_request_says(twin: Twin, random_models: dict[str, Path]) -> None:
@@ -109,11 +109,11 @@ def test_every_window_is_the_clip_that_its_request_says(twin: Twin, random_model
 
 
 def test_twins_agree(random_models: dict[str, Path]) -> None:
-    """After two steps in each of four windows (measured: 92 dB)."""
+    """After two steps in each of four windows (measured: 125 dB)."""
     pytest.importorskip("mlx.core")
     pytest.importorskip("torch")
     ours, theirs = (parts(Twin(name).pipeline(random_models["tiny-l"]), request())[1] for name in ("mlx", "torch"))
-    assert 10 * np.log10((ours**2).sum() / ((ours - theirs) ** 2).sum()) > 60
+    assert 10 * np.log10((ours**2).sum() / ((ours - theirs) ** 2).sum()) > 110
 
 
 class _Stopped(Exception):
