@@ -15,7 +15,9 @@ from sa3_mlx.cli.options.output import OutputOptions
 from sa3_mlx.cli.options.sampling import SamplingOptions
 from sa3_mlx.cli.run import Task, run
 from sa3_mlx.cli.typed import TypedCommand
+from sa3_mlx.common.generation.clips import open_tokenizer
 from sa3_mlx.common.generation.loop import BPM_MAX, BPM_MIN, Loop, Way, loop_seconds
+from sa3_mlx.common.installed import Model
 from sa3_mlx.common.measures.tempo import MISSING, has_librosa, named_bpm
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.lengths import longest
@@ -67,7 +69,7 @@ def loop(
     seconds = seconds_of(tempo, bars, beats_per_bar, found.config)
     if sampling.head_room is not None:
         raise click.UsageError("a loop has no end: leave out --head-room")
-    text = prompt if named_bpm(prompt) is not None else f"{prompt}, {tempo:g} bpm"
+    text = with_tempo(prompt, tempo, found)
     several = replace(sampling, batch=sampling.batch * tries)
     requests = tuple(
         replace(request, loop=Loop(bpm=tempo, beats=bars * beats_per_bar, way=way))
@@ -90,6 +92,13 @@ def chosen_bpm(prompt: str, bpm: float | None) -> float:
     if not is_finite(tempo) or not BPM_MIN <= tempo <= BPM_MAX:
         raise ValueError(f"bpm is {quoted(tempo)}: allowed are {BPM_MIN:g} to {BPM_MAX:g}")
     return tempo
+
+
+def with_tempo(prompt: str, bpm: float, model: Model) -> str:
+    """Return the prompt with the tempo named in it, unless it is, or the model does not know what bpm are."""
+    if named_bpm(prompt) is not None or open_tokenizer(model.folder, model.config).unknown("bpm"):
+        return prompt
+    return f"{prompt}, {bpm:g} bpm"
 
 
 def seconds_of(bpm: float, bars: int, beats_per_bar: int, config: ModelConfig) -> float:

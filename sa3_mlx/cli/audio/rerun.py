@@ -198,7 +198,13 @@ def _placed(
     """Return the input where it lies in the file: after what leads up to it, or joined to the second one."""
     if made.request.inpaint is None:
         return found
-    start, stop = (seconds_to_samples(time, model.config.sample_rate) for time in made.request.made(0)[0])
+    try:
+        spans = made.request.made(0)
+    except ValueError as error:
+        raise ValueError(f"{file}: its tags ask for what {model.label} cannot make: {error}") from error
+    if not spans:
+        return found
+    start, stop = (seconds_to_samples(time, model.config.sample_rate) for time in spans[0])
     if made.second_input is not None:
         other = _source(made, made.second_input, second, file, model, force=force, option="--second")
         return found.joined(other, stop - start, model.config)

@@ -61,8 +61,9 @@ class Tools:
         models = {found["name"]: found for found in self._client.json("GET", "/api/models")}
         if model and model not in models:
             raise ToolError(f"model is {quoted(model)}: there are {', '.join(models)}")
-        rate = (models[model] if model else next(iter(models.values())))["sample_rate"]
-        named = prompt if "bpm" in prompt.lower() else f"{prompt}, {bpm:g} bpm"
+        chosen = models[model] if model else next(iter(models.values()))
+        rate, known = chosen["sample_rate"], "bpm" in chosen["words"] or not chosen["words"]
+        named = f"{prompt}, {bpm:g} bpm" if known and "bpm" not in prompt.lower() else prompt
         request = _request(named, loop_seconds(bpm, 4 * bars, rate), seed, steps) | {
             "loop": {"bpm": bpm, "beats": 4 * bars}
         }

@@ -68,11 +68,13 @@ export class Form {
     return { ...this.body(request), kind: "generate", variations: Number($("variations").value) };
   }
 
-  // Bars of four beats, to the sample; the prompt names the tempo, as models know it from there.
+  // Bars of four beats, to the sample; the prompt names the tempo, where the model knows what bpm are.
   loop() {
     const [bpm, beats, rate] = [Number($("bpm").value), 4 * Number($("bars").value), this.model.sample_rate];
     const prompt = $("prompt").value.trim();
-    const named = /\d\s*bpm/i.test(prompt) ? prompt : `${prompt}, ${bpm} bpm`;
+    const { words } = this.model;
+    const said = /\d\s*bpm/i.test(prompt) || (words.length && !words.includes("bpm"));
+    const named = said ? prompt : `${prompt}, ${bpm} bpm`;
     const seconds = Math.round((beats * 60 * rate) / bpm) / rate;
     return { items: [this.item({ prompt: named, seconds })], loop: { bpm, beats } };
   }

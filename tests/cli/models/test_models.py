@@ -172,7 +172,8 @@ def test_the_longest_clip_is_one_number_everywhere(run: Run):
     """Rounded down, so that it can be asked for."""
     shown = f"{int(SMALL.max_seconds * 100) / 100:.2f} s"
     assert shown in ok(run("models")).out and shown in ok(run("info", "little")).out
-    assert shown in run("generate", "rain", "--seconds", "99", "--out", "a.wav").err
+    write_tone(Path("in.wav"))
+    assert shown in run("extend", "in.wav", "rain", "--seconds", "99", "--out", "a.wav").err
     demo = replace(SMALL, sample_rate=7193)  # 400 frames of 64 samples: 3.559...
     assert longest(demo) == "3.55 s"
 
