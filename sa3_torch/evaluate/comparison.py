@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,9 @@ import numpy as np
 from sa3_mlx.common.generation.pipeline import BasePipeline
 from sa3_mlx.common.generation.request import Item
 from sa3_mlx.common.model.sampling import Sampling
+from sa3_torch.evaluate.judge.judge import RIGHT
 from sa3_torch.evaluate.measures.one_step import many_steps, one_step_error, one_steps
+from sa3_torch.evaluate.measures.paired import Difference, paired_difference
 
 from .run import Evaluator, batches, clip_items
 
@@ -65,13 +67,38 @@ class ComparisonRow:
         values = [value for found in self.measures if (value := found[name]) is not None]
         return values or None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON values. The key "setting" holds the sampling as one writes it, such as "euler:50:3"."""
+    def intervals(self, first: ComparisonRow | None = None) -> dict[str, Difference]:
+        """Return the share of sounds that are right, by measure, or its difference to that of ``first``, with its 95 %
+        interval by drawing prompts again.
+
+        The sounds of all seeds are taken together, and ``first`` was asked for the same. A measure with less than two
+        prompts is left out.
+        """
+        ours, theirs = self._judged(), None if first is None else first._judged()
+        found = {}
+        for name in RIGHT:
+            chosen = [i for i, sound in enumerate(ours) if name in sound]
+            prompts = [ours[i]["prompt"] for i in chosen]
+            if len(set(prompts)) >= 2:
+                other = [0 if theirs is None else theirs[i][name] for i in chosen]
+                found[name] = paired_difference([ours[i][name] for i in chosen], other, prompts)
+        return found
+
+    def _judged(self) -> list[dict[str, Any]]:
+        return [sound for details in self.details for sound in details.get("judged", [])]
+
+    def to_dict(self, first: ComparisonRow) -> dict[str, Any]:
+        """Return JSON values, with the differences to the first row of a table.
+
+        The key "setting" holds the sampling as one writes it, such as "euler:50:3".
+        """
         return {
             "model": self.entry.name,
             "setting": str(self.entry.sampling),
             "mean": self.mean,
             "spread": self.spread,
+            "interval": {name: asdict(found) for name, found in self.intervals().items()},
+            "to_first": {name: asdict(found) for name, found in self.intervals(first).items()},
             "seeds": list(self.measures),
             "details": list(self.details),
         }

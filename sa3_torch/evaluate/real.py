@@ -14,7 +14,7 @@ from sa3_mlx.common.generation.pipeline import BasePipeline
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_torch.evaluate.judge.judge import shares
 from sa3_torch.evaluate.measures.analysis import Analyser, Analysis
-from sa3_torch.evaluate.measures.frechet import ENOUGH, frechet, real_floor
+from sa3_torch.evaluate.measures.frechet import ENOUGH, equal_floor, frechet
 from sa3_torch.evaluate.measures.latent_clap import clap_adherence
 from sa3_torch.train.clap.network import LatentClap
 from sa3_torch.train.data.clip_cache import SAMPLE_RATE, CachedClip, ClipSet
@@ -100,10 +100,11 @@ def analyse_real(
         learnt = ((clips.read(clip), clip) for clip in _training(clips))
         training = Analyser(judge=analyser.judge, spaces=()).analyse(learnt, advance)
     about: dict[str, Any] = {"clips": len(chosen), "enough": len(chosen) >= ENOUGH}
+    about["floor_clips"] = min(count, len(chosen) // 2)
     for name, features in asked.spaces.items():
         again = rebuilt.spaces[name]
-        about[f"frechet_{name}"] = {"real_halves": _floor(features), "autoencoder": frechet(again, features)}
-        about[f"frechet_{name}_rebuilt"] = {"real_halves": _floor(again), "autoencoder": 0.0}
+        about[f"frechet_{name}"] = {"real_halves": _floor(features, count), "autoencoder": frechet(again, features)}
+        about[f"frechet_{name}_rebuilt"] = {"real_halves": _floor(again, count), "autoencoder": 0.0}
     for name, analysis in (("real", asked), ("autoencoder", rebuilt)):
         judged = analysis.judged(analyser.judge.classifier)
         about[f"judge_{name}"] = shares(judged) if judged else None
@@ -124,8 +125,9 @@ def _training(clips: ClipSet) -> list[CachedClip]:
     return found
 
 
-def _floor(features: NDArray[np.float64]) -> float | None:
-    return real_floor(features) if len(features) >= 4 else None
+def _floor(features: NDArray[np.float64], count: int) -> float | None:
+    """Return what ``count`` real clips, or half of them, are measured at against as many others."""
+    return equal_floor(features, min(count, len(features) // 2)) if len(features) >= 4 else None
 
 
 def _rebuilt(

@@ -66,7 +66,7 @@ def report(
         "seeds": seeds,
         "enough_clips": options.clips >= ENOUGH,
         "real": real.about,
-        "rows": [row.to_dict() for row in rows],
+        "rows": [row.to_dict(rows[0]) for row in rows],
         "flow": {
             name: asdict(found) | {"wiener_ratio": found.wiener_ratio, "zero_ratio": found.zero_ratio}
             for name, found in flow.items()
@@ -76,8 +76,11 @@ def report(
 
 
 def table(data: dict[str, Any]) -> str:
-    """Lay out the rows of a report with mean and spread over seeds, then real clips, flow losses and
-    one-step errors."""
+    """Lay out the rows of a report, then real clips, flow losses and one-step errors.
+
+    Shares of right sounds have their 95 % interval by prompts and a star where the difference to the first row is
+    clear; other measures have the spread over seeds.
+    """
     rows = data["rows"]
     names = [name for name in COLUMNS if any(row["mean"].get(name) is not None for row in rows)]
     real = [_real_line(data["real"], names, kind) for kind in ("real", "autoencoder")]
@@ -107,6 +110,10 @@ def notes(data: dict[str, Any]) -> list[str]:
         )
     if data["options"]["prompts"] == "training":
         found.append("prompts and real clips are of the training data: to choose by, not to report")
+    if any(row.get("interval") for row in data["rows"]):
+        found.append("[]: 95 % interval by drawing prompts again; *: other than the first row; ±: spread over seeds")
+    if (clips := data["real"].get("floor_clips")) is not None and clips < data["options"]["clips"]:
+        found.append(f"the floor of FD is of {clips} real clips and as many others: of more it would lie lower")
     if data["seeds"] < 3:
         found.append(f"{data['seeds']} seed(s): the spread needs at least 3")
     if any(not np.isfinite(value) for row in data["rows"] for value in row["mean"].values() if value is not None):
@@ -114,11 +121,19 @@ def notes(data: dict[str, Any]) -> list[str]:
     return found
 
 
+def clear(difference: dict[str, float] | None) -> bool:
+    """Return whether there is a difference whose interval leaves zero out."""
+    return difference is not None and (difference["low"] > 0 or difference["high"] < 0)
+
+
 def _cell(row: dict[str, Any], name: str) -> str:
     _, factor, digits = COLUMNS[name]
     mean, spread = row["mean"].get(name), row["spread"].get(name)
     if mean is None:
         return "-"
+    if found := row.get("interval", {}).get(name):  # reports of before have none
+        value, low, high = (f"{factor * found[key]:.{digits}f}" for key in ("value", "low", "high"))
+        return f"{value} [{low}, {high}]{'*' if clear(row['to_first'].get(name)) else ''}"
     text = f"{factor * mean:.{digits}f}"
     return text if spread is None else f"{text} ±{factor * spread:.{digits}f}"
 
@@ -132,7 +147,8 @@ def _real_line(real: dict[str, Any], names: list[str], kind: str) -> list[str]:
             values[name] = real[name]["real_halves" if kind == "real" else "autoencoder"]
     if kind == "real" and real["latent_clap"]:
         values |= {"clap_own": real["latent_clap"]["own"], "clap_first": real["latent_clap"]["first"]}
-    title = "real clips (FD: of two halves)" if kind == "real" else "real clips, autoencoder"
+    floor = f"of {real['floor_clips']} and others" if "floor_clips" in real else "of two halves"
+    title = f"real clips (FD: {floor})" if kind == "real" else "real clips, autoencoder"
     return [title, *("-" if (v := values[n]) is None else f"{COLUMNS[n][1] * v:.{COLUMNS[n][2]}f}" for n in names)]
 
 
@@ -202,7 +218,8 @@ def save_report(folder: Path, data: dict[str, Any]) -> None:
 
 
 def draw(path: Path, data: dict[str, Any]) -> None:
-    """Draw bars with the spread over seeds for the main measures, and the loss over time beside its baselines."""
+    """Draw bars with intervals, or the spread over seeds, for the main measures, and the loss over time beside its
+    baselines."""
     rows, labels = data["rows"], [f"{row['model']}\n{row['setting']}" for row in data["rows"]]
     shown = ("frechet_judge", "frechet_judge_rebuilt", "frechet_clap", "all", "clap_own", "diversity", "copies", "seam")
     names = [name for name in shown if any(row["mean"].get(name) is not None for row in rows)]
@@ -217,7 +234,7 @@ def draw(path: Path, data: dict[str, Any]) -> None:
     for panel, name in zip(panels, names, strict=False):
         title, factor, _ = COLUMNS[name]
         means = [factor * (row["mean"].get(name) or 0.0) for row in rows]
-        spreads = [factor * (row["spread"].get(name) or 0.0) for row in rows]
+        spreads = factor * np.transpose([_reach(row, name) for row in rows])
         panel.bar(labels, means, width=0.6, yerr=spreads, capsize=4, color=[f"C{i}" for i in range(len(rows))])
         for (value, text), style in zip(_references(name, data["real"]), ("--", ":"), strict=False):
             panel.axhline(factor * value, color="0.2", linestyle=style, label=text)
@@ -235,6 +252,14 @@ def draw(path: Path, data: dict[str, Any]) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=100, format="png")
     plt.close(figure)
+
+
+def _reach(row: dict[str, Any], name: str) -> tuple[float, float]:
+    """Return how far below and above a bar its interval reaches; without one, the spread over seeds."""
+    if found := row.get("interval", {}).get(name):
+        return max(row["mean"][name] - found["low"], 0.0), max(found["high"] - row["mean"][name], 0.0)
+    spread = row["spread"].get(name) or 0.0
+    return spread, spread
 
 
 def _draw_classes(panel: Any, rows: Sequence[dict[str, Any]], classes: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sa3_mlx.common.generation.pipeline import BasePipeline
 from sa3_mlx.common.generation.request import Item, Request
 from sa3_mlx.common.model.sampling import Sampling
-from sa3_torch.evaluate.judge.judge import shares
+from sa3_torch.evaluate.judge.judge import right, shares
 from sa3_torch.evaluate.measures.analysis import JUDGE, Analyser, Analysis
 from sa3_torch.evaluate.measures.by_class import by_class
 from sa3_torch.evaluate.measures.diversity import diversity
@@ -158,6 +158,7 @@ class Evaluator:
             details["judge"] = found
             names = ("all", "class", "notes_pitch", "notes_instrument", "chords_name", "drums_class", "noises_class")
             measures |= {name: found[name] for name in names}
+            details["judged"] = [{"prompt": clip.caption, **right(clip, verdict)} for clip, verdict in judged]
         measures |= asdict(made.faults)
 
     def _compared(

@@ -19,7 +19,7 @@ pytest.importorskip("scipy", reason="the training extra is not installed")
 
 from sa3_mlx.common.generation.request import Item, Request
 from sa3_mlx.common.model.sampling import Sampling
-from sa3_torch.evaluate.comparison import Entry, compare, compare_one_step
+from sa3_torch.evaluate.comparison import ComparisonRow, Entry, compare, compare_one_step
 from sa3_torch.evaluate.judge.judge import Judge
 from sa3_torch.evaluate.measures.analysis import Analyser
 from sa3_torch.evaluate.measures.flow import LatentClip, TorchFlow, Velocity, flow_losses, other_captions
@@ -27,7 +27,7 @@ from sa3_torch.evaluate.measures.frechet import frechet
 from sa3_torch.evaluate.measures.inpainting import measure_inpainting
 from sa3_torch.evaluate.measures.one_step import ONE_STEP, many_steps, one_step_error, one_steps
 from sa3_torch.evaluate.real import analyse_real, real_count
-from sa3_torch.evaluate.report import FORMAT, draw, notes, report, table
+from sa3_torch.evaluate.report import FORMAT, _cell, draw, notes, report, table
 from sa3_torch.evaluate.run import EvaluateOptions, Evaluator, batches, clip_items
 from sa3_torch.evaluate.stored import split_latents
 from sa3_torch.pipeline import Pipeline
@@ -191,7 +191,36 @@ def test_prompts_of_training_clips(workspace: Path) -> None:
     row = compare(evaluator, entry, 3)
     assert "copies" not in row.mean and row.mean["frechet_judge"] is not None and row.mean["diversity"] is not None
     found = report([row], real, evaluator.options, 3, {}, {}, None)
+    assert len(row.details[0]["judged"]) == 5 and found["rows"][0]["interval"]["all"]["value"] == pytest.approx(
+        row.mean["all"]
+    )
+    assert found["real"]["floor_clips"] == 2 and "FD: of 2 and others" in table(found)
+    assert "the floor of FD is of 2 real clips" in table(found)
     assert "prompts and real clips are of the training data" in table(found) and "near copies" not in table(found)
+
+
+def test_shares_are_compared_on_the_same_prompts(workspace: Path) -> None:
+    """Twenty prompts of 4 sounds, right with 0 to 100 %, and 25 points less: every prompt differs by the same, so that
+    the difference is exact, although either share is uncertain by far more."""
+    entry = Entry(
+        name="x", pipeline=Pipeline.load(workspace / "random", device="cpu"), sampling=Sampling.parse("euler:1:1")
+    )
+
+    def row(right: Sequence[int]) -> ComparisonRow:
+        judged = [{"prompt": f"p{i}", "all": k < n, "class": True} for i, n in enumerate(right) for k in range(4)]
+        return ComparisonRow(entry=entry, measures=({"all": 0.0},), details=({"judged": judged},))
+
+    first, second = row([1, 2, 3, 4] * 5), row([0, 1, 2, 3] * 5)
+    alone, less = first.intervals()["all"], second.intervals(first)["all"]
+    assert alone.value == 0.625 and alone.prompts == 20 and "notes_pitch" not in first.intervals()
+    # the mean of 20 prompts with deviation sqrt(1.25) / 4
+    assert alone.high - alone.low == pytest.approx(2 * 1.96 * (1.25 / 16 / 20) ** 0.5, rel=0.1)
+    assert (less.value, less.low, less.high) == (-0.25, -0.25, -0.25)
+    found = second.to_dict(first)
+    assert found["to_first"]["all"] == {"value": -0.25, "low": -0.25, "high": -0.25, "prompts": 20}
+    alone = found["interval"]["all"]
+    shown = f"37.5 [{100 * alone['low']:.1f}, {100 * alone['high']:.1f}]"
+    assert _cell(found, "all") == f"{shown}*" and "*" not in _cell(first.to_dict(first), "all")
 
 
 class Words:
@@ -259,7 +288,7 @@ def test_the_command(
     assert clap.loaded == [(tmp_path, workspace / "random")] * 2
     assert -1 <= data["real"]["latent_clap"]["own"] <= 1 and "clap cosine" in result.out
     assert all(-1 <= row["mean"]["clap_own"] <= 1 for row in data["rows"])
-    assert len(notes(data)) == 2 and all(f"note: {note}" in result.out for note in notes(data))
+    assert len(notes(data)) == 4 and all(f"note: {note}" in result.out for note in notes(data))
     assert "FD judge" in result.out and "FD rebuilt" in result.out
     classes = set(data["rows"][0]["details"][0]["by_class"])
     lines = ("classes beside rebuilt clips", "tail, dB: random", *classes)

@@ -19,7 +19,7 @@ from sa3_torch.evaluate.measures.by_class import by_class
 from sa3_torch.evaluate.measures.diversity import diversity, pairwise_distance
 from sa3_torch.evaluate.measures.faults import clip_faults, faults
 from sa3_torch.evaluate.measures.features import ClapSpace
-from sa3_torch.evaluate.measures.frechet import ENOUGH, frechet, frechet_with_interval, real_floor
+from sa3_torch.evaluate.measures.frechet import ENOUGH, frechet, frechet_with_interval
 from sa3_torch.evaluate.measures.inpainting import jump, kept_error, seam
 from sa3_torch.evaluate.measures.latent_clap import clap_adherence
 from sa3_torch.evaluate.measures.memorisation import memorisation, nearest
@@ -72,10 +72,6 @@ def test_interval_holds_the_distance_and_narrows_with_clips() -> None:
     assert few.low < few.value < few.high and many.low < 6 < many.high + 0.3
     assert many.high - many.low < 0.5 * (few.high - few.low)
     assert not few.enough and many.enough and many.clips == 1000 >= ENOUGH
-
-
-def test_floor_of_real_clips_falls_with_their_number() -> None:
-    assert real_floor(normals(1000, 0)) < 0.2 * real_floor(normals(40, 0))
 
 
 def test_copies_have_no_diversity() -> None:

@@ -18,6 +18,8 @@ from sa3_torch.train.demo_set.sounds import NAMES
 from .classifier import WEIGHTS, Classification, Classifier
 from .pitch import chord_of, pitch_of
 
+RIGHT = ("all", "class", "notes_pitch", "notes_instrument", "chords_name")  # what `right` says of single clips
+
 
 class Record(Protocol):
     """Say what the judge needs to know of a clip: its class, and for notes and chords what was written."""
@@ -97,6 +99,14 @@ def shares(verdicts: Sequence[tuple[Record, dict[str, Any]]]) -> dict[str, Any]:
         "by_label": {label: _share([v for r, v in verdicts if r.label == label], "class") for label in labels},
         "confused": dict(confused.most_common()),
     }
+
+
+def right(record: Record, found: dict[str, Any]) -> dict[str, bool]:
+    """Return what is right of one clip, by the key of ``shares`` of which that is a part."""
+    kind = {"note": "notes", "chord": "chords"}.get(record.label, "")
+    named = {f"{kind}_{name}": found[name] for name in ("pitch", "instrument") if kind == "notes" and name in found}
+    named |= {"chords_name": found["chord"]} if kind == "chords" and "chord" in found else {}
+    return {"all": all_right(found), "class": found["class"], **named}
 
 
 def _share(verdicts: Sequence[dict[str, Any]], key: str) -> float | None:

@@ -65,13 +65,6 @@ def frechet_with_interval(
     return Frechet(value=value, low=max(float(low), 0.0), high=float(high), clips=min(len(a), len(b)))
 
 
-def real_floor(real: NDArray[np.floating], *, repeats: int = 10, seed: int = 0) -> float:
-    """Return the distance of one half of the real clips (n, D) to the other, the mean over random halves."""
-    rng, half = generator(seed, Purpose.HALVES), len(real) // 2
-    orders = [rng.permutation(len(real)) for _ in range(repeats)]
-    return float(np.mean([frechet(real[order[:half]], real[order[half:]]) for order in orders]))
-
-
 def equal_floor(real: NDArray[np.floating], clips: int, *, repeats: int = 10, seed: int = 0) -> float:
     """Return the distance that ``clips`` real clips have to as many others, the mean over random draws of (n, D).
 
