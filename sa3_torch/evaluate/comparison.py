@@ -68,15 +68,15 @@ class ComparisonRow:
         return values or None
 
     def intervals(self, first: ComparisonRow | None = None) -> dict[str, Difference]:
-        """Return the share of sounds that are right, by measure, or its difference to that of ``first``, with its 95 %
-        interval by drawing prompts again.
+        """Return the mean of every measure of single sounds, or its difference to ``first``, with its 95 % interval by
+        drawing prompts again.
 
         The sounds of all seeds are taken together, and ``first`` was asked for the same. A measure with less than two
         prompts is left out.
         """
-        ours, theirs = self._judged(), None if first is None else first._judged()
+        ours, theirs = self._sounds(), None if first is None else first._sounds()
         found = {}
-        for name in RIGHT:
+        for name in (*RIGHT, "clap_own", "clap_first"):
             chosen = [i for i, sound in enumerate(ours) if name in sound]
             prompts = [ours[i]["prompt"] for i in chosen]
             if len(set(prompts)) >= 2:
@@ -84,8 +84,8 @@ class ComparisonRow:
                 found[name] = paired_difference([ours[i][name] for i in chosen], other, prompts)
         return found
 
-    def _judged(self) -> list[dict[str, Any]]:
-        return [sound for details in self.details for sound in details.get("judged", [])]
+    def _sounds(self) -> list[dict[str, Any]]:
+        return [sound for details in self.details for sound in details["sounds"]]
 
     def to_dict(self, first: ComparisonRow) -> dict[str, Any]:
         """Return JSON values, with the differences to the first row of a table.

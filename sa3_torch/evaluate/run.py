@@ -119,13 +119,15 @@ class Evaluator:
         made = self.analyser.analyse(self._sounds(pipeline, sampling, chosen, kept), advance)
         seeds = [chosen[i].item.seed for i in order]
         measures: dict[str, float | None] = {"sample_seconds_per_clip": kept.seconds / len(chosen)}
-        details: dict[str, Any] = {"seed": seed}
+        details: dict[str, Any] = {"seed": seed, "sounds": [{"prompt": prompt} for prompt in made.prompts]}
         self._judged(made, measures, details)
         self._compared(made, seeds, measures, details)
         if self.clap is not None:
             found = clap_adherence(self.clap, [kept.latents[i] for i in order], made.prompts, seed=seed)
             measures |= {"clap_own": found.own, "clap_first": found.first}
             details["latent_clap"] = asdict(found)
+            for sound, own, nearest in zip(details["sounds"], found.own_of, found.first_of, strict=True):
+                sound |= {"clap_own": own, "clap_first": nearest}
         if inpainted := self._inpainted():
             pairs = [(audio_of(self.clips, clip, pipeline.config.audio_channels), clip) for clip in inpainted]
             inpainting = measure_inpainting(
@@ -158,7 +160,8 @@ class Evaluator:
             details["judge"] = found
             names = ("all", "class", "notes_pitch", "notes_instrument", "chords_name", "drums_class", "noises_class")
             measures |= {name: found[name] for name in names}
-            details["judged"] = [{"prompt": clip.caption, **right(clip, verdict)} for clip, verdict in judged]
+            for sound, clip, verdict in zip(details["sounds"], made.clips, made.verdicts, strict=True):
+                sound |= right(clip, verdict) if self.analyser.judge.classifier.knows(clip.label) else {}
         measures |= asdict(made.faults)
 
     def _compared(

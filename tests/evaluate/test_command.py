@@ -191,7 +191,7 @@ def test_prompts_of_training_clips(workspace: Path) -> None:
     row = compare(evaluator, entry, 3)
     assert "copies" not in row.mean and row.mean["frechet_judge"] is not None and row.mean["diversity"] is not None
     found = report([row], real, evaluator.options, 3, {}, {}, None)
-    assert len(row.details[0]["judged"]) == 5 and found["rows"][0]["interval"]["all"]["value"] == pytest.approx(
+    assert len(row.details[0]["sounds"]) == 5 and found["rows"][0]["interval"]["all"]["value"] == pytest.approx(
         row.mean["all"]
     )
     assert found["real"]["floor_clips"] == 2 and "FD: of 2 and others" in table(found)
@@ -208,7 +208,7 @@ def test_shares_are_compared_on_the_same_prompts(workspace: Path) -> None:
 
     def row(right: Sequence[int]) -> ComparisonRow:
         judged = [{"prompt": f"p{i}", "all": k < n, "class": True} for i, n in enumerate(right) for k in range(4)]
-        return ComparisonRow(entry=entry, measures=({"all": 0.0},), details=({"judged": judged},))
+        return ComparisonRow(entry=entry, measures=({"all": 0.0},), details=({"sounds": judged},))
 
     first, second = row([1, 2, 3, 4] * 5), row([0, 1, 2, 3] * 5)
     alone, less = first.intervals()["all"], second.intervals(first)["all"]
@@ -288,6 +288,7 @@ def test_the_command(
     assert clap.loaded == [(tmp_path, workspace / "random")] * 2
     assert -1 <= data["real"]["latent_clap"]["own"] <= 1 and "clap cosine" in result.out
     assert all(-1 <= row["mean"]["clap_own"] <= 1 for row in data["rows"])
+    assert all(row["interval"]["clap_own"]["value"] == pytest.approx(row["mean"]["clap_own"]) for row in data["rows"])
     assert len(notes(data)) == 4 and all(f"note: {note}" in result.out for note in notes(data))
     assert "FD judge" in result.out and "FD rebuilt" in result.out
     classes = set(data["rows"][0]["details"][0]["by_class"])

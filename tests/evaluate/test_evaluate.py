@@ -229,6 +229,8 @@ def test_adherence_by_a_clap_on_latents() -> None:
 
     right = clap_adherence(WordClap(), [latents(0, 3), latents(2, 5), latents(1, 1)], ["a", "c", "b"])
     assert (right.own, right.other, right.first, right.prompts) == (1, 0, 1, 3)
+    half = clap_adherence(WordClap(), [latents(0, 3), latents(2, 5)], ["a", "a"])
+    assert (half.own_of, half.first_of) == ((1, 0), (True, True))  # of one prompt, it is the nearest
     wrong = clap_adherence(WordClap(), [latents(0, 3), latents(2, 5), latents(1, 1)], ["b", "a", "c"])
     assert (wrong.own, wrong.first) == (0, 0)
     assert clap_adherence(WordClap(), [latents(0, 3)], ["a"]).other is None

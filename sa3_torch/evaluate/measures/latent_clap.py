@@ -19,13 +19,16 @@ _BATCH = 64
 class ClapAdherence:
     """Hold mean cosines of sounds with their own prompt and with another one, None if all have the same prompt.
 
-    ``first``: the share of sounds whose own prompt is the nearest of all ``prompts``.
+    ``first``: the share of sounds whose own prompt is the nearest of all ``prompts``. ``own_of`` and ``first_of`` are
+    their values for every sound.
     """
 
     own: float
     other: float | None
     first: float
     prompts: int
+    own_of: tuple[float, ...]
+    first_of: tuple[bool, ...]
 
 
 @torch.no_grad()
@@ -45,11 +48,14 @@ def clap_adherence(
     other = None
     if len(names) > 1:
         other = float(cosine[rows, (own + rng.integers(1, len(names), len(own))) % len(names)].mean())
+    nearest = cosine.argmax(axis=1) == own
     return ClapAdherence(
         own=float(cosine[rows, own].mean()),
         other=other,
-        first=float((cosine.argmax(axis=1) == own).mean()),
+        first=float(nearest.mean()),
         prompts=len(names),
+        own_of=tuple(cosine[rows, own].tolist()),
+        first_of=tuple(nearest.tolist()),
     )
 
 
