@@ -46,7 +46,7 @@ def rows(wanted: tuple[str, ...]) -> Iterator[dict[str, object]]:
 def plans(stage: tuple[str, ...]) -> None:
     """Plan the presets for GPUs of these stages, or of all: memory, speed, and what breaks first.
 
-    Some minutes for each.
+    Up to some minutes for each.
     """
     found = []
     for row in rows(stage):
