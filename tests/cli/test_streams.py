@@ -72,6 +72,8 @@ def test_an_interrupt_while_an_object_is_forgotten_is_not_lost(tmp_path: Path) -
 import click, signal, sys, time
 from sa3_mlx.cli import group
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored in jobs in the background
+
 class Forgotten:
     def __del__(self):
         signal.raise_signal(signal.SIGINT)
