@@ -20,7 +20,7 @@ from benchmarks.options import BACKEND, MODEL, SamplingChoice, open_pipeline
 from sa3_mlx.cli.typed import TypedCommand
 from sa3_mlx.common.files.audio_file import Audio
 from sa3_mlx.common.generation.pipeline import BasePipeline
-from sa3_mlx.common.generation.request import Inpaint, Item, Patch, Request, TimedPrompt, extend
+from sa3_mlx.common.generation.request import DEFAULT_PROMPT_FADE, Inpaint, Item, Patch, Request, TimedPrompt, extend
 from sa3_mlx.common.model.sampling import Sampling
 from sa3_torch.evaluate.judge.judge import Judge
 from sa3_torch.train.demo_set.sounds import INSTRUMENTS, note_captions
@@ -54,7 +54,7 @@ class Halves:
             later = TimedPrompt(start=HALF, prompt=_prompt(pair, 1))
             return replace(self._item(pair, 0), prompts_over_time=(later,))
 
-        return lambda pairs, seed: self._made(pairs, seed, item, prompt_fade_seconds=fade)
+        return lambda pairs, seed: self._made(pairs, seed, item, fade=fade)
 
     def by_windows(self, pairs: Sequence[Pair], seed: int) -> Sequence[Audio]:
         """Make the first half, then continue it."""
@@ -99,9 +99,17 @@ class Halves:
     def _item(self, pair: Pair, which: int, seconds: float = 2 * HALF) -> Item:
         return Item(prompt=_prompt(pair, which), seconds=seconds, seed=0)
 
-    def _made(self, pairs: Sequence[Pair], seed: int, item: Callable[[Pair], Item], **changes: Any) -> Sequence[Audio]:
+    def _made(
+        self,
+        pairs: Sequence[Pair],
+        seed: int,
+        item: Callable[[Pair], Item],
+        inpaint: tuple[Inpaint, ...] | None = None,
+        fade: float = DEFAULT_PROMPT_FADE,
+    ) -> Sequence[Audio]:
         items = tuple(replace(item(pair), seed=seed + number) for number, pair in enumerate(pairs))
-        return self._pipeline.generate(replace(Request(items=items, sampling=self._sampling), **changes)).audio
+        asked = Request(items=items, sampling=self._sampling, inpaint=inpaint, prompt_fade_seconds=fade)
+        return self._pipeline.generate(asked).audio
 
 
 def _prompt(pair: Pair, which: int) -> str:

@@ -39,6 +39,11 @@ def test_no_folder_has_many_files_side_by_side() -> None:
     assert not {folder: count for folder, count in folders.items() if count > FILES}
 
 
+def test_nothing_strays_to_the_top() -> None:
+    known = {".gitignore", "CONTRIBUTING.md", "LICENSE", "README.md", "pyproject.toml"}
+    assert {path.name for path in tracked() if len(path.parts) == 1} == known
+
+
 def _code(path: Path) -> bool:
     return path.suffix in (".py", ".js", ".css", ".html")
 

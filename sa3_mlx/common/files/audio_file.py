@@ -8,6 +8,7 @@ Every error is one line that names the file, in words of our own.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,7 +40,7 @@ _REASONS = {  # of libsndfile's codes
 }
 
 
-class _Blocks:
+class _Blocks(ABC):
     """Read an open sound piece by piece to its end, and see that it is whole."""
 
     label: str  # what errors call it
@@ -47,13 +48,13 @@ class _Blocks:
     channels: int
 
     @property
+    @abstractmethod
     def samples(self) -> int | None:
         """Return the length that the header gives, None where it gives none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def take(self, count: int) -> Audio:
         """Read the next samples, fewer at the end -> (n, channels). Raises ValueError for damaged data."""
-        raise NotImplementedError
 
     def blocks(self, block_samples: int = BLOCK_SAMPLES) -> Generator[Audio, None, None]:
         """Yield the samples from here to the end, (n, channels) float32.
