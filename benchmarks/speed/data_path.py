@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,6 +21,7 @@ import torch
 from benchmarks.options import show
 from sa3_mlx.assets import DEMO
 from sa3_mlx.common.files.atomic import write_json
+from sa3_mlx.common.files.audio import write_audio
 from sa3_mlx.common.files.objects import read_object
 from sa3_mlx.common.model.checkpoint import TOKENIZER_FILE
 from sa3_mlx.common.model.presets import PRESETS
@@ -29,8 +30,9 @@ from sa3_torch.train.autoencoder.stage import AutoencoderConfig
 from sa3_torch.train.clap.stage import ClapConfig, ClapData
 from sa3_torch.train.data.batches import LatentBatches
 from sa3_torch.train.data.clip_cache import SAMPLE_RATE, ClipSet, Draft, write_clips
-from sa3_torch.train.data.crops import AudioCrops
+from sa3_torch.train.data.crops import AudioCrops, Crops, ShardCrops
 from sa3_torch.train.data.latents import LatentItem, LatentSet, shard_path, write_latents
+from sa3_torch.train.data.packing import Cut, write_shards
 from sa3_torch.train.few_steps.ode_warmup import OdeWarmupConfig, TeacherData
 from sa3_torch.train.few_steps.posttrain import PosttrainConfig
 from sa3_torch.train.few_steps.scenes import SceneData
@@ -44,6 +46,7 @@ from sa3_torch.train.run.stage import TrainConfig
 
 CHANNELS, FRAMES, LONG, ITEMS = 256, 4096, 32, 20_000  # of the latents; LONG of them are stored
 CLIPS, CLIP_SECONDS = 16, 60
+TRACKS, TRACK_SECONDS = 8, 240
 WORDS = ("piano", "guitar", "kick", "snare", "rain", "bell", "calm", "fast", "minor", "major", "low", "high")
 AUTOENCODER = "sha256:made"
 
@@ -57,6 +60,7 @@ class DataPath:
     read: Callable[[int, BatchSlice], object]
     noise: Callable[[int], int]  # for so many items
     every: int = 1  # steps for which one reading serves
+    stored: int = 0  # bytes of a shard that are read for a crop
 
 
 def make_latents(folder: Path) -> LatentSet:
@@ -163,13 +167,59 @@ def autoencoder_same_l(folder: Path) -> DataPath:
         shares=config.shares.to_dict(),
         augment=config.augment,
     )
+    return _stage_0(config, crops)
+
+
+def _stage_0(config: AutoencoderConfig, crops: Crops, stored: int = 0) -> DataPath:
     frames = math.ceil(config.crop_samples / PRESETS["same-l"].same.samples_per_latent)
     return DataPath(
         train=config.train,
         items=crops.items,
         read=lambda step, part: crops.batch(step, part.rows(crops.items)),
         noise=lambda items: 2 * items * frames * CHANNELS,  # of the decoder and of the alignment network
+        stored=stored,
     )
+
+
+def make_tracks(folder: Path) -> Path:
+    """Write FLAC files of four minutes: two partials a channel in noise that falls with frequency."""
+    folder.mkdir(parents=True)
+    time_axis = np.arange(TRACK_SECONDS * SAMPLE_RATE)[:, None] / SAMPLE_RATE
+    for number in range(TRACKS):
+        random = np.random.default_rng(number)
+        noise = np.cumsum(random.standard_normal((len(time_axis), 2)), axis=0)
+        noise -= np.concatenate([np.zeros((200, 2)), noise[:-200]])  # no drift
+        tones = np.sin(2 * np.pi * random.uniform(80, 2000, 2) * time_axis)
+        audio = (0.2 * tones + 0.015 * noise).astype(np.float32)
+        write_audio(folder / f"{number}.flac", audio, SAMPLE_RATE)
+    return folder
+
+
+def _of_shards(folder: Path, cut: Cut | None) -> DataPath:
+    """Read crops of shards, a stream for each of eight processes; a window is what a step takes of a stream."""
+    config = load_settings(AutoencoderConfig, "autoencoder", "same-l", ())
+    assert config.shards is not None
+    tracks, streams = make_tracks(folder / "tracks"), config.shards.streams
+    packed = write_shards(tracks, folder / "shards", shard_bytes=1 << 40, captions_required=False, cut=cut)
+    crops = ShardCrops(
+        replace(packed, shards=packed.shards * streams),  # the same one for every stream
+        samples=config.crop_samples,
+        batch=config.train.batch,
+        streams=streams,
+        window=config.train.batch // streams,
+        seed=config.train.seed,
+        quietest_db=config.quietest_db,
+        augment=config.augment,
+    )
+    return _stage_0(config, crops, packed.shards[0].bytes // packed.samples)
+
+
+def same_l_tracks(folder: Path) -> DataPath:
+    return _of_shards(folder, None)
+
+
+def same_l_pieces(folder: Path) -> DataPath:
+    return _of_shards(folder, Cut(seconds=20.0))
 
 
 MADE: dict[str, Callable[[Path], DataPath]] = {
@@ -178,6 +228,8 @@ MADE: dict[str, Callable[[Path], DataPath]] = {
     "posttrain": posttrain,
     "clap": clap,
     "autoencoder-same-l": autoencoder_same_l,
+    "same-l-tracks": same_l_tracks,
+    "same-l-pieces": same_l_pieces,
 }
 
 
@@ -200,6 +252,7 @@ def data_path(preset: str, processes: int, steps: int) -> None:
     result: dict[str, object] = {
         "cpu_seconds": sum(taken) / len(taken) / path.every,
         "most_cpu_seconds": max(taken) / path.every,
+        "bytes_a_crop": path.stored,
         "noise_values": path.noise(items),
         "noise_cpu_nanoseconds": 1e9 * each,  # where there is no GPU to draw it
     }

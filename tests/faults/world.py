@@ -76,7 +76,7 @@ def make_training_world(world: World) -> None:
     from sa3_torch.train.data.encode.public_latents import export_public
     from sa3_torch.train.data.encode.sources import ClipSource
     from sa3_torch.train.data.latents import LatentSet
-    from sa3_torch.train.data.shards import write_shards
+    from sa3_torch.train.data.packing import write_shards
     from tests.support.stages import make_workspace
 
     inputs = world.inputs

@@ -18,8 +18,9 @@ from sa3_torch.train.data.clip_cache import ClipSet
 from sa3_torch.train.data.encode.public_latents import export_public, import_public
 from sa3_torch.train.data.encode.sources import open_source, whole
 from sa3_torch.train.data.latents import LatentItem, LatentSet, write_latents
+from sa3_torch.train.data.packing import write_shards
 from sa3_torch.train.data.recordings import find_audio, inspect, read_sidecar
-from sa3_torch.train.data.shards import index_shards, open_index, read_shard, write_shards
+from sa3_torch.train.data.shards import index_shards, open_index, read_shard
 from sa3_torch.train.flow.pretrain import PretrainConfig
 from sa3_torch.train.lora.stage import LoraConfig
 from sa3_torch.train.run.checkpoints import Checkpoints, RunProgress

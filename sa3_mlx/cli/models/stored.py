@@ -121,12 +121,12 @@ def _unfinished(path: Path, data: dict[str, Any]) -> Facts:
 
 
 def _shards(path: Path, data: dict[str, Any]) -> Facts:
-    shards = data["shards"]
+    shards, cut = data["shards"], "overlap_seconds" in data
     return {
-        "kind": "shards of recordings",
+        "kind": "shards of pieces of recordings" if cut else "shards of recordings",
         "index": str(path),
         "shards": len(shards),
-        "recordings": sum(shard["samples"] for shard in shards),
+        "pieces" if cut else "recordings": sum(shard["samples"] for shard in shards),
         "bytes": sum(shard["bytes"] for shard in shards),
         "left out": {reason: len(names) for reason, names in data["left_out"].items()},
     }

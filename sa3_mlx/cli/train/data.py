@@ -163,11 +163,37 @@ def lint(folder: Path, picture: Path | None, min_seconds: float, captions_requir
 @click.argument("folder", type=FOLDER)
 @click.argument("out", type=FOLDER)
 @click.option("--shard-megabytes", type=click.IntRange(1), default=1024, show_default=True)
+@click.option(
+    "--piece-seconds",
+    type=click.FloatRange(1, 3600),
+    default=None,
+    help="Cut longer recordings into pieces, for an autoencoder: a crop of 4.5 s then reads no whole track.",
+)
+@click.option(
+    "--overlap-seconds",
+    type=click.FloatRange(0, 3600),
+    default=None,
+    help="What a piece shares with the next one, at least a crop. Default: 5.",
+)
 @click.option("--captions-required/--captions-optional", default=True, show_default=True)
 @_SKIP_UNREADABLE
-def shards(folder: Path, out: Path, shard_megabytes: int, captions_required: bool, skip_unreadable: float) -> None:
+def shards(
+    folder: Path,
+    out: Path,
+    shard_megabytes: int,
+    piece_seconds: float | None,
+    overlap_seconds: float | None,
+    captions_required: bool,
+    skip_unreadable: float,
+) -> None:
     """Pack a folder of recordings into WebDataset shards with an index."""
-    from sa3_torch.train.data.shards import write_shards
+    from sa3_torch.train.data.packing import OVERLAP_SECONDS, Cut, write_shards
+
+    cut = None
+    if piece_seconds is not None:
+        cut = Cut(seconds=piece_seconds, overlap=OVERLAP_SECONDS if overlap_seconds is None else overlap_seconds)
+    elif overlap_seconds is not None:
+        raise click.UsageError("--overlap-seconds is of pieces: give --piece-seconds, too")
 
     index = write_shards(
         folder,
@@ -175,9 +201,10 @@ def shards(folder: Path, out: Path, shard_megabytes: int, captions_required: boo
         shard_bytes=shard_megabytes * MEGABYTE,
         captions_required=captions_required,
         tolerated=skip_unreadable,
+        cut=cut,
         progress=_bar("shards", "file"),
     )
-    report(f"{out}: {index.samples} recordings in {len(index.shards)} shards")
+    report(f"{out}: {index.samples} {'recordings' if cut is None else 'pieces'} in {len(index.shards)} shards")
 
 
 @data.command("index")

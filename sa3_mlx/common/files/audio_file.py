@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -114,7 +114,8 @@ class AudioFile(_Blocks, soundfile.SoundFile):  # type: ignore[misc]  # the libr
     def take(self, count: int) -> Audio:
         """Read the next samples, fewer at the end -> (n, channels). Raises ValueError for damaged data."""
         try:
-            with hushed():
+            # only libmpg123 prints notes, and whoever is hushed waits for others: decoders would take turns
+            with hushed() if self.format == "MP3" else nullcontext():
                 block: Audio = self.read(count, dtype="float32", always_2d=True)
         except (soundfile.LibsndfileError, OSError) as error:
             raise self._unreadable(error) from error

@@ -14,7 +14,7 @@ from .augment import is_silent
 from .clip_cache import FORMAT, SAMPLE_RATE, ClipSet, Draft, read_index, write_clips
 from .shards import SHARD_FORMAT, Shard, ShardIndex, index_shards, open_index, read_shard
 
-HELD_OUT, HELD_OUT_SECONDS = 64, 10  # samples of the last shard, at most, and what is kept of each
+HELD_OUT, HELD_OUT_SECONDS = 64, 10  # recordings of the last shard, at most, and what is kept of each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ def open_audio(place: str, run: Path) -> AudioData:
     """Open ``place``: a clip cache; a folder or URL with the index of shards, or that file; shards without one, as
     "s3://bucket/name-{000000..000009}.tar", which are read through once.
 
-    The last shard is held out: the beginnings of its first samples become a clip cache in the folder ``run``, where
+    The last shard is held out: the beginnings of its first recordings become a clip cache in the folder ``run``, where
     the index of shards without one is kept, too. Raises FileNotFoundError, ValueError for anything else.
     """
     local = "://" not in place and "{" not in place and not place.endswith((".tar", ".json"))
@@ -69,8 +69,10 @@ def _held_out(shard: Shard, folder: Path) -> ClipSet:
 
 
 def _drafts(shard: Shard) -> Iterator[Draft]:
-    """Yield drafts of the samples whose first two seconds can be read and are not silent."""
+    """Yield drafts of the recordings whose first two seconds can be read and are not silent."""
     for sample in read_shard(shard.name):
+        if sample.piece is not None and sample.piece.number:  # not the beginning of a recording
+            continue
         try:
             audio = sample.read(0, min(sample.facts()[0], HELD_OUT_SECONDS * SAMPLE_RATE))
         except ValueError:

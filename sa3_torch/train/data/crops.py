@@ -24,7 +24,7 @@ from .augment import PER_ITEMS, AugmentConfig, Crop, augment, chirp, draw_gain, 
 from .clip_cache import SAMPLE_RATE, CachedClip, ClipSet
 from .drawing import draw_caption, draw_weights
 from .recordings import refuse_failures
-from .shards import ShardIndex, ShardSample, ShardStream
+from .shards import Piece, ShardIndex, ShardSample, ShardStream
 
 _TRIES = 8
 _DECODERS = 4  # samples of shards that are decoded at once
@@ -133,16 +133,23 @@ def _stacked(items: Sequence[Item]) -> AudioBatch:
     return AudioBatch(audio=torch.from_numpy(np.stack(audio)), captions=captions, ids=ids)
 
 
-def draw_crop(rng: np.random.Generator, length: int, samples: int, read: Callable[[int, int], Crop]) -> Crop:
+def draw_crop(
+    rng: np.random.Generator,
+    length: int,
+    samples: int,
+    read: Callable[[int, int], Crop],
+    piece: Piece | None = None,
+) -> Crop:
     """Draw a crop (samples, 2) of a sound of ``length`` samples; ``read(start, stop)`` gives what there is of it.
 
     It starts anywhere from a quarter of its length before the sound to where a quarter of it lies after the end; a
     third of those of a ``ONE_SHOT`` start at its onset [T1.2]. Outside is silence; what is silent throughout is drawn
-    again, and at last taken from the onset.
+    again, and at last taken from the onset. Of a ``piece`` it starts before the next one begins.
     """
-    margin, at_onset = samples // 4, 1 / 3 if length <= ONE_SHOT else 0
+    at_onset = 1 / 3 if length <= ONE_SHOT and piece is None else 0
+    starts = _starts(length, samples, piece)
     for attempt in range(_TRIES + 1):
-        start = int(rng.integers(-margin, max(length - samples, 0) + margin + 1))
+        start = int(rng.integers(starts.start, starts.stop))
         if attempt == _TRIES or rng.random() < at_onset:
             start = 0
         audio = read(max(start, 0), max(start + samples, 0))
@@ -151,6 +158,16 @@ def draw_crop(rng: np.random.Generator, length: int, samples: int, read: Callabl
         if not is_silent(crop):
             break
     return np.repeat(crop, 2, axis=1) if crop.shape[1] == 1 else crop
+
+
+def _starts(length: int, samples: int, piece: Piece | None) -> range:
+    """Return where crops may start: those of all pieces of a recording are those of the recording, each once."""
+    last, margin = max(length - samples, 0), samples // 4
+    if piece is None:
+        return range(-margin, last + margin + 1)
+    ends = piece.number + 1 == piece.of
+    own = last + margin + 1 if ends else min(max(round(piece.seconds * SAMPLE_RATE), 1), last + 1)
+    return range(0 if piece.number else -margin, own)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +207,12 @@ class ShardCrops:
             )
         if batch % streams or (augment.chirps_per_16 and batch % PER_ITEMS):
             raise ValueError(f"batch is {batch}: a multiple of {streams} streams is needed, with chirps also of 16")
+        overlap = index.overlap_seconds
+        if overlap is not None and samples > round(overlap * SAMPLE_RATE):
+            raise ValueError(
+                f"a crop has {samples / SAMPLE_RATE:.3g} s, the pieces of these shards overlap by {overlap:g} s: crops "
+                "across their ends would be missing; pack them with a longer --overlap-seconds"
+            )
         self.index, self.samples, self.batch_size, self.seed = index, samples, batch, seed
         self.window, self.quietest_db, self.augment = window, quietest_db, augment
         self.mix = CropMix(batch, augment.chirps_per_16)
@@ -226,7 +249,7 @@ class ShardCrops:
 
     def _crop(self, step: int, number: int, sample: ShardSample, own: np.random.Generator) -> Item:
         rng = generator(self.seed, Purpose.SHARD_CROPS, step, number)
-        crop = draw_crop(rng, sample.facts()[0], self.samples, sample.read)
+        crop = draw_crop(rng, sample.facts()[0], self.samples, sample.read, sample.piece)
         gain = draw_gain(rng, self.quietest_db)
         caption = draw_caption(sample.sidecar.captions, own)
         return augment(crop * np.float32(gain), self.augment, own), caption, sample.id

@@ -1,61 +1,51 @@
-"""WebDataset shards of recordings: tar files written, indexed and streamed through the webdataset library [T11e].
+"""WebDataset shards of recordings: tar files indexed and streamed through the webdataset library [T11e].
 
-A folder holds ``audio-000000.tar`` ..., samples ``KEY.flac`` (or .wav, .ogg, .mp3: the file as it was) + ``KEY.json``,
-and ``index.json`` with names, counts and hashes. The index makes every place of the stream known: sample i is a
-function of (seed, i), so a resumed run seeks, and nothing but the step has to be kept.
+A folder holds ``audio-000000.tar`` ..., samples ``KEY.flac`` (or .wav, .ogg, .mp3: the file as it was, or a piece of
+it) + ``KEY.json``, and ``index.json`` with names, counts and hashes; ``packing.py`` makes it. The index makes every
+place of the stream known: sample i is a function of (seed, i), so a resumed run seeks, and nothing but the step has to
+be kept.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import json
 import lzma
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sa3_mlx.common.files.atomic import new_folder, write_json
+from sa3_mlx.common.files.atomic import write_json
 from sa3_mlx.common.files.audio import fit_channels, open_blocks, resample
 from sa3_mlx.common.files.audio_file import AudioFile, check_finite
 from sa3_mlx.common.files.objects import JSON_MAX, parse_object, read_object
-from sa3_mlx.common.schema import listed, quoted, reason
+from sa3_mlx.common.schema import is_finite, listed, quoted, reason
 from sa3_torch.train.run.random import Purpose, generator
 
 from .clip_cache import SAMPLE_RATE, Audio
-from .entries import parse_entries
-from .recordings import (
-    ATTRIBUTION,
-    SUFFIXES,
-    TOLERATED,
-    Credit,
-    Sidecar,
-    check_apart,
-    check_empty,
-    find_audio,
-    hash_file,
-    inspect,
-    parse_sidecar,
-    read_sidecar,
-    refuse_failures,
-    write_attribution,
-)
+from .entries import parse_entries, parse_entry
+from .recordings import SUFFIXES, Sidecar, parse_sidecar
 from .urls import FetchError, Names, Stream, check_url, expand, is_remote, open_url
 
 SHARD_FORMAT = "sa3-shards/1"
+PIECE = "sa3-piece"  # in the JSON of a sample: where it lies in its recording
 _MAX_SAMPLES = 1_000_000  # of a shard
 _TAR_BLOCK = 512  # bytes; a sample of a tar file has at least its header
 _NO_TAR = "no tar file with recordings, or damaged or truncated; get a complete copy"
 _UNREADABLE = (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, RecursionError)
+_KEPT = 64  # samples of a window that are held after they were taken: a step may ask for them again
+_BEGUN = 8  # samples whose reading waits for a thread: a run that ends waits for it
 _CONTEXT = 1024  # samples of a file read around a piece that is resampled
 
 
-def _library() -> Any:
+def library() -> Any:
+    """Return the webdataset library. Raises ImportError with what to do."""
     try:
         import webdataset
     except ImportError as error:
@@ -82,9 +72,10 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardIndex:
-    """Shards with names that can be opened."""
+    """Shards with names that can be opened, of whole recordings, or of pieces that overlap by ``overlap_seconds``."""
 
     shards: tuple[Shard, ...]
+    overlap_seconds: float | None = None
 
     @property
     def samples(self) -> int:
@@ -92,14 +83,25 @@ class ShardIndex:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Place a piece in its recording: the ``number``-th, from 0, ``of`` several. The next one begins after ``seconds``;
+    what it holds beyond these is in the next one, too."""
+
+    number: int
+    of: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShardSample:
-    """One recording of a shard, undecoded: the bytes of its file."""
+    """One recording of a shard, or a piece of one, undecoded: the bytes of its file."""
 
     id: str
     name: str  # the shard and the sample's key in it, for errors
     sidecar: Sidecar
     data: bytes
     problem: str = ""  # why it cannot be used
+    piece: Piece | None = None
 
     def facts(self) -> tuple[int, int]:
         """Return the length in samples at 44.1 kHz, and the sample rate of the file."""
@@ -139,83 +141,12 @@ class ShardSample:
         return AudioFile(io.BytesIO(self.data), self.name)
 
 
-def write_shards(
-    folder: Path,
-    out: Path,
-    *,
-    shard_bytes: int,
-    captions_required: bool,
-    tolerated: float = TOLERATED,
-    progress: Callable[[list[Path]], Iterable[Path]] = iter,
-) -> ShardIndex:
-    """Pack the recordings of ``folder`` into shards of about ``shard_bytes``, with index and attribution list.
-
-    Equal files give equal shards. ``progress`` goes through the files, with a bar for example. Unreadable files and,
-    where required, those without a caption are left out and named in the index; raises ValueError with the list when
-    more than a share ``tolerated`` of the files are unreadable or more than 1 % without a caption, or when nothing is
-    left; then nothing is left in ``out``, either.
-    """
-    wds, files = _library(), find_audio(folder)
-    check_apart(folder, out)
-    check_empty(out)
-    shards: list[Shard] = []
-    credits: list[Credit] = []
-    unreadable, without_caption = list[str](), list[str]()
-    pending = _samples(folder, progress(files), unreadable, without_caption if captions_required else None, credits)
-    with new_folder(out) as partial:
-        sample = next(pending, None)
-        while sample is not None:
-            path, count, size = partial / f"audio-{len(shards):06d}.tar", 0, 0
-            with wds.TarWriter(str(path), encoder=False, mtime=0, user="", group="", compress=False) as writer:
-                while sample is not None and (not count or size < shard_bytes):
-                    size += writer.write(sample)
-                    count += 1
-                    sample = next(pending, None)
-            digest = hash_file(path)
-            shards.append(Shard(name=path.name, samples=count, bytes=path.stat().st_size, hash=digest))
-        refuse_failures(unreadable, len(files), "unreadable", tolerated)
-        refuse_failures(without_caption, len(files), "without a caption")
-        if not shards:
-            raise ValueError(f"nothing to pack in {folder}")
-        _write_index(partial / "index.json", shards, {"unreadable": unreadable, "without a caption": without_caption})
-        write_attribution(partial / ATTRIBUTION, credits)
-    return open_index(str(out))
-
-
-def _samples(
-    folder: Path,
-    files: Iterable[Path],
-    unreadable: list[str],
-    without_caption: list[str] | None,
-    credits: list[Credit],
-) -> Iterator[dict[str, Any]]:
-    """Yield what is packed, and list what is not; ``without_caption`` None: captions are not needed."""
-    for number, path in enumerate(files):
-        name = path.relative_to(folder).as_posix()
-        try:
-            facts, sidecar = inspect(path), read_sidecar(path)
-        except (ValueError, OSError) as error:
-            unreadable.append(f"{name}: {error}")
-            continue
-        if without_caption is not None and not sidecar.captions:
-            without_caption.append(name)
-            continue
-        about = {
-            **sidecar.fields,
-            "id": name,
-            "source": facts.digest,
-            "licence": sidecar.licence,
-            "prompt": list(sidecar.captions),
-            "seconds_start": sidecar.seconds_start,
-            "seconds_total": sidecar.seconds_total or facts.seconds,
-        }
-        credits.append(Credit(id=name, licence=sidecar.licence, source=facts.digest, fields=sidecar.fields))
-        text = json.dumps(about, sort_keys=True, ensure_ascii=False).encode()
-        yield {"__key__": f"{number:08d}", path.suffix[1:].lower(): path.read_bytes(), "json": text}
-
-
-def _write_index(path: Path, shards: Sequence[Shard], left_out: dict[str, list[str]]) -> None:
-    write_json(path, {"format": SHARD_FORMAT, "shards": [asdict(shard) for shard in shards], "left_out": left_out})
+def write_index(
+    path: Path, shards: Sequence[Shard], left_out: dict[str, list[str]], overlap_seconds: float | None = None
+) -> None:
+    """Write an index; ``overlap_seconds``: what pieces of recordings share with the next one, None for whole ones."""
+    about = {"format": SHARD_FORMAT, "shards": [asdict(shard) for shard in shards], "left_out": left_out}
+    write_json(path, about if overlap_seconds is None else {**about, "overlap_seconds": overlap_seconds})
 
 
 def open_index(place: str) -> ShardIndex:
@@ -241,8 +172,12 @@ def open_index(place: str) -> ShardIndex:
     named = [shard.name if full else f"{base}/{shard.name}" for shard, full in zip(shards, whole, strict=True)]
     for name in named:
         check_url(name)
+    overlap = data.get("overlap_seconds")
+    if overlap is not None and not (is_finite(overlap) and overlap >= 0):
+        raise ValueError(f"{url}: overlap_seconds is {quoted(overlap)}; expected a number of seconds, at least 0")
     return ShardIndex(
-        shards=tuple(Shard(**{**asdict(shard), "name": name}) for shard, name in zip(shards, named, strict=True))
+        shards=tuple(Shard(**{**asdict(shard), "name": name}) for shard, name in zip(shards, named, strict=True)),
+        overlap_seconds=overlap,
     )
 
 
@@ -265,7 +200,7 @@ def index_shards(pattern: str, out: Path, *, progress: Callable[[Names], Iterabl
             raise ValueError(f"{url}: {_NO_TAR}")
         name = url if is_remote(url) else str(Path(url).resolve())
         shards.append(Shard(name=name, samples=count, bytes=watched.size, hash=f"sha256:{watched.digest.hexdigest()}"))
-    _write_index(out, shards, {})
+    write_index(out, shards, {})
     return ShardIndex(shards=tuple(shards))
 
 
@@ -298,26 +233,29 @@ def read_shard(url: str) -> Iterator[ShardSample]:
 
 
 def _sample(url: str, found: dict[str, Any]) -> ShardSample:
-    name, sidecar, problem = f"{url}: {found['__key__']}", Sidecar(), ""
+    name, sidecar, problem, piece = f"{url}: {found['__key__']}", Sidecar(), "", None
     suffix = next((suffix for suffix in SUFFIXES if suffix[1:] in found), None)
     if suffix is None:
         problem = f"no audio among {listed(key for key in found if not key.startswith('_'))}"
     try:
         sidecar = parse_sidecar(parse_object(found["json"], "JSON")) if "json" in found else sidecar
+        piece = parse_entry(Piece, sidecar.fields[PIECE], PIECE) if PIECE in sidecar.fields else None
     except ValueError as error:
         problem = f"sidecar is not valid: {reason(error)}"
+    recording = str(sidecar.fields.get("id", name))
     return ShardSample(
-        id=str(sidecar.fields.get("id", name)),
+        id=recording if piece is None else f"{recording}#{piece.number + 1}",
         name=name,
         sidecar=sidecar,
         problem=problem,
+        piece=piece,
         data=b"" if suffix is None else found[suffix[1:]],
     )
 
 
 def _samples_of(url: str, stream: Stream | _Watched) -> Iterator[dict[str, Any]]:
     """Yield the samples of a tar file as the library groups them, with errors in our own words."""
-    tar = _library().tariterators
+    tar = library().tariterators
     samples = tar.group_by_keys(tar.tar_file_expander(iter([{"url": url, "stream": stream}])))
     while True:
         try:
@@ -335,7 +273,9 @@ class ShardStream:
     """Endless samples of one stream of several, a function of (seed, number).
 
     Stream s of n owns the shards s, s + n, ...; every epoch their order is drawn again, and within windows of
-    ``window`` samples, which are held in memory, the order of the samples.
+    ``window`` samples, which are held in memory, the order of the samples. For each sample that is taken in order a
+    thread reads one of the next window, and those that were taken a while ago are let go: a window and ``_KEPT`` more
+    are held, and none has to be waited for.
     """
 
     def __init__(self, index: ShardIndex, *, seed: int, stream: int, streams: int, window: int) -> None:
@@ -346,8 +286,11 @@ class ShardStream:
         if not self.samples:
             raise ValueError(f"{len(index.shards)} shards are too few for {streams} streams; make more, smaller shards")
         self.seed, self.stream, self.window = seed, stream, window
-        self._loaded: tuple[int, int] | None = None
-        self._samples: list[ShardSample] = []
+        self._loaded: tuple[int, int] | None = None  # epoch and window
+        self._samples: list[ShardSample | None] = []  # None: let go
+        self._taken = 0  # how many of them
+        self._thread = ThreadPoolExecutor(1, "shards")  # the only one that reads
+        self._ahead: list[Future[ShardSample]] = []  # of the next window, from its start
         self._reader: tuple[tuple[int, int], Iterator[ShardSample]] | None = None  # what it gives next, and the rest
 
     def sample(self, number: int) -> ShardSample:
@@ -355,19 +298,52 @@ class ShardStream:
         epoch, place = divmod(number, self.samples)
         window, within = divmod(place, self.window)
         if self._loaded != (epoch, window):
-            start = window * self.window
-            stop = min(start + self.window, self.samples)
-            self._samples = [self._next(epoch, at) for at in range(start, stop)]
-            self._loaded = (epoch, window)
+            self._load(epoch, window)
         order = generator(self.seed, Purpose.SHARD_WINDOW, self.stream, epoch, window).permutation(len(self._samples))
-        return self._samples[order[within]]
+        if self._samples[order[within]] is None:  # asked for once more, long afterwards
+            self._load(epoch, window)
+        found = self._samples[order[within]]
+        assert found is not None
+        for taken in range(max(self._taken - _KEPT, 0), within - _KEPT):
+            self._samples[order[taken]] = None
+        self._taken = max(self._taken, within)
+        self._read_ahead()
+        return found
+
+    def _load(self, epoch: int, window: int) -> None:
+        """Make a window the present one: of the one that follows the present one, a part is there already."""
+        ahead, self._ahead = self._ahead if (epoch, window) == self._following() else [], []
+        self._loaded, self._taken = None, 0
+        rest = self._places(window)[len(ahead) :]
+        self._samples = [future.result() for future in ahead]
+        self._samples += [self._thread.submit(self._next, epoch, place).result() for place in rest]
+        self._loaded = (epoch, window)
+
+    def _places(self, window: int) -> range:
+        return range(window * self.window, min((window + 1) * self.window, self.samples))
+
+    def _following(self) -> tuple[int, int] | None:
+        if self._loaded is None:
+            return None
+        epoch, window = self._loaded
+        return (epoch, window + 1) if (window + 1) * self.window < self.samples else (epoch + 1, 0)
+
+    def _read_ahead(self) -> None:
+        """Begin to read samples of the next window, until they are as many as were taken of this one."""
+        following = self._following()
+        assert following is not None
+        epoch, window = following
+        free = _BEGUN - sum(not future.done() for future in self._ahead)
+        for place in self._places(window)[len(self._ahead) : self._taken][: max(free, 0)]:
+            self._ahead.append(self._thread.submit(self._next, epoch, place))
 
     def _next(self, epoch: int, place: int) -> ShardSample:
         if self._reader is None or self._reader[0] != (epoch, place):
             self._reader = ((epoch, place), self._read_from(epoch, place))
-        reader = self._reader[1]
+        (_, reader), self._reader = self._reader, None
+        sample = next(reader)
         self._reader = ((epoch, place + 1), reader)
-        return next(reader)
+        return sample
 
     def _read_from(self, epoch: int, place: int) -> Iterator[ShardSample]:
         """Yield the samples of an epoch in the order of their shards, from ``place`` on."""

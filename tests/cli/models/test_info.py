@@ -131,7 +131,7 @@ def test_of_what_is_trained_on_and_of_runs(info: Info, request: pytest.FixtureRe
 def test_of_shards(info: Info, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("webdataset", reason="the training extra is not installed")
-    from sa3_torch.train.data.shards import write_shards
+    from sa3_torch.train.data.packing import Cut, write_shards
 
     (tmp_path / "folder").mkdir()
     for number in range(3):
@@ -147,6 +147,11 @@ def test_of_shards(info: Info, tmp_path: Path) -> None:
     }
     shutil.copy(tmp_path / "shards" / "index.json", tmp_path / "mine.json")
     assert info(tmp_path / "mine.json")["recordings"] == 3
+    cut = Cut(seconds=1.0, overlap=0.0)
+    write_tone(tmp_path / "folder" / "0.wav", 2.5)
+    write_shards(tmp_path / "folder", tmp_path / "cut", shard_bytes=1000, captions_required=True, cut=cut)
+    facts = info(tmp_path / "cut")
+    assert (facts["kind"], facts["pieces"]) == ("shards of pieces of recordings", 5)
 
 
 BROKEN: dict[str, object] = {

@@ -17,7 +17,7 @@ from sa3_mlx.common.schema import ConfigError
 from sa3_torch.train.autoencoder.stage import AutoencoderConfig, AutoencoderStage
 from sa3_torch.train.data.audio_data import AudioData, open_audio
 from sa3_torch.train.data.crops import ShardCrops
-from sa3_torch.train.data.shards import write_shards
+from sa3_torch.train.data.packing import write_shards
 from sa3_torch.train.run.settings import load_settings
 from tests.support.stages import MODEL, SHORT, train
 

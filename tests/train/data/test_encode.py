@@ -199,7 +199,7 @@ def test_a_killed_process_leaves_what_the_next_one_needs(folder: Path, autoencod
 
 def test_shards_are_encoded_as_the_folder_that_they_hold(folder: Path, autoencoder: Path, tmp_path: Path) -> None:
     pytest.importorskip("webdataset", reason="the training extra is not installed")
-    from sa3_torch.train.data.shards import write_shards
+    from sa3_torch.train.data.packing import write_shards
 
     index = write_shards(folder, tmp_path / "shards", shard_bytes=60_000, captions_required=True)
     assert len(index.shards) > 1

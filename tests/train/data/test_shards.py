@@ -18,15 +18,8 @@ pytest.importorskip("webdataset", reason="the training extra is not installed")
 from sa3_mlx.cli.app import run
 from sa3_torch.train.data.augment import NO_AUGMENTATION, AugmentConfig
 from sa3_torch.train.data.crops import ShardCrops
-from sa3_torch.train.data.shards import (
-    ShardIndex,
-    ShardStream,
-    StaleIndexError,
-    index_shards,
-    open_index,
-    read_shard,
-    write_shards,
-)
+from sa3_torch.train.data.packing import write_shards
+from sa3_torch.train.data.shards import ShardIndex, ShardStream, StaleIndexError, index_shards, open_index, read_shard
 from tests.support.command import snapshot
 
 RATE = 44_100

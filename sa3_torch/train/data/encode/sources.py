@@ -55,9 +55,20 @@ def open_source(path: Path, sample_rate: int, channels: int) -> Source:
     """Open a clip cache or shards (a folder with an ``index.json`` that says so), or a folder of recordings."""
     if (path / "index.json").is_file():
         if read_index(path, FORMAT, SHARD_FORMAT)["format"] == SHARD_FORMAT:
-            return ShardSource(open_index(str(path)), sample_rate, channels)
+            return ShardSource(_of_recordings(path), sample_rate, channels)
         return ClipSource(ClipSet(path), channels)
     return FolderSource(path, sample_rate, channels)
+
+
+def _of_recordings(path: Path) -> ShardIndex:
+    """Open the index of shards. Raises ValueError for those that hold pieces of recordings."""
+    index = open_index(str(path))
+    if index.overlap_seconds is not None:
+        raise ValueError(
+            f"{path}: holds pieces of recordings, for an autoencoder; encode the folder that was packed, or pack it "
+            "again without --piece-seconds"
+        )
+    return index
 
 
 class PartSource:
@@ -155,8 +166,8 @@ class ShardSource:
 
     def recording(self, number: int) -> Recording:
         sample = self._sample(number)
-        if sample.problem:
-            raise ValueError(f"{self.names[number]}: {sample.problem}")
+        if sample.problem or sample.piece is not None:
+            raise ValueError(f"{self.names[number]}: {sample.problem or 'is a piece of a recording'}")
         sidecar, source = sample.sidecar, f"sha256:{hashlib.sha256(sample.data).hexdigest()}"
         return _of_user(self.names[number], sidecar, source, lambda: sample.blocks(self._sample_rate, self._channels))
 
