@@ -291,7 +291,7 @@ EDITS = {
     "crossfade too long": (["inpaint", "in.wav", "--region", "0.1:0.2", "--crossfade-ms", "2000"], "crossfade"),
     "extend without length": (["extend", "in.wav"], "--seconds"),
     "extend to less": (["extend", "in.wav", "--seconds", "0.5"], "longer"),
-    "extend too far": (["extend", "in.wav", "--seconds", "100"], "3.20 s"),
+    "extend too far": (["extend", "in.wav", "--seconds", "90000"], "at most 86400"),
     "latents extension": (["encode", "in.wav", "z.pt"], ".safetensors"),
     "latents folder missing": (["encode", "in.wav", "no/z.npy"], "no such folder"),
     "no tags": (["rerun", "in.wav"], "no tags"),

@@ -217,7 +217,26 @@ TONE = np.zeros((8000, 2), np.float32)
 REFUSED = {
     "two clips": (replace(request(), items=request().items * 2), "is made by itself"),
     "init audio": (replace(request(), init=InitAudio(audio=TONE, noise_level=0.5)), "not made from init audio"),
-    "inpaint audio": (replace(request(), inpaint=Inpaint(audio=TONE, regions=((0.0, 1.0),))), "leave them out"),
+    "several regions": (
+        replace(request(), inpaint=Inpaint(audio=np.tile(TONE, (10, 1)), regions=((0.0, 1.0), (2.0, 3.0)))),
+        "window, overlap and anchor are for one region",
+    ),
+    "a region with a seed": (
+        replace(request(), inpaint=Inpaint(audio=TONE, regions=(Patch(start=1.0, end=150 * FRAME, seed=3),))),
+        "has no prompt, seed, noise level or feather of its own",
+    ),
+    "a feather": (
+        replace(request(), inpaint=Inpaint(audio=TONE, regions=((1.0, 150 * FRAME),), feather_seconds=0.2)),
+        "has no prompt, seed, noise level or feather of its own",
+    ),
+    "no audio for what is kept": (
+        replace(request(), inpaint=Inpaint(audio=TONE, regions=((0.0, 1.0),))),
+        "the audio ends at 1.000 s",
+    ),
+    "given and made in one window": (
+        replace(request(40), inpaint=Inpaint(audio=TONE, regions=((1.0, 40 * FRAME),))),
+        "2.56 s fit into one window of 3.07 s",
+    ),
     "more than a day": (request(1e7), "at most 86400"),
     "not finite": (request(float("inf")), "finite"),
     "no length": (request(0), "seconds is 0"),

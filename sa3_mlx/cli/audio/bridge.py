@@ -11,11 +11,12 @@ from sa3_mlx.cli.home import find_model
 from sa3_mlx.cli.options.model import MemoryOptions, ModelOptions
 from sa3_mlx.cli.options.output import OutputOptions, PasteOptions
 from sa3_mlx.cli.options.sampling import SamplingOptions
-from sa3_mlx.cli.run import Task, run
+from sa3_mlx.cli.run import Task
 from sa3_mlx.cli.typed import TypedCommand
 from sa3_mlx.common.generation.request import Inpaint, LongForm
 from sa3_mlx.common.model.lengths import samples_to_seconds, seconds_to_samples
 
+from .long import run_any
 from .source import PROMPT, SourceFile, check_made
 
 
@@ -55,4 +56,4 @@ def bridge(
         crossfade_ms=paste.crossfade(),
         long=LongForm() if source.seconds > found.config.max_seconds else None,
     )
-    run(Task("bridge", (request,), found, model, memory, output, source))
+    run_any(Task("bridge", (request,), found, model, memory, output, source))

@@ -8,15 +8,17 @@ from pathlib import Path
 import click
 
 from sa3_mlx.cli.home import find_model
+from sa3_mlx.cli.options.long import LongOptions
 from sa3_mlx.cli.options.model import MemoryOptions, ModelOptions
 from sa3_mlx.cli.options.output import OutputOptions, PasteOptions
 from sa3_mlx.cli.options.sampling import SamplingOptions
-from sa3_mlx.cli.run import Task, run
+from sa3_mlx.cli.run import Task
 from sa3_mlx.cli.typed import TypedCommand
-from sa3_mlx.common.generation.request import Inpaint, LongForm
+from sa3_mlx.common.generation.request import Inpaint
 from sa3_mlx.common.generation.request import extend as continuation
 from sa3_mlx.common.model.lengths import seconds_to_samples
 
+from .long import resumed, run_any
 from .source import INPUT, PROMPT, SourceFile, check_made
 
 
@@ -30,6 +32,7 @@ def extend(
     prompt: str | None,
     seconds: float | None,
     before: float | None,
+    long: LongOptions,
     paste: PasteOptions,
     sampling: SamplingOptions,
     model: ModelOptions,
@@ -40,7 +43,11 @@ def extend(
 
     \b
     sa3 extend intro.wav "piano note C4" --seconds 4 --out longer.wav
+    sa3 extend intro.wav "brown noise" --seconds 1800 --seed 7 --out river.flac
     sa3 extend song.wav "piano note C4" --before 1 --out opening.wav
+
+    What is longer than the model's clips is made in windows, each hearing the end of what is there. They stay beside
+    the file until it is whole: after an interruption the same command goes on.
     """
     if (seconds is None) == (before is None):
         raise click.UsageError("give either --seconds, to go on after INPUT, or --before")
@@ -50,21 +57,19 @@ def extend(
         check_made(before, found.config)
         source = SourceFile.read(input_file, found.config, whole=True)
         source = source.after(seconds_to_samples(before, found.config.sample_rate), found.config)
-        request = replace(
-            sampling.request(source.prompt(prompt, quiet=output.quiet), source.seconds, found.config),
-            inpaint=Inpaint(audio=source.audio, regions=((0.0, before),)),
-            crossfade_ms=paste.crossfade(),
-            long=LongForm() if source.seconds > found.config.max_seconds else None,
-        )
-        run(Task("extend", (request,), found, model, memory, output, source))
-        return
-    source = SourceFile.read(input_file, found.config, seconds, sampling.head_room)
-    if source.seconds >= seconds:
-        raise ValueError(f"extend to {seconds:g} s: {input_file} has {source.seconds:.3f} s; ask for a longer clip")
-    wanted = source.prompt(sampling.opening(prompt), quiet=output.quiet)
+        whole, form = source.seconds, long.form(source.seconds, found.config)
+        wanted, kept = source.prompt(prompt, quiet=output.quiet), Inpaint(audio=source.audio, regions=((0.0, before),))
+    else:
+        whole, form = seconds, long.form(seconds, found.config)
+        source = SourceFile.read(input_file, found.config, seconds, sampling.head_room, whole=form is not None)
+        if source.seconds >= seconds:
+            raise ValueError(f"extend to {seconds:g} s: {input_file} has {source.seconds:.3f} s; ask for a longer clip")
+        wanted = source.prompt(sampling.opening(prompt), quiet=output.quiet)
+        kept = continuation(source.audio, seconds, found.config)
     request = replace(
-        sampling.request(wanted, seconds, found.config),
-        inpaint=continuation(source.audio, seconds, found.config),
+        resumed(sampling, form, output.out).request(wanted, whole, found.config),
+        inpaint=kept,
         crossfade_ms=paste.crossfade(),
+        long=form,
     )
-    run(Task("extend", (request,), found, model, memory, output, source))
+    run_any(Task("extend", (request,), found, model, memory, output, source), long.drift)

@@ -18,11 +18,10 @@ from sa3_mlx.cli.options.output import OutputOptions
 from sa3_mlx.cli.options.sampling import SamplingOptions
 from sa3_mlx.cli.run import Task, run
 from sa3_mlx.cli.typed import TypedCommand
-from sa3_mlx.common.generation.long.store import folder_of, stored_seed
 from sa3_mlx.common.generation.loop import Loop
 from sa3_mlx.common.model.config import ModelConfig
 
-from .long import run_long
+from .long import resumed, run_long
 
 PROMPTS_MAX = 1 << 24  # bytes of a file of prompts
 _USUAL_SECONDS = 10.0
@@ -72,8 +71,7 @@ def generate(
         raise ValueError(f"{prompt_file}: no prompt in it; write one per line")
     length = default_seconds(found.config) if seconds is None else seconds
     form = long.form(length, found.config)
-    if form is not None and sampling.seed is None and output.out is not None:
-        sampling = replace(sampling, seed=stored_seed(folder_of(output.out)))
+    sampling = resumed(sampling, form, output.out)
     if form is not None and (loopable or not choice.is_plain):
         raise click.UsageError("a piece in windows is made once: leave out --loopable, --variations and --best-of")
     several = replace(sampling, batch=choice.copies(sampling.batch))

@@ -8,36 +8,53 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sa3_mlx.cli.notes import announce
+from sa3_mlx.cli.options.sampling import SamplingOptions
 from sa3_mlx.cli.output.files import Target
 from sa3_mlx.cli.output.outlet import Outlet
 from sa3_mlx.cli.output.progress import Progress
 from sa3_mlx.cli.output.provenance import Provenance
-from sa3_mlx.cli.output.report import share_text
+from sa3_mlx.cli.output.report import seam_text, share_text
 from sa3_mlx.cli.output.sink import STDOUT
 from sa3_mlx.cli.output.speaker import Speaker
-from sa3_mlx.cli.run import Task, check, load, plan, provenance
+from sa3_mlx.cli.run import Task, check, load, plan, provenance, run
 from sa3_mlx.common.files.audio import check_target, resampled_length
 from sa3_mlx.common.files.drift_picture import save_drift
 from sa3_mlx.common.files.wav import wav_header
-from sa3_mlx.common.generation.events import AudioChunk, Event, Stepped, WindowMade
-from sa3_mlx.common.generation.long.store import FolderStore, folder_of
-from sa3_mlx.common.measures.drift import DriftMeter
+from sa3_mlx.common.generation.events import AudioChunk, Event, PieceFinished, Stepped, WindowMade
+from sa3_mlx.common.generation.long.store import FolderStore, folder_of, stored_seed
+from sa3_mlx.common.generation.long.windows import by_windows
+from sa3_mlx.common.generation.regions import Seam
+from sa3_mlx.common.generation.request import LongForm, Request
+from sa3_mlx.common.measures.drift import DriftMeter, DriftRow
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.lengths import seconds_to_samples
 from sa3_mlx.common.terminal import command, labelled, report, say
 
-if TYPE_CHECKING:
-    pass
-
 _ROWS = 12  # of the table of drift
 _LABEL = 6  # columns
 _AHEAD_SECONDS = 600.0  # of what is played; a piece that is made faster waits, so that memory stays flat
+
+
+def resumed(sampling: SamplingOptions, form: LongForm | None, out: Path | None) -> SamplingOptions:
+    """Take the seed of a piece that was begun before, where none is given."""
+    if form is None or sampling.seed is not None or out is None:
+        return sampling
+    return replace(sampling, seed=stored_seed(folder_of(out)))
+
+
+def run_any(task: Task, drift: Path | None = None) -> list[Path]:
+    """Make a piece as ``run_long`` where it is made in windows, else clips as ``run``."""
+    if all(by_windows(request, task.model.config) for request in task.requests):
+        return run_long(task, drift)
+    if drift is not None:
+        raise ValueError("--drift draws pieces made in windows; this is made in one run of the model")
+    return run(task)
 
 
 def run_long(task: Task, drift: Path | None = None) -> list[Path]:
@@ -58,13 +75,13 @@ def run_long(task: Task, drift: Path | None = None) -> list[Path]:
     announce(task, setup, pipeline.tokenizer, progress)
     with Speaker(task.file_rate, config.audio_channels) if task.output.play else nullcontext() as speaker:
         for request, target in zip(setup.requests, targets, strict=True):
-            made, meter = provenance(task, setup, request), _Meter(config)
+            made, meter = provenance(task, setup, request), _Meter(request, config)
             with _kept(task, made, target, progress) as store:
                 events = pipeline.stream(request, residency=setup.memory.residency, store=store)
                 _write(_watched(events, progress), made, target, config, meter, speaker)
             meter.report(target.path, made, quiet=task.output.quiet)
             if drift is not None:
-                save_drift(drift, {"": meter.drift.rows()}, title=f"{made.clip.prompt} (seed {made.clip.seed})")
+                save_drift(drift, {"": meter.rows()}, title=f"{made.clip.prompt} (seed {made.clip.seed})")
     return [target.path for target in targets]
 
 
@@ -95,6 +112,8 @@ def _kept(task: Task, made: Provenance, target: Target, progress: Progress) -> I
         "model": made.model.to_dict(),
         "runtime": made.runtime.to_dict(),
     }
+    inputs = {"input": made.input, "second_input": made.second_input}
+    piece |= {name: record.to_dict() for name, record in inputs.items() if record is not None}
     with FolderStore.open(folder, piece, anew=task.output.force) as store:
         if count := store.count():
             progress.line(f"{count} windows of it are in {folder}, which are not made again")
@@ -148,16 +167,19 @@ def _write(
 
 
 class _Meter:
-    """Measure a piece while it leaves."""
+    """Measure a piece while it leaves: the level of all, the drift of what is made of it."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        self.drift = DriftMeter(config.sample_rate, config.same.samples_per_latent)
+    def __init__(self, request: Request, config: ModelConfig) -> None:
+        self._drift = DriftMeter(config.sample_rate, config.same.samples_per_latent)
         self._rate, self._start, self._first = config.sample_rate, time.monotonic(), 0.0
         self._samples, self._peak, self._beyond, self._made = 0, 0.0, 0, 0
+        self._seams: tuple[Seam, ...] = ()
+        (span,) = request.made(0) or ((0.0, request.items[0].seconds),)
+        self._begins, self._ends = (seconds_to_samples(time, config.sample_rate) for time in span)
 
     def take(self, event: Event) -> None:
         if isinstance(event, WindowMade):
-            self.drift.add_latents(event.latents)
+            self._drift.add_latents(event.latents)
             self._made += not event.resumed
         elif isinstance(event, AudioChunk):
             size = np.abs(event.audio).max(axis=1, initial=0.0)
@@ -165,7 +187,14 @@ class _Meter:
             self._samples += len(size)
             self._peak = max(self._peak, float(size.max(initial=0.0)))
             self._beyond += int((size > 1).sum())
-            self.drift.add_audio(event.audio)
+            self._drift.add_audio(event.audio[max(0, self._begins - event.start) : max(0, self._ends - event.start)])
+        elif isinstance(event, PieceFinished):
+            self._seams = event.seams
+
+    def rows(self, most: int | None = None) -> list[DriftRow]:
+        """Return the drift in the time of the whole."""
+        began = self._begins / self._rate
+        return [replace(row, start=began + row.start) for row in self._drift.rows(most)]
 
     def report(self, path: Path, made: Provenance, *, quiet: bool) -> None:
         """Print lines about a piece; those of one on standard output go to stderr."""
@@ -184,8 +213,10 @@ class _Meter:
         if self._beyond and made.output.format != "float":
             share = share_text(self._beyond / self._samples, self._samples)
             line("level", f"{share} were clipped (peak {20 * np.log10(self._peak):+.1f} dB); a float .wav keeps them")
+        for seam in self._seams:
+            line("seam", seam_text(seam, self._rate))
         line("drift", "minute  level dB  centre Hz  latents: mean  spread  moved")
-        for row in self.drift.rows(_ROWS):
+        for row in self.rows(_ROWS):
             line(
                 "",
                 f"{row.start / 60:6.0f}  {row.level_db:8.1f}  {row.centroid_hz:9.0f}  {row.mean:13.3f}  "

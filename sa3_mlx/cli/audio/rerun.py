@@ -15,7 +15,7 @@ from sa3_mlx.cli.home import find_model
 from sa3_mlx.cli.options.model import MemoryOptions, ModelOptions
 from sa3_mlx.cli.options.output import CommonOptions, OutputOptions
 from sa3_mlx.cli.output.provenance import InputRecord, ModelRecord, Provenance, find_input, read_provenance
-from sa3_mlx.cli.run import Task, run
+from sa3_mlx.cli.run import Task
 from sa3_mlx.cli.typed import TypedCommand
 from sa3_mlx.common.files.audio_file import Audio, open_audio_file
 from sa3_mlx.common.files.safetensors import file_hash
@@ -27,7 +27,7 @@ from sa3_mlx.common.schema import listed
 from sa3_mlx.common.terminal import report, say
 from sa3_mlx.common.version import version
 
-from .long import run_long
+from .long import run_any
 from .source import SourceFile
 
 
@@ -88,7 +88,7 @@ def rerun(
         force=common.force,
         quiet=common.quiet,
     )
-    (again,) = (run if request.long is None or request.inpaint else run_long)(
+    (again,) = run_any(
         Task(
             made.command,
             (request,),
@@ -181,7 +181,8 @@ def _source(
     path = given or find_input(record.name, file)
     if path is None:
         raise FileNotFoundError(f"{record.name}: the input of {file} is not here; say where it is with {option}")
-    whole = made.request.inpaint is not None and (made.second_input is not None or _begins_before(made))
+    long = made.request.long is not None or made.second_input is not None
+    whole = made.request.inpaint is not None and (long or _begins_before(made))
     found = SourceFile.read(path, model.config, made.clip.seconds, made.request.head_room_seconds, whole=whole)
     _same("input", found.hash, record.hash, f"name the right one with {option}", force=force)
     return replace(found, name=record.name)

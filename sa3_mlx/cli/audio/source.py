@@ -16,6 +16,8 @@ from sa3_mlx.common.files.audio import read_blocks
 from sa3_mlx.common.files.audio_file import Audio, open_audio_file
 from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.files.wav import Subtype
+from sa3_mlx.common.generation.long.between import mirrored
+from sa3_mlx.common.generation.long.windows import PIECE_MAX
 from sa3_mlx.common.generation.request import HEAD_ROOM_MAX
 from sa3_mlx.common.installed import Model
 from sa3_mlx.common.model.config import ModelConfig
@@ -127,8 +129,8 @@ class SourceFile:
 def check_made(seconds: float, config: ModelConfig) -> None:
     """Raise ValueError unless so many seconds can be made between or before what is there."""
     least = config.same.samples_per_latent / config.sample_rate
-    if not is_finite(seconds) or not least <= seconds <= config.max_seconds:
-        raise ValueError(f"{seconds:g} s are asked for: {config.name} makes {least:.3f} to {longest(config)}")
+    if not is_finite(seconds) or not least <= seconds <= PIECE_MAX:
+        raise ValueError(f"{seconds:g} s are asked for: allowed are {least:.3f} to {PIECE_MAX:g} s")
 
 
 def chosen_level(
@@ -146,9 +148,9 @@ def chosen_level(
 
 
 def _mirrored(audio: Audio, samples: int) -> Audio:
-    """Return so many samples that follow audio as its mirror image, there and back where it is shorter."""
+    """Return so many samples that follow audio as its mirror image."""
     near = audio[max(0, len(audio) - samples) :]
-    return np.pad(near, ((0, samples), (0, 0)), mode="symmetric")[len(near) :]
+    return mirrored(near, samples)[len(near) :]
 
 
 def _usable(config: ModelConfig, seconds: float | None, head_room: float | None) -> int:

@@ -60,7 +60,7 @@ def report_file(
     for text in (*_level_lines(audio, sound.audio, made), *sound.notes):
         line("level", text)
     for seam in seams:
-        line("seam", _seam_text(seam, sample_rate))
+        line("seam", seam_text(seam, sample_rate))
 
 
 def report_next(path: Path, made: Provenance, source: Path | None, options: ModelOptions, longest: float) -> None:
@@ -97,7 +97,7 @@ def share_text(share: float, samples: int) -> str:
     return f"{share:.2%} of samples" if share >= 1e-4 else f"{round(share * samples)} samples"
 
 
-def _seam_text(seam: Seam, sample_rate: int) -> str:
+def seam_text(seam: Seam, sample_rate: int) -> str:
     where = "into" if seam.side == "in" else "out of"
     fade = seam.crossfade_samples / sample_rate * 1000
     loud = abs(seam.level_difference_db) > _LOUD_SEAM_DB

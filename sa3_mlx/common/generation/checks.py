@@ -15,7 +15,8 @@ from sa3_mlx.common.schema import is_finite, quoted
 from sa3_mlx.common.text.prompt import parse_prompt
 
 from .long.around import around
-from .long.windows import check_long
+from .long.between import between
+from .long.windows import by_windows, check_long
 from .loop import BEATS_MAX, BPM_MAX, BPM_MIN, Loop, Ring, Way
 from .noise import check_seed
 from .regions import first_uncovered, generated_frames, to_regions
@@ -66,7 +67,7 @@ def validate(request: Request, config: ModelConfig) -> None:
             _check_patch(patch, f"{name} region {patch.start:g}:{patch.end:g}", inpaint, level, config)
         _check_feather(inpaint, request.items[number].seconds, name)
     if request.long is not None and request.inpaint is not None:
-        around(request, config)
+        (between if by_windows(request, config) else around)(request, config)
     if request.loop is not None:
         _check_loop(request, request.loop, config)
     sizes: dict[Direction, int | None] = {"decode": request.chunk_frames, "encode": request.encode_chunk_frames}

@@ -211,7 +211,7 @@ class Clip:
     def __init__(self, row: int, request: Request, plan: Plan, config: ModelConfig) -> None:
         length = plan.lengths.output_samples[row]
         self._row, self._done, self._length, self._channels = row, 0, length, config.audio_channels
-        self._decoded: list[Audio] = []  # what seams are measured on
+        self._decoded: list[Audio] = []  # of a loop, which is finished as a whole
         self._finished: list[Audio] = []
         self._paste: PasteBack | None = None
         self._ring, self._sample_rate = plan.ring, config.sample_rate
@@ -230,7 +230,6 @@ class Clip:
         self._done = min(start + len(decoded), self._length)
         piece = decoded[: self._done - start]
         if self._paste is not None:
-            self._decoded.append(piece)
             piece = self._paste.piece(piece, start)
         self._finished.append(piece)
         audio = piece.view()
@@ -261,7 +260,7 @@ class Clip:
 
     def seams(self) -> tuple[Seam, ...]:
         """Report the joints; empty without kept audio."""
-        return () if self._paste is None else self._paste.seams(self._joined(self._decoded))
+        return () if self._paste is None else self._paste.seams()
 
 
 def generation(

@@ -155,6 +155,7 @@ class PieceFinished:
     """Tell that a long piece is done; this is its last event. Its audio came in AudioChunks and is held nowhere."""
 
     request: Request
+    seams: tuple[Seam, ...]  # with what is kept around it
     timings: Mapping[str, float]  # as those of a ``Generation``
     ways: Mapping[str, str]
 

@@ -54,6 +54,7 @@ from .long.around import around
 from .long.piece import joined, placed
 from .long.run import run_long
 from .long.store import WindowStore
+from .long.windows import by_windows
 from .noise import INITIAL, step
 from .parts import Array, LoadedParts
 from .plan import Plan, plan, told_seconds
@@ -91,7 +92,7 @@ class BasePipeline(LoadedParts[Array]):
 
     def generate(self, request: Request) -> Generation:
         """Run to the end. Raises ValueError for a request that cannot be done."""
-        if request.long is not None and request.inpaint is None:
+        if by_windows(request, self.config):
             return joined(self.stream(request), self.config)
         *_, last = self.stream(request)
         assert isinstance(last, Finished)
@@ -107,7 +108,7 @@ class BasePipeline(LoadedParts[Array]):
     ) -> Iterator[Event]:
         """Yield the events of a run: Conditioned, a Stepped per step, Sampled, AudioChunks item by item, Finished.
 
-        Those of a long piece made from nothing: for every window Conditioned, a Stepped per step, WindowMade and
+        Those of a piece made in windows: for every window Conditioned, a Stepped per step, WindowMade and
         what AudioChunks are then whole; PieceFinished. ``store`` keeps its windows, and has those that are there.
 
         The request is checked now, everything else happens when the next event is asked for; closing the iterator stops
@@ -119,7 +120,7 @@ class BasePipeline(LoadedParts[Array]):
             raise ValueError(f"residency is {residency!r}: allowed are {', '.join(get_args(Residency))}")
         if request.long is not None:
             validate(request, self.config)
-            if request.inpaint is not None:
+            if not by_windows(request, self.config):
                 found = around(request, self.config)
                 return placed(self.stream(found.request, noise=noise, residency=residency), found, request)
             drawn = noise or host_noise(request)

@@ -101,7 +101,7 @@ def paste_back(
     See ``PasteBack``, which does it piece by piece.
     """
     paste = PasteBack(source, regions, len(generated), sample_rate, crossfade_ms)
-    return paste.piece(generated, 0), paste.seams(generated)
+    return paste.piece(generated, 0), paste.seams()
 
 
 class PasteBack:
@@ -128,6 +128,7 @@ class PasteBack:
             for direction in sides:
                 seam = region.start if direction == 1 else region.stop
                 self._joints.append(_joint(source, seam, samples, direction))
+        self._made = [[source[:0]] for _ in self._joints]  # what comes beside each joint
 
     def piece(self, generated: Audio, start: int) -> Audio:
         """Return the result for the generated samples from ``start`` on, (n, channels) -> (n, channels)."""
@@ -139,29 +140,34 @@ class PasteBack:
             if first < last:
                 result[first - start : last - start] = self._source[first:last]
             kept = region.stop
-        for joint in self._joints:
+        for number, joint in enumerate(self._joints):
             here = (joint.inside >= start) & (joint.inside < stop)
             at = joint.inside[here] - start
             result[at] = (joint.kept[here] + joint.gain[here] * generated[at]).astype(np.float32)
+            made = self._beside(joint, joint.direction)
+            self._made[number].append(generated[max(0, made.start - start) : max(0, made.stop - start)].copy())
         return result
 
-    def seams(self, generated: Audio) -> tuple[Seam, ...]:
-        """Report all joints, from the whole generated audio (L, channels)."""
-        window = max(1, round(_LEVEL_WINDOW_MS * self._sample_rate / 1000))
+    def seams(self) -> tuple[Seam, ...]:
+        """Report all joints, when every piece was taken."""
         seams: list[Seam] = []
-        for joint in self._joints:
-            before, after = slice(max(0, joint.seam - window), joint.seam), slice(joint.seam, joint.seam + window)
-            kept, made = (before, after) if joint.direction == 1 else (after, before)
-            difference = _level_db(generated[made]) - _level_db(self._source[kept])
+        for joint, made in zip(self._joints, self._made, strict=True):
+            kept = self._source[self._beside(joint, -joint.direction)]
             seams.append(
                 Seam(
                     sample=joint.seam,
                     side="in" if joint.direction == 1 else "out",
                     crossfade_samples=len(joint.inside),
-                    level_difference_db=difference,
+                    level_difference_db=_level_db(np.concatenate(made)) - _level_db(kept),
                 )
             )
         return tuple(seams)
+
+    def _beside(self, joint: _Joint, direction: int) -> slice:
+        """Return the samples after (1) or before (-1) a joint whose level is reported."""
+        window = max(1, round(_LEVEL_WINDOW_MS * self._sample_rate / 1000))
+        after = slice(joint.seam, joint.seam + window)
+        return after if direction == 1 else slice(max(0, joint.seam - window), joint.seam)
 
 
 def first_uncovered(regions: Sequence[Region], source_samples: int, clip_samples: int) -> int | None:

@@ -1,9 +1,9 @@
-"""Measure how well a loop joins itself: its joint beside points inside of it, in numpy.
+"""Measure how well a loop joins itself, or what is kept and what is made in a sound: a joint beside points elsewhere.
 
 Four measures say how much changes at a point: the step of samples, level, spectrum and onset. Each is read at the joint
-and at points all over the loop, so that what counts as smooth is the loop itself: a drum loop changes at every stroke.
+and at points all over the sound, so that what counts as smooth is the sound: a drum loop changes at every stroke.
 
-Audio is (L, channels) or (L,), float, and goes round.
+Audio is (L, channels) or (L,), float; a loop goes round.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MEASURES = ("step", "level", "spectrum", "onset")
 
 @dataclass(frozen=True, kw_only=True)
 class Joint:
-    """Report how a loop joins itself; a share says how many points inside are at least as rough, ties half.
+    """Report how a sound joins itself; a share says how many points inside are at least as rough, ties half.
 
     The joint of a good loop is one point among many: its shares are about one half in the middle of many loops, and
     0 says that nothing inside is as rough.
@@ -36,14 +36,35 @@ class Joint:
 
 
 def joint(audio: NDArray[np.floating], sample_rate: int) -> Joint:
-    """Measure the joint between the last sample and the first one.
+    """Measure the joint of a loop between the last sample and the first one.
 
     Raises ValueError for audio of less than a fifth of a second, which has no inside.
     """
+    _check(audio, sample_rate)
+    return _compared(audio, np.arange(POINTS + 1) * len(audio) // (POINTS + 1), sample_rate)
+
+
+def seam(audio: NDArray[np.floating], place: int, sample_rate: int) -> Joint:
+    """Measure the joint before sample ``place`` of a sound that does not go round, beside points from end to end.
+
+    Raises ValueError as ``joint``, and for a place that is nearer to an end than a measure looks.
+    """
+    _check(audio, sample_rate)
+    edge = round(_LEVEL_MS * sample_rate / 1000)
+    if not edge <= place <= len(audio) - edge:
+        raise ValueError(f"seam: place {place} of {len(audio)} samples: allowed are {edge} to {len(audio) - edge}")
+    points = edge + (np.arange(POINTS) + 0.5) * (len(audio) - 2 * edge) / POINTS
+    return _compared(audio, np.concatenate([[place], points.astype(np.int64)]), sample_rate)
+
+
+def _check(audio: NDArray[np.floating], sample_rate: int) -> None:
+    if len(audio) < sample_rate / 5:
+        raise ValueError(f"seam: {len(audio)} samples are too few to compare a joint with; at least 0.2 s are needed")
+
+
+def _compared(audio: NDArray[np.floating], places: NDArray[np.int64], sample_rate: int) -> Joint:
+    """Compare the first of some places with the others."""
     signal = audio.astype(np.float64).reshape(len(audio), -1)
-    if len(signal) < sample_rate / 5:
-        raise ValueError(f"seam: {len(signal)} samples are too few to compare a joint with; at least 0.2 s are needed")
-    places = np.concatenate([[0], np.arange(1, POINTS + 1) * len(signal) // (POINTS + 1)])
     values = np.stack([_step(signal, places, sample_rate), *_changes(signal, places, sample_rate)])  # (4, K + 1)
     inside = values[:, 1:]
     ranks = np.stack([_share(row, own) for row, own in zip(inside, values, strict=True)])  # (4, K + 1), 0 is roughest

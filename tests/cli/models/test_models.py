@@ -173,7 +173,7 @@ def test_the_longest_clip_is_one_number_everywhere(run: Run):
     shown = f"{int(SMALL.max_seconds * 100) / 100:.2f} s"
     assert shown in ok(run("models")).out and shown in ok(run("info", "little")).out
     write_tone(Path("in.wav"))
-    assert shown in run("extend", "in.wav", "rain", "--seconds", "99", "--out", "a.wav").err
+    assert shown in run("inpaint", "in.wav", "rain", "--region", "0.1:", "--seconds", "99", "--out", "a.wav").err
     demo = replace(SMALL, sample_rate=7193)  # 400 frames of 64 samples: 3.559...
     assert longest(demo) == "3.55 s"
 

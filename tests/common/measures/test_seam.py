@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sa3_mlx.common.measures.seam import MEASURES, joint
+from sa3_mlx.common.measures.seam import MEASURES, joint, seam
 
 RATE = 22_050
 
@@ -57,3 +57,20 @@ def test_scores_do_not_depend_on_loudness() -> None:
 def test_short_audio_is_refused() -> None:
     with pytest.raises(ValueError, match="too few to compare a joint with"):
         joint(noise(1)[:100], RATE)
+
+
+def test_a_seam_inside_is_compared_with_the_sound_from_end_to_end() -> None:
+    """As smooth as any other point, or rougher than all of them; the ends do not touch."""
+    found = [seam(noise(seed), RATE, RATE) for seed in range(40)]
+    assert 0.3 < np.median([one.score for one in found]) < 0.7
+    sound = np.concatenate([noise(1)[:RATE] * 0.1, noise(2)[:RATE]])
+    rough = seam(sound, RATE, RATE)
+    assert rough.score == 0 and rough.values[1] == pytest.approx(20, abs=1)
+    rising = np.linspace(-0.5, 0.5, 2 * RATE)[:, None] + noise(3) * 0.01
+    assert seam(rising, RATE, RATE).shares[0] > 0.01 and joint(rising, RATE).shares[0] < 0.01
+
+
+def test_a_place_near_an_end_is_refused() -> None:
+    for place in (100, 2 * RATE - 100):
+        with pytest.raises(ValueError, match=rf"place {place} of 44100 samples: allowed are 1102 to 42998"):
+            seam(noise(1), place, RATE)

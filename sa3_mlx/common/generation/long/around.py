@@ -12,9 +12,7 @@ from sa3_mlx.common.generation.request import Inpaint, Patch, Request, per_item
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.lengths import samples_to_seconds, seconds_to_samples
 
-from .windows import item_between
-
-MADE_MAX = 0.75  # of a window
+from .windows import MADE_MAX, around_samples, item_between
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +34,7 @@ def around(request: Request, config: ModelConfig) -> Around:
     assert inpaints is not None
     inpaint, rate, ratio = inpaints[0], config.sample_rate, config.same.samples_per_latent
     regions, total = to_regions(inpaint.spans, rate), seconds_to_samples(item.seconds, rate)
-    usual, given = config.require_diffusion().head_room_seconds, request.head_room_seconds
-    room = -(-seconds_to_samples(usual if given is None else given, rate) // ratio)
-    size = max(1, config.require_diffusion().max_frames - room) * ratio
+    size = around_samples(request, config)
     if total <= size:
         raise ValueError(f"{item.seconds:g} s fit into one clip of {config.name}: leave long out")
     first, last = regions[0].start, regions[-1].stop

@@ -1,4 +1,4 @@
-"""Put together what was made in parts: a long piece in memory, or a window and the audio around it."""
+"""Put together what was made in parts: a long piece in memory, a piece or a window and the audio around it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from sa3_mlx.common.generation.request import Request
 from sa3_mlx.common.model.config import ModelConfig
 
 from .around import Around
+from .between import Between
+
+_BLOCK = 1 << 18  # samples of what is passed on as it is
 
 
 def joined(events: Iterable[Event], config: ModelConfig) -> Generation:
@@ -32,11 +35,30 @@ def joined(events: Iterable[Event], config: ModelConfig) -> Generation:
         sample_rate=config.sample_rate,
         seeds=(event.request.items[0].seed,),
         latents=(np.concatenate(latents),),
-        seams=((),),
+        seams=(event.seams,),
         clipped_share=(clipped_share(audio),),
         timings=event.timings,
         ways=event.ways,
     )
+
+
+def within(events: Iterable[Event], found: Between, whole: Request) -> Generator[Event, None, None]:
+    """Pass the events of a piece on as those of the whole: audio before and after it is that of the source."""
+    yield from _source(found, 0, found.start)
+    for event in events:
+        if isinstance(event, AudioChunk):
+            yield replace(event, start=found.start + event.start)
+        elif isinstance(event, PieceFinished):
+            yield from _source(found, found.stop, found.samples)
+            seams = tuple(replace(seam, sample=seam.sample + found.start) for seam in event.seams)
+            yield replace(event, request=whole, seams=seams)
+        else:
+            yield event
+
+
+def _source(found: Between, start: int, stop: int) -> Generator[Event, None, None]:
+    for first in range(start, stop, _BLOCK):
+        yield AudioChunk(item=0, start=first, audio=found.source[first : min(first + _BLOCK, stop)])
 
 
 def placed(events: Iterable[Event], found: Around, whole: Request) -> Generator[Event, None, None]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from sa3_mlx.common.generation.plan import plan
 from sa3_mlx.common.generation.request import Request, Residency
 from sa3_mlx.common.model.chunks import Chunk, chunk_plan, halo, pad_frames
 
+from .between import Between, between
+from .piece import within
 from .windows import Layout, Window, layout
 
 if TYPE_CHECKING:
@@ -100,13 +103,41 @@ def run_long(
     """Yield the events of a piece: those of each window's steps, WindowMade, the AudioChunks that are then whole, and
     PieceFinished.
 
-    Windows that ``store`` has are read from it, others are written to it.
+    Windows that ``store`` has are read from it, others are written to it. With audio that is kept, what is there before
+    and after the piece are AudioChunks too.
     """
-    parts, watch, config = layout(request, pipeline.config), pipeline.stopwatch(), pipeline.config
+    if request.inpaint is None:
+        parts = layout(request, pipeline.config)
+        yield from _run(pipeline, request, parts, None, noise, residency, store)
+        return
+    found = between(request, pipeline.config)
+    made = _run(pipeline, found.request, found.layout(pipeline.config), found, noise, residency, store)
+    yield from within(made, found, request)
+
+
+def _run(
+    pipeline: BasePipeline[Any],
+    request: Request,
+    parts: Layout,
+    found: Between | None,
+    noise: NoiseSource,
+    residency: Residency,
+    store: WindowStore | None,
+) -> Generator[Event, None, None]:
+    """Yield the events of a piece; ``found`` is what it lies between."""
+    watch, config = pipeline.stopwatch(), pipeline.config
     tail, anchor = Tail(config.same.latent_channels), None
-    chunks, done = iter(_chunks(parts, request, pipeline)), 0
+    chunks, done, paste = iter(_chunks(parts, request, pipeline)), 0, None if found is None else found.paste(config)
     chunk = next(chunks, None)
     try:
+        after = tail.between(0, 0)
+        if found is not None:
+            with watch("encode"):
+                encode = partial(pipeline.encode, chunk_frames=request.encode_chunk_frames)
+                heard, after = found.encoded(encode, config)
+                tail.add(heard)
+            if residency != "run":
+                pipeline.free("same")
         for window in parts.windows:
             made = None if store is None else store.read(window.index)
             resumed = made is not None
@@ -115,26 +146,32 @@ def run_long(
                 if anchor is not None and anchor.strength:
                     before = tail.between(max(0, tail.stop - window.frames), tail.stop)
                     told = anchor.hold(told, before)
-                made = yield from _made(pipeline, window, told, _Shifted(noise, window.start), residency, watch)
+                given = (told, after[: window.after])
+                made = yield from _made(pipeline, window, given, _Shifted(noise, window.start), residency, watch)
                 if store is not None:
                     store.write(window.index, made)
             _check(made, window, config.same.latent_channels)
             tail.add(made)
             if anchor is None:
-                anchor = Anchor.of(made, 0.0 if request.long is None else request.long.anchor)
+                first = tail.between(window.start, tail.stop)
+                anchor = Anchor.of(first, 0.0 if request.long is None else request.long.anchor)
+            if window.after:
+                tail.add(after)
             yield WindowMade(index=window.index, windows=len(parts.windows), latents=made, resumed=resumed)
             while chunk is not None and chunk.stop <= tail.stop:
                 with watch("decode"):
                     noises = decoder_noise(noise, 0, chunk, config) if request.decode_noise else ()
                     decoded = pipeline.decode_piece(tail.between(chunk.start, chunk.stop), *noises)
                 audio = kept_part(chunk, decoded, config.same.samples_per_latent)[: parts.samples - done]
+                audio = audio if paste is None else paste.piece(audio, done)
                 yield AudioChunk(item=0, start=done, audio=audio)
                 done, chunk = done + len(audio), next(chunks, None)
             if residency != "run":
                 pipeline.free("same")
             tail.forget(_needed(parts, window, tail.stop, chunk))
         ways = pipeline.choices.differing(pipeline.choices.now())
-        yield PieceFinished(request=request, timings=watch.seconds, ways=ways)
+        seams = () if paste is None else paste.seams()
+        yield PieceFinished(request=request, seams=seams, timings=watch.seconds, ways=ways)
     finally:
         if residency != "run":
             pipeline.free(*pipeline.loaded)
@@ -143,23 +180,23 @@ def run_long(
 def _made(
     pipeline: BasePipeline[Any],
     window: Window,
-    told: Latents,
+    given: tuple[Latents, Latents],
     noise: NoiseSource,
     residency: Residency,
     watch: Any,
 ) -> Generator[Event, None, Latents]:
-    """Yield the steps of a window and return the frames that it adds (n, C). ``told``: (kept, C)."""
+    """Yield the steps of a window and return the frames that it adds (n, C). ``given``: (kept, C) and (after, C)."""
     planned = plan(window.request, pipeline.config)
-    inpaint = None
-    if window.kept:
-        keep = np.zeros((1, planned.frames), np.float32)
-        keep[:, : window.kept] = 1
-        inpaint = np.zeros((1, planned.frames, told.shape[1]), np.float32)
-        inpaint[0, : window.kept] = told
+    inpaint, stop = None, window.kept + window.made
+    if window.kept or window.after:
+        keep = np.ones((1, planned.frames), np.float32)
+        keep[:, window.kept : stop] = 0
+        inpaint = np.zeros((1, planned.frames, pipeline.config.same.latent_channels), np.float32)
+        inpaint[0, : window.kept], inpaint[0, stop:] = given
         planned = replace(planned, keep_frames=keep)
     end = yield from pipeline.sampled(window.declared, planned, noise, residency, watch, (None, inpaint))
     with watch("sample"):
-        made: Latents = pipeline.fetch(end)[0, window.kept : window.frames]
+        made: Latents = pipeline.fetch(end)[0, window.kept : stop]
     if not np.isfinite(made).all():
         raise ValueError(
             "the model's numbers overflowed in this window; use float32 for the model and the text encoder, or a lower "
@@ -187,7 +224,7 @@ def _needed(parts: Layout, window: Window, stop: int, chunk: Chunk | None) -> in
 
 
 def _check(made: Latents, window: Window, channels: int) -> None:
-    expected = (window.frames - window.kept, channels)
+    expected = (window.made, channels)
     if made.shape != expected or made.dtype != np.float32:
         raise ValueError(
             f"window {window.index}: what was kept of it has the shape {made.shape}, not {expected}; remove it, and it "

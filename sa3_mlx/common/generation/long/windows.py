@@ -1,7 +1,8 @@
 """Divide a long piece into windows, and say what each of them is asked for.
 
 All numbers are latent frames of the whole piece. The windows before the last have one length and one overlap, so a
-longer piece with the same seed has them too; the last one ends with the piece and keeps what it has to.
+longer piece with the same seed has them too; the last one ends with the piece and keeps what it has to. Where something
+follows the piece, the last window leads to it: it keeps frames at both ends.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sa3_mlx.common.generation.request import Item, Request, TimedPrompt
+from sa3_mlx.common.generation.regions import to_regions
+from sa3_mlx.common.generation.request import Inpaint, Item, LongForm, Request, TimedPrompt, per_item
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.lengths import (
     effective_frames,
@@ -23,6 +25,7 @@ from sa3_mlx.common.schema import is_finite, quoted
 PIECE_MAX = 86_400.0  # seconds: a day
 WINDOW_MIN = 16  # frames
 OVERLAP_MAX = 0.75  # of a window
+MADE_MAX = 0.75  # of a clip, in the middle of what is kept
 _WHOLE_SECONDS = 60.0  # a model of longer clips makes windows of half of them, so that none of them has to end
 
 
@@ -32,8 +35,9 @@ class Window:
 
     index: int
     start: int  # its first frame
-    kept: int  # of its frames, what is there already; 0 of the first window
+    kept: int  # of its frames, what is there already; 0 of the first window of a piece made from nothing
     frames: int  # all of them; the rest is made
+    after: int  # of its frames, what is there already at its end
     request: Request  # what the model makes: one clip without kept audio
     declared: Request  # the same with the duration that the model is told
 
@@ -41,6 +45,11 @@ class Window:
     def stop(self) -> int:
         """Return the frame after its last."""
         return self.start + self.frames
+
+    @property
+    def made(self) -> int:
+        """Count the frames that it adds."""
+        return self.frames - self.kept - self.after
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +99,34 @@ def overlap_frames(request: Request, config: ModelConfig) -> int:
     return frames
 
 
+def around_samples(request: Request, config: ModelConfig) -> int:
+    """Return the samples of the one run that makes short regions of long audio."""
+    usual, given = config.require_diffusion().head_room_seconds, request.head_room_seconds
+    ratio = config.same.samples_per_latent
+    room = -(-seconds_to_samples(usual if given is None else given, config.sample_rate) // ratio)
+    return max(1, config.require_diffusion().max_frames - room) * ratio
+
+
+def by_windows(request: Request, config: ModelConfig) -> bool:
+    """Tell whether a request is made in windows: every long one but that of regions that one run can make.
+
+    One region that goes on to the end, that is too long for one run, or for which windows are described, is.
+    """
+    if request.long is None or request.inpaint is None:
+        return request.long is not None
+    inpaints = per_item(request.inpaint, Inpaint, "inpaint", request)
+    regions = to_regions(inpaints[0].spans, config.sample_rate) if inpaints else ()
+    if len(regions) != 1:
+        return False
+    region, total = regions[0], seconds_to_samples(request.items[0].seconds, config.sample_rate)
+    too_long = region.stop - region.start > MADE_MAX * around_samples(request, config)
+    return request.long != LongForm() or region.stop >= total or too_long
+
+
 def run_frames(request: Request, config: ModelConfig) -> int:
     """Return the frames of the runs of the model in which a long request is made: of windows, or of one clip."""
-    return window_frames(request, config) if request.inpaint is None else config.require_diffusion().max_frames
+    windows = by_windows(request, config)
+    return window_frames(request, config) if windows else config.require_diffusion().max_frames
 
 
 def check_long(request: Request, config: ModelConfig) -> None:
@@ -107,39 +141,51 @@ def check_long(request: Request, config: ModelConfig) -> None:
         raise ValueError(f"anchor is {quoted(anchor)}: allowed are 0 to 1")
     if seconds > PIECE_MAX:
         raise ValueError(f"seconds is {seconds:g}: a piece has at most {PIECE_MAX:g}; make several")
-    if request.inpaint is not None:
-        if request.long != type(request.long)():
-            raise ValueError("window, overlap and anchor are for pieces made from nothing: leave them out with regions")
-        return
     overlap_frames(request, config)
-    if len(_starts(request, config)) == 1:
-        window = window_frames(request, config) * config.same.samples_per_latent / config.sample_rate
+    if not by_windows(request, config):
+        if request.long != LongForm():
+            raise ValueError("window, overlap and anchor are for one region: leave them out with several")
+        return
+    size = window_frames(request, config)
+    if effective_frames(seconds, config) + head_room_frames(request, config) <= size:
+        window = size * config.same.samples_per_latent / config.sample_rate
         raise ValueError(
             f"{seconds:g} s fit into one window of {window:.2f} s: leave out window, overlap and "
             "anchor, or ask for more"
         )
 
 
-def layout(request: Request, config: ModelConfig) -> Layout:
-    """Divide a piece into windows. Raises ValueError as ``check_long``."""
-    check_long(request, config)
-    size, room, starts = window_frames(request, config), _head_room(request, config), _starts(request, config)
-    item, windows, made = request.items[0], list[Window](), 0
-    for index, start in enumerate(starts):
-        last = index == len(starts) - 1
-        own = _seconds_of(size - room if last else size, config)
+def layout(request: Request, config: ModelConfig, *, before: int = 0, after: int = 0) -> Layout:
+    """Divide a piece into windows; its first frames, ``before``, and its last, ``after``, are there already.
+
+    Raises ValueError as ``check_long``.
+    """
+    spans = _spans(request, config, before, after)
+    room, item = 0 if after else head_room_frames(request, config), request.items[0]
+    windows, made = list[Window](), before
+    for index, (start, frames) in enumerate(spans):
+        ends = index == len(spans) - 1 and not after
+        own = _seconds_of(frames - room if ends else frames, config)
         part = replace(
             request,
             items=(item_between(item, _seconds_of(start, config), own, _seconds_of(1, config)),),
+            inpaint=None,
             long=None,
-            head_room_seconds=_seconds_of(room, config) if last else 0.0,
+            head_room_seconds=_seconds_of(room, config) if ends else 0.0,
         )
-        told = own if last else config.max_seconds  # so that none of them comes to an end
-        declared = replace(part, items=(replace(part.items[0], seconds=told),))
+        told = own if ends else config.max_seconds  # so that none of them comes to an end
         windows.append(
-            Window(index=index, start=start, kept=max(0, made - start), frames=size, request=part, declared=declared)
+            Window(
+                index=index,
+                start=start,
+                kept=max(0, made - start),
+                frames=frames,
+                after=after if index == len(spans) - 1 else 0,
+                request=part,
+                declared=replace(part, items=(replace(part.items[0], seconds=told),)),
+            )
         )
-        made = start + size
+        made = start + frames
     return Layout(
         windows=tuple(windows),
         audible=effective_frames(item.seconds, config),
@@ -159,14 +205,25 @@ def item_between(item: Item, start: float, seconds: float, frame: float) -> Item
     return replace(item, prompt=first, seconds=seconds, prompts_over_time=later)
 
 
-def _starts(request: Request, config: ModelConfig) -> Sequence[int]:
-    """Return where windows start."""
-    size, hop = window_frames(request, config), window_frames(request, config) - overlap_frames(request, config)
-    last = effective_frames(request.items[0].seconds, config) + _head_room(request, config) - size
-    return [*range(0, last, hop), last] if last > 0 else [0]
+def _spans(request: Request, config: ModelConfig, before: int, after: int) -> Sequence[tuple[int, int]]:
+    """Return start and length of all windows: the last one keeps an overlap, where it has to more, and what follows."""
+    size, overlap = window_frames(request, config), overlap_frames(request, config)
+    end, multiple = effective_frames(request.items[0].seconds, config), length_multiple(config.same)
+
+    def until(end: int) -> Sequence[tuple[int, int]]:
+        last = end - size
+        if last <= 0:
+            return [(0, min(size, max(WINDOW_MIN, -(-end // multiple) * multiple)))]
+        return [(start, size) for start in (*range(0, last, size - overlap), last)]
+
+    if not after:
+        return until(end + head_room_frames(request, config))
+    *_, last = until(end)
+    reach = last[0] + overlap
+    return [*(until(reach) if reach > before else ()), last]
 
 
-def _head_room(request: Request, config: ModelConfig) -> int:
+def head_room_frames(request: Request, config: ModelConfig) -> int:
     """Return the frames that the last window makes beyond the end, at most half of what it makes."""
     usual, given = config.require_diffusion().head_room_seconds, request.head_room_seconds
     samples = seconds_to_samples(usual if given is None else given, config.sample_rate)
