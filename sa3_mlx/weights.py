@@ -9,11 +9,12 @@ from typing import cast
 from mlx.utils import tree_flatten, tree_unflatten
 
 from sa3_mlx.common.files.safetensors import TensorFile
-from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE, Part
+from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE, Part, file_of
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.quant.format import Grid, check_file
 from sa3_mlx.runtime import mx, nn, on_gpu
 
+from .clap.network import ClapTowers
 from .conditioner import Conditioner
 from .dit import DiT, DiTBlock
 from .layers import PackedLinear
@@ -39,6 +40,10 @@ def build_part(config: ModelConfig, part: Part) -> nn.Module:
         return T5GemmaEncoder(text)
     if part == "conditioner":
         return Conditioner(text.width, config.diffusion.seconds_max)
+    if part == "clap":
+        if config.clap is None:
+            raise ValueError(f"{config.name} has no latent CLAP; 'sa3 add-clap' puts one into it")
+        return ClapTowers(config.clap)
     return DiT(config.diffusion.dit, config.same.latent_channels, text.width)
 
 
@@ -49,9 +54,9 @@ def load_part(folder: str | Path, config: ModelConfig, part: Part, dtype: mx.Dty
     embeddings stays in the file. Reading has a stream of its own, beside what is computed meanwhile. Types are changed
     on the GPU, where there is one.
 
-    Raises FileNotFoundError without a model.safetensors, ValueError for tensors that do not fit.
+    Raises FileNotFoundError without the file of the part, ValueError for tensors that do not fit.
     """
-    path = Path(folder) / WEIGHTS_FILE
+    path = Path(folder) / file_of(part)
     module = build_part(config, part)
     with TensorFile.open(path) as file:
         grids = check_file(file, config, [part])
@@ -122,7 +127,7 @@ def read_weights(module: nn.Module, folder: str | Path, prefix: str) -> None:
 
     Only those that change their type come a few at a time: beside such a one is its own old copy and no other.
     """
-    stored = cast(dict[str, mx.array], mx.load(str(Path(folder) / WEIGHTS_FILE), stream=_READER))
+    stored = cast(dict[str, mx.array], mx.load(str(Path(folder) / file_of(prefix)), stream=_READER))
     arrays = dict(cast(list[tuple[str, mx.array]], tree_flatten(module.parameters())))
     changing = [array for name, array in arrays.items() if stored[prefix + name].dtype != array.dtype]
     mx.eval([array for name, array in arrays.items() if stored[prefix + name].dtype == array.dtype])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -11,11 +12,20 @@ from torch import nn
 
 from sa3_mlx.common.files.atomic import write_text
 from sa3_mlx.common.files.safetensors import TensorFile, array_entry, write_tensors
-from sa3_mlx.common.model.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Part, check_tensors, expected_tensors, parts_of
+from sa3_mlx.common.model.checkpoint import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    Part,
+    check_tensors,
+    expected_tensors,
+    file_of,
+    parts_of,
+)
 from sa3_mlx.common.model.config import FORMAT, ModelConfig
 from sa3_mlx.common.quant.affine import Packed, dequantize
 from sa3_mlx.common.quant.format import check_file, check_folder, read_packed
 
+from .clap.network import ClapTowers
 from .conditioner import Conditioner
 from .dit import DiT, DiTBlock
 from .same import SAME
@@ -36,6 +46,10 @@ def build_part(config: ModelConfig, part: Part) -> nn.Module:
         return T5GemmaEncoder(text)
     if part == "conditioner":
         return Conditioner(text.width, config.diffusion.seconds_max)
+    if part == "clap":
+        if config.clap is None:
+            raise ValueError(f"{config.name} has no latent CLAP; 'sa3 add-clap' puts one into it")
+        return ClapTowers(config.clap)
     return DiT(config.diffusion.dit, config.same.latent_channels, text.width)
 
 
@@ -47,9 +61,9 @@ def load_part(
     The table of token embeddings stays in the file. Quantized layers become ordinary ones with the values that their
     packed weights stand for.
 
-    Raises FileNotFoundError without a model.safetensors, ValueError for tensors that do not fit.
+    Raises FileNotFoundError without the file of the part, ValueError for tensors that do not fit.
     """
-    path = Path(folder) / WEIGHTS_FILE
+    path = Path(folder) / file_of(part)
     with torch.device("meta"):
         module = build_part(config, part)
     left = set()
@@ -131,6 +145,7 @@ class StableAudio(nn.Module):
 def save_checkpoint(folder: str | Path, config: ModelConfig, state: dict[str, torch.Tensor], dtype: str) -> str:
     """Write config.json and model.safetensors (``dtype`` "F32", "F16" or "BF16") from checkpoint-named tensors.
 
+    A latent CLAP is not written: it belongs to the weights that it was trained with.
     Returns the hash of the weights. Raises ValueError for tensors that do not fit the configuration.
     """
     folder = Path(folder)
@@ -140,7 +155,7 @@ def save_checkpoint(folder: str | Path, config: ModelConfig, state: dict[str, to
     arrays = {name: tensor.detach().to("cpu", torch.float32).numpy() for name, tensor in state.items()}
     entries = [array_entry(name, array, dtype) for name, array in arrays.items()]
     digest = write_tensors(folder / WEIGHTS_FILE, entries, {"format": FORMAT})
-    write_text(folder / CONFIG_FILE, config.to_json())
+    write_text(folder / CONFIG_FILE, replace(config, clap=None).to_json())
     return digest
 
 

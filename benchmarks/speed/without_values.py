@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sa3_mlx.common.model.checkpoint import CONFIG_FILE, TOKENIZER_FILE
-from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.model.config import LatentClapConfig, ModelConfig
 from sa3_mlx.common.model.presets import PRESETS
 from sa3_mlx.common.text.tokenizer import Tokenizer
 from sa3_torch.same import SAME
 from sa3_torch.t5gemma import T5GemmaEncoder
 from sa3_torch.train.autoencoder.distill import DistillConfig, DistillStage
 from sa3_torch.train.autoencoder.stage import AutoencoderConfig, AutoencoderStage
-from sa3_torch.train.clap.network import LatentClap, LatentClapConfig
+from sa3_torch.train.clap.network import LatentClap
 from sa3_torch.train.clap.stage import ClapConfig, ClapStage
 from sa3_torch.train.data.clip_cache import ClipSet, Draft, write_clips
 from sa3_torch.train.data.latents import LatentItem, LatentSet, write_latents

@@ -38,6 +38,7 @@ SECTIONS: Sections = {
         "quantize": ("models.quantize", "quantize", "Make a smaller model of a model."),
         "calibrate": ("models.calibrate", "calibrate", "Find the strengths of a model's variations."),
         "lora": ("models.lora", "lora", "Show, merge and convert adapters."),
+        "add-clap": ("models.clap", "add_clap", "Put a latent CLAP into a model, to rank what it makes."),
         "info": ("models.info", "info", "Show what is in a model or an audio file."),
         "verify": (
             "models.verify.command",

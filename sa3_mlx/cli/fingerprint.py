@@ -14,9 +14,9 @@ from sa3_mlx.cli.output.progress import Progress
 from sa3_mlx.common.files.atomic import write_json
 from sa3_mlx.common.files.safetensors import FLOATS, TensorFile, all_finite, file_hash
 from sa3_mlx.common.installed import home
-from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
+from sa3_mlx.common.model.checkpoint import CLAP_FILE, WEIGHTS_FILE
 from sa3_mlx.common.model.config import ModelConfig
-from sa3_mlx.common.quant.format import check_file
+from sa3_mlx.common.quant.format import check_folder
 
 _PATIENCE = 2.0  # seconds before a bar appears
 _STORE_MAX = 1 << 24  # bytes
@@ -25,11 +25,23 @@ _STORE_MAX = 1 << 24  # bytes
 def fingerprint(folder: Path, config: ModelConfig, *, quiet: bool = False) -> str:
     """Return the hash of ``model.safetensors``, "sha256:..."; a bar shows the first, long look unless ``quiet``.
 
-    Raises FileNotFoundError without one; ValueError when its tensors do not fit the configuration or are not finite.
+    A latent CLAP is checked too. Raises FileNotFoundError without a file; ValueError when tensors do not fit the
+    configuration or are not finite.
     """
-    path = folder / WEIGHTS_FILE
+    check_folder(folder, config)
+    if config.clap is not None:
+        _checked(folder / CLAP_FILE, "put the latent CLAP into the model again", quiet=quiet)
+    return _checked(folder / WEIGHTS_FILE, "convert the checkpoint again", quiet=quiet)
+
+
+def clap_fingerprint(folder: Path) -> str:
+    """Return the hash of the file of a latent CLAP. Raises as ``fingerprint``."""
+    return _checked(folder / CLAP_FILE, "put the latent CLAP into the model again", quiet=True)
+
+
+def _checked(path: Path, advice: str, *, quiet: bool) -> str:
+    """Return the hash of a weight file. Raises ValueError, with advice, for values that are not finite."""
     with TensorFile.open(path) as file:
-        check_file(file, config)
         stat, key = path.stat(), str(path.resolve())
         entry = [stat.st_size, stat.st_mtime_ns]
         known = _read().get(key)
@@ -37,13 +49,13 @@ def fingerprint(folder: Path, config: ModelConfig, *, quiet: bool = False) -> st
             return str(known[2])
         bar = Progress(quiet=quiet).bar("weights", 2 * stat.st_size / 1e6, "MB", delay=_PATIENCE)
         with bar:
-            _check_finite(file, lambda size: bar.update(size / 1e6))
+            _check_finite(file, advice, lambda size: bar.update(size / 1e6))
             digest = file_hash(path, lambda size: bar.update(size / 1e6))
     _remember(key, [*entry, digest])
     return digest
 
 
-def _check_finite(file: TensorFile, advance: Callable[[int], object]) -> None:
+def _check_finite(file: TensorFile, advice: str, advance: Callable[[int], object]) -> None:
     for name in file.names():
         dtype, _ = file.info(name)
         if dtype not in FLOATS:
@@ -51,7 +63,7 @@ def _check_finite(file: TensorFile, advance: Callable[[int], object]) -> None:
         values = file.raw(name)
         advance(values.nbytes)
         if not all_finite(values, dtype):
-            raise ValueError(f"{file.path}: tensor {name} has NaN or infinite values; convert the checkpoint again")
+            raise ValueError(f"{file.path}: tensor {name} has NaN or infinite values; {advice}")
 
 
 def _store() -> Path:

@@ -35,12 +35,20 @@ from sa3_mlx.common.files.encoders import SUBTYPES
 from sa3_mlx.common.files.safetensors import TensorFile
 from sa3_mlx.common.files.wav import Subtype
 from sa3_mlx.common.generation.checks import validate
-from sa3_mlx.common.generation.events import AudioChunk, Event
+from sa3_mlx.common.generation.events import AudioChunk, Event, Generation
 from sa3_mlx.common.generation.plan import with_chunks
 from sa3_mlx.common.generation.request import Request, Residency
 from sa3_mlx.common.installed import Model
 from sa3_mlx.common.measures.choice import Grade
-from sa3_mlx.common.memory.prediction import IN_MEMORY, MemoryPlan, fit, predict, stored_weight_bytes, weight_bytes
+from sa3_mlx.common.memory.prediction import (
+    IN_MEMORY,
+    MemoryPlan,
+    fit,
+    part_bytes,
+    predict,
+    stored_weight_bytes,
+    weight_bytes,
+)
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
 from sa3_mlx.common.model.chunks import stream_chunk_frames
 from sa3_mlx.common.model.precision import Precision, allowed_precisions
@@ -50,7 +58,7 @@ from sa3_mlx.common.version import version
 from . import backend
 from .adapters import open_adapters, record
 from .backend import Backend
-from .choosing import choose, groups, report_grade
+from .choosing import by_clap, choose, groups, report_grade
 from .fingerprint import fingerprint
 from .notes import announce
 
@@ -131,7 +139,11 @@ def run(task: Task) -> list[Path]:
                 def made_by(one: Request) -> Iterable[Event]:
                     return stream(pipeline, one, setup.memory.residency, progress)
 
-                request, events, graded = choose(candidates, made_by, progress)
+                def cosine(made: Generation) -> float:
+                    return pipeline.clap_cosines(made, residency=setup.memory.residency)[0]
+
+                ranks = cosine if by_clap(candidates, config) else None
+                request, events, graded = choose(candidates, made_by, progress, ranks)
             made = replace(provenance(task, setup, request), grade=graded)
             wanted = [target for target in targets if target.batch == number]
             problems += output(task, events, wanted, made, speaker, began)
@@ -304,6 +316,8 @@ def _plan_memory(
         else:
             with TensorFile.open(task.model.folder / WEIGHTS_FILE) as file:
                 sizes = stored_weight_bytes(file, precision)
+        if any(by_clap(candidates, config) for candidates in groups(task.requests, task.best_of)):
+            sizes = {**sizes, "clap": part_bytes(config, "clap", 4)}
         return {**sizes, "dit": sizes["dit"] + sum(applied.adapter.bytes for applied in adapters)}
 
     metal = backend.metal(framework)

@@ -26,6 +26,7 @@ MODEL_FILES = (
     "t5gemma",
     "conditioner",
     "dit",
+    "clap.network",
     "same",
     "guidance",
     "samplers",

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from sa3_mlx.common.model.config import DiffusionConfig, DiTConfig, ModelConfig, SAMEConfig, TextEncoderConfig
+from dataclasses import replace
+
+from sa3_mlx.common.model.config import (
+    DiffusionConfig,
+    DiTConfig,
+    LatentClapConfig,
+    ModelConfig,
+    SAMEConfig,
+    TextEncoderConfig,
+    TowerConfig,
+)
 from sa3_mlx.common.model.presets import LOGSNR
 
 SAME_TINY_S = SAMEConfig(
@@ -55,6 +65,19 @@ def _tiny(name: str, same: SAMEConfig) -> ModelConfig:
             dit=DiTConfig(width=128, depth=2, memory_tokens=8, differential=same.attention == "sliding"),
         ),
     )
+
+
+def with_clap(config: ModelConfig) -> ModelConfig:
+    """The same model with a small latent CLAP, which sees 24 frames at once."""
+    about = LatentClapConfig(
+        tower=TowerConfig(width=128, depth=2, frames_per_token=3, embedding=16),
+        latent_channels=config.same.latent_channels,
+        text=config.require_diffusion().text_encoder,
+        autoencoder="sha256:a",
+        text_encoder="sha256:b",
+        max_frames=24,
+    )
+    return replace(config, clap=about)
 
 
 TINY = {"tiny-s": _tiny("tiny-s", SAME_TINY_S), "tiny-l": _tiny("tiny-l", SAME_TINY_L)}

@@ -7,20 +7,27 @@ import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="the training twin needs torch")
 pytest.importorskip("scipy", reason="the training extra is not installed")
 
 from sa3_mlx.common.files.safetensors import tensors_hash
+from sa3_mlx.common.generation.request import Item, Request
+from sa3_mlx.common.model.clap import add_clap
+from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.quant.format import check_folder
 from sa3_mlx.common.schema import ConfigError
+from sa3_torch.clap.network import AudioTower
 from sa3_torch.train.clap.contrastive import alignment, draw_times, equal_pairs, info_nce, retrieval, uniformity
-from sa3_torch.train.clap.network import MAX_SCALE, AudioTower, LatentClap
+from sa3_torch.train.clap.network import MAX_SCALE, LatentClap
 from sa3_torch.train.clap.stage import ClapStage
 from sa3_torch.train.flow.path import interpolate
 from sa3_torch.train.run.parallel import BatchSlice
 from sa3_torch.weights import load_model, save_checkpoint
 from tests.support.stages import MODEL, clap_stage, train
+from tests.support.twins import Twin
 
 C = MODEL.same.latent_channels
 
@@ -220,6 +227,35 @@ def test_a_loaded_folder_is_what_was_trained(workspace: Path, made: Path, clap: 
     states = model.get_submodule("text_encoder")(ids, mask)
     torch.testing.assert_close(clap.embed_states(states, mask), clap.embed_text(ids, mask), atol=1e-6, rtol=0)
     assert list((made.parent / "demo").glob("*.png"))
+
+
+@pytest.mark.parametrize("name", ["torch", "mlx"])
+def test_a_model_ranks_by_the_one_that_was_trained_for_it(
+    workspace: Path, made: Path, clap: LatentClap, tmp_path: Path, name: str
+) -> None:
+    """Put it into the model: both twins find the cosines that training measures. Measured: 1e-4, fp16 texts."""
+    pytest.importorskip("mlx.core" if name == "mlx" else "torch")
+    model = shutil.copytree(workspace / "base", tmp_path / "model")
+    add_clap(model, made)
+    pipeline = Twin(name).pipeline(model)  # type: ignore[arg-type]
+    items = tuple(Item(prompt=prompt, seconds=0.5, seed=seed) for seed, prompt in enumerate(("piano note A3", "kick")))
+    result = pipeline.generate(Request(items=items))
+    frames = math.ceil(0.5 * MODEL.frames_per_second)
+    z = torch.from_numpy(np.stack([latents[:frames] for latents in result.latents]))
+    sound = clap.embed_audio(z, torch.ones(z.shape[:2], dtype=torch.bool), torch.zeros(2))
+    wanted = (sound * clap.embed_text(*clap.encode([item.prompt for item in items]))).sum(1)
+    np.testing.assert_allclose(pipeline.clap_cosines(result), wanted.numpy(), atol=5e-4)
+
+
+def test_models_that_are_trained_from_one_that_has_it_have_none(workspace: Path, made: Path, tmp_path: Path) -> None:
+    """It belongs to the weights that it was trained with; its section would name a file that is not there."""
+    model = shutil.copytree(workspace / "base", tmp_path / "model")
+    add_clap(model, made)
+    loaded = load_model(model, torch.device("cpu"))
+    assert loaded.config.clap is not None
+    save_checkpoint(tmp_path / "later", loaded.config, loaded.state_dict(), "F16")
+    check_folder(tmp_path / "later", ModelConfig.load(tmp_path / "later"))
+    assert (tmp_path / "later" / "config.json").read_text() == (workspace / "base" / "config.json").read_text()
 
 
 def test_another_autoencoder_is_refused(workspace: Path, made: Path, tmp_path: Path) -> None:

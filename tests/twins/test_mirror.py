@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from sa3_mlx.common.model.checkpoint import expected_tensors, parts_of
+from sa3_mlx.common.model.checkpoint import all_parts, expected_tensors
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.presets import PRESETS
 from tests.support.foreign.official_checkpoint import TINY_VARIED
-from tests.support.tiny import TINY
+from tests.support.tiny import TINY, with_clap
 
 torch = pytest.importorskip("torch")
 mlx_utils = pytest.importorskip("mlx.utils")
@@ -26,6 +26,7 @@ FILES = (
     "t5gemma",
     "conditioner",
     "dit",
+    "clap.network",
     "same",
     "guidance",
     "lora",
@@ -34,7 +35,7 @@ FILES = (
     "pipeline",
     "trajectory",
 )
-CONFIGS = {**PRESETS, **TINY, TINY_VARIED.name: TINY_VARIED}
+CONFIGS = {**PRESETS, **TINY, TINY_VARIED.name: TINY_VARIED, "clap": with_clap(TINY["tiny-s"])}
 # What one twin has and the other has no use for.
 TORCH_ONLY = {
     "dit": {"LocalInput"},  # training
@@ -79,7 +80,7 @@ def _torch_shapes(config: ModelConfig, part: str) -> dict[str, tuple[int, ...]]:
 def test_parameter_trees_are_those_of_the_checkpoint(name: str) -> None:
     """Names and shapes of both twins, for every preset in full size."""
     config = CONFIGS[name]
-    for part in parts_of(config):
+    for part in all_parts(config):
         expected = expected_tensors(config, [part])
         assert _mlx_shapes(config, part) == expected
         assert _torch_shapes(config, part) == expected

@@ -11,7 +11,7 @@ from typing import Any
 import click
 import numpy as np
 
-from sa3_mlx.cli.fingerprint import fingerprint
+from sa3_mlx.cli.fingerprint import clap_fingerprint, fingerprint
 from sa3_mlx.cli.home import find_model
 from sa3_mlx.cli.inputs import STDIN, input_file, is_stream
 from sa3_mlx.cli.latents.files import read_latents
@@ -114,11 +114,14 @@ def _model(model: Model) -> Facts:
             kind = file.info(name)[0] if grid is None else f"{grid.bits} bits"
             counts[part] = counts.get(part, 0) + size
             stored[kind] = stored.get(kind, 0) + size
+    if config.clap is not None:
+        counts["clap"] = sum(map(math.prod, expected_tensors(config, ["clap"]).values()))
     facts: Facts = {
         "kind": "model" if config.diffusion is not None else "autoencoder",
         "model": config.name,
         "folder": str(folder),
         "hash": digest,
+        "latent CLAP": config.clap and clap_fingerprint(folder),
         "parameters": sum(counts.values()),
         "parts": counts,
         "stored as": dict(sorted(stored.items())),
@@ -187,6 +190,7 @@ def _described(made: Provenance) -> Facts:
         **output,
         "input": made.input and made.input.to_dict(),
         "second input": made.second_input and made.second_input.to_dict(),
+        "score": made.grade and made.grade.to_dict(),
     }
 
 

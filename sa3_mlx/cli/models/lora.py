@@ -33,7 +33,7 @@ from sa3_mlx.common.files.safetensors import (
     watched,
     write_tensors,
 )
-from sa3_mlx.common.model.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE
+from sa3_mlx.common.model.checkpoint import CLAP_FILE, CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE
 from sa3_mlx.common.model.config import FORMAT, ModelConfig
 from sa3_mlx.common.origin import ORIGIN_FILE
 from sa3_mlx.common.quant.format import check_file
@@ -158,7 +158,7 @@ def write_merged(
         entries = [_entry(file, name, changed, adapters, twin) for name in file.names()]
         with new_folder(out) as made:
             write_tensors(made / WEIGHTS_FILE, watched(entries, progress), {"format": FORMAT})
-            for name in (CONFIG_FILE, TOKENIZER_FILE, ORIGIN_FILE):
+            for name in (CONFIG_FILE, TOKENIZER_FILE, CLAP_FILE, ORIGIN_FILE):
                 if (folder / name).is_file():
                     shutil.copyfile(folder / name, made / name)
     return len(changed)

@@ -11,14 +11,14 @@ from sa3_mlx.cli.home import find_model
 from sa3_mlx.cli.output.progress import Progress
 from sa3_mlx.cli.typed import TypedCommand
 from sa3_mlx.common.installed import HUB
-from sa3_mlx.common.model.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE
+from sa3_mlx.common.model.checkpoint import CLAP_FILE, CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE
 from sa3_mlx.common.origin import ORIGIN_FILE
 from sa3_mlx.common.terminal import report, show
 
 from .card import PARENTS_FILE, QUANTIZATION_FILE, Described, card, describe_for_card
 
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
-_FILES = (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE, ORIGIN_FILE, PARENTS_FILE, QUANTIZATION_FILE)
+_FILES = (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE, CLAP_FILE, ORIGIN_FILE, PARENTS_FILE, QUANTIZATION_FILE)
 _CARD_FILE = "README.md"
 
 

@@ -17,7 +17,7 @@ from sa3_mlx.common.files.atomic import write_json
 from sa3_mlx.common.files.objects import read_object
 from sa3_mlx.common.installed import HUB, home, installed, known_name
 from sa3_mlx.common.licences import RELEASED, STABILITY, Licence, named
-from sa3_mlx.common.model.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE
+from sa3_mlx.common.model.checkpoint import CLAP_FILE, CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE
 from sa3_mlx.common.model.presets import PRESETS, REPOSITORIES
 from sa3_mlx.common.origin import ORIGIN_FILE, Origin, OriginFile, OriginLicence
 from sa3_mlx.common.schema import listed
@@ -29,7 +29,7 @@ _OPTIMIZED_FOLDER = "MLX"
 _BESIDE = ("model_config.json", BESIDE_FILE)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _OURS = (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE)
-_OURS_TOO = (ORIGIN_FILE, "parents.json", "quantization.json")
+_OURS_TOO = (CLAP_FILE, ORIGIN_FILE, "parents.json", "quantization.json")
 
 
 @dataclass(frozen=True, kw_only=True)

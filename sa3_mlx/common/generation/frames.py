@@ -95,6 +95,24 @@ def prompt_shares(
     return shares
 
 
+def text_shares(request: Request, frames: Sequence[int], frame_seconds: float) -> tuple[dict[str, float], ...]:
+    """Return what share of each item every text has, weights of phrases aside: blends, and prompts over its frames.
+
+    ``frames``: latent frames of every item. Raises ValueError for a prompt that cannot be read.
+    """
+    found: list[dict[str, float]] = []
+    for item, track, count in zip(request.items, tracks(request), frames, strict=True):
+        starts = np.arange(count, dtype=np.float64) * frame_seconds
+        times = track.shares(item.seconds, starts, request.prompt_fade_seconds).mean(axis=0)  # (K,)
+        shares: dict[str, float] = {}
+        for prompt, time in zip(track.prompts, times.tolist(), strict=True):
+            first, second = prompt.texts[0].text, prompt.texts[-1].text
+            shares[first] = shares.get(first, 0.0) + time * (1 - prompt.share)
+            shares[second] = shares.get(second, 0.0) + time * prompt.share
+        found.append({text: share for text, share in shares.items() if share})
+    return tuple(found)
+
+
 @dataclass(frozen=True)
 class FrameSeed:
     """Give frames ``start .. stop`` (exclusive, None is the end) the noise of a seed of their own."""

@@ -20,7 +20,7 @@ from sa3_mlx.common.files.audio import check_audio
 from sa3_mlx.common.files.audio_file import Audio
 from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.installed import model_folder
-from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE, Part, parts_of
+from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE, Part, all_parts
 from sa3_mlx.common.model.chunks import Direction, chunk_plan
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.lengths import samples_to_frames
@@ -177,7 +177,7 @@ class LoadedParts(ABC, Generic[Array]):
     @property
     def loaded(self) -> tuple[Part, ...]:
         """List the parts that are in memory."""
-        return tuple(part for part in parts_of(self.config) if part in self._parts)
+        return tuple(part for part in all_parts(self.config) if part in self._parts)
 
     def load_part(self, part: Part) -> Any:
         """Return a part of the model, read from the folder unless it is in memory; with all adapters on."""
@@ -242,7 +242,7 @@ class LoadedParts(ABC, Generic[Array]):
         Raises ValueError for one that the model does not have.
         """
         for part in parts:
-            if part not in (known := parts_of(self.config)):
+            if part not in (known := all_parts(self.config)):
                 raise ValueError(f"part is {part!r}: {self.config.name} has {', '.join(known)}")
             self._parts.pop(part, None)
         if "dit" in parts:

@@ -19,6 +19,7 @@ from sa3_mlx.common.adapters.applied import Applied
 from sa3_mlx.common.files.audio_file import Audio
 from sa3_mlx.common.model.checkpoint import Part
 from sa3_mlx.common.model.chunks import Chunk
+from sa3_mlx.common.model.lengths import samples_to_frames
 from sa3_mlx.common.text.tokenizer import collapse_padding
 
 from .checks import validate
@@ -49,7 +50,7 @@ from .events import (
     batch_of,
     host_noise,
 )
-from .frames import Held
+from .frames import Held, text_shares
 from .long.around import around
 from .long.piece import joined, placed
 from .long.run import run_long
@@ -237,6 +238,32 @@ class BasePipeline(LoadedParts[Array]):
             context = context[:, self._array(filled.astype(np.int32))]
             repeats = np.pad(repeats, ((0, 0), (0, (most - 1) * (slots + 1))))
         return cond, replace(cond, context=self._cast(context), repeats=self._array(repeats), shares=None)
+
+    def clap_cosines(self, made: Generation, *, residency: Residency = "run") -> tuple[float, ...]:
+        """Return how near every clip is to its prompt, -1 to 1: cosines of the vectors of the model's latent CLAP.
+
+        Texts of blends and over time count by their shares, weights of phrases for nothing; of frames those that are
+        heard. Raises ValueError for a model without a latent CLAP.
+        """
+        same = self.config.same
+        heard = [samples_to_frames(len(audio), same) for audio in made.audio]
+        shares = text_shares(made.request, heard, 1 / self.config.frames_per_second)
+        texts = list(dict.fromkeys(text for own in shares for text in own))
+        ids, mask = self.tokenizer.encode(texts)
+        length = max(1, int(mask.sum(axis=1).max()))
+        ids, mask = ids[:, :length], mask[:, :length]
+        with self.choices.tuned(self.ways):
+            states, clap = self.text_states(ids, mask), self.load_part("clap")
+            vectors = self._numpy(clap.embed_states(states, self._array(mask))).astype(np.float64)  # (texts, E)
+            wanted = [sum(share * vectors[texts.index(text)] for text, share in own.items()) for own in shares]
+            cosines = []
+            for latents, frames, text in zip(made.latents, heard, wanted, strict=True):
+                given = latents[None, :frames]
+                valid, t = np.ones(given.shape[:2], np.bool_), np.zeros(1, np.float32)
+                sound = self._numpy(clap.embed_audio(self._array(given), self._array(valid), self._array(t)))[0]
+                cosines.append(float(sound @ text / max(float(np.linalg.norm(text)), 1e-12)))
+        self._release(residency, "text_encoder", "clap")
+        return tuple(cosines)
 
     def encode_sources(self, request: Request, plan: Plan) -> tuple[Latents | None, Latents | None]:
         """Encode the init and the inpaint audio of every item: (B, T, C) each, None where there is none [B35]."""

@@ -14,13 +14,13 @@ from sa3_mlx.common.generation.long.windows import run_frames
 from sa3_mlx.common.generation.plan import request_lengths, ring_of
 from sa3_mlx.common.generation.request import Request
 from sa3_mlx.common.model.chunks import Direction, chunk_plan, default_chunk_frames, halo, pad_frames
-from sa3_mlx.common.model.config import DiffusionConfig, ModelConfig
+from sa3_mlx.common.model.config import HEAD_SIZE, DiffusionConfig, DiTConfig, ModelConfig
 from sa3_mlx.common.model.lengths import samples_to_frames, seconds_to_samples
 from sa3_mlx.common.model.precision import Precision
 
 from .metal import Metal
 
-PhaseName = Literal["text", "encode", "sample", "decode"]
+PhaseName = Literal["text", "encode", "sample", "decode", "rank"]
 
 # Copies of the hidden states that are in memory at the worst moment; a few more or less from run to run, as MLX frees
 # them while it computes. Those of a feed-forward grow with its multiplier.
@@ -35,6 +35,7 @@ AUDIO_COPIES = {"chunked": 1.0, "sliding": 1.5}  # of the decoded samples, on to
 DIT_FEED_FORWARD_COPIES, DIT_COPIES_PER_FF_MULT = 13.0, 3.25
 DIT_ATTENTION_COPIES = {False: 22.0, True: 35.5}  # by ``differential``; the scores come on top
 DIT_HALF_FACTOR = 1.42  # 16-bit activations meet fp32 ones in norms and rotations
+CLAP_COPIES = 6.0  # on top of those of a DiT
 TEXT_COPIES = 20.0
 
 
@@ -52,6 +53,9 @@ def activations(
         contexts = len(request.items) * Texts.of(request).most * (2 if negatives else 1)
         prepared = prepared_bytes(contexts, slots, diffusion, width)
         return dit_activations(rows, _frames(request, config), diffusion, width, metal) + prepared
+    if phase == "rank":
+        encoded = text_activations(len(Texts.of(request).texts), slots, diffusion, metal)
+        return max(encoded, clap_activations(coded_frames(request, config, "decode"), config, metal))
     given = request.encode_chunk_frames if phase == "encode" else request.chunk_frames
     size = given or default_chunk_frames(config.same, phase)
     chunks = chunk_plan(coded_frames(request, config, phase), size, config.same, phase)
@@ -116,6 +120,22 @@ def dit_activations(rows: int, frames: int, config: DiffusionConfig, width: int,
         return needed
     block = width * ((9 if dit.differential else 6) + 3 * dit.ff_mult) * dit.width**2
     return metal.activations(needed, hidden=hidden, block=block, widest=2 * dit.ff_mult)
+
+
+def clap_activations(frames: int, config: ModelConfig, metal: Metal | None = None) -> int:
+    """Return the bytes that the audio tower of the latent CLAP needs for one clip: blocks are those of a DiT."""
+    clap = config.clap
+    assert clap is not None
+    tower, tokens = clap.tower, -(-frames // clap.tower.frames_per_token)
+    window = tokens if clap.max_frames is None else min(tokens, clap.max_frames // tower.frames_per_token)
+    scores = 0.0 if metal is not None else window / HEAD_SIZE  # heads x window x window, of the width
+    hidden = 4 * -(-tokens // window) * window * tower.width
+    feed_forward = DIT_FEED_FORWARD_COPIES + DIT_COPIES_PER_FF_MULT * DiTConfig.ff_mult
+    needed = int(hidden * (CLAP_COPIES + max(feed_forward, DIT_ATTENTION_COPIES[False] + scores)))
+    if metal is None:
+        return needed
+    block = 4 * (6 + 3 * DiTConfig.ff_mult) * tower.width**2
+    return metal.activations(needed, hidden=hidden, block=block, widest=2 * DiTConfig.ff_mult)
 
 
 def prepared_bytes(rows: int, slots: int, config: DiffusionConfig, width: int) -> int:

@@ -176,7 +176,8 @@ def predict(
     """Predict the peaks of the phases of a run, with the chunk sizes of the request, which must be valid.
 
     ``tokens``: of the longest text; None stands for as many as the model takes. ``weights``: bytes by part, where they
-    are not those of the configuration. ``metal``: the Apple GPU that MLX runs on.
+    are not those of the configuration; a latent CLAP among them ranks what is made. ``metal``: the Apple GPU that MLX
+    runs on.
     """
     diffusion, weights = config.require_diffusion(), weights or weight_bytes(config, precision)
     needs: dict[PhaseName, tuple[str, ...]] = {"text": ("text_encoder", "conditioner")}
@@ -184,6 +185,8 @@ def predict(
         needs["encode"] = ("same.encoder",)
     needs["sample"] = ("dit", "same.decoder") if residency == "run" else ("dit",)  # the decoder is read meanwhile
     needs["decode"] = ("same.decoder",)
+    if "clap" in weights:
+        needs["rank"] = ("text_encoder", "clap")
     phases, loaded = [], set[str]()
     for name, parts in needs.items():
         loaded = loaded | set(parts) if residency == "run" else set(parts)

@@ -1,13 +1,14 @@
 """List what ``model.safetensors`` of a checkpoint folder holds: name and shape of every tensor, by configuration.
 
 A folder of format "sa3/1" holds ``config.json``, ``model.safetensors`` and, with a text encoder, ``tokenizer.json``.
+A latent CLAP lies beside them in ``clap.safetensors``: it makes no sound, so a model keeps its hash when it gets one.
 Weights of linear maps are (out, in). Legend: D width, C latent channels, N layer number.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Literal, get_args
+from typing import Literal
 
 from sa3_mlx.common.schema import listed
 
@@ -16,6 +17,7 @@ from .config import (
     TIMESTEP_FEATURES,
     DiffusionConfig,
     DiTConfig,
+    LatentClapConfig,
     ModelConfig,
     SAMEConfig,
     TextEncoderConfig,
@@ -24,17 +26,28 @@ from .config import (
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
+CLAP_FILE = "clap.safetensors"
 
-Part = Literal["text_encoder", "conditioner", "dit", "same"]  # first component of every tensor name
-PARTS: tuple[Part, ...] = get_args(Part)
+Part = Literal["text_encoder", "conditioner", "dit", "same", "clap"]  # first component of every tensor name
+PARTS: tuple[Part, ...] = ("text_encoder", "conditioner", "dit", "same")  # of model.safetensors
 
 _LISTED = 6  # problems of a file
 Shapes = dict[str, tuple[int, ...]]
 
 
 def parts_of(config: ModelConfig) -> tuple[Part, ...]:
-    """Return the parts that a complete checkpoint of this configuration has."""
+    """Return the parts that a complete ``model.safetensors`` of this configuration has."""
     return PARTS if config.diffusion is not None else ("same",)
+
+
+def all_parts(config: ModelConfig) -> tuple[Part, ...]:
+    """Return the same, and what a model has in files beside it."""
+    return parts_of(config) if config.clap is None else (*parts_of(config), "clap")
+
+
+def file_of(name: str) -> str:
+    """Return the name of the file that holds a part, or a tensor, of this name."""
+    return CLAP_FILE if name.split(".", 1)[0] == "clap" else WEIGHTS_FILE
 
 
 def parts_in(names: Collection[str]) -> tuple[Part, ...]:
@@ -44,18 +57,20 @@ def parts_in(names: Collection[str]) -> tuple[Part, ...]:
 
 
 def expected_tensors(config: ModelConfig, parts: Collection[str] | None = None) -> Shapes:
-    """Return name and shape of every tensor of a checkpoint, or of some parts of it (a DiT without its autoencoder).
+    """Return name and shape of every tensor of ``model.safetensors``, or of some parts (a DiT without its autoencoder).
 
     Raises ValueError for a part that the configuration does not have.
     """
-    allowed = parts_of(config)
+    allowed = all_parts(config)
     for part in parts or ():
         if part not in allowed:
             raise ValueError(f"{config.name} has no part {part!r}; it has {', '.join(allowed)}")
     shapes: Shapes = {}
-    for part in parts or allowed:
+    for part in parts or parts_of(config):
         if part == "same":
             shapes |= _same(config.same, config.audio_channels)
+        elif config.clap is not None and part == "clap":
+            shapes |= _clap(config.clap)
         elif config.diffusion is not None and part == "text_encoder":
             shapes |= _text_encoder(config.diffusion.text_encoder)
         elif config.diffusion is not None and part == "conditioner":
@@ -183,3 +198,21 @@ def _same_layer(prefix: str, config: SAMEConfig) -> Shapes:
     shapes |= _linear(f"{prefix}.self_attn.to_qkv", 5 * width, width, bias=False)
     shapes |= _linear(f"{prefix}.self_attn.to_out", width, width, bias=False)
     return shapes | _feed_forward(f"{prefix}.ff", width, config.ff_mult * width)
+
+
+def _clap(config: LatentClapConfig) -> Shapes:
+    tower, audio = config.tower, "clap.audio"
+    width, size = tower.width, tower.embedding
+    shapes = _mlp(f"{audio}.to_timestep_embed", TIMESTEP_FEATURES, width, width, bias=True)
+    shapes |= _mlp(f"{audio}.to_modulation", width, width, 6 * width, bias=True)
+    shapes |= _linear(f"{audio}.project_in", width, tower.frames_per_token * config.latent_channels, bias=True)
+    for layer in range(tower.depth):
+        prefix = f"{audio}.layers.{layer}"
+        shapes |= {f"{prefix}.scale_shift_gate": (6 * width,)}
+        norms = {"pre_norm": width, "ff_norm": width, "self_attn.q_norm": HEAD_SIZE, "self_attn.k_norm": HEAD_SIZE}
+        shapes |= {f"{prefix}.{name}.gamma": (rows,) for name, rows in norms.items()}
+        shapes |= _linear(f"{prefix}.self_attn.to_qkv", 3 * width, width, bias=False)
+        shapes |= _linear(f"{prefix}.self_attn.to_out", width, width, bias=False)
+        shapes |= _feed_forward(f"{prefix}.ff", width, DiTConfig.ff_mult * width)
+    shapes |= {f"{audio}.norm.gamma": (width,)} | _mlp(f"{audio}.projection", width, width, size, bias=True)
+    return shapes | _mlp("clap.text", config.text.width, width, size, bias=True)

@@ -185,6 +185,46 @@ class DiffusionConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TowerConfig(Config):
+    """Size the two towers of a latent CLAP [T6]. Heads are ``width // 64``."""
+
+    width: int  # of the audio tower and of the hidden layer of both projections
+    depth: int
+    frames_per_token: int  # of the audio tower
+    embedding: int  # E, of the vectors that both towers give
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("depth", 1, 64), ("frames_per_token", 1, 64), ("embedding", 2, 2**14)):
+            value = getattr(self, name)
+            require(low <= value <= high, f"tower.{name} is {quoted(value)}: allowed is {low} to {high}")
+        require(
+            0 < self.width <= WIDTH_MAX and self.width % HEAD_SIZE == 0,
+            f"tower.width is {quoted(self.width)}: expected a multiple of {HEAD_SIZE} up to {WIDTH_MAX}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentClapConfig(Config):
+    """Describe one trained latent CLAP, and what it belongs to: hashes of ``tensors_hash``."""
+
+    tower: TowerConfig
+    latent_channels: int
+    text: TextEncoderConfig
+    autoencoder: str
+    text_encoder: str
+    max_frames: int | None = None  # that it was trained on at once; None in files of earlier versions: any number
+
+    def __post_init__(self) -> None:
+        _bounded(self, WIDTH_MAX, "latent_channels")
+        if self.max_frames is not None:
+            low = self.tower.frames_per_token
+            require(
+                low <= self.max_frames <= FRAMES_MAX,
+                f"max_frames is {quoted(self.max_frames)}: allowed is {low} to {FRAMES_MAX}",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig(Config):
     """Describe one checkpoint. ``diffusion`` is None in a checkpoint that holds only an autoencoder."""
 
@@ -195,10 +235,18 @@ class ModelConfig(Config):
     diffusion: DiffusionConfig | None
     sampling: Sampling | None = None  # the usual one; None: the official one of the objective [B26]
     dial: Dial | None = None  # noise levels by strength; None: not calibrated
+    clap: LatentClapConfig | None = None  # which ranks what was made, beside the weights; None: there is none
 
     def __post_init__(self) -> None:
         _bounded(self, RATE_MAX, "sample_rate")
         _bounded(self, CHANNELS_MAX, "audio_channels")
+        if self.clap is not None:
+            text, channels = self.diffusion and self.diffusion.text_encoder, self.same.latent_channels
+            require(self.clap.text == text, "clap.text: is not the text encoder of the model")
+            require(
+                self.clap.latent_channels == channels,
+                f"clap.latent_channels: must be {channels}, those of the model, got {self.clap.latent_channels}",
+            )
 
     @property
     def usual_sampling(self) -> Sampling:

@@ -15,7 +15,7 @@ from typing import cast
 
 from sa3_mlx.common.files.objects import parse_object
 from sa3_mlx.common.files.safetensors import TensorFile
-from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE, Shapes, check_tensors, expected_tensors
+from sa3_mlx.common.model.checkpoint import CLAP_FILE, WEIGHTS_FILE, Shapes, check_tensors, expected_tensors
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.schema import Config, quoted
 
@@ -112,9 +112,15 @@ def check_file(file: TensorFile, config: ModelConfig, parts: Collection[str] | N
 
 
 def check_folder(folder: Path, config: ModelConfig) -> None:
-    """Check ``folder/model.safetensors``. Raises ValueError for tensors that do not fit the configuration."""
+    """Check ``folder/model.safetensors``, and the latent CLAP of a model that has one.
+
+    Raises FileNotFoundError for a missing file, ValueError for tensors that do not fit the configuration.
+    """
     with TensorFile.open(folder / WEIGHTS_FILE) as file:
         check_file(file, config)
+    if config.clap is not None:
+        with TensorFile.open(folder / CLAP_FILE) as file:
+            check_tensors(expected_tensors(config, ["clap"]), file.shapes(), str(file.path))
 
 
 def read_packed(file: TensorFile, path: str, grid: Grid) -> Packed:

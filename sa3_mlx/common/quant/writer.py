@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sa3_mlx.common.files.atomic import new_folder
 from sa3_mlx.common.files.safetensors import STORAGE, TensorEntry, TensorFile, array_entry, file_hash, write_tensors
-from sa3_mlx.common.model.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, parts_of
+from sa3_mlx.common.model.checkpoint import CLAP_FILE, CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, parts_of
 from sa3_mlx.common.model.config import FORMAT, ModelConfig
 from sa3_mlx.common.origin import ORIGIN_FILE
 from sa3_mlx.common.version import version
@@ -196,7 +196,7 @@ def write_quantized(
         rows = tuple(QuantizedLayer(path=path, grid=grid) for path, grid in sorted(grids.items()))
         entry = Quantization(recipe=recipe, source=digest, layers=rows)
         new = write_tensors(folder / WEIGHTS_FILE, entries, {"format": FORMAT, **entry.to_metadata()})
-        for name in (CONFIG_FILE, TOKENIZER_FILE, ORIGIN_FILE):
+        for name in (CONFIG_FILE, TOKENIZER_FILE, CLAP_FILE, ORIGIN_FILE):
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
         report = QuantizeReport(

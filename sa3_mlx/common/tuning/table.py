@@ -93,7 +93,7 @@ def table_file() -> Path:
 def shape_of(config: ModelConfig) -> str:
     """Return a hash of the sizes of a model: models that differ in name and weights only share what was tuned."""
     sizes = config.to_dict()
-    sizes.pop("name")
+    del sizes["name"], sizes["clap"]  # a model stays as fast as it was when it gets one
     return hashlib.sha256(json.dumps(sizes, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from sa3_mlx.common.files.safetensors import file_hash, tensors_hash
 from sa3_mlx.common.generation.clips import open_tokenizer
 from sa3_mlx.common.model.checkpoint import TOKENIZER_FILE, WEIGHTS_FILE
-from sa3_mlx.common.model.config import ModelConfig
+from sa3_mlx.common.model.config import LatentClapConfig, ModelConfig, TowerConfig
 from sa3_mlx.common.schema import ConfigError
 from sa3_torch.train.data.batches import LatentBatch, LatentBatches, unknown_words
 from sa3_torch.train.data.drawing import SharesConfig
@@ -43,7 +43,7 @@ from sa3_torch.train.run.settings import check
 from sa3_torch.train.run.stage import Split, Stage, StageConfig
 
 from .contrastive import alignment, draw_times, equal_pairs, info_nce, numbered, retrieval, uniformity
-from .network import LatentClap, LatentClapConfig, TowerConfig, open_text_encoder
+from .network import LatentClap, open_text_encoder
 
 VALIDATION_TIMES = (0.0, 0.25, 0.5)
 VALIDATION_ROUNDS = 4  # with another clip of every caption and other noise

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from sa3_torch.clap.network import ModulatedBlock
 from sa3_torch.dit import DiTBlock
 from sa3_torch.same import SAMEBlock
-from sa3_torch.train.networks.blocks import ModulatedBlock
 
 METHODS: dict[type[nn.Module], tuple[str, ...]] = {
     DiTBlock: ("forward",),

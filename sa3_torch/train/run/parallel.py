@@ -25,11 +25,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sa3_mlx.common.schema import ConfigError
 from sa3_torch.attention import CrossAttention
+from sa3_torch.clap.network import ModulatedBlock
 from sa3_torch.dit import DiTBlock
 from sa3_torch.layers import MLP
 from sa3_torch.same import SAMEBlock
 from sa3_torch.t5gemma import TextLayer
-from sa3_torch.train.networks.blocks import ModulatedBlock
 
 Value = TypeVar("Value")
 PATIENCE = timedelta(hours=1)  # processes wait for the first one while it validates and exports

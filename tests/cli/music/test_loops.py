@@ -81,7 +81,7 @@ def test_the_best_of_several_tries_is_kept_and_made_again(run: Run, monkeypatch:
 
     monkeypatch.setattr("sa3_mlx.cli.choosing.grade", marked)
     done = ok(run("generate", "bell", "--seconds", "0.5", "--best-of", "3", "--out", "a.wav", *QUICK))
-    assert "score  0.900, best of 3 (sound 0.90)" in done.out and done.err.count("try ") == 3
+    assert "best   of 3 by the checks\nscore  0.900 (sound 0.90)" in done.out and done.err.count("try ") == 3
     assert [request.items[0].seed for request in seen] == [7, 8, 9]
     made = read_provenance(Path("a.wav"))
     assert made.clip.seed == 8 and made.grade == Grade(total=0.9, checks={"sound": 0.9})

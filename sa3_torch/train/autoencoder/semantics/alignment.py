@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from sa3_mlx.common.model.config import HEAD_SIZE, TIMESTEP_FEATURES
 from sa3_mlx.common.schema import Config, ConfigError
 from sa3_torch.attention import attend
+from sa3_torch.clap.network import ModulatedBlock
 from sa3_torch.dit import BLOCK_EPS, timestep_features
 from sa3_torch.layers import MLP, RMSNorm, rope
 from sa3_torch.train.flow.path import interpolate
-from sa3_torch.train.networks.blocks import ModulatedBlock
 from sa3_torch.train.run.parallel import follow
 from sa3_torch.train.run.settings import check
 

@@ -1,0 +1,1 @@
+"""Tell how well a text describes latents."""
