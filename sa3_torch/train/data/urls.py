@@ -1,21 +1,24 @@
 """Addresses of shards: the names that a pattern stands for, those that are allowed, and opening them.
 
 A pattern is what bash expands: ``name-{000..009}.tar``, ``{a,b}-{0..8..2}.tar``. An address is a path or a URL; what is
-fetched comes through the program of its place (curl, aws, gsutil), whose errors become one line.
+fetched comes through the program of its place (curl, aws, gsutil), whose errors become one line; it goes on where a
+connection broke off or stalled.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import select
 import subprocess
 import tempfile
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Self, cast
 
 from sa3_mlx.common.schema import quoted, reason
 from sa3_mlx.common.terminal import one_line
@@ -25,15 +28,13 @@ _BRACES = 8  # of a pattern
 _LETTERS = 800  # of a name
 _RANGE = re.compile(r"(-?[0-9]{1,12})\.\.(-?[0-9]{1,12})(?:\.\.-?([0-9]{1,12}))?")
 _LETTERS_RANGE = re.compile(r"([a-z])\.\.([a-z])|([A-Z])\.\.([A-Z])")
-_CURL = ("curl", "--globoff", "--connect-timeout", "30", "--retry", "3", "--retry-delay", "2", "-f", "-sS", "-L")
-# scheme -> the program that prints what is at the address, and what it wants after it
-_PROGRAMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "https": (_CURL, ()),
-    "http": (_CURL, ()),
-    "s3": (("aws", "s3", "cp", "--quiet"), ("-",)),
-    "gs": (("gsutil", "cat"), ()),
-}
-_SCHEMES = (*_PROGRAMS, "hf")
+# it gives up an address that does not answer before we do
+_CURL = ("curl", "--globoff", "--connect-timeout", "15", "--retry", "2", "--retry-delay", "2", "-f", "-sS", "-L")
+_SCHEMES = ("https", "http", "s3", "gs", "hf")
+_STALLED_SECONDS = 60.0  # without a byte: the connection is dead, though nobody says so
+_RESUMED = 3  # how often what broke off is gone on with before something has come again
+_PAUSE_SECONDS = 2.0  # before that, and longer each time
+_PIECE = 1 << 20  # bytes that are read at once, and that are something
 
 
 class FetchError(OSError):
@@ -218,11 +219,7 @@ def open_url(url: str) -> Stream:
             return Stream(url, _open_file(Path(url)))
         except OSError as error:
             raise FileNotFoundError(f"{url}: {error.strerror or 'no such file'}") from error
-    scheme = url.partition("://")[0]
-    if scheme == "hf":
-        return Stream(url, _open_hub(url))
-    words, after = _PROGRAMS[scheme]
-    return _Fetched(url, (*words, url, *after))
+    return Stream(url, _open_hub(url)) if url.startswith("hf://") else _Fetched(url)
 
 
 class Stream:
@@ -252,37 +249,93 @@ class Stream:
 
 
 class _Fetched(Stream):
-    """Read what a program prints; that it failed is known at the end of its output."""
+    """Read what a program prints; that it failed is known at the end of its output.
 
-    def __init__(self, url: str, words: Sequence[str]) -> None:
+    A connection that broke off after something came, or that stalls, is gone on with at the next byte: a run reads a
+    shard for hours, and servers end what waits.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._done = 0  # bytes that were given
+        self._resumed, self._mark = 0, _PIECE  # how often in a row, and the byte that ends the row
         with ExitStack() as stack:
             self._errors = stack.enter_context(tempfile.TemporaryFile())
-            try:
-                self._process: subprocess.Popen[bytes] = subprocess.Popen(
-                    words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._errors
-                )
-            except OSError as error:
-                raise FetchError(url, f"it needs the program {words[0]}: {error.strerror}") from error
-            assert self._process.stdout is not None
-            super().__init__(url, self._process.stdout)  # type: ignore[arg-type]
+            super().__init__(url, self._begin(url))
             self._stack = stack.pop_all()
 
+    def _begin(self, url: str) -> BinaryIO:
+        """Start the program at the next byte, or where it can; return its output."""
+        words, self._at = _program(url, self._done)
+        self._errors.seek(0)
+        self._errors.truncate()
+        try:
+            self._process: subprocess.Popen[bytes] = subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._errors, bufsize=0
+            )
+        except OSError as error:
+            raise FetchError(url, f"it needs the program {words[0]}: {error.strerror}") from error
+        return cast(BinaryIO, self._process.stdout)
+
     def read(self, size: int = -1) -> bytes:
-        """Read as a stream does. Raises FetchError with the last words of a program that failed."""
-        data = super().read(size)
-        if (size < 0 or len(data) < size) and (code := self._process.wait()):
-            self._errors.seek(0)
-            said = self._errors.read().decode("utf-8", "replace").strip().splitlines()
-            raise FetchError(self.url, reason(ValueError(said[-1])) if said else f"exit code {code}")
-        return data
+        """Read as a stream does. Raises FetchError with the last words of a program that failed, or what stalled."""
+        parts, left = list[bytes](), size
+        while left and (part := self._next(_PIECE if left < 0 else min(left, _PIECE))):
+            parts.append(part)
+            left -= len(part) if left > 0 else 0
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _next(self, most: int) -> bytes:
+        """Return the next bytes, none at the end."""
+        while True:
+            came, _, _ = select.select([self._file], [], [], _STALLED_SECONDS)
+            if not came:
+                self._resume(f"nothing came for {_STALLED_SECONDS:g} s")
+                continue
+            ahead = self._done - self._at  # of a program that had to begin at the start
+            if data := self._file.read(min(ahead, _PIECE) if ahead else most):
+                self._at += len(data)
+                if not ahead:
+                    self._done = self._at
+                    return data
+            elif code := self._process.wait():
+                self._errors.seek(0)
+                said = self._errors.read().decode("utf-8", "replace").strip().splitlines()
+                self._resume(reason(ValueError(said[-1])) if said else f"exit code {code}")
+            elif ahead:
+                raise FetchError(self.url, f"it ends at byte {self._at}, {self._done} had come before it broke off")
+            else:
+                return b""
+
+    def _resume(self, why: str) -> None:
+        """Start the program again. Raises FetchError where that is of no use."""
+        self._end()
+        if self._done >= self._mark:
+            self._resumed = 0
+        if self._resumed == _RESUMED or not (self._done or why.startswith("nothing")):  # it has tried by itself
+            raise FetchError(self.url, why)
+        self._resumed, self._mark = self._resumed + 1, self._done + _PIECE
+        time.sleep(_PAUSE_SECONDS * self._resumed)
+        self._file = self._begin(self.url)
+
+    def _end(self) -> None:
+        super().close()
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
 
     def close(self) -> None:
         """End the program, too, where it has more to say."""
-        super().close()
-        if self._process.poll() is None:
-            self._process.terminate()
-            self._process.wait()
+        self._end()
         self._stack.close()
+
+
+def _program(url: str, first: int) -> tuple[tuple[str, ...], int]:
+    """Return the program that prints what is at a URL, from byte ``first`` on where it can, and the byte that it is."""
+    if url.startswith("s3://"):
+        return ("aws", "s3", "cp", "--quiet", url, "-"), 0
+    if url.startswith("gs://"):
+        return ("gsutil", "cat", *(("-r", f"{first}-") if first else ()), url), first
+    return (*_CURL, *(("-C", f"{first}") if first else ()), url), first
 
 
 def _open_file(path: Path) -> BinaryIO:

@@ -108,6 +108,20 @@ def test_a_download_that_breaks_off_goes_on_within_the_process(hub, tmp_path):
     assert len(tries) == 2 and not hub.cut  # the library keeps whole blocks of 10 MB, which this file does not fill
 
 
+def test_a_download_that_stalls_goes_on(hub, tmp_path):
+    hub.stalls[DIT] = [5000, 9000]
+    done = hub.sa3(tmp_path, "get", "small-music", "--accept-licence", HF_HUB_DOWNLOAD_TIMEOUT="1")
+    assert done.returncode == 0, done.stderr
+    tries = [asked for asked, path in hub.asked if path.endswith(DIT) and asked != "HEAD"]
+    assert len(tries) == 3 and not hub.stalls[DIT]
+
+
+def test_a_download_that_stalls_for_ever_is_one_line(hub, tmp_path):
+    hub.stalls[DIT] = [5000] * 99
+    done = hub.sa3(tmp_path, "get", "small-music", "--accept-licence", HF_HUB_DOWNLOAD_TIMEOUT="1")
+    check_refused(done, tmp_path, "download failed", "ReadTimeout", "run again, what is there is kept")
+
+
 def test_a_download_that_was_ended_goes_on_in_the_next_process(hub, tmp_path):
     """The disk refuses after 200,000 bytes of a file; the second try takes only what is missing."""
     full = hub.sa3(tmp_path, "get", "small-music", "--accept-licence", limit=200_000)

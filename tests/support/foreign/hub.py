@@ -28,6 +28,8 @@ class Hub:
     repositories: dict[str, Path]  # folders by id
     status: int = 200  # of every answer
     cut: dict[str, int] = field(default_factory=dict)  # file -> bytes after which its next download breaks off
+    stalls: dict[str, list[int]] = field(default_factory=dict)  # file -> bytes after which its next downloads hang
+    over: threading.Event = field(default_factory=threading.Event)  # what hangs is let go
     lies: set[str] = field(default_factory=set)  # files that it announces with another hash
     licence: str | None = None  # in the model card
     asked: list[tuple[str, str]] = field(default_factory=list)  # method or range, path
@@ -170,6 +172,11 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             if self.command == "GET" and name in hub.cut:
                 self.close_connection = True
                 return self.answer(status, body[start : hub.cut.pop(name)], headers, length=len(body) - start)
+            if self.command == "GET" and hub.stalls.get(name):
+                self.close_connection = True
+                self.answer(status, body[start : hub.stalls[name].pop(0)], headers, length=len(body) - start)
+                hub.over.wait(60)
+                return None
             return self.answer(status, body[start:], headers)
 
     return Handler
@@ -204,5 +211,6 @@ def serving(repositories: dict[str, Path]) -> Iterator[Hub]:
     try:
         yield hub
     finally:
+        hub.over.set()
         server.shutdown()
         server.server_close()

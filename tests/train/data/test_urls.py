@@ -6,11 +6,17 @@ import json
 import shutil
 import stat
 import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
 
 import pytest
 
+from sa3_torch.train.data import urls
 from sa3_torch.train.data.urls import FetchError, check_url, expand, open_url
 
 
@@ -106,7 +112,7 @@ def _program(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPat
         ),
         ("echo one >&2; echo 'fatal error: 403' >&2; exit 1", "fatal error: 403"),
         ("exit 7", "exit code 7"),
-        ("head -c 400 /dev/zero; exit 18", "exit code 18"),
+        ('case "$*" in *" -C 400 "*) exit 18; esac; head -c 400 /dev/zero; exit 18', "exit code 18"),
     ],
 )
 def test_an_address_that_cannot_be_fetched_is_one_line(
@@ -116,6 +122,7 @@ def test_an_address_that_cannot_be_fetched_is_one_line(
     pytest.importorskip("webdataset", reason="the training extra is not installed")
     from sa3_torch.train.data.shards import index_shards, open_index, read_shard
 
+    monkeypatch.setattr(urls, "_PAUSE_SECONDS", 0.0)
     _program(tmp_path / "bin", "curl", script, monkeypatch)
     url = "https://a.invalid/x-{0..1}.tar"
     for fails in (
@@ -144,6 +151,104 @@ def test_a_stream_that_is_left_early_ends_its_program(tmp_path: Path, monkeypatc
     with open_url("https://a.invalid/x.tar") as stream:
         assert stream.read(10) == bytes(10)
     assert stream._process.returncode is not None  # type: ignore[attr-defined]
+
+
+# --- connections that stall or break off
+
+_BODY = bytes(range(256)) * 20_000  # 5 MB
+
+
+@dataclass
+class _Place:
+    """A server of one file that sends so many bytes an answer, then nothing more, until the client goes."""
+
+    sends: int
+    hangs: int  # so many answers, the first ones
+    breaks: bool = False  # the connection ends where it would hang
+    asked: list[str] = field(default_factory=list)  # ranges
+    over: threading.Event = field(default_factory=threading.Event)
+
+
+@contextmanager
+def _serving(place: _Place) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            asked = self.headers.get("Range") or ""
+            place.asked.append(asked)
+            first = int(asked.removeprefix("bytes=").rstrip("-") or 0)
+            self.send_response(206 if asked else 200)
+            self.send_header("Content-Length", str(len(_BODY) - first))
+            self.send_header("Content-Range", f"bytes {first}-{len(_BODY) - 1}/{len(_BODY)}")
+            self.end_headers()
+            if len(place.asked) > place.hangs:
+                self.wfile.write(_BODY[first:])
+                return
+            self.wfile.write(_BODY[first : first + place.sends])
+            self.wfile.flush()
+            if not place.breaks:
+                place.over.wait(60)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/a.tar"
+    finally:
+        place.over.set()
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(urls, "_STALLED_SECONDS", 0.7)
+    monkeypatch.setattr(urls, "_PAUSE_SECONDS", 0.0)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@pytest.mark.parametrize("breaks", [False, True])
+def test_a_connection_that_stalls_or_breaks_off_is_gone_on_with(breaks: bool) -> None:
+    place = _Place(sends=1_000_000, hangs=3, breaks=breaks)
+    with _serving(place) as url, open_url(url) as stream:
+        assert stream.read(100) == _BODY[:100]
+        assert stream.read() == _BODY[100:] and stream.read() == b""
+    begins = [int(asked.removeprefix("bytes=").rstrip("-") or 0) for asked in place.asked]
+    assert len(begins) == 4 and all(0 <= 1_000_000 * n - at < 1 << 17 for n, at in enumerate(begins))  # curl's buffer
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@pytest.mark.parametrize("sends", [0, 1000])
+def test_a_connection_that_stalls_for_ever_is_one_line(sends: int) -> None:
+    place = _Place(sends=sends, hangs=99)
+    with _serving(place) as url, open_url(url) as stream:
+        with pytest.raises(FetchError, match=r"a\.tar: could not be fetched \(nothing came for 0\.7 s\); look at"):
+            stream.read()
+        assert len(place.asked) == 4
+        assert stream._process.returncode is not None  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_program_that_begins_at_the_start_only_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """aws prints all of it again: what had come is left out; a shorter file is no end of the longer one."""
+    (tmp_path / "file").write_bytes(_BODY)
+    (tmp_path / "tries").write_text("")
+    script = f'echo x >> {tmp_path}/tries; [ $(wc -l < {tmp_path}/tries) -gt 1 ] && exec cat "{tmp_path}/file"'
+    _program(tmp_path / "bin", "aws", f'{script}; head -c 700000 "{tmp_path}/file"; exec sleep 60', monkeypatch)
+    with open_url("s3://bucket/a.tar") as stream:
+        assert stream.read() == _BODY
+    (tmp_path / "tries").write_text("")
+    with open_url("s3://bucket/a.tar") as stream:
+        assert stream.read(700_000) == _BODY[:700_000]
+        (tmp_path / "file").write_bytes(_BODY[:600_000])
+        with pytest.raises(FetchError, match="it ends at byte 600000, 700000 had come before it broke off"):
+            stream.read(1)
 
 
 def test_a_connection_that_fails_leaves_no_recording_out(
