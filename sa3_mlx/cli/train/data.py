@@ -218,6 +218,26 @@ def index(pattern: str, out: Path) -> None:
     report(f"{out}: {found.samples} recordings in {len(found.shards)} shards")
 
 
+@data.command("verify")
+@click.argument("place")
+def verify(place: str) -> None:
+    """Compare latents, or shards, with the hashes of their index, byte by byte: after a copy, or in doubt.
+
+    PLACE is a folder of latents or shards, or the index of shards, or a URL of it. `sa3 data gate` does it, too.
+    """
+    _need_torch()
+    from sa3_torch.train.data.clip_cache import read_index
+    from sa3_torch.train.data.latents import LATENT_FORMAT, verify_latents
+    from sa3_torch.train.data.shards import SHARD_FORMAT, verify_shards
+
+    local = "://" not in place and not place.endswith(".json")
+    if local and read_index(Path(place), LATENT_FORMAT, SHARD_FORMAT)["format"] == LATENT_FORMAT:
+        count = verify_latents(Path(place), _bar("verify", "file"))
+    else:
+        count = verify_shards(place, progress=_bar("verify", "shard"))
+    report(f"{place}: {count} shards as they were written")
+
+
 @data.command("gate")
 @click.argument("latents", type=FOLDER)
 @click.option("--data", type=FOLDER, required=True, help="What was encoded: clip cache, folder or shards.")
@@ -225,16 +245,18 @@ def index(pattern: str, out: Path) -> None:
 @click.option("--items", type=click.IntRange(1), default=16, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
 def gate(latents: Path, data: Path, autoencoder: Path, items: int, as_json: bool) -> None:
-    """Check that pre-encoded latents decode as well as fresh ones. Exit code 1 when they do not.
+    """Check that pre-encoded latents are undamaged and decode as well as fresh ones. Exit code 1 when they do not.
 
     What was found is noted in the folder of the latents; training reads it.
     """
     _need_torch()
     from sa3_torch.train.autoencoder.gate import check_latents
     from sa3_torch.train.data.encode.sources import open_source
+    from sa3_torch.train.data.latents import verify_latents
 
     config = ModelConfig.load(autoencoder)
     source = open_source(data, config.sample_rate, config.audio_channels)
+    verify_latents(latents, _bar("verify", "file"))
     found = check_latents(latents, source, autoencoder, items=items, progress=_bar("gate", "item"))
     show(json.dumps(found.to_json()) if as_json else str(found))
     if not found.good:

@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -38,6 +38,7 @@ from .recordings import check_empty
 
 LATENT_FORMAT = "sa3-latents/2"
 GATE_FILE = "gate.json"
+SILENCE_FILE = "silence.safetensors"
 _HEADER_BYTES = 256  # of a shard, so that it can be filled in when the number of rows is known
 _STATISTICS_ROWS = 1 << 16
 
@@ -122,7 +123,14 @@ class ShardFile:
 def write_silence(folder: Path, silence: Tensor) -> None:
     """Write ``silence`` (C,), the latent of zeros."""
     values = silence.detach().float().cpu().numpy()
-    write_tensors(folder / "silence.safetensors", [array_entry("silence", np.ascontiguousarray(values))], {})
+    write_tensors(folder / SILENCE_FILE, [array_entry("silence", np.ascontiguousarray(values))], {})
+
+
+def write_index(folder: Path, autoencoder: str, shards: int) -> None:
+    """Write the index, last: now the folder is complete."""
+    silence = file_hash(folder / SILENCE_FILE)
+    index = {"format": LATENT_FORMAT, "autoencoder": autoencoder, "shards": shards, "silence": silence}
+    write_json(folder / "index.json", index)
 
 
 def write_latents(
@@ -144,7 +152,7 @@ def write_latents(
             raise ValueError(f"no latents for {folder}")
         write_json(path.with_suffix(".json"), {"rows": shard.rows, "hash": shard.close(), "items": items})
         write_silence(partial, silence)
-        write_json(partial / "index.json", {"format": LATENT_FORMAT, "autoencoder": autoencoder, "shards": 1})
+        write_index(partial, autoencoder, shards=1)
     return LatentSet(folder, autoencoder=autoencoder)
 
 
@@ -180,7 +188,7 @@ class LatentSet:
     def __init__(self, *folders: Path, autoencoder: str, shards: int | None = None) -> None:
         self.folders, self.autoencoder = folders, autoencoder
         counts = [(folder, _count(folder, autoencoder) if shards is None else shards) for folder in folders]
-        quiet = folders[0] / "silence.safetensors"
+        quiet = folders[0] / SILENCE_FILE
         with _reading(quiet):
             silence: Any = safe_open(quiet, framework="pt")  # the library is untyped
             self.silence: Tensor = silence.get_tensor("silence")
@@ -274,15 +282,43 @@ class LatentSet:
             )
 
 
+def verify_latents(folder: Path, progress: Callable[[Sequence[Path]], Iterable[Path]] = iter) -> int:
+    """Read all files of a folder through and compare them with the hashes beside them; return how many shards.
+
+    Opening compares none, as that would read everything. ``progress`` goes through the files, with a bar for example.
+    Raises ValueError for a file that has changed; then the folder has not passed the gate, either.
+    """
+    index = read_index(folder, LATENT_FORMAT)
+    count = _count(folder, str(index.get("autoencoder")))
+    hashes = {shard_path(folder, number): _described(folder, number)["hash"] for number in range(count)}
+    if "silence" in index:  # not in that of an earlier version
+        hashes[folder / SILENCE_FILE] = index["silence"]
+    for path in progress(list(hashes)):
+        with _reading(path):
+            found = file_hash(path)
+        if found != hashes[path]:
+            (folder / GATE_FILE).unlink(missing_ok=True)
+            raise ValueError(
+                f"{path}: has changed since it was written ({found[:15]}... in place of {quoted(hashes[path])[1:16]}"
+                "...); get a good copy, or remove the folder and encode the recordings again"
+            )
+    return count
+
+
+def _described(folder: Path, number: int) -> dict[str, Any]:
+    """Read what stands beside a shard. Raises ValueError where hash or items are missing."""
+    path = shard_path(folder, number).with_suffix(".json")
+    about = read_object(path)
+    if not isinstance(about.get("hash"), str) or "items" not in about:
+        raise ValueError(f"{path}: hash is {quoted(about.get('hash'))}; encode the recordings again")
+    return about
+
+
 def _identity(folders: Iterable[Path], autoencoder: str) -> str:
     """Return the hash of what stands beside the shards of folders."""
     found = hashlib.sha256()
     for folder in folders:
         for number in range(_count(folder, autoencoder)):
-            path = shard_path(folder, number).with_suffix(".json")
-            about = read_object(path)
-            if not isinstance(about.get("hash"), str) or "items" not in about:
-                raise ValueError(f"{path}: hash is {quoted(about.get('hash'))}; encode the recordings again")
-            described = json.dumps([about["hash"], about["items"]], sort_keys=True)
-            found.update(described.encode("utf-8"))
+            about = _described(folder, number)
+            found.update(json.dumps([about["hash"], about["items"]], sort_keys=True).encode("utf-8"))
     return f"sha256:{found.hexdigest()}"

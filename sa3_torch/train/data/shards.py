@@ -204,6 +204,22 @@ def index_shards(pattern: str, out: Path, *, progress: Callable[[Names], Iterabl
     return ShardIndex(shards=tuple(shards))
 
 
+def verify_shards(place: str, *, progress: Callable[[Sequence[Shard]], Iterable[Shard]] = iter) -> int:
+    """Read the shards of an index through and compare them with its hashes; return how many they are.
+
+    Training does not, as a stream is read only as far as it is used. Raises ValueError as ``open_index``, and for a
+    shard that has changed; FetchError.
+    """
+    shards = open_index(place).shards
+    for shard in progress(shards):
+        with open_url(shard.name) as stream:
+            watched = _Watched(stream)
+            watched.finish()
+        if f"sha256:{watched.digest.hexdigest()}" != shard.hash:
+            raise ValueError(f"{shard.name}: has changed since it was indexed; get a good copy, or index it again")
+    return len(shards)
+
+
 class _Watched:
     """Read a stream and keep size and hash of what was read."""
 

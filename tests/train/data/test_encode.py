@@ -18,6 +18,7 @@ torch = pytest.importorskip("torch", reason="the training twin needs torch")
 import soundfile
 
 from sa3_mlx.cli.app import run
+from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.model.chunks import halo
 from sa3_torch.same import SAME
 from sa3_torch.train.autoencoder.gate import check_latents
@@ -172,6 +173,7 @@ _COMMANDS = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
 from sa3_mlx.cli.app import run
+from sa3_mlx.common.files.safetensors import file_hash
 if sys.argv[2] == "slow":
     from sa3_torch.train.data.encode.pre_encode import PreEncoder
     inner = PreEncoder._recording
@@ -325,12 +327,41 @@ def test_the_gate_passes_right_latents_and_stops_wrong_ones(
     data = bytearray(path.read_bytes())
     values = np.frombuffer(data, "<f4", offset=256).copy()
     path.write_bytes(data[:256] + (3 * values).tobytes())
+    about = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps({**about, "hash": file_hash(path)}))  # written wrongly, not damaged
     capsys.readouterr()
     latents = LatentSet(out, autoencoder=load_autoencoder(autoencoder)[1])
-    latents.check_gate()
     assert run([*common, "--json"]) == 1 and json.loads(capsys.readouterr().out)["good"] is False
     with pytest.raises(ValueError, match=r"`sa3 data gate` failed: log-mel distance [\d.]+, of fresh latents"):
         latents.check_gate()
+
+
+def test_a_byte_that_changed_is_noticed_when_all_are_looked_at(
+    folder: Path, autoencoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By ``data verify``, and by the gate that every folder passes before training; opening reads no latents."""
+    out = tmp_path / "out"
+    assert run(["pre-encode", "--data", str(folder), "--autoencoder", str(autoencoder), "--out", str(out)]) == 0
+    gate = ["data", "gate", str(out), "--data", str(folder), "--autoencoder", str(autoencoder)]
+    assert run(gate) == 0
+    latents = LatentSet(out, autoencoder=load_autoencoder(autoencoder)[1])
+    for name in ("shard-00000.safetensors", "silence.safetensors"):
+        assert run(["data", "verify", str(out)]) == 0 and "1 shards as they were written" in capsys.readouterr().out
+        latents.check_gate()
+        good = (out / name).read_bytes()
+        (out / name).write_bytes(good[:-3] + bytes([good[-3] ^ 1]) + good[-2:])
+        for line in (["data", "verify", str(out)], gate):
+            assert run(line) == 2
+            said = capsys.readouterr().err
+            assert f"{out / name}: has changed since it was written (sha256:" in said and said.count("\n") == 1
+            with pytest.raises(ValueError, match="has not been run on these latents"):
+                latents.check_gate()
+        (out / name).write_bytes(good)
+        assert run(gate) == 0
+    index = json.loads((out / "index.json").read_text())
+    del index["silence"]  # as an earlier version wrote it
+    (out / "index.json").write_text(json.dumps(index))
+    assert run(["data", "verify", str(out)]) == 0
 
 
 def test_silence_is_constant_in_the_interior(autoencoder: Path) -> None:

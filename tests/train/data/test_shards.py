@@ -205,6 +205,20 @@ def test_an_index_that_does_not_fit_its_shards_is_named(packed: Path, tmp_path: 
         stream.sample(0)
 
 
+def test_a_byte_of_a_shard_that_changed_is_noticed(folder: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "shards"
+    write_shards(folder, out, shard_bytes=60_000, captions_required=True)
+    for place in (out, out / "index.json"):
+        assert run(["data", "verify", str(place)]) == 0 and "shards as they were written" in capsys.readouterr().out
+    tar = out / "audio-000001.tar"
+    data = tar.read_bytes()
+    tar.write_bytes(data[:2000] + bytes([data[2000] ^ 4]) + data[2001:])
+    assert run(["data", "verify", str(out)]) == 2
+    assert capsys.readouterr().err == (
+        f"sa3: {tar}: has changed since it was indexed; get a good copy, or index it again\n"
+    )
+
+
 @pytest.mark.parametrize(("now", "found"), [(1, "fewer"), (3, "more")])
 def test_a_shard_that_was_made_again_is_not_encoded_by_its_old_index(
     now: int, found: str, folder: Path, tmp_path: Path

@@ -29,7 +29,7 @@ from sa3_mlx.common.version import version
 from sa3_torch.same import SAME
 from sa3_torch.train.data.clip_cache import Audio
 from sa3_torch.train.data.entries import parse_entries
-from sa3_torch.train.data.latents import LATENT_FORMAT, LatentItem, LatentSet, ShardFile, shard_path, write_silence
+from sa3_torch.train.data.latents import LatentItem, LatentSet, ShardFile, shard_path, write_index, write_silence
 from sa3_torch.train.data.recordings import ATTRIBUTION, SILENT, TOLERATED, Credit, refuse_failures, write_attribution
 from sa3_torch.train.data.shards import StaleIndexError
 from sa3_torch.train.data.urls import FetchError
@@ -331,8 +331,7 @@ class PreEncoder:
         if not latents.items:
             raise ValueError(f"{self.out}: nothing could be encoded: every recording is silent or not readable")
         self._write_details(latents)
-        index = {"format": LATENT_FORMAT, "autoencoder": self.digest, "shards": count}
-        write_json(self.out / "index.json", index)  # now the folder is complete
+        write_index(self.out, self.digest, count)
 
     def _write_details(self, latents: LatentSet) -> None:
         mean, deviation = latents.statistics(None)
