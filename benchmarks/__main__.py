@@ -43,6 +43,8 @@ SECTIONS: Sections = {
         ),
         "drift": ("quality.drift", "drift", "How a piece of an hour drifts, with and without the anchor."),
         "over-time": ("quality.over_time", "over_time", "One instrument after the other: by frames, by windows."),
+        "music-runs": ("music.runs", "runs", "What is special about music, once each with a model of a real size."),
+        "seams": ("music.seams", "seams", "Where kept and made sound meet: feathers, continuations."),
         "loops": ("music.loops", "loops_command", "Ways to make a loop, by the score of its joint."),
         "variation": ("quality.variation", "variation", "Audio-to-audio with both schedules."),
     },

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sa3_mlx.common.generation.events import AudioChunk, Latents, PieceFinished, Stepped, WindowMade
+from sa3_mlx.common.generation.events import AudioChunk, Latents, PieceFinished, Stepped, Stopwatch, WindowMade
 from sa3_mlx.common.generation.long.around import around
 from sa3_mlx.common.generation.long.run import Anchor, Tail
 from sa3_mlx.common.generation.long.store import FolderStore
 from sa3_mlx.common.generation.long.windows import layout
 from sa3_mlx.common.generation.request import InitAudio, Inpaint, Item, LongForm, Patch, Request, TimedPrompt
+from sa3_mlx.common.measures.drift import DriftMeter
 from sa3_mlx.common.memory.prediction import predict
 from sa3_mlx.common.model.precision import Precision
 from sa3_mlx.common.model.presets import PRESETS
@@ -341,3 +342,20 @@ def test_a_prompt_over_time_changes_nothing_before_it(twin: Twin, random_models:
     item = replace(request().items[0], prompts_over_time=(TimedPrompt(start=90 * FRAME, prompt="bell"),))
     plain, timed = parts(pipeline, request())[0], parts(pipeline, replace(request(), items=(item,)))[0]
     assert np.array_equal(plain[:84], timed[:84]) and not np.array_equal(plain[84:], timed[84:])
+
+
+def test_what_is_measured_on_the_way_does_not_grow() -> None:
+    """Times of single steps are added up after every window, and of a minute's sound four numbers are held."""
+    ticks = iter(range(1000))
+    watch = Stopwatch("sample", "decode", mark=lambda: next(ticks))
+    for _ in range(50):
+        for stage in ("sample", "decode", "sample"):
+            with watch(stage):
+                pass
+        watch.settle()
+        assert not any(watch._spans.values())
+    assert watch.seconds == {"sample": 100.0, "decode": 50.0}
+    meter = DriftMeter(8000, 512)
+    for _ in range(100):
+        meter.add_audio(np.random.default_rng(0).normal(0, 0.1, (60 * 800, 2)))
+    assert sum(block.nbytes for block in meter._blocks.values()) == len(meter.rows()) * 4 * 8 == 10 * 32

@@ -248,12 +248,19 @@ class Stopwatch:
         between: Callable[[Any, Any], float] = lambda start, stop: stop - start,
     ) -> None:
         self._spans: dict[str, list[tuple[Any, Any]]] = {stage: [] for stage in stages}
+        self._settled = dict.fromkeys(stages, 0.0)
         self._mark, self._between = mark, between
 
     @property
     def seconds(self) -> dict[str, float]:
         """Return the seconds of every stage until now."""
-        return {stage: sum(self._between(*span) for span in spans) for stage, spans in self._spans.items()}
+        spans = self._spans.items()
+        return {stage: self._settled[stage] + sum(self._between(*span) for span in own) for stage, own in spans}
+
+    def settle(self) -> None:
+        """Add up until now and hold no single span, so that a long piece holds no more than a short one."""
+        self._settled = self.seconds
+        self._spans = {stage: [] for stage in self._spans}
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:

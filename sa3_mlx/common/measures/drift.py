@@ -35,7 +35,7 @@ class DriftMeter:
 
     def __init__(self, sample_rate: int, samples_per_latent: int, span_seconds: float = SPAN_SECONDS) -> None:
         self._rate, self._ratio, self._seconds = sample_rate, samples_per_latent, span_seconds
-        self._blocks: dict[int, NDArray[np.float64]] = {}  # squares, samples, then the power spectrum
+        self._blocks: dict[int, NDArray[np.float64]] = {}  # squares, samples, power, power times Hz
         self._sums: dict[int, NDArray[np.float64]] = {}  # (3, C): frames, sums, sums of squares
         self._rest, self._samples, self._frames = np.zeros(0), 0, 0
 
@@ -47,10 +47,12 @@ class DriftMeter:
         spans = self._spans(self._samples + np.arange(whole) * WINDOW)
         self._samples += whole * WINDOW
         power = np.abs(np.fft.rfft(blocks * np.hanning(WINDOW + 1)[:-1], axis=1)) ** 2
+        frequencies = np.fft.rfftfreq(WINDOW, 1 / self._rate)
         for span in np.unique(spans):
             own = spans == span
-            squares = [float((blocks[own] ** 2).sum()), float(own.sum() * WINDOW)]
-            self._blocks[span] = self._blocks.get(span, 0.0) + np.concatenate([squares, power[own].sum(axis=0)])
+            heard = power[own].sum(axis=0)
+            sums = (blocks[own] ** 2).sum(), own.sum() * WINDOW, heard.sum(), heard @ frequencies
+            self._blocks[span] = self._blocks.get(span, 0.0) + np.array(sums, np.float64)
 
     def add_latents(self, latents: NDArray[np.floating]) -> None:
         """Take the next frames."""
@@ -69,7 +71,7 @@ class DriftMeter:
         rows, first = list[DriftRow](), None
         for start in range(0, count, together):
             span = range(start, start + together)
-            audio = sum((self._blocks[one] for one in span if one in self._blocks), np.zeros(WINDOW // 2 + 3))
+            audio = sum((self._blocks[one] for one in span if one in self._blocks), np.zeros(4))
             frames, total, squares = sum((self._sums[one] for one in span if one in self._sums), np.zeros((3, 1)))
             mean = total / np.maximum(frames, 1)
             spread = np.sqrt(np.maximum(squares / np.maximum(frames, 1) - mean**2, 0))
@@ -79,13 +81,12 @@ class DriftMeter:
         return rows
 
     def _row(self, span: int, audio: NDArray[np.float64], latents: NDArray[np.float64], moved: float) -> DriftRow:
-        squares, samples, power = audio[0], audio[1], audio[2:]
+        squares, samples, power, weighted = audio
         level = 10 * math.log10(squares / samples) if squares > 0 else _SILENCE_DB
-        frequencies = np.fft.rfftfreq(WINDOW, 1 / self._rate)
         return DriftRow(
             start=span * self._seconds,
             level_db=max(_SILENCE_DB, level),
-            centroid_hz=float(power @ frequencies / power.sum()) if power.any() else 0.0,
+            centroid_hz=float(weighted / power) if power > 0 else 0.0,
             mean=float(latents[0].mean()),
             spread=float(latents[1].mean()),
             moved=moved,

@@ -169,6 +169,7 @@ def _run(
             if residency != "run":
                 pipeline.free("same")
             tail.forget(_needed(parts, window, tail.stop, chunk))
+            watch.settle()
         ways = pipeline.choices.differing(pipeline.choices.now())
         seams = () if paste is None else paste.seams()
         yield PieceFinished(request=request, seams=seams, timings=watch.seconds, ways=ways)
