@@ -30,6 +30,7 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (Full, 507),
     (ConfigError, 422),
     (ValueError, 422),
+    (ImportError, 501),
     (FileNotFoundError, 404),
     (OSError, 500),
 )

@@ -22,6 +22,8 @@ from sa3_mlx.common.model.lengths import longest
 from sa3_mlx.common.model.sampling import Guidance, Sampling
 from sa3_mlx.common.schema import Config, ConfigError, quoted, require
 
+from .store.records import SECONDS_MAX
+
 Kind = Literal["generate", "vary", "inpaint", "extend", "encode", "decode"]
 MAKING: tuple[Kind, ...] = ("generate", "vary", "inpaint", "extend")  # with a request, as the commands
 PRIORITIES = (-10, 10)
@@ -63,6 +65,7 @@ class Order(Config):
     model: str  # installed name
     request: dict[str, Any] | None = None  # of kinds that make sounds
     source: str | None = None  # sound to start from
+    near: str | None = None  # sound that these are variations of, made as it was
     adapters: tuple[AdapterChoice, ...] = ()
     priority: int = 0  # higher ones run first
     exact: bool = False  # by itself, in no batch with other jobs: the bits of the command's file
@@ -128,7 +131,7 @@ def complete(
     if kind == "extend" and source is not None:
         request = replace(request, inpaint=extend(source.audio, request.items[0].seconds, config))
     _check_kind(kind, request)
-    require(request.long is None, f"request.long: long pieces are made by 'sa3 generate'; here up to {longest(config)}")
+    _check_long(kind, request, config)
     validate(request, config)
     return request
 
@@ -183,6 +186,16 @@ def complete_sampling(given: object, usual: Sampling) -> dict[str, Any]:
         decode_noise=False,
     )
     return options.resolved(usual).to_dict()
+
+
+def _check_long(kind: Kind, request: Request, config: ModelConfig) -> None:
+    """Refuse long pieces of edits, and those that a server does not keep."""
+    if request.long is not None:
+        edited = f"request.long: {kind} takes what fits into a clip of {config.name}, up to {longest(config)}"
+        require(kind == "generate", edited)
+        seconds = request.items[0].seconds if request.items else 0.0
+        longer = f"seconds is {seconds:g}: a server makes up to {SECONDS_MAX:g} s, 'sa3 generate' a day"
+        require(seconds <= SECONDS_MAX, longer)
 
 
 def _check_kind(kind: Kind, request: Request) -> None:

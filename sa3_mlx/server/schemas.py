@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from sa3_mlx.cli.options.choice import USUAL_SPREAD
 from sa3_mlx.common.generation.request import ITEMS_MAX, Item, Request
 from sa3_mlx.common.model.sampling import Guidance, Sampling
 from sa3_mlx.common.schema import Config
@@ -86,6 +87,17 @@ class JobBody(BaseModel):
     def plain(self) -> dict[str, Any]:
         """Return what was given, as JSON."""
         return self.model_dump(exclude_unset=True)
+
+
+class NearBody(BaseModel):
+    """Ask for variations near a sound."""
+
+    model_config = _STRICT
+
+    variations: int = Field(4, ge=1, le=ITEMS_MAX)
+    spread: float = Field(
+        USUAL_SPREAD, ge=0, le=1, description="How far: 0 is the sound itself, 1 that of another seed."
+    )
 
 
 class StarBody(BaseModel):

@@ -16,6 +16,8 @@ import numpy as np
 from sa3_mlx.cli.home import find_model
 from sa3_mlx.cli.models.listing import parameters
 from sa3_mlx.cli.notes import unheard
+from sa3_mlx.cli.options.choice import nearby
+from sa3_mlx.common.generation.checks import validate
 from sa3_mlx.common.generation.clips import open_tokenizer
 from sa3_mlx.common.generation.request import Request
 from sa3_mlx.common.installed import DAMAGE, Model, installed, open_model
@@ -29,7 +31,7 @@ from .feeds import JobEvent
 from .orders import MAKING, Order, adapter_names, complete, find_kind
 from .presets import known_prompts
 from .settings import Settings
-from .store.records import JobRecord, SoundRecord
+from .store.records import SECONDS_MAX, JobRecord, SoundRecord
 from .store.store import Store
 
 _PATIENCE = 1.0  # seconds between looks at the place of a job in the queue
@@ -154,9 +156,39 @@ class Studio:
         if order.kind not in MAKING:
             self._check_coding(order)
             return self.engine.submit(order, None)
+        return self._queue(order, self._request(order, model), model)
+
+    def near(self, sound_id: str, count: int, spread: float) -> JobRecord:
+        """Queue variations near a sound: what made it, with its noise turned towards that of other seeds.
+
+        Raises Missing, and ValueError for a sound that has no noise of one seed.
+        """
+        found = self.sound(sound_id)
+        order = Order.from_dict(self.maker(found).order, where="job")
+        require(order.kind in MAKING, f"{found.id} was made of latents and has no seed; take the sound they are of")
+        model = self.model(order.model)
+        request = self._request(order, model)
+        item = request.items[found.item]
+        require(item.toward is None, f"{found.id} is near another sound already; take that one, with seed {item.seed}")
+        request = replace(
+            request,
+            items=nearby(item, count, spread),
+            init=request.init[found.item] if isinstance(request.init, tuple) else request.init,
+            inpaint=request.inpaint[found.item] if isinstance(request.inpaint, tuple) else request.inpaint,
+        )
+        validate(request, model.config)
+        return self._queue(replace(order, request=request.to_dict(), near=found.id), request, model)
+
+    def maker(self, sound: SoundRecord) -> JobRecord:
+        """Return the job that made a sound. Raises ValueError for an upload."""
+        if sound.job is None:
+            raise ValueError(f"{sound.id} was uploaded, not made here: there is nothing to make again")
+        return self.job(sound.job)
+
+    def _request(self, order: Order, model: Model) -> Request:
+        """Return the request of an order, with the audio that it starts from."""
         source = None if order.source is None else read_source(self.store, order.source, model, order.request or {})
-        request = order.read_request(None if source is None else source.audio)
-        return self._queue(order, request, model)
+        return order.read_request(None if source is None else source.audio)
 
     def job(self, job_id: str) -> JobRecord:
         """Return a job. Raises Missing."""
@@ -244,6 +276,7 @@ def _facts(folder: Path, name: str) -> dict[str, Any]:
         "sample_rate": config.sample_rate,
         "channels": config.audio_channels,
         "max_seconds": config.max_seconds,
+        "longest_piece": SECONDS_MAX,  # in windows
         "shortest_region": config.same.samples_per_latent / config.sample_rate,
         "sampling": usual.to_dict(),
         "dial": config.dial is not None,  # whether it takes a strength

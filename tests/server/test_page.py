@@ -36,7 +36,7 @@ def test_what_is_made_on_the_page_is_the_command_s_file(
 
 
 def test_a_sound_is_played_and_shown_while_it_is_made(page: Page) -> None:
-    page.page.locator("summary").first.click()
+    page.page.locator("#more summary").click()
     page.page.check("#early")
     page.page.fill("#steps", "150")
     page.page.fill("#prompt", "organ chord C major")
@@ -53,8 +53,14 @@ def test_a_sound_is_played_and_shown_while_it_is_made(page: Page) -> None:
     api.expect(page.page.locator("#play")).to_have_text("Play")
 
 
+def test_several_variations_are_followed_to_their_end(page: Page) -> None:
+    page.page.fill("#variations", "2")
+    page.make("snare drum", "0.5", 22)
+    api.expect(page.page.locator("#spoken")).to_have_text("Made: snare drum, 2 sounds.")
+
+
 def test_escape_cancels(page: Page, studio: Live) -> None:
-    page.page.locator("summary").first.click()
+    page.page.locator("#more summary").click()
     page.page.fill("#steps", "1000")
     page.page.fill("#prompt", "pink noise")
     page.page.click("#generate")
@@ -91,6 +97,7 @@ def test_regions_extension_variation_undo_and_comparison(page: Page, studio: Liv
     assert third["kind"] == "extend" and third["seconds"] == 3.0
 
     page.page.locator("#strength").fill("0.4")
+    assert page.text("strength-text") == "0.40"
     page.page.click("#vary")
     page.versions(4)
     fourth = studio.get("/api/sounds?limit=1").json[0]
@@ -202,7 +209,7 @@ def test_many_jobs_leave_the_page_its_connections(page: Page, studio: Live) -> N
 
 
 def test_errors_are_sentences(page: Page) -> None:
-    page.page.locator("summary").first.click()
+    page.page.locator("#more summary").click()
     page.page.fill("#negative", "drums")
     page.page.fill("#prompt", "piano note A4")
     page.page.click("#generate")
@@ -243,6 +250,15 @@ def test_the_list_of_the_interface_is_shown(browser: Any, studio: Live) -> None:
     page.goto(f"http://127.0.0.1:{studio.port}/docs")
     page.get_by_text("POST /api/jobs", exact=True).wait_for()
     assert page.locator("details").count() > 25
+    page.close()
+
+
+@pytest.mark.parametrize("size", list(WIDTHS))
+def test_fields_of_a_row_stand_beside_each_other(browser: Any, studio: Live, size: str) -> None:
+    page = Page(browser, studio.port, width=WIDTHS[size])
+    for row in (("seconds", "variations"), ("bpm", "bars")):
+        boxes = [page.page.locator(f"#{name}").bounding_box() for name in row]
+        assert boxes[0]["y"] == boxes[1]["y"] and boxes[0]["x"] < boxes[1]["x"], row
     page.close()
 
 

@@ -65,11 +65,13 @@ def test_a_sound_is_dragged_out_as_the_file_that_is_downloaded(page: Page, studi
 
 def test_every_control_has_a_role_and_a_name(page: Page) -> None:
     page.make("violin note G3", "1.5", 32)
-    page.page.locator("summary").first.click()
+    for name in ("more", "over-time", "finish"):
+        page.page.locator(f"#{name} summary").click()
     page.page.click("#add")
+    page.page.click("#add-prompt")
     found = [(node["role"]["value"], node["name"]["value"]) for node in nodes(page) if "name" in node]
     named = [(role, name) for role, name in found if role in CONTROLS]
-    assert len(named) > 40
+    assert len(named) > 60
     assert not [role for role, name in named if not name.strip()]
     focusable = page.page.locator("a[href], button, input, select, textarea, summary, [tabindex='0']").count()
     assert focusable <= len(named) + 5  # hidden ones, such as those of the dialog
@@ -88,7 +90,7 @@ def test_what_happens_is_spoken(page: Page) -> None:
     assert any(text.startswith("step ") for text in heard)
     assert sum(text.startswith("step ") for text in heard) <= 4  # a reader is not talked to death
     assert heard[-1] == "Made: flute note D4, one sound."
-    page.page.locator("summary").first.click()
+    page.page.locator("#more summary").click()
     page.page.fill("#negative", "drums")
     page.page.click("#generate")
     api.expect(page.page.locator("[role=status]", has_text="negative prompt has no effect")).to_be_visible()

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import click
 
-from sa3_mlx.common.generation.request import Request
+from sa3_mlx.common.generation.request import Item, Request
 
 TRIES_MAX = 256
 USUAL_SPREAD = 0.2
@@ -70,13 +70,15 @@ class ChoiceOptions:
         return tuple(
             replace(
                 request,
-                items=tuple(
-                    replace(request.items[0], toward=request.items[0].seed + number, spread=spread)
-                    for number in range(1, self.variations + 1)
-                ),
+                items=nearby(request.items[0], self.variations, spread),
             )
             for request in requests
         )
+
+
+def nearby(item: Item, count: int, spread: float) -> tuple[Item, ...]:
+    """Return clips near one, whose noise is turned from that of its seed to those of the seeds after it."""
+    return tuple(replace(item, toward=item.seed + number, spread=spread) for number in range(1, count + 1))
 
 
 def single(requests: Sequence[Request]) -> tuple[Request, ...]:

@@ -9,7 +9,6 @@ from typing import Annotated, get_args
 import click
 
 from sa3_mlx.common.delivery.settings import Delivery
-from sa3_mlx.common.files.encoders import usual_rate
 from sa3_mlx.common.files.wav import Subtype
 from sa3_mlx.common.generation.request import DEFAULT_CROSSFADE_MS
 
@@ -110,10 +109,9 @@ class DeliveryOptions:
 
     def delivery(self, sample_rate: int, subtype: Subtype) -> Delivery:
         """Return what happens to a sound of a model with this rate in a file of this kind. Raises ConfigError."""
-        usual = usual_rate(subtype, sample_rate)
-        return Delivery(
+        delivery = Delivery(
             trim_silence=self.trim_silence,
-            rate=self.rate if self.rate is not None or usual == sample_rate else usual,
+            rate=self.rate,
             fade_in=self.fade_in,
             fade_out=self.fade_out,
             loudness_lufs=self.loudness,
@@ -122,6 +120,7 @@ class DeliveryOptions:
             limit=self.limit,
             safe=self.safe,
         )
+        return delivery.for_file(subtype, sample_rate)
 
 
 @dataclass(frozen=True, kw_only=True)

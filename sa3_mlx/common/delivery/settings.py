@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from sa3_mlx.common.files.audio_file import RATES
+from sa3_mlx.common.files.encoders import usual_rate
 from sa3_mlx.common.files.wav import Subtype
 from sa3_mlx.common.schema import Config, is_finite, quoted, require
 
@@ -53,6 +55,11 @@ class Delivery(Config):
         require(not both, "--peak and --true-peak: give one ceiling; a true peak holds the samples below it too")
         idle = next((word for word, on in self._ceilings() if on and self.safe), None)
         require(idle is None, f"--safe has no effect beside {idle}, below which nothing clips")
+
+    def for_file(self, subtype: Subtype, sample_rate: int) -> Self:
+        """Return it with the rate of a file of this kind for sound of ``sample_rate`` Hz, where none is asked for."""
+        usual = usual_rate(subtype, sample_rate)
+        return self if self.rate is not None or usual == sample_rate else replace(self, rate=usual)
 
     def _ceilings(self) -> tuple[tuple[str, bool], ...]:
         peaks = ("--true-peak", self.true_peak_db is not None), ("--peak", self.peak_db is not None)

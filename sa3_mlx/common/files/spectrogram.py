@@ -75,18 +75,25 @@ def _levels(audio: Float32Array, size: int, hop: int, edges: NDArray[np.float64]
     edges = edges * size * _FINER
     window = np.hanning(size + 1)[:-1].astype(np.float32)
     window *= 2 / window.sum()
-    windows = np.lib.stride_tricks.sliding_window_view(np.pad(audio, ((size // 2, size + hop), (0, 0))), size, axis=0)
     columns, inside = -(-len(audio) // hop), -(-2 * hop // size)
     levels = np.full((columns, len(edges) - 1), _FLOOR_DB, np.float32)
     together = max(1, _TOGETHER // (size * audio.shape[1]))
     for first in range(0, columns, together):
         part = slice(first, min(first + together, columns))
+        piece = _between(audio, part.start * hop - size // 2, part.stop * hop + size)
+        windows = np.lib.stride_tricks.sliding_window_view(piece, size, axis=0)
         for offset in np.arange(inside) * hop // inside:
-            starts = np.arange(part.start, part.stop) * hop + offset
+            starts = np.arange(part.stop - part.start) * hop + offset
             power = (np.abs(np.fft.rfft(windows[starts] * window, _FINER * size)) ** 2).mean(axis=1)
             found = _bands(10 * np.log10(np.maximum(power, 10 ** (_FLOOR_DB / 10))), edges)
             levels[part] = np.maximum(levels[part], found)
     return levels.T
+
+
+def _between(audio: Float32Array, start: int, stop: int) -> Float32Array:
+    """Return samples from ``start`` to ``stop``, zeros where there are none."""
+    before, after = max(0, -start), max(0, stop - max(len(audio), start))
+    return np.pad(audio[max(0, start) : stop], ((before, after), (0, 0)))
 
 
 def _bands(levels: Float32Array, edges: NDArray[np.float64]) -> Float32Array:
@@ -177,4 +184,12 @@ def envelope(audio: Float32Array, columns: int = _COLUMNS) -> tuple[Float32Array
     """Return the lowest and the highest sample of any channel of audio (L, channels), per column; at most L columns."""
     columns = min(columns, len(audio))
     starts = np.linspace(0, len(audio), columns, endpoint=False).astype(int)
-    return np.minimum.reduceat(audio.min(axis=1), starts), np.maximum.reduceat(audio.max(axis=1), starts)
+    low, high = np.empty((2, columns), np.float32)
+    together = max(1, _TOGETHER * columns // len(audio))
+    for first in range(0, columns, together):
+        part = slice(first, first + together)
+        piece = audio[starts[first] : starts[part.stop] if part.stop < columns else None]
+        inside = starts[part] - starts[first]
+        low[part] = np.minimum.reduceat(piece.min(axis=1), inside)
+        high[part] = np.maximum.reduceat(piece.max(axis=1), inside)
+    return low, high

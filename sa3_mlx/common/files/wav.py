@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,21 +66,42 @@ def wav_header(samples: int, channels: int, sample_rate: int, subtype: Subtype, 
 def read_wav_comment(path: str | Path) -> str:
     """Return the ICMT tag of a WAV file, "" without one or for a file of another kind."""
     with Path(path).open("rb") as file:
-        head = file.read(12)
-        if head[:4] != b"RIFF" or head[8:] != b"WAVE":
-            return ""
-        while len(header := file.read(8)) == 8:
-            name, size = header[:4], struct.unpack("<I", header[4:])[0]
+        for name, size in _chunks(file):
             if name == b"LIST":
                 body = file.read(min(size, _MAX_LIST_BYTES))
-                file.seek(size - len(body), 1)
                 for tag, value in _subchunks(body[4:]):
                     if body[:4] == b"INFO" and tag == b"ICMT":
                         return value.rstrip(b"\0").decode("utf-8", errors="replace")
-            else:
-                file.seek(size, 1)
-            file.seek(size % 2, 1)
     return ""
+
+
+def map_wav(path: Path) -> NDArray[np.float32]:
+    """Return the samples (L, channels) of a float WAV that we wrote, read-only; the system reads what is looked at.
+
+    Raises ValueError for any other file.
+    """
+    with path.open("rb") as file:
+        channels = 0
+        for name, size in _chunks(file):
+            if name == b"fmt " and size == 16:
+                code, channels, *_, bits = struct.unpack("<HHIIHH", file.read(16))
+                channels = channels if (code, bits) == (_FORMAT_FLOAT, 32) else 0
+            elif name == b"data" and channels:
+                shape = (size // (4 * channels), channels)
+                return np.memmap(file, np.dtype("<f4"), "r", file.tell(), shape).view(np.ndarray)
+    raise ValueError(f"{path}: is no float WAV of ours")
+
+
+def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Yield name and size of every chunk of a WAV, with the file at its first byte; nothing of another file."""
+    head = file.read(12)
+    if head[:4] != b"RIFF" or head[8:] != b"WAVE":
+        return
+    while len(header := file.read(8)) == 8:
+        size = struct.unpack("<I", header[4:])[0]
+        start = file.tell()
+        yield header[:4], size
+        file.seek(start + size + size % 2)
 
 
 def _chunk(name: bytes, body: bytes) -> bytes:

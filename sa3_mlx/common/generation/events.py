@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -20,7 +20,6 @@ from sa3_mlx.common.delivery.chain import deliver
 from sa3_mlx.common.delivery.settings import Delivery
 from sa3_mlx.common.files.audio import usual_subtype, write_audio
 from sa3_mlx.common.files.audio_file import Audio
-from sa3_mlx.common.files.encoders import usual_rate
 from sa3_mlx.common.files.wav import Subtype
 from sa3_mlx.common.version import version
 
@@ -107,9 +106,8 @@ class Generation:
         tags = {"format": REQUEST_TAGS, "sa3": version(), "item": item, "request": self.request.to_dict()}
         if self.ways:
             tags["ways"] = dict(self.ways)
-        subtype, wanted = subtype or usual_subtype(path), delivery or Delivery()
-        if wanted.rate is None and usual_rate(subtype, self.sample_rate) != self.sample_rate:
-            wanted = replace(wanted, rate=usual_rate(subtype, self.sample_rate))
+        subtype = subtype or usual_subtype(path)
+        wanted = (delivery or Delivery()).for_file(subtype, self.sample_rate)
         if delivery is not None:
             wanted.check(len(self.audio[item]) / self.sample_rate, subtype, kept=bool(self.seams))
             tags["delivery"] = wanted.to_dict(defaults=False)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.responses import JSONResponse
 
+from sa3_mlx.common.files import ffmpeg
 from sa3_mlx.common.generation.request import ITEMS_MAX, PROMPT_MAX
 from sa3_mlx.common.model.sampling import SAMPLER_NAMES, STEPS_MAX
 from sa3_mlx.common.version import version
 from sa3_mlx.server.schemas import Answer, SessionBody
 from sa3_mlx.server.security import COOKIE, same, session_of
 from sa3_mlx.server.studio import Studio
+
+from .sounds import MEDIA
 
 _DAYS = 30  # that a session lasts
 
@@ -23,7 +27,7 @@ def router(studio: Studio) -> APIRouter:
 
     @routes.get("/status")
     def status() -> dict[str, Any]:
-        """Tell what the server is doing, and its limits."""
+        """Tell what the server is doing, in which formats sounds come, whether loudness is measured, and limits."""
         limits = {
             "queue": studio.settings.queue_max,
             "upload_bytes": studio.settings.upload_max,
@@ -31,7 +35,14 @@ def router(studio: Studio) -> APIRouter:
             "prompt": PROMPT_MAX,
             "steps": STEPS_MAX,
         }
-        return {"sa3": version(), **studio.engine.status(), "samplers": list(SAMPLER_NAMES), "limits": limits}
+        return {
+            "sa3": version(),
+            **studio.engine.status(),
+            "samplers": list(SAMPLER_NAMES),
+            "formats": [name for name in MEDIA if name != "m4a" or ffmpeg.available()],
+            "loudness": find_spec("pyloudnorm") is not None,
+            "limits": limits,
+        }
 
     @routes.get("/models")
     def models() -> list[dict[str, Any]]:

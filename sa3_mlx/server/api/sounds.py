@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, Response
 
+from sa3_mlx.common.delivery.settings import Delivery
 from sa3_mlx.common.files.atomic import write_bytes
 from sa3_mlx.common.files.audio_file import Audio
 from sa3_mlx.common.files.encoders import SUBTYPES
@@ -18,7 +19,7 @@ from sa3_mlx.common.files.spectrogram import RANGE_DB, save_spectrogram, spectro
 from sa3_mlx.common.files.wav import Subtype
 from sa3_mlx.server.engine.results import sound_name
 from sa3_mlx.server.engine.runs import LATENTS, peaks
-from sa3_mlx.server.schemas import Answer, StarBody
+from sa3_mlx.server.schemas import Answer, NearBody, StarBody
 from sa3_mlx.server.store.records import SoundRecord
 from sa3_mlx.server.studio import Studio
 
@@ -92,10 +93,12 @@ def router(studio: Studio) -> APIRouter:
     @routes.post("/sounds/{sound_id}/again", status_code=202)
     def again(sound_id: str) -> dict[str, Any]:
         """Queue the job that made a sound again."""
-        found = studio.sound(sound_id)
-        if found.job is None:
-            raise ValueError(f"{found.id} was uploaded, not made here: there is nothing to make again")
-        return studio.describe(studio.again(found.job))
+        return studio.describe(studio.again(studio.maker(studio.sound(sound_id)).id))
+
+    @routes.post("/sounds/{sound_id}/near", status_code=202)
+    def near(sound_id: str, body: NearBody) -> dict[str, Any]:
+        """Queue variations near a sound: made as it was, from noise between that of its seed and that of others."""
+        return studio.describe(studio.near(sound_id, body.variations, body.spread))
 
     @routes.get("/sounds/{sound_id}/audio", response_class=FileResponse)
     def audio(
@@ -103,10 +106,15 @@ def router(studio: Studio) -> APIRouter:
         format: Format = "wav",
         samples: Subtype | None = None,
         download: bool = False,
+        *,
+        delivery: Annotated[Delivery, Depends()],
     ) -> FileResponse:
-        """Send the sound as a file, whole or, with a Range header, a part of it."""
+        """Send the sound as a file, whole or, with a Range header, a part of it; finished as the commands do.
+
+        The header ``x-notes`` says what there is to say about it, such as a loudness that could not be reached.
+        """
         found = studio.sound(sound_id)
-        return sound_response(studio, found, format, samples, download=download)
+        return sound_response(studio, found, format, samples, delivery, download=download)
 
     @routes.get("/sounds/{sound_id}/latents", response_class=FileResponse)
     def latents(sound_id: str) -> FileResponse:
@@ -173,16 +181,17 @@ def _audible(sound: SoundRecord) -> SoundRecord:
 
 
 def sound_response(
-    studio: Studio, sound: SoundRecord, form: Format, samples: Subtype | None, *, download: bool
+    studio: Studio, sound: SoundRecord, form: Format, samples: Subtype | None, delivery: Delivery, *, download: bool
 ) -> FileResponse:
     """Return a sound as a file in a format."""
-    path: Path = studio.store.export(_audible(sound), f".{form}", samples)
+    path: Path = studio.store.export(_audible(sound), f".{form}", samples, delivery)
+    notes = studio.store.said(path)
     return FileResponse(
         path,
         media_type=MEDIA[form],
         filename=f"{sound_name(sound.name)}.{form}",
         content_disposition_type="attachment" if download else "inline",
-        headers={"cache-control": _CACHED},
+        headers={"cache-control": _CACHED} | ({"x-notes": "; ".join(notes)} if notes else {}),
     )
 
 

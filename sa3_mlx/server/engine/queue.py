@@ -39,7 +39,7 @@ def batch_key(job: Job) -> Hashable:
     the same in any batch, but for rounding. ``exact`` jobs run by themselves.
     """
     order = job.order
-    if order.request is None or order.kind not in MAKING or order.exact:
+    if order.request is None or order.kind not in MAKING or order.exact or order.request.get("long"):
         return job.id
     seconds = {item["seconds"] for item in order.items}
     if len(seconds) > 1:

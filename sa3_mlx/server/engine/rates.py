@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from sa3_mlx.common.generation.long.windows import layout
 from sa3_mlx.common.generation.plan import plan
 from sa3_mlx.common.generation.request import Request
 from sa3_mlx.common.model.config import ModelConfig
@@ -23,9 +24,13 @@ class JobSize:
     @classmethod
     def of(cls, request: Request, config: ModelConfig) -> JobSize:
         """Count a request that can be done."""
-        settled = plan(request, config)
-        clips, sampling = len(request.items), settled.sampling
+        sampling = request.sampling or config.usual_sampling
         passes = sampling.steps * (1 if sampling.guidance.scale == 1 else 2)
+        if request.long is not None:
+            parts = layout(request, config)
+            made = sum(window.frames for window in parts.windows)
+            return cls(sampled=passes * made, coded=parts.frames, steps=len(parts.windows) * sampling.steps)
+        settled, clips = plan(request, config), len(request.items)
         given = (request.init is not None) + (request.inpaint is not None)
         runs = 2 if request.loop is not None and request.loop.way == "seam" else 1  # the joint has one of its own
         frames, given = runs * clips * settled.frames, given + runs - 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,16 +13,13 @@ import numpy as np
 
 from sa3_mlx.cli.output.provenance import Provenance
 from sa3_mlx.common.files.audio import peak_db, write_audio
-from sa3_mlx.common.files.audio_file import Audio
-from sa3_mlx.common.files.wav import Subtype
 from sa3_mlx.common.generation.events import Generation
 from sa3_mlx.server.store.pool import Pool
-from sa3_mlx.server.store.records import SoundRecord
+from sa3_mlx.server.store.records import KEPT, SoundRecord
 from sa3_mlx.server.store.store import new_id
 
 from .queue import Job
 
-KEPT: Subtype = "float"  # samples as the model made them; downloads are converted
 _NAME_LETTERS = 60
 
 
@@ -43,30 +40,39 @@ def written(
             pool.check_room(audio.nbytes)
             write_audio(path, audio, result.sample_rate, KEPT, comment=own.to_json())
             seams = [asdict(seam) for seam in result.seams[first + item]] if result.seams else []
-            found.append((path, replace(_record(job, own, audio, result.sample_rate, seams), item=item)))
+            record = record_of(job, own, audio.shape, peak_db(audio), result.sample_rate, seams)
+            found.append((path, replace(record, item=item)))
         yield found
 
 
-def _record(job: Job, made: Provenance, audio: Audio, sample_rate: int, seams: list[dict[str, object]]) -> SoundRecord:
-    clip, level = made.clip, peak_db(audio)
+def record_of(
+    job: Job,
+    made: Provenance,
+    shape: tuple[int, ...],
+    level: float,
+    sample_rate: int,
+    seams: Sequence[dict[str, object]] = (),
+) -> SoundRecord:
+    """Describe a sound of ``shape`` (samples, channels) whose peak has a ``level`` in dB."""
+    clip, (samples, channels) = made.clip, shape
     return SoundRecord(
         id=new_id(),
         created=time.time(),
         kind=job.order.kind,
-        name=sound_name(clip.prompt or job.order.kind, clip.seed),
+        name=sound_name(clip.prompt or job.order.kind, clip.seed, clip.toward),
         file="",
-        seconds=len(audio) / sample_rate,
-        samples=len(audio),
+        seconds=samples / sample_rate,
+        samples=samples,
         sample_rate=sample_rate,
-        channels=audio.shape[1],
+        channels=channels,
         subtype=KEPT,
         job=job.id,
-        parent=job.order.source,
+        parent=job.order.near or job.order.source,
         prompt=clip.prompt,
         seed=clip.seed,
         model=job.order.model,
         regions=[list(region) for region in _regions(made)],
-        seams=seams,
+        seams=list(seams),
         peak_db=level if np.isfinite(level) else None,
         provenance=made.to_dict(),
     )
@@ -79,7 +85,7 @@ def _regions(made: Provenance) -> list[tuple[float, float]]:
     return [] if one is None else list(one.spans)
 
 
-def sound_name(text: str, seed: int | None = None) -> str:
-    """Return a name for people and for files: letters, digits and few signs."""
+def sound_name(text: str, seed: int | None = None, toward: int | None = None) -> str:
+    """Return a name for people and for files: letters, digits and few signs; with the seeds of its noise."""
     plain = re.sub(r"[^\w .,()+#-]+", " ", text).strip(" .-")[:_NAME_LETTERS].strip() or "sound"
-    return plain if seed is None else f"{plain} {seed}"
+    return plain if seed is None else f"{plain} {seed}" if toward is None else f"{plain} {seed}-{toward}"

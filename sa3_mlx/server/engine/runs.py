@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,25 +22,34 @@ from sa3_mlx.cli.options.model import MemoryOptions, ModelOptions
 from sa3_mlx.cli.options.output import OutputOptions
 from sa3_mlx.cli.output.progress import Progress
 from sa3_mlx.cli.run import Setup, Task, provenance, stream
-from sa3_mlx.common.files.audio import read_audio, write_audio
+from sa3_mlx.common.files.audio import AudioWriter, peak_db, read_audio, write_audio
 from sa3_mlx.common.files.audio_file import Audio
 from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.files.spectrogram import envelope
 from sa3_mlx.common.files.wav import sample_bytes
-from sa3_mlx.common.generation.events import AudioChunk, Conditioned, Event, Finished, Stepped
+from sa3_mlx.common.generation.events import (
+    AudioChunk,
+    Conditioned,
+    Event,
+    Finished,
+    PieceFinished,
+    Stepped,
+    WindowMade,
+)
 from sa3_mlx.common.generation.pipeline import BasePipeline
 from sa3_mlx.common.generation.request import InitAudio, Item, Request
 from sa3_mlx.common.installed import Model
 from sa3_mlx.common.memory.prediction import predict, size_text
+from sa3_mlx.common.model.lengths import seconds_to_samples
 from sa3_mlx.server.orders import MAKING
 from sa3_mlx.server.settings import Settings
-from sa3_mlx.server.store.records import SoundRecord
+from sa3_mlx.server.store.records import KEPT, SoundRecord
 from sa3_mlx.server.store.store import Store, new_id
 
 from .models import Models
 from .queue import Job, together
 from .rates import JobSize, Rates
-from .results import KEPT, sound_name, written
+from .results import record_of, sound_name, written
 
 Finish = Callable[..., None]
 _QUIET = Progress(quiet=True)
@@ -126,6 +136,9 @@ class Runs:
         requests = [job.order.read_request(None if source is None else source.audio) for job in jobs]
         task, setup, pipeline = self._ready(model, together(requests), jobs[0].order)
         request, first = setup.requests[0], 0
+        if request.long is not None:
+            self._make_long(jobs[0], task, setup, pipeline, finish)
+            return
         work, places = JobSize.of(request, model.config), dict[str, int]()
         for job, own in zip(jobs, requests, strict=True):
             job.steps = work.steps
@@ -145,6 +158,35 @@ class Runs:
                         count = job.clips
                         with written(self._store.pool, job, made, event.generation, places[job.id], count) as files:
                             finish(job, "done", sounds=self._store.keep(job.id, files))
+
+    def _make_long(self, job: Job, task: Task, setup: Setup, pipeline: BasePipeline[Any], finish: Finish) -> None:
+        """Make a long piece: it goes to the disk as it is decoded, so that what is held does not grow with it."""
+        request, model, config, pool = setup.requests[0], task.model, task.model.config, self._store.pool
+        made, work = provenance(task, setup, request), JobSize.of(request, config)
+        shape = seconds_to_samples(made.clip.seconds, config.sample_rate), config.audio_channels
+        pool.check_room(4 * math.prod(shape))
+        job.steps, windows, peak = work.steps, 0, 0.0
+        self._expect(model, work, 0)
+        with pool.new(".wav") as path:
+            with (
+                AudioWriter(path, *shape, config.sample_rate, KEPT, comment=made.to_json()) as file,
+                closing(stream(pipeline, request, setup.memory.residency, _QUIET)) as events,
+            ):
+                for event in events:
+                    self._still_wanted([job], finish)
+                    if isinstance(event, Stepped):
+                        self._step([job], model, work, windows * event.steps + event.index + 1)
+                    elif isinstance(event, WindowMade):
+                        windows = event.index + 1
+                    elif isinstance(event, AudioChunk):
+                        peak = max(peak, float(np.abs(event.audio).max()))
+                        file.write(event.audio)
+                        job.feed.append("audio", audio_data(event.audio, 0, event.start, config.sample_rate))
+                    elif isinstance(event, PieceFinished):
+                        self._rates.learn(model.tag, work, event.timings)
+            level = peak_db(np.array([[peak]], np.float32))
+            record = record_of(job, made, shape, level, config.sample_rate)
+            finish(job, "done", sounds=self._store.keep(job.id, [(path, record)]))
 
     def _source(self, job: Job, model: Model) -> SourceFile | None:
         """Read what a job starts from. Raises ValueError where it is gone."""
@@ -180,16 +222,20 @@ class Runs:
         if isinstance(event, Conditioned):
             self._valid = event.valid
         elif isinstance(event, Stepped):
-            self._expect(model, work, event.index + 1)
-            for job in jobs:
-                job.step = event.index + 1
-                job.feed.append("step", {"step": job.step, "steps": event.steps, "remaining": self.remaining})
+            self._step(jobs, model, work, event.index + 1)
             if event.index + 1 < event.steps:
                 self._preview(event, jobs, owners, pipeline)
         elif isinstance(event, AudioChunk):
             job, item = owners[event.item]
             if job in jobs:
                 job.feed.append("audio", audio_data(event.audio, item, event.start, model.config.sample_rate))
+
+    def _step(self, jobs: Sequence[Job], model: Model, work: JobSize, done: int) -> None:
+        """Tell that so many of all steps are done."""
+        self._expect(model, work, done)
+        for job in jobs:
+            job.step = done
+            job.feed.append("step", {"step": done, "steps": work.steps, "remaining": self.remaining})
 
     def _preview(
         self, event: Stepped, jobs: Sequence[Job], owners: Sequence[tuple[Job, int]], pipeline: BasePipeline[Any]
@@ -312,6 +358,8 @@ def peaks(audio: Audio, columns: int) -> dict[str, list[float]]:
 def _what_fits(request: Request, model: Model, setup: Setup, limit: int | None) -> str:
     """Say what the run needs, and which shorter or smaller one needs half of it or keeps the limit."""
     needed = setup.memory.peak
+    if request.long is not None:
+        return f"this needs about {size_text(needed)}; choose a smaller model, or shorter windows"
     budget = min(needed // 2, limit or needed)
     seconds = max(item.seconds for item in request.items)
     for items, share in [(1, 1.0)] * (len(request.items) > 1) + [(1, 0.5**power) for power in range(1, 8)]:

@@ -82,14 +82,16 @@ class Pool:
         """Return where a converted copy of a file belongs; it is made when it is asked for, and can go at any time."""
         return self._exports / name
 
-    def trim_exports(self, limit: int) -> None:
-        """Remove the oldest copies beyond ``limit`` bytes."""
+    def trim_exports(self, limit: int) -> list[Path]:
+        """Remove the oldest copies beyond ``limit`` bytes, and return them."""
         entries = sorted(((path.stat().st_atime, path) for path in self._exports.iterdir()), reverse=True)
-        total = 0
+        total, gone = 0, list[Path]()
         for _, path in entries:
             total += path.stat().st_size
             if total > limit:
                 path.unlink(missing_ok=True)
+                gone.append(path)
+        return gone
 
 
 class Upload:

@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from sa3_mlx.common.files.wav import Subtype
+
 State = Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
+KEPT: Subtype = "float"  # samples as the model made them; downloads are converted
+SECONDS_MAX = 3600.0  # of a sound that is kept
 OPEN: tuple[State, ...] = ("queued", "running")  # not over
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import threading
 import time
@@ -12,20 +13,23 @@ from pathlib import Path
 
 import numpy as np
 
+from sa3_mlx.cli.output.outlet import Outlet, check_delivery
 from sa3_mlx.cli.output.provenance import OutputRecord, Provenance
+from sa3_mlx.common.delivery.settings import Delivery
 from sa3_mlx.common.files.atomic import locked
-from sa3_mlx.common.files.audio import AudioWriter, peak_db, read_blocks, resampled_length
+from sa3_mlx.common.files.audio import peak_db, read_blocks
 from sa3_mlx.common.files.audio_file import BLOCK_SAMPLES, Audio, open_audio_file
-from sa3_mlx.common.files.encoders import SUBTYPES, usual_rate
-from sa3_mlx.common.files.wav import Subtype
+from sa3_mlx.common.files.encoders import SUBTYPES
+from sa3_mlx.common.files.wav import Subtype, map_wav
 
 from .database import Database
 from .pool import Pool, Upload
-from .records import SoundRecord, State
+from .records import KEPT, SECONDS_MAX, SoundRecord, State
 
 _DATABASE = "studio.sqlite"
 _EXPORTS_MAX = 2 << 30  # bytes of converted copies
-_SECONDS_MAX = 3600.0  # of an upload
+_WHOLE_SECONDS = 600.0  # of a sound that is finished in memory
+_AS_IT_IS = Delivery()
 
 
 class Store:
@@ -36,6 +40,7 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         self._stack, self._lock = ExitStack(), threading.Lock()
         self._exporting, self.drawing = threading.Lock(), threading.Lock()  # a copy is made once
+        self._said: dict[Path, tuple[str, ...]] = {}  # about copies
         self._stack.enter_context(locked(folder))
         self.folder, self._upload_max = folder, upload_max
         self.pool = Pool(folder, disk_free)
@@ -93,13 +98,17 @@ class Store:
         return self.pool.path(sound.file)
 
     def audio(self, sound: SoundRecord) -> Audio:
-        """Read the samples (L, channels) of a sound as it is kept."""
+        """Return the samples (L, channels) of a sound as it is kept; those of its own files stay on the disk until they
+        are looked at."""
+        if sound.subtype == KEPT:
+            return map_wav(self.path(sound))
         return np.concatenate(list(read_blocks(self.path(sound), sound.sample_rate, sound.channels)))
 
-    def export(self, sound: SoundRecord, suffix: str, subtype: Subtype | None) -> Path:
-        """Return a file of a sound in another format, with its provenance in the tags: what a command would write.
+    def export(self, sound: SoundRecord, suffix: str, subtype: Subtype | None, delivery: Delivery = _AS_IT_IS) -> Path:
+        """Return a file of a sound, finished and in another format, with its provenance in the tags: what a command
+        would write.
 
-        Raises ValueError for a format that is not there, Full where the disk is.
+        Raises ValueError for what cannot be done, ImportError where a library is missing, Full where the disk is.
         """
         if suffix not in SUBTYPES:
             raise ValueError(f"format is {suffix.removeprefix('.')}: allowed are wav, flac, mp3, ogg, opus and m4a")
@@ -108,28 +117,40 @@ class Store:
             raise ValueError(
                 f"{suffix.removeprefix('.')} cannot hold {subtype}; allowed: {', '.join(SUBTYPES[suffix])}"
             )
-        if suffix == ".wav" and subtype == sound.subtype and sound.provenance is not None:
+        if suffix == ".wav" and subtype == sound.subtype and sound.provenance is not None and delivery == _AS_IT_IS:
             return self.path(sound)
-        target = self.pool.export(f"{sound.id}-{subtype}{suffix}")
+        output = OutputRecord(format=subtype, **delivery.for_file(subtype, sound.sample_rate).to_dict())
+        check_delivery(output, None, sound.seconds, sound.sample_rate, kept=bool(sound.regions))
+        if output.whole and sound.seconds > _WHOLE_SECONDS:
+            raise ValueError(
+                f"{output.whole[0]} needs the whole sound in memory: up to {_WHOLE_SECONDS:g} s, this one has "
+                f"{sound.seconds:.0f} s"
+            )
+        digest = hashlib.sha256(repr(output).encode()).hexdigest()[:16]
+        target = self.pool.export(f"{sound.id}-{digest}{suffix}")
         with self._exporting:
             if not target.exists():
                 self.pool.check_room(sound.samples * sound.channels * 4)
-                self._convert(sound, target, subtype)
-                self.pool.trim_exports(_EXPORTS_MAX)
+                self._said[target] = self._write(sound, target, output)
+                for gone in self.pool.trim_exports(_EXPORTS_MAX):
+                    self._said.pop(gone, None)
         return target
 
-    def _convert(self, sound: SoundRecord, target: Path, subtype: Subtype) -> None:
-        comment, rate = "", usual_rate(subtype, sound.sample_rate)
+    def said(self, export: Path) -> tuple[str, ...]:
+        """Return what there is to say about a file that ``export`` gave, such as a loudness that was not reached."""
+        return self._said.get(export, ())
+
+    def _write(self, sound: SoundRecord, target: Path, output: OutputRecord) -> tuple[str, ...]:
+        """Write a copy as the commands do, piece by piece where that can be; return what there is to say about it."""
+        comment = ""
         if sound.provenance is not None:
-            made = Provenance.from_dict(sound.provenance)
-            output = OutputRecord(format=subtype, rate=None if rate == sound.sample_rate else rate)
-            comment = replace(made, output=output).to_json()
-        source = self.path(sound)
-        samples = resampled_length(sound.samples, sound.sample_rate, rate)
-        writer = AudioWriter(target, samples, sound.channels, rate, subtype, comment=comment)
-        with writer:
-            for block in read_blocks(source, rate, sound.channels):
-                writer.write(block)
+            comment = replace(Provenance.from_dict(sound.provenance), output=output).to_json()
+        with Outlet(target, output, sound.samples, sound.channels, sound.sample_rate, comment=comment) as outlet:
+            if output.whole:
+                return outlet.finish(self.audio(sound)).notes
+            for block in read_blocks(self.path(sound), sound.sample_rate, sound.channels):
+                outlet.take(block)
+        return ()
 
 
 def new_id() -> str:
@@ -145,8 +166,8 @@ def _measure(path: Path, name: str) -> SoundRecord:
         for block in file.blocks(BLOCK_SAMPLES):
             samples += len(block)
             peak = max(peak, float(np.abs(block).max()))
-            if samples > _SECONDS_MAX * rate:
-                raise ValueError(f"{path}: longer than {_SECONDS_MAX / 60:.0f} minutes; cut it first")
+            if samples > SECONDS_MAX * rate:
+                raise ValueError(f"{path}: longer than {SECONDS_MAX / 60:.0f} minutes; cut it first")
     level = peak_db(np.array([[peak]], np.float32))
     return SoundRecord(
         id=new_id(),

@@ -2,22 +2,28 @@
 
 import { get } from "./api.js";
 import { $, element, number } from "./dom.js";
+import { Timed } from "./timed.js";
 
 const SHOWN = 6; // prompts, before the others are asked for
 
 export class Form {
   constructor() {
     this.models = [];
+    this.timed = new Timed();
+    $("seconds").addEventListener("input", () => this.sized());
     $("model").addEventListener("change", () => this.chosen());
     $("ring").addEventListener("change", () => {
       $("bpm").disabled = $("bars").disabled = !$("ring").checked;
       $("seconds").disabled = $("ring").checked; // bars at a tempo have their length
+      this.sized();
     });
   }
 
   async load() {
     const [models, adapters, status] = await Promise.all([get("/api/models"), get("/api/adapters"), get("/api/status")]);
     this.models = models;
+    this.formats = status.formats;
+    this.loudness = status.loudness; // whether it can be measured
     $("model").replaceChildren(...models.map(({ name }) => element("option", { value: name }, name)));
     $("sampler").append(...status.samplers.map((name) => element("option", { value: name }, name)));
     $("adapters").replaceChildren(...adapters.map(adapter));
@@ -30,15 +36,24 @@ export class Form {
   }
 
   chosen() {
-    const { prompts, max_seconds: longest, words } = this.model;
-    const shown = Math.floor(longest * 100) / 100;
-    $("seconds").max = $("length").max = shown;
-    if (Number($("seconds").value) > shown) $("seconds").value = shown;
+    const { prompts, max_seconds: longest, longest_piece: piece, words } = this.model;
+    $("length").max = Math.floor(longest * 100) / 100;
+    $("seconds").max = piece;
+    this.sized();
     const buttons = prompts.map((text) => element(
       "button", { type: "button", onclick: () => { $("prompt").value = text; $("prompt").focus(); } }, text));
     const more = element("button", { type: "button", onclick: () => $("presets").replaceChildren(...buttons) }, "more ...");
     $("presets").replaceChildren(...(buttons.length > SHOWN ? [...buttons.slice(0, SHOWN), more] : buttons));
     $("prompt").placeholder = words.length ? `This model knows: ${words.slice(0, 9).join(", ")} ...` : "";
+  }
+
+  // Tells whether the seconds are more than a clip has, and says what that means.
+  sized() {
+    const { max_seconds: longest } = this.model;
+    const long = !$("ring").checked && Number($("seconds").value) > longest;
+    $("long").hidden = !long;
+    $("long").textContent = `Beyond ${Math.floor(longest * 100) / 100} s it is made in windows, each continuing the one before.`;
+    return long;
   }
 
   // Settings that all jobs of the page share; exact: the file is that of the command with the same seed.
@@ -48,6 +63,7 @@ export class Form {
     if ($("sampler").value) sampling.sampler = $("sampler").value;
     if (number("guidance") !== undefined) sampling.guidance = number("guidance");
     if (Object.keys(sampling).length) request.sampling = sampling;
+    if (number("fade") !== undefined) request.prompt_fade_seconds = number("fade");
     if (number("room") !== undefined) request.head_room_seconds = number("room");
     if (request.inpaint && number("crossfade") !== undefined) request.crossfade_ms = number("crossfade");
     const adapters = [...$("adapters").querySelectorAll("input")]
@@ -58,6 +74,7 @@ export class Form {
   // A clip: with the prompt of the form unless another is given.
   item(more = {}) {
     const item = { prompt: $("prompt").value.trim(), ...more };
+    if (this.timed.prompts.length) item.prompts_over_time = this.timed.prompts;
     if ($("negative").value.trim()) item.negative_prompt = $("negative").value.trim();
     if ($("lock").checked && number("seed") !== undefined) item.seed = number("seed");
     return item;
@@ -65,6 +82,7 @@ export class Form {
 
   generate() {
     const request = $("ring").checked ? this.loop() : { items: [this.item({ seconds: Number($("seconds").value) })] };
+    if (this.sized()) request.long = {};
     return { ...this.body(request), kind: "generate", variations: Number($("variations").value) };
   }
 

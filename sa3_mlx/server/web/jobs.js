@@ -2,7 +2,7 @@
 
 import { follow, get, post } from "./api.js";
 import { $, doing, element, say, speak } from "./dom.js";
-import { samplesOf } from "./player.js";
+import { samplesOf } from "./sound/player.js";
 
 const FOLLOWED = 3; // jobs at once
 
@@ -30,28 +30,32 @@ export class Jobs {
     $("jobs").append(entry);
     this.open.push(job.id);
     const seconds = item?.seconds ?? 1;
+    const whole = !job.order.request?.long; // else its sound comes between the steps
     let told = 0; // quarters of the steps that were spoken of
     try {
       for await (const { name, data } of this.events(job.id)) {
         if (name === "queued") text.textContent = queued(data);
         else if (name === "running") speak(text.textContent = "begins");
         else if (name === "step") {
-          bar.value = (0.9 * data.step) / data.steps;
+          bar.value = ((whole ? 0.9 : 1) * data.step) / data.steps;
           text.textContent = `step ${data.step} of ${data.steps}${remaining(data)}`;
           const quarter = Math.floor((4 * data.step) / data.steps);
           if (quarter > told) speak(text.textContent);
           told = quarter;
-        } else if (name === "preview" && data.item === 0) this.tell.preview(job, data, seconds);
-        else if (name === "audio") {
-          bar.value = 0.9 + (0.1 * (data.start + data.samples)) / (data.sample_rate * seconds);
-          text.textContent = "decoding";
+        } else if (name === "preview") {
+          if (data.item === 0) this.tell.preview(job, data, seconds);
+        } else if (name === "audio") {
+          if (whole) {
+            bar.value = 0.9 + (0.1 * (data.start + data.samples)) / (data.sample_rate * seconds);
+            text.textContent = "decoding";
+          }
           if (data.item === 0) this.tell.chunk(job, samplesOf(data), seconds);
         } else if (name === "done") {
           speak(`Made: ${item?.prompt || job.kind}, ${data.sounds.length === 1 ? "one sound" : `${data.sounds.length} sounds`}.`);
           return data.sounds;
         } else if (name === "failed") throw new Error(sentence(data.error));
         else if (name === "interrupted") throw new Error("The server was stopped. Queue the job again below the history.");
-        else return [];
+        else if (name === "cancelled") return [];
       }
       return [];
     } finally {

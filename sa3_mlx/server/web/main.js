@@ -2,11 +2,11 @@
 
 import { back, get, Lost, onConnection, post, upload } from "./api.js";
 import { $, doing, say } from "./dom.js";
-import { Editor } from "./editor.js";
 import { Form } from "./form.js";
 import { History } from "./history.js";
 import { Jobs } from "./jobs.js";
-import { Versions } from "./versions.js";
+import { Editor } from "./sound/editor.js";
+import { Versions } from "./sound/versions.js";
 
 const form = new Form();
 const versions = new Versions({ open, compare: (sound) => editor.compareWith(sound) });

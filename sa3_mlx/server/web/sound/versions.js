@@ -1,7 +1,7 @@
 // All versions of a sound as a tree, and the other one that is compared with.
 
-import { get } from "./api.js";
-import { $, doing, element } from "./dom.js";
+import { get } from "../api.js";
+import { $, doing, element } from "../dom.js";
 
 const WORDS = { upload: "recording", generate: "made", vary: "varied", inpaint: "regions made again", extend: "extended" };
 
@@ -33,7 +33,8 @@ export class Versions {
 
   show(current) {
     $("versions").replaceChildren(...this.ordered().map((version) => {
-      const words = `${WORDS[version.kind] ?? version.kind}: ${version.prompt || version.name}, ${version.seconds.toFixed(2)} s`;
+      const near = version.kind === "generate" && version.parent;
+      const words = `${near ? "near it" : WORDS[version.kind] ?? version.kind}: ${version.prompt || version.name}, ${version.seconds.toFixed(2)} s`;
       const open = element("button", { onclick: doing(() => this.tell.open(version)) }, words);
       open.setAttribute("aria-current", String(version.id === current?.id));
       const compare = element(

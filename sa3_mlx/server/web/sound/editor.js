@@ -1,11 +1,12 @@
 // The open sound: its picture, playing it, editing it, comparing it, taking it along.
 
-import { get, post, request } from "./api.js";
-import { $, doing, element, number, say, seconds, speak } from "./dom.js";
+import { get, post, request } from "../api.js";
+import { $, doing, element, number, say, seconds, speak } from "../dom.js";
+import { Downloads } from "./downloads.js";
 import { level, Player } from "./player.js";
 import { View } from "./view.js";
 
-const FORMATS = ["wav", "flac", "mp3"];
+const HELD = 600; // seconds of a sound that are held; a longer one is fetched while it plays
 
 export class Editor {
   constructor(form, tell) {
@@ -15,6 +16,7 @@ export class Editor {
     this.other = null; // that is compared with
     this.buffers = new Map();
     this.chunks = []; // of a sound that is being decoded
+    this.downloads = new Downloads(form);
     this.view = new View($("view"), $("scroll"));
     this.player = new Player(() => this.played());
     this.view.on = {
@@ -33,6 +35,7 @@ export class Editor {
     listen("inpaint", this.inpaint);
     listen("extend", this.extend);
     listen("vary", this.vary);
+    listen("near", this.near);
     listen("again", this.again);
     listen("copy", this.copy);
     listen("star", this.star);
@@ -42,7 +45,9 @@ export class Editor {
       this.view.extend(number("length") ?? 0);
       this.view.draw();
     });
-    $("strength").addEventListener("input", () => { $("strength-text").value = Number($("strength").value).toFixed(2); });
+    for (const name of ["strength", "spread"]) {
+      $(name).addEventListener("input", () => { $(`${name}-text`).textContent = Number($(name).value).toFixed(2); });
+    }
   }
 
   async open(sound) {
@@ -60,11 +65,11 @@ export class Editor {
     $("facts").textContent = sound ? facts(sound) : "";
     $("length").value = sound ? sound.seconds.toFixed(2) : "";
     $("star").setAttribute("aria-pressed", String(Boolean(sound?.starred)));
-    $("again").disabled = !sound?.job;
+    $("again").disabled = $("near").disabled = !sound?.job;
     this.tellPlace();
     this.view.canvas.setAttribute("aria-label", sound ? describe(sound) : "Waveform over spectrogram");
     this.regionsChanged();
-    this.showDownloads();
+    this.downloads.show(sound);
     this.showSeams();
     $("provenance").replaceChildren();
     if (!sound) return;
@@ -86,6 +91,7 @@ export class Editor {
   }
 
   async buffer(sound) {
+    if (sound.seconds > HELD) return streamed(sound);
     if (!this.buffers.has(sound.id)) {
       const bytes = await (await request(`/api/sounds/${sound.id}/audio?samples=float`)).arrayBuffer();
       this.buffers.set(sound.id, await this.player.load(bytes, sound.sample_rate));
@@ -139,6 +145,7 @@ export class Editor {
   chunk(job, chunk, length) {
     this.live(job, length);
     this.chunks.push(chunk);
+    while (chunk.start - this.chunks[0].start > HELD * chunk.rate) this.chunks.shift();
     if (this.player.live) this.player.append(chunk);
     const columns = Math.max(1, Math.round((400 * chunk.samples[0].length) / (length * chunk.rate)));
     const before = chunk.start === 0 ? { low: [], high: [] } : this.view.peaks;
@@ -290,12 +297,19 @@ export class Editor {
   async swap() {
     if (!this.other || !this.sound) return;
     const [own, other] = await Promise.all([this.buffer(this.sound), this.buffer(this.other)]);
+    if (own.element || other.element) throw new Error(`Sounds of more than ${HELD} s are not compared here.`);
     const softest = Math.min(level(own), level(other));
     this.swapped = !this.swapped;
     const buffer = this.swapped ? other : own;
     this.player.use(buffer, softest / (level(buffer) || 1));
     $("compare").textContent = this.swapped ? "B" : "A";
     $("compare").setAttribute("aria-pressed", String(this.swapped));
+  }
+
+  // Made as this one was, from noise between that of its seed and that of others.
+  async near() {
+    const asked = { variations: number("near-count") ?? 4, spread: Number($("spread").value) };
+    await this.tell.watch(await post(`/api/sounds/${this.sound.id}/near`, asked));
   }
 
   async again() {
@@ -317,20 +331,6 @@ export class Editor {
     this.tell.changed();
   }
 
-  showDownloads() {
-    const sound = this.sound;
-    $("downloads").replaceChildren(...(sound ? FORMATS : []).map((format) => {
-      const address = new URL(`/api/sounds/${sound.id}/audio?format=${format}&download=true`, location.href).href;
-      const link = element("a", { href: address, download: `${sound.name}.${format}`, draggable: true }, format);
-      link.title = "Click to download, or drag it to the desktop or a DAW";
-      link.addEventListener("dragstart", (event) => {
-        event.dataTransfer.setData("DownloadURL", `audio/${format}:${sound.name}.${format}:${address}`);
-        event.dataTransfer.setData("text/uri-list", address);
-      });
-      return link;
-    }));
-  }
-
   showSeams() {
     const seams = this.sound?.seams ?? [];
     $("seams-box").hidden = !seams.length;
@@ -345,7 +345,7 @@ export class Editor {
     if (this.sound?.id !== sound.id) return;
     const rows = made.request ? {
       command: made.command, model: `${made.model.name} (${made.model.hash.slice(0, 19)}...)`,
-      ...made.request.items[made.item], ...flat(made.request.sampling), backend: made.runtime.backend,
+      ...asked(made.request.items[made.item]), ...flat(made.request.sampling), backend: made.runtime.backend,
       dtype: made.runtime.dtype, sa3: made.sa3, input: made.input?.name,
     } : { recording: sound.name, samples: `${sound.subtype}, ${sound.sample_rate} Hz, ${sound.channels} channels` };
     $("provenance").replaceChildren(...Object.entries(rows).filter(([, value]) => value !== null && value !== undefined)
@@ -367,6 +367,16 @@ function describe(sound) {
 
 function flat({ sampler, steps, guidance }) {
   return { sampler, steps, guidance: guidance.scale };
+}
+
+function asked({ prompts_over_time: timed, ...item }) {
+  if (!item.spread) delete item.spread;
+  return timed.length ? { ...item, then: timed.map(({ start, prompt }) => `${prompt} at ${start} s`).join(", ") } : item;
+}
+
+// A sound that is too long to be held.
+function streamed({ id, seconds: duration }) {
+  return { duration, element: element("audio", { src: `/api/sounds/${id}/audio`, preload: "metadata" }) };
 }
 
 function outline(channels, columns) {

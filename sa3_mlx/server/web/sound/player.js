@@ -1,4 +1,5 @@
-// Play sounds: from anywhere, in a loop, two versions in turn, and a sound that is still being decoded.
+// Play sounds: from anywhere, in a loop, two versions in turn, a sound that is still being decoded, and one that is too
+// long to be held: {duration, element}, whose element fetches what it plays.
 
 export class Player {
   constructor(tell) {
@@ -34,6 +35,7 @@ export class Player {
 
   now() {
     if (!this.playing) return this.position;
+    if (this.buffer?.element) return this.buffer.element.currentTime;
     const at = this.from + this.context.currentTime - this.began;
     if (this.range && at > this.range[1]) {
       const [start, end] = this.range;
@@ -47,6 +49,7 @@ export class Player {
     this.context.resume();
     if (this.position >= this.buffer.duration - 0.001) this.position = 0;
     if (this.range) this.position = Math.min(Math.max(this.position, this.range[0]), this.range[1]);
+    if (this.buffer.element) return this.playElement(this.buffer.element);
     const source = this.source(this.buffer);
     if (this.range) {
       source.loop = true;
@@ -61,6 +64,26 @@ export class Player {
     };
     this.start();
     source.start(0, this.position);
+    this.tell();
+  }
+
+  // Plays what fetches itself; a loop of it comes round within some milliseconds.
+  playElement(element) {
+    element.currentTime = this.position;
+    const again = () => { [element.currentTime] = this.range; };
+    element.ontimeupdate = () => { if (this.range && element.currentTime >= this.range[1]) again(); };
+    element.onended = () => {
+      if (this.range) {
+        again();
+        element.play();
+        return;
+      }
+      this.stop();
+      this.position = 0;
+      this.tell();
+    };
+    this.start();
+    element.play().catch(() => { if (this.buffer?.element === element) this.stop(); });
     this.tell();
   }
 
@@ -82,6 +105,7 @@ export class Player {
     this.position = this.now();
     this.playing = false;
     this.live = null;
+    this.buffer?.element?.pause();
     const sources = this.sources;
     this.sources = [];
     for (const source of sources) source.stop();
@@ -106,7 +130,7 @@ export class Player {
     this.stop();
     this.buffer = null;
     this.gain = 1;
-    this.position = 0;
+    this.position = chunks[0].start / chunks[0].rate;
     this.context.resume();
     this.start();
     this.live = { next: this.context.currentTime + 0.05 };
