@@ -34,7 +34,7 @@ SAME_STEPS = 8  # of the comparison of the ways to compute it
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class SoundRun:
     """Say which sounds are made and how."""
 
     sampling: Sampling
@@ -58,7 +58,7 @@ def new_prompts(lines: Sequence[CalibrationPrompt]) -> list[JudgedPrompt]:
 def measure(
     folder: Path,
     adapters: tuple[Applied, ...],
-    run: Run,
+    run: SoundRun,
     prompts: dict[str, list[JudgedPrompt]],
     judge: Judge,
     clips: ClipSet,
@@ -86,7 +86,9 @@ def measure(
     }
 
 
-def same_audio(folder: Path, adapters: tuple[Applied, ...], run: Run, prompts: list[JudgedPrompt]) -> dict[str, float]:
+def same_audio(
+    folder: Path, adapters: tuple[Applied, ...], run: SoundRun, prompts: list[JudgedPrompt]
+) -> dict[str, float]:
     """Return the least SNR, dB, of the ways to compute it against the first one, unmerged in MLX, over the prompts."""
     items = tuple(Item(prompt=prompt.caption, seconds=prompt.seconds, seed=1) for prompt in prompts)
     request = Request(items=items, sampling=replace(run.sampling, steps=SAME_STEPS))
@@ -148,7 +150,7 @@ def new_sound(
             "held-out clips of the new sound; import more of them"
         )
     sampling = choice.resolved(found.config.usual_sampling)
-    run = Run(sampling=sampling, seeds=seeds, data_seed=data_seed)
+    run = SoundRun(sampling=sampling, seeds=seeds, data_seed=data_seed)
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "judge.npz"
         train_classifier([ClipSet(old), own], weights, seed=0)

@@ -46,7 +46,7 @@ class Kind(IntEnum):
 
 
 @dataclass(frozen=True)
-class Piece:
+class WordPiece:
     """Hold one entry of the vocabulary; its place is its id."""
 
     text: str
@@ -148,7 +148,7 @@ def _last_join(text: str, score: Score) -> tuple[str, str] | None:
 # --- SentencePiece to ours --------------------------------------------------------------------------------------------
 
 
-def _check_pieces(pieces: list[Piece]) -> None:
+def _check_pieces(pieces: list[WordPiece]) -> None:
     texts = {piece.text for piece in pieces}
     if len(texts) != len(pieces) or "" in texts:
         raise ValueError("the SentencePiece model has an empty piece, or one twice")
@@ -163,7 +163,7 @@ def _check_pieces(pieces: list[Piece]) -> None:
         raise ValueError("the SentencePiece model must have the 256 byte pieces <0x00> to <0xFF>, and no others")
 
 
-def _merges_of(pieces: list[Piece]) -> list[tuple[str, str]]:
+def _merges_of(pieces: list[WordPiece]) -> list[tuple[str, str]]:
     scores = {piece.text: piece.score for piece in pieces if piece.kind in (Kind.NORMAL, Kind.USER_DEFINED)}
 
     def score(left: str, right: str) -> float:
@@ -185,7 +185,7 @@ def _merges_of(pieces: list[Piece]) -> list[tuple[str, str]]:
 # --- ours to SentencePiece --------------------------------------------------------------------------------------------
 
 
-def _pieces_of(data: Mapping[str, Any]) -> list[Piece]:
+def _pieces_of(data: Mapping[str, Any]) -> list[WordPiece]:
     model = data["model"]
     if model.get("type") != "BPE" or not model.get("byte_fallback"):
         kind = (
@@ -225,17 +225,17 @@ def _listed(ranks: Mapping[tuple[str, ...], float]) -> Score:
     return lambda left, right: ranks.get((left, right), _NEVER)
 
 
-def _piece(text: str, score: float | None, special: bool | None, unknown: str) -> Piece:
+def _piece(text: str, score: float | None, special: bool | None, unknown: str) -> WordPiece:
     """Return a piece; one that no join makes is a control piece, which no text gives."""
     if text == unknown:
-        return Piece(text, 0.0, Kind.UNKNOWN)
+        return WordPiece(text, 0.0, Kind.UNKNOWN)
     if text in _BYTES:
-        return Piece(text, 0.0, Kind.BYTE)
+        return WordPiece(text, 0.0, Kind.BYTE)
     if special is False:
-        return Piece(text, 0.0, Kind.USER_DEFINED)
+        return WordPiece(text, 0.0, Kind.USER_DEFINED)
     if special or (score is None and len(text) > 1):
-        return Piece(text, 0.0, Kind.CONTROL)
-    return Piece(text, score or 0.0, Kind.NORMAL)
+        return WordPiece(text, 0.0, Kind.CONTROL)
+    return WordPiece(text, score or 0.0, Kind.NORMAL)
 
 
 # --- the protocol buffer ----------------------------------------------------------------------------------------------
@@ -246,8 +246,8 @@ def _piece(text: str, score: float | None, special: bool | None, unknown: str) -
 # 6 normalization_rule_tsv}
 
 
-def _read_model(data: bytes) -> list[Piece]:
-    pieces: list[Piece] = []
+def _read_model(data: bytes) -> list[WordPiece]:
+    pieces: list[WordPiece] = []
     trainer: dict[int, Any] = {}
     normalizer: dict[int, Any] = {}
     for number, value in _fields(memoryview(data)):
@@ -270,7 +270,7 @@ def _read_model(data: bytes) -> list[Piece]:
     return pieces
 
 
-def _read_piece(data: memoryview) -> Piece:
+def _read_piece(data: memoryview) -> WordPiece:
     fields = dict(_fields(data))
     text, score, kind = fields.get(1, b""), fields.get(2, b"\0\0\0\0"), fields.get(3, 1)
     if not isinstance(text, memoryview | bytes) or not isinstance(score, memoryview | bytes) or len(score) != 4:
@@ -282,7 +282,7 @@ def _read_piece(data: memoryview) -> Piece:
     (value,) = struct.unpack("<f", score)
     if not math.isfinite(value):
         raise ValueError("the SentencePiece model has a score that is no number")
-    return Piece(bytes(text).decode("utf-8"), value, Kind(kind))  # UnicodeDecodeError is a ValueError
+    return WordPiece(bytes(text).decode("utf-8"), value, Kind(kind))  # UnicodeDecodeError is a ValueError
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, Any]]:
@@ -320,7 +320,7 @@ def _varint(data: memoryview, place: int) -> tuple[int, int]:
     raise ValueError("damaged SentencePiece model")
 
 
-def _write_model(pieces: list[Piece]) -> bytes:
+def _write_model(pieces: list[WordPiece]) -> bytes:
     unknown = next(number for number, piece in enumerate(pieces) if piece.kind is Kind.UNKNOWN)
     parts = [_block(1, _text(1, piece.text) + _score(piece.score) + _number(3, piece.kind)) for piece in pieces]
     trainer = _number(3, _BPE) + _number(4, len(pieces)) + _number(35, 1) + _number(40, unknown)

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from benchmarks.quality import new_sound
 from benchmarks.quality.bells import HELD_OUT, RATIO, bell, bells
-from benchmarks.quality.new_sound import Run, measure, new_prompts, same_audio
+from benchmarks.quality.new_sound import SoundRun, measure, new_prompts, same_audio
 from sa3_mlx.common.adapters.applied import Applied
 from sa3_mlx.common.model.sampling import Guidance, Sampling
 from sa3_mlx.common.quant.calibration import read_prompts
@@ -98,7 +98,7 @@ def test_sounds_are_counted_with_the_adapter_and_without(
 ) -> None:
     folder = write_checkpoint(tmp_path / "model", SMALL)
     applied = (Applied(adapter=random_adapter(folder, adapter_config("dora-rows"), seed=0)),)
-    run = Run(sampling=Sampling(sampler="euler", steps=2, guidance=Guidance(scale=2.0)), seeds=1, data_seed=0)
+    run = SoundRun(sampling=Sampling(sampler="euler", steps=2, guidance=Guidance(scale=2.0)), seeds=1, data_seed=0)
     new = new_prompts(read_prompts(made / "wavs" / "unseen.txt"))[:2]
     some = [dataclasses.replace(prompt, seconds=0.3) for prompt in held_out_prompts(0)[-2:]]
     monkeypatch.setattr(new_sound, "held_out_prompts", lambda _: some)
