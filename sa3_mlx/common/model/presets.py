@@ -52,7 +52,9 @@ SAME_DEMO = SAMEConfig(
     token_noise=0.01,
 )
 SAME_DEMO_S = replace(SAME_DEMO, decoder_depth=2)  # for the latents of the demo's, by distillation
-SAME_MUSIC = replace(SAME_DEMO, width=192, encoder_depth=3, decoder_depth=4)  # docs/records/music.md
+SAME_MUSIC = replace(  # docs/records/music.md 4
+    SAME_DEMO, width=256, latent_channels=128, encoder_depth=3, decoder_depth=4
+)
 
 DIT_SMALL = DiTConfig(width=1024, depth=20, memory_tokens=64, differential=False)
 DIT_MEDIUM = DiTConfig(width=1536, depth=24, memory_tokens=64, differential=True)
