@@ -46,6 +46,7 @@ SECTIONS: Sections = {
         "music-runs": ("music.runs", "runs", "What is special about music, once each with a model of a real size."),
         "seams": ("music.seams", "seams", "Where kept and made sound meet: feathers, continuations."),
         "loops": ("music.loops", "loops_command", "Ways to make a loop, by the score of its joint."),
+        "best-of": ("music.best_of", "best_of", "What choosing the best of several sounds gains, by the judge."),
         "variation": ("quality.variation", "variation", "Audio-to-audio with both schedules."),
     },
 }

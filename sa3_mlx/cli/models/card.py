@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sa3_mlx.cli.fingerprint import clap_fingerprint
 from sa3_mlx.common.files.objects import read_object
 from sa3_mlx.common.files.safetensors import TensorFile
 from sa3_mlx.common.installed import HUB, Model
@@ -88,6 +89,8 @@ def _facts(described: Described) -> Sequence[tuple[str, str]]:
         ("sound", f"{config.sample_rate} Hz, {config.audio_channels} channels"),
         ("weights", described.hash),
     ]
+    if config.clap is not None:
+        facts.append(("latent CLAP", clap_fingerprint(described.model.folder)))
     if config.diffusion is not None:
         facts[2:2] = [("objective", config.diffusion.objective), ("usual sampling", str(config.usual_sampling))]
         facts.insert(5, ("longest", longest(config)))

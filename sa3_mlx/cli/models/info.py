@@ -22,7 +22,7 @@ from sa3_mlx.common.files.audio import read_blocks, read_tags
 from sa3_mlx.common.files.audio_file import open_audio_file
 from sa3_mlx.common.files.safetensors import TensorFile
 from sa3_mlx.common.installed import Model, installed, open_model
-from sa3_mlx.common.model.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, expected_tensors
+from sa3_mlx.common.model.checkpoint import CLAP_FILE, CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, expected_tensors
 from sa3_mlx.common.model.lengths import longest
 from sa3_mlx.common.quant.format import Quantization
 from sa3_mlx.common.terminal import labelled, show
@@ -115,7 +115,11 @@ def _model(model: Model) -> Facts:
             counts[part] = counts.get(part, 0) + size
             stored[kind] = stored.get(kind, 0) + size
     if config.clap is not None:
-        counts["clap"] = sum(map(math.prod, expected_tensors(config, ["clap"]).values()))
+        with TensorFile.open(folder / CLAP_FILE) as file:
+            sizes = [(file.info(name)[0], math.prod(file.info(name)[1])) for name in file.names()]
+        counts["clap"] = sum(size for _, size in sizes)
+        for kind, size in sizes:
+            stored[kind] = stored.get(kind, 0) + size
     facts: Facts = {
         "kind": "model" if config.diffusion is not None else "autoencoder",
         "model": config.name,

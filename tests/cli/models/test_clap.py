@@ -64,6 +64,7 @@ def test_it_goes_in_and_the_weights_stay(run: Run, little: Path, trained: Path) 
             np.testing.assert_array_equal(file.read(name), weight(name, file.info(name)[1]))
     facts = json.loads(ok(run("info", little, "--json")).out)
     assert facts["latent CLAP"] == file_hash(little / CLAP_FILE) and facts["hash"] == digest
+    assert sum(facts["stored as"].values()) == facts["parameters"] == sum(facts["parts"].values())
     assert facts["parts"]["clap"] == sum(int(np.prod(shape)) for shape in expected_tensors(config, ["clap"]).values())
     assert shape_of(config) == shape_of(before)  # what was tuned for the model still holds
 

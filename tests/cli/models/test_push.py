@@ -16,6 +16,7 @@ from sa3_mlx.common.origin import Origin, OriginFile, OriginLicence, read_origin
 from tests.support.command import Run, ok
 from tests.support.foreign.hub import COMMIT, Hub, serving
 from tests.support.foreign.official_checkpoint import TINY
+from tests.support.tiny import with_clap
 from tests.support.tiny_checkpoint import write_checkpoint
 
 TOKEN = {"HF_TOKEN": "hf_somebody"}
@@ -41,14 +42,16 @@ RELEASED = tuple((licence.id, licence.name, licence.page) for licence in (STABIL
 
 
 def test_a_model_is_uploaded_with_its_card_and_comes_back(hub, tmp_path):
-    folder = write_checkpoint(tmp_path / "mine", replace(TINY, name="mine"))
+    folder = write_checkpoint(tmp_path / "mine", with_clap(replace(TINY, name="mine")))
     (folder / "notes.txt").write_text("private")
     done = hub.sa3(tmp_path, "push", "mine", "me/Mine", "--licence", "mit", **TOKEN)
     assert done.returncode == 0, done.stderr
     assert f"me/Mine at revision {COMMIT}" in done.stdout and "sa3 get me/Mine" in done.stdout
-    assert hub.received.keys() == {"config.json", "model.safetensors", "tokenizer.json", "README.md"}
+    files = {"config.json", "model.safetensors", "clap.safetensors", "tokenizer.json", "README.md"}
+    assert hub.received.keys() == files
     assert hub.received["model.safetensors"] == (folder / "model.safetensors").read_bytes()
     text = hub.received["README.md"].decode()
+    assert f"| latent CLAP | {file_hash(folder / 'clap.safetensors')} |" in text
     assert file_hash(folder / "model.safetensors") in text and 'license_name: "mit"' in text
     assert 'sa3 generate "PROMPT" --model mine' in text
     served = tmp_path / "served"
@@ -59,7 +62,8 @@ def test_a_model_is_uploaded_with_its_card_and_comes_back(hub, tmp_path):
     back = hub.sa3(tmp_path, "get", "me/Mine", "--accept-licence")
     assert back.returncode == 0, back.stderr
     installed = tmp_path / "sa3" / "models" / "mine"
-    assert file_hash(installed / "model.safetensors") == file_hash(folder / "model.safetensors")
+    for name in ("model.safetensors", "clap.safetensors", "config.json"):
+        assert file_hash(installed / name) == file_hash(folder / name)
 
 
 def test_without_a_token_or_with_a_refusing_hub_it_is_one_line(hub, tmp_path):

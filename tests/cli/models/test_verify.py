@@ -13,6 +13,7 @@ from sa3_mlx.cli import backend
 from sa3_mlx.common.files.safetensors import TensorFile, array_entry, write_tensors
 from tests.support.command import SMALL, Run, ok
 from tests.support.made_golden import record_run, write_golden
+from tests.support.tiny import with_clap
 from tests.support.tiny_checkpoint import write_checkpoint
 from tests.support.twins import Twin
 
@@ -25,8 +26,9 @@ def test_twins_agree(run: Run):
     assert "8 steps of pingpong, guidance 1, fp32" in result.out
     assert SMALL.diffusion is not None
     base = replace(SMALL, name="base", diffusion=replace(SMALL.diffusion, objective="rectified_flow"))
-    result = ok(run("verify", write_checkpoint(Path("base"), base), "--seconds", "0.5"))
-    assert "8 steps of euler, guidance 7, fp32" in result.out and "11 passed, 0 failed" in result.out
+    result = ok(run("verify", write_checkpoint(Path("base"), with_clap(base)), "--seconds", "0.5"))
+    assert "8 steps of euler, guidance 7, fp32" in result.out and "12 passed, 0 failed" in result.out
+    assert "latent CLAP" in result.out
 
 
 @pytest.mark.parametrize("model", ["tiny-s", "tiny-l"])

@@ -80,4 +80,6 @@ def _record(folder: Path, name: backend.Backend, request: Request) -> dict[str, 
         elif isinstance(event, Finished):
             found["latents"] = event.generation.latents[0]
             found["audio"] = event.generation.audio[0]
+            if pipeline.config.clap is not None:
+                found["latent CLAP"] = np.array(pipeline.clap_cosines(event.generation))
     return found
