@@ -28,7 +28,14 @@ from sa3_mlx.common.generation.plan import plan
 from sa3_mlx.common.generation.request import Item, Request
 from sa3_mlx.common.installed import open_model
 from sa3_mlx.common.memory.prediction import predict
-from sa3_mlx.common.model.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, expected_tensors
+from sa3_mlx.common.model.checkpoint import (
+    CLAP_FILE,
+    CONFIG_FILE,
+    TOKENIZER_FILE,
+    WEIGHTS_FILE,
+    all_parts,
+    expected_tensors,
+)
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.precision import Precision
 from sa3_mlx.common.model.sampling import Sampling
@@ -40,7 +47,7 @@ from sa3_mlx.common.tuning import table
 from tests.support.adapters import adapter_config, random_adapter
 from tests.support.command import SMALL, tone
 from tests.support.foreign import official_checkpoint
-from tests.support.tiny import TINY
+from tests.support.tiny import TINY, with_clap
 from tests.support.tiny_checkpoint import write_checkpoint
 
 from .target import ROOT, Given, Target
@@ -69,14 +76,14 @@ def _read_safetensors(given: Given) -> None:
 
 
 def _config(folder: Path) -> dict[str, str]:
-    (folder / CONFIG_FILE).write_text(SMALL.to_json())
+    (folder / CONFIG_FILE).write_text(with_clap(SMALL).to_json())
     return {CONFIG_FILE: "json"}
 
 
 def _read_config(given: Given) -> None:
     """And what is asked of a configuration before the weights are looked at."""
     config = ModelConfig.load(given.folder)
-    expected_tensors(config)
+    expected_tensors(config, all_parts(config))
     if config.diffusion is None:
         return
     request = Request(items=(replace(ITEM, seconds=min(0.3, config.max_seconds)),), sampling=config.usual_sampling)
@@ -89,8 +96,9 @@ def _read_config(given: Given) -> None:
 
 
 def _checkpoint(folder: Path) -> dict[str, str]:
-    write_checkpoint(folder, SMALL)
-    return {CONFIG_FILE: "json", WEIGHTS_FILE: "safetensors", TOKENIZER_FILE: "json"}
+    write_checkpoint(folder, with_clap(SMALL))
+    files = dict.fromkeys((CONFIG_FILE, TOKENIZER_FILE), "json")
+    return files | dict.fromkeys((WEIGHTS_FILE, CLAP_FILE), "safetensors")
 
 
 def _read_checkpoint(given: Given) -> None:
@@ -105,13 +113,15 @@ def _read_checkpoint(given: Given) -> None:
 
 
 def _run_pipeline(given: Given) -> None:
-    """Make a short sound with a configuration whose weights fit."""
+    """Make a short sound with a configuration whose weights fit, and say how near it is to its prompt."""
     from sa3_mlx.pipeline import Pipeline
 
     pipeline = Pipeline.load(given.folder)
     request = Request(items=(replace(ITEM, seconds=0.1),), sampling=Sampling(sampler="euler", steps=1))
-    (audio,) = pipeline.generate(request).audio
-    assert np.isfinite(audio).all()
+    made = pipeline.generate(request)
+    assert np.isfinite(made.audio[0]).all()
+    if pipeline.config.clap is not None:
+        assert abs(pipeline.clap_cosines(made)[0]) < 1.001
 
 
 def _quantized(folder: Path) -> dict[str, str]:

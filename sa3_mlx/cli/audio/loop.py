@@ -42,7 +42,7 @@ from sa3_mlx.common.terminal import say
     type=BEST_OF,
     default=1,
     show_default=True,
-    help="Make so many with seeds SEED, SEED+1, ... and keep the one with the best joint and tempo.",
+    help="Make so many with seeds SEED, SEED+1, ... and keep the best, as --best-of of generate does.",
 )
 def loop(
     prompt: str,

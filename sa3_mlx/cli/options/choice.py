@@ -24,7 +24,7 @@ class ChoiceOptions:
         click.Option(
             ["--best-of"],
             type=BEST_OF,
-            help="Make so many with seeds SEED, SEED+1, ... and keep the one that the checks find best.",
+            help="Make so many with seeds SEED, SEED+1, ... and keep the best, by the model's latent CLAP or checks.",
         ),
     ]
     variations: Annotated[

@@ -10,7 +10,7 @@ import pytest
 
 from sa3_mlx.common.generation.checks import validate
 from sa3_mlx.common.generation.events import host_noise
-from sa3_mlx.common.generation.frames import Held, PatchFrames, Track
+from sa3_mlx.common.generation.frames import Held, PatchFrames, Track, text_shares
 from sa3_mlx.common.generation.noise import INITIAL, noise, step
 from sa3_mlx.common.generation.plan import plan
 from sa3_mlx.common.generation.regions import to_regions
@@ -34,6 +34,16 @@ def inpaint(*regions: Any, feather: float = 0.0, audio: np.ndarray = AUDIO) -> I
 
 def levels(given: Inpaint, frames: int = 20) -> np.ndarray:
     return PatchFrames(8000, 8000, 512).levels(given, to_regions(given.spans, 8000), frames)
+
+
+def test_texts_share_a_clip_by_time_and_by_blend() -> None:
+    blended = Item(
+        prompt="(a:2) b | c : 0.25", seconds=4.0, seed=1, prompts_over_time=(TimedPrompt(start=3.0, prompt="a b"),)
+    )
+    plain = Item(prompt="c", seconds=2.0, seed=1)
+    first, second = text_shares(Request(items=(blended, plain), prompt_fade_seconds=0), (40, 20), 0.1)
+    assert first == {"a b": pytest.approx(0.75 * 0.75 + 0.25), "c": pytest.approx(0.75 * 0.25)}
+    assert second == {"c": 1.0}
 
 
 def test_a_track_has_every_prompt_once_and_joins_equal_neighbours() -> None:
