@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from datetime import UTC, datetime
@@ -13,21 +14,22 @@ import torch
 from benchmarks.options import RESULTS_FOLDER
 from sa3_mlx.common.version import revision
 
-from . import kernels, whole
+from . import kernels, stages, whole
 from .journal import Journal, Section, Workbench
 
 # What matters most comes first: a run that is cut keeps what it has. Seconds are those of nine minutes.
 PLAN: dict[str, tuple[Section, float]] = {
     "facts": (kernels.facts, 15),
-    "correctness": (whole.correctness, 60),
-    "latency": (whole.latency, 100),
-    "attention": (kernels.attention, 60),
-    "eager": (kernels.eager, 25),
-    "compiled": (kernels.compiled, 90),
-    "same": (kernels.autoencoder, 60),
-    "parts": (kernels.small_parts, 20),
-    "training": (whole.training, 80),
-    "fp8": (kernels.fp8, 20),
+    "correctness": (whole.correctness, 50),
+    "latency": (whole.latency, 80),
+    "stages": (stages.stages, 185),
+    "attention": (kernels.attention, 50),
+    "eager": (kernels.eager, 20),
+    "compiled": (kernels.compiled, 60),
+    "same": (kernels.autoencoder, 40),
+    "parts": (kernels.small_parts, 10),
+    "training": (whole.training, 20),
+    "fp8": (kernels.fp8, 10),
 }
 _FOLDER = click.Path(path_type=Path, file_okay=False, exists=True)
 
@@ -42,11 +44,12 @@ _FOLDER = click.Path(path_type=Path, file_okay=False, exists=True)
 def gpu(
     minutes: float, only: str | None, golden: Path | None, official: Path | None, dry_run: bool, results: Path
 ) -> None:
-    """Measure this NVIDIA GPU: facts, correctness, latency, kernels, steps of training.
+    """Measure this NVIDIA GPU: facts, correctness, latency, every stage of training, kernels.
 
     It needs PyTorch with CUDA and, on a machine with nothing else, the packages numpy, safetensors, tokenizers, click,
-    tqdm, soundfile and soxr with cffi and pycparser, as wheels; no weights. Every row is written as soon as it is
-    known, so that a run that is cut keeps what it has. Networks have random weights, but for the demo.
+    tqdm, soundfile and soxr with cffi and pycparser, and for the stages scipy and matplotlib with what it needs, as
+    wheels; no weights. Every row is written as soon as it is known, so that a run that is cut keeps what it has.
+    Networks have random weights, but for the demo.
     """
     if not dry_run and not torch.cuda.is_available():
         raise click.UsageError("PyTorch finds no CUDA device here; --dry-run goes through everything on any machine")
@@ -62,7 +65,7 @@ def gpu(
     results.mkdir(parents=True, exist_ok=True)
     path = results / f"gpu-{slug}-{date}.json"
     journal = Journal(path, {"date": date, "sa3": revision(), "short": dry_run, "minutes": minutes})
-    end = time.monotonic() + 60 * minutes
+    end = math.inf if dry_run else time.monotonic() + 60 * minutes
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         bench = Workbench(
             device=device,
@@ -76,5 +79,5 @@ def gpu(
             section, seconds = PLAN[name]
             left = end - time.monotonic()
             if left > 1:
-                journal.run(name, section, bench, min(left, seconds * minutes / 9))
+                journal.run(name, section, bench, left if dry_run else min(left, seconds * minutes / 9))
     click.echo(f"file   {path}")

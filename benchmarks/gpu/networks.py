@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from benchmarks.speed.full_scale import randomise
 from benchmarks.speed.models import write_tokenizer
 from sa3_mlx.common.generation.conditioning import Conditioning
 from sa3_mlx.common.model.checkpoint import TOKENIZER_FILE, Part
@@ -38,9 +39,7 @@ def random_part(config: ModelConfig, part: Part, device: torch.device, dtype: to
     with torch.device("meta"):
         module = build_part(config, part)
     module = module.to_empty(device=device).to(dtype)
-    for name, values in module.state_dict().items():
-        gain = name.endswith(("gamma", "alpha", "scale", "running_std"))
-        values.normal_(1.0 if gain else 0.0, values.shape[-1] ** -0.5 if values.dim() == 2 else 0.02)
+    randomise(module)
     return module.eval().requires_grad_(False)
 
 

@@ -19,6 +19,8 @@ from benchmarks.options import show
 from sa3_mlx.common.model.presets import PRESETS
 from sa3_torch.train.autoencoder.stage import AutoencoderConfig, AutoencoderStage
 from sa3_torch.train.data.clip_cache import ClipSet
+from sa3_torch.train.run.optimizers import take_turn
+from sa3_torch.train.run.planning.count import trained_of
 from sa3_torch.train.run.settings import load_settings
 
 _NO_SEMANTICS = (
@@ -57,7 +59,8 @@ def variants(settings: AutoencoderConfig) -> list[StepVariant]:
 
 
 def seconds_of(stage: AutoencoderStage, step: int) -> float:
-    """Time losses and gradients, the batch included."""
+    """Time losses and gradients of the group whose turn it is, the batch included."""
+    take_turn(trained_of(stage), stage.turn(step))
     begun = time.perf_counter()
     loss = torch.stack(list(stage.losses(step).values())).sum()
     loss.backward()
@@ -100,7 +103,7 @@ def train_step(
                 times.append(seconds)
     totals = dict(zip((variant.name for variant in chosen), map(statistics.median, taken), strict=True))
     config = configs[0]
-    result: dict[str, object] = {f"{name}_seconds": value for name, value in _parts(totals).items()}
+    result: dict[str, object] = {f"{name}_seconds": value for name, value in parts_of(totals).items()}
     generator = [value for name, value in totals.items() if name != "discriminators"][-1]  # with every term
     result["generator_seconds"] = generator
     result["crops_per_second"] = config.train.batch / generator
@@ -122,7 +125,7 @@ def train_step(
     click.echo(json.dumps({**about, **result}))
 
 
-def _parts(totals: dict[str, float]) -> dict[str, float]:
+def parts_of(totals: dict[str, float]) -> dict[str, float]:
     """Return what each variant costs more than the one before it; the discriminators' step is one of its own."""
     found, before = {}, 0.0
     for name, total in totals.items():

@@ -16,6 +16,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("scipy", reason="the training extra is not installed")
 
 from sa3_mlx.common.files.safetensors import TensorFile
+from sa3_mlx.common.model.precision import Precision, choose_precision
 from sa3_mlx.common.quant.affine import dequantize
 from sa3_mlx.common.quant.calibration import CalibrationPrompt
 from sa3_mlx.common.quant.format import Quantization, check_file, read_packed
@@ -190,3 +191,16 @@ def test_hessians_are_the_outer_products_of_a_layers_inputs(run: tuple[QuantizeS
 def test_only_single_precision_is_allowed() -> None:
     with pytest.raises(ConfigError, match="precision is 'bf16': values of a grid need 'fp32'"):
         load_settings(QuantizeConfig, "quantize", "demo", ("train.precision='bf16'",))
+
+
+def test_the_student_is_in_single_precision_where_a_gpu_would_generate_in_half(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def chosen(dtype: str, text_dtype: str, *, on_gpu: bool) -> Precision:  # noqa: ARG001
+        return choose_precision(dtype, text_dtype, on_gpu=True)
+
+    monkeypatch.setattr("sa3_torch.pipeline.choose_precision", chosen)
+    monkeypatch.setattr(QuantizeStage, "_visited", lambda *_, **__: iter(()))  # a CPU multiplies no float16
+    monkeypatch.setattr("sa3_torch.train.quantize.stage.velocity_error", lambda *_: 1.0)
+    stage = QuantizeStage(source, load_settings(QuantizeConfig, "quantize", "demo", SETTINGS), FEW)
+    assert {parameter.dtype for parameter in stage.student.parameters()} == {torch.float32}

@@ -82,7 +82,8 @@ class QuantizeStage(Stage):
             raise ConfigError(f"recipe {config.recipe!r} leaves the DiT as it is: choose another, such as '4bit'")
         self.dit_recipe = self.recipe.dit
         self.storages = check_source(folder)
-        self.pipeline = Pipeline.load(folder)
+        # The student is a copy of its DiT: "auto" would be half precision on a GPU, or where memory is short.
+        self.pipeline = Pipeline.load(folder, dtype="float32", device=str(self.device))
         self.model_config = self.pipeline.config
         self.paths = list(layers_of(self.model_config, "dit"))
         if not self.paths:

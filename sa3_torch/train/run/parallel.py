@@ -83,8 +83,25 @@ def finish() -> None:
         dist.destroy_process_group()
 
 
+_planned = 1  # processes that this one stands for
+
+
+@contextmanager
+def planned(processes: int) -> Iterator[None]:
+    """Stand for the first of so many processes, of which the others have copies of its rows: for a plan, which asks for
+    shapes only."""
+    global _planned
+    _planned = processes
+    try:
+        yield
+    finally:
+        _planned = 1
+
+
 def own_slice() -> BatchSlice:
-    return BatchSlice(rank=dist.get_rank(), world=dist.get_world_size()) if dist.is_initialized() else BatchSlice()
+    if dist.is_initialized():
+        return BatchSlice(rank=dist.get_rank(), world=dist.get_world_size())
+    return BatchSlice(world=_planned)
 
 
 def is_first() -> bool:
@@ -159,7 +176,7 @@ def gather_rows(rows: Tensor) -> Tensor:
     The gradient is that of the sum of the losses of all processes.
     """
     if not dist.is_initialized():
-        return rows
+        return rows if _planned == 1 else torch.cat([rows] * _planned)
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # a new name since torch 2.13
         return torch.cat(all_gather(rows))
 

@@ -7,8 +7,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="the training twin needs torch")
 pytest.importorskip("scipy", reason="the training extra is not installed")
 
+from benchmarks.speed.full_scale import FULL_SCALE, FullScale
 from benchmarks.speed.plans import plan_of
-from benchmarks.speed.without_values import FULL_SCALE, FullScale
 from sa3_torch.train.run.settings import PRESETS
 
 

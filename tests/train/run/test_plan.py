@@ -13,9 +13,14 @@ import pytest
 torch = pytest.importorskip("torch", reason="the training twin needs torch")
 pytest.importorskip("scipy", reason="the training extra is not installed")
 
+from torch import Tensor
+
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.schema import ConfigError
+from sa3_torch.t5gemma import T5GemmaEncoder
+from sa3_torch.train.autoencoder.semantics.critic import Critic
 from sa3_torch.train.flow.pretrain import PretrainConfig
+from sa3_torch.train.run import parallel
 from sa3_torch.train.run.blocks import work_by_blocks
 from sa3_torch.train.run.parallel import BatchSlice
 from sa3_torch.train.run.planning import timing
@@ -131,6 +136,34 @@ def test_clips_that_are_compared_with_those_of_other_processes_are_planned(accum
     assert two.memory.exchange == one.memory.gradients
     earlier = two.memory.gradients if accumulate > 1 else 0  # are there beside those of a later micro-batch
     assert 0 < two.memory.activations - earlier < one.memory.activations
+
+
+def test_the_critic_is_planned_with_the_crops_of_all_processes(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every crop stands beside two others, in three ways; the two of a process by themselves would have one other."""
+    rows, forward = [], Critic.forward
+
+    def counted(self: Critic, *given: Tensor) -> Tensor:
+        rows.append(len(given[0]))
+        return forward(self, *given)
+
+    monkeypatch.setattr(Critic, "forward", counted)
+    for processes in (1, 2):
+        rows.clear()
+        stage = STAGES["complete"](workspace)
+        make_plan(stage, stage.config.train, processes=processes, device=DEVICE, timed=False)  # type: ignore[attr-defined]
+        assert set(rows) == {4 // processes * (1 + 2 * 3)}
+    assert parallel.own_slice() == BatchSlice()
+
+
+def test_a_text_encoder_that_only_reads_captions_is_frozen_memory(workspace: Path) -> None:
+    """It is in a list, so that checkpoints do not hold it."""
+    own = (f"semantics.text_encoder={str(workspace / 'base')!r}", "semantics.text_width=48")
+    words, frozen = STAGES["complete"](workspace), STAGES["complete"](workspace, *own)
+    assert not networks_of(words).keys() - words.groups.keys()
+    (name,) = networks_of(frozen).keys() - frozen.groups.keys()
+    assert isinstance(networks_of(frozen)[name], T5GemmaEncoder)
 
 
 @pytest.fixture

@@ -76,7 +76,7 @@ def networks_of(stage: Stage) -> dict[str, nn.Module]:
     """Find all networks that a stage holds, by names of attributes; trained ones by those of their groups, first."""
     found = {name: group.network for name, group in stage.groups.items()}
     inside = {number for network in found.values() for number in _tensors(network)}
-    for name, network in _modules(stage, 2):
+    for name, network in [*_modules(stage, 2), *_beside(found)]:
         own = _tensors(network)
         if not own <= inside:  # so neither a part of another one nor its compiled form
             found[name] = network
@@ -86,6 +86,15 @@ def networks_of(stage: Stage) -> dict[str, nn.Module]:
 
 def _tensors(network: nn.Module) -> set[int]:
     return {id(tensor) for tensor in (*network.parameters(), *network.buffers())}
+
+
+def _beside(networks: dict[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    """Yield what parts of networks keep in lists: it is used, but neither trained nor saved with them."""
+    for network in networks.values():
+        for part in network.modules():
+            for name, value in vars(part).items():
+                held = value if isinstance(value, list) else ()
+                yield from ((name, one) for one in held if isinstance(one, nn.Module))
 
 
 def _modules(holder: object, depth: int) -> Iterator[tuple[str, nn.Module]]:

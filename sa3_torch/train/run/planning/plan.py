@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from sa3_mlx.common.memory.prediction import MARGIN, size_text
+from sa3_torch.train.run import parallel
 from sa3_torch.train.run.blocks import work_by_blocks
 from sa3_torch.train.run.optimizers import Trained, make_optimizer, take_turn
 from sa3_torch.train.run.parallel import UNITS, BatchSlice
@@ -128,7 +129,9 @@ class TrainingPlan:
             )
             for split in self.data
         ]
-        if self.reading is not None:
+        if self.reading is None:
+            lines.append("  all in memory, nothing is read in a step")
+        else:
             lines.append(f"  {self.reading:.3g} CPU-seconds a step and process, timed on this machine")
         return "\n".join([*lines, *self._speed(), "nothing was started or written"])
 
@@ -170,10 +173,11 @@ def make_plan(stage: Stage, train: TrainConfig, *, processes: int, device: Devic
     make_fake(networks)
     trained = trained_of(stage)
     memory = _constant_memory(stage, trained, networks)
-    first = count_step(stage, trained, 0, slices)
-    counts = {turn: count_step(stage, trained, step, slices) for turn, step in turns}
-    take_turn(trained, None)
-    forward = max(count_forward(stage, step, slices) for _, step in turns)
+    with parallel.planned(processes):
+        first = count_step(stage, trained, 0, slices)
+        counts = {turn: count_step(stage, trained, step, slices) for turn, step in turns}
+        take_turn(trained, None)
+        forward = max(count_forward(stage, step, slices) for _, step in turns)
     shares = Counter(stage.turn(step) for step in _window(train.steps))
     memory = _with_step(memory, [first, *counts.values()], train)
     whole = memory.weights  # on every process, while it validates
