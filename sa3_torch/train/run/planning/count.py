@@ -76,11 +76,16 @@ def networks_of(stage: Stage) -> dict[str, nn.Module]:
     """Find all networks that a stage holds, by names of attributes; trained ones by those of their groups, first."""
     found = {name: group.network for name, group in stage.groups.items()}
     inside = {number for network in found.values() for number in _tensors(network)}
-    for name, network in [*_modules(stage, 2), *_beside(found)]:
-        own = _tensors(network)
-        if not own <= inside:  # so neither a part of another one nor its compiled form
-            found[name] = network
-            inside |= own
+
+    def add(networks: Iterator[tuple[str, nn.Module]]) -> None:
+        for name, network in networks:
+            own = _tensors(network)
+            if not own <= inside:  # so neither a part of another one nor its compiled form
+                found[name] = network
+                inside.update(own)
+
+    add(_modules(stage, 2))
+    add(_beside([*found.values()]))
     return found
 
 
@@ -88,9 +93,9 @@ def _tensors(network: nn.Module) -> set[int]:
     return {id(tensor) for tensor in (*network.parameters(), *network.buffers())}
 
 
-def _beside(networks: dict[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+def _beside(networks: list[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
     """Yield what parts of networks keep in lists: it is used, but neither trained nor saved with them."""
-    for network in networks.values():
+    for network in networks:
         for part in network.modules():
             for name, value in vars(part).items():
                 held = value if isinstance(value, list) else ()
