@@ -12,11 +12,10 @@ import numpy as np
 
 from sa3_mlx.cli.inputs import STDIN, input_file, is_stream
 from sa3_mlx.cli.output.provenance import read_prompt
-from sa3_mlx.common.files.audio import read_blocks
+from sa3_mlx.common.files.audio import going_on, read_blocks
 from sa3_mlx.common.files.audio_file import Audio, open_audio_file
 from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.files.wav import Subtype
-from sa3_mlx.common.generation.long.between import mirrored
 from sa3_mlx.common.generation.long.windows import PIECE_MAX
 from sa3_mlx.common.generation.request import HEAD_ROOM_MAX
 from sa3_mlx.common.installed import Model
@@ -93,7 +92,7 @@ class SourceFile:
 
     def after(self, samples: int, config: ModelConfig) -> SourceFile:
         """Return the same audio after so many samples that are to be made; until then its mirror image is there."""
-        audio = np.concatenate([_mirrored(self.audio[::-1], samples)[::-1], self.audio])
+        audio = np.concatenate([going_on(self.audio[::-1], samples)[::-1], self.audio])
         return replace(self, audio=audio, seconds=samples_to_seconds(len(audio), config.sample_rate))
 
     def joined(self, second: SourceFile, samples: int, config: ModelConfig) -> SourceFile:
@@ -101,7 +100,7 @@ class SourceFile:
 
         Until then the mirror images of both are there: a seam fades from them, and the model hears no silence.
         """
-        own = _mirrored(self.audio, samples // 2)
+        own = going_on(self.audio, samples // 2)
         audio = np.concatenate([self.audio, own, second.after(samples - len(own), config).audio])
         finest = max(self.exact, second.exact, key=_FINENESS.index)
         length = samples_to_seconds(len(audio), config.sample_rate)
@@ -145,12 +144,6 @@ def chosen_level(
     if noise_level is not None:
         raise click.UsageError("give either --noise-level or --strength")
     return config.noise_level(strength, schedule)
-
-
-def _mirrored(audio: Audio, samples: int) -> Audio:
-    """Return so many samples that follow audio as its mirror image."""
-    near = audio[max(0, len(audio) - samples) :]
-    return mirrored(near, samples)[len(near) :]
 
 
 def _usable(config: ModelConfig, seconds: float | None, head_room: float | None) -> int:

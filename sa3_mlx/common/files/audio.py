@@ -22,6 +22,8 @@ from .audio_file import BLOCK_SAMPLES, RATES, Audio, Sound, check_finite, check_
 from .encoders import SUBTYPES, open_encoder
 from .wav import Subtype, read_wav_comment
 
+_TURNED = 48  # samples, about a millisecond
+
 
 def read_audio(path: str | Path, sample_rate: int, channels: int) -> Audio:
     """Read a whole file at ``sample_rate`` with ``channels`` -> (L, channels) float32.
@@ -96,6 +98,20 @@ def fit_channels(audio: Audio, channels: int) -> Audio:
 def fit_length(audio: Audio, samples: int) -> Audio:
     """Crop, or pad with zeros at the end, to exactly ``samples`` [B35]."""
     return np.pad(audio[:samples], ((0, max(0, samples - len(audio))), (0, 0)))
+
+
+def going_on(audio: Audio, samples: int) -> Audio:
+    """Return so many samples that may follow (L, channels): its mirror image, there and back where it is shorter.
+
+    A mirror image has a corner where it begins. For the first ``_TURNED`` samples it is turned about the last one of
+    the audio, which keeps the slope, and comes back from there.
+    """
+    if not samples:
+        return audio[:0]
+    image: Audio = np.pad(audio[-samples - 1 :], ((0, samples), (0, 0)), mode="reflect")[-samples:]
+    steps = np.arange(min(_TURNED, samples), dtype=np.float32)[:, None]
+    image[: len(steps)] = audio[-1] - np.cos(np.pi * steps / _TURNED) * (image[: len(steps)] - audio[-1])
+    return image
 
 
 def resample(audio: Audio, from_rate: int, to_rate: int) -> Audio:

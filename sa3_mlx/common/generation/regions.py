@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from sa3_mlx.common.files.audio import going_on
 from sa3_mlx.common.files.audio_file import Audio
 from sa3_mlx.common.model.lengths import seconds_to_samples
 from sa3_mlx.common.schema import is_finite, quoted
@@ -109,7 +110,7 @@ class PasteBack:
 
     Outside the regions every sample is the source's, bit for bit. The equal-power crossfade (at most ``crossfade_ms``,
     at most half of a region with two seams) lies inside the regions. It fades from the source itself where the source
-    goes on, and from its mirror image where it has ended (a continuation), so that the joint is free of a step.
+    goes on, and from what ``going_on`` gives where it has ended (a continuation): the joint has no step and no corner.
 
     Raises ValueError if a region leaves the clip of ``length`` samples, or if kept samples lie beyond the source's end.
     """
@@ -202,10 +203,11 @@ class _Joint:
 def _joint(source: Audio, seam: int, samples: int, direction: int) -> _Joint:
     steps = np.arange(samples)
     inside = seam + steps if direction == 1 else seam - 1 - steps  # from the seam into the region
-    mirrored = np.maximum(0, 2 * len(source) - 1 - inside)  # about the end of the source
-    usable = np.where(inside < len(source), inside, mirrored)
     angle = ((steps + 0.5) / max(1, samples) * (np.pi / 2))[:, None]
-    return _Joint(seam, direction, inside, np.cos(angle) * source[usable], np.sin(angle))
+    first = min(seam, int(inside.min(initial=seam)))
+    there = source[first : first + samples]
+    there = np.concatenate([there, going_on(source, samples - len(there))])  # where it has ended
+    return _Joint(seam, direction, inside, np.cos(angle) * there[inside - first], np.sin(angle))
 
 
 def _level_db(audio: Audio) -> float:

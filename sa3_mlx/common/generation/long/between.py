@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sa3_mlx.common.files.audio import going_on
 from sa3_mlx.common.files.audio_file import Audio
 from sa3_mlx.common.generation.regions import PasteBack, Region, to_regions
 from sa3_mlx.common.generation.request import Inpaint, Patch, Request, per_item
@@ -58,7 +59,7 @@ class Between:
     def encoded(self, encode: Callable[[Audio], Latents], config: ModelConfig) -> tuple[Latents, Latents]:
         """Encode what is given at the beginning and at the end (``before``, C), (``after``, C), as within the whole.
 
-        Where the source ends its mirror image goes on, so that the model hears no silence.
+        Where the source ends ``going_on`` follows, so that the model hears no silence.
         """
         same = config.same
         first = self.start // same.samples_per_latent
@@ -70,7 +71,7 @@ class Between:
             begin = max(0, start - edge) // multiple * multiple
             wanted = (start + frames + edge - begin) * ratio
             heard = self.source[begin * ratio : begin * ratio + wanted]
-            latents = encode(mirrored(heard, wanted - len(heard)))
+            latents = encode(np.concatenate([heard, going_on(heard, wanted - len(heard))]))
             return latents[start - begin : start - begin + frames]
 
         stop = first + samples_to_frames(self.stop - self.start, same)
@@ -116,8 +117,3 @@ def between(request: Request, config: ModelConfig) -> Between:
         before=given - first,
         after=after,
     )
-
-
-def mirrored(audio: Audio, samples: int) -> Audio:
-    """Return audio and so many samples that follow as its mirror image, there and back where it is shorter."""
-    return np.pad(audio, ((0, samples), (0, 0)), mode="symmetric") if samples else audio
