@@ -44,6 +44,7 @@ SECTIONS: Sections = {
         "drift": ("quality.drift", "drift", "How a piece of an hour drifts, with and without the anchor."),
         "over-time": ("quality.over_time", "over_time", "One instrument after the other: by frames, by windows."),
         "music-runs": ("music.runs", "runs", "What is special about music, once each with a model of a real size."),
+        "pitches": ("music.pitches", "pitches", "Whether notes without an end keep their pitch."),
         "seams": ("music.seams", "seams", "Where kept and made sound meet: feathers, continuations."),
         "loops": ("music.loops", "loops_command", "Ways to make a loop, by the score of its joint."),
         "best-of": ("music.best_of", "best_of", "What choosing the best of several sounds gains, by the judge."),

@@ -14,9 +14,11 @@ pytest.importorskip("torch", reason="what the demo knows is named beside its tra
 
 from click.testing import CliRunner
 
+from benchmarks.music.pitches import heard, pitches, summary
 from benchmarks.music.runs import measure, music_runs, runs
 from benchmarks.music.seams import seams
 from sa3_mlx.common.files.audio import write_audio
+from sa3_torch.train.demo_set.sounds import INSTRUMENTS
 from tests.support.command import tone
 from tests.support.tiny import TINY
 
@@ -54,3 +56,25 @@ def test_seams_are_measured_beside_untouched_sounds(random_models: dict[str, Pat
     assert rows["hard cut"]["step"] > rows["feather 0 s"]["step"]
     assert rows["feather 0 s"]["moved_db"] > 0
     assert all(np.isfinite(value) for row in rows.values() for name, value in row.items() if name != "way")
+
+
+def test_lost_pitches_are_counted() -> None:
+    """Two seconds of an A, one of noise, one of a C, one of silence."""
+    a, c = (np.sin(2 * np.pi * hz * np.arange(88_200) / 44_100)[:, None].repeat(2, 1) * 0.3 for hz in (440, 523.25))
+    noise = np.random.default_rng(0).normal(0, 0.1, (44_100, 2))
+    audio = np.concatenate([a, noise, c[:44_100], np.zeros((44_100, 2))]).astype(np.float32)
+    found = heard(audio, 69, 44_100)
+    assert found == ["asked"] * 4 + ["unclear"] * 2 + ["other"] * 2 + ["silent"] * 2
+    shares = summary([found, ["asked"] * 10], 2)
+    assert (shares["asked_first"], shares["asked_later"], shares["longest"]) == (1, 0.625, 3.0)
+    assert shares["other"] == shares["unclear"] == shares["silent"] == 0.125
+
+
+def test_the_pitch_of_long_notes_is_written_down(random_models: dict[str, Path], tmp_path: Path) -> None:
+    options = ["--seconds", "66", "--seeds", "1", "--steps", "1", "--results", str(tmp_path)]
+    result = CliRunner().invoke(pitches, [str(random_models["tiny-s"]), *options])
+    assert result.exit_code == 0, result.output
+    (file,) = tmp_path.iterdir()
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["instrument"] for row in rows] == list(INSTRUMENTS)
+    assert all(0 <= row["asked_later"] <= 1 for row in rows)
