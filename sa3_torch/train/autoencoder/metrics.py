@@ -5,10 +5,15 @@ Log-mel distance by itself flatters dead models: read it beside SI-SDR, spectral
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from sa3_mlx.common.measures.spectra import LOG_FLOOR, spectrogram
+
+BANDS_HZ = (0, 200, 400, 800, 1600, 3200, 6400, 22_050)
 
 
 def si_sdr(reference: NDArray[np.floating], estimate: NDArray[np.floating]) -> float:
@@ -25,6 +30,35 @@ def si_sdr(reference: NDArray[np.floating], estimate: NDArray[np.floating]) -> f
     if signal == 0:
         return -np.inf
     return np.inf if rest == 0 else 10 * float(np.log10(signal / rest))
+
+
+def sdr_by_band(
+    reference: NDArray[np.floating], estimate: NDArray[np.floating], sample_rate: int
+) -> dict[str, float | None]:
+    """Return the signal-to-distortion ratio in dB by octave up to 6.4 kHz, and of both channels' sum and difference.
+
+    By the spectrum of the whole. None where the reference has less than a millionth of its energy; 0 is as bad as
+    silence.
+    """
+    r, e = (audio.astype(np.float64).reshape(len(audio), -1) for audio in (reference, estimate))
+    pairs = {"mid": (r.sum(axis=1), e.sum(axis=1))}
+    if r.shape[1] == 2:
+        pairs["side"] = (r[:, 0] - r[:, 1], e[:, 0] - e[:, 1])
+    spectra, frequencies = [np.fft.rfft(x, axis=0) for x in (r, e)], np.fft.rfftfreq(len(r), 1 / sample_rate)
+    for low, high in pairwise(BANDS_HZ):
+        inside = (frequencies >= low) & (frequencies < high)
+        pairs[f"{low:g}-{high:g} Hz"] = (spectra[0][inside], spectra[1][inside])
+    least = {name: 1e-6 * _energy(r if name in ("mid", "side") else spectra[0]) for name in pairs}
+    return {name: _ratio(*pair) if _energy(pair[0]) > least[name] else None for name, pair in pairs.items()}
+
+
+def _energy(x: NDArray[Any]) -> float:
+    return float(np.sum(np.abs(x) ** 2))
+
+
+def _ratio(reference: NDArray[Any], estimate: NDArray[Any]) -> float:
+    error = _energy(reference - estimate)
+    return np.inf if error == 0 else 10 * float(np.log10(_energy(reference) / error))
 
 
 def spectral_convergence(reference: NDArray[np.floating], estimate: NDArray[np.floating]) -> float:

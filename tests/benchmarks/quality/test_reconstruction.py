@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from benchmarks.quality.reconstruction import measure, reconstruction
 from sa3_mlx.common.schema import ConfigError
 from sa3_torch.evaluate.judge.pitch import still_voiced
+from sa3_torch.train.autoencoder.metrics import sdr_by_band
 from sa3_torch.train.data.clip_cache import ClipSet
 from tests.support.command import AUTOENCODER
 from tests.support.tiny_checkpoint import write_checkpoint
@@ -41,6 +42,16 @@ def test_another_decoder_reads_the_latents(workspace: Path) -> None:
     assert alone["log_mel_l1"] > 0.1
     assert crossed["notes_still_voiced"] == 1
     assert crossed["log_mel_l1"] == 0 and crossed["latent_std"] == alone["latent_std"]
+    assert crossed["silent_dbfs"] == -200
+    assert alone["sdr_by_band"]["mid"] == pytest.approx(6.02, abs=0.01) and alone["sdr_by_band"]["side"] is None
+
+
+def test_bands_and_sides_are_told_apart() -> None:
+    t = np.arange(44_100) / 44_100
+    low, high = (np.sin(2 * np.pi * hz * t) for hz in (300, 5000))
+    found = sdr_by_band(np.stack([low + high, low], axis=1), np.stack([low, low], axis=1), 44_100)
+    assert found["200-400 Hz"] > 100 and found["3200-6400 Hz"] == pytest.approx(0) == pytest.approx(found["side"])
+    assert found["800-1600 Hz"] is None and found["mid"] == pytest.approx(6.99, abs=0.01)
 
 
 def test_a_decoder_of_other_latents_is_refused(workspace: Path, tmp_path: Path) -> None:
