@@ -64,14 +64,14 @@ def add_clap(model: Path, clap: Path) -> str:
 
 
 def _check_belongs(model: Path, config: ModelConfig, clap: Path, about: LatentClapConfig) -> None:
-    """Raise ValueError unless a latent CLAP was trained with the autoencoder and the texts of the model."""
+    """Raise ValueError unless a latent CLAP was trained with autoencoder and text encoder of the model."""
     config.require_diffusion()
-    for part, what, own in (("same", "autoencoder", about.autoencoder), ("text_encoder", "texts", about.text_encoder)):
+    for part, own in (("same", about.autoencoder), ("text_encoder", about.text_encoder)):
         found = tensors_hash(model / WEIGHTS_FILE, f"{part}.")
         if found != own:
             raise ValueError(
-                f"{clap}: was trained with {what} {own}, {model} has {found}: train one with this model, or give it to "
-                "the model that was quantized"
+                f"{clap}: was trained with another {part}, {own}, than that of {model}, {found}: train one with this "
+                "model, or put it into the one that this was quantized from"
             )
     if read_object(model / TOKENIZER_FILE) != read_object(clap / TOKENIZER_FILE):
         raise ValueError(f"{clap}: its tokenizer is not that of {model}: train one with this model")

@@ -15,12 +15,14 @@ import pytest
 from sa3_mlx.cli import backend as backends
 from sa3_mlx.cli import choosing
 from sa3_mlx.cli.output.provenance import read_provenance
+from sa3_mlx.common.adapters.format import write_adapter
 from sa3_mlx.common.files.safetensors import TensorFile, array_entry, file_hash, write_tensors
 from sa3_mlx.common.generation.request import Item, Request, TimedPrompt
 from sa3_mlx.common.model.checkpoint import CLAP_FILE, CONFIG_FILE, WEIGHTS_FILE, expected_tensors
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.quant.format import check_folder
 from sa3_mlx.common.tuning.table import shape_of
+from tests.support.adapters import adapter_config, random_adapter
 from tests.support.command import SMALL, Run, ok, read
 from tests.support.tiny import with_clap
 from tests.support.tiny_checkpoint import weight, write_trained_clap
@@ -126,8 +128,8 @@ def test_a_model_is_whole_after_every_step_of_a_replacement(
             "clap.latent_channels: must be 8, those of the model",
         ),
         (CONFIG_FILE, lambda d: d["text"].update(depth=2), "clap.text: is not the text encoder of the model"),
-        (CONFIG_FILE, lambda d: d.update(autoencoder="sha256:0"), "was trained with autoencoder sha256:0, "),
-        (CONFIG_FILE, lambda d: d.update(text_encoder="sha256:0"), "was trained with texts sha256:0, "),
+        (CONFIG_FILE, lambda d: d.update(autoencoder="sha256:0"), "was trained with another same, sha256:0, than"),
+        (CONFIG_FILE, lambda d: d.update(text_encoder="sha256:0"), "was trained with another text_encoder, sha256:0, "),
         (CONFIG_FILE, lambda d: d.update(format="sa3/1"), "format is 'sa3/1', expected 'sa3-clap/1'"),
         (CONFIG_FILE, lambda d: d.pop("tower"), "missing field(s) tower"),
         ("tokenizer.json", lambda d: d["model"]["vocab"].update(kick=9), "its tokenizer is not that of"),
@@ -198,10 +200,16 @@ def test_a_damaged_one_in_a_model_is_refused(
 def test_it_stays_where_a_model_is_copied(run: Run, little: Path, trained: Path, tmp_path: Path) -> None:
     ok(run("add-clap", little, trained))
     ok(run("quantize", little, tmp_path / "small", "--recipe", "8bit"))
-    small = ModelConfig.load(tmp_path / "small")
-    assert small.clap is not None and small.clap == ModelConfig.load(little).clap
-    check_folder(tmp_path / "small", small)
-    assert (tmp_path / "small" / CLAP_FILE).read_bytes() == (little / CLAP_FILE).read_bytes()
+    write_adapter(Path("a.safetensors"), random_adapter(little, adapter_config("lora")))
+    ok(run("lora", "merge", little, "a.safetensors", tmp_path / "merged"))
+    for copy in (tmp_path / "small", tmp_path / "merged"):
+        config = ModelConfig.load(copy)
+        assert config.clap is not None and config.clap == ModelConfig.load(little).clap
+        check_folder(copy, config)
+        assert (copy / CLAP_FILE).read_bytes() == (little / CLAP_FILE).read_bytes()
+    ok(run("convert", little, "official", "--to-official"))  # which has no place for it
+    ok(run("convert", "official", "again", "--name", "little"))
+    assert ModelConfig.load(Path("again")) == replace(ModelConfig.load(little), clap=None)
 
 
 def test_old_models_are_written_as_they_were() -> None:
