@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sa3_mlx.common.generation.checks import validate
 from sa3_mlx.common.generation.events import AudioChunk, PieceFinished, WindowMade
 from sa3_mlx.common.generation.long.between import between
 from sa3_mlx.common.generation.long.store import FolderStore
 from sa3_mlx.common.generation.long.windows import by_windows, layout
+from sa3_mlx.common.generation.plan import plan
 from sa3_mlx.common.generation.request import Inpaint, Item, LongForm, Request, TimedPrompt, extend
+from sa3_mlx.common.model.lengths import samples_to_seconds
 from sa3_mlx.common.model.sampling import Sampling
 from tests.support.command import tone
 from tests.support.tiny import TINY
@@ -40,6 +44,10 @@ def request(place: str = "after", *, total: int = TOTAL, long: LongForm = LONG) 
         long=long,
         head_room_seconds=4 * FRAME,
     )
+
+
+def seconds(samples: int) -> float:
+    return samples_to_seconds(samples, RATE)
 
 
 def heard(pipeline: Any, wanted: Request, **options: Any) -> tuple[np.ndarray, PieceFinished]:
@@ -70,6 +78,41 @@ def test_windows_tile_what_is_made() -> None:
                     there += window.made
                 assert window.after == after and window.stop == there + after
                 assert found.frames == (frames if after else frames + 4) == window.stop
+
+
+@pytest.mark.parametrize("name", ["tiny-s", "tiny-l"])
+def test_any_lengths_windows_and_overlaps_fit(name: str) -> None:
+    """Also where next to nothing is made, or given, or shared: every window makes something, and all is covered."""
+    draw, config, tried = random.Random(1), TINY[name], 0
+    for _ in range(600):
+        window, place = draw.choice([16, 17, 31, 48, 64]), draw.choice(["after", "before", "between"])
+        long = LongForm(window_seconds=window * FRAME, overlap_seconds=draw.randint(1, (window - 1) * 3 // 4) * FRAME)
+        first = 0 if place == "before" else draw.choice([draw.randint(1, 1500), draw.randint(1, 150 * RATIO)])
+        made = draw.choice([draw.randint(RATIO, 5 * RATIO), draw.randint(RATIO, 300 * RATIO)])
+        rest = 0 if place == "after" else draw.choice([draw.randint(1, 1000), draw.randint(1, 150 * RATIO)])
+        total = first + made + rest
+        audio = np.zeros((first if place == "after" else total, 2), np.float32)
+        wanted = replace(
+            request(),
+            items=(Item(prompt="kick", seconds=seconds(total), seed=7),),
+            inpaint=Inpaint(audio=audio, regions=((seconds(first), seconds(first + made)),)),
+            long=long,
+        )
+        try:
+            validate(wanted, config)
+        except ValueError as error:
+            assert "fit into one window" in str(error) or "too short" in str(error) or "overlap is" in str(error)
+            continue
+        tried += 1
+        found = between(wanted, config)
+        parts = found.layout(config)
+        there = found.before
+        for one in parts.windows:
+            assert one.start + one.kept == there and one.made > 0 and plan(one.request, config).frames == one.frames
+            there += one.made
+        assert 0 <= found.start <= first and first + made <= found.stop <= total
+        assert parts.windows[-1].after == found.after and there + found.after == parts.frames >= parts.audible
+    assert tried > 300
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -174,8 +174,8 @@ class _Meter:
         self._rate, self._start, self._first = config.sample_rate, time.monotonic(), 0.0
         self._samples, self._peak, self._beyond, self._made = 0, 0.0, 0, 0
         self._seams: tuple[Seam, ...] = ()
-        (span,) = request.made(0) or ((0.0, request.items[0].seconds),)
-        self._begins, self._ends = (seconds_to_samples(time, config.sample_rate) for time in span)
+        spans = request.made(0) or ((0.0, request.items[0].seconds),)
+        self._begins, self._ends = (seconds_to_samples(time, self._rate) for time in (spans[0][0], spans[-1][1]))
 
     def take(self, event: Event) -> None:
         if isinstance(event, WindowMade):

@@ -213,13 +213,13 @@ def _spans(request: Request, config: ModelConfig, before: int, after: int) -> Se
     def until(end: int) -> Sequence[tuple[int, int]]:
         last = end - size
         if last <= 0:
-            return [(0, min(size, max(WINDOW_MIN, -(-end // multiple) * multiple)))]
+            return [(0, min(size, -(-end // multiple) * multiple))]
         return [(start, size) for start in (*range(0, last, size - overlap), last)]
 
     if not after:
         return until(end + head_room_frames(request, config))
     *_, last = until(end)
-    reach = last[0] + overlap
+    reach = last[0] + overlap if last[0] else 0
     return [*(until(reach) if reach > before else ()), last]
 
 
