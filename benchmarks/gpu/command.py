@@ -35,7 +35,9 @@ _FOLDER = click.Path(path_type=Path, file_okay=False, exists=True)
 
 
 @click.command()
-@click.option("--minutes", type=click.FloatRange(0.1), default=9.0, show_default=True, help="For everything.")
+@click.option(
+    "--minutes", type=click.FloatRange(0.1), default=9.0, show_default=True, help="For all that is measured, in shares."
+)
 @click.option("--only", metavar="NAMES", help=f"Of {', '.join(PLAN)}; joined by commas.")
 @click.option("--golden", type=_FOLDER, help="Folder of reference outputs; default: that beside the checkout.")
 @click.option("--official", type=_FOLDER, help="Checkout of the official PyTorch code, timed beside ours.")
@@ -75,9 +77,11 @@ def gpu(
             official=official,
             repeats=1 if dry_run else 5,
         )
+        whole_time = sum(PLAN[name][1] for name in names)
         for name in names:
             section, seconds = PLAN[name]
             left = end - time.monotonic()
             if left > 1:
-                journal.run(name, section, bench, left if dry_run else min(left, seconds * minutes / 9))
+                share = 60 * minutes * seconds / whole_time
+                journal.run(name, section, bench, left if dry_run else min(left, share))
     click.echo(f"file   {path}")
