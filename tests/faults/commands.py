@@ -236,6 +236,17 @@ TRAINING_COMMANDS = (
         needs_torch=True,
     ),
     Command(
+        name="pre-encode batched",
+        words=(
+            *("pre-encode", "--data", f"{IN}/sounds-0", *AUTOENCODER, "--out", "made", "--shard-frames", "8"),
+            *("--batch", "4"),
+        ),
+        units=("made",),
+        finished=_opens_latents,
+        resumes=True,
+        needs_torch=True,
+    ),
+    Command(
         name="data export-latents",
         words=("data", "export-latents", f"{TRAINING}/latents", "made", *AUTOENCODER),
         units=("made",),

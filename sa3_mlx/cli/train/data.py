@@ -333,6 +333,20 @@ def _read_part(_ctx: click.Context, _param: click.Parameter, value: str) -> tupl
 @click.option("--chunk-frames", type=click.IntRange(1), default=None, help="Frames encoded at once. Default: 30 s.")
 @click.option("--device", default="cpu", show_default=True, help="Such as cuda.")
 @click.option(
+    "--batch",
+    type=click.IntRange(1, 4096),
+    default=1,
+    show_default=True,
+    help="Chunks of 30 s encoded together, or as much of shorter sounds of like length; rounding differs.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "tf32", "float16", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Of the encoder's products; docs/training.md 3 says what the others cost.",
+)
+@click.option(
     "--part",
     metavar="K/N",
     callback=_read_part,
@@ -350,6 +364,8 @@ def pre_encode(
     shard_frames: int,
     chunk_frames: int | None,
     device: str,
+    batch: int,
+    precision: str,
     part: tuple[int, int],
     skip_unreadable: float,
 ) -> None:
@@ -361,7 +377,14 @@ def pre_encode(
 
     choose_device(device)  # which refuses one that is not there
 
-    config = EncodeConfig(copies=copies, seed=seed, shard_frames=shard_frames, chunk_frames=chunk_frames)
+    config = EncodeConfig(
+        copies=copies,
+        seed=seed,
+        shard_frames=shard_frames,
+        chunk_frames=chunk_frames,
+        batch=batch,
+        precision=precision,
+    )
     model = ModelConfig.load(folder)
     whole, (number, parts) = open_source(data, model.sample_rate, model.audio_channels), part
     source = whole if parts == 1 else PartSource(whole, number - 1, parts)

@@ -9,26 +9,24 @@ Shapes: L audio samples, T latent frames, C latent channels, R samples per laten
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from sa3_mlx.common.files.atomic import WriteError, new_file, remove_partials, write_json
 from sa3_mlx.common.files.objects import read_object
 from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
-from sa3_mlx.common.model.chunks import check_chunk_frames, default_chunk_frames, halo, pad_frames
 from sa3_mlx.common.model.config import ModelConfig
-from sa3_mlx.common.schema import Config, ConfigError
+from sa3_mlx.common.schema import Config, ConfigError, quoted
 from sa3_mlx.common.version import version
 from sa3_torch.same import SAME
 from sa3_torch.train.data.clip_cache import Audio
-from sa3_torch.train.data.entries import parse_entries
 from sa3_torch.train.data.latents import LatentItem, LatentSet, ShardFile, shard_path, write_index, write_silence
 from sa3_torch.train.data.recordings import ATTRIBUTION, SILENT, TOLERATED, Credit, refuse_failures, write_attribution
 from sa3_torch.train.data.shards import StaleIndexError
@@ -36,11 +34,14 @@ from sa3_torch.train.data.urls import FetchError
 from sa3_torch.train.run.random import Purpose, generator
 from sa3_torch.weights import load_part
 
+from .done import Done, EncodeProgress
+from .encoder import PRECISIONS, chunk_size, encode_alike, encode_blocks, set_precision, silence_latent
 from .sources import Recording, Source, digest_rows
 
 PLAN_FORMAT = "sa3-pre-encode/1"
-SILENCE_FRAMES = 32
-WHOLE_SECONDS = 30  # shorter recordings are encoded in one piece
+_EARLIER = {"batch": 1, "precision": "float32"}  # of plans that do not say so
+_NO_SAMPLE = "holds less than one sample at the model's rate"
+_MOST_WAITING = 16  # sounds for each one of a batch
 
 
 def load_autoencoder(folder: Path, device: str = "cpu") -> tuple[SAME, str]:
@@ -52,94 +53,43 @@ def load_autoencoder(folder: Path, device: str = "cpu") -> tuple[SAME, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeConfig(Config):
-    """Pre-encoding: ``copies`` - 1 versions of a training recording are shifted by part of a frame."""
+    """Pre-encoding: ``copies`` - 1 versions of a training recording are shifted by part of a frame.
+
+    With ``batch`` 1 and ``precision`` float32 the latents are those of each recording by itself, to the bit.
+    """
 
     copies: int
     seed: int
     shard_frames: int  # a shard is closed when it has so many
     chunk_frames: int | None  # frames that are encoded at once; None: 30 s
+    batch: int = 1  # chunks that are encoded together, or as many frames of shorter recordings
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
-        if self.copies < 1 or self.seed < 0 or self.shard_frames < 1:
+        if self.copies < 1 or self.seed < 0 or self.shard_frames < 1 or self.batch < 1:
             raise ConfigError(
-                f"copies {self.copies}, seed {self.seed}, shard_frames {self.shard_frames}: at least 1, "
-                "0 and 1 are allowed"
+                f"copies {self.copies}, seed {self.seed}, shard_frames {self.shard_frames}, batch {self.batch}: at "
+                "least 1, 0, 1 and 1 are allowed"
             )
-
-
-def chunk_size(same: SAME, sample_rate: int, chunk_frames: int | None) -> int:
-    """Return how many frames are encoded at once. Raises ValueError for a size that cannot be exact."""
-    if chunk_frames is None:
-        whole = pad_frames(-(-WHOLE_SECONDS * sample_rate // same.config.samples_per_latent), same.config)
-        return max(whole, default_chunk_frames(same.config, "encode"))
-    check_chunk_frames(chunk_frames, same.config, "encode")
-    return chunk_frames
-
-
-@torch.no_grad()
-def encode_blocks(same: SAME, blocks: Iterator[Audio], chunk_frames: int, lead: int = 0) -> Iterator[Tensor]:
-    """Encode audio in pieces (n, channels), after ``lead`` zeros, to latents in pieces (T, C): ceil(L / R) frames.
-
-    Chunks overlap by the halo of chunks.py, which makes them equal to the whole but for rounding. At most one
-    chunk of audio is held.
-    """
-    size, edge = same.config.samples_per_latent, halo(same.config, "encode")
-    device = same.bottleneck.running_std.device
-    buffer = np.zeros((lead, same.audio_channels), np.float32)
-    first = done = 0  # the frame at which the buffer begins, and frames that were given
-    for block in blocks:
-        buffer = np.concatenate([buffer, block])
-        while len(buffer) > chunk_frames * size:  # more is to come: the right edge is dropped
-            latents = same.encode(torch.from_numpy(buffer[None, : chunk_frames * size]).to(device))[0]
-            keep_stop = first + chunk_frames - edge
-            yield latents[done - first : keep_stop - first]
-            done, start = keep_stop, keep_stop - edge
-            buffer, first = buffer[(start - first) * size :], start
-    if len(buffer):
-        yield same.encode(torch.from_numpy(np.ascontiguousarray(buffer)[None]).to(device))[0, done - first :]
-
-
-@torch.no_grad()
-def silence_latent(same: SAME) -> Tensor:
-    """Encode zeros: the latent away from the ends -> (C,)."""
-    zeros = torch.zeros(1, SILENCE_FRAMES * same.config.samples_per_latent, same.audio_channels)
-    return same.encode(zeros.to(same.bottleneck.running_std.device))[0, SILENCE_FRAMES // 2]
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"precision is {quoted(self.precision)}; allowed: {', '.join(PRECISIONS)}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Done(Config):
-    """Describe a complete shard, as it stands beside it."""
+class _Sound:
+    """A recording that waits for others of its length: ``copies`` (L, channels) with their silences."""
 
-    rows: int
-    hash: str
-    next: int  # the first recording after it
-    recordings: str = ""  # digest of those in it
-    failures: tuple[str, ...]
-    silent: tuple[str, ...]
-    duplicates: tuple[str, ...]
-    without_caption: tuple[str, ...]
-    items: tuple[dict[str, Any], ...]
+    recording: Recording
+    number: int
+    samples: int
+    copies: list[Audio]
 
-    def sources(self, where: str) -> set[str]:
-        """Return the hashes of what is in it. Raises ValueError for entries that are no items."""
-        return {item.source for item in parse_entries(LatentItem, list(self.items), f"{where}: items")}
+    @property
+    def peak(self) -> float:
+        return float(np.abs(self.copies[0]).max(initial=0))
 
-
-@dataclass
-class EncodeProgress:
-    """Content of the complete shards; every list of names is part of the details."""
-
-    next: int = 0  # the first recording that is not done
-    shards: int = 0
-    items: list[dict[str, Any]] = field(default_factory=list)  # of the open shard
-    seen: set[str] = field(default_factory=set)  # hashes of sources
-    failures: list[str] = field(default_factory=list)
-    silent: list[str] = field(default_factory=list)
-    duplicates: list[str] = field(default_factory=list)
-    without_caption: list[str] = field(default_factory=list)
-
-    def lists(self) -> dict[str, list[str]]:
-        return {name: getattr(self, name) for name in ("failures", "silent", "duplicates", "without_caption")}
+    def frames(self, size: int) -> int:
+        return sum(-(-len(copy) // size) for copy in self.copies)
 
 
 class PreEncoder:
@@ -158,7 +108,10 @@ class PreEncoder:
         self.source, self.out, self.config, self.tolerated = source, out, config, tolerated
         self.model_config = ModelConfig.load(folder)
         self.same, self.digest = load_autoencoder(folder, device)
+        set_precision(self.same, config.precision)
         self.chunk = chunk_size(self.same, self.model_config.sample_rate, config.chunk_frames)
+        self.size = self.same.config.samples_per_latent
+        self._waiting: list[_Sound] = []
         out.mkdir(parents=True, exist_ok=True)
         plan = {
             "format": PLAN_FORMAT,
@@ -194,14 +147,14 @@ class PreEncoder:
                 raise ValueError(f"{self.out} holds shards without a plan.json; choose an empty folder")
             write_json(path, plan)
             return EncodeProgress()
-        found = read_object(path)
+        found = {**_EARLIER, **read_object(path)}
         others = [name for name in plan if found.get(name) != plan[name]]
         complete = shard_path(self.out, 0).with_suffix(".json").is_file()
         if complete and others and (others != ["recordings"] or (self.out / "index.json").is_file()):
             raise self._another(others)
         progress = EncodeProgress()
         while (about := shard_path(self.out, progress.shards).with_suffix(".json")).is_file():
-            done = _Done.from_dict(read_object(about), where=str(about))
+            done = Done.from_dict(read_object(about), where=str(about))
             rows = digest_rows(self.source.rows[progress.next : done.next])
             if others and done.recordings != rows:
                 if not done.failures:
@@ -231,15 +184,17 @@ class PreEncoder:
         """Encode recordings until a shard is full, and close it."""
         progress, before = self.progress, {name: len(values) for name, values in self.progress.lists().items()}
         path, progress.items, first = shard_path(self.out, progress.shards), [], progress.next
+        self._waiting = []
         with new_file(path) as partial:
             shard = ShardFile(partial, self.model_config.same.latent_channels)
-            while progress.next < len(self.source.names) and shard.rows < self.config.shard_frames:
+            while progress.next < len(self.source.names) and self._rows(shard) < self.config.shard_frames:
                 self._recording(shard, progress.next)
                 progress.next += 1
-                refuse_failures(progress.failures, len(self.source.names), "unreadable", self.tolerated)
-                refuse_failures(progress.without_caption, len(self.source.names), "without a caption")
+                self._refuse_failures()
+            self._encode_waiting(shard)
+            self._refuse_failures()
             rows, digest = shard.rows, shard.close()
-        done = _Done(
+        done = Done(
             rows=rows,
             hash=digest,
             next=progress.next,
@@ -253,9 +208,18 @@ class PreEncoder:
         write_json(path.with_suffix(".json"), done.to_dict())  # now it counts
         progress.shards += 1
 
+    def _refuse_failures(self) -> None:
+        count = len(self.source.names)
+        refuse_failures(self.progress.failures, count, "unreadable", self.tolerated)
+        refuse_failures(self.progress.without_caption, count, "without a caption")
+
+    def _rows(self, shard: ShardFile) -> int:
+        """Return the frames of a shard, with those of the sounds that wait for it."""
+        return shard.rows + sum(sound.frames(self.size) for sound in self._waiting)
+
     def _recording(self, shard: ShardFile, number: int) -> None:
-        progress, name, rows = self.progress, self.source.names[number], shard.rows
-        try:
+        progress, name = self.progress, self.source.names[number]
+        with self._failures(shard, name):
             recording = self.source.recording(number)
             if self.source.unique and recording.source in progress.seen:
                 progress.duplicates.append(name)
@@ -263,32 +227,73 @@ class PreEncoder:
             if not recording.captions:
                 progress.without_caption.append(name)
                 return
-            items, peak = self._encode(shard, recording, number)
+            sound = self._short(recording, number) if self.config.batch > 1 else None
+            if sound is None:
+                self._encode_waiting(shard)
+                self._long(shard, recording, number)
+            elif sound.peak < SILENT:
+                progress.silent.append(name)
+            else:
+                progress.seen.add(recording.source)
+                self._waiting.append(sound)
+        held = sum(sound.frames(self.size) for sound in self._waiting)
+        copies = sum(len(sound.copies) for sound in self._waiting)
+        if held >= self.config.batch * self.chunk or copies >= _MOST_WAITING * self.config.batch:
+            self._encode_waiting(shard)
+
+    @contextmanager
+    def _failures(self, shard: ShardFile, name: str) -> Iterator[None]:
+        """Take back what was written of a recording that cannot be encoded, and name it."""
+        rows, items = shard.rows, len(self.progress.items)
+        try:
+            yield
         except (WriteError, FetchError, StaleIndexError):  # of disk, connection and index, not of the recording
             raise
         except (ValueError, OSError) as error:
             shard.rollback(rows)
-            progress.failures.append(f"{name}: {error}")
-            return
-        if peak < SILENT:
-            shard.rollback(rows)
-            progress.silent.append(name)
-            return
-        progress.seen.add(recording.source)
-        progress.items += [asdict(item) for item in items]
+            del self.progress.items[items:]
+            self.progress.failures.append(f"{name}: {error}")
 
-    def _encode(self, shard: ShardFile, recording: Recording, number: int) -> tuple[list[LatentItem], float]:
-        """Encode the copies of a recording -> their items, and the peak of the audio.
+    def _short(self, recording: Recording, number: int) -> _Sound | None:
+        """Read a recording with its copies, None where one of them has more than a chunk."""
+        leads, blocks, samples = self._leads(recording, number), list[Audio](), 0
+        for block in recording.blocks():
+            blocks.append(block)
+            samples += len(block)
+            if samples + max(leads) > self.chunk * self.size:
+                return None
+        if not samples:
+            raise ValueError(_NO_SAMPLE)
+        audio = np.concatenate(blocks)
+        copies = [np.pad(audio, ((lead, 0), (0, 0))) for lead in leads]
+        return _Sound(recording=recording, number=number, samples=samples, copies=copies)
+
+    def _leads(self, recording: Recording, number: int) -> list[int]:
+        """Return how many zeros stand before each copy of a recording.
 
         The first copy is the recording as it is; the others follow a random silence of less than one frame, so that
         the model meets every phase of a sound against the latent grid.
         """
-        copies = self.config.copies if recording.split == "train" else 1
-        shifts = generator(self.config.seed, Purpose.ENCODER_SHIFT, self.source.first + number).integers(
-            1, self.same.config.samples_per_latent, self.config.copies
-        )
-        items: list[LatentItem] = []
-        peak, samples = 0.0, 0
+        rng = generator(self.config.seed, Purpose.ENCODER_SHIFT, self.source.first + number)
+        shifts = rng.integers(1, self.size, self.config.copies)
+        return [0, *map(int, shifts[1:])] if recording.split == "train" else [0]
+
+    def _encode_waiting(self, shard: ShardFile) -> None:
+        """Encode the sounds that wait, and write them in their order."""
+        waiting, self._waiting = self._waiting, []
+        copies = [copy for sound in waiting for copy in sound.copies]
+        encoded = iter(encode_alike(self.same, copies, self.chunk, self.config.batch))
+        for sound in waiting:
+            latents = [next(encoded) for _ in sound.copies]
+            with self._failures(shard, self.source.names[sound.number]):
+                for copy, frames in enumerate(latents):
+                    offset = shard.rows
+                    shard.append(frames, sound.recording.id)
+                    self._item(sound.recording, copy, sound.samples, offset, shard.rows - offset)
+
+    def _long(self, shard: ShardFile, recording: Recording, number: int) -> None:
+        """Encode a recording of any length as it is read, once for each copy."""
+        peak, samples, rows, items = 0.0, 0, shard.rows, len(self.progress.items)
 
         def watched() -> Iterator[Audio]:
             nonlocal peak, samples
@@ -297,31 +302,39 @@ class PreEncoder:
                 peak, samples = max(peak, float(np.abs(block).max(initial=0))), samples + len(block)
                 yield block
 
-        for copy in range(copies):
+        for copy, lead in enumerate(self._leads(recording, number)):
             offset = shard.rows
-            for latents in encode_blocks(self.same, watched(), self.chunk, int(shifts[copy]) if copy else 0):
+            for latents in encode_blocks(self.same, watched(), self.chunk, lead, self.config.batch):
                 shard.append(latents, recording.id)
             if shard.rows == offset:
-                raise ValueError("holds less than one sample at the model's rate")
-            seconds = samples / self.model_config.sample_rate if recording.seconds is None else recording.seconds
-            items.append(
-                LatentItem(
-                    id=f"{recording.id}+{copy}" if copy else recording.id,
-                    captions=recording.captions,
-                    seconds=seconds,
-                    shard=self.progress.shards,
-                    offset=offset,
-                    frames=shard.rows - offset,
-                    kind=recording.kind,
-                    label=recording.label,
-                    midi=recording.midi,
-                    split=recording.split,
-                    source=recording.source,
-                    licence=recording.licence,
-                    fields=recording.fields,
-                )
-            )
-        return items, peak
+                raise ValueError(_NO_SAMPLE)
+            self._item(recording, copy, samples, offset, shard.rows - offset)
+        if peak < SILENT:
+            shard.rollback(rows)
+            del self.progress.items[items:]
+            self.progress.silent.append(self.source.names[number])
+        else:
+            self.progress.seen.add(recording.source)
+
+    def _item(self, recording: Recording, copy: int, samples: int, offset: int, frames: int) -> None:
+        """Describe a copy of a recording of so many samples that was written."""
+        seconds = samples / self.model_config.sample_rate if recording.seconds is None else recording.seconds
+        item = LatentItem(
+            id=f"{recording.id}+{copy}" if copy else recording.id,
+            captions=recording.captions,
+            seconds=seconds,
+            shard=self.progress.shards,
+            offset=offset,
+            frames=frames,
+            kind=recording.kind,
+            label=recording.label,
+            midi=recording.midi,
+            split=recording.split,
+            source=recording.source,
+            licence=recording.licence,
+            fields=recording.fields,
+        )
+        self.progress.items.append(asdict(item))
 
     def _finish(self) -> None:
         """Write silence, attribution, details and, last, the index, once every recording has been seen."""
@@ -343,9 +356,8 @@ class PreEncoder:
             "model": self.model_config.name,
             "sample_rate": self.model_config.sample_rate,
             "version": version(),
-            "samples_per_latent": self.same.config.samples_per_latent,
+            "samples_per_latent": self.size,
             "resampling": "soxr VHQ",
-            "precision": "float32",
             **self.config.to_dict(),
             "chunk_frames": self.chunk,
             "recordings": len(self.source.names),
