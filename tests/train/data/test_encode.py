@@ -28,15 +28,12 @@ from sa3_torch.train.data.encode.public_latents import export_public, import_pub
 from sa3_torch.train.data.encode.sources import FolderSource, PartSource, open_source
 from sa3_torch.train.data.latents import LatentSet
 from tests.support.command import AUTOENCODER, RATE, snapshot
+from tests.support.recordings import CONFIG, encoder_of, noise, write_recordings
 from tests.support.tiny import TINY
 from tests.support.tiny_checkpoint import write_checkpoint
 
 SIZE = AUTOENCODER.same.samples_per_latent  # 64
-CONFIG = EncodeConfig(copies=2, seed=0, shard_frames=150, chunk_frames=8)
-
-
-def _noise(samples: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(-9000, 9000, (samples, 2)).astype(np.int16)
+BATCHED = dataclasses.replace(CONFIG, batch=4, chunk_frames=32)
 
 
 @pytest.fixture(scope="module")
@@ -46,22 +43,7 @@ def autoencoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Eight recordings of 1000 to 8000 samples with captions; one more is silent, one a duplicate."""
-    folder = tmp_path / "sounds"
-    folder.mkdir()
-    for i in range(8):
-        soundfile.write(folder / f"{i}.wav", _noise(1000 * (i + 1), i), RATE)
-        about = {"prompt": [f"noise {i}", f"sound {i}"], "licence": "CC0", "bpm": 100 + i}
-        (folder / f"{i}.json").write_text(json.dumps(about))
-    soundfile.write(folder / "quiet.wav", np.zeros((500, 2), np.int16), RATE)
-    (folder / "quiet.txt").write_text("nothing\n")
-    (folder / "twin.wav").write_bytes((folder / "0.wav").read_bytes())
-    (folder / "twin.txt").write_text("again\n")
-    return folder
-
-
-def _encoder(folder: Path, autoencoder: Path, out: Path, config: EncodeConfig = CONFIG) -> PreEncoder:
-    return PreEncoder(FolderSource(folder, RATE, 2), autoencoder, out, config)
+    return write_recordings(tmp_path / "sounds")
 
 
 @pytest.mark.parametrize(("samples", "frames"), [(1, 1), (SIZE - 1, 1), (SIZE, 1), (SIZE + 1, 2)])
@@ -70,7 +52,7 @@ def test_a_frame_that_holds_any_audio_is_valid(tmp_path: Path, autoencoder: Path
     (tmp_path / "in").mkdir()
     soundfile.write(tmp_path / "in" / "a.wav", np.full((samples, 2), 9000, np.int16), RATE)
     (tmp_path / "in" / "a.txt").write_text("a\n")
-    latents = _encoder(tmp_path / "in", autoencoder, tmp_path / "out").run()
+    latents = encoder_of(tmp_path / "in", autoencoder, tmp_path / "out").run()
     item = latents.items[0]
     assert item.frames == frames and item.seconds == samples / RATE and latents.read(item).shape == (frames, 8)
 
@@ -119,7 +101,7 @@ def test_memory_does_not_grow_with_the_length() -> None:
 
 
 def test_a_folder_becomes_latents_with_all_it_says(folder: Path, autoencoder: Path, tmp_path: Path) -> None:
-    encoder = _encoder(folder, autoencoder, tmp_path / "out")
+    encoder = encoder_of(folder, autoencoder, tmp_path / "out")
     latents = encoder.run()
     assert encoder.progress.silent == ["quiet.wav"] and encoder.progress.duplicates == ["twin.wav"]
     first = latents.items[0]
@@ -143,16 +125,13 @@ def test_a_folder_becomes_latents_with_all_it_says(folder: Path, autoencoder: Pa
     assert "0.wav\tCC0" in (tmp_path / "out" / "ATTRIBUTION.tsv").read_text()
 
 
-BATCHED = dataclasses.replace(CONFIG, batch=4, chunk_frames=32)
-
-
 @pytest.mark.parametrize("config", [CONFIG, BATCHED], ids=["single", "batched"])
 def test_an_interrupted_run_goes_on_to_the_same_bits(
     config: EncodeConfig, folder: Path, autoencoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _encoder(folder, autoencoder, tmp_path / "whole", config).run()
+    encoder_of(folder, autoencoder, tmp_path / "whole", config).run()
     for stop in (3, 6):  # recordings after which it is interrupted, within a shard
-        encoder = _encoder(folder, autoencoder, tmp_path / "halves", config)
+        encoder = encoder_of(folder, autoencoder, tmp_path / "halves", config)
         inner = encoder._recording
 
         def recording(shard, number, inner=inner, stop=stop):
@@ -164,13 +143,13 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
         with pytest.raises(KeyboardInterrupt):
             encoder.run()
         assert not (tmp_path / "halves" / "index.json").exists()
-    again = _encoder(folder, autoencoder, tmp_path / "halves", config)
+    again = encoder_of(folder, autoencoder, tmp_path / "halves", config)
     assert 0 < again.progress.next <= 6
     again.run()
     whole, halves = (snapshot(tmp_path / name) for name in ("whole", "halves"))
     assert {Path(k).name: v for k, v in whole.items()} == {Path(k).name: v for k, v in halves.items()}
     before = snapshot(tmp_path / "halves")
-    _encoder(folder, autoencoder, tmp_path / "halves", config).run()  # finished: nothing is done again
+    encoder_of(folder, autoencoder, tmp_path / "halves", config).run()  # finished: nothing is done again
     assert snapshot(tmp_path / "halves") == before
 
 
@@ -208,84 +187,6 @@ def test_a_killed_process_leaves_what_the_next_one_needs(
     assert one == other and len(one) > 10
 
 
-@pytest.mark.parametrize("chunk", [8, 32, 256])
-@pytest.mark.parametrize("batch", [2, 4, 64])
-def test_a_batch_gives_the_latents_of_each_by_itself(
-    chunk: int, batch: int, folder: Path, autoencoder: Path, tmp_path: Path
-) -> None:
-    """Long ones in chunks, short ones with others of their length and with their copies. On the CPUs at hand
-    the bits are the same; kernels of others may round by the size of a batch."""
-    for number in range(5):
-        soundfile.write(folder / f"same-{number}.wav", _noise(2000, 50 + number), RATE)
-        (folder / f"same-{number}.txt").write_text("noise\n")
-    single = dataclasses.replace(CONFIG, chunk_frames=chunk, shard_frames=300)
-    one = _encoder(folder, autoencoder, tmp_path / "one", single)
-    other = _encoder(folder, autoencoder, tmp_path / "many", dataclasses.replace(single, batch=batch))
-    calls: list[int] = []
-    encode = other.same.encode
-    other.same.encode = lambda audio: (calls.append(len(audio)), encode(audio))[1]  # type: ignore[method-assign]
-    singles, many = one.run(), other.run()
-    assert max(calls[:-1]) > 1 and many.items == singles.items and len(many.items) > 20
-    assert other.progress.lists() == one.progress.lists()
-    for item in many.items:
-        expected = singles.read(item)
-        assert (many.read(item) - expected).abs().max() < 2e-6 * expected.abs().max()
-
-
-def test_one_that_breaks_off_takes_no_others_of_its_batch_with_it(tmp_path: Path, autoencoder: Path) -> None:
-    for i in range(100):
-        soundfile.write(tmp_path / f"{i:03d}.wav", _noise(200, i), RATE)
-        (tmp_path / f"{i:03d}.txt").write_text("noise\n")
-    bad = np.full((3000, 2), 0.1, np.float32)
-    bad[2500] = np.nan
-    soundfile.write(tmp_path / "050.wav", bad, RATE, subtype="FLOAT")
-    encoder = _encoder(tmp_path, autoencoder, tmp_path / "out", dataclasses.replace(BATCHED, copies=1))
-    latents = encoder.run()
-    assert len(latents.items) == 99 and encoder.progress.failures[0].startswith("050.wav: ")
-    assert [item.id for item in latents.items] == [f"{i:03d}.wav" for i in range(100) if i != 50]
-    encoder = _encoder(tmp_path, autoencoder, tmp_path / "out2", dataclasses.replace(BATCHED, copies=1))
-    encode = encoder.same.encode
-
-    def broken(audio: torch.Tensor) -> torch.Tensor:
-        latents = encode(audio)
-        latents[(audio == audio.new_tensor(_noise(200, 7)[:1] / 2**15)).all(2).any(1)] = torch.nan
-        return latents
-
-    encoder.same.encode = broken  # type: ignore[method-assign]
-    with pytest.raises(ValueError, match=r"2 of 100 files are unreadable.*007\.wav: latents are not finite"):
-        encoder.run()
-
-
-@pytest.mark.parametrize(("precision", "least", "most"), [("bfloat16", 30, 65), ("float16", 50, 85)])
-def test_fewer_bits_are_asked_for_and_stand_in_the_details(
-    precision: str, least: float, most: float, folder: Path, autoencoder: Path, tmp_path: Path
-) -> None:
-    """In dB below the latents; measured on such a random autoencoder: 51 and 67."""
-    exact = _encoder(folder, autoencoder, tmp_path / "exact").run()
-    config = dataclasses.replace(CONFIG, precision=precision)
-    rough = _encoder(folder, autoencoder, tmp_path / "rough", config).run()
-    pairs = [(exact.read(item), rough.read(item)) for item in exact.items]
-    error = sum(float((a - b).square().sum()) for a, b in pairs) / sum(float(a.square().sum()) for a, _ in pairs)
-    assert least < -10 * np.log10(error) < most
-    assert json.loads((tmp_path / "rough" / "details.json").read_text())["precision"] == precision
-
-
-def test_precisions_that_cannot_be_and_other_batches_are_refused(
-    folder: Path, autoencoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    line = ["pre-encode", "--data", str(folder), "--autoencoder", str(autoencoder), "--out", str(tmp_path / "out")]
-    assert run([*line, "--precision", "tf32"]) == 2
-    assert "tf32 is a precision of NVIDIA GPUs: choose --device cuda" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="precision is 'int8'; allowed: float32, tf32"):
-        dataclasses.replace(CONFIG, precision="int8")
-    assert run(line) == 0
-    assert run([*line, "--batch", "2"]) == 2 and "begun with another batch" in capsys.readouterr().err
-    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
-    assert (plan.pop("batch"), plan.pop("precision")) == (1, "float32")
-    (tmp_path / "out" / "plan.json").write_text(json.dumps(plan))  # as an earlier version wrote it
-    assert run(line) == 0
-
-
 def test_shards_are_encoded_as_the_folder_that_they_hold(folder: Path, autoencoder: Path, tmp_path: Path) -> None:
     pytest.importorskip("webdataset", reason="the training extra is not installed")
     from sa3_torch.train.data.packing import write_shards
@@ -294,7 +195,7 @@ def test_shards_are_encoded_as_the_folder_that_they_hold(folder: Path, autoencod
     assert len(index.shards) > 1
     source = open_source(tmp_path / "shards", RATE, 2)
     packed = PreEncoder(source, autoencoder, tmp_path / "packed", CONFIG).run()
-    loose = _encoder(folder, autoencoder, tmp_path / "loose").run()
+    loose = encoder_of(folder, autoencoder, tmp_path / "loose").run()
     assert packed.items[0].id == "audio-000000.tar/0" and packed.items[0].fields["id"] == "0.wav"
     for one, other in zip(packed.items, loose.items, strict=True):
         assert (one.captions, one.seconds, one.frames, one.source) == (
@@ -309,15 +210,15 @@ def test_shards_are_encoded_as_the_folder_that_they_hold(folder: Path, autoencod
 
 
 def test_another_plan_is_refused(folder: Path, autoencoder: Path, tmp_path: Path) -> None:
-    _encoder(folder, autoencoder, tmp_path / "out").run()
+    encoder_of(folder, autoencoder, tmp_path / "out").run()
     with pytest.raises(ValueError, match="begun with another copies"):
-        _encoder(folder, autoencoder, tmp_path / "out", dataclasses.replace(CONFIG, copies=3))
+        encoder_of(folder, autoencoder, tmp_path / "out", dataclasses.replace(CONFIG, copies=3))
     (folder / "7.wav").unlink()
     with pytest.raises(ValueError, match="begun with another recordings"):
-        _encoder(folder, autoencoder, tmp_path / "out")
+        encoder_of(folder, autoencoder, tmp_path / "out")
     other = write_checkpoint(tmp_path / "other", AUTOENCODER, variant="other")
     with pytest.raises(ValueError, match="begun with another autoencoder"):
-        _encoder(folder, other, tmp_path / "out")
+        encoder_of(folder, other, tmp_path / "out")
     with pytest.raises(ValueError, match="encode it again"):
         LatentSet(tmp_path / "out", autoencoder=load_autoencoder(other)[1])
 
@@ -326,24 +227,24 @@ def test_more_than_one_percent_of_bad_files_stop_the_run(folder: Path, autoencod
     (folder / "3.wav").write_bytes((folder / "3.wav").read_bytes()[:3000])
     (folder / "5.wav").write_text("no audio")
     with pytest.raises(ValueError, match=r"1 of 10 files are unreadable, more than 1 %: 3\.wav: .*truncated"):
-        _encoder(folder, autoencoder, tmp_path / "out").run()
+        encoder_of(folder, autoencoder, tmp_path / "out").run()
     assert not (tmp_path / "out" / "index.json").exists()
     (folder / "3.json").unlink()
     (folder / "3.wav").unlink()
     (folder / "0.json").unlink()
     with pytest.raises(ValueError, match=r"without a caption, more than 1 %: 0\.wav"):
-        _encoder(folder, autoencoder, tmp_path / "out2").run()
+        encoder_of(folder, autoencoder, tmp_path / "out2").run()
 
 
 def test_one_bad_file_in_a_hundred_is_skipped_and_named(tmp_path: Path, autoencoder: Path) -> None:
     """The bad one breaks off in its middle: what was written of it is taken back."""
     for i in range(100):
-        soundfile.write(tmp_path / f"{i:03d}.wav", _noise(200, i), RATE)
+        soundfile.write(tmp_path / f"{i:03d}.wav", noise(200, i), RATE)
         (tmp_path / f"{i:03d}.txt").write_text("noise\n")
     bad = np.full((3000, 2), 0.1, np.float32)
     bad[2500] = np.nan
     soundfile.write(tmp_path / "050.wav", bad, RATE, subtype="FLOAT")
-    encoder = _encoder(tmp_path, autoencoder, tmp_path / "out", dataclasses.replace(CONFIG, copies=1))
+    encoder = encoder_of(tmp_path, autoencoder, tmp_path / "out", dataclasses.replace(CONFIG, copies=1))
     latents = encoder.run()
     assert len(latents.items) == 99 and encoder.progress.failures[0].startswith("050.wav: ")
     assert sum(item.frames for item in latents.items) == 99 * 4
@@ -352,16 +253,16 @@ def test_one_bad_file_in_a_hundred_is_skipped_and_named(tmp_path: Path, autoenco
 
 def test_nothing_to_encode_is_refused(tmp_path: Path, autoencoder: Path) -> None:
     with pytest.raises(ValueError, match="no audio files"):
-        _encoder(tmp_path, autoencoder, tmp_path / "out")
+        encoder_of(tmp_path, autoencoder, tmp_path / "out")
     soundfile.write(tmp_path / "quiet.wav", np.zeros((500, 2), np.int16), RATE)
     (tmp_path / "quiet.txt").write_text("nothing\n")
     with pytest.raises(ValueError, match="nothing could be encoded"):
-        _encoder(tmp_path, autoencoder, tmp_path / "out").run()
+        encoder_of(tmp_path, autoencoder, tmp_path / "out").run()
     assert not (tmp_path / "out" / "index.json").exists()
 
 
 def test_the_public_layout_round_trips(folder: Path, autoencoder: Path, tmp_path: Path) -> None:
-    latents = _encoder(folder, autoencoder, tmp_path / "out").run()
+    latents = encoder_of(folder, autoencoder, tmp_path / "out").run()
     count = export_public(latents, tmp_path / "public", RATE)
     assert count == len(latents.items) == len(list((tmp_path / "public").glob("0*.npy")))
     about = json.loads((tmp_path / "public" / "0000000000.json").read_text())

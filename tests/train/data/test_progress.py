@@ -75,6 +75,6 @@ def test_latents_are_gone_through_with_a_bar(recordings: Path, tmp_path: Path, b
     _run("pre-encode", "--data", recordings, *model, "--out", tmp_path / "latents", "--copies", "1")
     _run("data", "gate", tmp_path / "latents", "--data", recordings, *model, "--items", "3")
     _run("data", "export-latents", tmp_path / "latents", tmp_path / "public", *model)
-    assert bars.found == {"gate": ("item", 3, 3), "export": ("item", COUNT, COUNT)}
+    assert bars.found == {"verify": ("file", 2, 2), "gate": ("item", 3, 3), "export": ("item", COUNT, COUNT)}
     _run("data", "import-latents", tmp_path / "public", tmp_path / "again", *model)
     assert bars.found["import"] == ("item", COUNT, COUNT)
