@@ -28,7 +28,7 @@ from sa3_torch.train.data.encode.public_latents import export_public, import_pub
 from sa3_torch.train.data.encode.sources import FolderSource, PartSource, open_source
 from sa3_torch.train.data.latents import LatentSet
 from tests.support.command import AUTOENCODER, RATE, snapshot
-from tests.support.recordings import CONFIG, encoder_of, noise, write_recordings
+from tests.support.data.recordings import CONFIG, encoder_of, noise, write_recordings
 from tests.support.tiny import TINY
 from tests.support.tiny_checkpoint import write_checkpoint
 

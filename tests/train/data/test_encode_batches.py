@@ -15,7 +15,7 @@ import soundfile
 
 from sa3_mlx.cli.app import run
 from tests.support.command import AUTOENCODER, RATE
-from tests.support.recordings import CONFIG, encoder_of, noise, write_recordings
+from tests.support.data.recordings import CONFIG, encoder_of, noise, write_recordings
 from tests.support.tiny_checkpoint import write_checkpoint
 
 BATCHED = dataclasses.replace(CONFIG, batch=4, chunk_frames=32)
