@@ -237,6 +237,7 @@ def _run(folder: Path) -> dict[str, str]:
     progress = RunProgress(step=3, updates={"x": 3}, bad_steps={"x": 0}, precision="fp32", revision="x", checksums={})
     checkpoints = Checkpoints(folder, 0)
     checkpoints.save(_tensors(), progress)
+    checkpoints.wait()
     names = [path.name for path in checkpoints.path(3).iterdir()]
     step = f"checkpoints/{checkpoints.path(3).name}"
     return {f"{step}/{name}": "json" if name.endswith(".json") else "bytes" for name in names}

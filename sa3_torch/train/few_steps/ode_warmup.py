@@ -38,6 +38,7 @@ from sa3_torch.train.flow.model import StartModel, diffusion_of, export_model, o
 from sa3_torch.train.flow.path import interpolate
 from sa3_torch.train.flow.validation import VALIDATION_BATCHES
 from sa3_torch.train.run import parallel
+from sa3_torch.train.run.blocks import work_by_blocks
 from sa3_torch.train.run.command import RunOptions, report_made, stage_command
 from sa3_torch.train.run.feed import BatchFeed
 from sa3_torch.train.run.optimizers import Group, OptimizerConfig
@@ -146,8 +147,9 @@ class OdeWarmupStage(Stage):
         self.networks.text_encoder.requires_grad_(False)
         self.denoiser = Denoiser(self.networks.conditioner, self.networks.dit)
         self.teacher = Denoiser.frozen_copy(self.model)
+        work_by_blocks(self.teacher, compiled=config.train.compile, checkpointed=False)  # most of the arithmetic
         self.teacher_shift = diffusion_of(start.config).shift
-        self.groups = {"student": Group(network=self.model, optimizer=config.optimizer)}
+        self.groups = {"student": Group(network=self.denoiser, optimizer=config.optimizer)}
         tokenizer = open_text(start.tokenizer_file, start.config)
         self.latents = LatentData(start.latents, tokenizer, start.config, config.clips, config.train)
         self.feed = TeacherData(config, self.latents).feed

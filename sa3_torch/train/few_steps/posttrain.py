@@ -167,7 +167,7 @@ class PosttrainStage(Stage):
         for name, rate in rates.items():
             self.discriminator.get_submodule(name).requires_grad_(rate > 0)
         self.groups = {
-            GENERATOR: Group(network=self.model, optimizer=config.generator),
+            GENERATOR: Group(network=self.denoiser, optimizer=config.generator),
             DISCRIMINATOR: Group(network=self.discriminator, optimizer=config.discriminator, rates=rates),
         }
         tokenizer = open_text(opened.tokenizer_file, opened.config)

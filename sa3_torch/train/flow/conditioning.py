@@ -83,6 +83,11 @@ class Networks:
             cast(DiT, model.get_submodule("dit")),
         )
 
+    def without_text(self) -> nn.Module:
+        """Return conditioner and DiT under their names, where the text encoder stays as it is: it is neither wrapped
+        nor sharded, and no part of checkpoints of the run."""
+        return nn.ModuleDict({"conditioner": self.conditioner, "dit": self.dit})
+
     @property
     def device(self) -> torch.device:
         return next(self.dit.parameters()).device

@@ -72,7 +72,8 @@ class PretrainStage(Stage):
         self.same = same.to(self.device)
         self.networks = Networks.of(self.model)
         self.networks.text_encoder.requires_grad_(config.train_text)
-        self.groups = {"diffusion": Group(network=self.model, optimizer=config.optimizer)}
+        trained = self.model if config.train_text else self.networks.without_text()
+        self.groups = {"diffusion": Group(network=trained, optimizer=config.optimizer)}
         self.latents = LatentData(latents, open_text(tokenizer_file, model), model, config.clips, config.train)
         self.flow = FlowMatching(config, model, self.latents)
         self.feed = self.flow.feed

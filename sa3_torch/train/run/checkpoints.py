@@ -1,5 +1,6 @@
 """Checkpoints of running trainings: a folder per step, written beside and renamed, readable by any number of processes.
 
+The tensors are copied to the memory of the host, and a thread writes the copies while the run goes on.
 ``checkpoints/step-00001500/`` holds the tensors (torch.distributed.checkpoint), their ``index.json`` and
 ``progress.json``, written last. Nothing in it is a pickle; earlier versions wrote one (``.metadata``), which can run
 code when it is read, so their checkpoints are read only where the user trusts them.
@@ -11,15 +12,19 @@ import re
 import shutil
 import warnings
 import zlib
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 
 from sa3_mlx.common.files.atomic import WriteError, new_folder, remove_partials, write_json
 from sa3_mlx.common.files.objects import read_object
@@ -32,6 +37,9 @@ KEPT = 3  # newest ones; milestones stay
 PROGRESS_FILE = "progress.json"
 _NAME = re.compile(r"step-\d{8,18}", re.ASCII)
 Tensors = dict[str, dict[str, Tensor]]  # table -> name -> the live tensor
+Value = TypeVar("Value")
+# Of a single process; not around each call, as these filters belong to all threads together.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +63,30 @@ class RunProgress(Config):
             raise ConfigError(f"updates are of {listed(self.updates)}, bad_steps of {listed(self.bad_steps)}")
 
 
+@dataclass(frozen=True)
+class HostCopy:
+    """Hold what this process writes of a tensor, in the memory of the host, and which tensor that is."""
+
+    own: Tensor
+    source: Tensor
+
+    def tensor(self, mesh: DeviceMesh | None) -> Tensor:
+        """Return it as the library writes it: as a share where the tensor is spread over the processes, of ``mesh``."""
+        source = self.source
+        if not isinstance(source, DTensor):
+            return self.own
+        shape, stride = source.shape, source.stride()
+        return DTensor.from_local(self.own, mesh, source.placements, run_check=False, shape=shape, stride=stride)
+
+
 class Checkpoints:
-    """Keep those of one run folder. Every method is called by all processes."""
+    """Keep those of one run folder. Every method is called by all processes, in the same order."""
 
     def __init__(self, folder: Path, milestone_every: int, *, trusted: bool = False) -> None:
         self.folder, self.milestone_every, self.trusted = folder / "checkpoints", milestone_every, trusted
+        self._group = parallel.second_group()
+        self._mesh = None if self._group is None else DeviceMesh.from_group(self._group, "cpu")
+        self._writing: Future[None] | None = None
 
     def steps(self) -> list[int]:
         """List the steps of the complete checkpoints, oldest first."""
@@ -70,28 +97,91 @@ class Checkpoints:
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
 
-    def save(self, tensors: Tensors, progress: RunProgress) -> None:
-        """Write one, in place of one of the same step; the oldest of more than three go, but for milestones.
+    def save(self, tensors: Tensors, progress: RunProgress, *, own: frozenset[str] = frozenset()) -> None:
+        """Copy the tensors and write them while the caller goes on, once the checkpoint before is written.
 
-        The checksums in ``progress`` are those of the files that are written.
+        ``own``: tables of which each process has tensors that no other has; all have the others. It replaces one of the
+        same step; the oldest of more than three go, but for milestones. The checksums in ``progress`` are those of the
+        files that are written. Raises WriteError when the one before could not be.
         """
-        path = self.path(progress.step)
+        self.wait()
+        copies = copied(tensors, own)
+        copying = None
+        if torch.cuda.is_available():  # the device goes on with what changes the tensors once it has copied them
+            copying = torch.cuda.Event()
+            copying.record()
+        thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing = thread.submit(self._write, copies, copying, progress)
+        thread.shutdown(wait=False)
+
+    def wait(self) -> None:
+        """Wait until the last one is there. Raises WriteError when it could not be written; then nothing is left."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def close(self) -> None:
+        """Wait where another error ends the run, and it matters no more whether the last one could be written."""
+        with suppress(Exception):
+            self.wait()
+
+    @property
+    def failed(self) -> bool:
+        """Tell whether it is known, without waiting, that the last one could not be written; ``wait`` says why."""
+        writing = self._writing
+        return writing is not None and writing.done() and writing.exception() is not None
+
+    def _write(
+        self, copies: dict[str, dict[str, HostCopy]], copying: torch.cuda.Event | None, progress: RunProgress
+    ) -> None:
+        path, first = self.path(progress.step), parallel.is_first()
         with ExitStack() as stack:
-            if parallel.is_first():
+
+            def begin() -> Path | None:
+                if not first:
+                    return None
                 remove_partials(self.folder)
-                folder = stack.enter_context(new_folder(path))
-            folder = parallel.of_first(folder if parallel.is_first() else None)
-            with _quiet(), _refusing(path):
-                dcp.save(tensors, storage_writer=IndexWriter(folder), no_dist=not dist.is_initialized())
-            parallel.wait()
-            sums = _checksums(folder)
-            if parallel.is_first():
-                write_json(folder / PROGRESS_FILE, replace(progress, checksums=sums).to_dict())
-        if parallel.is_first():
-            for old in self.steps()[:-KEPT]:
-                if not self.milestone_every or old % self.milestone_every:
-                    shutil.rmtree(self.path(old))
-        parallel.wait()
+                return stack.enter_context(new_folder(path))
+
+            def write() -> None:
+                if copying is not None:
+                    copying.synchronize()
+                tensors = {
+                    table: {key: copy.tensor(self._mesh) for key, copy in part.items()}
+                    for table, part in copies.items()
+                }
+                writer = IndexWriter(folder)
+                dcp.save(tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
+
+            def end() -> None:
+                if first:
+                    write_json(folder / PROGRESS_FILE, replace(progress, checksums=_merged(sums)).to_dict())
+                    stack.close()
+                    self._remove_old()
+
+            folder = cast(Path, self._together(path, begin)[0])
+            self._together(path, write)
+            sums = self._together(path, lambda: _own_checksums(folder))
+            self._together(path, end)
+
+    def _together(self, path: Path, part: Callable[[], Value]) -> list[Value]:
+        """Return what a part of the writing gives on all processes. Where it fails on one, all raise WriteError."""
+        given: Value | None = None
+        problem: tuple[str, int | None] | None = None
+        try:
+            given = part()
+        except (dcp.api.CheckpointException, RuntimeError, OSError) as error:
+            problem = _problem(error)
+        found = parallel.all_values((given, problem), self._group)
+        for _, failed in found:
+            if failed is not None:
+                raise WriteError(path, *failed)
+        return [value for value, _ in found]  # type: ignore[misc]  # nothing failed
+
+    def _remove_old(self) -> None:
+        for old in self.steps()[:-KEPT]:
+            if not self.milestone_every or old % self.milestone_every:
+                shutil.rmtree(self.path(old))
 
     def load(self, tensors: Tensors) -> tuple[RunProgress | None, list[str]]:
         """Read the newest one that can be read into ``tensors``, in place.
@@ -153,8 +243,8 @@ def _mismatch(progress: RunProgress, step: int, sums: dict[str, int], weights: s
     return f"{listed(changed)} changed" if changed else ""
 
 
-def _checksums(folder: Path) -> dict[str, int]:
-    """Return the CRC-32 of the files of tensors by name; each process reads some of them."""
+def _own_checksums(folder: Path) -> dict[str, int]:
+    """Return the CRC-32 of the files of tensors by name that fall to this process."""
     own, sums = parallel.own_slice(), {}
     files = sorted(path for path in folder.iterdir() if path.name != PROGRESS_FILE and path.is_file())
     for path in files[own.rank :: own.world]:
@@ -163,10 +253,16 @@ def _checksums(folder: Path) -> dict[str, int]:
             while block := file.read(1 << 24):
                 checksum = zlib.crc32(block, checksum)
         sums[path.name] = checksum
-    everyones: list[dict[str, int]] = [sums] * own.world
-    if dist.is_initialized():
-        dist.all_gather_object(everyones, sums)
-    return {name: checksum for found in everyones for name, checksum in found.items()}
+    return sums
+
+
+def _merged(sums: list[dict[str, int]]) -> dict[str, int]:
+    return {name: checksum for found in sums for name, checksum in found.items()}
+
+
+def _checksums(folder: Path) -> dict[str, int]:
+    """Return the CRC-32 of the files of tensors by name; each process reads some of them."""
+    return _merged(parallel.all_values(_own_checksums(folder)))
 
 
 def _all_fine(problem: str) -> bool:
@@ -174,17 +270,33 @@ def _all_fine(problem: str) -> bool:
     return not float(parallel.total(flag))
 
 
-@contextmanager
-def _refusing(path: Path) -> Iterator[None]:
-    """Turn what the library raises where the disk refuses into one line that names the checkpoint."""
-    try:
-        yield
-    except (dcp.api.CheckpointException, RuntimeError, OSError) as error:
-        problem = error.failures if isinstance(error, dcp.api.CheckpointException) else {0: (error, None)}
-        cause = next(iter(problem.values()))[0]
-        number = getattr(cause, "errno", None)
-        reason = getattr(cause, "strerror", None) or next(iter(str(cause).splitlines()), type(cause).__name__)
-        raise WriteError(path, reason, number) from error
+def _problem(error: BaseException) -> tuple[str, int | None]:
+    """Return in one line why the disk refuses, of what the library raises then, and the number of the error."""
+    if isinstance(error, WriteError):
+        return error.reason, error.errno
+    problem = error.failures if isinstance(error, dcp.api.CheckpointException) else {0: (error, None)}
+    cause = next(iter(problem.values()))[0]
+    return (
+        getattr(cause, "strerror", None) or next(iter(str(cause).splitlines()), type(cause).__name__),
+        getattr(cause, "errno", None),
+    )
+
+
+def copied(tensors: Tensors, own: frozenset[str] = frozenset()) -> dict[str, dict[str, HostCopy]]:
+    """Copy what this process writes: its parts of what is sharded, its tables ``own``, and of what all processes have
+    about as many bytes as the others. A GPU copies to pinned memory while the caller goes on."""
+    shared = {(table, name): tensor for table in tensors.keys() - own for name, tensor in tensors[table].items()}
+    owners = parallel.owners(dict(sorted(shared.items(), key=lambda entry: entry[0])))
+    return {
+        table: {name: _copy(tensor) for name, tensor in part.items() if parallel.is_own(owners.get((table, name)))}
+        for table, part in tensors.items()
+    }
+
+
+def _copy(tensor: Tensor) -> HostCopy:
+    part = parallel.own_share(tensor).detach()
+    host = torch.empty_like(part, device="cpu", pin_memory=part.is_cuda)
+    return HostCopy(host.copy_(part, non_blocking=True), tensor)
 
 
 def _quiet() -> warnings.catch_warnings[None]:

@@ -20,7 +20,7 @@ from sa3_mlx.common.version import revision
 from sa3_torch.train.run.planning.timing import time_precisions
 
 from . import parallel
-from .blocks import work_by_blocks
+from .blocks import eager, work_by_blocks
 from .checkpoints import Checkpoints, RunProgress, Tensors
 from .logs import RunLog
 from .optimizers import Ema, UpdateRatio, learning_rate_at, make_optimizer, optimizer_tensors, set_rate, take_turn
@@ -31,6 +31,7 @@ from .stage import Stage, StageConfig
 
 MAX_BAD_STEPS = 10  # non-finite losses or gradients in a row before the run gives up
 LOG_EVERY = 10
+AVERAGE = "ema"  # the table of a checkpoint
 
 
 class Trainer:
@@ -49,12 +50,13 @@ class Trainer:
         self.checkpoints = Checkpoints(folder, train.milestone_every, trusted=trusted)
         keep_settings(folder, config, belongings, resumed=bool(self.checkpoints.steps()))
         self.networks = {name: group.network for name, group in stage.groups.items()}
+        sharded = torch.distributed.is_initialized() and train.parallel == "fsdp"
         for network in self.networks.values():
-            work_by_blocks(network, compiled=train.compile, checkpointed=train.checkpoint_blocks)
+            work_by_blocks(network, compiled=train.compile, checkpointed=train.checkpoint_blocks, sharded=sharded)
         self.turns: dict[str, nn.Module] = self._wrap()
         self.optimizers = {name: make_optimizer(group) for name, group in stage.groups.items()}
         self.trained = {name: list(optimizer.state) for name, optimizer in self.optimizers.items()}
-        self.ema = Ema(stage.model, decay=train.ema_decay, after=train.ema_after, every=train.ema_every)
+        self.ema = Ema(stage.model, self.trained, decay=train.ema_decay, after=train.ema_after, every=train.ema_every)
         self.step = 0
         self.asked = self.stop = False  # asked: by a signal, of this process; stop: what all have agreed on
         self.updates = dict.fromkeys(self.networks, 0)  # turns that each group had
@@ -90,9 +92,11 @@ class Trainer:
                 self._choose_precision(log)
                 self._loop(log)
                 self.save()
+                self.checkpoints.wait()
                 if self.stop:
                     log.say(f"stopped at step {self.step} of {self.config.steps}; the same command goes on from there")
         finally:
+            self.checkpoints.close()
             if feed is not None:
                 feed.stop()
             for number, handler in previous.items():
@@ -164,8 +168,8 @@ class Trainer:
         return self._agree(sums)
 
     def _agree(self, sums: dict[str, Tensor]) -> dict[str, float]:
-        """Return means over processes, of pairs the quotient; all stop when one was asked to."""
-        asked = torch.tensor([float(self.asked)], device=self.stage.device)
+        """Return means over processes, of pairs the quotient; all stop when one was asked to, or cannot write."""
+        asked = torch.tensor([float(self.asked or self.checkpoints.failed)], device=self.stage.device)
         means = parallel.mean(torch.cat([*(value.reshape(-1) for value in sums.values()), asked])).tolist()
         self.stop, found, place = means.pop() > 0, dict[str, float](), iter(means)
         for name, value in sums.items():
@@ -178,6 +182,7 @@ class Trainer:
         self.bad_steps[name] += 1
         log.write({"step": self.step, "skipped": bad})
         if self.bad_steps[name] >= MAX_BAD_STEPS:
+            self.checkpoints.wait()
             kept = self.checkpoints.steps()
             last = (
                 f"the last good checkpoint is {self.checkpoints.path(kept[-1])}" if kept else "there is no checkpoint"
@@ -210,7 +215,9 @@ class Trainer:
                 log.say(f"step {self.step}: " + ", ".join(f"{name} {value:.3f}" for name, value in measures.items()))
 
     def _export(self) -> None:
-        weights = parallel.gather(self.ema.state)
+        self.ema.swap(self.stage.model)
+        weights = parallel.gather(self.stage.model.state_dict())
+        self.ema.swap(self.stage.model)
         with self._averaged():
             if parallel.is_first():
                 self.stage.export(self.folder / "model", weights)
@@ -223,7 +230,8 @@ class Trainer:
         self.ema.swap(stage.model)
         for network in self.networks.values():
             network.eval()
-        with parallel.whole_weights(self.turns[stage.turn(self.step)]), torch.no_grad():
+        plain = eager(compiled=self.config.compile)
+        with parallel.whole_weights(self.turns[stage.turn(self.step)]), torch.no_grad(), plain:
             yield
         self.ema.swap(stage.model)
 
@@ -232,14 +240,14 @@ class Trainer:
 
     def _tensors(self) -> Tensors:
         """Return all that a checkpoint holds, not copies; the EMA and every group's weights, buffers and optimiser."""
-        tables: Tensors = {"ema": self.ema.state}
+        tables: Tensors = {AVERAGE: self.ema.state}
         for name, network in self.networks.items():
             tables[f"weights/{name}"] = network.state_dict()
             tables[f"optimizer/{name}"] = optimizer_tensors(network, self.optimizers[name])
         return tables
 
     def save(self) -> None:
-        """Write a checkpoint of this step, unless there is one."""
+        """Begin to write a checkpoint of this step, unless there is one."""
         if self.step != self.saved:
             assert self.precision is not None  # chosen before the first step
             progress = RunProgress(
@@ -250,7 +258,7 @@ class Trainer:
                 revision=self.revision,
                 checksums={},
             )
-            self.checkpoints.save(self._tensors(), progress)
+            self.checkpoints.save(self._tensors(), progress, own=frozenset({AVERAGE}))
             self.saved = self.step
 
     def _resume(self) -> list[str]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sa3_mlx.common.schema import Config, ConfigError
 
+from . import parallel
 from .parallel import own_share, total
 from .settings import check
 
@@ -131,12 +132,19 @@ class Ema:
     """Average weights: the k-th update has beta_k = min(decay, 1 - (1 + k)^-3/4); buffers are copied [T0.4].
 
     It is updated in every ``every``-th step; for the first ``after`` steps it is a copy of the weights (1.3, step 5).
+    What is frozen is its own average. ``state`` is what this process holds: its parts of sharded weights, and of those
+    that all processes have about as many bytes as the others.
     """
 
-    def __init__(self, model: nn.Module, *, decay: float, after: int, every: int) -> None:
+    def __init__(self, model: nn.Module, trained: Trained, *, decay: float, after: int, every: int) -> None:
         self.decay, self.after, self.every = decay, after, every
-        self.state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-        self.averaged = [name for name, _ in model.named_parameters()]
+        changed = {id(parameter) for parameters in trained.values() for parameter in parameters}
+        parameters = {name: id(parameter) in changed for name, parameter in model.named_parameters()}
+        moving = {name: tensor for name, tensor in model.state_dict().items() if parameters.get(name, True)}
+        self.owners = parallel.owners(moving)
+        own = (name for name, owner in self.owners.items() if parallel.is_own(owner))
+        self.state = {name: moving[name].detach().clone() for name in own}
+        self.averaged = [name for name in self.state if name in parameters]
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
@@ -144,18 +152,26 @@ class Ema:
             return
         beta = 0.0 if step < self.after else min(self.decay, 1 - (1 + (step - self.after) // self.every) ** -0.75)
         state = model.state_dict()
-        averages = [self.state[name] for name in self.averaged]
-        torch._foreach_lerp_(averages, [state[name] for name in self.averaged], 1 - beta)
+        if self.averaged:  # a process may have none of a few
+            averages = [self.state[name] for name in self.averaged]
+            torch._foreach_lerp_(averages, [state[name] for name in self.averaged], 1 - beta)
         for name in self.state.keys() - set(self.averaged):
             self.state[name].copy_(state[name])
 
     @torch.no_grad()
     def swap(self, model: nn.Module) -> None:
-        """Exchange the averaged weights and those of the model, both in place."""
-        for name, live in model.state_dict().items():
-            kept = live.detach().clone()
-            live.copy_(self.state[name])
-            self.state[name].copy_(kept)
+        """Exchange the averaged weights and those of the model, both in place; all processes do it together.
+
+        Weights that all have come from those that hold their averages, there and back.
+        """
+        state = model.state_dict()
+        for name, owner in self.owners.items():
+            live = state[name]
+            if name in self.state:
+                kept = live.detach().clone()
+                live.copy_(self.state[name])
+                self.state[name].copy_(kept)
+            parallel.give(live, owner)
 
 
 class UpdateRatio:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -32,6 +32,7 @@ from sa3_torch.same import SAMEBlock
 from sa3_torch.t5gemma import TextLayer
 
 Value = TypeVar("Value")
+Key = TypeVar("Key", bound=Hashable)
 PATIENCE = timedelta(hours=1)  # processes wait for the first one while it validates and exports
 # What FSDP2 gathers at a time, and the methods beside ``forward`` that read its weights.
 # A listed method must not be called by another one of the module, nor by its forward: the inner call would end it.
@@ -130,12 +131,18 @@ def gather_lists(values: list[Value]) -> list[Value]:
     return values if found is None else [value for each in found for value in each]
 
 
-def of_first(value: Value | None) -> Value:
-    """Return the value that the first process gave, on all processes."""
-    values = [value]
-    if dist.is_initialized():
-        dist.broadcast_object_list(values, device=own_device())
-    return cast(Value, values[0])
+def all_values(value: Value, group: dist.ProcessGroup | None = None) -> list[Value]:
+    """Return the values of all processes, in the order of their ranks, on each."""
+    if not dist.is_initialized():
+        return [value]
+    found = [value] * own_slice().world
+    dist.all_gather_object(found, value, group)
+    return found
+
+
+def second_group() -> dist.ProcessGroup | None:
+    """Make a group of all processes on their CPUs, for a thread beside the steps; None where there is one process."""
+    return dist.new_group(backend="gloo", timeout=PATIENCE) if dist.is_initialized() else None
 
 
 def own_device() -> torch.device:
@@ -276,6 +283,32 @@ def whole_weights(turn: nn.Module) -> Iterator[None]:
         unit.reshard()
     if isinstance(turn, FSDPModule):
         turn.reset_iter_state()  # else the order of gathering would differ where only one process ran them
+
+
+def owners(tensors: Mapping[Key, Tensor]) -> dict[Key, int | None]:
+    """Deal out what all processes have, about as many bytes to each: the rank whose it is.
+
+    None for what is sharded, of which each has its part, and where there is one process.
+    """
+    loads, found = [0] * own_slice().world, dict[Key, int | None]()
+    for key, tensor in tensors.items():
+        if isinstance(tensor, DTensor) or len(loads) == 1:
+            found[key] = None
+        else:
+            found[key] = rank = loads.index(min(loads))
+            loads[rank] += max(tensor.nbytes, 1)
+    return found
+
+
+def is_own(owner: int | None) -> bool:
+    """Tell whether this process has a part in what ``owners`` says this of."""
+    return owner in (None, own_slice().rank)
+
+
+def give(tensor: Tensor, owner: int | None) -> None:
+    """Set a tensor to the values that its owner has, in place, on all processes; nothing for one without an owner."""
+    if owner is not None:
+        dist.broadcast(tensor, owner)
 
 
 def gather(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event, Semaphore, Thread
 
 import pytest
 
@@ -15,8 +16,10 @@ torch = pytest.importorskip("torch", reason="the training twin needs torch")
 import torch.distributed.checkpoint as dcp
 
 from sa3_mlx.common.files.atomic import locked
+from sa3_torch.train.run import parallel
 from sa3_torch.train.run.checkpoint_index import INDEX_FILE, PICKLED
-from sa3_torch.train.run.checkpoints import Checkpoints, RunProgress, _checksums
+from sa3_torch.train.run.checkpoints import Checkpoints, RunProgress, _checksums, copied
+from sa3_torch.train.run.parallel import BatchSlice
 
 PROGRESS = {"updates": {"a": 1}, "bad_steps": {"a": 0}, "precision": "fp32", "revision": None}
 
@@ -24,8 +27,13 @@ PROGRESS = {"updates": {"a": 1}, "bad_steps": {"a": 0}, "precision": "fp32", "re
 def save(folder: Path, step: int, value: float) -> Path:
     """Write a checkpoint; return its folder."""
     checkpoints = Checkpoints(folder, 0)
-    checkpoints.save(tables(value), RunProgress.from_dict({"step": step, **PROGRESS, "checksums": {}}))
+    checkpoints.save(tables(value), progress_of(step))
+    checkpoints.wait()
     return checkpoints.path(step)
+
+
+def progress_of(step: int) -> RunProgress:
+    return RunProgress.from_dict({"step": step, **PROGRESS, "checksums": {}})
 
 
 def tables(value: float) -> dict[str, dict[str, torch.Tensor]]:
@@ -184,3 +192,93 @@ def test_a_disk_that_refuses_is_one_line(error: BaseException, tmp_path: Path, m
         save(tmp_path, 4, 3.0)
     assert "\n" not in str(found.value)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
+
+
+class Writer:
+    """Stand for the library: it begins to write when it is let, and counts how many do at a time."""
+
+    def __init__(self) -> None:
+        self.save, self.let, self.begun = dcp.save, Semaphore(0), Semaphore(0)
+        self.now = self.most = 0
+
+    def __call__(self, *arguments: object, **named: object) -> object:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        self.begun.release()
+        assert self.let.acquire(timeout=60)
+        self.now -= 1
+        return self.save(*arguments, **named)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def writer(monkeypatch: pytest.MonkeyPatch) -> Writer:
+    writer = Writer()
+    monkeypatch.setattr(dcp, "save", writer)
+    return writer
+
+
+def test_what_is_written_is_what_was_there_when_it_was_asked_for(tmp_path: Path, writer: Writer) -> None:
+    checkpoints, live = Checkpoints(tmp_path, 0), tables(2.0)
+    checkpoints.save(live, progress_of(3))
+    assert writer.begun.acquire(timeout=60)
+    for table in live.values():
+        for tensor in table.values():
+            tensor.zero_()
+    assert checkpoints.steps() == [] and not checkpoints.failed
+    writer.let.release()
+    checkpoints.wait()
+    found = tables(0.0)
+    assert Checkpoints(tmp_path, 0).load(found)[0] is not None
+    for table, expected in tables(2.0).items():
+        for name, tensor in expected.items():
+            assert torch.equal(found[table][name], tensor)
+
+
+def test_one_is_written_at_a_time(tmp_path: Path, writer: Writer) -> None:
+    checkpoints, done = Checkpoints(tmp_path, 0), Event()
+
+    def save_two() -> None:
+        for step in (1, 2):
+            checkpoints.save(tables(step), progress_of(step))
+        done.set()
+
+    Thread(target=save_two, daemon=True).start()
+    assert writer.begun.acquire(timeout=60) and not done.wait(0.1)  # the second one waits for the first
+    writer.let.release()
+    assert done.wait(60) and checkpoints.steps() == [1]
+    writer.let.release()
+    checkpoints.wait()
+    assert checkpoints.steps() == [1, 2] and writer.most == 1
+
+
+def test_a_failed_writing_is_told_once_and_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = Checkpoints(tmp_path, 0)
+    with monkeypatch.context() as patched:
+        patched.setattr(dcp, "save", refuse_to_write)
+        checkpoints.save(tables(1.0), progress_of(1))
+        with pytest.raises(OSError, match="step-00000001: could not be written"):
+            checkpoints.save(tables(2.0), progress_of(2))
+    assert checkpoints.steps() == [] and not list((tmp_path / "checkpoints").iterdir())
+    checkpoints.save(tables(2.0), progress_of(2))
+    checkpoints.wait()
+    assert checkpoints.steps() == [2]
+
+
+def refuse_to_write(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("world", [1, 2, 5])
+def test_processes_share_what_all_of_them_have(world: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each tensor is copied by one of them, and none copies much more than its part."""
+    tensors = {"a": {f"{size}": torch.zeros(size) for size in range(1, 60)}, "b": {"count": torch.tensor(1)}}
+    names, loads = list[tuple[str, str]](), list[int]()
+    for rank in range(world):
+        own = BatchSlice(rank=rank, world=world)
+        monkeypatch.setattr(parallel, "own_slice", lambda own=own: own)
+        copies = copied(tensors)
+        assert copies.keys() == tensors.keys()
+        names += [(table, name) for table, part in copies.items() for name in part]
+        loads.append(sum(copy.own.nbytes for part in copies.values() for copy in part.values()))
+    assert sorted(names) == sorted((table, name) for table, part in tensors.items() for name in part)
+    assert max(loads) - min(loads) <= 4 * 60

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import itertools
 import json
 import math
 import shutil
 from pathlib import Path
+from threading import Event
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="the training twin needs torch")
 pytest.importorskip("scipy", reason="the training extra is not installed")
+import torch.distributed.checkpoint as dcp
 
 from sa3_mlx.common.schema import ConfigError
 from sa3_mlx.common.version import revision, version
+from sa3_torch.train.run import parallel
 from sa3_torch.train.run.optimizers import Ema, OptimizerConfig, UpdateRatio, learning_rate_at
 from sa3_torch.train.run.parallel import BatchSlice, clip, follow, moments, std_of
 from sa3_torch.train.run.planning.timing import time_precisions
@@ -42,6 +46,10 @@ def rows(folder: Path) -> list[dict]:
 
 def game(tmp_path: Path, *changes: str) -> GameStage:
     return game_stage(tmp_path, *changes)
+
+
+def trained(model: torch.nn.Module) -> dict[str, list[torch.nn.Parameter]]:
+    return {"all": [parameter for parameter in model.parameters() if parameter.requires_grad]}
 
 
 def test_parts_cut_the_batch_and_refuse_uneven_ones() -> None:
@@ -95,7 +103,7 @@ def test_inverse_schedule_is_the_formula() -> None:
 
 def test_average_begins_after_and_moves_every_few_steps() -> None:
     model = torch.nn.Linear(1, 1, bias=False)
-    ema = Ema(model, decay=0.9, after=6, every=3)
+    ema = Ema(model, trained(model), decay=0.9, after=6, every=3)
     values = []
     for step in range(14):
         model.weight.data.fill_(float(step))
@@ -109,13 +117,39 @@ def test_average_begins_after_and_moves_every_few_steps() -> None:
 
 def test_swap_exchanges_weights_and_buffers() -> None:
     model = torch.nn.BatchNorm1d(2)
-    ema = Ema(model, decay=0.9, after=0, every=1)
+    ema = Ema(model, trained(model), decay=0.9, after=0, every=1)
     model.weight.data.fill_(5.0)
     model.running_mean.fill_(7.0)
     ema.swap(model)
     assert float(model.weight[0]) == 1.0 and float(model.running_mean[0]) == 0.0
     ema.swap(model)
     assert float(model.weight[0]) == 5.0 and float(model.running_mean[0]) == 7.0
+
+
+def test_frozen_weights_are_not_averaged() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    model[0].requires_grad_(False)
+    ema = Ema(model, trained(model), decay=0.9, after=0, every=1)
+    buffers = [name for name, _ in model.named_buffers()]
+    assert sorted(ema.state) == sorted(["1.weight", "1.bias", *buffers])
+    weights = model[0].weight.clone()
+    ema.swap(model)
+    assert torch.equal(model[0].weight, weights)
+
+
+def test_processes_deal_out_averages_of_weights_that_all_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each holds a third of them, and gets those of the others where they are swapped in."""
+    models = [torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(6))) for _ in range(3)]
+    emas, given = [], dict[tuple[float, ...], int]()
+    for rank, model in enumerate(models):
+        monkeypatch.setattr(parallel, "own_slice", lambda rank=rank: BatchSlice(rank=rank, world=3))
+        emas.append(Ema(model, trained(model), decay=0.9, after=0, every=1))
+    names = [name for ema in emas for name in ema.state]
+    held = [sum(tensor.nbytes for tensor in ema.state.values()) for ema in emas]
+    assert sorted(names) == sorted(models[0].state_dict()) and max(held) - min(held) <= 64
+    monkeypatch.setattr(parallel, "give", lambda tensor, owner: given.update({tuple(tensor.flatten().tolist()): owner}))
+    emas[0].swap(models[0])
+    assert len(given) == 12 and set(given.values()) == {0, 1, 2}
 
 
 def test_only_the_group_whose_turn_it_is_gets_gradients_and_updates(tmp_path: Path) -> None:
@@ -261,6 +295,47 @@ def test_non_finite_loss_is_skipped_then_named(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="not finite in 10 steps of discriminator in a row at step 23"):
         trainer.run()
     assert trainer_of(game(tmp_path, "train.steps=60", "train.save_every=2"), tmp_path / "again").step == 4
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the next step, in one line; the one before stays, and the same command goes on from it."""
+    changes = ("train.steps=1000", "train.save_every=2")
+    trainer, save = trainer_of(game(tmp_path, *changes), tmp_path), dcp.save
+
+    def write(*arguments: object, **named: object) -> object:
+        if trainer.checkpoints.steps() == [2]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save(*arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(dcp, "save", write)
+    with pytest.raises(OSError, match=r"step-00000004: could not be written \(No space left on device\)") as found:
+        trainer.run()
+    assert "\n" not in str(found.value)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
+    assert not (tmp_path / "model").exists()
+    assert trainer_of(game(tmp_path, *changes), tmp_path).step == 2
+
+
+def test_an_error_of_a_step_lets_a_checkpoint_be_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage, save = game(tmp_path, "train.steps=6", "train.save_every=2"), dcp.save
+    inner, failed = stage.losses, Event()
+
+    def losses(step: int):
+        if step == 2:
+            failed.set()
+            raise RuntimeError("no such kernel")
+        return inner(step)
+
+    def write(*arguments: object, **named: object) -> object:
+        assert failed.wait(60)
+        return save(*arguments, **named)  # type: ignore[arg-type]
+
+    stage.losses = losses
+    monkeypatch.setattr(dcp, "save", write)
+    trainer = trainer_of(stage, tmp_path)
+    with pytest.raises(RuntimeError, match="no such kernel"):
+        trainer.run()
+    assert trainer.checkpoints.steps() == [2]
 
 
 def test_precision_auto_times_both_logs_them_and_keeps_its_choice(tmp_path: Path) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -219,45 +218,6 @@ def test_a_checkpointed_block_keeps_little_more_than_its_input(
 def test_checkpointed_blocks_are_a_setting(workspace: Path) -> None:
     plain, less = planned("pretrain", workspace), planned("pretrain", workspace, "train.checkpoint_blocks=true")
     assert less.memory.activations < plain.memory.activations
-
-
-@pytest.mark.parametrize("name", [name for name in STAGES if name != "game"])  # which has no blocks
-def test_every_stage_compiles_its_blocks(name: str, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled: list[str] = []
-    monkeypatch.setattr(torch, "compile", lambda call: compiled.append(call.__qualname__) or call)
-    for on in (False, True):
-        compiled.clear()
-        stage = STAGES[name](workspace, f"train.compile={on}".lower())  # the base of an adapter is compiled here
-        train = stage.config.train  # type: ignore[attr-defined]
-        for group in stage.groups.values():  # as Trainer does
-            work_by_blocks(group.network, compiled=train.compile, checkpointed=False)
-        assert any(call.endswith("Block.forward") for call in compiled) == on
-
-
-@pytest.mark.parametrize("name", ["autoencoder", "pretrain"])
-def test_compiled_and_checkpointed_blocks_give_the_same_losses(
-    name: str, workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With a backend that only traces: no compiler is needed."""
-    ran: list[int] = []
-
-    def as_traced(graph: torch.fx.GraphModule, _example: object) -> Callable[..., object]:
-        def run(*arrays: object) -> object:
-            ran.append(id(graph))
-            return graph(*arrays)
-
-        return run
-
-    torch.compiler.reset()
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=as_traced))
-    losses = []
-    for on in (False, True):
-        stage = STAGES[name](workspace)
-        for group in stage.groups.values():
-            work_by_blocks(group.network, compiled=on, checkpointed=on)
-        losses.append(torch.stack(list(stage.losses(0).values())).detach())
-    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-6)
-    assert ran
 
 
 def test_what_cannot_be_is_refused(workspace: Path) -> None:

@@ -18,6 +18,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="the training twin needs torch")
 pytest.importorskip("scipy", reason="the training extra is not installed")
 
+from safetensors.torch import load_file
+
 from sa3_torch.train.run.checkpoints import Tensors
 from sa3_torch.train.run.loop import Trainer
 from tests.support.stages import STAGES, train, trainer_of
@@ -258,6 +260,16 @@ def test_two_processes_measure_what_one_measures(name: str, kind: str, two_proce
     """Each has a share of the held-out items."""
     one, two = (_measures(folder) for folder in (one_process / name, two_processes / f"{kind}-{name}"))
     assert two == pytest.approx(one, rel=1e-3, abs=1e-4)
+
+
+def test_two_processes_export_what_one_exports(two_processes: Path, one_process: Path) -> None:
+    """Averages that processes have dealt out among them, and the text encoder, which they leave as it is. In fp16."""
+    for name in ("pretrain", "text"):
+        folder = "ddp-pretrain" if name == "pretrain" else "fsdp-text"
+        one, two = (load_file(f / "model" / "model.safetensors") for f in (one_process / name, two_processes / folder))
+        assert one.keys() == two.keys()
+        for key in one:
+            torch.testing.assert_close(one[key], two[key], rtol=2e-3, atol=1e-5, msg=key)
 
 
 def _measures(folder: Path) -> dict[str, float]:

@@ -84,9 +84,17 @@ def networks_of(stage: Stage) -> dict[str, nn.Module]:
                 found[name] = network
                 inside.update(own)
 
-    add(_modules(stage, 2))
+    add(_networks(stage, inside))
     add(_beside([*found.values()]))
     return found
+
+
+def _networks(stage: Stage, inside: set[int]) -> Iterator[tuple[str, nn.Module]]:
+    """Yield what a stage holds, and the parts of what is put together of trained networks and others."""
+    for name, network in _modules(stage, 2):
+        parts = list(network.named_children())
+        whole = any(numbers and numbers <= inside for numbers in (_tensors(part) for _, part in parts))
+        yield from parts if whole else [(name, network)]
 
 
 def _tensors(network: nn.Module) -> set[int]:

@@ -23,7 +23,7 @@ from torch import nn
 from sa3_mlx.common.memory.prediction import MARGIN, size_text
 from sa3_torch.train.run import parallel
 from sa3_torch.train.run.blocks import work_by_blocks
-from sa3_torch.train.run.optimizers import Trained, make_optimizer, take_turn
+from sa3_torch.train.run.optimizers import Ema, Trained, make_optimizer, take_turn
 from sa3_torch.train.run.parallel import UNITS, BatchSlice
 from sa3_torch.train.run.stage import Split, Stage, TrainConfig
 
@@ -159,12 +159,13 @@ class TrainingPlan:
 def make_plan(stage: Stage, train: TrainConfig, *, processes: int, device: Device, timed: bool) -> TrainingPlan:
     """Plan the run of a new stage, which is of no use afterwards: its weights lose their values.
 
-    Raises ConfigError where the batch cannot be cut into equal parts.
+    Raises ConfigError where the batch cannot be cut into equal parts, or blocks cannot be compiled.
     """
     slices = BatchSlice(world=processes).micro_batches(train.accumulate)
     slices[0].rows(train.batch)
+    sharded = processes > 1 and train.parallel == "fsdp"
     for group in stage.groups.values():
-        work_by_blocks(group.network, compiled=train.compile, checkpointed=train.checkpoint_blocks)
+        work_by_blocks(group.network, compiled=train.compile, checkpointed=train.checkpoint_blocks, sharded=sharded)
     stage.precision = "fp32" if train.precision == "auto" else train.precision
     turns = _turns(stage, train.steps)
     seconds = _time_steps(stage, train, turns, slices) if timed else None
@@ -172,7 +173,8 @@ def make_plan(stage: Stage, train: TrainConfig, *, processes: int, device: Devic
     networks = networks_of(stage)
     make_fake(networks)
     trained = trained_of(stage)
-    memory = _constant_memory(stage, trained, networks)
+    average = list(Ema(stage.model, trained, decay=0, after=0, every=1).state.values())
+    memory = _constant_memory(stage, trained, networks, sum(tensor.nbytes for tensor in average))
     with parallel.planned(processes):
         first = count_step(stage, trained, 0, slices)
         counts = {turn: count_step(stage, trained, step, slices) for turn, step in turns}
@@ -183,7 +185,7 @@ def make_plan(stage: Stage, train: TrainConfig, *, processes: int, device: Devic
     whole = memory.weights  # on every process, while it validates
     if processes > 1:
         memory = _spread(memory, stage, train, processes)
-    swapped = max(tensor.nbytes for tensor in stage.model.state_dict().values())
+    swapped = max(tensor.nbytes for tensor in average)
     always = replace(memory, gradients=0, activations=0, weights=whole)
     changed = {id(parameter) for parameters in trained.values() for parameter in parameters}
     counted: set[int] = set()  # adapters are parts of two networks
@@ -230,7 +232,7 @@ def _bytes(network: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
-def _constant_memory(stage: Stage, trained: Trained, networks: Mapping[str, nn.Module]) -> Memory:
+def _constant_memory(stage: Stage, trained: Trained, networks: Mapping[str, nn.Module], average: int) -> Memory:
     """Count what is there whatever the batch."""
     states = [make_optimizer(group).state for group in stage.groups.values()]
     return Memory(
@@ -239,7 +241,7 @@ def _constant_memory(stage: Stage, trained: Trained, networks: Mapping[str, nn.M
         activations=0,
         exchange=0,
         optimizer=sum(value.nbytes for state in states for values in state.values() for value in values.values()),
-        average=sum(tensor.nbytes for tensor in stage.model.state_dict().values()),
+        average=average,
         frozen=sum(_bytes(network) for name, network in networks.items() if name not in trained),
     )
 
@@ -256,12 +258,12 @@ def _with_step(memory: Memory, counts: list[StepCount], train: TrainConfig) -> M
 
 
 def _spread(memory: Memory, stage: Stage, train: TrainConfig, processes: int) -> Memory:
-    """Add what several processes take: DDP a copy of all gradients; FSDP2 cuts all that is trained, and gathers a unit
-    and the next."""
+    """Add what several processes take: DDP a copy of all gradients, and the average is dealt out; FSDP2 cuts all that
+    is trained, and gathers a unit and the next."""
     networks = [group.network for group in stage.groups.values()]
     parameters = sum(p.nbytes for network in networks for p in network.parameters() if p.requires_grad)
     if train.parallel == "ddp":
-        return replace(memory, exchange=parameters)
+        return replace(memory, exchange=parameters, average=memory.average // processes)
     units = [_own_bytes(module) for network in networks for module in network.modules() if type(module) in UNITS]
     largest, rest = max(units, default=0), memory.weights - sum(units)  # the rest stays gathered to the end of the step
     return replace(
