@@ -1,12 +1,13 @@
 """Attend plainly or differentially: self-attention (full, in chunks, or in a sliding window) and cross-attention.
 
 Shapes: B batch, N tokens, S context tokens, D width, H heads, K head size (64). Differential attention [B13] is the
-difference of two softmax maps over one V; both maps run as 2H heads of one call, then the halves are subtracted.
+difference of two softmax maps over one V, which is not copied: every map is a call of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 
 from sa3_mlx.common.model.config import HEAD_SIZE
 
+from .choices import way
+from .cuda import sequences
 from .layers import Rope, linear_rows, rotate
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -37,21 +40,63 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     2H heads are the two maps of differential attention, both over v; their difference is returned. ``mask`` is boolean,
     True = may attend, or a bias of the logits.
     """
-    if q.shape[1] == v.shape[1]:
-        return _merge_heads(_attend(q, k, v, mask))
-    first, second = _attend(q, k, torch.cat([v, v], dim=1), mask).chunk(2, dim=1)
-    return _merge_heads(first - second)
+    return _merge_heads(_attend(_maps(q, k, v.shape[1]), v, mask))
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    q, k = q.to(v.dtype), k.to(v.dtype)  # which norms and rotations of 16-bit products made fp32
-    if q.device.type != "cpu":
-        if mask is not None and mask.dtype not in (torch.bool, q.dtype):  # cuDNN misreads it: pytorch #191612
-            raise ValueError(f"a bias of {mask.dtype} for queries of {q.dtype}: attention takes one number type")
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    with torch.autocast("cpu", enabled=False):  # bf16 is slower there
-        mask = mask if mask is None or mask.dtype == torch.bool else mask.float()
-        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask).to(q.dtype)
+def _maps(q: Tensor, k: Tensor, heads: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Return queries and keys of each softmax map, of (B, H or 2H, N, K)."""
+    return zip(q.split(heads, dim=1), k.split(heads, dim=1), strict=True)
+
+
+def _difference(maps: Sequence[Tensor]) -> Tensor:
+    return maps[0] if len(maps) == 1 else maps[0] - maps[1]
+
+
+def _attend(maps: Iterable[tuple[Tensor, Tensor]], v: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the map, or the difference of both, over v."""
+    dtype, cpu = v.dtype, v.device.type == "cpu"
+    number = torch.float32 if cpu else dtype  # 16 bits are slower on a CPU
+    if mask is not None and mask.dtype != torch.bool:
+        mask = mask.float() if cpu else mask
+        if mask.dtype != number:  # cuDNN misreads it: pytorch #191612
+            raise ValueError(f"a bias of {mask.dtype} for queries of {number}: attention takes one number type")
+    v, made = v.to(number), []
+    for pair in maps:
+        q, k = (x.to(dtype).to(number) for x in pair)  # norms and rotations of 16-bit products made them fp32
+        with torch.autocast("cpu", enabled=False):
+            made.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).to(dtype))
+    return _difference(made)
+
+
+def attend_to(real: Tensor | None, like: Tensor) -> Attend:
+    """Return ``attend`` where only the tokens ``real`` (B, N) bool are attended to, the first ones of every item, or
+    all where it is None. What is given for the other tokens means nothing. ``like``: a tensor of the network.
+
+    Where clips stand ``apart``, every one is a sequence of its own, and its padding another one: there is no mask, with
+    which GPUs take slower kernels, and no length is known to the host, so that one graph serves all of them.
+    """
+    if real is None:
+        return attend
+    if way("unequal") == "masked" or not sequences.ready(like):
+        return partial(attend, mask=real[:, None, None])
+    batch, tokens = real.shape
+    starts = torch.arange(0, batch * tokens, tokens, device=real.device, dtype=torch.int32)
+    ends = torch.stack([starts + real.sum(1, dtype=torch.int32), starts + tokens], dim=1).flatten()
+    return partial(_attend_apart, ends=F.pad(ends, (1, 0)))
+
+
+def _attend_apart(q: Tensor, k: Tensor, v: Tensor, ends: Tensor) -> Tensor:
+    """Do what ``attend`` does in sequences of all tokens of a batch, which are at ends[i]..ends[i + 1] - 1: items and
+    their padding in turn. Queries may be those of the last tokens of every item only.
+    """
+    (batch, heads, tokens, _), rows = v.shape, q.shape[2]
+    q_ends = ends
+    if rows < tokens:
+        items = torch.arange(1, len(ends) + 1, device=ends.device, dtype=ends.dtype) // 2  # that have begun before it
+        q_ends = ends - items * (tokens - rows)
+    q, k, v = (x.to(v.dtype).transpose(1, 2).flatten(0, 1) for x in (q, k, v))  # (B N, H or 2H, K)
+    maps = [sequences.attend(*pair, v, q_ends, ends, rows, tokens) for pair in _maps(q, k, heads)]
+    return _difference(maps).flatten(1).unflatten(0, (batch, rows))
 
 
 def window_mask(groups: int, group: int, device: torch.device) -> Tensor:
@@ -72,18 +117,13 @@ def attend_window(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """
     groups, rows, window = mask.shape
     group = window // 3
-    heads = v.shape[1]
 
     def windows(x: Tensor) -> Tensor:
         x = F.pad(x, (0, 0, group, group)).flatten(0, 1)  # (B H, N + 2 group, K)
         return x.unfold(1, window, group).transpose(-1, -2)  # (B H, groups, 3 group, K)
 
-    values = windows(v)
-    maps = [
-        _attend(part.flatten(0, 1).unflatten(1, (groups, rows)), windows(keys), values, mask[None])
-        for part, keys in zip(q.split(heads, dim=1), k.split(heads, dim=1), strict=True)
-    ]
-    out = maps[0] if len(maps) == 1 else maps[0] - maps[1]
+    maps = ((part.flatten(0, 1).unflatten(1, (groups, rows)), windows(keys)) for part, keys in _maps(q, k, v.shape[1]))
+    out = _attend(maps, windows(v), mask[None])
     return _merge_heads(out.flatten(1, 2).unflatten(0, v.shape[:2]))
 
 
@@ -102,7 +142,10 @@ class SelfAttention(nn.Module):
         """Return queries, keys and values of the tokens (B, N, D), normed but without their positions."""
         parts = self.to_qkv(x).unflatten(-1, (-1, x.shape[2] // HEAD_SIZE, HEAD_SIZE))  # (B, N, 3 or 5, H, K)
         q, k = self.q_norm(parts[:, :, 0::3]), self.k_norm(parts[:, :, 1::3])  # with q', k' after them
-        return q.flatten(2, 3), k.flatten(2, 3), parts[:, :, 2]
+        v = parts[:, :, 2]
+        if v.requires_grad:  # for its backward pass attention would keep all parts, of which the values are a view
+            v = v.contiguous()
+        return q.flatten(2, 3), k.flatten(2, 3), v
 
     def heads_at(self, x: Tensor, rows: slice) -> Heads:
         """Return what ``heads`` does, with queries of the tokens ``rows`` only."""

@@ -79,6 +79,14 @@ CHOICES = Choices(
             tolerance=1e-5,
         ),
         Choice(
+            name="unequal",
+            about="padding in attention masked, or clips and padding each a sequence of its own",
+            ways=("masked", "apart"),
+            usual={"cpu": "masked", "gpu": "apart"},
+            work=("step",),
+            tolerance=1e-5,
+        ),
+        Choice(
             name="context",
             about="as many text tokens as a prompt has, or 32, 64, 128 or 257 with fillers that weigh nothing",
             ways=("own", "buckets"),

@@ -13,14 +13,15 @@ from typing import cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sa3_mlx.common.generation.conditioning import Conditioning
 from sa3_mlx.common.model.config import TIMESTEP_FEATURES, DiTConfig
 from sa3_mlx.common.model.features import FREQUENCIES
 
-from .attention import Attend, CrossAttention, SelfAttention, attend
-from .layers import MLP, FeedForward, RMSNorm, Rope, add_gated, compiled_block, modulate, rope
+from .attention import Attend, CrossAttention, SelfAttention, attend_to
+from .layers import MLP, FeedForward, RMSNorm, Rope, add_gated, compiled_block, modulate, rope, split_modulation
 
 head_rms_norm = partial(RMSNorm, eps=1e-6)  # [B11]
 BLOCK_EPS = 1e-5  # [B11]
@@ -118,16 +119,15 @@ class DiTBlock(nn.Module):
         The ``last`` block leaves out the memory tokens, which nothing reads after it, once they have been keys: it
         returns (B, T, D).
         """
-        parts = (self.scale_shift_gate + modulation)[:, None].chunk(6, dim=-1)  # (B, 1, D) each
-        scale_a, shift_a, gate_a, scale_f, shift_f, gate_f = parts
+        (scale_a, scale_f), (shift_a, shift_f), (gate_a, gate_f) = split_modulation(self.scale_shift_gate + modulation)
         memory = sequence.memory
-        h = modulate(self.pre_norm(x), 1 + scale_a, shift_a)
+        h = modulate(self.pre_norm(x), scale_a, shift_a)
         if last:
             x, memory = x[:, memory:], 0
             branch = self.self_attn.at(h, slice(sequence.memory, None), sequence.table, sequence.attend)
         else:
             branch = self.self_attn(h, sequence.table, sequence.attend)
-        x = add_gated(x, branch, torch.sigmoid(1 - gate_a))
+        x = add_gated(x, branch, gate_a)
         if context is not None:
             rows = len(context.keys)
             known = x[:rows] + self.cross_attn(
@@ -135,15 +135,10 @@ class DiTBlock(nn.Module):
             )
             x = known if rows == len(x) else torch.cat([known, x[rows:]])
         term = self.local_embed(local.given) if isinstance(local, LocalInput) else local
-        if term is not None:  # memory tokens get no local term
-            x = torch.cat([x[:, :memory], _add_repeated(x[:, memory:], term)], dim=1)
-        h = modulate(self.ff_norm(x), 1 + scale_f, shift_f)
-        return add_gated(x, self.ff(h), torch.sigmoid(1 - gate_f))
-
-
-def _add_repeated(x: Tensor, local: Tensor) -> Tensor:
-    """Return (n B, T, D) + (B, T or 1, D), the second repeated."""
-    return (x.reshape(-1, len(local), *x.shape[1:]) + local).reshape(x.shape)
+        if term is not None:  # memory tokens get none; x is a sum that nothing else reads
+            x[:, memory:].unflatten(0, (-1, len(term))).add_(term)
+        h = modulate(self.ff_norm(x), scale_f, shift_f)
+        return add_gated(x, self.ff(h), gate_f)
 
 
 class DiT(nn.Module):
@@ -215,11 +210,8 @@ class DiT(nn.Module):
         memory = self.config.memory_tokens
         h = self.project_in(x + self.preprocess(x))
         h = torch.cat([self.memory_tokens.to(h.dtype).expand(len(h), -1, -1), h], dim=1)  # (B, N, D)
-        mask = None
-        if prepared.valid is not None:
-            mask = torch.nn.functional.pad(prepared.valid, (memory, 0), value=True)[:, None, None]  # (B, 1, 1, N)
-        sequence = Sequence(memory=memory, table=rope(0, h.shape[1], h.device), attend=partial(attend, mask=mask))
-        return h, sequence
+        real = None if prepared.valid is None else F.pad(prepared.valid, (memory, 0), value=True)  # (B, N)
+        return h, Sequence(memory=memory, table=rope(0, h.shape[1], h.device), attend=attend_to(real, h))
 
 
 def timestep_features(t: Tensor) -> Tensor:

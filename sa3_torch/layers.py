@@ -57,12 +57,19 @@ def scale_tanh(x: Tensor, alpha: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
 
 def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """Return x * scale + shift."""
-    return x * scale + shift
+    return torch.addcmul(shift, x, scale)
 
 
 def add_gated(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
     """Return x + branch * gate."""
-    return x + branch * gate
+    return torch.addcmul(x, branch, gate)
+
+
+def split_modulation(values: Tensor) -> tuple[tuple[Tensor, ...], ...]:
+    """Return scales, shifts and gates, (B, 1, D) each, of attention and of feed-forward, as ``modulate`` and
+    ``add_gated`` take them, of (B, 6 D): 1 + scale, shift and sigmoid(1 - gate) [B10]."""
+    scale, shift, gate = values.unflatten(-1, (2, 3, 1, -1)).unbind(2)  # (B, 2, 1, D) each
+    return (1 + scale).unbind(1), shift.unbind(1), torch.sigmoid(1 - gate).unbind(1)
 
 
 class RMSNorm(nn.Module):
@@ -74,6 +81,8 @@ class RMSNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == self.gamma.dtype:  # one kernel of a GPU, which sums in fp32 too
+            return F.rms_norm(x, self.gamma.shape, self.gamma, self.eps)
         return F.rms_norm(x.float(), self.gamma.shape, self.gamma.float(), self.eps).to(x.dtype)
 
 
@@ -173,8 +182,15 @@ def _rope(positions: int, device: torch.device) -> Rope:
 
 
 def rotate(x: Tensor, table: Rope) -> Tensor:
-    """Rotate, half-split, the first dimensions of every head, in fp32: (B, H, N, K) -> same [B12]."""
+    """Rotate, half-split, the first dimensions of every head, in fp32: (B, H, N, K) -> same [B12].
+
+    In memory the result lies as (B, H, N, K) on a CPU, whose attention is faster so, and as (B, N, H, K) elsewhere.
+    """
     cos, sin = table
-    size = cos.shape[-1]
-    a, b, rest = x[..., :size].float(), x[..., size : 2 * size].float(), x[..., 2 * size :]
-    return torch.cat([(a * cos - b * sin).to(x.dtype), (b * cos + a * sin).to(x.dtype), rest], dim=-1)
+    size, tokens_first = cos.shape[-1], x.device.type != "cpu"
+    if tokens_first:
+        x, cos, sin = x.transpose(1, 2), cos[:, None], sin[:, None]
+    a, b, rest = x[..., :size], x[..., size : 2 * size], x[..., 2 * size :]  # products with the table are fp32
+    turned = torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)
+    x = torch.cat([*(part.to(x.dtype) for part in turned), rest], dim=-1)
+    return x.transpose(1, 2) if tokens_first else x

@@ -157,14 +157,16 @@ def _official(checkout: Path) -> Iterator[Row]:
 
 
 def training(bench: Workbench) -> Iterator[Row]:
-    """Steps of the medium DiT at its longest clips, bf16 in autocast: masked or not, checkpointed or not, compiled."""
+    """Steps of the medium DiT at its longest clips, bf16 in autocast: with padding, masked or apart, or without;
+    checkpointed or not, compiled."""
     config = config_of("medium", bench)
     assert config.diffusion is not None
     frames, batch = (6, 2) if bench.short else (4096, 2)
     dit = cast(DiT, random_part(config, "dit", bench.device, torch.float32)).requires_grad_(True).train()
     optimizer = torch.optim.AdamW(dit.parameters(), fused=bench.device.type == "cuda")
-    for label, masked, kept, compiled in (
+    for label, padded, kept, compiled in (
         ("masked, checkpointed", True, False, False),
+        ("apart, checkpointed", True, False, False),
         ("checkpointed", False, False, False),
         ("compiled, checkpointed", False, False, True),
         ("all kept", False, True, False),
@@ -173,8 +175,9 @@ def training(bench: Workbench) -> Iterator[Row]:
             continue
         if bench.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(bench.device)
-        with using({"compiled_step": "compiled" if compiled else "plain"}):
-            step = partial(_train_step, bench, config, dit, optimizer, frames, batch, masked, kept)
+        unequal = "masked" if label.startswith("masked") else "apart"
+        with using({"compiled_step": "compiled" if compiled else "plain", "unequal": unequal}):
+            step = partial(_train_step, bench, config, dit, optimizer, frames, batch, padded, kept)
             took = bench.timed(step)
             busy = bench.busy(step)
         row: Row = {"step": label, "batch": batch, "frames": frames, **took, "per_second": 1e3 / took["ms"]}
@@ -196,13 +199,13 @@ def _train_step(
     optimizer: torch.optim.Optimizer,
     frames: int,
     batch: int,
-    masked: bool,
+    padded: bool,
     kept: bool,
 ) -> None:
     assert config.diffusion is not None
     width, channels = config.diffusion.text_encoder.width, config.same.latent_channels
     device = bench.device
-    valid = torch.arange(frames, device=device)[None].expand(batch, -1) < frames - 1 if masked else None
+    valid = torch.arange(frames, device=device)[None].expand(batch, -1) < frames - 1 if padded else None
     cond = Conditioning(
         context=torch.randn(batch, 64, width, device=device),
         seconds=torch.randn(batch, width, device=device),

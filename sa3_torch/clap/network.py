@@ -10,16 +10,14 @@ of the shared vectors. t = 0 is data, t = 1 noise.
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sa3_mlx.common.model.config import TIMESTEP_FEATURES, DiTConfig, LatentClapConfig, TowerConfig
-from sa3_torch.attention import Attend, SelfAttention, attend
+from sa3_torch.attention import Attend, SelfAttention, attend_to
 from sa3_torch.dit import BLOCK_EPS, head_rms_norm, timestep_features
-from sa3_torch.layers import MLP, FeedForward, RMSNorm, Rope, modulate, rope
+from sa3_torch.layers import MLP, FeedForward, RMSNorm, Rope, add_gated, modulate, rope, split_modulation
 
 
 class ModulatedBlock(nn.Module):
@@ -37,11 +35,9 @@ class ModulatedBlock(nn.Module):
 
     def forward(self, x: Tensor, modulation: Tensor, table: Rope, attend: Attend) -> Tensor:
         """Map x (B, N, D), with modulation (B, 6 D), to (B, N, D)."""
-        parts = (self.scale_shift_gate + modulation)[:, None].chunk(6, dim=-1)  # (B, 1, D) each
-        scale_a, shift_a, gate_a, scale_f, shift_f, gate_f = parts
-        h = self.self_attn(modulate(self.pre_norm(x), 1 + scale_a, shift_a), table, attend)
-        x = x + h * torch.sigmoid(1 - gate_a)
-        return x + self.ff(modulate(self.ff_norm(x), 1 + scale_f, shift_f)) * torch.sigmoid(1 - gate_f)
+        (scale_a, scale_f), (shift_a, shift_f), (gate_a, gate_f) = split_modulation(self.scale_shift_gate + modulation)
+        x = add_gated(x, self.self_attn(modulate(self.pre_norm(x), scale_a, shift_a), table, attend), gate_a)
+        return add_gated(x, self.ff(modulate(self.ff_norm(x), scale_f, shift_f)), gate_f)
 
 
 class AudioTower(nn.Module):
@@ -85,7 +81,7 @@ class AudioTower(nn.Module):
         h, modulation = h.unflatten(1, (windows, length)).flatten(0, 1), modulation.repeat_interleave(windows, 0)
         seen = real.unflatten(1, (windows, length)).flatten(0, 1)
         seen = seen | ~seen.any(1, keepdim=True)  # a window of padding sees itself, and counts for nothing below
-        table, attend_real = rope(0, length, h.device), partial(attend, mask=seen[:, None, None])
+        table, attend_real = rope(0, length, h.device), attend_to(seen, h)
         for layer in self.layers:
             h = layer(h, modulation, table, attend_real)
         return masked_mean(self.norm(h).unflatten(0, (-1, windows)).flatten(1, 2), real)

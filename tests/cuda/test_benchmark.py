@@ -36,7 +36,7 @@ def test_the_dry_run_goes_through_everything(tmp_path: Path) -> None:
     assert all(row["error"] < 1e-5 for row in sections["eager"] + sections["compiled"])
     assert {row["numbers"] for row in sections["same"]} >= {"float32", "products", "float16", "float16, graph"}
     assert [row["step"] for row in sections["training"]] == [
-        *("masked, checkpointed", "checkpointed", "all kept"),
+        *("masked, checkpointed", "apart, checkpointed", "checkpointed", "all kept"),
         *("AdamW, foreach", "AdamW, fused"),
     ]
     trained = {row["stage"].split()[0] for row in sections["stages"] if row.get("steps_per_second", 0) > 0}

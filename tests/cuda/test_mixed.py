@@ -61,9 +61,9 @@ def test_products_and_attention_are_in_16_bits_and_nothing_else(
     seen: dict[str, set[torch.dtype]] = {"heads": set(), "residual": set(), "weights": set(), "ends": set()}
     real = attention._attend
 
-    def watched(q, k, v, mask):  # type: ignore[no-untyped-def]
+    def watched(maps, v, mask):  # type: ignore[no-untyped-def]
         seen["heads"].add(v.dtype)
-        return real(q, k, v, mask)
+        return real(maps, v, mask)
 
     monkeypatch.setattr(attention, "_attend", watched)
     with using({"autoencoder": "float16"}):
@@ -109,12 +109,12 @@ def test_a_bias_of_another_type_is_refused_on_a_gpu() -> None:
     ],
 )
 def test_the_error_at_real_sizes(model: str, way: str, bound: float) -> None:
-    """Random weights, 8 frames: measured 2.6e-3 for products of medium, below 1e-3 for those of small."""
+    """Random weights, 8 frames: measured 3.1e-4, 2.6e-3, 6.4e-4 and 3.9e-3."""
     config = PRESETS[model]
     with torch.device("meta"):
         same = SAME(config.same, config.audio_channels)
     state = {name: torch.from_numpy(weight(name, tuple(value.shape))) for name, value in same.state_dict().items()}
     same.load_state_dict(state, assign=True)
-    found, wanted = _pair(same.requires_grad_(False), way, "decoder", torch.randn(1, 8, config.same.latent_channels))
-    print(model, way, relative(found, wanted))
+    z = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 8, config.same.latent_channels), np.float32))
+    found, wanted = _pair(same.requires_grad_(False), way, "decoder", z)
     assert 1e-5 < relative(found, wanted) < bound

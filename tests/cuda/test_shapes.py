@@ -12,6 +12,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch import Tensor
+
 from sa3_mlx.common.files.safetensors import TensorFile, array_entry, write_tensors
 from sa3_mlx.common.generation.events import Stepped
 from sa3_mlx.common.generation.request import Inpaint, Item, Request
@@ -86,9 +88,13 @@ def test_a_clip_without_the_frames_that_mean_nothing(
         inpaint=Inpaint(audio=sound, regions=((0.3, 0.9),)) if kept else None,
     )
     masks: list[bool] = []
-    monkeypatch.setattr(
-        dit, "attend", lambda q, k, v, mask=None: (masks.append(mask is not None), attention.attend(q, k, v, mask))[1]
-    )
+    real = attention.attend
+
+    def watched(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        masks.append(mask is not None and mask.dtype == torch.bool)  # a bias is that of the context
+        return real(q, k, v, mask)
+
+    monkeypatch.setattr(attention, "attend", watched)
     wanted = pipeline.generate(request)
     assert any(masks)
     masks.clear()

@@ -38,6 +38,7 @@ FILES = (
 CONFIGS = {**PRESETS, **TINY, TINY_VARIED.name: TINY_VARIED, "clap": with_clap(TINY["tiny-s"])}
 # What one twin has and the other has no use for.
 TORCH_ONLY = {
+    "attention": {"attend_to"},  # no kernel of MLX attends in sequences of different lengths
     "dit": {"LocalInput"},  # training
     "weights": {"StableAudio", "save_checkpoint", "load_model"},  # training holds and writes whole models
     "choices": {"WHOLE", "on_a_cpu"},
@@ -45,8 +46,9 @@ TORCH_ONLY = {
         "compiled_block",
         "graphed",
         "HalfLinear",
-        "halve_products",
-    },  # of SAME on CUDA; an Apple GPU is not faster in 16 bits
+        "halve_products",  # of SAME on CUDA; an Apple GPU is not faster in 16 bits
+        "split_modulation",  # fewer launches in eager mode
+    },
     "pipeline": {"choose_device", "device_name"},
     "lora": {"TrainedAdapter", "add_adapter"},  # training
 }
