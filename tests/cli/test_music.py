@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from sa3_mlx.common.measures.strength import Changes, measure_changes
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.presets import PRESETS
 from tests.support.command import Run, ok, read, sa3, write_tone
@@ -46,16 +49,28 @@ def test_other_strengths_are_refused(run: Run, words: list[str], message: str):
     assert not Path("v.wav").exists()
 
 
-def test_calibrating_gives_a_model_its_dial(own_home: Path, capfd: pytest.CaptureFixture[str]):
+def test_calibrating_gives_a_model_its_dial(
+    own_home: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    measured: list[Changes] = []
+
+    def measure(*arguments: Any, **more: Any) -> Changes:
+        measured.append(measure_changes(*arguments, **more))
+        return measured[-1]
+
+    monkeypatch.setattr("sa3_mlx.cli.models.calibrate.measure_changes", measure)
     Path("prompts.txt").write_text(LINES)
     config = own_home / "models" / "little" / "config.json"
     before = config.read_text()
     words = ("calibrate", "little", "--prompts", "prompts.txt")
     seen = ok(sa3(capfd, *words, "--dry-run"))
     assert config.read_text() == before and "dial " in seen.out + seen.err
+    same = iter(measured)  # it takes seconds and gives the same again
+    monkeypatch.setattr("sa3_mlx.cli.models.calibrate.measure_changes", lambda *_, **__: next(same))
     ok(sa3(capfd, *words))
     stored = ModelConfig.load(config.parent)
     assert stored.dial is not None and replace(stored, dial=None).to_json() == before
+    assert json.dumps(stored.dial.to_dict()) in seen.out + seen.err and len(measured) > 1
 
 
 def test_the_demo_is_not_written_to(run: Run):

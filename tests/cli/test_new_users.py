@@ -66,7 +66,8 @@ def test_a_prompt_of_unknown_words_costs_a_short_note(
 def test_a_name_may_be_as_long_as_names_can_be(run: Run, suffix: str) -> None:
     pytest.importorskip("mlx.core")
     name = "a" * (255 - len(suffix)) + suffix
-    ok(run("generate", "rain", *QUICK, "--out", name, "--spectrogram", "b" * 251 + ".png"))
+    picture = ["--spectrogram", "b" * 251 + ".png"] if suffix == ".wav" else []
+    ok(run("generate", "rain", *QUICK, "--out", name, *picture))
     assert read_provenance(Path(name)).clip.prompt == "rain"
 
 
