@@ -38,6 +38,11 @@ _TEXTS = """() => [...document.querySelectorAll("body *")].filter((found) => {
     for (let at = found; at; at = at.parentElement) grounds.push(getComputedStyle(at).backgroundColor);
     return [found.textContent.trim().slice(0, 40), getComputedStyle(found).color, grounds];
 })"""
+_PLACEHOLDERS = """() => [...document.querySelectorAll("[placeholder]:not(:disabled)")].map((found) => {
+    const grounds = [];
+    for (let at = found; at; at = at.parentElement) grounds.push(getComputedStyle(at).backgroundColor);
+    return [found.placeholder, getComputedStyle(found, "::placeholder").color, grounds];
+})"""
 _DRAG = """(link) => {
     const transfer = new DataTransfer();
     link.dispatchEvent(new DragEvent("dragstart", { dataTransfer: transfer, bubbles: true, cancelable: true }));
@@ -179,8 +184,8 @@ def test_texts_can_be_read(browser: Any, studio: Live, scheme: str) -> None:
     for box in found.page.locator("summary").all():
         if box.is_visible():
             box.click()
-    texts = found.page.evaluate(_TEXTS)
-    assert len(texts) > 60
+    texts = found.page.evaluate(_TEXTS) + found.page.evaluate(_PLACEHOLDERS)
+    assert len(texts) > 80
     assert not [(text, ratio) for text, color, grounds in texts if (ratio := contrast(color, grounds)) < CONTRAST]
     found.close()
 
