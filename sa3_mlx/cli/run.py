@@ -82,11 +82,12 @@ class Task:
     ways: Mapping[str, str] | None = None  # in place of those that were tuned here
     best_of: int | None = None  # so many requests of one clip each stand for a file: the best one, and its grade
     graded: Grade | None = None  # what the tags say of one that was chosen before
+    whole: Request | None = None  # what the tags say of a piece of which the request is the end
 
     @property
     def seconds(self) -> float:
         """Return the length of every clip in seconds."""
-        return self.requests[0].items[0].seconds
+        return (self.whole or self.requests[0]).items[0].seconds
 
     @property
     def delivery(self) -> OutputRecord:

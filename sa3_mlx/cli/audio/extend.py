@@ -15,10 +15,9 @@ from sa3_mlx.cli.options.sampling import SamplingOptions
 from sa3_mlx.cli.run import Task
 from sa3_mlx.cli.typed import TypedCommand
 from sa3_mlx.common.generation.request import Inpaint
-from sa3_mlx.common.generation.request import extend as continuation
 from sa3_mlx.common.model.lengths import seconds_to_samples
 
-from .long import resumed, run_any
+from .long import ending, resumed, run_any
 from .source import INPUT, PROMPT, SourceFile, check_made
 
 
@@ -61,15 +60,16 @@ def extend(
         wanted, kept = source.prompt(prompt, quiet=output.quiet), Inpaint(audio=source.audio, regions=((0.0, before),))
     else:
         whole, form = seconds, long.form(seconds, found.config)
-        source = SourceFile.read(input_file, found.config, seconds, sampling.head_room, whole=form is not None)
+        source = SourceFile.read(input_file, found.config, seconds, sampling.head_room, end=form is not None)
         if source.seconds >= seconds:
             raise ValueError(f"extend to {seconds:g} s: {input_file} has {source.seconds:.3f} s; ask for a longer clip")
         wanted = source.prompt(sampling.opening(prompt), quiet=output.quiet)
-        kept = continuation(source.audio, seconds, found.config)
+        kept = Inpaint(audio=source.audio, regions=((source.seconds, seconds),))
     request = replace(
         resumed(sampling, form, output.out).request(wanted, whole, found.config),
         inpaint=kept,
         crossfade_ms=paste.crossfade(),
         long=form,
     )
-    run_any(Task("extend", (request,), found, model, memory, output, source), long.drift)
+    end = ending(request, source, found.config) if source.skipped else None
+    run_any(Task("extend", (end or request,), found, model, memory, output, source, whole=end and request), long.drift)

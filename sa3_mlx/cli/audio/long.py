@@ -26,15 +26,18 @@ from sa3_mlx.cli.run import Task, check, load, plan, provenance, run
 from sa3_mlx.common.files.audio import check_target, resampled_length
 from sa3_mlx.common.files.drift_picture import save_drift
 from sa3_mlx.common.files.wav import wav_header
+from sa3_mlx.common.generation.checks import validate
 from sa3_mlx.common.generation.events import AudioChunk, Event, PieceFinished, Stepped, WindowMade
 from sa3_mlx.common.generation.long.store import FolderStore, folder_of, stored_seed
-from sa3_mlx.common.generation.long.windows import by_windows
+from sa3_mlx.common.generation.long.windows import by_windows, item_between
 from sa3_mlx.common.generation.regions import Seam
-from sa3_mlx.common.generation.request import LongForm, Request
+from sa3_mlx.common.generation.request import LongForm, Request, extend
 from sa3_mlx.common.measures.drift import DriftMeter, DriftRow
 from sa3_mlx.common.model.config import ModelConfig
-from sa3_mlx.common.model.lengths import seconds_to_samples
+from sa3_mlx.common.model.lengths import samples_to_seconds, seconds_to_samples
 from sa3_mlx.common.terminal import command, labelled, report, say
+
+from .source import SourceFile
 
 _ROWS = 12  # of the table of drift
 _LABEL = 6  # columns
@@ -46,6 +49,19 @@ def resumed(sampling: SamplingOptions, form: LongForm | None, out: Path | None) 
     if form is None or sampling.seed is not None or out is None:
         return sampling
     return replace(sampling, seed=stored_seed(folder_of(out)))
+
+
+def ending(whole: Request, source: SourceFile, config: ModelConfig) -> Request:
+    """Return the end of a piece that goes on from a file: what ``source`` holds of it, and all that is made.
+
+    Raises ValueError for what cannot be made, in the time of the whole.
+    """
+    validate(replace(whole, inpaint=None), config)
+    rate, (item,) = config.sample_rate, whole.items
+    offset = samples_to_seconds(source.skipped, rate)
+    own = samples_to_seconds(seconds_to_samples(item.seconds, rate) - source.skipped, rate)
+    part = item_between(item, offset, own, config.same.samples_per_latent / rate)
+    return replace(whole, items=(part,), inpaint=extend(source.audio, own, config))
 
 
 def run_any(task: Task, drift: Path | None = None) -> list[Path]:
@@ -75,9 +91,11 @@ def run_long(task: Task, drift: Path | None = None) -> list[Path]:
     announce(task, setup, pipeline.tokenizer, progress)
     with Speaker(task.file_rate, config.audio_channels) if task.output.play else nullcontext() as speaker:
         for request, target in zip(setup.requests, targets, strict=True):
-            made, meter = provenance(task, setup, request), _Meter(request, config)
+            whole = request if task.whole is None else _settled(task.whole, request)
+            made, meter = provenance(task, setup, whole), _Meter(whole, config)
             with _kept(task, made, target, progress) as store:
                 events = pipeline.stream(request, residency=setup.memory.residency, store=store)
+                events = _after_beginning(events, task.source, config)
                 _write(_watched(events, progress), made, target, config, meter, speaker)
             meter.report(target.path, made, quiet=task.output.quiet)
             if drift is not None:
@@ -97,6 +115,31 @@ def _check(task: Task, drift: Path | None) -> None:
         if drift.suffix.lower() != ".png":
             raise ValueError(f"{drift}: a picture of drift is a .png file")
         check_target(drift, overwrite=output.force)
+
+
+def _settled(whole: Request, end: Request) -> Request:
+    """Return the whole piece with what was settled for its end."""
+    return replace(
+        whole,
+        sampling=end.sampling,
+        chunk_frames=end.chunk_frames,
+        encode_chunk_frames=end.encode_chunk_frames,
+    )
+
+
+def _after_beginning(events: Iterator[Event], source: SourceFile | None, config: ModelConfig) -> Iterator[Event]:
+    """Pass the events of a piece's end on as those of the whole, after what was skipped of its source."""
+    skipped, start = 0 if source is None else source.skipped, 0
+    for audio in () if source is None else source.beginning(config):
+        yield AudioChunk(item=0, start=start, audio=audio)
+        start += len(audio)
+    for event in events:
+        if isinstance(event, AudioChunk):
+            yield replace(event, start=skipped + event.start)
+        elif isinstance(event, PieceFinished):
+            yield replace(event, seams=tuple(replace(seam, sample=skipped + seam.sample) for seam in event.seams))
+        else:
+            yield event
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from sa3_mlx.common.schema import listed
 from sa3_mlx.common.terminal import report, say
 from sa3_mlx.common.version import version
 
-from .long import run_any
+from .long import ending, run_any
 from .source import SourceFile
 
 
@@ -68,7 +68,9 @@ def rerun(
     if made.sa3 != version() and not common.quiet:
         say(f"made with sa3 {made.sa3}, this is {version()}: the result may differ")
     try:
-        request = Request.from_dict(made.request.to_dict(), audio=None if source is None else source.audio)
+        whole = Request.from_dict(made.request.to_dict(), audio=None if source is None else source.audio)
+        skips = source is not None and source.skipped > 0
+        request = ending(whole, source, chosen.config) if source is not None and skips else whole
         validate(request, chosen.config)
     except ValueError as error:
         raise ValueError(f"{file}: its tags ask for what {chosen.label} cannot make: {error}") from error
@@ -100,6 +102,7 @@ def rerun(
             only=made.item,
             ways=ways,
             graded=made.grade,
+            whole=whole if skips else None,
         )
     )
     equal, text = first.compare(_Sound.read(again), file, again)
@@ -181,9 +184,9 @@ def _source(
     path = given or find_input(record.name, file)
     if path is None:
         raise FileNotFoundError(f"{record.name}: the input of {file} is not here; say where it is with {option}")
-    long = made.request.long is not None or made.second_input is not None
-    whole = made.request.inpaint is not None and (long or _begins_before(made))
-    found = SourceFile.read(path, model.config, made.clip.seconds, made.request.head_room_seconds, whole=whole)
+    whole = made.request.inpaint is not None and (made.second_input is not None or _begins_before(made))
+    end, room = made.request.long is not None and not whole, made.request.head_room_seconds
+    found = SourceFile.read(path, model.config, made.clip.seconds, room, whole=whole, end=end)
     _same("input", found.hash, record.hash, f"name the right one with {option}", force=force)
     return replace(found, name=record.name)
 

@@ -19,6 +19,7 @@ from sa3_mlx.common.files.wav import Subtype
 from sa3_mlx.common.generation.long.windows import PIECE_MAX
 from sa3_mlx.common.generation.request import HEAD_ROOM_MAX
 from sa3_mlx.common.installed import Model
+from sa3_mlx.common.model.chunks import halo
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.dial import SCHEDULES, Schedule
 from sa3_mlx.common.model.lengths import clip_lengths, longest, samples_to_seconds
@@ -55,6 +56,7 @@ class SourceFile:
     seconds: float  # of the whole file, at least
     made_with: str | None  # the prompt in its tags
     second: SourceFile | None = None  # what is joined to it
+    skipped: int = 0  # samples of the file before ``audio``, which nothing listens to
 
     @classmethod
     def read(
@@ -65,21 +67,31 @@ class SourceFile:
         head_room: float | None = None,
         *,
         whole: bool = False,
+        end: bool = False,
     ) -> SourceFile:
         """Read a file, or with - standard input, for a clip of ``seconds``; None is the whole file.
 
-        What lies beyond the clip and its head room, or the longest clip, is not read, but with ``whole``.
+        What lies beyond the clip and its head room, or the longest clip, is not read, but with ``whole``. With ``end``
+        the file is read to its end, and what can be heard when it goes on is held.
         Raises FileNotFoundError or ValueError, one line.
         """
         with input_file(path) as local:
             samples = PIECE_SAMPLES if whole else _usable(config, seconds, head_room)
-            audio, complete = _beginning(read_blocks(local, config.sample_rate, config.audio_channels), samples)
-            if whole and not complete:
+            blocks, skipped = read_blocks(local, config.sample_rate, config.audio_channels), 0
+            if end and not is_stream(path):
+                audio, skipped = _end(blocks, config)
+                complete = True
+            else:
+                audio, complete = _beginning(blocks, PIECE_SAMPLES if end else samples)
+            if (whole or end) and not complete:
                 raise ValueError(f"{path}: longer than {PIECE_SAMPLES / config.sample_rate / 3600:.1f} hours; cut it")
             with open_audio_file(local) as file:
                 exact = _KEEPING.get(str(file.subtype), "float") if file.samplerate == config.sample_rate else "float"
                 declared = (file.samples or 0) / file.samplerate
-            length, short = samples_to_seconds(len(audio), config.sample_rate), local.stat().st_size <= _HASHED_MAX
+            length, short = (
+                samples_to_seconds(skipped + len(audio), config.sample_rate),
+                local.stat().st_size <= _HASHED_MAX,
+            )
             return cls(
                 path=path,
                 name=str(STDIN) if is_stream(path) else path.name if path.is_absolute() else str(path),
@@ -88,7 +100,17 @@ class SourceFile:
                 audio=audio,
                 seconds=length if complete else max(declared, length),
                 made_with=read_prompt(local),
+                skipped=skipped,
             )
+
+    def beginning(self, config: ModelConfig) -> Iterator[Audio]:
+        """Yield the samples that were skipped, from the file."""
+        left = self.skipped
+        for block in read_blocks(self.path, config.sample_rate, config.audio_channels) if left else ():
+            yield block[:left]
+            left -= len(block)
+            if left <= 0:
+                return
 
     def after(self, samples: int, config: ModelConfig) -> SourceFile:
         """Return the same audio after so many samples that are to be made; until then its mirror image is there."""
@@ -159,6 +181,23 @@ def _usable(config: ModelConfig, seconds: float | None, head_room: float | None)
 def _audio_hash(audio: Audio) -> str:
     """Return what stands for the hash of a long file of which only this was read."""
     return f"audio-sha256:{hashlib.sha256(audio.tobytes()).hexdigest()}"
+
+
+def _end(blocks: Iterator[Audio], config: ModelConfig) -> tuple[Audio, int]:
+    """Return the end of the audio, at least as long as the longest clip and what the encoder looks back, and where it
+    begins: at a multiple of the frames that the encoder takes together, so that latents are those of the whole.
+    """
+    same, kept, count, skipped = config.same, list[Audio](), 0, 0
+    unit = same.frame_multiple * same.samples_per_latent
+    least = (config.require_diffusion().max_frames + halo(same, "encode")) * same.samples_per_latent + unit
+    for block in blocks:
+        kept.append(block)
+        count += len(block)
+        while count - len(kept[0]) >= least:
+            count -= len(kept[0])
+            skipped += len(kept.pop(0))
+    surplus = max(0, (skipped + count - least) // unit * unit - skipped)
+    return np.concatenate(kept)[surplus:], skipped + surplus
 
 
 def _beginning(blocks: Iterator[Audio], samples: int) -> tuple[Audio, bool]:

@@ -15,16 +15,19 @@ import numpy as np
 import pytest
 import soundfile
 
+from sa3_mlx.cli.audio import source
+from sa3_mlx.cli.audio.source import SourceFile
+from sa3_mlx.cli.output.provenance import read_provenance
 from sa3_mlx.common.files.audio import write_audio
-from tests.support.command import RATE, Run, ok, read, tone, write_tone
+from tests.support.command import RATE, SMALL, Run, ok, read, tone, write_tone
 
 ARGS = ("kick rain", "--steps", "2", "--seed", "5")
 
 
 @pytest.mark.parametrize("seconds", [0.3, 2.0, 8.0])
 def test_a_file_of_any_length_goes_on(run: Run, seconds: float) -> None:
-    source = write_tone(Path("in.wav"), seconds)
-    made = ok(run("extend", source, *ARGS, "--seconds", "12", "--out", "a.wav"))
+    given = write_tone(Path("in.wav"), seconds)
+    made = ok(run("extend", given, *ARGS, "--seconds", "12", "--out", "a.wav"))
     whole, kept = read("a.wav"), read("in.wav")
     assert len(whole) == 12 * RATE and np.array_equal(whole[: len(kept)], kept)
     assert np.abs(whole[len(kept) :]).max() > 1e-3 and not list(Path().glob("*.windows"))
@@ -34,8 +37,8 @@ def test_a_file_of_any_length_goes_on(run: Run, seconds: float) -> None:
 
 @pytest.mark.parametrize("seconds", [0.5, 6.0])
 def test_what_leads_up_may_be_longer_than_a_clip(run: Run, seconds: float) -> None:
-    source = write_tone(Path("in.wav"), seconds)
-    made = ok(run("extend", source, *ARGS, "--before", "9", "--out", "a.wav"))
+    given = write_tone(Path("in.wav"), seconds)
+    made = ok(run("extend", given, *ARGS, "--before", "9", "--out", "a.wav"))
     whole, kept = read("a.wav"), read("in.wav")
     assert len(whole) == 9 * RATE + len(kept) and np.array_equal(whole[9 * RATE :], kept)
     assert "9.000 s, out of the made part" in made.out and np.abs(whole[: 9 * RATE]).max() > 1e-3
@@ -96,8 +99,31 @@ def test_it_goes_on_after_kill_9_with_the_same_bytes(run: Run) -> None:
     assert Path("a.wav").read_bytes() == Path("whole.wav").read_bytes() and not folder.exists()
 
 
+def test_of_a_long_file_only_its_end_is_held(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And passed on from the file: the sound is that of holding all of it, bit for bit, also of a resampled one."""
+    for name, rate in (("in.wav", RATE), ("other.wav", 11_025)):
+        write_tone(Path(name), 20.0, rate=rate)
+        found = SourceFile.read(Path(name), SMALL, end=True)
+        whole = SourceFile.read(Path(name), SMALL, whole=True)
+        assert len(found.audio) < 5 * RATE and found.skipped % SMALL.same.samples_per_latent == 0
+        blocks = [*found.beginning(SMALL), found.audio]
+        assert np.array_equal(np.concatenate(blocks), whole.audio) and found.seconds == whole.seconds == 20
+        assert (found.hash, found.exact) == (whole.hash, whole.exact)
+        words = ("extend", name, *ARGS, "--seconds", "26", "--at", "22", "bell")
+        ok(run(*words, "--out", f"a-{name}"))
+        assert "byte for byte" in ok(run("rerun", f"a-{name}")).out
+        with monkeypatch.context() as patch:
+            patch.setattr(source, "_end", lambda blocks, _: (np.concatenate(list(blocks)), 0))
+            ok(run(*words, "--out", f"b-{name}"))
+        assert np.array_equal(read(f"a-{name}"), read(f"b-{name}")) and len(read(f"a-{name}")) == 26 * RATE
+    told = read_provenance(Path("a-in.wav"))
+    assert told.clip.seconds == 26 and told.request.made(0) == ((20.0, 26.0),)
+    assert [later.start for later in told.clip.prompts_over_time] == [22.0]
+
+
 REFUSED = {
     "less than there is": (["--seconds", "1"], "ask for a longer clip"),
+    "a prompt after the end": (["--seconds", "9", "--at", "10", "bell"], "allowed are times above 0 and below 9 s"),
     "more than a day": (["--seconds", "86401"], "at most 86400"),
     "before more than a day": (["--before", "86401"], "allowed are 0.008 to 86400 s"),
     "window too long": (["--seconds", "9", "--window", "4"], "little makes windows of"),
@@ -114,5 +140,5 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_bad_inputs_get_one_line(refused: Callable[..., str], case: str) -> None:
     args, message = REFUSED[case]
-    write_tone(Path("in.wav"), 2.0)
+    write_tone(Path("in.wav"), 2.0 if case in ("less than there is", "windows of a clip") else 7.0)
     assert message in refused("extend", "in.wav", "rain", *args)
