@@ -35,6 +35,12 @@ RENDERED = click.option(
 RESULTS_FOLDER = click.option(
     "--results", type=click.Path(path_type=Path, file_okay=False), default=RESULTS, help="Default: benchmarks/results."
 )
+MUSIC_RESULTS_FOLDER = click.option(
+    "--results",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=RESULTS / "music",
+    help="Default: benchmarks/results/music.",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

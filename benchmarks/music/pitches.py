@@ -14,7 +14,7 @@ from typing import Any, Literal
 import click
 import numpy as np
 
-from benchmarks.options import BACKEND, MODEL, RESULTS_FOLDER, SamplingChoice, open_pipeline
+from benchmarks.options import BACKEND, MODEL, MUSIC_RESULTS_FOLDER, SamplingChoice, open_pipeline
 from sa3_mlx.cli.typed import TypedCommand
 from sa3_mlx.common.files.atomic import write_json
 from sa3_mlx.common.files.audio_file import Audio
@@ -71,7 +71,7 @@ def _cuts(first: int) -> tuple[slice, slice]:
 @click.option("--seconds", type=float, default=30.0, show_default=True)
 @click.option("--pitch", type=int, default=60, show_default=True, help="MIDI number.")
 @click.option("--seeds", type=click.IntRange(1), default=2, show_default=True)
-@RESULTS_FOLDER
+@MUSIC_RESULTS_FOLDER
 def pitches(
     model: str, backend: str, choice: SamplingChoice, seconds: float, pitch: int, seeds: int, results: Path
 ) -> None:

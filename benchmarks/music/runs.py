@@ -20,7 +20,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from benchmarks.options import BACKEND, MODEL, RESULTS_FOLDER
+from benchmarks.options import BACKEND, MODEL, MUSIC_RESULTS_FOLDER
 from benchmarks.speed.models import find
 from sa3_mlx.cli.typed import TypedCommand
 from sa3_mlx.common.files.atomic import write_json
@@ -147,7 +147,7 @@ def _source(config: ModelConfig) -> Audio:
 @MODEL
 @BACKEND
 @click.option("--steps", type=click.IntRange(1), default=2, show_default=True)
-@RESULTS_FOLDER
+@MUSIC_RESULTS_FOLDER
 def runs(model: str, backend: str, steps: int, results: Path) -> None:
     """Run every feature of music once: time, peak memory, exact lengths, and kept samples bit for bit.
 

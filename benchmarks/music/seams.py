@@ -17,7 +17,7 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks.options import BACKEND, MODEL, RESULTS_FOLDER, SamplingChoice, open_pipeline
+from benchmarks.options import BACKEND, MODEL, MUSIC_RESULTS_FOLDER, SamplingChoice, open_pipeline
 from sa3_mlx.cli.typed import TypedCommand
 from sa3_mlx.common.files.atomic import write_json
 from sa3_mlx.common.files.audio_file import Audio
@@ -125,7 +125,7 @@ class Seams:
 @MODEL
 @BACKEND
 @click.option("--sounds", type=click.IntRange(1, len(PROMPTS)), default=len(PROMPTS), show_default=True)
-@RESULTS_FOLDER
+@MUSIC_RESULTS_FOLDER
 def seams(model: str, backend: str, choice: SamplingChoice, sounds: int, results: Path) -> None:
     """Measure seams with and without a feather, and those of continuations, beside untouched sounds.
 
