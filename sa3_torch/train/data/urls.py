@@ -30,6 +30,7 @@ _RANGE = re.compile(r"(-?[0-9]{1,12})\.\.(-?[0-9]{1,12})(?:\.\.-?([0-9]{1,12}))?
 _LETTERS_RANGE = re.compile(r"([a-z])\.\.([a-z])|([A-Z])\.\.([A-Z])")
 # it gives up an address that does not answer before we do
 _CURL = ("curl", "--globoff", "--connect-timeout", "15", "--retry", "2", "--retry-delay", "2", "-f", "-sS", "-L")
+_NO_RANGES = 33  # curl's exit code where a server begins at the start only
 _SCHEMES = ("https", "http", "s3", "gs", "hf")
 _STALLED_SECONDS = 60.0  # without a byte: the connection is dead, though nobody says so
 _RESUMED = 3  # how often what broke off is gone on with before something has come again
@@ -256,7 +257,7 @@ class _Fetched(Stream):
     """
 
     def __init__(self, url: str) -> None:
-        self._done = 0  # bytes that were given
+        self._done, self._ranges = 0, True  # bytes that were given; whether the server can begin anywhere
         self._resumed, self._mark = 0, _PIECE  # how often in a row, and the byte that ends the row
         with ExitStack() as stack:
             self._errors = stack.enter_context(tempfile.TemporaryFile())
@@ -265,7 +266,7 @@ class _Fetched(Stream):
 
     def _begin(self, url: str) -> BinaryIO:
         """Start the program at the next byte, or where it can; return its output."""
-        words, self._at = _program(url, self._done)
+        words, self._at = _program(url, self._done if self._ranges else 0)
         self._errors.seek(0)
         self._errors.truncate()
         try:
@@ -298,6 +299,7 @@ class _Fetched(Stream):
                     self._done = self._at
                     return data
             elif code := self._process.wait():
+                self._ranges = self._ranges and code != _NO_RANGES
                 self._errors.seek(0)
                 said = self._errors.read().decode("utf-8", "replace").strip().splitlines()
                 self._resume(reason(ValueError(said[-1])) if said else f"exit code {code}")

@@ -165,6 +165,7 @@ class _Place:
     sends: int
     hangs: int  # so many answers, the first ones
     breaks: bool = False  # the connection ends where it would hang
+    ranges: bool = True  # whether it can begin anywhere
     asked: list[str] = field(default_factory=list)  # ranges
     over: threading.Event = field(default_factory=threading.Event)
 
@@ -178,10 +179,11 @@ def _serving(place: _Place) -> Iterator[str]:
         def do_GET(self) -> None:
             asked = self.headers.get("Range") or ""
             place.asked.append(asked)
-            first = int(asked.removeprefix("bytes=").rstrip("-") or 0)
-            self.send_response(206 if asked else 200)
+            first = int(asked.removeprefix("bytes=").rstrip("-") or 0) if place.ranges else 0
+            self.send_response(206 if asked and place.ranges else 200)
             self.send_header("Content-Length", str(len(_BODY) - first))
-            self.send_header("Content-Range", f"bytes {first}-{len(_BODY) - 1}/{len(_BODY)}")
+            if asked and place.ranges:
+                self.send_header("Content-Range", f"bytes {first}-{len(_BODY) - 1}/{len(_BODY)}")
             self.end_headers()
             if len(place.asked) > place.hangs:
                 self.wfile.write(_BODY[first:])
@@ -218,6 +220,15 @@ def test_a_connection_that_stalls_or_breaks_off_is_gone_on_with(breaks: bool) ->
         assert stream.read() == _BODY[100:] and stream.read() == b""
     begins = [int(asked.removeprefix("bytes=").rstrip("-") or 0) for asked in place.asked]
     assert len(begins) == 4 and all(0 <= 1_000_000 * n - at < 1 << 17 for n, at in enumerate(begins))  # curl's buffer
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_a_server_that_begins_at_the_start_only_is_read_again() -> None:
+    place = _Place(sends=1_000_000, hangs=1, ranges=False)
+    with _serving(place) as url, open_url(url) as stream:
+        assert stream.read() == _BODY
+    assert len(place.asked) == 3 and place.asked[2] == ""
 
 
 @pytest.mark.usefixtures("impatient")
