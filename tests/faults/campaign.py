@@ -48,7 +48,8 @@ ALLOWED: dict[Kind, tuple[int, ...]] = {  # exit codes; 0 only where everything 
     "read-only": (2,),
 }
 _SIGNALS: dict[Kind, signal.Signals] = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "interrupt": signal.SIGINT}
-LIMIT = 120.0  # seconds until a command hangs, beside many others on a busy machine
+# Seconds until a command hangs: more where more than four others want each core.
+LIMIT = 120.0 * max(1.0, os.getloadavg()[0] / (4 * (os.cpu_count() or 1)))
 _CHANGING = ("tensorboard",)  # folders whose names and content differ from run to run
 Tree = dict[str, str]  # path -> hash, "folder" or the target of a link
 
