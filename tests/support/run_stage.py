@@ -6,6 +6,7 @@ variables, and leaves its buffers in OUT/FOLDER/rankN.pt.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -14,8 +15,40 @@ import torch
 from torch import Tensor
 
 from sa3_torch.train.run import parallel
+from sa3_torch.train.run.checkpoints import Tensors
 from sa3_torch.train.run.stage import Stage
 from tests.support.stages import STAGES, GameStage, game_stage, trainer_of, without_pictures
+
+SCRIPT = Path(__file__).resolve()
+
+
+def command(workspace: Path, out: Path, *jobs: str) -> list[str]:
+    """Return the words that start this script."""
+    return [sys.executable, str(SCRIPT), str(workspace), str(out), *jobs]
+
+
+def environment() -> dict[str, str]:
+    """Return variables for processes that run this script."""
+    return {**os.environ, "PYTHONPATH": str(SCRIPT.parents[2]), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def run_until(name: str, workspace: Path, folder: Path, stop_at: int, *changes: str) -> None:
+    """Run a stage in this process, and ask it to stop in a step."""
+    stage = STAGES[name](workspace, *changes)
+    trainer = trainer_of(stage, folder)
+    inner = stage.losses
+
+    def losses(step: int) -> dict[str, Tensor]:
+        trainer.asked = step == stop_at
+        return inner(step)
+
+    stage.losses = losses  # type: ignore[method-assign]
+    assert not trainer.run()
+
+
+def flat(tensors: Tensors, table: str) -> Tensor:
+    """Return all of a table as one vector."""
+    return torch.cat([tensor.double().flatten() for tensor in tensors[table].values()])
 
 
 def crash_stage(workspace: Path, *changes: str) -> GameStage:
