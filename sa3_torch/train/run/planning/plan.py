@@ -3,7 +3,8 @@
 Memory is arithmetic: weights, gradients, the optimiser's state and the average are counted in bytes of the stage's own
 tensors, activations from its own step (count.py), and what several processes add by the rules of DDP and FSDP2; so is a
 forward pass without gradients, beside averages that are swapped in, which is what validation takes. Python, libraries,
-data in memory and the decoding of demos are not in it. Measured on a CPU, demo stages: peak resident memory of steps
+data in memory, the decoding of demos and the copy of a checkpoint that is being written (of weights, average and
+optimiser, on the host) are not in it. Measured on a CPU, demo stages: peak resident memory of steps
 within 0.5 % where the allocator returns what is freed (MALLOC_MMAP_THRESHOLD_=65536); the heap of glibc as it comes
 keeps 7 to 14 % more, with checkpointed blocks up to 2.5 times. Speed is modelled from the step's arithmetic and a
 chip's nominal rate, or timed on this machine.
