@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +20,6 @@ from sa3_mlx.common.model.sampling import Guidance
 from .cuda.transfer import upload
 from .dit import DiT, Prepared, join
 from .layers import graphed
-
-ModulatedVelocity = Callable[[Tensor, Tensor], Tensor]  # (B, T, C), (B, 6 D) -> (B, T, C)
 
 
 def project(difference: Tensor, reference: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -72,23 +71,20 @@ class GuidedVelocity:
         assert self.null is not None
         return join(self.cond, self.null)
 
-    @cached_property
-    def _one_step(self) -> ModulatedVelocity:
-        return self._compiled(self.cond)
+    def _run(self, function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        """Return the result of a function that reads these inputs and the network."""
+        return function(*inputs) if self.dit.streamed else graphed(self.dit, function, *inputs)
 
-    @cached_property
-    def _guided_step(self) -> ModulatedVelocity:
-        return self._compiled(self._both)
+    def _guided(
+        self, x: Tensor, t: Tensor, modulation: Tensor, both: Prepared, guidance: Guidance, valid: Tensor | None
+    ) -> Tensor:
+        """Return the guided velocity, what is combined included: one graph of kernels a step."""
+        v_cond, v_null = self._pair(x, modulation, both)
+        return guide(x, t, v_cond, v_null, guidance, valid)
 
-    def _compiled(self, prepared: Prepared) -> ModulatedVelocity:
-        dit = self.dit  # not self, which keeps the result: memory would wait for the garbage collector
-
-        def velocity(x: Tensor, modulation: Tensor) -> Tensor:
-            if dit.streamed:
-                return dit.velocity(x, modulation, prepared)
-            return graphed(dit, dit.velocity, x, modulation, prepared)
-
-        return velocity
+    def _pair(self, x: Tensor, modulation: Tensor, both: Prepared) -> tuple[Tensor, Tensor]:
+        v_cond, v_null = self.dit.velocity(torch.cat([x, x]), torch.cat([modulation, modulation]), both).chunk(2)
+        return v_cond, v_null
 
     @cached_property
     def _known(self) -> dict[bytes, tuple[Tensor, Tensor]]:
@@ -119,11 +115,12 @@ class GuidedVelocity:
         low, high = self.guidance.interval
         inside = (low <= t) & (t <= high)  # (B,)
         if self.null is None or self.guidance.scale == 1 or not inside.any():
-            return self._one_step(x, modulation)
-        twice = torch.cat([modulation, modulation])
-        v_cond, v_null = self._guided_step(torch.cat([x, x]), twice).chunk(2)
-        guided = guide(x, time, v_cond, v_null, self.guidance, self.cond.valid)
-        return guided if inside.all() else torch.where(self._tensor(inside)[:, None, None], guided, v_cond)
+            return self._run(self.dit.velocity, x, modulation, self.cond)
+        given = self.guidance, self.cond.valid
+        if inside.all():
+            return self._run(self._guided, x, time, modulation, self._both, *given)
+        v_cond, v_null = self._pair(x, modulation, self._both)
+        return torch.where(self._tensor(inside)[:, None, None], guide(x, time, v_cond, v_null, *given), v_cond)
 
 
 def negative(cond: Conditioning[Tensor], hidden: Tensor, mask: Tensor) -> Conditioning[Tensor]:

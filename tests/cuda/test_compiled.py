@@ -20,11 +20,13 @@ from torch import Tensor, nn
 
 from sa3_mlx.common.generation.request import Item, Request
 from sa3_mlx.common.model.sampling import Guidance, Sampling
-from sa3_torch import layers
+from sa3_torch import guidance, layers
 from sa3_torch.choices import using
 from sa3_torch.cuda import graphs
 from tests.support.tiny import TINY
 from tests.support.twins import Twin, relative
+
+from .counted import CountedPipeline
 
 compiler = pytest.mark.skipif(
     sys.platform == "linux" and shutil.which("g++") is None, reason="PyTorch compiles with g++ on Linux"
@@ -132,6 +134,24 @@ def test_runs_by_graphs_have_the_same_bits(
     for a, b in zip(found, wanted, strict=True):
         np.testing.assert_array_equal(a.audio[0], b.audio[0])
     assert counts == [(1, 3), (3, 9), (4, 12)]  # steps; the text and the decoder from the second time on
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp"])
+def test_a_step_is_one_graph_and_little_more(
+    random_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, sampler: str
+) -> None:
+    """What another step launches, with guidance and without, where graphs are one operation: before, guidance had 25
+    operations of its own outside of graphs."""
+    pipeline = CountedPipeline.opened(random_models["tiny-l"])
+    monkeypatch.setattr(guidance, "graphed", lambda _network, _function, x, *_inputs: torch.exp(x))
+    for scale in (1.0, 3.0):
+        kernels = []
+        for steps in (4, 4, 5):  # the first run also encodes the text
+            sampling = Sampling(sampler=sampler, steps=steps, guidance=Guidance(scale=scale))
+            request = replace(_request(1.7), sampling=sampling)
+            with using({"noise": "device"}):
+                kernels.append(pipeline.counted(request, monkeypatch)[1]["Sampled"])
+        assert kernels[2] - kernels[1] == {"euler": 7, "dpmpp": 11}[sampler]
 
 
 def test_what_stays_is_copied_once(stand: _Stand) -> None:

@@ -60,6 +60,7 @@ MLX_ONLY = {
         "pointwise",  # those of mlx.nn are always compiled: on Linux that needs g++
         *("PackedLinear", "TILE", "FEW_TILES"),  # the torch twin unpacks what it loads
     },
+    "guidance": {"ModulatedVelocity"},  # of a compiled step
     "t5gemma": {"gelu_tanh"},
     "weights": {"read_weights"},  # arrays are lazy
 }
