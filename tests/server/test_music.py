@@ -118,9 +118,9 @@ def test_a_long_piece_is_never_whole_in_memory(studio: Studio, monkeypatch: pyte
         original(self, audio)
 
     monkeypatch.setattr(runs.AudioWriter, "write", write)
-    (record,) = done(studio, studio.submit(piece(16)))
+    (record,) = done(studio, studio.submit(piece(8)))
     sound = studio.sound(record.sounds[0])
-    assert sum(written) == sound.samples == 128_000 and max(written) < 20_000
+    assert sum(written) == sound.samples == 64_000 and max(written) < 20_000
     assert isinstance(studio.store.audio(sound).base, np.memmap)
 
 
