@@ -79,6 +79,19 @@ def test_one_that_breaks_off_takes_no_others_of_its_batch_with_it(tmp_path: Path
         encoder.run()
 
 
+def test_a_long_one_that_breaks_off_takes_none_with_it_that_waited(tmp_path: Path, autoencoder: Path) -> None:
+    for i in range(100):
+        soundfile.write(tmp_path / f"{i:03d}.wav", noise(200, i), RATE)
+        (tmp_path / f"{i:03d}.txt").write_text("noise\n")
+    bad = np.full((280_000, 2), 0.1, np.float32)
+    bad[270_000] = np.nan  # in the second block that is read
+    soundfile.write(tmp_path / "050.wav", bad, RATE, subtype="FLOAT")
+    config = dataclasses.replace(BATCHED, copies=1, shard_frames=10_000)
+    latents = encoder_of(tmp_path, autoencoder, tmp_path / "out", config).run()
+    assert [item.id for item in latents.items] == [f"{i:03d}.wav" for i in range(100) if i != 50]
+    assert [item.offset for item in latents.items] == list(range(0, 4 * 99, 4))
+
+
 @pytest.mark.parametrize(("precision", "least", "most"), [("bfloat16", 30, 65), ("float16", 50, 85)])
 def test_fewer_bits_are_asked_for_and_stand_in_the_details(
     precision: str, least: float, most: float, folder: Path, autoencoder: Path, tmp_path: Path

@@ -219,6 +219,7 @@ class PreEncoder:
 
     def _recording(self, shard: ShardFile, number: int) -> None:
         progress, name = self.progress, self.source.names[number]
+        long: Recording | None = None
         with self._failures(shard, name):
             recording = self.source.recording(number)
             if self.source.unique and recording.source in progress.seen:
@@ -229,13 +230,16 @@ class PreEncoder:
                 return
             sound = self._short(recording, number) if self.config.batch > 1 else None
             if sound is None:
-                self._encode_waiting(shard)
-                self._long(shard, recording, number)
+                long = recording
             elif sound.peak < SILENT:
                 progress.silent.append(name)
             else:
                 progress.seen.add(recording.source)
                 self._waiting.append(sound)
+        if long is not None:
+            self._encode_waiting(shard)
+            with self._failures(shard, name):
+                self._long(shard, long, number)
         held = sum(sound.frames(self.size) for sound in self._waiting)
         copies = sum(len(sound.copies) for sound in self._waiting)
         if held >= self.config.batch * self.chunk or copies >= _MOST_WAITING * self.config.batch:
