@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("no_pictures")
 COMPILED = [name for name in STAGES if name != "game"]  # which has no blocks
 # Graphs of the first steps; a block of the generator, of the discriminator and of a teacher are the same method.
 GRAPHS = {"pretrain": 1, "text": 1, "lora": 1, "clap": 1, "ode-warmup": 2, "posttrain": 4, "frechet": 4, "quantize": 2}
-SLOW = ("complete", "distill", "frechet", "text")  # the same blocks as in others
+QUICK = ("autoencoder", "pretrain", "posttrain")  # the others have the same blocks
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in COMPILED])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in COMPILED])
 def test_a_stage_compiles_few_graphs_once_and_computes_the_same(
     name: str, workspace: Path, tmp_path: Path, graphs: list[int]
 ) -> None:
@@ -92,7 +92,7 @@ def run_block(block: DiTBlock, frames: int, *, masked: bool, last: bool) -> torc
     return y.detach()
 
 
-@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("checkpointed", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_one_graph_serves_all_lengths(checkpointed: bool, graphs: list[int]) -> None:
     """For the last block and the others, with a mask and without. Sizes that are equal at first, and not later,
     take a second set, once."""
