@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,13 +135,15 @@ def _request(cases: Cases, case: str, entry: dict[str, Any]) -> Request:
 
 def _cpu_rule(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
     """[B16] as without flash-attn: values of padded frames are zeroed, their keys stay."""
-    dit = twin.module("dit")
-    attend: Callable[..., Any] = dit.attend
+    dit, attend = twin.module("dit"), twin.module("attention").attend
 
     def zero_values(q: Any, k: Any, v: Any, mask: Any) -> Any:
         return attend(q, k, v if mask is None else v * mask.swapaxes(-1, -2))
 
-    monkeypatch.setattr(dit, "attend", zero_values)
+    def zero_values_of(real: Any, _like: Any) -> Callable[..., Any]:
+        return partial(zero_values, mask=None if real is None else real[:, None, None])
+
+    monkeypatch.setattr(dit, *(("attend_to", zero_values_of) if twin.name == "torch" else ("attend", zero_values)))
 
 
 def _stored_times(cases: Cases, case: str, monkeypatch: pytest.MonkeyPatch) -> None:

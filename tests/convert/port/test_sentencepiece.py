@@ -12,7 +12,7 @@ import tokenizers
 from sa3_convert.port.sentencepiece import (
     SPACE,
     Kind,
-    Piece,
+    WordPiece,
     _read_model,
     _write_model,
     sentencepiece_model,
@@ -155,16 +155,16 @@ REFUSED = {
     "nothing": (b"", "no byte-pair encoding"),
     "prefix": (_fields(MODEL, IDENTITY + b"\x18\x00", IDENTITY + b"\x18\x01"), "changes text"),
     "equal_scores": (
-        changed(lambda pieces: [Piece(p.text, -1.0 if p.kind is Kind.NORMAL else 0, p.kind) for p in pieces]),
+        changed(lambda pieces: [WordPiece(p.text, -1.0 if p.kind is Kind.NORMAL else 0, p.kind) for p in pieces]),
         "the same score",
     ),
-    "unused": (changed(lambda p: [*p, Piece("zz", 0, Kind.UNUSED)]), "unused"),
+    "unused": (changed(lambda p: [*p, WordPiece("zz", 0, Kind.UNUSED)]), "unused"),
     "twice": (changed(lambda p: [*p, p[-1]]), "one twice"),
-    "two_unknown": (changed(lambda p: [*p, Piece("<none>", 0, Kind.UNKNOWN)]), "2 unknown pieces"),
+    "two_unknown": (changed(lambda p: [*p, WordPiece("<none>", 0, Kind.UNKNOWN)]), "2 unknown pieces"),
     "no_bytes": (changed(lambda p: [x for x in p if x.text != "<0x00>"]), "256 byte pieces"),
-    "no_number": (changed(lambda p: [*p, Piece("zz", float("nan"), Kind.NORMAL)]), "no number"),
-    "characters_that_are_no_pieces": (changed(lambda p: [*p, Piece("zy", -99.0, Kind.NORMAL)]), "are no pieces"),
-    "one_character_control": (changed(lambda p: [*p, Piece("z", 0, Kind.CONTROL)]), "of one character"),
+    "no_number": (changed(lambda p: [*p, WordPiece("zz", float("nan"), Kind.NORMAL)]), "no number"),
+    "characters_that_are_no_pieces": (changed(lambda p: [*p, WordPiece("zy", -99.0, Kind.NORMAL)]), "are no pieces"),
+    "one_character_control": (changed(lambda p: [*p, WordPiece("z", 0, Kind.CONTROL)]), "of one character"),
 }
 
 
