@@ -8,11 +8,13 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from sa3_mlx.cli.latents.files import output_samples
 from sa3_mlx.cli.output.provenance import read_provenance
 from sa3_mlx.common.files.audio import write_audio
-from tests.support.command import RATE, SMALL, Result, Run, ok, tone, use_home
+from tests.support.command import AUTOENCODER, RATE, SMALL, Result, Run, ok, tone, use_home
 from tests.support.tiny_checkpoint import write_checkpoint
 
 EVIL = "rain\x1b]0;owned\x07\x9b31m"
@@ -58,3 +60,9 @@ def test_of_models(run: Run, shared_home: Path, tmp_path: Path, monkeypatch: pyt
         ok(run("generate", "rain", "--model", f"m{EVIL}", "--seconds", "0.2", "--steps", "1", "--out", "a.wav"))
     )
     assert r"mrain\x1b" in made.err and r"mrain\x1b" in made.out
+
+
+def test_a_length_with_a_line_end_is_named_in_one_line():
+    frames = np.zeros((20, AUTOENCODER.same.latent_channels), np.float32)
+    with pytest.raises(ValueError, match=r"^b\.npy: its tags say 9 samples, which does not fit 20 frames$"):
+        output_samples(Path("b.npy"), frames, {"samples": "9\r"}, AUTOENCODER)

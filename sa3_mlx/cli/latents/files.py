@@ -18,7 +18,7 @@ from sa3_mlx.common.generation.events import Latents
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.lengths import samples_to_frames
 from sa3_mlx.common.schema import quoted
-from sa3_mlx.common.terminal import excerpt
+from sa3_mlx.common.terminal import excerpt, one_line
 
 _FORMAT = "sa3-encoded/1"
 _NO_LATENTS = "not a file of latents, or damaged; expected numbers (frames, channels) as numpy saves them"
@@ -111,5 +111,7 @@ def output_samples(path: Path, latents: Latents, tags: dict[str, str], config: M
     if text is None:
         return len(latents) * config.same.samples_per_latent
     if not re.fullmatch(r"[0-9]{1,18}", text) or samples_to_frames(int(text), config.same) != len(latents):
-        raise ValueError(f"{path}: its tags say {excerpt(text)} samples, which does not fit {len(latents)} frames")
+        raise ValueError(
+            f"{path}: its tags say {excerpt(one_line(text))} samples, which does not fit {len(latents)} frames"
+        )
     return int(text)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sa3_mlx.common.files.safetensors import file_hash, tensors_hash
 from sa3_mlx.common.generation.clips import open_tokenizer
+from sa3_mlx.common.installed import DEMO_FOLDER, name_of
 from sa3_mlx.common.model.checkpoint import TOKENIZER_FILE, WEIGHTS_FILE
 from sa3_mlx.common.model.config import LatentClapConfig, ModelConfig, TowerConfig
 from sa3_mlx.common.schema import ConfigError
@@ -295,4 +296,6 @@ def clap(run: RunOptions, model: Path, latents: tuple[Path, ...], ungated: bool,
     stage = ClapStage(model, config, opened)
     belongings = {"model": file_hash(model / WEIGHTS_FILE), "latents": opened.identity()}
     if run.train(stage, config, belongings):
-        report_made("latent CLAP", run.out / "model")
+        made = run.out / "model"
+        then = () if model == DEMO_FOLDER else ("add-clap", name_of(model), made)  # which the package's own cannot take
+        report_made("latent CLAP", made, *then)
