@@ -210,8 +210,8 @@ def _openings(model: ModelConfig, make: NetworkMaker) -> dict[str, Any]:
     def encoder(*_: object) -> T5GemmaEncoder:
         return frozen(model if model.diffusion else PRESETS["medium"], "text_encoder")
 
-    def pipeline(folder: Path, *, device: str, **_: str) -> Pipeline:
-        return Pipeline(folder, model, choose_precision("float32", "float32", on_gpu=False), torch.device(device))
+    def pipeline(folder: Path, *, dtype: str, device: str) -> Pipeline:
+        return Pipeline(folder, model, choose_precision(dtype, dtype, on_gpu=False), torch.device(device))
 
     return {
         f"{FLOW}.pretrain._start": diffusion,
