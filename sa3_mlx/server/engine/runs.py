@@ -167,26 +167,31 @@ class Runs:
         pool.check_room(4 * math.prod(shape))
         job.steps, windows, peak = work.steps, 0, 0.0
         self._expect(model, work, 0)
-        with pool.new(".wav") as path:
-            with (
-                AudioWriter(path, *shape, config.sample_rate, KEPT, comment=made.to_json()) as file,
-                closing(stream(pipeline, request, setup.memory.residency, _QUIET)) as events,
-            ):
-                for event in events:
-                    self._still_wanted([job], finish)
-                    if isinstance(event, Stepped):
-                        self._step([job], model, work, windows * event.steps + event.index + 1)
-                    elif isinstance(event, WindowMade):
-                        windows = event.index + 1
-                    elif isinstance(event, AudioChunk):
-                        peak = max(peak, float(np.abs(event.audio).max()))
-                        file.write(event.audio)
-                        job.feed.append("audio", audio_data(event.audio, 0, event.start, config.sample_rate))
-                    elif isinstance(event, PieceFinished):
-                        self._rates.learn(model.tag, work, event.timings)
-            level = peak_db(np.array([[peak]], np.float32))
-            record = record_of(job, made, shape, level, config.sample_rate)
-            finish(job, "done", sounds=self._store.keep(job.id, [(path, record)]))
+        try:
+            with pool.new(".wav") as path:
+                with (
+                    AudioWriter(path, *shape, config.sample_rate, KEPT, comment=made.to_json()) as file,
+                    closing(stream(pipeline, request, setup.memory.residency, _QUIET)) as events,
+                ):
+                    for event in events:
+                        if self._stopping.is_set() or job.cancelled.is_set():
+                            raise Stopped
+                        if isinstance(event, Stepped):
+                            self._step([job], model, work, windows * event.steps + event.index + 1)
+                        elif isinstance(event, WindowMade):
+                            windows = event.index + 1
+                        elif isinstance(event, AudioChunk):
+                            peak = max(peak, float(np.abs(event.audio).max()))
+                            file.write(event.audio)
+                            job.feed.append("audio", audio_data(event.audio, 0, event.start, config.sample_rate))
+                        elif isinstance(event, PieceFinished):
+                            self._rates.learn(model.tag, work, event.timings)
+                level = peak_db(np.array([[peak]], np.float32))
+                record = record_of(job, made, shape, level, config.sample_rate)
+                finish(job, "done", sounds=self._store.keep(job.id, [(path, record)]))
+        except Stopped:
+            self._still_wanted([job], finish)  # it is over once nothing is left of its file
+            raise
 
     def _source(self, job: Job, model: Model) -> SourceFile | None:
         """Read what a job starts from. Raises ValueError where it is gone."""
