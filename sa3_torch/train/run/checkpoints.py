@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar, cast
@@ -98,14 +99,14 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}"
 
     def save(self, tensors: Tensors, progress: RunProgress, *, own: frozenset[str] = frozenset()) -> None:
-        """Copy the tensors and write them while the caller goes on, once the checkpoint before is written.
+        """Copy tensors and progress and write them while the caller goes on, once the checkpoint before is written.
 
         ``own``: tables of which each process has tensors that no other has; all have the others. It replaces one of the
         same step; the oldest of more than three go, but for milestones. The checksums in ``progress`` are those of the
         files that are written. Raises WriteError when the one before could not be.
         """
         self.wait()
-        copies = copied(tensors, own)
+        copies, progress = copied(tensors, own), deepcopy(progress)
         copying = None
         if torch.cuda.is_available():  # the device goes on with what changes the tensors once it has copied them
             copying = torch.cuda.Event()

@@ -7,6 +7,7 @@ import json
 import pickle
 import warnings
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from threading import Event, Semaphore, Thread
 
@@ -33,7 +34,7 @@ def save(folder: Path, step: int, value: float) -> Path:
 
 
 def progress_of(step: int) -> RunProgress:
-    return RunProgress.from_dict({"step": step, **PROGRESS, "checksums": {}})
+    return RunProgress.from_dict(deepcopy({"step": step, **PROGRESS, "checksums": {}}))
 
 
 def tables(value: float) -> dict[str, dict[str, torch.Tensor]]:
@@ -218,17 +219,19 @@ def writer(monkeypatch: pytest.MonkeyPatch) -> Writer:
 
 
 def test_what_is_written_is_what_was_there_when_it_was_asked_for(tmp_path: Path, writer: Writer) -> None:
-    checkpoints, live = Checkpoints(tmp_path, 0), tables(2.0)
-    checkpoints.save(live, progress_of(3))
+    checkpoints, live, progress = Checkpoints(tmp_path, 0), tables(2.0), progress_of(3)
+    checkpoints.save(live, progress)
     assert writer.begun.acquire(timeout=60)
     for table in live.values():
         for tensor in table.values():
             tensor.zero_()
+    progress.updates["a"], progress.bad_steps["a"] = 8, 9  # as the loop counts on
     assert checkpoints.steps() == [] and not checkpoints.failed
     writer.let.release()
     checkpoints.wait()
     found = tables(0.0)
-    assert Checkpoints(tmp_path, 0).load(found)[0] is not None
+    written, _ = Checkpoints(tmp_path, 0).load(found)
+    assert written is not None and (written.updates, written.bad_steps) == ({"a": 1}, {"a": 0})
     for table, expected in tables(2.0).items():
         for name, tensor in expected.items():
             assert torch.equal(found[table][name], tensor)
