@@ -168,7 +168,6 @@ def halve_products(network: nn.Module, dtype: torch.dtype, *, wide: bool) -> Non
 Rope = tuple[Tensor, Tensor]
 
 
-@torch.compiler.assume_constant_result
 def rope(start: int, stop: int, device: torch.device) -> Rope:
     """Return rotary cos and sin for the positions start..stop-1, each (N, 16) fp32 [B12]."""
     cos, sin = _rope(1 << max(10, (stop - 1).bit_length()), device)

@@ -7,16 +7,14 @@ Shapes: N tokens of all sequences together, H heads, K head size.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # PyTorch before 2.10
-    varlen_attn = None  # type: ignore[assignment]
+KNOWN = find_spec("torch.nn.attention.varlen") is not None  # PyTorch 2.10 or later
 
 
 def ready(like: Tensor) -> bool:
@@ -24,7 +22,7 @@ def ready(like: Tensor) -> bool:
     if like.device.type == "cpu":
         return True
     sixteen = like.dtype in (torch.float16, torch.bfloat16)
-    if like.device.type != "cuda" or not sixteen or varlen_attn is None:
+    if like.device.type != "cuda" or not sixteen or not KNOWN:
         return False
     return torch.cuda.get_device_capability(like.device) >= (8, 0)
 
@@ -41,7 +39,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, q_ends: Tensor, k_ends: Tensor, q_lo
 
 def at_once(q: Tensor, k: Tensor, v: Tensor, q_ends: Tensor, k_ends: Tensor, q_longest: int, k_longest: int) -> Tensor:
     """Do it by one kernel."""
-    assert varlen_attn is not None
+    from torch.nn.attention.varlen import varlen_attn  # loads the compiler, which takes as long as all of PyTorch
+
     out = varlen_attn(q, k, v, q_ends, k_ends, q_longest, k_longest)
     assert isinstance(out, Tensor)
     return out

@@ -37,9 +37,10 @@ MODEL_FILES = (
 )
 
 
-def _import_without(blocked: tuple[str, ...], modules: list[str]) -> None:
+def _import_without(blocked: tuple[str, ...], modules: list[str], *, unused: tuple[str, ...] = ()) -> None:
+    """Import modules where some packages are missing, and others are not to be loaded."""
     lines = [BLOCK.format(blocked=set(blocked), root=str(ROOT)), *(f"import {module}" for module in modules)]
-    lines.append(f"assert not {set(blocked)!r} & set(sys.modules)")
+    lines.append(f"assert not set({[*blocked, *unused]!r}) & set(sys.modules)")
     done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -51,8 +52,10 @@ def _modules(folder: str, package: str) -> list[str]:
 
 
 def test_the_torch_twin_imports_without_mlx() -> None:
+    """And without PyTorch's compiler, which takes as long as all of PyTorch: 1.7 s of the processor."""
     pytest.importorskip("torch")
-    _import_without(("mlx",), ["sa3_mlx", *(f"sa3_torch.{name}" for name in MODEL_FILES)])
+    modules = ["sa3_mlx", *(f"sa3_torch.{name}" for name in MODEL_FILES)]
+    _import_without(("mlx",), modules, unused=("torch._dynamo",))
 
 
 def test_the_mlx_twin_imports_without_torch() -> None:
