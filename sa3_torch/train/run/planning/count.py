@@ -157,7 +157,7 @@ def trained_of(stage: Stage) -> Trained:
 def count_step(stage: Stage, trained: Trained, step: int, slices: list[BatchSlice]) -> StepCount:
     """Count the first of the micro-batches ``slices`` of a process in ``step``; with fake networks nothing is computed.
 
-    FLOPs are the mean over a period of the stage.
+    FLOPs are the mean over a period of the stage, of which nothing may be kept yet.
     """
     turn = stage.turn(step)
     take_turn(trained, turn)
@@ -168,9 +168,10 @@ def count_step(stage: Stage, trained: Trained, step: int, slices: list[BatchSlic
             run_slice(stage, step, slices)
         flops = counter.flops
         gradients = sum(parameter.grad.nbytes for parameter in trained[turn] if parameter.grad is not None)
-        if stage.period():  # the next period, of which nothing is kept yet, then one of its later steps
-            first, later = (_count_flops(stage, step + stage.period(), slices) for _ in range(2))
-            flops = later + (first - later) // stage.period()
+        if stage.period():  # what serves all of it is kept now
+            with StepCounter() as later:
+                run_slice(stage, step, slices)
+            flops = later.flops + (flops - later.flops) // stage.period()
     for parameter in trained[turn]:
         parameter.grad = None
     return StepCount(flops=flops, peak_bytes=counter.peak, gradient_bytes=gradients)
@@ -187,12 +188,6 @@ def count_forward(stage: Stage, step: int, slices: list[BatchSlice]) -> int:
     stage.notes = {}
     assert terms
     return counter.peak
-
-
-def _count_flops(stage: Stage, step: int, slices: list[BatchSlice]) -> int:
-    with StepCounter() as counter:
-        run_slice(stage, step, slices)
-    return counter.flops
 
 
 def run_slice(stage: Stage, step: int, slices: list[BatchSlice]) -> Tensor:

@@ -178,7 +178,8 @@ def make_plan(stage: Stage, train: TrainConfig, *, processes: int, device: Devic
     memory = _constant_memory(stage, trained, networks, sum(tensor.nbytes for tensor in average))
     with parallel.planned(processes):
         first = count_step(stage, trained, 0, slices)
-        counts = {turn: count_step(stage, trained, step, slices) for turn, step in turns}
+        new = stage.period()  # nothing is kept of the next one
+        counts = {turn: count_step(stage, trained, step + new, slices) for turn, step in turns}
         take_turn(trained, None)
         forward = max(count_forward(stage, step, slices) for _, step in turns)
     shares = Counter(stage.turn(step) for step in _window(train.steps))
