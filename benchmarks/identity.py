@@ -4,6 +4,8 @@ python -m benchmarks.identity --checkout OLD --write old.json
 python -m benchmarks.identity --checkout NEW --write new.json
 python -m benchmarks.identity --compare old.json new.json
 
+Where trainings differ, --keep FOLDER with both and ``--losses OLD_FOLDER NEW_FOLDER`` say by how much.
+
 Everything runs on one thread of a CPU and needs no network. Samples and tensors are hashed, never tags or metadata. A
 name is a job, see ``jobs``, and a file that it made. Only names that begin with "default/" leave settings to defaults.
 """
@@ -222,12 +224,18 @@ def checkpoint_of(path: Path) -> Iterator[bytes | str]:
         yield from (name, str(tensor.dtype), str(tuple(tensor.shape)), data.tobytes())
 
 
-def losses_of(path: Path) -> Iterator[str]:
+def rows_of(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a training log without what is timed or told."""
     for line in path.read_text().splitlines():
         row = {name: value for name, value in json.loads(line).items() if not name.startswith(NOT_COMPARED)}
         if row.keys() - {"step"}:
-            yield json.dumps(row, sort_keys=True)
+            yield row
+
+
+def losses_of(path: Path) -> Iterator[str]:
+    """Yield these rows as texts."""
+    for row in rows_of(path):
+        yield json.dumps(row, sort_keys=True)
 
 
 def errors_of(path: Path) -> list[str]:
@@ -338,19 +346,46 @@ def compare(first: Path, second: Path, *, only: str) -> int:
     return 1 if different or not names else 0
 
 
+def distances(first: Path, second: Path) -> dict[str, float]:
+    """Return the relative difference of each value that two training logs have of the same step."""
+    a, b = (
+        {(row["step"], name): value for row in rows_of(path) for name, value in row.items() if name != "step"}
+        for path in (first, second)
+    )
+    both = {key: (a[key], b[key]) for key in a.keys() & b.keys() if isinstance(a[key], int | float)}
+    return {
+        f"{name} of step {step}": abs(x - y) / (max(abs(x), abs(y)) or 1.0) for (step, name), (x, y) in both.items()
+    }
+
+
+def losses(first: Path, second: Path, *, only: str) -> int:
+    """Print how far each training that two folders keep differs; return the exit code."""
+    logs = sorted(path.relative_to(first) for path in first.glob("train/*/run/log.jsonl"))
+    logs = [log for log in logs if (second / log).is_file() and re.search(only, log.parts[1])]
+    for log in logs:
+        found = distances(first / log, second / log)
+        terms = {name: value for name, value in found.items() if "/" not in name}
+        worst = (f"{max(each.values()):.1e} ({max(each, key=each.__getitem__)})" for each in (terms, found) if each)
+        print(f"{log.parts[1]}: {len(found)} values, largest relative difference of terms {', of all '.join(worst)}")
+    return 0 if logs else 1
+
+
 def main() -> int:
     """Read the command line and do what it asks for."""
     parser = argparse.ArgumentParser(description="Prove that two checkouts give bit-identical results.")
     parser.add_argument("--checkout", type=Path, metavar="DIR", help="checkout to run, with --write")
     parser.add_argument("--write", type=Path, metavar="FILE", help="its hashes; with --only others in it stay")
     parser.add_argument("--compare", type=Path, nargs=2, metavar="FILE", help="two such files")
+    parser.add_argument("--losses", type=Path, nargs=2, metavar="FOLDER", help="two kept ones: distances of logs")
     parser.add_argument("--only", default="", metavar="PATTERN", help="regular expression that occurs in names")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where to keep what was made")
     asked = parser.parse_args()
     if asked.compare is not None:
         return compare(*asked.compare, only=asked.only)
+    if asked.losses is not None:
+        return losses(*asked.losses, only=asked.only)
     if asked.checkout is None or asked.write is None:
-        parser.error("give --checkout DIR --write FILE, or --compare FILE FILE")
+        parser.error("give --checkout DIR --write FILE, --compare FILE FILE, or --losses FOLDER FOLDER")
     return write(asked.checkout, asked.write, asked.only, asked.keep)
 
 
