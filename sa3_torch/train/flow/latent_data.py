@@ -32,10 +32,12 @@ class ClipsConfig(Config):
     mask_shares: tuple[float, ...]  # segments, full, causal
     buckets: int  # of similar lengths
     shares: SharesConfig
+    max_frames: int = 0  # of longer clips a random part of so many is taken; 0: as many as the model makes
 
     def __post_init__(self) -> None:
         check(self, 0, math.inf, "silence_seconds")
         check(self, 1, math.inf, "buckets")
+        check(self, 0, math.inf, "max_frames")
         if len(self.mask_shares) != len(MASK_KINDS) or min(self.mask_shares) < 0 or not sum(self.mask_shares):
             raise ConfigError(f"mask_shares is {self.mask_shares}: expected shares of {', '.join(MASK_KINDS)}")
 
@@ -56,6 +58,9 @@ class LatentData:
         self.latents, self.tokenizer, self.clips = latents, tokenizer, clips
         self.frames_per_second = model.frames_per_second
         diffusion = diffusion_of(model)
+        most = diffusion.max_frames
+        if clips.max_frames > most:
+            raise ConfigError(f"clips.max_frames is {clips.max_frames}: {model.name} makes at most {most} frames")
 
         def batches(split: str, seed: int) -> LatentBatches:
             return LatentBatches(
@@ -64,7 +69,7 @@ class LatentData:
                 split=split,
                 batch=train.batch,
                 seed=seed,
-                max_frames=diffusion.max_frames,
+                max_frames=clips.max_frames or most,
                 head_room_frames=int(diffusion.head_room_seconds * model.frames_per_second),
                 buckets=clips.buckets,
                 multiple=FRAME_MULTIPLE,

@@ -108,10 +108,20 @@ def test_times_are_shifted_by_the_asked_length(workspace: Path, length: str, exp
     torch.testing.assert_close(odds, torch.full((4,), expected / (1 - expected)), rtol=1e-3, atol=0)
 
 
+def test_long_clips_are_cut_to_the_asked_frames(workspace: Path) -> None:
+    """Of a clip that is longer, parts from anywhere in it are taken, and all of their frames are valid."""
+    whole, short = pretrain_stage(workspace), pretrain_stage(workspace, "clips.max_frames=16")
+    shapes = {short.latents.train.batch(step).latents.shape[1] for step in range(8)}
+    starts = {start for step in range(8) for start in short.latents.train.plan(step).starts}
+    assert shapes == {16} and whole.latents.train.batch(0).latents.shape[1] > 16 and len(starts) > 1
+    assert bool(short.latents.train.batch(0).valid.all())
+
+
 def test_settings_that_mean_nothing_are_refused(workspace: Path) -> None:
     for change, message in (
         ("times.shift_max_frames=8", "shift_max_frames is 8"),
         ("clips.mask_shares=[1.0, 1.0]", "mask_shares"),
+        (f"clips.max_frames={MODEL.diffusion.max_frames + 1}", f"at most {MODEL.diffusion.max_frames} frames"),
     ):
         with pytest.raises(ConfigError, match=message):
             pretrain_stage(workspace, change)
