@@ -18,7 +18,9 @@ have autoencoder-all || $sa3 train autoencoder --model music --settings music-al
     --start autoencoder/model --out autoencoder-all
 $sa3 pre-encode --data sounds --autoencoder autoencoder-all/model --out latents --copies 2
 $sa3 data gate latents --data sounds --autoencoder autoencoder-all/model
-have base || $sa3 train pretrain --model music --settings music --latents latents \
+have base-short || $sa3 train pretrain --model music --settings music-short --latents latents \
+    --autoencoder autoencoder-all/model --out base-short
+have base || $sa3 train pretrain --model music --settings music --start base-short/model --latents latents \
     --autoencoder autoencoder-all/model --out base
 have clap || $sa3 train clap --settings music --model base/model --latents latents --out clap
 have warmup || $sa3 train ode-warmup --settings music --model base/model --latents latents --out warmup
