@@ -46,10 +46,11 @@ SHORT_PRESETS = {"autoencoder": "tiny", "distill-autoencoder": "tiny"}  # of the
 _GAME = (
     *("crop_samples=8192", "spectral_start=0.0", "spectral_full=0.0", "spectral.sizes=[128, 512]"),
     *("adversarial.start_step=0", "adversarial.discriminators.convolutional.width=4"),
+    "adversarial.discriminators.transformer.depth=1",
     "adversarial.discriminators.transformer.views=[{kind='patch', size=97, stride=16, window=2}]",
 )
 SHORT_CHANGES = {
-    "autoencoder": (*_GAME, "semantics.critic.max_rows=6"),
+    "autoencoder": (*_GAME, "semantics.critic.max_rows=6", "semantics.critic.depth=1", "semantics.alignment.depth=1"),
     "distill-autoencoder": _GAME,
     "ode-warmup": ("teacher.sampling.steps=3",),
     "posttrain": ("taps=[0]", "head.width=16"),
@@ -207,9 +208,9 @@ def _measured(bench: Workbench, case: FullScale) -> Iterator[tuple[OneGpu, Row]]
 
 
 def _forget(bench: Workbench) -> None:
-    """Give the memory of a stage back; its parts refer to each other."""
-    gc.collect()
+    """Give the memory of a GPU back; parts of a stage refer to each other."""
     if bench.device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
 
 
