@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 
 from sa3_mlx.common.files.atomic import new_file, write_json, write_text
@@ -19,9 +18,6 @@ from sa3_torch.evaluate.measures.frechet import ENOUGH
 from .comparison import ComparisonRow
 from .real import Real
 from .run import EvaluateOptions
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 FORMAT = "sa3-evaluation/2"
 # measure -> (title, factor, digits); shares are shown in percent; FD: to real clips, or to these after the autoencoder
@@ -220,6 +216,8 @@ def save_report(folder: Path, data: dict[str, Any]) -> None:
 def draw(path: Path, data: dict[str, Any]) -> None:
     """Draw bars with intervals, or the spread over seeds, for the main measures, and the loss over time beside its
     baselines."""
+    from matplotlib.figure import Figure
+
     rows, labels = data["rows"], [f"{row['model']}\n{row['setting']}" for row in data["rows"]]
     shown = ("frechet_judge", "frechet_judge_rebuilt", "frechet_clap", "all", "clap_own", "diversity", "copies", "seam")
     names = [name for name in shown if any(row["mean"].get(name) is not None for row in rows)]
@@ -227,10 +225,8 @@ def draw(path: Path, data: dict[str, Any]) -> None:
     count = len(names) + bool(classes) + bool(data["flow"])
     columns = min(3, count)
     height = -(-count // columns)
-    figure, axes = plt.subplots(
-        height, columns, figsize=(max(4.5, 1.2 * len(rows)) * columns, 3.4 * height), squeeze=False
-    )
-    panels = list(axes.flat)
+    figure = Figure(figsize=(max(4.5, 1.2 * len(rows)) * columns, 3.4 * height))
+    panels = list(figure.subplots(height, columns, squeeze=False).flat)
     for panel, name in zip(panels, names, strict=False):
         title, factor, _ = COLUMNS[name]
         means = [factor * (row["mean"].get(name) or 0.0) for row in rows]
@@ -251,7 +247,6 @@ def draw(path: Path, data: dict[str, Any]) -> None:
     figure.suptitle(f"{data['options']['clips']} clips, {data['seeds']} seeds, {data['date']}")
     figure.tight_layout()
     figure.savefig(path, dpi=100, format="png")
-    plt.close(figure)
 
 
 def _reach(row: dict[str, Any], name: str) -> tuple[float, float]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -23,9 +22,6 @@ from sa3_torch.train.run.random import Purpose, generator
 from .adversary import Adversary
 from .reconstruct import Reconstructor
 from .semantics import Regressors, Semantics
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 DEMO_CLIPS = 6
 SIZE, HOP = 512, 128  # of the spectra to which discriminators are sensitive
@@ -92,7 +88,10 @@ def sensitivity(adversary: Adversary, real: Tensor, fake: Tensor) -> Tensor:
 
 def draw_rows(path: Path, rows: Mapping[str, NDArray[np.float32]], *, title: str) -> None:
     """Draw a panel per row, an array (time, bins) of any length; all are as wide as the picture."""
-    figure, axes = plt.subplots(len(rows), 1, figsize=(12, 0.5 + 1.8 * len(rows)), squeeze=False, layout="constrained")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 0.5 + 1.8 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), 1, squeeze=False)
     for panel, (name, values) in zip(axes.flat, rows.items(), strict=True):
         image = panel.imshow(values.T, aspect="auto", origin="lower", interpolation="nearest")
         figure.colorbar(image, ax=panel, pad=0.01)
@@ -101,7 +100,6 @@ def draw_rows(path: Path, rows: Mapping[str, NDArray[np.float32]], *, title: str
     figure.suptitle(title)
     with new_file(path) as partial:
         figure.savefig(partial, dpi=80, format="png")
-    plt.close(figure)
 
 
 def _flat(values: list[Tensor]) -> NDArray[np.float32]:

@@ -6,16 +6,15 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 
 from sa3_mlx.common.files.atomic import new_file
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SMOOTHING = 20  # logged rows in the running mean
 _COLUMNS = 4  # of panels of measures
@@ -37,6 +36,8 @@ _MOST_NAMES = 64  # beside a matrix
 
 def plot_run(folder: Path, title: str) -> Path:
     """Draw ``folder/log.jsonl`` to ``folder/loss.png``, which is replaced; returns its path."""
+    from matplotlib.figure import Figure
+
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     series: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
@@ -49,7 +50,7 @@ def plot_run(folder: Path, title: str) -> Path:
         measures.setdefault(_LEVEL.sub("", name), []).append(name)
     columns = min(_COLUMNS, max(1, len(measures)))
     below = -(-len(measures) // columns)
-    figure = plt.figure(figsize=(max(10, 5 * columns), 4 + 3 * below))
+    figure = Figure(figsize=(max(10, 5 * columns), 4 + 3 * below))
     grid = figure.add_gridspec(1 + below, columns, height_ratios=[4, *[3] * below])
     _plot_terms(figure.add_subplot(grid[0, :]), terms)
     for place, title_of in enumerate(sorted(measures)):
@@ -65,7 +66,6 @@ def plot_run(folder: Path, title: str) -> Path:
     path = folder / "loss.png"
     with new_file(path) as partial:
         figure.savefig(partial, dpi=90, format="png")
-    plt.close(figure)
     return path
 
 
@@ -84,8 +84,11 @@ def _plot_terms(panel: Axes, terms: dict[str, list[tuple[int, float]]]) -> None:
 
 def plot_matrix(path: Path, values: NDArray[np.floating], names: Sequence[str], *, title: str) -> None:
     """Draw a matrix whose rows, and columns, have these names, to ``path`` (.png)."""
+    from matplotlib.figure import Figure
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure, axes = plt.subplots(figsize=(8, 7))
+    figure = Figure(figsize=(8, 7))
+    axes = figure.subplots()
     figure.colorbar(axes.imshow(values, cmap="magma"))
     if len(names) <= _MOST_NAMES:
         axes.set_yticks(range(len(names)), names, fontsize=6)
@@ -93,4 +96,3 @@ def plot_matrix(path: Path, values: NDArray[np.floating], names: Sequence[str], 
     figure.tight_layout()
     with new_file(path) as partial:
         figure.savefig(partial, dpi=90, format="png")
-    plt.close(figure)
