@@ -153,6 +153,7 @@ def test_released_preset_is_valid() -> None:
     assert load_settings(LoraConfig, "lora", "released", ()).adapter.rank == 16
 
 
+@pytest.mark.usefixtures("uncounted")
 def test_words_that_the_tokenizer_lacks_are_said_once_and_shortly(
     workspace: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

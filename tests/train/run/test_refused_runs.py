@@ -88,6 +88,7 @@ def test_two_encodings_do_not_share_a_folder(
     assert sa3(capfd, *words).code == 0
 
 
+@pytest.mark.usefixtures("uncounted")
 @pytest.mark.parametrize("stage", ["pretrain", "clap", "ode-warmup", "posttrain"])
 def test_latents_that_have_not_passed_the_gate_are_refused(
     stage: str, workspace: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], refused: Callable[..., str]
