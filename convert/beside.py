@@ -1,4 +1,4 @@
-"""Keep what the official layouts have no place for in a file beside theirs: usual sampling, dial and head-room."""
+"""Keep in a file beside an official layout what it has no place for: usual sampling, dial, head-room, examples."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ def write_beside(folder: Path, config: ModelConfig) -> None:
         values["dial"] = config.dial.to_dict()
     if config.diffusion is not None and config.diffusion.head_room_seconds != HEAD_ROOM_SECONDS:
         values["head_room_seconds"] = config.diffusion.head_room_seconds
+    if config.examples:
+        values["examples"] = list(config.examples)
     if values:
         write_json(folder / BESIDE_FILE, {"format": _FORMAT, **values})
 
@@ -40,7 +42,7 @@ def read_beside(folder: Path, config: ModelConfig) -> ModelConfig:
     fields = Fields(read_object(path), str(path))
     fields.constant("format", _FORMAT)
     sampling, dial = fields.optional("sampling", dict), fields.optional("dial", dict)
-    head_room = fields.optional("head_room_seconds", float)
+    head_room, examples = fields.optional("head_room_seconds", float), fields.optional("examples", list)
     fields.done()
     if sampling is not None:
         config = replace(config, sampling=Sampling.from_dict(sampling, where=f"{path}: sampling"))
@@ -48,4 +50,6 @@ def read_beside(folder: Path, config: ModelConfig) -> ModelConfig:
         config = replace(config, dial=Dial.from_dict(dial, where=f"{path}: dial"))
     if head_room is not None:
         config = replace(config, diffusion=replace(config.require_diffusion(), head_room_seconds=head_room))
+    if examples is not None:
+        config = ModelConfig.from_dict({**config.to_dict(), "examples": examples}, where=str(path))
     return config

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from sa3_mlx.cli.output.files import SAMPLE_BYTES
@@ -23,6 +23,8 @@ from .estimate import slow_note
 if TYPE_CHECKING:
     from .run import Setup, Task
 
+_SUGGESTED = 4
+
 
 def announce(task: Task, setup: Setup, tokenizer: Tokenizer, progress: Progress) -> None:
     """Say what is about to be made, and what may not be expected of it."""
@@ -40,7 +42,7 @@ def announce(task: Task, setup: Setup, tokenizer: Tokenizer, progress: Progress)
     if setup.backend == "mlx" and (note := slow_note(setup.requests, task.model.config)):
         progress.line(note)
     _warn_of_rounding(task, progress)
-    for line in unheard(tokenizer, task.model.name, setup.requests):
+    for line in unheard(tokenizer, task.model.name, setup.requests, task.model.config.examples):
         progress.line(f"note: {line}")
 
 
@@ -69,15 +71,26 @@ def _warn_of_rounding(task: Task, progress: Progress) -> None:
         progress.line(f"note: kept samples {loss}; {better} keeps them exactly")
 
 
-def unheard(tokenizer: Tokenizer, name: str, requests: Iterable[Request]) -> list[str]:
-    """Say which parts of the texts of requests the model ``name`` does not know or read, a line for each."""
-    lines = []
+def unheard(tokenizer: Tokenizer, name: str, requests: Iterable[Request], examples: Sequence[str]) -> list[str]:
+    """Say which parts of the texts of requests the model ``name`` does not know or read, a line for each.
+
+    Where there is a word that it does not know, the last line has some of its ``examples``.
+    """
+    lines, foreign = [], False
     for text in dict.fromkeys(part.text for request in requests for part in Texts.of(request).texts):
         if unknown := tokenizer.unknown(text):
             lines.append(f"{name} does not know {first_words(unknown)}; see 'sa3 info {shlex.quote(name)}'")
+            foreign = True
         count = tokenizer.count(text)
         if text.strip() and not count:
             lines.append(f"{name} hears nothing of the prompt {excerpt(text)!r}")
         if count > tokenizer.max_length:
             lines.append(f"the prompt has {count} tokens, {name} hears the first {tokenizer.max_length}")
+    if foreign and examples:
+        lines.append(f"{name} does well: {suggestions(examples)}")
     return lines
+
+
+def suggestions(examples: Sequence[str]) -> str:
+    """Return the first examples of a model for a line, as they are typed."""
+    return ", ".join(f'"{text}"' for text in examples[:_SUGGESTED])

@@ -137,7 +137,7 @@ class Studio:
             return []
         model = self.model(record.order["model"])
         request = Request.from_dict(record.order["request"], audio=np.zeros((0, 1), np.float32))
-        return unheard(_tokenizer(model.folder), model.tag, [request])
+        return unheard(_tokenizer(model.folder), model.tag, [request], model.config.examples)
 
     def _queue(self, order: Order, request: Request, model: Model) -> JobRecord:
         work = JobSize.of(request, model.config)
@@ -282,5 +282,5 @@ def _facts(folder: Path, name: str) -> dict[str, Any]:
         "dial": config.dial is not None,  # whether it takes a strength
         "head_room_seconds": diffusion.head_room_seconds,
         "words": list(tokenizer.closed_vocabulary()),
-        "prompts": known_prompts(tokenizer),
+        "prompts": list(config.examples) or known_prompts(tokenizer),
     }

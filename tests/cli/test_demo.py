@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -40,7 +42,7 @@ def sounds(name: str) -> tuple[np.ndarray, ...]:
 
 def test_it_is_the_preset_in_at_most_12_megabytes() -> None:
     check_folder(DEMO, ModelConfig.load(DEMO))
-    assert ModelConfig.load(DEMO) == PRESETS["demo"]
+    assert replace(ModelConfig.load(DEMO), examples=()) == PRESETS["demo"]
     assert sum(path.stat().st_size for path in DEMO.iterdir()) <= 12_000_000
 
 
@@ -111,8 +113,22 @@ def test_a_prompt_that_is_not_heard_is_named(
     args = ("--seconds", "0.2", "--steps", "1")
     result = sa3(capfd, "generate", "ピアノ", *args, "--out", tmp_path / "a.wav")
     assert "note: demo does not know 'ピアノ'" in result.err and "demo hears nothing of the prompt" in result.err
+    assert 'note: demo does well: "piano note A4", ' in result.err
     result = sa3(capfd, "generate", "Hi-hat, A♭4!", *args, "--out", tmp_path / "b.wav")
     assert "note:" not in result.err
+
+
+def test_who_asks_for_nothing_is_told_what_the_demo_does_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each example is told by ``info`` and known by the demo word by word."""
+    monkeypatch.setenv("SA3_HOME", str(tmp_path / "home"))
+    result = sa3(capfd, "generate")
+    assert result.code == 2 and 'give a PROMPT or --prompt-file; demo does well: "piano note A4", ' in result.err
+    examples = ModelConfig.load(DEMO).examples
+    assert json.loads(sa3(capfd, "info", "demo", "--json").out)["does well"] == list(examples)
+    tokenizer = Tokenizer(DEMO / "tokenizer.json", 12)
+    assert len(examples) >= 6 and not [text for text in examples if tokenizer.unknown(text)]
 
 
 def test_a_part_without_a_layer_that_fits_is_said_or_refused(

@@ -95,7 +95,7 @@ def test_other_commands_take_prompts_over_time(run: Run):
     [
         (["x", "--at", "0", "y"], "several prompts begin at 0"),
         (["--at", "0", "x", "--at", "0", "y"], "several prompts begin at 0"),
-        (["--at", "1", "x"], "give either a PROMPT or --prompt-file"),
+        (["--at", "1", "x"], "give a PROMPT or --prompt-file"),
         (["--at", "0", "x", "--prompt-file", "p.txt"], "give either a PROMPT or --prompt-file"),
         (["x", "--at", "-1", "y"], "the prompt at -1 s: allowed are times above 0 and below 2 s"),
         (["x", "--at", "2", "y"], "the prompt at 2 s: allowed are times above 0 and below 2 s"),

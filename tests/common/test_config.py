@@ -79,3 +79,9 @@ def test_impossible_values_are_one_line(change: dict[str, dict[str, Any]], messa
     with pytest.raises(ConfigError) as caught:
         ModelConfig.from_dict(data)
     assert message in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("examples", [["a"] * 33, [""], ["two\nlines"], ["x" * 201]])
+def test_examples_are_a_few_lines(examples: list[str]) -> None:
+    with pytest.raises(ConfigError, match="examples"):
+        ModelConfig.from_dict({**PRESETS["demo"].to_dict(), "examples": examples})

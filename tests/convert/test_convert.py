@@ -260,10 +260,16 @@ def test_full_size_weights_arrive_under_our_names(golden, tmp_path):
 
 
 def test_what_the_official_layout_has_no_place_for_survives_the_round_trip(tmp_path):
-    """The usual sampling, dial and head-room of a model lie in a file beside; a released model needs none."""
+    """The usual sampling, dial, head-room and examples lie in a file beside; a released model needs none."""
     sampling = Sampling(sampler="dpmpp", steps=12, guidance=Guidance(scale=3.0, apg=0.5))
     dial = PRESETS["demo"].dial
-    config = replace(TINY, sampling=sampling, dial=dial, diffusion=replace(TINY.diffusion, head_room_seconds=0.5))
+    config = replace(
+        TINY,
+        sampling=sampling,
+        dial=dial,
+        diffusion=replace(TINY.diffusion, head_room_seconds=0.5),
+        examples=("rain on tin", "a bell"),
+    )
     write_checkpoint(tmp_path / "ours", config)
     export_official(tmp_path / "ours", tmp_path / "official", force=False)
     run(tmp_path / "official", tmp_path / "again", name="tiny")
@@ -281,6 +287,7 @@ def test_what_the_official_layout_has_no_place_for_survives_the_round_trip(tmp_p
         ('{"format": "sa3-beside/1", "steps": 3}', "unknown field"),
         ('{"format": "sa3-beside/1", "dial": {"official": [1]}}', "dial: missing field"),
         ('{"format": "sa3-beside/1", "sampling": {"sampler": "none", "steps": 3}}', "sampler is 'none'"),
+        ('{"format": "sa3-beside/1", "examples": [1]}', "examples"),
     ],
 )
 def test_a_damaged_file_beside_is_refused(text, words, tmp_path):

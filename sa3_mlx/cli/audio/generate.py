@@ -11,6 +11,7 @@ import click
 
 from sa3_mlx.cli.home import find_model
 from sa3_mlx.cli.inputs import is_stream, open_stream
+from sa3_mlx.cli.notes import suggestions
 from sa3_mlx.cli.options.choice import ChoiceOptions, single
 from sa3_mlx.cli.options.long import LongOptions
 from sa3_mlx.cli.options.model import MemoryOptions, ModelOptions
@@ -63,9 +64,12 @@ def generate(
     beside the file until it is whole: after an interruption the same command goes on.
     """
     prompt = sampling.opening(prompt)
-    if (prompt is None) == (prompt_file is None):
+    if prompt is not None and prompt_file is not None:
         raise click.UsageError("give either a PROMPT or --prompt-file")
     found = find_model(model.name, generates=True)
+    if prompt is None and prompt_file is None:
+        tried = f"; {found.name} does well: {suggestions(found.config.examples)}" if found.config.examples else ""
+        raise click.UsageError(f"give a PROMPT or --prompt-file{tried}")
     prompts = [prompt] if prompt is not None else list(prompts_in(prompt_file or Path()))
     if not prompts:
         raise ValueError(f"{prompt_file}: no prompt in it; write one per line")

@@ -138,6 +138,7 @@ def _model(model: Model) -> Facts:
         tokenizer = Tokenizer(folder / TOKENIZER_FILE, config.diffusion.text_encoder.max_length)
         facts["longest"] = longest(config)
         facts["usual sampling"] = str(config.usual_sampling)
+        facts["does well"] = list(config.examples)
         facts["knows the words"] = list(tokenizer.closed_vocabulary())
     return {**facts, "config": config.to_dict()}
 

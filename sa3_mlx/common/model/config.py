@@ -31,6 +31,8 @@ SAMPLES_MAX = 2**20  # per latent
 FRAMES_MAX = 2**20
 RATE_MAX = 2**20  # Hz
 CHANNELS_MAX = 64
+EXAMPLES_MAX = 32  # prompts of at most so many characters each
+EXAMPLE_MAX = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,10 +238,17 @@ class ModelConfig(Config):
     sampling: Sampling | None = None  # the usual one; None: the official one of the objective [B26]
     dial: Dial | None = None  # noise levels by strength; None: not calibrated
     clap: LatentClapConfig | None = None  # which ranks what was made, beside the weights; None: there is none
+    examples: tuple[str, ...] = ()  # prompts that it does well, which are suggested to who asks for none
 
     def __post_init__(self) -> None:
         _bounded(self, RATE_MAX, "sample_rate")
         _bounded(self, CHANNELS_MAX, "audio_channels")
+        require(len(self.examples) <= EXAMPLES_MAX, f"examples: {len(self.examples)} prompts, at most {EXAMPLES_MAX}")
+        for example in self.examples:
+            require(
+                0 < len(example) <= EXAMPLE_MAX and example.isprintable(),
+                f"examples: {quoted(example)} must be a line of 1 to {EXAMPLE_MAX} characters",
+            )
         if self.clap is not None:
             text, channels = self.diffusion and self.diffusion.text_encoder, self.same.latent_channels
             require(self.clap.text == text, "clap.text: is not the text encoder of the model")
