@@ -62,7 +62,7 @@ SHORT = Extent(  # of --dry-run
     repeats=2,
     minutes=0.0,
     tests=("-m", "metal", METAL_TESTS, "-k", "bias"),
-    tune=("--seconds", "0.5", "--only", "launches"),
+    tune=("--seconds", "0.5", "--only", "launches", "--rounds", "2"),
     shapes=("--short",),
 )
 

@@ -71,6 +71,18 @@ def test_tune_says_that_nothing_is_faster(run: Run, monkeypatch: pytest.MonkeyPa
     assert read_table()[0].ways == {}
 
 
+def test_ways_are_timed_as_often_as_asked(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once more at first, which does not count: two ways, then the clip."""
+    timed: list[Sequence[Work]] = []
+    monkeypatch.setattr(PipelineBench, "seconds", lambda _bench, works: float(timed.append(works) or len(works)))
+    for rounds in ((), ("--rounds", "3")):
+        timed.clear()
+        ok(run("tune", "little", "--backend", "mlx", "--seconds", "1", "--only", "launches", *rounds))
+        assert len(timed) == 3 * (1 + (int(rounds[1]) if rounds else command._MOST))
+    refused = run("tune", "little", "--rounds", "0")
+    assert refused.code == 2 and "--rounds" in refused.err
+
+
 def test_dry_run_lists_and_writes_nothing(run: Run) -> None:
     result = ok(run("tune", "little", "--backend", "mlx", "--dry-run"))
     assert "chunks " in result.out and "compiled_step " in result.out and "half" in result.out

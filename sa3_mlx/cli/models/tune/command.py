@@ -58,6 +58,7 @@ def parse_way(text: str) -> tuple[str, str]:
     help="Try a way that is less exact, or slow at first; can be repeated.",
 )
 @click.option("--only", multiple=True, metavar="PLACE", help="Leave all other places as they are; can be repeated.")
+@click.option("--rounds", type=click.IntRange(1), help=f"Time every way so often. Default: {_FEWEST} to {_MOST} times.")
 @click.option("--cpu-time", is_flag=True, help="On a CPU that others use too: time the CPU seconds of this process.")
 @click.option("--dry-run", is_flag=True, help="List what would be timed.")
 @click.option("--forget", "forgets", is_flag=True, help="Remove what was tuned: of the model, or everything.")
@@ -68,6 +69,7 @@ def tune(
     seconds: float | None,
     allow: tuple[tuple[str, str], ...],
     only: tuple[str, ...],
+    rounds: int | None,
     cpu_time: bool,
     dry_run: bool,
     forgets: bool,
@@ -103,7 +105,7 @@ def tune(
     if dry_run:
         _list(search)
     else:
-        _search(search, key_of(twin, where, chosen.config), chosen.config.name)
+        _search(search, key_of(twin, where, chosen.config), chosen.config.name, rounds)
 
 
 def _check_clock(kind: Kind, *, cpu_time: bool) -> None:
@@ -132,10 +134,10 @@ def _list(search: Search) -> None:
         show(f"only with --allow {name}={way}  ({search.choices.place(name).about})")
 
 
-def _search(search: Search, key: Key, model: str) -> None:
+def _search(search: Search, key: Key, model: str, rounds: int | None) -> None:
     """Time everything, save what is fastest, and show how it did."""
     begin, places = time.monotonic(), len(search.places())
-    found = search.run(rounds=lambda round_seconds: _rounds(round_seconds, places + 1))
+    found = search.run(rounds=lambda round_seconds: rounds or _rounds(round_seconds, places + 1))
     tuning = Tuning(
         key=key,
         model=model,
