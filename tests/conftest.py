@@ -18,12 +18,21 @@ from tests.support.tiny_checkpoint import write_checkpoint
 from tests.support.twins import TINY, Twin
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
+LONGEST = (  # files that take longest begin first, so that no process still works on one while the others wait
+    *("cuda/test_benchmark.py", "train/run/test_processes.py", "twins/test_exact.py", "train/run/test_stages.py"),
+    *("train/run/test_plan.py", "cuda/test_compiled.py", "train/run/test_blocks.py", "benchmarks/test_mac.py"),
+    *("train/run/test_torchrun.py", "faults/test_faults.py", "cli/models/test_get.py", "benchmarks/test_music.py"),
+)
 
 
 if importlib.util.find_spec("mlx") is not None:
     import mlx.core as mx
 
     mx.set_default_device(mx.cpu)  # tolerances are those of a CPU; ``metal`` tests choose the GPU themselves
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: [*(item.path.as_posix().endswith(name) for name in LONGEST), True].index(True))
 
 
 @pytest.fixture(scope="session")

@@ -48,6 +48,12 @@ def _code(path: Path) -> bool:
     return path.suffix in (".py", ".js", ".css", ".html")
 
 
+def test_files_that_begin_first_are_there() -> None:
+    from tests.conftest import LONGEST
+
+    assert {Path("tests", name) for name in LONGEST} <= set(tracked())
+
+
 def test_a_class_name_has_one_meaning() -> None:
     """Twins share names, in files that share theirs; names that begin with _ are known in their file only."""
     homes: dict[str, set[Path]] = {}
