@@ -50,6 +50,10 @@ SECTIONS: Sections = {
         "best-of": ("music.best_of", "best_of", "What choosing the best of several sounds gains, by the judge."),
         "variation": ("quality.variation", "variation", "Audio-to-audio with both schedules."),
     },
+    "What ships": {
+        "ship": ("shipping.ship", "ship", "Put two trained models into the package as demo and demo-base."),
+        "gallery": ("shipping.gallery", "gallery", "Six prompts of the demo: sounds, pictures and the table of them."),
+    },
 }
 
 

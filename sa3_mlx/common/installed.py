@@ -1,4 +1,4 @@
-"""Find models: installed ones in $SA3_HOME/models, the demo inside the package, or any folder by its path."""
+"""Find models: installed ones in $SA3_HOME/models, those inside the package, or any folder by its path."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sa3_mlx import assets
+from sa3_mlx.common.embedded import Shipped, unpack
 from sa3_mlx.common.model.checkpoint import CONFIG_FILE
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.presets import PRESETS, REPOSITORIES
@@ -17,6 +18,8 @@ from sa3_mlx.common.quant.format import check_folder
 
 DEMO = "demo"
 DEMO_FOLDER = assets.DEMO
+DEMO_BASE = "demo-base"
+PACKED_BASE = assets.DEMO_BASE
 HUB = "https://huggingface.co/"
 _HUB_ID = re.compile(rf"(?:{re.escape(HUB)})?[\w.-]*\w/[\w.-]+/?")
 DAMAGE = (ValueError, OSError, RecursionError)  # what ``open_model`` raises
@@ -54,7 +57,10 @@ def models_folder() -> Path:
 
 
 def installed() -> dict[str, Path]:
-    """Return the folders of all installed models by name: released ones, the embedded demo, then all others."""
+    """Return the folders of all installed models by name: released ones, the embedded demo, then all others.
+
+    That of the demo's base is there from its first use on, see ``ready``.
+    """
     try:
         paths = sorted(models_folder().iterdir())
     except OSError:  # there is none, or it cannot be read
@@ -62,7 +68,19 @@ def installed() -> dict[str, Path]:
     found = {path.name: path for path in paths if not path.name.startswith(".") and _holds_model(path)}
     if DEMO not in found and (DEMO_FOLDER / CONFIG_FILE).is_file():
         found[DEMO] = DEMO_FOLDER
+    if DEMO_BASE not in found and (made := Shipped.read(PACKED_BASE)) is not None:
+        found[DEMO_BASE] = home() / "unpacked" / f"{DEMO_BASE}-{made.weights.removeprefix('sha256:')[:12]}"
     return {name: found[name] for name in dict.fromkeys((*PREFERENCE, *found)) if name in found}
+
+
+def ready(name: str, folder: Path) -> Path:
+    """Return the folder of an installed model; the demo's base is unpacked first, once for every version of it.
+
+    Raises ValueError for a damaged package, OSError where the disk refuses.
+    """
+    if name == DEMO_BASE and folder.parent.name == "unpacked" and not folder.is_dir():
+        unpack(PACKED_BASE, DEMO_FOLDER, folder)
+    return folder
 
 
 def _holds_model(path: Path) -> bool:
@@ -118,7 +136,7 @@ def find_model_folder(name: str) -> tuple[str, Path]:
     if name not in models and Path(name).is_dir():
         return name, Path(name)
     if (name := known_name(name)) in models:
-        return name, models[name]
+        return name, ready(name, models[name])
     if name in REPOSITORIES:
         raise FileNotFoundError(f"{name} is not installed; run 'sa3 get {name}' (licence: {licence_page(name)})")
     if name in PRESETS:

@@ -16,6 +16,7 @@ from sa3_mlx.common.installed import (
     licence_page,
     models_folder,
     open_model,
+    ready,
 )
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE, expected_tensors
 from sa3_mlx.common.model.config import ModelConfig
@@ -40,7 +41,7 @@ def models() -> None:
     usual, default = dict(default_models()), ""
     for name, folder in found.items():
         try:
-            config = open_model(folder)
+            config = open_model(ready(name, folder))
             size = f"{(folder / WEIGHTS_FILE).stat().st_size / 1e6:,.0f} MB"
             where = "comes with sa3" if folder == DEMO_FOLDER else str(folder)
             default = default or (name if name in usual and config.diffusion is not None else "")

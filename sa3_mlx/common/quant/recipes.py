@@ -2,7 +2,7 @@
 
 Adding a recipe is adding a line to RECIPES. What stays as it is, whatever the recipe: embedders of prompt, time and
 duration, the modulation, projections in and out of the DiT, norms, memory tokens, the text embedding (rows of it are
-gathered), and of the codec everything that its differential attention and its ends need.
+gathered), and the ends of the codec [Q2.5].
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LAYERS = {
         r"|ff\.(proj_in|proj_out)|local_embed\.fc2)"
     ),
     "text_encoder": re.compile(r"text_encoder\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"),
-    "same": re.compile(r"same\.(encoder|decoder)\.layers\.\d+\.(self_attn\.to_out|ff\.(proj_in|proj_out))"),
+    "same": re.compile(r"same\.(encoder|decoder)\.layers\.\d+\.(self_attn\.(to_qkv|to_out)|ff\.(proj_in|proj_out))"),
 }
 
 
