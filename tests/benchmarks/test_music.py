@@ -70,11 +70,16 @@ def test_lost_pitches_are_counted() -> None:
     assert shares["other"] == shares["unclear"] == shares["silent"] == 0.125
 
 
-def test_the_pitch_of_long_notes_is_written_down(random_models: dict[str, Path], tmp_path: Path) -> None:
+def test_the_pitch_of_long_notes_is_written_down(
+    random_models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For two instruments of the eight, which go alike."""
+    played = [*INSTRUMENTS][:2]
+    monkeypatch.setattr("benchmarks.music.pitches.INSTRUMENTS", played)
     options = ["--seconds", "66", "--seeds", "1", "--steps", "1", "--results", str(tmp_path)]
     result = CliRunner().invoke(pitches, [str(random_models["tiny-s"]), *options])
     assert result.exit_code == 0, result.output
     (file,) = tmp_path.iterdir()
     rows = json.loads(file.read_text())["rows"]
-    assert [row["instrument"] for row in rows] == list(INSTRUMENTS)
+    assert [row["instrument"] for row in rows] == played
     assert all(0 <= row["asked_later"] <= 1 for row in rows)
