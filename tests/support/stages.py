@@ -240,17 +240,9 @@ def clap_stage(workspace: Path, *changes: str) -> ClapStage:
 
 def ode_warmup_stage(workspace: Path, *changes: str) -> OdeWarmupStage:
     """The base is a model of random weights around the workspace's autoencoder; refreshed in every second step."""
-    settings = (
-        *SHORT,
-        "train.batch=4",
-        "clips.buckets=1",
-        "optimizer.warmup_steps=1",
-        "teacher.sampling.steps=3",
-        "teacher.refresh_rate=2",
-        "teacher.renoised_share=0.5",
-        "teacher.first_share=0.25",
-        *changes,
-    )
+    rates = ("refresh_rate=2", "renoised_share=0.5", "first_share=0.25", "sampling.steps=3")
+    teacher = [f"teacher.{rate}" for rate in rates]
+    settings = (*SHORT, "train.batch=4", "clips.buckets=1", "optimizer.warmup_steps=1", *teacher, *changes)
     config = load_settings(OdeWarmupConfig, "ode-warmup", "demo", settings)
     return OdeWarmupStage(workspace / "base", config, [workspace / "latents"])
 
@@ -392,6 +384,7 @@ STAGES: dict[str, Callable[..., Stage]] = {
     "text": text_stage,
     "clap": clap_stage,
     "ode-warmup": ode_warmup_stage,
+    "own-states": lambda *words: ode_warmup_stage(*words, "teacher.own_share=1.0"),
     "posttrain": posttrain_stage,
     "frechet": frechet_stage,
     "lora": lora_stage,

@@ -4,9 +4,12 @@ One step: the base samples a batch with guidance; its states X_k at times t_k, i
 are kept for ``refresh_rate`` steps. Every item picks a k; z = X_k - t_k v(X_k, t_k); squared error to z_T.
 
 From pure noise only, the states are those of guided trajectories. Ping-pong sampling asks for others, estimates with
-new noise, which guidance has not shaped yet; a share of the trajectories therefore begins with data and noise.
+new noise, which guidance has not shaped yet; a share of the trajectories therefore begins with data and noise. No state
+of sampling is made of data, though: in a share of these the student's own estimate from pure noise takes their place,
+so that it learns to mend its own errors.
 
-What is kept is a function of the step at which it was drawn, so a resumed run computes it again and goes on alike.
+What is kept is a function of the step at which it was drawn, and of the student's weights then, of which checkpoints
+have a copy; so a resumed run computes it again and goes on alike.
 
 Shapes: B batch, T latent frames, C latent channels, K steps of the teacher. t = 0 is data, t = 1 noise.
 """
@@ -23,8 +26,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.generation.schedule import sigmas
 from sa3_mlx.common.installed import name_of
+from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE
 from sa3_mlx.common.model.sampling import Sampling
 from sa3_mlx.common.schema import Config, ConfigError
 from sa3_torch.guidance import GuidedVelocity
@@ -34,7 +39,7 @@ from sa3_torch.train.flow.conditioning import ConditionInputs, Networks, conditi
 from sa3_torch.train.flow.latent_data import ClipsConfig, LatentData
 from sa3_torch.train.flow.losses import flow_errors, flow_loss
 from sa3_torch.train.flow.masks import Masks
-from sa3_torch.train.flow.model import StartModel, diffusion_of, export_model, open_text
+from sa3_torch.train.flow.model import StartModel, diffusion_of, export_model, open_model, open_text
 from sa3_torch.train.flow.path import interpolate
 from sa3_torch.train.flow.validation import VALIDATION_BATCHES
 from sa3_torch.train.run import parallel
@@ -63,10 +68,15 @@ class TeacherConfig(Config):
     refresh_rate: int  # steps for which its samples are kept
     renoised_share: float  # of its trajectories that begin with data and noise instead of pure noise
     first_share: float  # of the student's items that take the first state of a trajectory; the others take any
+    own_share: float = 0.0  # of the trajectories with data and noise, that take the student's estimate for the data
 
     def __post_init__(self) -> None:
         check(self, 1, math.inf, "refresh_rate")
-        check(self, 0, 1, "renoised_share", "first_share")
+        check(self, 0, 1, "renoised_share", "first_share", "own_share")
+        if self.own_share and not self.renoised_share:
+            raise ConfigError(
+                f"teacher.own_share is {self.own_share:g}, of a teacher.renoised_share of 0: set that above 0"
+            )
         if self.sampling.sampler == "pingpong":
             raise ConfigError("teacher.sampling.sampler is 'pingpong', which adds noise itself: choose dpmpp or euler")
 
@@ -91,6 +101,7 @@ class TeacherDraw:
     batch: LatentBatch
     masks: Masks
     levels: Tensor  # (B,) of the noise
+    own: Tensor  # (B,) bool, whose data are the student's estimates
 
 
 class TeacherData:
@@ -101,12 +112,18 @@ class TeacherData:
         self.feed = BatchFeed(self.read, every=config.teacher.refresh_rate)
 
     def read(self, step: int, part: BatchSlice) -> TeacherDraw:
-        """Read the clips of a slice and draw masks, and the noise levels at which the teacher begins, on the CPU."""
-        train, rows = self.config.train, part.rows(self.config.train.batch)
+        """Read the clips of a slice and draw masks, and at which noise levels and of what the teacher begins, on the
+        CPU."""
+        train, teacher, rows = self.config.train, self.config.teacher, part.rows(self.config.train.batch)
         batch = self.data.train.batch(step, rows)
-        renoised, level = item_uniforms(rows, 2, train.seed, Purpose.TEACHER_LEVELS, step).unbind(1)
-        levels = torch.where(renoised < self.config.teacher.renoised_share, sampling_log_snr(level), 1.0)
-        return TeacherDraw(batch=batch, masks=self.data.masks(batch, rows, step), levels=levels)
+        share, level, own = item_uniforms(rows, 3, train.seed, Purpose.TEACHER_LEVELS, step).unbind(1)
+        renoised = share < teacher.renoised_share
+        return TeacherDraw(
+            batch=batch,
+            masks=self.data.masks(batch, rows, step),
+            levels=torch.where(renoised, sampling_log_snr(level), 1.0),
+            own=renoised & (own < teacher.own_share),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,13 +146,20 @@ class OdeWarmupStage(Stage):
     """Train conditioner and DiT of the checkpoint folder ``base``, the student, by a frozen copy of them, the teacher.
 
     ``autoencoder``: folder of the one that made the latents; needed only where the base does not say which it was.
+    ``student``: folder of a model of this stage to go on from, in place of the base. Raises ValueError when they do not
+    belong together.
     """
 
     name = "ode-warmup"
     feed: BatchFeed[TeacherDraw]
 
     def __init__(
-        self, base: Path, config: OdeWarmupConfig, latents: Sequence[Path], autoencoder: Path | None = None
+        self,
+        base: Path,
+        config: OdeWarmupConfig,
+        latents: Sequence[Path],
+        autoencoder: Path | None = None,
+        student: Path | None = None,
     ) -> None:
         super().__init__()
         start = StartModel.open(base, latents, autoencoder)
@@ -148,12 +172,29 @@ class OdeWarmupStage(Stage):
         self.denoiser = Denoiser(self.networks.conditioner, self.networks.dit)
         self.teacher = Denoiser.frozen_copy(self.model)
         work_by_blocks(self.teacher, compiled=config.train.compile, checkpointed=False)  # most of the arithmetic
+        if student is not None:
+            self.model.load_state_dict(self._weights_of(student))
+            self.parents["student"] = file_hash(student / WEIGHTS_FILE)
+        self.rollout: Denoiser | None = None  # the student as it was at the last refresh
+        if config.teacher.own_share:
+            self.rollout = Denoiser.frozen_copy(self.model)
+            self.denoiser.add_module("rollout", self.rollout)  # checkpoints have it so
         self.teacher_shift = diffusion_of(start.config).shift
         self.groups = {"student": Group(network=self.denoiser, optimizer=config.optimizer)}
         tokenizer = open_text(start.tokenizer_file, start.config)
         self.latents = LatentData(start.latents, tokenizer, start.config, config.clips, config.train)
         self.feed = TeacherData(config, self.latents).feed
         self._kept: dict[tuple[int, BatchSlice, str, int], Trajectory] = {}  # of the steps since the last refresh
+
+    def _weights_of(self, student: Path) -> dict[str, Tensor]:
+        model, config, _ = open_model(student)
+        found, text = model.state_dict(), self.networks.text_encoder.state_dict()
+        same_text = config.diffusion == self.model_config.diffusion and all(
+            torch.equal(found[f"text_encoder.{name}"], value.cpu()) for name, value in text.items()
+        )
+        if config.same != self.model_config.same or not same_text:
+            raise ValueError(f"{student}: not made of this base by `sa3 train ode-warmup`; give one that was")
+        return found
 
     def data(self) -> tuple[Split, ...]:
         return self.latents.splits()
@@ -163,6 +204,12 @@ class OdeWarmupStage(Stage):
 
     def period(self) -> int:
         return self.config.teacher.refresh_rate
+
+    @torch.no_grad()
+    def begin(self, step: int) -> None:
+        if self.rollout is not None and step % self.config.teacher.refresh_rate == 0:
+            for name, kept in self.rollout.named_parameters():
+                kept.copy_(self.denoiser.get_parameter(name))
 
     def losses(self, step: int) -> dict[str, Tensor]:
         config, rows = self.config, self.batch_slice.rows(self.config.train.batch)
@@ -188,20 +235,28 @@ class OdeWarmupStage(Stage):
             drawn, train = self.feed.get(start, self.batch_slice), self.config.train
             rows, shape = self.batch_slice.rows(train.batch), tuple(drawn.batch.latents.shape[1:])
             noise = item_noise(rows, shape, train.seed, Purpose.TRAINING_NOISE, start, self.device)
-            self._kept[key] = self._run(drawn, noise)
+            first = None
+            if self.rollout is not None:
+                first = item_noise(rows, shape, train.seed, Purpose.OWN_SAMPLES, start, self.device)
+            self._kept[key] = self._run(drawn, noise, first)
         return self._kept[key]
 
     @torch.no_grad()
-    def _run(self, drawn: TeacherDraw, noise: Tensor) -> Trajectory:
-        """Run the teacher's sampler from data with ``noise`` (B, T, C), on the base's schedule below its levels."""
+    def _run(self, drawn: TeacherDraw, noise: Tensor, first: Tensor | None = None) -> Trajectory:
+        """Run the teacher's sampler from data with ``noise`` (B, T, C), on the base's schedule below its levels. Own
+        data are the student's estimates of the noise ``first`` (B, T, C)."""
         config, masks, levels = self.config.teacher, drawn.masks, drawn.levels
         steps, lengths = config.sampling.steps, masks.valid.sum(1).tolist()
         schedule = sigmas(self.teacher_shift, steps, levels.tolist(), lengths, schedule="monotone")
         batch = drawn.batch.to(self.device)
-        x = interpolate(batch.latents, noise, levels.to(self.device, non_blocking=True))
-        states = [x]
+        data = batch.latents
         with self.autocast():
             inputs = frozen_inputs(self.networks, batch, masks)
+            if self.rollout is not None and first is not None:
+                estimate = self.rollout(first, torch.ones(len(first), device=self.device), inputs)
+                data = torch.where(drawn.own.to(self.device)[:, None, None], estimate, data)
+            x = interpolate(data, noise, levels.to(self.device, non_blocking=True))
+            states = [x]
             cond, dit = conditioning(self.teacher.conditioner, inputs), self.teacher.dit
             velocity = GuidedVelocity(
                 dit=dit,
@@ -230,7 +285,8 @@ class OdeWarmupStage(Stage):
                 batch = self.latents.validation.batch(index, rows)
                 shape, masks = tuple(batch.latents.shape[1:]), Masks.nothing_kept(batch.valid)
                 noise = item_noise(rows, shape, seed, Purpose.HELD_OUT_NOISE, index, self.device)
-                run = self._run(TeacherDraw(batch=batch, masks=masks, levels=torch.ones(len(noise))), noise)
+                pure, own = torch.ones(len(noise)), torch.zeros(len(noise), dtype=torch.bool)
+                run = self._run(TeacherDraw(batch=batch, masks=masks, levels=pure, own=own), noise)
                 times = run.times[shown, 0].tolist()
                 for row, denoiser in enumerate((self.denoiser, self.teacher)):
                     for column, k in enumerate(shown):
@@ -278,12 +334,18 @@ def relative_error(estimate: Tensor, run: Trajectory) -> Tensor:
 @LATENTS
 @UNGATED
 @AUTOENCODER
+@click.option("--student", type=MODEL, default=None, help="A model of this stage to go on from; else --model.")
 def ode_warmup(
-    run: RunOptions, model: Path, latents: tuple[Path, ...], ungated: bool, autoencoder: Path | None
+    run: RunOptions,
+    model: Path,
+    latents: tuple[Path, ...],
+    ungated: bool,
+    autoencoder: Path | None,
+    student: Path | None,
 ) -> None:
     """Teach a model to reach its guided samples in one step (stage 2)."""
     config = run.settings(OdeWarmupConfig, "ode-warmup")
-    stage = OdeWarmupStage(model, config, latents, autoencoder)
+    stage = OdeWarmupStage(model, config, latents, autoencoder, student)
     if not ungated:
         stage.latents.latents.check_gate()
     if run.train(stage, config, {**stage.parents, "latents": stage.latents.latents.identity()}):

@@ -132,6 +132,7 @@ class Trainer:
         optimizer, settings = self.optimizers[name], stage.groups[name].optimizer
         rate = learning_rate_at(settings, step=self.step, steps=config.steps, update=self.updates[name])
         set_rate(optimizer, rate)
+        stage.begin(self.step)
         values = self._gradients(name)
         norm = float(parallel.clip(self.trained[name], settings.clip_norm))
         self.updates[name] += 1

@@ -107,6 +107,9 @@ class Stage(ABC):
         """Name of the group that is trained in a step; the parameters of the others are frozen meanwhile."""
         return next(iter(self.groups))
 
+    def begin(self, step: int) -> None:  # noqa: B027 (most stages keep nothing of their weights)
+        """Keep what a step needs of the weights that it begins with; in ``losses`` some are not the sharded ones."""
+
     @abstractmethod
     def losses(self, step: int) -> dict[str, Tensor]:
         """Return weighted terms of a step on ``batch_slice``, means over its items, whose sum is minimised.

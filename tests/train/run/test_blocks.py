@@ -27,8 +27,9 @@ pytestmark = pytest.mark.usefixtures("no_pictures")
 
 COMPILED = [name for name in STAGES if name != "game"]  # which has no blocks
 # Graphs of the first steps; a block of the generator, of the discriminator and of a teacher are the same method. In
-# "frechet" those of the discriminator are frozen, which is another one.
-GRAPHS = {"pretrain": 1, "text": 1, "lora": 1, "clap": 1, "ode-warmup": 2, "posttrain": 4, "frechet": 5, "quantize": 2}
+# "frechet" those of the discriminator are frozen, which is another one, as are those of the rollout in "own-states".
+ONE = ("pretrain", "text", "lora", "clap")
+GRAPHS = {**dict.fromkeys(ONE, 1), "ode-warmup": 2, "own-states": 3, "posttrain": 4, "frechet": 5, "quantize": 2}
 QUICK = ("autoencoder", "pretrain", "posttrain")  # the others have the same blocks
 
 

@@ -56,7 +56,9 @@ def test_a_step_without_values_takes_what_a_real_one_takes(name: str, workspace:
     found = count_step(stage, trained_of(stage), step, [BatchSlice()])
     assert found.flops == real.flops > 0
     assert found.gradient_bytes == real.gradient_bytes
-    assert found.peak_bytes == pytest.approx(real.peak_bytes, rel=0.04 if name == "ode-warmup" else 0.01)
+    assert found.peak_bytes == pytest.approx(
+        real.peak_bytes, rel=0.04 if name in ("ode-warmup", "own-states") else 0.01
+    )
 
 
 def test_bytes_are_those_of_living_tensors() -> None:
