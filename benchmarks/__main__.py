@@ -36,6 +36,7 @@ SECTIONS: Sections = {
         "renoising": ("quality.renoising", "renoising", "What ping-pong sampling keeps of a prompt, step by step."),
         "few-steps": ("quality.few_steps.command", "few_steps", "Models at 1, 2, 4 and 8 evaluations, in one table."),
         "music-adherence": ("quality.music_adherence", "music_adherence", "What of prompts of music a model makes."),
+        "music-edits": ("quality.music_edits", "music_edits", "What of tempo and key edited music keeps, its seams."),
         "music-set": (
             "quality.music_set",
             "music_set",
