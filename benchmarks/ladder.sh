@@ -2,7 +2,8 @@
 # Train the model "music" through every stage:  benchmarks/ladder.sh FOLDER [HOURS OF SOUND]
 #
 # Run it again and it goes on where it was stopped: every command but `data gate` resumes its own work, and none does
-# anything twice. An NVIDIA GPU is used where there is one. What each stage costs is in docs/records/music.md.
+# anything twice. An NVIDIA GPU is used where there is one. What each stage costs, and how the results go into the
+# package, is in docs/records/music.md.
 set -euo pipefail
 place=${1:?give a folder for sounds, latents and runs} hours=${2:-12}
 sa3=${SA3:-sa3}

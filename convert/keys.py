@@ -204,11 +204,14 @@ def buffers(config: ModelConfig, parts: Collection[str]) -> dict[str, Shape]:
 
 
 def fold_weight_norm(g: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Fold g (out, 1, 1) and v (out, in, kernel) to (out, kernel * in), float64 [B45]. A zero v gives NaN."""
+    """Fold g (out, 1, 1) and v (out, in, kernel) to (out, kernel * in), float64 [B45]. A zero v gives NaN.
+
+    A g that is the norm of v, but for rounding to float32, leaves v as it is: so ``unfold_weight_norm`` has an inverse.
+    """
     v = v.astype(np.float64)
     norm = np.sqrt((v * v).sum(axis=(1, 2), keepdims=True))
     with np.errstate(invalid="ignore", divide="ignore"):
-        weight = g.astype(np.float64) * v / norm
+        weight = v * np.where((norm > 0) & (norm.astype(np.float32) == g), 1.0, g.astype(np.float64) / norm)
     folded: np.ndarray = weight.transpose(0, 2, 1).reshape(v.shape[0], -1)
     return folded
 

@@ -86,8 +86,9 @@ def export_official(folder: Path, out: Path, *, force: bool, progress: OnTensor 
     """Write a checkpoint of ours in the official layout: model_config.json, model.safetensors and, with a text encoder,
     the folder t5gemma-b-b-ul2; what that has no place for goes into a file beside (``write_beside``).
 
-    Buffers are computed again; weight norm gets v = the kernel and g = its norms. Every tensor keeps its type. Raises
-    FileNotFoundError, ValueError and OSError with a one-line message.
+    Buffers are computed again; weight norm gets v = the kernel and g = its norms, in float32, so that the kernel comes
+    back exactly. Every other tensor keeps its type. Raises FileNotFoundError, ValueError and OSError with a one-line
+    message.
     """
     start = time.monotonic()
     check_out(out, force=force, replaceable=lambda path: (path / MODEL_CONFIG_FILE).is_file())
@@ -213,9 +214,9 @@ def _export_entries(pair: TensorPair, file: TensorFile) -> list[TensorEntry]:
     return [
         TensorEntry(
             pair.official[0],
-            dtype,
+            "F32",
             pair.official_shapes[0],
-            lambda: stored_as(unfold_weight_norm(file.read(pair.ours), kernel)[0], dtype),
+            lambda: unfold_weight_norm(file.read(pair.ours), kernel)[0].astype(np.float32),
         ),
         TensorEntry(
             pair.official[1],

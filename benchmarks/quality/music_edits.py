@@ -30,6 +30,7 @@ from sa3_torch.train.data.clip_cache import Audio, CachedClip, ClipSet
 
 KEPT = ("tempo", "key")  # of what is judged
 _TONAL = ("line", "music")
+_UNTOUCHED = ", untouched"
 _LEVEL = MEASURES.index("level")
 
 
@@ -81,7 +82,7 @@ def music_edits(model: str, backend: str, choice: SamplingChoice, data: Path, co
         if clip.kind in _TONAL:
             for name, audio, places in (("inpainted", inpainted, (third, 2 * third)), ("extended", extended, (half,))):
                 levels.setdefault(name, []).extend(seam_levels(audio, places, rate))
-                levels.setdefault(f"{name}, untouched", []).extend(seam_levels(real, places, rate))
+                levels.setdefault(f"{name}{_UNTOUCHED}", []).extend(seam_levels(real, places, rate))
     kept = {name: with_intervals(rows) for name, rows in heard.items()}
     for name, row in kept.items():
         shown = (
@@ -89,7 +90,11 @@ def music_edits(model: str, backend: str, choice: SamplingChoice, data: Path, co
         )
         show(f"{name:22} {', '.join(shown)}")
     seams = {name: {"median": float(np.median(v)), "most": float(np.quantile(v, 0.9))} for name, v in levels.items()}
+    for name in [name for name in seams if f"{name}{_UNTOUCHED}" in seams]:
+        more = np.subtract(levels[name], levels[f"{name}{_UNTOUCHED}"])
+        seams[name]["more"] = float(np.median(more))  # pair by pair
     for name, value in seams.items():
-        show(f"seams, {name:22} {value['median']:.2f} dB, 90 % below {value['most']:.2f} dB")
+        more = f", {value['more']:+.2f} dB more than untouched" if "more" in value else ""
+        show(f"seams, {name:22} {value['median']:.2f} dB{more}, 90 % below {value['most']:.2f} dB")
     about = {"model": pipeline.config.name, "sampling": str(sampling), "clips": len(chosen), "seed": seed}
     show(json.dumps({**about, "kept": kept, "seams_db": seams}))

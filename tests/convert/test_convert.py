@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,7 +15,7 @@ import pytest
 from sa3_convert import export_official
 from sa3_convert.keys import fold_weight_norm, pairs, unfold_weight_norm
 
-from sa3_mlx.common.files.safetensors import TensorFile, file_hash, from_bf16_bits
+from sa3_mlx.common.files.safetensors import TensorFile, array_entry, file_hash, from_bf16_bits, write_tensors
 from sa3_mlx.common.model.checkpoint import expected_tensors
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.presets import PRESETS
@@ -110,6 +111,22 @@ def test_half_precision_is_kept_as_it_is(dtype, tmp_path):
         if not key.endswith((".weight_g", ".weight_v", "inv_freq", "noise_scaling_factor")):
             assert before[key][0] == after[key][0] == dtype
             np.testing.assert_array_equal(before[key][1], after[key][1], err_msg=key)
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+def test_a_model_of_ours_comes_back_bit_exactly(dtype, tmp_path):
+    """The mappings too, whose weight norm is kept in float32."""
+    write_checkpoint(tmp_path / "wide", TINY)
+    (tmp_path / "ours").mkdir()
+    with TensorFile.open(tmp_path / "wide" / "model.safetensors") as file:
+        entries = [array_entry(name, file.read(name), dtype) for name in file.names()]
+        write_tensors(tmp_path / "ours" / "model.safetensors", entries, {"format": "sa3/1"})
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copyfile(tmp_path / "wide" / name, tmp_path / "ours" / name)
+    export_official(tmp_path / "ours", tmp_path / "official", force=False)
+    run(tmp_path / "official", tmp_path / "again", name="tiny")
+    again = (tmp_path / "again" / "model.safetensors").read_bytes()
+    assert again == (tmp_path / "ours" / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("F16", 1e-3), ("BF16", 8e-3)])
