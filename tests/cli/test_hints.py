@@ -44,7 +44,7 @@ COMMANDS = {
     "few_steps.ode_warmup": (
         "ode_warmup",
         "OdeWarmupStage",
-        {"model": DEMO, "latents": (Path("a"), Path("b")), "ungated": True, "autoencoder": None},
+        {"model": DEMO, "latents": (Path("a"), Path("b")), "ungated": True, "autoencoder": None, "student": None},
         ["train", "posttrain", "--model", "runs/a run/model", "--base", "demo", *LATENTS, "--out", "runs/posttrain"],
     ),
     "lora.stage": (

@@ -297,7 +297,7 @@ def test_the_command(
     assert (tmp_path / "out" / "report.txt").read_text() in result.out + "\n"
     assert (tmp_path / "out" / "report.png").stat().st_size > 10_000
     figures: list[Any] = []
-    monkeypatch.setattr("matplotlib.pyplot.close", figures.append)
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: figures.append(figure))
     draw(tmp_path / "again.png", data)
     ticks = {panel.get_title(): [tick.get_text() for tick in panel.get_xticklabels()] for panel in figures[0].axes}
     assert ticks["FD judge"] == ["random\neuler:1:1", "random\npingpong:2:1"]

@@ -272,7 +272,8 @@ def test_recipes_leave_out_what_must_stay_precise() -> None:
         assert len(paths) == 8 * config.diffusion.dit.depth, name
         assert not any(word in path for path in paths for word in ("embed.fc1", "project", "modulation", "to_cond"))
         codec = set(layers_of(config, "same"))
-        assert not any("qkv" in path or "mapping" in path for path in codec)
+        assert not any(word in path for path in codec for word in ("mapping", "project", "embed"))
+        assert any("to_qkv" in path for path in codec)  # [Q2.5]
         assert not any(path.startswith(f"same.decoder.layers.{config.same.decoder_depth - 1}.") for path in codec)
         assert layers_of(config, "text_encoder") == {}  # rows of 48 and 96 values
         shapes = expected_tensors(config)

@@ -35,8 +35,8 @@ def generator(seed: int = 0) -> torch.Generator:
 @pytest.mark.parametrize("name", preset_names("pretrain"))
 def test_presets_name_a_model_and_fit_it(name: str) -> None:
     config = load_settings(PretrainConfig, "pretrain", name, ())
-    ours = name in ("demo", "music")
-    model = PRESETS[name if ours else {"small": "small-music-base"}.get(name, f"{name}-base")]
+    ours, size = name.startswith(("demo", "music")), name.removesuffix("-short")
+    model = PRESETS[size if ours else {"small": "small-music-base"}.get(size, f"{size}-base")]
     assert model.diffusion is not None and config.times.shift_max_frames <= 4096
     assert config.train.batch % (config.train.accumulate * (1 if ours else 8)) == 0
 
