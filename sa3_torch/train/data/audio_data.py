@@ -26,9 +26,9 @@ class AudioData:
 
     @property
     def digest(self) -> str:
-        """Return what tells the shards from others, "" without: a run may not go on with others."""
+        """Return what tells what is trained on from others: a run may not go on with others."""
         if self.shards is None:
-            return ""
+            return self.clips.digest()
         return hashlib.sha256(" ".join(shard.hash for shard in self.shards.shards).encode()).hexdigest()
 
 

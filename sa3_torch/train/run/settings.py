@@ -27,7 +27,7 @@ FREE = (
     *("machine", "machine.device", "machine.processes"),
 )
 LENGTH = "train.steps"  # a run may be lengthened
-RUN_FORMAT = "sa3-run/1"  # from it on, the belongings of a run are complete
+RUN_FORMAT = "sa3-run/2"  # from it on, the belongings of a run are complete
 _LARGEST = 2**62  # of any number
 PRESETS = Path(__file__).parents[1] / "presets"
 # Settings that earlier versions had, with the only value that is left.

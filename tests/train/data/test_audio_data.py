@@ -69,7 +69,7 @@ def test_shards_without_an_index_are_indexed_once(packed: Path, tmp_path: Path) 
 
 def test_a_clip_cache_is_its_own_held_out_set(workspace: Path, tmp_path: Path) -> None:
     data = open_audio(str(workspace / "clips"), tmp_path)
-    assert data.shards is None and data.digest == "" and data.clips.select("validation")
+    assert data.shards is None and data.digest == data.clips.digest() and data.clips.select("validation")
     with pytest.raises(FileNotFoundError, match=r"no index\.json"):
         open_audio(str(tmp_path), tmp_path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +53,28 @@ def test_a_run_does_not_go_on_with_other_latents(
     about["items"][0]["captions"] = ["piano note C4"]
     described.write_text(json.dumps(about))
     assert "holds a run with latents = 'sha256:" in refused(*_lora(workspace, latents, out))
+    assert snapshot(out) == before
+
+
+def test_an_autoencoder_does_not_go_on_with_other_sounds(
+    workspace: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    refused: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The name of the cache and everything but one sample in it are the same."""
+    monkeypatch.setattr("sa3_torch.train.autoencoder.stage.PRESETS", {"demo": stages.MODEL})
+    clips, out = tmp_path / "clips", tmp_path / "run"
+    shutil.copytree(workspace / "clips", clips)
+    sets = ("train.steps=1", "train.batch=4", "train.compile=false", "crop_samples=8192", "spectral.sizes=[128]")
+    words = ("autoencoder", "--data", str(clips), *(f"--set={change}" for change in sets), "--out", str(out))
+    assert sa3(capfd, "train", *words).code == 0
+    before = snapshot(out)
+    with (clips / "audio.npy").open("r+b") as file:
+        file.seek(-2, os.SEEK_END)
+        file.write(b"\x12\x34")
+    assert "holds a run with data = " in refused(*words)
     assert snapshot(out) == before
 
 
