@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 pytest.importorskip("torch")
 
@@ -109,13 +110,11 @@ def test_rhythm_is_that_of_the_stated_tempo():
     assert min(on_beats[:2]) > 0.8 and on_beats[2] < 0.7
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """Train the networks on a few sounds of four classes; return the judge, its cache and the file."""
-    folder = tmp_path_factory.mktemp("judge")
+def make_clips(folder, count):
+    """Store sounds of four classes, ``count`` of each, every fourth held out."""
     drafts = []
     rng = np.random.default_rng(0)
-    for i in range(12):
+    for i in range(count):
         split = "validation" if i % 4 == 3 else "train"
         made = [
             ("note", "note", "piano", 60 + i, {}, tone(60 + i, 1.0)),
@@ -138,7 +137,14 @@ def trained(tmp_path_factory):
                     audio=np.stack([sound, sound], axis=1),
                 )
             )
-    clips = write_clips(folder / "clips", drafts, channels=2, about={})
+    return write_clips(folder, drafts, channels=2, about={})
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Train the networks on a few sounds of four classes; return the judge, its cache and the file."""
+    folder = tmp_path_factory.mktemp("judge")
+    clips = make_clips(folder / "clips", 12)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sa3_torch.evaluate.judge.training.STEPS", 150)
         training.train_networks(clips, folder / "music.npz", 0)
@@ -157,6 +163,38 @@ def test_networks_learn_the_classes_and_the_judge_says_what_is_right(trained):
     wrong = judge.check(clips.read(clips.select("validation")[1]), other)
     assert not wrong["instrument"] and not wrong["pitch"]
     assert judge.networks.hidden(rhythm(clicks(120), 120.0), "style").shape == (training.HIDDEN,)
+
+
+def test_networks_know_what_an_autoencoder_makes_of_a_sound(trained, tmp_path, monkeypatch):
+    """An autoencoder that cuts every sound off at 800 Hz, and ends a bit late."""
+    _, clips, plain = trained
+    monkeypatch.setattr("sa3_torch.evaluate.judge.training.STEPS", 150)
+
+    def rebuild(audio):
+        spectrum, hz = np.fft.rfft(audio, axis=0), np.fft.rfftfreq(len(audio), 1 / SAMPLE_RATE)
+        return np.fft.irfft(spectrum * (hz < 800)[:, None], len(audio), axis=0)
+
+    rows = [len(training.table(clips, "sound", 0, each)[0]) for each in (None, rebuild)]
+    assert rows == [18 * 2, 18 * 3]
+    training.train_networks(clips, tmp_path / "through.npz", 0, rebuild)
+    noises = [each for each in clips.select("validation") if each.kind == "noise"]
+    right = [
+        sum(MusicJudge(path).check(rebuild(clips.read(each)), each)["noise"] for each in noises)
+        for path in (plain, tmp_path / "through.npz")
+    ]
+    assert right == [0, 3]
+
+
+def test_the_command_trains_through_an_autoencoder(random_models, tmp_path, monkeypatch):
+    clips = make_clips(tmp_path / "clips", 4)
+    monkeypatch.setattr("sa3_torch.evaluate.judge.training.STEPS", 5)
+    out = tmp_path / "music.npz"
+    arguments = [clips.folder, "--through", random_models["autoencoder"], "--out", out]
+    done = CliRunner().invoke(training.main, [str(each) for each in arguments], catch_exceptions=False)
+    assert done.exit_code == 0 and out.is_file()
+    assert [line.split(":")[0] for line in done.output.splitlines()] == [
+        kind + rebuilt for rebuilt in ("", ", rebuilt") for kind in ("loop", "noise", "note")
+    ]
 
 
 def test_missing_weights_are_named(tmp_path):
