@@ -23,7 +23,7 @@ from . import parallel
 
 # These change where and how fast a run computes, not what; a run may go on with others.
 FREE = (
-    *("train.parallel", "train.accumulate", "train.checkpoint_blocks"),
+    *("train.parallel", "train.accumulate", "train.checkpoint_blocks", "train.compile"),
     *("machine", "machine.device", "machine.processes"),
 )
 LENGTH = "train.steps"  # a run may be lengthened

@@ -85,6 +85,18 @@ def test_runs_of_earlier_versions_go_on(stage: str, tmp_path: Path) -> None:
         keep_settings(tmp_path, other, {"autoencoder": "sha256:1"}, resumed=True)
 
 
+@pytest.mark.parametrize("change", ["parallel=fsdp", "accumulate=2", "checkpoint_blocks=true", "compile=true"])
+def test_a_run_goes_on_elsewhere_or_faster(change: str, tmp_path: Path) -> None:
+    first, then = (load_settings(PretrainConfig, "pretrain", "demo", changes) for changes in ((), (f"train.{change}",)))
+    keep_settings(tmp_path, first, {}, resumed=False)
+    keep_settings(tmp_path, then, {}, resumed=True)
+    assert (
+        json.loads((tmp_path / "settings.json").read_text())["train"]
+        == then.to_dict()["train"]
+        != first.to_dict()["train"]
+    )
+
+
 def test_a_run_with_a_setting_that_went_does_not_go_on(tmp_path: Path) -> None:
     kind, stored = STORED["pretrain"]
     (tmp_path / "settings.json").write_text(stored.replace('"coupling": "off"', '"coupling": "exact"'))
