@@ -191,8 +191,11 @@ def pretrain(
 
 
 def _write_tokenizer(size: str, path: Path) -> Path:
-    """Write the vocabulary of the sounds that a model is for, in the first process; return its path."""
-    if parallel.is_first():
+    """Write the vocabulary of the sounds that a model is for, in the first process; return its path.
+
+    That of a run stays as it is, also where a later version has other words.
+    """
+    if parallel.is_first() and not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         save_tokenizer("music" if size == "music" else "first", path)
     parallel.wait()

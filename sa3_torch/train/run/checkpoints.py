@@ -95,6 +95,12 @@ class Checkpoints:
         steps = (int(name.removeprefix("step-")) for name in names if _NAME.fullmatch(name))
         return sorted(steps)
 
+    def check(self, step: int) -> None:
+        """Raise ValueError where there is none of this step, saying which there are."""
+        if step not in (steps := self.steps()):
+            there = f"there are {listed(steps)}" if steps else "there is none of any"
+            raise ValueError(f"{self.folder}: no checkpoint of step {step}; {there}")
+
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
 
@@ -184,20 +190,21 @@ class Checkpoints:
             if not self.milestone_every or old % self.milestone_every:
                 shutil.rmtree(self.path(old))
 
-    def load(self, tensors: Tensors) -> tuple[RunProgress | None, list[str]]:
-        """Read the newest one that can be read into ``tensors``, in place.
+    def load(self, tensors: Tensors, at: int | None = None) -> tuple[RunProgress | None, list[str]]:
+        """Read the newest one that can be read, or that of step ``at``, into ``tensors``, in place.
 
         Returns its progress, None where there is no checkpoint, and a line for each that is damaged. Raises ValueError
         when all are, and for one of an earlier version that is not trusted.
         """
         damaged: list[str] = []
-        for step in reversed(self.steps()):
+        for step in reversed(self.steps()) if at is None else [at]:
             progress, problem = self._try(step, tensors)
             if progress is not None:
                 return progress, damaged
             damaged.append(f"{self.path(step)}: damaged ({problem}), left out")
         if damaged:
-            raise ValueError("; ".join(damaged) + f"; to start again, remove {self.folder}")
+            remedy = f"to start again, remove {self.folder}" if at is None else "choose another step"
+            raise ValueError(f"{'; '.join(damaged)}; {remedy}")
         return None, damaged
 
     def _reader(self, path: Path) -> dcp.FileSystemReader:

@@ -17,6 +17,7 @@ from sa3_mlx.common.files.atomic import locked
 from sa3_mlx.common.terminal import command, report, say, show
 
 from . import parallel
+from .checkpoints import Checkpoints
 from .loop import Trainer
 from .options import FOLDER
 from .planning.device import Device
@@ -45,13 +46,15 @@ class RunOptions:
     changes: tuple[str, ...]
     dry_run: DryRun | None
     trusted: bool  # checkpoints of earlier versions, which hold pickles, are read
+    export: int | None  # only the model of this step is wanted, of its checkpoint
 
     def settings(self, kind: type[Settings], stage: str, *changes: str) -> Settings:
         """Read the settings, with the user's changes and these. Raises ConfigError, naming what is wrong."""
         return load_settings(kind, stage, self.preset, (*self.changes, *changes))
 
     def train(self, stage: Stage, config: StageConfig, belongings: Belongings) -> bool:
-        """Run the stage; return True in the first process. A dry run prints its plan instead, and returns False.
+        """Run the stage; return True in the first process. A dry run prints its plan instead, ``export`` writes a
+        checkpoint's model; both return False.
 
         ``belongings`` are what the run must go on with beside its settings; see ``keep_settings``.
         Raises Exit with ``UNFINISHED`` for a run that was asked to stop, and ValueError where the plan does not fit the
@@ -68,8 +71,16 @@ class RunOptions:
             show(str(plan))
             plan.check()
             return False
-        finished = Trainer(stage, config, self.out, belongings, trusted=self.trusted).run()
+        trainer = Trainer(stage, config, self.out, belongings, trusted=self.trusted, at=self.export)
         first = parallel.is_first()
+        if self.export is not None:
+            made = self.out / f"model-{self.export}"
+            trainer.export(made)
+            parallel.finish()
+            if first:
+                report_made("model", made)
+            return False
+        finished = trainer.run()
         parallel.finish()
         if not finished:
             raise click.exceptions.Exit(UNFINISHED)
@@ -90,7 +101,9 @@ class StageCommand(click.Command):
         asked = DryRun(processes=processes, device=device, timed=timed)
         before = ctx.parent is not None and ctx.parent.params.get("dry_run", False)  # it may stand before the name too
         wanted = ctx.params.pop("dry_run") or before
-        out, threads = ctx.params.pop("out"), ctx.params.pop("threads")
+        out, threads, export = (ctx.params.pop(name) for name in ("out", "threads", "export"))
+        if wanted and export is not None:
+            raise click.UsageError("--dry-run plans and --export writes: give one of them", ctx)
         if wanted:
             if "WORLD_SIZE" in os.environ:
                 raise click.UsageError("--dry-run plans for several processes by --processes N, without torchrun", ctx)
@@ -105,11 +118,14 @@ class StageCommand(click.Command):
             changes=ctx.params.pop("changes"),
             dry_run=asked if wanted else None,
             trusted=ctx.params.pop("trust_run"),
+            export=export,
         )
         if threads is not None:
             torch.set_num_threads(threads)
         parallel.start()
-        if not wanted and parallel.is_first():
+        if export is not None:
+            Checkpoints(out, 0).check(export)
+        elif not wanted and parallel.is_first():
             ctx.with_resource(_own(out))
         return super().invoke(ctx)
 
@@ -156,6 +172,12 @@ def _run_options(preset: str) -> list[click.Parameter]:
             ["--trust-run"],
             is_flag=True,
             help="Go on with a run of an earlier version, whose checkpoints can run code: only if it is your own.",
+        ),
+        click.Option(
+            ["--export"],
+            type=click.IntRange(0),
+            metavar="STEP",
+            help="Write the model of the checkpoint of this step to RUN/model-STEP, and train nothing.",
         ),
         click.Option(["--threads"], type=number, help="CPU threads."),
         click.Option(

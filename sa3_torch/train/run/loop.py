@@ -26,7 +26,7 @@ from .logs import RunLog
 from .optimizers import Ema, UpdateRatio, learning_rate_at, make_optimizer, optimizer_tensors, set_rate, take_turn
 from .parallel import BatchSlice
 from .plot import plot_run
-from .settings import Belongings, keep_settings
+from .settings import Belongings, check_settings, keep_settings
 from .stage import Stage, StageConfig
 
 MAX_BAD_STEPS = 10  # non-finite losses or gradients in a row before the run gives up
@@ -36,19 +36,32 @@ AVERAGE = "ema"  # the table of a checkpoint
 
 class Trainer:
     """Run a stage in ``folder``: checkpoints/, log.jsonl, loss.png, tensorboard/, demo/ and, at the end, model/ (the
-    EMA). Under torchrun every process makes one, with the same arguments."""
+    EMA). Under torchrun every process makes one, with the same arguments.
+
+    ``at``: only to ``export`` the checkpoint of this step; the run, which may go on meanwhile, stays as it is.
+    """
 
     def __init__(
-        self, stage: Stage, config: StageConfig, folder: Path, belongings: Belongings, *, trusted: bool = False
+        self,
+        stage: Stage,
+        config: StageConfig,
+        folder: Path,
+        belongings: Belongings,
+        *,
+        trusted: bool = False,
+        at: int | None = None,
     ) -> None:
         self.stage, self.config, self.folder = stage, config.train, folder
         train = config.train
         self.slices = parallel.own_slice().micro_batches(train.accumulate)
         self.slices[0].rows(train.batch)  # raises where the batch cannot be cut so
         stage.slices = self.slices
-        folder.mkdir(parents=True, exist_ok=True)
         self.checkpoints = Checkpoints(folder, train.milestone_every, trusted=trusted)
-        keep_settings(folder, config, belongings, resumed=bool(self.checkpoints.steps()))
+        if at is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            keep_settings(folder, config, belongings, resumed=bool(self.checkpoints.steps()))
+        else:
+            check_settings(folder, config, belongings)
         self.networks = {name: group.network for name, group in stage.groups.items()}
         sharded = torch.distributed.is_initialized() and train.parallel == "fsdp"
         for network in self.networks.values():
@@ -65,7 +78,7 @@ class Trainer:
         self.shown: dict[str, float] = {}  # the latest values of every group, for the log
         self.revision, self.known_revision = revision(), ""  # of the source, now and at the last checkpoint
         self.saved = -1  # step of the checkpoint last written or read
-        self.remarks = self._resume()
+        self.remarks = self._resume(at)
 
     def _wrap(self) -> dict[str, nn.Module]:
         if not torch.distributed.is_initialized():
@@ -102,7 +115,7 @@ class Trainer:
             for number, handler in previous.items():
                 signal.signal(number, handler)
         if not self.stop:
-            self._export()
+            self.export(self.folder / "model")
         return not self.stop
 
     def _loop(self, log: RunLog) -> None:
@@ -215,13 +228,14 @@ class Trainer:
                 plot_run(self.folder, stage.name)
                 log.say(f"step {self.step}: " + ", ".join(f"{name} {value:.3f}" for name, value in measures.items()))
 
-    def _export(self) -> None:
+    def export(self, folder: Path) -> None:
+        """Write what the average of the weights makes at this step, for use outside of training."""
         self.ema.swap(self.stage.model)
         weights = parallel.gather(self.stage.model.state_dict())
         self.ema.swap(self.stage.model)
         with self._averaged():
             if parallel.is_first():
-                self.stage.export(self.folder / "model", weights)
+                self.stage.export(folder, weights)
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
@@ -262,9 +276,9 @@ class Trainer:
             self.checkpoints.save(self._tensors(), progress, own=frozenset({AVERAGE}))
             self.saved = self.step
 
-    def _resume(self) -> list[str]:
-        """Start from the newest good checkpoint; return remarks on damaged ones."""
-        progress, remarks = self.checkpoints.load(self._tensors())
+    def _resume(self, at: int | None) -> list[str]:
+        """Start from the newest good checkpoint, or that of step ``at``; return remarks on damaged ones."""
+        progress, remarks = self.checkpoints.load(self._tensors(), at)
         if progress is not None:
             self.step = self.saved = progress.step
             self.updates, self.bad_steps = dict(progress.updates), dict(progress.bad_steps)

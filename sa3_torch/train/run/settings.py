@@ -200,19 +200,28 @@ def read_settings(folder: Path) -> Table:
 def keep_settings(folder: Path, config: Config, belongings: Belongings, *, resumed: bool) -> None:
     """Write the settings and belongings of a run to ``settings.json``; None and "" among the latter do not count.
 
-    Raises ConfigError when a run goes on with others, but for more steps, and for a file that is not of a run. They are
-    compared as configurations, so a file that an earlier version wrote serves, too; belongings that it did not know yet
-    are taken as they are.
+    Raises ConfigError when a run goes on with others, as ``check_settings``, and for a file that is not of a run.
     """
     path = folder / "settings.json"
     if not parallel.is_first():
         return
-    ours = {name: value for name, value in belongings.items() if value}
-    written = json.dumps({"format": RUN_FORMAT, **config.to_dict(), **ours}, sort_keys=True) + "\n"
-    stored = read_settings(folder)
-    if not resumed or not path.is_file():
-        write_text(path, written)
+    read_settings(folder)
+    if resumed and path.is_file() and not check_settings(folder, config, belongings):
         return
+    ours = {name: value for name, value in belongings.items() if value}
+    write_text(path, json.dumps({"format": RUN_FORMAT, **config.to_dict(), **ours}, sort_keys=True) + "\n")
+
+
+def check_settings(folder: Path, config: Config, belongings: Belongings) -> bool:
+    """Compare settings and belongings with those of the run in a folder; tell whether the file says something else.
+
+    Raises ConfigError for others, but for more steps and what ``FREE`` lists, and for a file that is not of a run. They
+    are compared as configurations, so a file that an earlier version wrote serves, too; belongings that it did not know
+    yet are taken as they are.
+    """
+    path = folder / "settings.json"
+    ours = {name: value for name, value in belongings.items() if value}
+    stored = read_settings(folder)
     complete = stored.pop("format", None) == RUN_FORMAT
     try:
         upgrade(stored)
@@ -232,8 +241,7 @@ def keep_settings(folder: Path, config: Config, belongings: Belongings, *, resum
             f"{folder} holds a run with {listed([key])} = {was}, now it is {now}{more}; choose another folder or give "
             "the same settings"
         )
-    if old != new or not complete:
-        write_text(path, written)
+    return old != new or not complete
 
 
 def _flat(tree: Table, prefix: str = "") -> dict[str, Any]:

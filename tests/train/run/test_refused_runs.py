@@ -1,4 +1,5 @@
-"""Runs that are refused change nothing: of other data, of another process, in a folder of something else."""
+"""Runs that are refused change nothing: of other data, of another process, in a folder of something else. Nor does
+writing the model of a checkpoint."""
 
 from __future__ import annotations
 
@@ -96,6 +97,28 @@ def test_a_folder_that_is_not_free_stays_as_it_is(
         assert "these are not the settings of a run" in refused(*words)
         assert [path.name for path in out.iterdir()] == ["settings.json"]
         assert (out / "settings.json").read_text() == '{"editor.fontSize": 12}'
+
+
+def test_the_model_of_a_checkpoint_is_written_while_the_run_goes_on(
+    workspace: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], refused: Callable[..., str]
+) -> None:
+    out = tmp_path / "run"
+    words = (*_pretrain(workspace, out), "--set=train.save_every=1", "--set=train.steps=2")
+    missing = refused(*words, "--export", "1")
+    assert f"{out / 'checkpoints'}: no checkpoint of step 1; there is none of any" in missing and not out.exists()
+    assert sa3(capfd, "train", *words).code == 0
+    before = snapshot(out)
+    with locked(out):
+        for step in (1, 2):
+            done = sa3(capfd, "train", *words, "--export", step, "--set=train.compile=true")
+            assert done.code == 0 and done.out == f"model: {out / f'model-{step}'}\n"
+    after = snapshot(out)
+    assert {name: content for name, content in after.items() if "/model-" not in name} == before
+    weights = [(out / name / "model.safetensors").read_bytes() for name in ("model-1", "model-2", "model")]
+    assert weights[0] != weights[1] == weights[2]
+    assert "no checkpoint of step 7; there are 1, 2" in refused(*words, "--export", "7")
+    assert "train.seed = 0, now it is 1" in refused(*words, "--export", "1", "--set=train.seed=1")
+    assert "give one of them" in refused(*words, "--export", "1", "--dry-run")
 
 
 def test_two_encodings_do_not_share_a_folder(
