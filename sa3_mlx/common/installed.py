@@ -73,12 +73,18 @@ def installed() -> dict[str, Path]:
     return {name: found[name] for name in dict.fromkeys((*PREFERENCE, *found)) if name in found}
 
 
+def stored_in(name: str, folder: Path) -> Path:
+    """Return where an installed model lies now: the demo's base that was not unpacked yet, inside the package."""
+    packed = name == DEMO_BASE and folder.parent.name == "unpacked" and not folder.is_dir()
+    return PACKED_BASE if packed else folder
+
+
 def ready(name: str, folder: Path) -> Path:
     """Return the folder of an installed model; the demo's base is unpacked first, once for every version of it.
 
     Raises ValueError for a damaged package, OSError where the disk refuses.
     """
-    if name == DEMO_BASE and folder.parent.name == "unpacked" and not folder.is_dir():
+    if stored_in(name, folder) != folder:
         unpack(PACKED_BASE, DEMO_FOLDER, folder)
     return folder
 

@@ -88,7 +88,7 @@ def test_the_autoencoder_is_stored_once_and_the_base_is_whole_again(
     with TensorFile.open(packed / WEIGHTS_FILE) as file:
         assert file.names() and all(name.startswith("dit.") for name in file.names())
     listing = sa3(capfd, "models").out
-    assert "demo-base" in listing and "demo *" in listing
+    assert "demo-base" in listing and "demo *" in listing and not (tmp_path / "home").exists()
     name, folder = installed.find_model_folder("demo-base")
     config = ModelConfig.load(folder)
     assert (name, config.name, str(config.usual_sampling)) == ("demo-base", "demo-base", "euler:4:3")

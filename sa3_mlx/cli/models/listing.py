@@ -16,7 +16,7 @@ from sa3_mlx.common.installed import (
     licence_page,
     models_folder,
     open_model,
-    ready,
+    stored_in,
 )
 from sa3_mlx.common.model.checkpoint import WEIGHTS_FILE, expected_tensors
 from sa3_mlx.common.model.config import ModelConfig
@@ -41,9 +41,10 @@ def models() -> None:
     usual, default = dict(default_models()), ""
     for name, folder in found.items():
         try:
-            config = open_model(ready(name, folder))
-            size = f"{(folder / WEIGHTS_FILE).stat().st_size / 1e6:,.0f} MB"
-            where = "comes with sa3" if folder == DEMO_FOLDER else str(folder)
+            place = stored_in(name, folder)
+            config = open_model(folder) if place == folder else ModelConfig.load(place)
+            size = f"{(place / WEIGHTS_FILE).stat().st_size / 1e6:,.0f} MB"
+            where = "comes with sa3" if folder == DEMO_FOLDER or place != folder else str(folder)
             default = default or (name if name in usual and config.diffusion is not None else "")
             rows.append((f"{name} *" if name == default else name, _millions(config), size, _length(config), where))
         except DAMAGE as error:
