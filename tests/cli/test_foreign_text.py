@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from sa3_mlx.cli.latents.files import output_samples
+from sa3_mlx.cli.latents.files import output_samples, read_latents
 from sa3_mlx.cli.output.provenance import read_provenance
 from sa3_mlx.common.files.audio import write_audio
 from tests.support.command import AUTOENCODER, RATE, SMALL, Result, Run, ok, tone, use_home
@@ -66,3 +67,11 @@ def test_a_length_with_a_line_end_is_named_in_one_line():
     frames = np.zeros((20, AUTOENCODER.same.latent_channels), np.float32)
     with pytest.raises(ValueError, match=r"^b\.npy: its tags say 9 samples, which does not fit 20 frames$"):
         output_samples(Path("b.npy"), frames, {"samples": "9\r"}, AUTOENCODER)
+
+
+def test_long_names_of_tensors_are_cut_short(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({f"{'lat' * 1000}{i}": np.zeros(1, np.float32) for i in range(20)}, path)
+    with pytest.raises(ValueError, match="expected one tensor 'latents', found latlat") as refusal:
+        read_latents(path)
+    assert len(str(refusal.value)) < 1000 and "and 12 more" in str(refusal.value)

@@ -17,7 +17,7 @@ from sa3_mlx.common.files.safetensors import TensorFile, array_entry, write_tens
 from sa3_mlx.common.generation.events import Latents
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.lengths import samples_to_frames
-from sa3_mlx.common.schema import quoted
+from sa3_mlx.common.schema import listed, quoted
 from sa3_mlx.common.terminal import excerpt, one_line
 
 _FORMAT = "sa3-encoded/1"
@@ -56,7 +56,7 @@ def read_latents(path: Path) -> tuple[Latents, dict[str, str]]:
     if _kind(path) == ".safetensors":
         with TensorFile.open(path) as file:
             if file.names() != ["latents"]:
-                raise ValueError(f"{path}: expected one tensor 'latents', found {', '.join(file.names()) or 'none'}")
+                raise ValueError(f"{path}: expected one tensor 'latents', found {listed(file.names()) or 'none'}")
             _check_format(path, file.metadata)
             return _checked(path, file.read("latents")), file.metadata
     tags = _read_sidecar(_sidecar(path))
