@@ -166,7 +166,7 @@ def test_networks_learn_the_classes_and_the_judge_says_what_is_right(trained):
 
 
 def test_networks_know_what_an_autoencoder_makes_of_a_sound(trained, tmp_path, monkeypatch):
-    """An autoencoder that cuts every sound off at 800 Hz, and ends a bit late."""
+    """An autoencoder that cuts every sound off at 800 Hz."""
     _, clips, plain = trained
     monkeypatch.setattr("sa3_torch.evaluate.judge.training.STEPS", 150)
 

@@ -29,8 +29,6 @@ from .judge import MusicJudge, shares
 
 HIDDEN = 96
 VERSIONS = 1  # damaged versions of each clip
-
-
 Rebuild = Callable[[Audio], Audio]  # audio (N, 2) -> what an autoencoder gives back of it (N, 2)
 
 
@@ -56,13 +54,16 @@ def table(
 
 
 def through(autoencoder: Path) -> Rebuild:
-    """Return what sends audio through an autoencoder, a folder with a model or only its autoencoder."""
+    """Return what sends audio through an autoencoder, a folder with a model or only its autoencoder.
+
+    Raises FileNotFoundError for a missing file, ValueError for one that does not fit.
+    """
     pipeline = Pipeline.load(autoencoder)
     return lambda audio: pipeline.decode(pipeline.encode(audio))[: len(audio)]
 
 
 def train_networks(clips: ClipSet, out: Path, seed: int, rebuild: Rebuild | None = None) -> None:
-    """Write the weights of all networks."""
+    """Write the weights of all networks to ``out``; ``rebuild`` gives one more version of every training clip."""
     made: dict[str, Any] = {}
     for network in NETWORKS:
         x, names = table(clips, network, seed, rebuild)
