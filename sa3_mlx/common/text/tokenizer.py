@@ -106,7 +106,7 @@ class Tokenizer:
 
     def unknown(self, text: str) -> tuple[str, ...]:
         """Return words of ``text`` that a closed vocabulary does not have, then runs of characters that it leaves out
-        (punctuation aside); empty for a tokenizer of word pieces."""
+        (punctuation aside), each once; empty for a tokenizer of word pieces."""
         model = self._tokenizer.model
         if not isinstance(model, tokenizers.models.WordLevel):
             return ()
@@ -117,7 +117,7 @@ class Tokenizer:
             if name == model.unk_token
         ]
         runs = groupby(text, key=lambda character: self._left_out(character))
-        return (*words, *("".join(run) for left_out, run in runs if left_out))
+        return tuple(dict.fromkeys([*words, *("".join(run) for left_out, run in runs if left_out)]))
 
     def _left_out(self, character: str) -> bool:
         if character not in self._known_to_leave_out:
