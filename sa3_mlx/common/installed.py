@@ -79,6 +79,12 @@ def stored_in(name: str, folder: Path) -> Path:
     return PACKED_BASE if packed else folder
 
 
+def may_hold(name: str, folder: Path, weights: str) -> bool:
+    """Tell whether an installed model can have the weights of a hash, without unpacking the demo's base."""
+    made = Shipped.read(PACKED_BASE) if stored_in(name, folder) != folder else None
+    return made is None or made.weights == weights
+
+
 def ready(name: str, folder: Path) -> Path:
     """Return the folder of an installed model; the demo's base is unpacked first, once for every version of it.
 

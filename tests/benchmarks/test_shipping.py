@@ -134,6 +134,18 @@ def test_commands_know_the_base_and_unpack_another_version_of_it(
     assert installed.find_model_folder("demo-base")[1] != first
 
 
+def test_a_model_that_is_sought_does_not_unpack_the_base(
+    shipped: Ship, models: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("mlx.core", reason="mlx is not installed")
+    assert shipped().exit_code == 0
+    words = ("--seconds", "0.2", "--seed", "1", "--backend", "mlx", "--out", tmp_path / "a.wav")
+    assert sa3(capfd, "generate", "kick", *words, "--model", models[1]).code == 0
+    shutil.rmtree(models[1])
+    assert "is not installed; say where it is with --model" in sa3(capfd, "rerun", tmp_path / "a.wav").err
+    assert not (tmp_path / "home" / "unpacked").exists()
+
+
 def test_what_does_not_fit_is_refused_and_changes_nothing(
     shipped: Ship, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,7 @@ from sa3_mlx.common.files.audio_file import Audio, open_audio_file
 from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.generation.checks import validate
 from sa3_mlx.common.generation.request import Request
-from sa3_mlx.common.installed import DAMAGE, Model, installed
+from sa3_mlx.common.installed import DAMAGE, Model, installed, may_hold
 from sa3_mlx.common.model.lengths import seconds_to_samples
 from sa3_mlx.common.schema import listed
 from sa3_mlx.common.terminal import report, say
@@ -155,7 +155,8 @@ def _recorded_model(made: ModelRecord) -> Model:
     Where none has them, the one of the recorded name. Raises FileNotFoundError without one.
     """
     named: Model | None = None
-    for name in dict.fromkeys((made.name, *installed())):
+    others = (name for name, folder in installed().items() if may_hold(name, folder, made.hash))
+    for name in dict.fromkeys((made.name, *others)):
         try:
             model = find_model(name, generates=True)
             if fingerprint(model.folder, model.config) == made.hash:
