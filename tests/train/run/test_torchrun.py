@@ -26,7 +26,7 @@ SETTINGS = {  # of two short steps
     "pretrain": ("train.batch=4", "clips.buckets=1", "demo.steps=1", "optimizer.warmup_steps=1"),
     "clap": ("train.batch=8", "tower.depth=1", "optimizer.warmup_steps=1"),
 }
-LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+LAUNCHER = ("--standalone", "--nproc-per-node=2", "-m", "--", "sa3_mlx")
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,15 @@ def latents(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     PreEncoder(source, DEMO, out, encoding).run()
     assert check_latents(out, source, DEMO, items=2).good
     return out
+
+
+def test_torchrun_takes_no_option_of_a_command_for_its_own() -> None:
+    """Without the two dashes --start is ambiguous to it."""
+    from torch.distributed.run import parse_args
+
+    words = ["train", "pretrain", "--start", "base", "--log", "x"]
+    found = parse_args([*LAUNCHER, *words])
+    assert (found.training_script, found.training_script_args) == ("sa3_mlx", words) and found.module
 
 
 @pytest.mark.parametrize("command", ["pretrain", pytest.param("clap", marks=pytest.mark.slow)])
@@ -58,7 +67,7 @@ def test_a_command_under_torchrun_ends_where_one_process_does(
     assert alone.code == 0, alone
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     both = subprocess.run(
-        [sys.executable, *LAUNCHER, "-m", "sa3_mlx", *line, tmp_path / "two"],
+        [sys.executable, "-m", "torch.distributed.run", *LAUNCHER, *line, tmp_path / "two"],
         env=environment,
         capture_output=True,
         text=True,
