@@ -17,6 +17,7 @@ from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.model.checkpoint import TOKENIZER_FILE, WEIGHTS_FILE
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.presets import PRESETS
+from sa3_mlx.common.schema import ConfigError
 from sa3_torch.same import SAME
 from sa3_torch.t5gemma import T5GemmaEncoder
 from sa3_torch.train.data.encode.pre_encode import load_autoencoder
@@ -27,6 +28,7 @@ from sa3_torch.train.run import parallel
 from sa3_torch.train.run.command import RunOptions, report_made, stage_command
 from sa3_torch.train.run.optimizers import Group
 from sa3_torch.train.run.options import FILE, LATENTS, MODEL, UNGATED
+from sa3_torch.train.run.settings import read_settings
 from sa3_torch.train.run.stage import Split, Stage
 from sa3_torch.weights import StableAudio, load_part
 
@@ -184,7 +186,7 @@ def pretrain(
         "latents": opened.identity(),
         "autoencoder": digest,
         "tokenizer": file_hash(tokenizer),
-        "start": "" if start is None else file_hash(start / WEIGHTS_FILE),
+        "start_weights": "" if start is None else file_hash(start / WEIGHTS_FILE),
     }
     if run.train(stage, config, belongings):
         report_made("model", run.out / "model", "generate", "piano note A4", "--model", run.out / "model")
@@ -193,8 +195,10 @@ def pretrain(
 def _write_tokenizer(size: str, path: Path) -> Path:
     """Write the vocabulary of the sounds that a model is for, in the first process; return its path.
 
-    That of a run stays as it is, also where a later version has other words.
+    That of a run stays as it is, also where a later version has other words. Raises ConfigError for a run without one.
     """
+    if not path.is_file() and read_settings(path.parent):
+        raise ConfigError(f"{path.parent} holds a run with a vocabulary from elsewhere: give its --start or --tokenizer")
     if parallel.is_first() and not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         save_tokenizer("music" if size == "music" else "first", path)

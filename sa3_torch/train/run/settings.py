@@ -200,9 +200,12 @@ def read_settings(folder: Path) -> Table:
 def keep_settings(folder: Path, config: Config, belongings: Belongings, *, resumed: bool) -> None:
     """Write the settings and belongings of a run to ``settings.json``; None and "" among the latter do not count.
 
-    Raises ConfigError when a run goes on with others, as ``check_settings``, and for a file that is not of a run.
+    Raises ConfigError when a run goes on with others, as ``check_settings``, and for a file that is not of a run;
+    ValueError for belongings that are called as a setting is.
     """
     path = folder / "settings.json"
+    if alike := belongings.keys() & config.to_dict().keys():
+        raise ValueError(f"belongings with the names of settings: {listed(alike)}")
     if not parallel.is_first():
         return
     read_settings(folder)
@@ -227,6 +230,8 @@ def check_settings(folder: Path, config: Config, belongings: Belongings) -> bool
         upgrade(stored)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+    if "start" in config.to_dict() and str(stored.get("start")).startswith("sha256:"):  # it overwrote the setting
+        stored |= {"start_weights": stored["start"], "start": config.to_dict()["start"]}
     settings = {field.name: stored.pop(field.name) for field in fields(config) if field.name in stored}
     old = _flat({**type(config).from_dict(settings, where=str(path)).to_dict(), **stored})
     new = _flat({**config.to_dict(), **ours})

@@ -57,6 +57,18 @@ def test_a_run_does_not_go_on_with_other_latents(
     assert snapshot(out) == before
 
 
+def test_what_began_with_a_model_goes_on(
+    workspace: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], refused: Callable[..., str]
+) -> None:
+    words, out = _pretrain(workspace, tmp_path / "run"), tmp_path / "run"
+    begun = (*words, "--start", str(workspace / "random"))
+    assert sa3(capfd, "train", *begun).code == 0
+    assert sa3(capfd, "train", *begun, "--set=train.steps=2").code == 0
+    assert (out / "checkpoints" / "step-00000002").is_dir()
+    assert "holds a run with a vocabulary from elsewhere: give its --start or --tokenizer" in refused(*words)
+    assert "holds a run with start_weights = 'sha256:" in refused(*words, "--start", str(workspace / "base"))
+
+
 def test_an_autoencoder_does_not_go_on_with_other_sounds(
     workspace: Path,
     tmp_path: Path,

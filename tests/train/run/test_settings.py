@@ -85,6 +85,21 @@ def test_runs_of_earlier_versions_go_on(stage: str, tmp_path: Path) -> None:
         keep_settings(tmp_path, other, {"autoencoder": "sha256:1"}, resumed=True)
 
 
+def test_weights_that_a_run_began_with_do_not_stand_in_the_place_of_a_setting(tmp_path: Path) -> None:
+    """As they did in earlier versions, whose runs go on."""
+    config, weights = load_settings(PretrainConfig, "pretrain", "demo", ()), {"start_weights": "sha256:1"}
+    keep_settings(tmp_path, config, weights, resumed=False)
+    path = tmp_path / "settings.json"
+    stored = json.loads(path.read_text())
+    assert (stored["start"], stored.pop("start_weights")) == ("all", "sha256:1")
+    path.write_text(json.dumps(stored | {"start": "sha256:1"}))
+    keep_settings(tmp_path, config, weights, resumed=True)
+    with pytest.raises(ConfigError, match=r"start_weights = 'sha256:1', now it is 'sha256:2'; choose another folder"):
+        keep_settings(tmp_path, config, {"start_weights": "sha256:2"}, resumed=True)
+    with pytest.raises(ValueError, match="names of settings: start"):
+        keep_settings(tmp_path, config, {"start": "sha256:1"}, resumed=True)
+
+
 @pytest.mark.parametrize("change", ["parallel=fsdp", "accumulate=2", "checkpoint_blocks=true", "compile=true"])
 def test_a_run_goes_on_elsewhere_or_faster(change: str, tmp_path: Path) -> None:
     first, then = (load_settings(PretrainConfig, "pretrain", "demo", changes) for changes in ((), (f"train.{change}",)))
