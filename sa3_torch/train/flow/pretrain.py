@@ -198,7 +198,7 @@ def _write_tokenizer(size: str, path: Path) -> Path:
     That of a run stays as it is, also where a later version has other words. Raises ConfigError for a run without one.
     """
     if not path.is_file() and read_settings(path.parent):
-        raise ConfigError(f"{path.parent} holds a run with a vocabulary from elsewhere: give its --start or --tokenizer")
+        raise ConfigError(f"{path.parent} holds a run with words from elsewhere: give its --start or --tokenizer")
     if parallel.is_first() and not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         save_tokenizer("music" if size == "music" else "first", path)

@@ -65,7 +65,7 @@ def test_what_began_with_a_model_goes_on(
     assert sa3(capfd, "train", *begun).code == 0
     assert sa3(capfd, "train", *begun, "--set=train.steps=2").code == 0
     assert (out / "checkpoints" / "step-00000002").is_dir()
-    assert "holds a run with a vocabulary from elsewhere: give its --start or --tokenizer" in refused(*words)
+    assert "holds a run with words from elsewhere: give its --start or --tokenizer" in refused(*words)
     assert "holds a run with start_weights = 'sha256:" in refused(*words, "--start", str(workspace / "base"))
 
 
