@@ -80,7 +80,10 @@ def stored_in(name: str, folder: Path) -> Path:
 
 
 def may_hold(name: str, folder: Path, weights: str) -> bool:
-    """Tell whether an installed model can have the weights of a hash, without unpacking the demo's base."""
+    """Tell whether an installed model can have the weights of a hash, without unpacking the demo's base.
+
+    Raises ConfigError for a damaged record of how that was made.
+    """
     made = Shipped.read(PACKED_BASE) if stored_in(name, folder) != folder else None
     return made is None or made.weights == weights
 
