@@ -152,6 +152,8 @@ def _parse(hint: Any, value: object, where: str) -> Any:
         raise ConfigError(f"{where}: expected {kind.__name__}, got {quoted(value)}")
     if isinstance(value, float) and not is_finite(value):
         raise ConfigError(f"{where}: must be finite, got {value!r}")
+    if isinstance(value, int):
+        require(value.bit_length() < 64, f"{where}: must be below 2^63, got {quoted(value)}")
     return value
 
 

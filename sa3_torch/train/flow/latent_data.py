@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from sa3_mlx.common.model.config import ModelConfig
-from sa3_mlx.common.schema import Config, ConfigError
+from sa3_mlx.common.schema import Config, ConfigError, quoted
 from sa3_mlx.common.text.tokenizer import Tokenizer
 from sa3_torch.train.data.batches import LatentBatch, LatentBatches, unknown_words
 from sa3_torch.train.data.drawing import SharesConfig
@@ -39,7 +39,7 @@ class ClipsConfig(Config):
         check(self, 1, math.inf, "buckets")
         check(self, 0, math.inf, "max_frames")
         if len(self.mask_shares) != len(MASK_KINDS) or min(self.mask_shares) < 0 or not sum(self.mask_shares):
-            raise ConfigError(f"mask_shares is {self.mask_shares}: expected shares of {', '.join(MASK_KINDS)}")
+            raise ConfigError(f"mask_shares is {quoted(self.mask_shares)}: expected shares of {', '.join(MASK_KINDS)}")
 
 
 class LatentData:
