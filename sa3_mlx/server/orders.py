@@ -8,13 +8,14 @@ from typing import Any, Literal, get_args
 
 from sa3_mlx.cli.adapters import LoraFile
 from sa3_mlx.cli.audio.generate import default_seconds
+from sa3_mlx.cli.audio.long import ending
 from sa3_mlx.cli.audio.source import SourceFile
 from sa3_mlx.cli.audio.vary import USUAL_LEVEL
 from sa3_mlx.cli.options.sampling import SamplingOptions
 from sa3_mlx.common.files.audio_file import Audio
 from sa3_mlx.common.generation.checks import validate
 from sa3_mlx.common.generation.noise import SEED_MAX, random_seed
-from sa3_mlx.common.generation.request import ITEMS_MAX, Request, extend
+from sa3_mlx.common.generation.request import ITEMS_MAX, Request
 from sa3_mlx.common.installed import Model
 from sa3_mlx.common.model.chunks import stream_chunk_frames
 from sa3_mlx.common.model.config import ModelConfig
@@ -129,10 +130,10 @@ def complete(
         data["init"] = {"noise_level": USUAL_LEVEL}
     request = Request.from_dict(data, audio=audio)
     if kind == "extend" and source is not None:
-        request = replace(request, inpaint=extend(source.audio, request.items[0].seconds, config))
+        request = replace(request, inpaint=source.continued(request.items[0].seconds))
     _check_kind(kind, request)
     _check_long(kind, request, config)
-    validate(request, config)
+    validate(ending(request, source, config), config)
     return request
 
 
@@ -189,12 +190,12 @@ def complete_sampling(given: object, usual: Sampling) -> dict[str, Any]:
 
 
 def _check_long(kind: Kind, request: Request, config: ModelConfig) -> None:
-    """Refuse long pieces of edits, and those that a server does not keep."""
+    """Refuse long pieces of edits that do not go on from a sound, and those that a server does not keep."""
     if request.long is not None:
         edited = f"request.long: {kind} takes what fits into a clip of {config.name}, up to {longest(config)}"
-        require(kind == "generate", edited)
+        require(kind in ("generate", "extend"), edited)
         seconds = request.items[0].seconds if request.items else 0.0
-        longer = f"seconds is {seconds:g}: a server makes up to {SECONDS_MAX:g} s, 'sa3 generate' a day"
+        longer = f"seconds is {seconds:g}: a server makes up to {SECONDS_MAX:g} s, 'sa3 {kind}' a day"
         require(seconds <= SECONDS_MAX, longer)
 
 

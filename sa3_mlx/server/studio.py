@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from sa3_mlx.cli.audio.long import ending
+from sa3_mlx.cli.audio.source import SourceFile
 from sa3_mlx.cli.home import find_model
 from sa3_mlx.cli.models.listing import parameters
 from sa3_mlx.cli.notes import unheard
@@ -119,7 +121,7 @@ class Studio:
             source = None
         else:
             require(source_id is not None, f"kind is {kind}, which starts from a sound: give its id as source")
-            source = read_source(self.store, str(source_id), model, data)
+            source = read_source(self.store, kind, str(source_id), model, data)
         request = complete(
             kind,
             data,
@@ -156,7 +158,7 @@ class Studio:
         if order.kind not in MAKING:
             self._check_coding(order)
             return self.engine.submit(order, None)
-        return self._queue(order, self._request(order, model), model)
+        return self._queue(order, self._request(order, model)[0], model)
 
     def near(self, sound_id: str, count: int, spread: float) -> JobRecord:
         """Queue variations near a sound: what made it, with its noise turned towards that of other seeds.
@@ -167,7 +169,7 @@ class Studio:
         order = Order.from_dict(self.maker(found).order, where="job")
         require(order.kind in MAKING, f"{found.id} was made of latents and has no seed; take the sound they are of")
         model = self.model(order.model)
-        request = self._request(order, model)
+        request, source = self._request(order, model)
         item = request.items[found.item]
         require(item.toward is None, f"{found.id} is near another sound already; take that one, with seed {item.seed}")
         request = replace(
@@ -176,7 +178,7 @@ class Studio:
             init=request.init[found.item] if isinstance(request.init, tuple) else request.init,
             inpaint=request.inpaint[found.item] if isinstance(request.inpaint, tuple) else request.inpaint,
         )
-        validate(request, model.config)
+        validate(ending(request, source, model.config), model.config)
         return self._queue(replace(order, request=request.to_dict(), near=found.id), request, model)
 
     def maker(self, sound: SoundRecord) -> JobRecord:
@@ -185,10 +187,12 @@ class Studio:
             raise ValueError(f"{sound.id} was uploaded, not made here: there is nothing to make again")
         return self.job(sound.job)
 
-    def _request(self, order: Order, model: Model) -> Request:
-        """Return the request of an order, with the audio that it starts from."""
-        source = None if order.source is None else read_source(self.store, order.source, model, order.request or {})
-        return order.read_request(None if source is None else source.audio)
+    def _request(self, order: Order, model: Model) -> tuple[Request, SourceFile | None]:
+        """Return the request of an order, with the audio that it starts from, and where that is from."""
+        if order.source is None:
+            return order.read_request(None), None
+        found = read_source(self.store, order.kind, order.source, model, order.request or {})
+        return order.read_request(found.audio), found
 
     def job(self, job_id: str) -> JobRecord:
         """Return a job. Raises Missing."""

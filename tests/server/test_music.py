@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sa3_mlx.cli.audio.source import SourceFile
+from sa3_mlx.common.files.audio import read_audio
 from sa3_mlx.common.generation.events import Event
 from sa3_mlx.common.generation.long.windows import layout
 from sa3_mlx.common.generation.pipeline import BasePipeline
@@ -168,6 +170,56 @@ def test_long_pieces_have_a_limit_and_are_not_edits(studio: Studio) -> None:
         (piece(1), "fit into one window"),
         ({**piece(), "variations": 2}, "a long piece is made by itself"),
         (body(5), "little makes above 0 to"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            studio.submit(data)
+
+
+def extended(source: str, seconds: float, seed: int = 7, **more: Any) -> dict[str, Any]:
+    """What asks for a piece that goes on from a sound."""
+    return {**piece(seconds, seed=seed, **more), "kind": "extend", "source": source}
+
+
+@pytest.mark.parametrize("held", [2.0, 12.0])
+def test_a_sound_goes_on_beyond_a_clip_as_with_the_command(run: Run, studio: Studio, held: float) -> None:
+    """The second source is longer than what the model hears of it, so only its end is held."""
+    (first,) = done(studio, studio.submit(piece(held) if held > SMALL.max_seconds else body(held, seed=7)))
+    given = studio.sound(first.sounds[0])
+    Path("given.wav").write_bytes(studio.store.export(given, ".wav", "float").read_bytes())
+    (record,) = done(studio, studio.submit(extended(given.id, held + 4, seed=3)))
+    sound, options = studio.sound(record.sounds[0]), ["--steps", "2", "--backend", "mlx", "--out", "on.wav", "-q"]
+    ok(run("extend", "given.wav", "soft rain", "--seconds", f"{held + 4:g}", "--seed", "3", *options))
+    made = studio.store.audio(sound)
+    assert np.array_equal(made, read_audio(Path("on.wav"), SMALL.sample_rate, 2))
+    assert np.array_equal(made[: given.samples], studio.store.audio(given))
+    assert (sound.parent, sound.regions) == (given.id, [[held, held + 4]])
+    assert [seam["sample"] for seam in sound.seams] == [given.samples]
+    assert SourceFile.read(Path("given.wav"), SMALL, end=True).skipped > 0 or held == 2
+    (again,) = done(studio, studio.again(record.id))
+    (near,) = done(studio, studio.near(sound.id, 1, 0.5))
+    assert studio.sound(again.sounds[0]).file == sound.file
+    varied = studio.store.audio(studio.sound(near.sounds[0]))
+    assert np.array_equal(varied[: given.samples], made[: given.samples]) and not np.array_equal(varied, made)
+
+
+def test_a_sound_that_goes_on_is_sent_from_its_beginning(server: Live) -> None:
+    made = server.make(body(2.0))
+    events = server.events(server.post("/api/jobs", extended(made["id"], 6)).json["id"])
+    steps = [(data["step"], data["steps"]) for name, data in events if name == "step"]
+    assert len(steps) > 2 and steps == [(step + 1, len(steps)) for step in range(len(steps))]
+    chunks = [(data["start"], data["samples"]) for name, data in events if name == "audio"]
+    ends = [start + samples for start, samples in chunks]
+    assert [start for start, _ in chunks] == [0, *ends[:-1]] and ends[-1] == 48000
+
+
+def test_a_sound_that_goes_on_has_limits(studio: Studio) -> None:
+    (made,) = done(studio, studio.submit(piece(5)))
+    (sound,) = made.sounds
+    for data, words in (
+        (extended(sound, 4), "extend to 4.0 s: soft rain 7 has 5.000 s; ask for a longer clip"),
+        (extended(sound, 3601), "a server makes up to 3600 s, 'sa3 extend' a day"),
+        ({**extended(sound, 9), "variations": 2}, "a long piece is made by itself"),
+        ({**body(9), "kind": "extend", "source": sound}, "little makes above 0 to"),
     ):
         with pytest.raises(ValueError, match=words):
             studio.submit(data)

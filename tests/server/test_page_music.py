@@ -95,6 +95,15 @@ def test_a_long_piece_is_made_in_windows(page: Page, studio: Live) -> None:
     assert studio.get(f"/api/sounds/{made['id']}/provenance").json["request"]["long"]["anchor"] == 0
 
 
+def test_a_sound_goes_on_beyond_a_clip(page: Page, studio: Live) -> None:
+    page.make("brown noise", "2", 46)
+    page.page.fill("#length", "7")
+    page.page.click("#extend")
+    page.versions(2)
+    made = studio.get("/api/sounds?limit=1").json[0]
+    assert (made["kind"], made["samples"], made["regions"]) == ("extend", 7 * 44100, [[2.0, 7.0]])
+
+
 def test_what_is_too_long_to_be_held_is_fetched_while_it_plays(page: Page, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "an hour.flac", tone(601, rate=8000, channels=1), 8000)
     asked: list[str] = []

@@ -61,15 +61,14 @@ def extend(
     else:
         whole, form = seconds, long.form(seconds, found.config)
         source = SourceFile.read(input_file, found.config, seconds, sampling.head_room, end=form is not None)
-        if source.seconds >= seconds:
-            raise ValueError(f"extend to {seconds:g} s: {input_file} has {source.seconds:.3f} s; ask for a longer clip")
+        kept = source.continued(seconds)
         wanted = source.prompt(sampling.opening(prompt), quiet=output.quiet)
-        kept = Inpaint(audio=source.audio, regions=((source.seconds, seconds),))
     request = replace(
         resumed(sampling, form, output.out).request(wanted, whole, found.config),
         inpaint=kept,
         crossfade_ms=paste.crossfade(),
         long=form,
     )
-    end = ending(request, source, found.config) if source.skipped else None
-    run_any(Task("extend", (end or request,), found, model, memory, output, source, whole=end and request), long.drift)
+    made = ending(request, source, found.config)
+    tagged = None if made is request else request
+    run_any(Task("extend", (made,), found, model, memory, output, source, whole=tagged), long.drift)

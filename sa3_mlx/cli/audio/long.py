@@ -51,11 +51,14 @@ def resumed(sampling: SamplingOptions, form: LongForm | None, out: Path | None) 
     return replace(sampling, seed=stored_seed(folder_of(out)))
 
 
-def ending(whole: Request, source: SourceFile, config: ModelConfig) -> Request:
-    """Return the end of a piece that goes on from a file: what ``source`` holds of it, and all that is made.
+def ending(whole: Request, source: SourceFile | None, config: ModelConfig) -> Request:
+    """Return what the model is asked for: a request as it is, or the end of a piece that goes on from a long file.
 
-    Raises ValueError for what cannot be made, in the time of the whole.
+    That is what ``source`` holds of the file, and all that is made. Raises ValueError for what cannot be made, in the
+    time of the whole.
     """
+    if source is None or not source.skipped:
+        return whole
     validate(replace(whole, inpaint=None), config)
     rate, (item,) = config.sample_rate, whole.items
     offset = samples_to_seconds(source.skipped, rate)
@@ -91,11 +94,11 @@ def run_long(task: Task, drift: Path | None = None) -> list[Path]:
     announce(task, setup, pipeline.tokenizer, progress)
     with Speaker(task.file_rate, config.audio_channels) if task.output.play else nullcontext() as speaker:
         for request, target in zip(setup.requests, targets, strict=True):
-            whole = request if task.whole is None else _settled(task.whole, request)
+            whole = request if task.whole is None else settled(task.whole, request)
             made, meter = provenance(task, setup, whole), _Meter(whole, config)
             with _kept(task, made, target, progress) as store:
                 events = pipeline.stream(request, residency=setup.memory.residency, store=store)
-                events = _after_beginning(events, task.source, config)
+                events = after_beginning(events, task.source, config)
                 _write(_watched(events, progress), made, target, config, meter, speaker)
             meter.report(target.path, made, quiet=task.output.quiet)
             if drift is not None:
@@ -117,7 +120,7 @@ def _check(task: Task, drift: Path | None) -> None:
         check_target(drift, overwrite=output.force)
 
 
-def _settled(whole: Request, end: Request) -> Request:
+def settled(whole: Request, end: Request) -> Request:
     """Return the whole piece with what was settled for its end."""
     return replace(
         whole,
@@ -127,7 +130,7 @@ def _settled(whole: Request, end: Request) -> Request:
     )
 
 
-def _after_beginning(events: Iterator[Event], source: SourceFile | None, config: ModelConfig) -> Iterator[Event]:
+def after_beginning(events: Iterator[Event], source: SourceFile | None, config: ModelConfig) -> Iterator[Event]:
     """Pass the events of a piece's end on as those of the whole, after what was skipped of its source."""
     skipped, start = 0 if source is None else source.skipped, 0
     for audio in () if source is None else source.beginning(config):

@@ -69,8 +69,7 @@ def rerun(
         say(f"made with sa3 {made.sa3}, this is {version()}: the result may differ")
     try:
         whole = Request.from_dict(made.request.to_dict(), audio=None if source is None else source.audio)
-        skips = source is not None and source.skipped > 0
-        request = ending(whole, source, chosen.config) if source is not None and skips else whole
+        request = ending(whole, source, chosen.config)
         validate(request, chosen.config)
     except ValueError as error:
         raise ValueError(f"{file}: its tags ask for what {chosen.label} cannot make: {error}") from error
@@ -102,7 +101,7 @@ def rerun(
             only=made.item,
             ways=ways,
             graded=made.grade,
-            whole=whole if skips else None,
+            whole=None if request is whole else whole,
         )
     )
     equal, text = first.compare(_Sound.read(again), file, again)

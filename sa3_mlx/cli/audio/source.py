@@ -17,13 +17,13 @@ from sa3_mlx.common.files.audio_file import Audio, open_audio_file
 from sa3_mlx.common.files.safetensors import file_hash
 from sa3_mlx.common.files.wav import Subtype
 from sa3_mlx.common.generation.long.windows import PIECE_MAX
-from sa3_mlx.common.generation.request import HEAD_ROOM_MAX
+from sa3_mlx.common.generation.request import HEAD_ROOM_MAX, Inpaint
 from sa3_mlx.common.installed import Model
 from sa3_mlx.common.model.chunks import halo
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.dial import SCHEDULES, Schedule
 from sa3_mlx.common.model.lengths import clip_lengths, longest, samples_to_seconds
-from sa3_mlx.common.schema import is_finite
+from sa3_mlx.common.schema import is_finite, quoted
 from sa3_mlx.common.terminal import excerpt, say
 
 INPUT = click.argument("input_file", metavar="INPUT", type=click.Path(path_type=Path, allow_dash=True))
@@ -127,6 +127,17 @@ class SourceFile:
         finest = max(self.exact, second.exact, key=_FINENESS.index)
         length = samples_to_seconds(len(audio), config.sample_rate)
         return replace(self, audio=audio, seconds=length, exact=finest, second=second)
+
+    def continued(self, seconds: float) -> Inpaint:
+        """Return what keeps the whole file and makes what follows, to a length of ``seconds``.
+
+        Raises ValueError where it is as long already.
+        """
+        if not is_finite(seconds) or self.seconds >= seconds:
+            raise ValueError(
+                f"extend to {quoted(seconds)} s: {self.name} has {self.seconds:.3f} s; ask for a longer clip"
+            )
+        return Inpaint(audio=self.audio, regions=((self.seconds, seconds),))
 
     def prompt(self, given: str | None, *, quiet: bool) -> str:
         """Return the prompt that was given, or that in its own tags, and say that; "" where there is none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from sa3_mlx.common.generation.long.between import between
 from sa3_mlx.common.generation.long.windows import layout
 from sa3_mlx.common.generation.plan import plan
 from sa3_mlx.common.generation.request import Request
@@ -27,7 +28,7 @@ class JobSize:
         sampling = request.sampling or config.usual_sampling
         passes = sampling.steps * (1 if sampling.guidance.scale == 1 else 2)
         if request.long is not None:
-            parts = layout(request, config)
+            parts = layout(request, config) if request.inpaint is None else between(request, config).layout(config)
             made = sum(window.frames for window in parts.windows)
             return cls(sampled=passes * made, coded=parts.frames, steps=len(parts.windows) * sampling.steps)
         settled, clips = plan(request, config), len(request.items)

@@ -8,13 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
 from sa3_mlx.cli import backend
+from sa3_mlx.cli.audio.long import after_beginning, ending, settled
 from sa3_mlx.cli.audio.source import SourceFile
 from sa3_mlx.cli.fingerprint import fingerprint
 from sa3_mlx.cli.latents.files import output_samples, read_latents, write_latents
@@ -37,11 +37,12 @@ from sa3_mlx.common.generation.events import (
     WindowMade,
 )
 from sa3_mlx.common.generation.pipeline import BasePipeline
+from sa3_mlx.common.generation.regions import Seam
 from sa3_mlx.common.generation.request import InitAudio, Item, Request
 from sa3_mlx.common.installed import Model
 from sa3_mlx.common.memory.prediction import predict, size_text
 from sa3_mlx.common.model.lengths import seconds_to_samples
-from sa3_mlx.server.orders import MAKING
+from sa3_mlx.server.orders import MAKING, Kind
 from sa3_mlx.server.settings import Settings
 from sa3_mlx.server.store.records import KEPT, SoundRecord
 from sa3_mlx.server.store.store import Store, new_id
@@ -134,10 +135,11 @@ class Runs:
     def _make(self, jobs: Sequence[Job], model: Model, finish: Finish) -> None:
         source = self._source(jobs[0], model)
         requests = [job.order.read_request(None if source is None else source.audio) for job in jobs]
-        task, setup, pipeline = self._ready(model, together(requests), jobs[0].order)
-        request, first = setup.requests[0], 0
+        wanted = together(requests)
+        task, setup, pipeline = self._ready(model, ending(wanted, source, model.config), jobs[0].order)
+        task, request, first = replace(task, source=source), setup.requests[0], 0
         if request.long is not None:
-            self._make_long(jobs[0], task, setup, pipeline, finish)
+            self._make_long(jobs[0], task, setup, settled(wanted, request), pipeline, finish)
             return
         work, places = JobSize.of(request, model.config), dict[str, int]()
         for job, own in zip(jobs, requests, strict=True):
@@ -152,20 +154,25 @@ class Runs:
                 live = self._still_wanted(live, finish)
                 self._tell(event, live, owners, pipeline, model, work)
                 if isinstance(event, Finished):
-                    made = provenance(replace(task, source=source), setup, request)
+                    made = provenance(task, setup, request)
                     self._rates.learn(model.tag, work, event.generation.timings)
                     for job in live:
                         count = job.clips
                         with written(self._store.pool, job, made, event.generation, places[job.id], count) as files:
                             finish(job, "done", sounds=self._store.keep(job.id, files))
 
-    def _make_long(self, job: Job, task: Task, setup: Setup, pipeline: BasePipeline[Any], finish: Finish) -> None:
-        """Make a long piece: it goes to the disk as it is decoded, so that what is held does not grow with it."""
+    def _make_long(
+        self, job: Job, task: Task, setup: Setup, whole: Request, pipeline: BasePipeline[Any], finish: Finish
+    ) -> None:
+        """Make a long piece: it goes to the disk as it is decoded, so that what is held does not grow with it.
+
+        ``whole`` is what the tags say; what ``setup`` makes may be the end of it, after what a long source has.
+        """
         request, model, config, pool = setup.requests[0], task.model, task.model.config, self._store.pool
-        made, work = provenance(task, setup, request), JobSize.of(request, config)
+        made, work = provenance(task, setup, whole), JobSize.of(request, config)
         shape = seconds_to_samples(made.clip.seconds, config.sample_rate), config.audio_channels
         pool.check_room(4 * math.prod(shape))
-        job.steps, windows, peak = work.steps, 0, 0.0
+        job.steps, windows, peak, seams = work.steps, 0, 0.0, tuple[Seam, ...]()
         self._expect(model, work, 0)
         try:
             with pool.new(".wav") as path:
@@ -173,7 +180,7 @@ class Runs:
                     AudioWriter(path, *shape, config.sample_rate, KEPT, comment=made.to_json()) as file,
                     closing(stream(pipeline, request, setup.memory.residency, _QUIET)) as events,
                 ):
-                    for event in events:
+                    for event in after_beginning(events, task.source, config):
                         if self._stopping.is_set() or job.cancelled.is_set():
                             raise Stopped
                         if isinstance(event, Stepped):
@@ -186,8 +193,9 @@ class Runs:
                             job.feed.append("audio", audio_data(event.audio, 0, event.start, config.sample_rate))
                         elif isinstance(event, PieceFinished):
                             self._rates.learn(model.tag, work, event.timings)
+                            seams = event.seams
                 level = peak_db(np.array([[peak]], np.float32))
-                record = record_of(job, made, shape, level, config.sample_rate)
+                record = record_of(job, made, shape, level, config.sample_rate, [asdict(seam) for seam in seams])
                 finish(job, "done", sounds=self._store.keep(job.id, [(path, record)]))
         except Stopped:
             self._still_wanted([job], finish)  # it is over once nothing is left of its file
@@ -197,7 +205,7 @@ class Runs:
         """Read what a job starts from. Raises ValueError where it is gone."""
         if job.order.source is None:
             return None
-        return read_source(self._store, job.order.source, model, job.order.request or {})
+        return read_source(self._store, job.order.kind, job.order.source, model, job.order.request or {})
 
     def _still_wanted(self, jobs: list[Job], finish: Finish) -> list[Job]:
         """Close cancelled jobs; return the others. Raises Stopped where there is none, or the server stops."""
@@ -311,15 +319,16 @@ class Runs:
             finish(job, "done", sounds=self._store.keep(job.id, [(file, record)]))
 
 
-def read_source(store: Store, sound_id: str, model: Model, request: dict[str, Any]) -> SourceFile:
+def read_source(store: Store, kind: Kind, sound_id: str, model: Model, request: dict[str, Any]) -> SourceFile:
     """Read the sound that a job starts from, as the commands do. Raises ValueError for one that is not there."""
     sound = store.database.sound(sound_id)
     if sound is None or sound.subtype == LATENTS:
         raise ValueError(f"source is {sound_id!r}: there is no such sound; upload it first")
     items = request.get("items") or [{}]
     seconds, head_room = items[0].get("seconds"), request.get("head_room_seconds")
-    found = SourceFile.read(store.path(sound), model.config, seconds, head_room)
-    return replace(found, path=Path(sound.name), name=sound.name)
+    goes_on = kind == "extend" and request.get("long") is not None
+    found = SourceFile.read(store.path(sound), model.config, seconds, head_room, end=goes_on)
+    return replace(found, name=sound.name)
 
 
 LATENTS = "latents"

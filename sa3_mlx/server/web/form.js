@@ -36,9 +36,8 @@ export class Form {
   }
 
   chosen() {
-    const { prompts, max_seconds: longest, longest_piece: piece, words } = this.model;
-    $("length").max = Math.floor(longest * 100) / 100;
-    $("seconds").max = piece;
+    const { prompts, longest_piece: piece, words } = this.model;
+    $("length").max = $("seconds").max = piece;
     this.sized();
     const buttons = prompts.map((text) => element(
       "button", { type: "button", onclick: () => { $("prompt").value = text; $("prompt").focus(); } }, text));

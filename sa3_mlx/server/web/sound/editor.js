@@ -58,7 +58,7 @@ export class Editor {
     const [heard, at] = [Boolean(this.player.live), this.player.now()]; // whole now: it is heard on from there
     this.player.use(null);
     this.player.position = 0;
-    this.view.limit = this.form.model?.max_seconds ?? 0;
+    this.view.limit = this.form.model?.longest_piece ?? 0;
     this.view.open(sound);
     this.shown(Boolean(sound));
     $("edit-title").textContent = sound ? sound.name : "Nothing is open";
@@ -262,8 +262,11 @@ export class Editor {
     await this.edit("inpaint", { items: [this.form.item({ seconds: this.sound?.seconds })], inpaint: { regions } });
   }
 
+  // What is longer than a clip is made in windows.
   async extend() {
-    await this.edit("extend", { items: [this.form.item({ seconds: number("length") })] });
+    const length = number("length");
+    const more = length > this.form.model.max_seconds ? { long: {} } : {};
+    await this.edit("extend", { items: [this.form.item({ seconds: length })], ...more });
   }
 
   async vary() {
