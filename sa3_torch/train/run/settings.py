@@ -10,6 +10,7 @@ import functools
 import json
 import math
 import tomllib
+import typing
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -98,7 +99,7 @@ def load_settings(kind: type[Settings], stage: str, source: str, changes: tuple[
     """
     data = _read(stage, source, seen=())
     for change in changes:
-        _apply(data, change)
+        _apply(data, change, kind)
     try:
         upgrade(data)
     except ConfigError as error:
@@ -129,15 +130,15 @@ def _overlaid(base: Table, over: Table) -> Table:
     return {**base, **over, **both}
 
 
-def _apply(data: Table, change: str) -> None:
+def _apply(data: Table, change: str, kind: type[Config]) -> None:
     key, separator, text = change.partition("=")
     if not separator:
         raise ConfigError(f"--set {quoted(change)}: expected key=value, for example train.steps=100")
     key = key.strip()
     *tables, name = key.split(".")
-    table = data
+    table, shape = data, _fields(kind)
     for part in tables:
-        inner = table.get(part)
+        inner, shape = table.get(part), _fields(shape.get(part))
         if not isinstance(inner, dict):
             raise ConfigError(f"--set {quoted(change)}: there is no table {quoted(part)}")
         table = inner
@@ -146,10 +147,18 @@ def _apply(data: Table, change: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):
         value = text.strip()
-    known = name in table or key in GONE or key in (f"teacher.{former}" for former in TEACHER)
+    allowed = dict.fromkeys([*table, *shape])  # a field that has a default need not be in the preset
+    known = name in allowed or key in GONE or key in (f"teacher.{former}" for former in TEACHER)
     if not known and not isinstance(value, dict):  # a table may switch on what the preset leaves out
-        raise ConfigError(f"--set {quoted(change)}: unknown key {quoted(name)}; allowed: {', '.join(table)}")
+        raise ConfigError(f"--set {quoted(change)}: unknown key {quoted(name)}; allowed: {', '.join(allowed)}")
     table[name] = value
+
+
+def _fields(hint: Any) -> dict[str, Any]:
+    """Return the types of the fields of a configuration, or of one that may be None; of anything else none."""
+    options = typing.get_args(hint) or (hint,)
+    kind = next((option for option in options if isinstance(option, type) and issubclass(option, Config)), None)
+    return {} if kind is None else typing.get_type_hints(kind)
 
 
 def upgrade(data: Table) -> None:

@@ -131,6 +131,14 @@ def test_words_of_earlier_versions_are_understood() -> None:
         load_settings(PretrainConfig, "pretrain", "demo", ("coupling=exact",))
 
 
+def test_what_a_preset_leaves_out_can_be_set() -> None:
+    changes = ("demo.guidance.rescale=0.7", "demo.guidance.interval=[0.2, 1.0]")
+    pretrain = load_settings(PretrainConfig, "pretrain", "demo", changes)
+    assert pretrain.demo.guidance == Guidance(scale=4.0, rescale=0.7, interval=(0.2, 1.0))
+    with pytest.raises(ConfigError, match="unknown key 'rescaled'; allowed: scale, apg, rescale"):
+        load_settings(PretrainConfig, "pretrain", "demo", ("demo.guidance.rescaled=0.7",))
+
+
 def test_a_file_says_what_differs_from_a_preset(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('base = "full"\nbuckets = 2\n[tower]\ndepth = 1\n')

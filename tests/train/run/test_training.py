@@ -123,7 +123,7 @@ def test_damaged_caches_are_refused_in_one_line(tmp_path: Path) -> None:
         ("missing.toml", (), "no settings 'missing.toml'"),
         ("demo", ("train.batch=0",), "batch is 0: allowed is at least 1"),
         ("demo", ("train.batch=1000000",), "batch is 1000000: allowed is 1 to 16384"),
-        ("demo", (f"train.seed={10**400}",), "seed is 1000.*: allowed is 0 to 4.6"),
+        ("demo", (f"train.seed={10**400}",), r"train\.seed: must be below 2\^63, got 1000"),
         ("demo", ("train.save_every=0",), "save_every is 0"),
         ("demo", ("train.milestone_every=7",), "milestone_every is 7: allowed are multiples of save_every"),
         ("demo", ("generator.schedule=linear",), "allowed: 'cosine', 'inverse'"),
