@@ -382,6 +382,7 @@ STAGES: dict[str, Callable[..., Stage]] = {
     "distill": distill_stage,
     "pretrain": pretrain_stage,
     "text": text_stage,
+    "muon": lambda *words: pretrain_stage(*words, "optimizer.kind='muon'"),
     "clap": clap_stage,
     "ode-warmup": ode_warmup_stage,
     "own-states": lambda *words: ode_warmup_stage(*words, "teacher.own_share=1.0"),

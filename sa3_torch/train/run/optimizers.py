@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,18 +14,24 @@ from torch import Tensor, nn
 from sa3_mlx.common.schema import Config, ConfigError
 
 from . import parallel
-from .parallel import own_share, total
+from .parallel import own_share, sharded_like, total, whole
 from .settings import check
 
 SAMPLED = 1 << 16
 HELD = 0.75  # of the run, that the schedule "held" keeps its rate
+MOMENTUM = 0.95  # of Muon, as its authors have it
+ITERATION = (3.4445, -4.7750, 2.0315)  # of Newton and Schulz, of odd powers 1, 3, 5: singular values near 1 after five
+ITERATIONS = 5
+MATRIX_RMS = 0.2  # of Muon's change at rate 1: as large as AdamW's, so both have one rate (arXiv 2502.16982, 2.2)
+_MANY = ("to_q.weight", "to_kv.weight", "to_qkv.weight")  # square matrices, one above the other
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Config):
-    """Describe AdamW of one group of parameters. Warm-up counts the group's own updates, the cosine the steps of the
-    run."""
+    """Describe AdamW of one group of parameters, or ``Muon``. Warm-up counts the group's own updates, the cosine the
+    steps of the run. beta1 and beta2 are AdamW's."""
 
+    kind: Literal["adamw", "muon"] = "adamw"
     learning_rate: float
     schedule: Literal["cosine", "inverse", "held"]
     final_learning_rate: float  # the cosine's and the held schedule's end, the inverse schedule's floor
@@ -91,24 +97,89 @@ def fits_fused(parameters: Sequence[Tensor]) -> bool:
     return bool(parameters) and all(parameter.device.type == "cuda" for parameter in parameters)
 
 
+class Muon(torch.optim.AdamW):
+    """Step the matrices of transformer blocks along their orthogonalised momentum, all else as AdamW [T4.7].
+
+    The momentum (Nesterov's) of a matrix (n, m) keeps its singular vectors and gets singular values near 1, in bf16;
+    its change is that, times MATRIX_RMS sqrt(max(n, m)) and the rate. So directions that few items ask for are learned
+    as fast as those of many. Projections to queries, keys and values are matrices of their own. Sharded matrices are
+    gathered for it. ``counts`` of a table of parameters says how many matrices each of them holds; tables without it
+    are AdamW's.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Take a step; ``closure`` goes to AdamW, after the matrices."""
+        for table in self.param_groups:
+            for parameter, count in zip(table["params"], table.get("counts", ()), strict=False):
+                if parameter.grad is not None:
+                    self._step_matrix(parameter, count, table["lr"], table["weight_decay"])
+                    parameter.grad = None  # AdamW passes over it
+        return super().step(closure)
+
+    def _step_matrix(self, parameter: Tensor, count: int, rate: float, decay: float) -> None:
+        momentum = self.state[parameter]["momentum"]
+        momentum.lerp_(parameter.grad, 1 - MOMENTUM)
+        ahead = whole(parameter.grad.lerp(momentum, MOMENTUM))  # type: ignore[union-attr]
+        rows, columns = parameter.shape[0] // count, parameter.shape[1]
+        direction = orthogonalised(ahead.unflatten(0, (count, rows))).flatten(0, 1).to(parameter.dtype)
+        parameter.mul_(1 - rate * decay)
+        size = MATRIX_RMS * math.sqrt(max(rows, columns))
+        parameter.sub_(sharded_like(direction, parameter), alpha=rate * size)
+
+
+def orthogonalised(matrices: Tensor) -> Tensor:
+    """Return matrices (N, n, m) with their singular vectors and singular values of about 0.7 to 1.2, in bf16."""
+    x = matrices.bfloat16()
+    high = x.shape[1] > x.shape[2]
+    x = x.mT if high else x
+    x = x / (torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + 1e-7)
+    first, third, fifth = ITERATION
+    for _ in range(ITERATIONS):
+        square = x @ x.mT
+        x = first * x + (third * square + fifth * square @ square) @ x
+    return x.mT if high else x
+
+
+def _matrix_counts(network: nn.Module) -> dict[str, int]:
+    """Return the names of the matrices inside of transformer blocks, and how many each of them is."""
+    found = {}
+    for name, parameter in network.named_parameters():
+        if parameter.dim() == 2 and "layers" in name.split("."):
+            rows, columns = parameter.shape
+            found[name] = rows // columns if name.endswith(_MANY) and rows % columns == 0 else 1
+    return found
+
+
 def make_optimizer(group: Group) -> torch.optim.Optimizer:
     """Make the optimiser of a group. Its state exists from the start, at zero, so that a checkpoint can be read into it
     in place."""
     config, betas = group.optimizer, (group.optimizer.beta1, group.optimizer.beta2)
+    counts = _matrix_counts(group.network) if config.kind == "muon" else {}
     by_factor: dict[float, list[nn.Parameter]] = {}
+    matrices: dict[float, dict[nn.Parameter, int]] = {}
     for name, parameter in group.network.named_parameters():
         if parameter.requires_grad:
-            by_factor.setdefault(group.rates.get(name.partition(".")[0], 1.0), []).append(parameter)
-    tables = [{"params": parameters, "factor": factor} for factor, parameters in by_factor.items()]
+            factor = group.rates.get(name.partition(".")[0], 1.0)
+            if name in counts:
+                matrices.setdefault(factor, {})[parameter] = counts[name]
+            else:
+                by_factor.setdefault(factor, []).append(parameter)
+    tables: list[dict[str, Any]] = [{"params": found, "factor": factor} for factor, found in by_factor.items()]
+    tables += [
+        {"params": list(found), "factor": factor, "counts": tuple(found.values())} for factor, found in matrices.items()
+    ]
     every = list(itertools.chain(*by_factor.values()))
     fused = fits_fused(every)
-    optimizer = torch.optim.AdamW(
+    optimizer = {"adamw": torch.optim.AdamW, "muon": Muon}[config.kind](
         tables, lr=config.learning_rate, betas=betas, weight_decay=config.weight_decay, fused=fused or None
     )
     for parameter in every:
         zeros = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         count = torch.zeros((), device=parameter.device if fused else None)  # of updates, which the kernel reads
         optimizer.state[parameter] = {"step": count, "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
+    for parameter in itertools.chain(*matrices.values()):
+        optimizer.state[parameter] = {"momentum": torch.zeros_like(parameter, memory_format=torch.preserve_format)}
     return optimizer
 
 
