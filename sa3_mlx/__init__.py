@@ -16,11 +16,31 @@ _LAZY = {  # public name -> module that defines it
     "Sampling": ".common.model.sampling",
     "InitAudio": ".common.generation.request",
     "Inpaint": ".common.generation.request",
+    "Patch": ".common.generation.request",
+    "TimedPrompt": ".common.generation.request",
+    "LongForm": ".common.generation.request",
+    "Loop": ".common.generation.loop",
+    "extend": ".common.generation.request",
     "ModelConfig": ".common.model.config",
     "PRESETS": ".common.model.presets",
 }
 
-__all__ = ["PRESETS", "Guidance", "InitAudio", "Inpaint", "Item", "ModelConfig", "Pipeline", "Request", "Sampling"]
+__all__ = [
+    "PRESETS",
+    "Guidance",
+    "InitAudio",
+    "Inpaint",
+    "Item",
+    "LongForm",
+    "Loop",
+    "ModelConfig",
+    "Patch",
+    "Pipeline",
+    "Request",
+    "Sampling",
+    "TimedPrompt",
+    "extend",
+]
 
 
 def __getattr__(name: str) -> Any:

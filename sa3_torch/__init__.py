@@ -17,11 +17,31 @@ _LAZY = {  # public name -> module that defines it
     "Sampling": "sa3_mlx.common.model.sampling",
     "InitAudio": "sa3_mlx.common.generation.request",
     "Inpaint": "sa3_mlx.common.generation.request",
+    "Patch": "sa3_mlx.common.generation.request",
+    "TimedPrompt": "sa3_mlx.common.generation.request",
+    "LongForm": "sa3_mlx.common.generation.request",
+    "Loop": "sa3_mlx.common.generation.loop",
+    "extend": "sa3_mlx.common.generation.request",
     "ModelConfig": "sa3_mlx.common.model.config",
     "PRESETS": "sa3_mlx.common.model.presets",
 }
 
-__all__ = ["PRESETS", "Guidance", "InitAudio", "Inpaint", "Item", "ModelConfig", "Pipeline", "Request", "Sampling"]
+__all__ = [
+    "PRESETS",
+    "Guidance",
+    "InitAudio",
+    "Inpaint",
+    "Item",
+    "LongForm",
+    "Loop",
+    "ModelConfig",
+    "Patch",
+    "Pipeline",
+    "Request",
+    "Sampling",
+    "TimedPrompt",
+    "extend",
+]
 
 
 def __getattr__(name: str) -> Any:

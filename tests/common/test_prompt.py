@@ -65,6 +65,8 @@ def test_blends():
         ("a | b : -0.1", "the blend at character 9 is -0.1"),
         (" | b : .2", "the blend at character 2 has no text on one side"),
         ("a |  : .2", "the blend at character 3 has no text on one side"),
+        ("x ((a:5) b:-3)", "the weights inside of the '(' at character 3 multiply to 15: allowed are -10 to 10"),
+        ("(" * 40 + "a" + ":10)" * 40, "at character 39 multiply to 100"),
         ("aa | bb (c:99) : .2", "the weight of 'c' at character 9 is 99"),
     ],
 )

@@ -72,8 +72,13 @@ def test_a_folder_goes_before_a_name_and_a_path_is_no_name(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("name", ["sa3_mlx", "sa3_torch"])
-def test_packages_say_their_version(name: str) -> None:
-    assert importlib.import_module(name).__version__ == version()
+def test_packages_say_their_version_and_have_what_the_page_of_music_names(name: str) -> None:
+    package = importlib.import_module(name)
+    assert package.__version__ == version()
+    page = (Path(__file__).parents[2] / "docs" / "music.md").read_text()
+    named = set(re.findall(r"\b((?:[A-Z][a-z]+)+|extend)\((?=\w+[=,])", " ".join(re.findall(r"`([^`]+)`", page))))
+    assert named >= {"Item", "TimedPrompt", "Inpaint", "Patch", "Loop", "extend"} and named <= set(package.__all__)
+    assert all(hasattr(package, each) for each in package.__all__)
 
 
 def test_what_was_ignored_is_refused(twin: Twin, home: Path) -> None:

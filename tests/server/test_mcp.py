@@ -15,8 +15,9 @@ import soundfile
 
 mcp = pytest.importorskip("mcp", reason="needs pip install 'sa3[mcp]'")
 
+from sa3_mlx.common.files.audio import write_audio
 from sa3_mlx.server.open.mcp import make_mcp
-from tests.support.command import write_tone
+from tests.support.command import tone, write_tone
 from tests.support.server import Live
 
 Call = Callable[..., Coroutine[Any, Any, dict[str, Any]]]
@@ -60,6 +61,7 @@ def test_schemas_are_flat(server: Live, tmp_path: Path) -> None:
 
 def test_an_assistant_makes_edits_and_fetches_sounds(server: Live, tmp_path: Path) -> None:
     write_tone(tmp_path / "take.wav", 0.5)
+    write_audio(tmp_path / "take.opus", tone(0.5, rate=48000), 48000, "opus")
 
     async def work(_: Any, call: Call) -> None:
         made = await finished(call, await call("make", prompt="soft rain", seconds=0.6, seed=3, count=2))
@@ -71,9 +73,10 @@ def test_an_assistant_makes_edits_and_fetches_sounds(server: Live, tmp_path: Pat
             await call("extend", source=source, seconds=0.9),
             await call("inpaint", source=source, starts=[0.1, 0.4], ends=[0.2, 0.5], prompts=["bell", ""], steps=2),
             await call("loop", prompt="kick", bpm=300, bars=1, steps=2),
+            await call("vary", source="take.opus", steps=1),
         ]
         sounds = [(await finished(call, job))["sounds"][0] for job in jobs]
-        assert [sound["kind"] for sound in sounds] == ["vary", "inpaint", "extend", "inpaint", "generate"]
+        assert [sound["kind"] for sound in sounds] == ["vary", "inpaint", "extend", "inpaint", "generate", "vary"]
         assert sounds[1]["regions"] == [[0.1, 0.2], [0.3, 0.4]] and sounds[2]["seconds"] == 0.9
         assert sounds[4]["prompt"] == "kick" and sounds[4]["seconds"] == 4 * 60 / 300
         for form in ("wav", "flac", "mp3"):
@@ -96,6 +99,7 @@ def test_an_assistant_makes_edits_and_fetches_sounds(server: Live, tmp_path: Pat
         ("inpaint", {"source": "x", "starts": [1], "ends": [2], "prompts": ["a", "b"]}, "1 regions and 2 prompts"),
         ("loop", {"prompt": "x", "bpm": 60, "bars": 64}, "makes above 0"),
         ("loop", {"prompt": "x", "bpm": 120, "model": "other"}, "there are little"),
+        ("loop", {"prompt": "x, 90 bpm", "bpm": 120}, "the prompt says 90 bpm, bpm says 120"),
         ("status", {"job": "../jobs"}, "ids are letters and digits"),
         ("fetch", {"sound": "nothing"}, "there is no sound"),
         ("fetch", {"sound": "x", "format": "aac"}, "format"),

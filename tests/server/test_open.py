@@ -9,6 +9,7 @@ import itertools
 import json
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ import pytest
 import soundfile
 
 from sa3_mlx.common.files.wav import sample_bytes
+from sa3_mlx.common.generation.request import Request
+from sa3_mlx.common.model.sampling import Guidance, Sampling
 from sa3_mlx.server.engine.runs import audio_data
 from sa3_mlx.server.feeds import JobEvent
+from sa3_mlx.server.open.daw import Daw, DawBody
 from sa3_mlx.server.open.openai import _chunks
 from sa3_mlx.server.studio import Studio
 from tests.support.command import tone, write_tone
@@ -230,6 +234,8 @@ def test_uploads_of_a_plug_in_are_a_pool_and_no_path_of_it_is_opened(server: Liv
         ("/generate", {"inpaint_start": 1.0}, "need init_path"),
         ("/generate", {"loras": [{"name": "none"}]}, "is not there"),
         ("/generate/loop", {"prompt": "rain"}, "a tempo is missing"),
+        ("/generate/loop", {"prompt": "rain", "bpm": 1e-308}, "allowed are 1 to 1000"),
+        ("/generate/loop", {"prompt": "rain", "bpm": -1}, "allowed are 1 to 1000"),
         ("/generate/loop", {"prompt": "120 bpm", "bars": 5}, "bars is 5"),
         ("/generate/loop", {"prompt": "60 bpm", "bars": 32}, "too long"),
         ("/transform", {}, "audio_data is missing"),
@@ -242,6 +248,17 @@ def test_uploads_of_a_plug_in_are_a_pool_and_no_path_of_it_is_opened(server: Liv
 def test_plug_ins_are_told_what_is_wrong(server: Live, path: str, body: dict[str, Any], words: str) -> None:
     reply = server.post(path, body)
     assert reply.status == 422 and reply.json["success"] is False and words in reply.error
+
+
+def test_guidance_of_the_model_counts_where_none_is_given(studio: Studio) -> None:
+    guided = Sampling(sampler="euler", steps=2, guidance=Guidance(scale=7.0))
+    studio.default = replace(studio.default, config=replace(studio.default.config, sampling=guided))
+    asked = DawBody(prompt="bell", duration=0.3, seed=3, negative_prompt="flute", apg_scale=0.0)
+    for scale, wanted in ((None, Guidance(scale=7.0, apg=0.0)), (4.0, Guidance(scale=4.0, apg=0.0)), (1.0, Guidance())):
+        job, _ = Daw(studio).submit(asked.model_copy(update={"cfg_scale": scale}), None, {})
+        request = Request.from_dict(job.order["request"])
+        assert request.sampling is not None and request.sampling.guidance == wanted
+        assert request.items[0].negative_prompt == ("flute" if scale != 1 else None)
 
 
 def test_what_has_no_effect_is_named(server: Live) -> None:

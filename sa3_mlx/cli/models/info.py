@@ -28,8 +28,10 @@ from sa3_mlx.common.quant.format import Quantization
 from sa3_mlx.common.terminal import labelled, show
 from sa3_mlx.common.text.tokenizer import Tokenizer
 
+from .card import PARENTS_FILE, QUANTIZATION_FILE
 from .stored import INDEX_FILE, SETTINGS_FILE, Facts, describe_folder, describe_index, describe_tar, describe_tensors
 
+_OF_A_MODEL = (WEIGHTS_FILE, TOKENIZER_FILE, QUANTIZATION_FILE, PARENTS_FILE)
 _LONG_SECONDS = 600.0  # from here on a sound is not read to find its peak
 _BLOCKS = ("config", "settings")  # shown as JSON, after everything else
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -84,7 +86,9 @@ def _file(path: Path) -> Facts:
         head = file.read(512)
     if path.name in (CONFIG_FILE, SETTINGS_FILE):
         return describe_folder(path.parent) or _model(find_model(str(path.parent), generates=False))
-    if path.name == WEIGHTS_FILE and (path.parent / CONFIG_FILE).is_file():
+    if path.suffixes[-2:] == [".npy", ".json"] and path.with_suffix("").is_file():  # tags beside latents
+        return _file(path.with_suffix(""))
+    if path.name in _OF_A_MODEL and (path.parent / CONFIG_FILE).is_file():
         return _model(find_model(str(path.parent), generates=False))
     if path.name == INDEX_FILE or head.lstrip()[:1] == b"{":
         return describe_index(path)

@@ -88,6 +88,11 @@ def _weighted(text: str, offset: int) -> WeightedText:
             weight = _checked(found[1], "".join(letters[start + 1 : stop]), offset + source + 1)
             letters[start:] = letters[start + 1 : stop]
             weights[start:] = [weight * inner for inner in weights[start + 1 : stop]]
+            if (most := max(map(abs, weights[start:]), default=0.0)) > WEIGHT_MAX:
+                raise ValueError(
+                    f"the weights inside of the '(' at character {offset + source + 1} multiply to {most:g}: allowed "
+                    f"are -{WEIGHT_MAX:g} to {WEIGHT_MAX:g}"
+                )
             place += 1
             continue
         if letter == "(":

@@ -322,8 +322,10 @@ class Runs:
 def read_source(store: Store, kind: Kind, sound_id: str, model: Model, request: dict[str, Any]) -> SourceFile:
     """Read the sound that a job starts from, as the commands do. Raises ValueError for one that is not there."""
     sound = store.database.sound(sound_id)
-    if sound is None or sound.subtype == LATENTS:
+    if sound is None:
         raise ValueError(f"source is {sound_id!r}: there is no such sound; upload it first")
+    if sound.subtype == LATENTS:
+        raise ValueError(f"source is {sound_id!r}, which holds latents: a job of kind decode makes a sound of them")
     items = request.get("items") or [{}]
     seconds, head_room = items[0].get("seconds"), request.get("head_room_seconds")
     goes_on = kind == "extend" and request.get("long") is not None

@@ -130,7 +130,7 @@ class Daw:
             require(shift is None or shift.lower() == "logsnr", f"shift is {quoted(shift)}: sa3 has logsnr only")
         seconds = changes.get("seconds", body.duration)
         item: dict[str, Any] = {"prompt": body.prompt, "seconds": seconds, "seed": None if body.seed < 0 else body.seed}
-        if body.negative_prompt and body.cfg_scale not in (None, 1.0):  # without guidance it has no effect
+        if body.negative_prompt and self._scale(body) != 1:  # without guidance it has no effect
             item["negative_prompt"] = body.negative_prompt
         request = {
             "items": [item],
@@ -208,16 +208,18 @@ class Daw:
     def _sampling(self, body: DawBody) -> dict[str, Any]:
         """Return the sampling that was asked for; at scale 1 the rest of the guidance has no effect and is left out."""
         found: dict[str, Any] = {} if body.steps is None else {"steps": body.steps}
-        if body.cfg_scale is None:
-            return found
-        guidance: dict[str, Any] = {"scale": body.cfg_scale}
-        if body.cfg_scale != 1:
+        guidance: dict[str, Any] = {} if body.cfg_scale is None else {"scale": body.cfg_scale}
+        if self._scale(body) != 1:
             given = {"apg": body.apg_scale, "rescale": body.cfg_rescale, "norm_threshold": body.cfg_norm_threshold}
             guidance |= {name: value for name, value in given.items() if value is not None}
             if body.cfg_interval_min is not None or body.cfg_interval_max is not None:
                 high = 1.0 if body.cfg_interval_max is None else body.cfg_interval_max
                 guidance["interval"] = [body.cfg_interval_min or 0.0, high]
-        return {**found, "guidance": guidance}
+        return {**found, "guidance": guidance} if guidance else found
+
+    def _scale(self, body: DawBody) -> float:
+        """Return the guidance scale that was asked for, or that of the model."""
+        return self._studio.default.config.usual_sampling.guidance.scale if body.cfg_scale is None else body.cfg_scale
 
     def _adapter(self, lora: LoraBody) -> dict[str, Any]:
         names = {Path(name).stem: name for name in self._studio.adapters()}

@@ -67,7 +67,8 @@ def router(studio: Studio) -> APIRouter:
         def submit() -> dict[str, Any]:
             found = BPM.search(body.prompt)
             bpm = body.bpm or (float(found[1]) if found else 0.0)
-            require(bpm > 0, "a tempo is missing: give bpm, or write it into the prompt, such as 120 bpm")
+            require(bpm != 0, "a tempo is missing: give bpm, or write it into the prompt, such as 120 bpm")
+            require(1 <= bpm <= 1000, f"bpm is {bpm:g}: allowed are 1 to 1000")
             require(body.bars in BARS, f"bars is {body.bars}: allowed are {', '.join(map(str, BARS))}")
             config, beats = studio.default.config, BEATS_PER_BAR * body.bars
             seconds = loop_seconds(bpm, beats, config.sample_rate)

@@ -14,12 +14,12 @@ from pydantic import Field
 
 from sa3_mlx.common.files.atomic import write_bytes
 from sa3_mlx.common.generation.loop import BPM_MAX, BPM_MIN, loop_seconds
+from sa3_mlx.common.measures.tempo import named_bpm
 from sa3_mlx.common.schema import quoted
 from sa3_mlx.common.version import version
 
 from .client import Client
 
-_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".aiff", ".aif")
 _KEPT = ("id", "kind", "name", "prompt", "seed", "seconds", "parent", "regions", "peak_db", "starred")
 
 Prompt = Annotated[str, Field(description="What to make, such as 'piano note A4'.")]
@@ -62,6 +62,8 @@ class Tools:
         if model and model not in models:
             raise ToolError(f"model is {quoted(model)}: there are {', '.join(models)}")
         chosen = models[model] if model else next(iter(models.values()))
+        if (said := named_bpm(prompt)) not in (None, bpm):
+            raise ToolError(f"the prompt says {said:g} bpm, bpm says {bpm:g}: leave one of them out")
         rate, known = chosen["sample_rate"], "bpm" in chosen["words"] or not chosen["words"]
         named = f"{prompt}, {bpm:g} bpm" if known and "bpm" not in prompt.lower() else prompt
         request = _request(named, loop_seconds(bpm, 4 * bars, rate), seed, steps) | {
@@ -154,12 +156,12 @@ class Tools:
 
     def _source(self, text: str) -> str:
         """Return the id of a sound; a file of the folder is uploaded. Raises ToolError for any other file."""
-        if Path(text).suffix.lower() not in _SUFFIXES:
-            return text
         path, folder = (self._folder / text).resolve(), self._folder.resolve()
-        if not path.is_relative_to(folder) or not path.is_file():
+        if text and path.is_relative_to(folder) and path.is_file():
+            return self._client.upload(path)
+        if not text.isalnum():
             raise ToolError(f"source is {quoted(text)}: there is no such file in the folder {folder.name}")
-        return self._client.upload(path)
+        return text
 
 
 def make_mcp(address: str, token: str | None, folder: Path) -> MCPServer[Any]:

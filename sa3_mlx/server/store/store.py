@@ -131,7 +131,10 @@ class Store:
         with self._exporting:
             if not target.exists():
                 self.pool.check_room(sound.samples * sound.channels * 4)
-                self._said[target] = self._write(sound, target, output)
+                try:
+                    self._said[target] = self._write(sound, target, output)
+                except (ValueError, ImportError) as error:
+                    raise type(error)(str(error).replace(str(target), f"{sound.name}{suffix}")) from error
                 for gone in self.pool.trim_exports(_EXPORTS_MAX):
                     self._said.pop(gone, None)
         return target

@@ -34,6 +34,12 @@ class TextEncoding(Protocol):
     def encode(self, texts: list[str]) -> tuple[NDArray[np.int32], NDArray[np.bool_]]: ...
 
 
+_REMEDIES = {
+    "train": "choose other latents",
+    "validation": "one recording in ten is held out, by its hash: encode more of them, or choose other latents",
+}
+
+
 @dataclass(frozen=True)
 class LatentBatch:
     """``latents`` (B, T, C) float32, padded with the latent of silence; ``valid`` (B, T); text ids and mask (B, S)."""
@@ -101,7 +107,7 @@ class LatentBatches:
         self.skipped = len(mine) - len(usable)
         usable.sort(key=lambda item: (min(item.frames, max_frames), item.id))
         if not usable:
-            raise ValueError(f"{latents}: no item of split {split} with a caption; choose other latents")
+            raise ValueError(f"{latents}: no item of split {split} with a caption; {_REMEDIES[split]}")
         self.items = usable
         weights = draw_weights([item.kind for item in usable], shares)
         parts = np.array_split(np.arange(len(usable)), min(buckets, len(usable)))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from sa3_mlx.cli.home import find_model
 from sa3_mlx.common.adapters.format import write_adapter
 from sa3_mlx.common.files.atomic import write_json
 from sa3_mlx.common.files.audio import write_audio
@@ -47,11 +48,13 @@ def test_of_models(run: Run, info: Info, shared_home: Path) -> None:
     ok(run("quantize", "little", "small", "--recipe", "8bit"))
     facts = info("small")
     assert facts["quantized"]["recipe"] == "8bit" and facts["stored as"]["8 bits"] > 0
+    assert info(find_model("small", generates=True).folder / "quantization.json") == facts
 
 
 def test_of_the_files_of_a_model(info: Info, shared_home: Path) -> None:
     folder = shared_home / "models" / "little"
     assert info(folder / "config.json") == info(folder / "model.safetensors") == info(folder)
+    assert info(folder / "tokenizer.json") == info(folder)
 
 
 def test_of_results_and_pictures(run: Run, info: Info) -> None:
@@ -96,6 +99,7 @@ def test_of_latents_and_adapters(run: Run, info: Info, shared_home: Path) -> Non
         facts = info(name)
         assert (facts["kind"], facts["frames"], facts["channels"]) == ("encoded sound", 42, 8)
         assert facts["model"] == "little" and facts["samples"] == "2640"
+    assert info("z.npy.json") == facts | {"file": "z.npy.json"}
     adapter = random_adapter(shared_home / "models" / "little", adapter_config("dora-rows"), seed=0)
     write_adapter(Path("bell.safetensors"), adapter)
     facts = info("bell.safetensors")
