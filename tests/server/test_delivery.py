@@ -52,6 +52,15 @@ def test_a_finished_sound_has_the_bytes_of_the_command_s_file(run: Run, studio: 
         assert exported.read_bytes() == Path(name).read_bytes(), name
 
 
+def test_a_file_that_cannot_be_written_is_called_as_the_sound_is(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = done(studio, studio.submit(body(0.3, seed=5)))[0]
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ValueError, match=r"^soft rain 5\.m4a: \.m4a is written by ffmpeg, which is not here"):
+        studio.store.export(studio.sound(job.sounds[0]), ".m4a", None)
+
+
 def test_levels_and_ends_are_what_was_asked_for(server: Live, made: dict[str, Any]) -> None:
     pytest.importorskip("pyloudnorm")
     loud, rate = sound(server, made, "loudness_lufs=-20&true_peak_db=-3&limit=true")

@@ -16,6 +16,7 @@ from types import FrameType
 import torch
 from torch import Tensor, nn
 
+from sa3_mlx.common.schema import ConfigError
 from sa3_mlx.common.version import revision
 from sa3_torch.train.run.planning.timing import time_precisions
 
@@ -103,8 +104,13 @@ class Trainer:
                 for remark in self.remarks:
                     log.say(remark)
                 self._choose_precision(log)
-                self._loop(log)
-                self.save()
+                try:
+                    self._loop(log)
+                    self.save()
+                except (ConfigError, RuntimeError):  # a compiler that blocks wait for has the same signal, and ends
+                    if not self.asked or torch.distributed.is_initialized():
+                        raise
+                    self.stop, self.step = True, max(0, self.saved)
                 self.checkpoints.wait()
                 if self.stop:
                     log.say(f"stopped at step {self.step} of {self.config.steps}; the same command goes on from there")

@@ -20,6 +20,7 @@ import torch.distributed.checkpoint as dcp
 from sa3_mlx.common.schema import ConfigError
 from sa3_mlx.common.version import revision, version
 from sa3_torch.train.run import parallel
+from sa3_torch.train.run.logs import RunLog
 from sa3_torch.train.run.optimizers import Ema, OptimizerConfig, UpdateRatio, learning_rate_at
 from sa3_torch.train.run.parallel import BatchSlice, clip, follow, moments, std_of
 from sa3_torch.train.run.planning.timing import time_precisions
@@ -372,3 +373,28 @@ def test_demo_leaves_pictures_beside_its_sound(workspace: Path, tmp_path: Path) 
     with torch.no_grad():
         stage.demo(tmp_path, 7)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000007-latents.png", "000007.png", "000007.wav"]
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_compiler_that_ends_with_the_signal_is_no_error(asked: bool, tmp_path: Path) -> None:
+    """A Ctrl-C goes to all processes of a terminal, so also to the compiler that a step waits for."""
+    changes = ("train.steps=6", "train.save_every=2")
+    whole = train(game(tmp_path, *changes), tmp_path / "whole")
+    trainer = trainer_of(game(tmp_path, *changes), tmp_path / "run")
+    step = trainer._train_step
+
+    def interrupted(log: RunLog) -> None:
+        step(log)
+        if trainer.step == 3:
+            trainer.asked = asked
+            raise RuntimeError("C++ compile error")
+
+    trainer._train_step = interrupted  # type: ignore[method-assign]
+    if not asked:
+        with pytest.raises(RuntimeError, match="compile"):
+            trainer.run()
+        return
+    assert trainer.run() is False and trainer.step == 2
+    again = trainer_of(game(tmp_path, *changes), tmp_path / "run")
+    assert again.step == 2 and again.run()
+    assert all(map(torch.equal, whole.stage.model.parameters(), again.stage.model.parameters()))
