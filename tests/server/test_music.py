@@ -216,7 +216,7 @@ def test_a_sound_that_goes_on_has_limits(studio: Studio) -> None:
     (made,) = done(studio, studio.submit(piece(5)))
     (sound,) = made.sounds
     for data, words in (
-        (extended(sound, 4), "extend to 4.0 s: soft rain 7 has 5.000 s; ask for a longer clip"),
+        (extended(sound, 4), "extend to 4 s: soft rain 7 has 5.000 s; ask for a longer clip"),
         (extended(sound, 3601), "a server makes up to 3600 s, 'sa3 extend' a day"),
         ({**extended(sound, 9), "variations": 2}, "a long piece is made by itself"),
         ({**body(9), "kind": "extend", "source": sound}, "little makes above 0 to"),

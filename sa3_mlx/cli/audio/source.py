@@ -131,12 +131,12 @@ class SourceFile:
     def continued(self, seconds: float) -> Inpaint:
         """Return what keeps the whole file and makes what follows, to a length of ``seconds``.
 
-        Raises ValueError where it is as long already.
+        Raises ValueError where it is as long already, and for what is no number.
         """
-        if not is_finite(seconds) or self.seconds >= seconds:
-            raise ValueError(
-                f"extend to {quoted(seconds)} s: {self.name} has {self.seconds:.3f} s; ask for a longer clip"
-            )
+        if not is_finite(seconds):
+            raise ValueError(f"seconds is {quoted(seconds)}: expected a finite number")
+        if self.seconds >= seconds:
+            raise ValueError(f"extend to {seconds:g} s: {self.name} has {self.seconds:.3f} s; ask for a longer clip")
         return Inpaint(audio=self.audio, regions=((self.seconds, seconds),))
 
     def prompt(self, given: str | None, *, quiet: bool) -> str:
