@@ -103,8 +103,8 @@ class Trainer:
                     log.write({"step": self.step, "revision": self.revision})
                 for remark in self.remarks:
                     log.say(remark)
-                self._choose_precision(log)
                 try:
+                    self._choose_precision(log)
                     self._loop(log)
                     self.save()
                 except (ConfigError, RuntimeError):  # a compiler that blocks wait for has the same signal, and ends
