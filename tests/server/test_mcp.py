@@ -95,6 +95,8 @@ def test_an_assistant_makes_edits_and_fetches_sounds(server: Live, tmp_path: Pat
         ("vary", {"source": "nothing"}, "no such sound"),
         ("vary", {"source": "../secret.wav"}, "no such file in the folder"),
         ("vary", {"source": "/etc/hosts.wav"}, "no such file in the folder"),
+        ("vary", {"source": "x" * 999}, "no such sound"),
+        ("vary", {"source": "a\0b.wav"}, "no such file in the folder"),
         ("inpaint", {"source": "x", "starts": [1], "ends": []}, "one end for each start"),
         ("inpaint", {"source": "x", "starts": [1], "ends": [2], "prompts": ["a", "b"]}, "1 regions and 2 prompts"),
         ("loop", {"prompt": "x", "bpm": 60, "bars": 64}, "makes above 0"),

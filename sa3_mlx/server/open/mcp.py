@@ -156,8 +156,13 @@ class Tools:
 
     def _source(self, text: str) -> str:
         """Return the id of a sound; a file of the folder is uploaded. Raises ToolError for any other file."""
-        path, folder = (self._folder / text).resolve(), self._folder.resolve()
-        if text and path.is_relative_to(folder) and path.is_file():
+        folder = self._folder.resolve()
+        try:
+            path = (folder / text).resolve()
+            inside = path.is_relative_to(folder) and path.is_file()
+        except (OSError, ValueError):  # no name that a file can have
+            inside = False
+        if inside:
             return self._client.upload(path)
         if not text.isalnum():
             raise ToolError(f"source is {quoted(text)}: there is no such file in the folder {folder.name}")
