@@ -42,6 +42,7 @@ from sa3_mlx.common.generation.request import InitAudio, Item, Request
 from sa3_mlx.common.installed import Model
 from sa3_mlx.common.memory.prediction import predict, size_text
 from sa3_mlx.common.model.lengths import seconds_to_samples
+from sa3_mlx.common.schema import quoted
 from sa3_mlx.server.orders import MAKING, Kind
 from sa3_mlx.server.settings import Settings
 from sa3_mlx.server.store.records import KEPT, SoundRecord
@@ -323,9 +324,9 @@ def read_source(store: Store, kind: Kind, sound_id: str, model: Model, request: 
     """Read the sound that a job starts from, as the commands do. Raises ValueError for one that is not there."""
     sound = store.database.sound(sound_id)
     if sound is None:
-        raise ValueError(f"source is {sound_id!r}: there is no such sound; upload it first")
+        raise ValueError(f"source is {quoted(sound_id)}: there is no such sound; upload it first")
     if sound.subtype == LATENTS:
-        raise ValueError(f"source is {sound_id!r}, which holds latents: a job of kind decode makes a sound of them")
+        raise ValueError(f"source is {quoted(sound_id)}, which holds latents: a job of kind decode makes a sound of them")
     items = request.get("items") or [{}]
     seconds, head_room = items[0].get("seconds"), request.get("head_room_seconds")
     goes_on = kind == "extend" and request.get("long") is not None
