@@ -326,7 +326,9 @@ def read_source(store: Store, kind: Kind, sound_id: str, model: Model, request: 
     if sound is None:
         raise ValueError(f"source is {quoted(sound_id)}: there is no such sound; upload it first")
     if sound.subtype == LATENTS:
-        raise ValueError(f"source is {quoted(sound_id)}, which holds latents: a job of kind decode makes a sound of them")
+        raise ValueError(
+            f"source is {quoted(sound_id)}, which holds latents: a job of kind decode makes a sound of them"
+        )
     items = request.get("items") or [{}]
     seconds, head_room = items[0].get("seconds"), request.get("head_room_seconds")
     goes_on = kind == "extend" and request.get("long") is not None
