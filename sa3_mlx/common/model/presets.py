@@ -53,7 +53,7 @@ SAME_DEMO = SAMEConfig(
 )
 SAME_DEMO_S = replace(SAME_DEMO, decoder_depth=2)  # for the latents of the demo's, by distillation
 SAME_MUSIC = replace(  # docs/records/music.md 4
-    SAME_DEMO, width=256, latent_channels=128, encoder_depth=3, decoder_depth=4
+    SAME_DEMO, width=256, encoder_depth=3, decoder_depth=4
 )
 
 DIT_SMALL = DiTConfig(width=1024, depth=20, memory_tokens=64, differential=False)
