@@ -15,12 +15,12 @@ have() { [ -e "$1/index.json" ] || [ -e "$1/model/config.json" ]; }
 have sounds || $sa3 data render sounds --set music --hours "$hours"
 have sounds-test || $sa3 data render sounds-test --set music --hours "$hours" --test
 have autoencoder || $sa3 train autoencoder --model music --settings music --data sounds --out autoencoder
-$sa3 pre-encode --data sounds --autoencoder autoencoder/model --out latents --copies 2
+$sa3 pre-encode --data sounds --autoencoder autoencoder/model --out latents --copies 1 --precision bfloat16
 $sa3 data gate latents --data sounds --autoencoder autoencoder/model
-have base-short || $sa3 train pretrain --model music --settings music-short --latents latents \
-    --autoencoder autoencoder/model --out base-short
-have base || $sa3 train pretrain --model music --settings music --start base-short/model --latents latents \
-    --autoencoder autoencoder/model --out base
+pretrain="$sa3 train pretrain --model music --latents latents --autoencoder autoencoder/model"
+have base-short || $pretrain --settings music-short --out base-short
+have base-middle || $pretrain --settings music-middle --start base-short/model --out base-middle
+have base || $pretrain --settings music --start base-middle/model --out base
 have clap || $sa3 train clap --settings music --model base/model --latents latents --out clap
 have warmup || $sa3 train ode-warmup --settings music --model base/model --latents latents --out warmup
 have posttrain || $sa3 train posttrain --settings music --model warmup/model --base base/model --clap clap/model \

@@ -255,16 +255,19 @@ def test_guidance_of_the_model_counts_where_none_is_given(studio: Studio) -> Non
     studio.default = replace(studio.default, config=replace(studio.default.config, sampling=guided))
     asked = DawBody(prompt="bell", duration=0.3, seed=3, negative_prompt="flute", apg_scale=0.0)
     for scale, wanted in ((None, Guidance(scale=7.0, apg=0.0)), (4.0, Guidance(scale=4.0, apg=0.0)), (1.0, Guidance())):
-        job, _ = Daw(studio).submit(asked.model_copy(update={"cfg_scale": scale}), None, {})
+        job, answer = Daw(studio).submit(asked.model_copy(update={"cfg_scale": scale}), None, {}, {"duration"})
         request = Request.from_dict(job.order["request"])
         assert request.sampling is not None and request.sampling.guidance == wanted
         assert request.items[0].negative_prompt == ("flute" if scale != 1 else None)
+        assert answer.get("ignored", []) == ([] if scale != 1 else ["apg_scale", "negative_prompt"])
 
 
 def test_what_has_no_effect_is_named(server: Live) -> None:
     body = {"prompt": "bell", "duration": 0.3, "keep_models": True, "peak_normalize_db": 2.0, "decode_chunk_size": 128}
     reply = server.post("/generate", json.dumps(body).encode(), content_type="application/x-www-form-urlencoded")
     assert reply.json["ignored"] == ["decode_chunk_size", "keep_models", "peak_normalize_db"]
+    body = {"prompt": "bell", "bpm": 480, "bars": 4, "duration": 1.0, "strength": 0.3}
+    assert server.post("/generate/loop", body).json["ignored"] == ["duration", "strength"]
 
 
 def test_server_sent_events_are_read_as_they_are_written() -> None:

@@ -46,6 +46,21 @@ _SETTLED = (
     "decode_chunk_size",
     "decode_overlap",
 )
+_GUIDANCE = {"apg_scale": "apg", "cfg_rescale": "rescale", "cfg_norm_threshold": "norm_threshold"}
+_INTERVAL = ("cfg_interval_min", "cfg_interval_max")
+_OF_ROUTES = {  # fields that not every route reads
+    "duration",
+    "init_path",
+    "init_noise_level",
+    "inpaint_start",
+    "inpaint_end",
+    "bpm",
+    "bars",
+    "audio_data",
+    "strength",
+    "continuation_seconds",
+    "continuation_mode",
+}
 _FIXED = {"latent_rescale": 1.0, "latent_shift": 0.0, "latent_target_std": None}  # only these values are there
 
 
@@ -117,10 +132,10 @@ class Daw:
         self._wishes: OrderedDict[str, tuple[int | None, float | None]] = OrderedDict()  # job: samples, ceiling in dB
 
     def submit(
-        self, body: DawBody, source: SoundRecord | None, changes: dict[str, Any]
+        self, body: DawBody, source: SoundRecord | None, changes: dict[str, Any], reads: set[str]
     ) -> tuple[JobRecord, dict[str, Any]]:
-        """Queue a job; ``changes`` of its request -> the job, and the answer to the plug-in."""
-        settled = sorted(set(body.model_extra or {}) & set(_SETTLED))
+        """Queue a job; ``changes`` of its request, names of the fields that the route ``reads`` -> the job, and the
+        answer to the plug-in, which names what was ignored."""
         unknown = sorted(set(body.model_extra or {}) - set(_SETTLED) - set(_FIXED))
         require(not unknown, f"unknown field(s) {', '.join(unknown)}")
         for name, value in _FIXED.items():
@@ -147,8 +162,17 @@ class Daw:
             }
         )
         seed = job.order["request"]["items"][0]["seed"]
-        answer = {"success": True, "session_id": job.id, "seed": seed} | ({"ignored": settled} if settled else {})
+        ignored = self._ignored(body, reads)
+        answer = {"success": True, "session_id": job.id, "seed": seed} | ({"ignored": ignored} if ignored else {})
         return job, answer
+
+    def _ignored(self, body: DawBody, reads: set[str]) -> list[str]:
+        """Name what a plug-in gave and what has no effect."""
+        given = {name for name in body.model_fields_set if getattr(body, name, None) is not None}
+        found = given & (_OF_ROUTES - reads) | set(body.model_extra or {}) & set(_SETTLED)
+        if self._scale(body) == 1:
+            found |= given & {"negative_prompt", *_GUIDANCE, *_INTERVAL}
+        return sorted(found)
 
     def remember(self, job: JobRecord, samples: int | None, ceiling: float | str | bool | None) -> None:
         """Keep what a poll must know of a job: its exact length and how loud it may be."""
@@ -210,7 +234,7 @@ class Daw:
         found: dict[str, Any] = {} if body.steps is None else {"steps": body.steps}
         guidance: dict[str, Any] = {} if body.cfg_scale is None else {"scale": body.cfg_scale}
         if self._scale(body) != 1:
-            given = {"apg": body.apg_scale, "rescale": body.cfg_rescale, "norm_threshold": body.cfg_norm_threshold}
+            given = {name: getattr(body, field) for field, name in _GUIDANCE.items()}
             guidance |= {name: value for name, value in given.items() if value is not None}
             if body.cfg_interval_min is not None or body.cfg_interval_max is not None:
                 high = 1.0 if body.cfg_interval_max is None else body.cfg_interval_max

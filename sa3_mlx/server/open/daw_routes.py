@@ -45,15 +45,18 @@ def router(studio: Studio) -> APIRouter:
         def submit() -> dict[str, Any]:
             source = None if body.init_path is None else daw.find(body.init_path)
             changes: dict[str, Any] = {}
+            reads = {"init_path"} if source is not None else {"duration"}
             if body.inpaint_start is not None or body.inpaint_end is not None:
+                reads |= {"inpaint_start", "inpaint_end"}
                 require(source is not None, "inpaint_start and inpaint_end need init_path, the sound that is kept")
                 end = body.inpaint_end if body.inpaint_end is not None else source.seconds if source else 0.0
                 changes["inpaint"] = {"regions": [[body.inpaint_start or 0.0, end]]}
                 changes["seconds"] = max(end, source.seconds if source else 0.0)
             elif source is not None:
+                reads.add("init_noise_level")
                 changes["init"] = {"noise_level": 0.5 if body.init_noise_level is None else body.init_noise_level}
                 changes["seconds"] = None
-            job, answer = daw.submit(body, source, changes)
+            job, answer = daw.submit(body, source, changes, reads)
             daw.remember(job, None, body.limiter_ceiling_db)
             return answer
 
@@ -75,7 +78,7 @@ def router(studio: Studio) -> APIRouter:
             require(seconds <= config.max_seconds, f"{body.bars} bars at {bpm:g} bpm are {seconds:.2f} s: too long")
             ring = {"bpm": bpm, "beats": beats} if BPM_MIN <= bpm <= BPM_MAX else {}
             changes = {"seconds": seconds, "loop": ring, "head_room_seconds": None}
-            job, answer = daw.submit(body, None, changes)
+            job, answer = daw.submit(body, None, changes, {"bpm", "bars"})
             daw.remember(job, None, body.limiter_ceiling_db)
             more = {
                 "bpm": bpm,
@@ -96,7 +99,8 @@ def router(studio: Studio) -> APIRouter:
         def submit() -> dict[str, Any]:
             source = daw.decode(body.audio_data)
             noise_level = 0.5 if body.strength is None else body.strength
-            job, answer = daw.submit(body, source, {"init": {"noise_level": noise_level}, "seconds": None})
+            changes = {"init": {"noise_level": noise_level}, "seconds": None}
+            job, answer = daw.submit(body, source, changes, {"audio_data", "strength"})
             daw.remember(job, None, body.limiter_ceiling_db)
             return answer
 
@@ -114,7 +118,9 @@ def router(studio: Studio) -> APIRouter:
             require(more is not None and more > 0, "continuation_seconds is missing: say by how much it goes on")
             source = daw.decode(body.audio_data)
             end = source.seconds + (more or 0.0)
-            job, answer = daw.submit(body, source, {"inpaint": {"regions": [[source.seconds, end]]}, "seconds": end})
+            changes = {"inpaint": {"regions": [[source.seconds, end]]}, "seconds": end}
+            reads = {"audio_data", "continuation_seconds", "continuation_mode"}
+            job, answer = daw.submit(body, source, changes, reads)
             daw.remember(job, None, body.limiter_ceiling_db)
             return answer
 

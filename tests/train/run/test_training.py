@@ -113,7 +113,7 @@ def test_damaged_caches_are_refused_in_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "change", "message"),
     [
-        ("nothing", (), "no settings 'nothing' for autoencoder; presets: demo, music, music-all, same-l, same-s, tiny"),
+        ("nothing", (), "no settings 'nothing' for autoencoder; presets: demo, music, same-l, same-s, tiny"),
         ("demo", ("steps=3",), "unknown key 'steps'"),
         ("demo", ("train.stepz=3",), "unknown key 'stepz'"),
         ("demo", ("train.steps",), "expected key=value"),
