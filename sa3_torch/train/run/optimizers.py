@@ -102,30 +102,42 @@ class Muon(torch.optim.AdamW):
 
     The momentum (Nesterov's) of a matrix (n, m) keeps its singular vectors and gets singular values near 1, in bf16;
     its change is that, times MATRIX_RMS sqrt(max(n, m)) and the rate. So directions that few items ask for are learned
-    as fast as those of many. Projections to queries, keys and values are matrices of their own. Sharded matrices are
-    gathered for it. ``counts`` of a table of parameters says how many matrices each of them holds; tables without it
-    are AdamW's.
+    as fast as those of many. Projections to queries, keys and values are matrices of their own. Each process finds the
+    directions of some matrices, and gives them to all; sharded ones are gathered for it. ``counts`` of a table of
+    parameters says how many matrices each of them holds; tables without it are AdamW's.
     """
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """Take a step; ``closure`` goes to AdamW, after the matrices."""
-        for table in self.param_groups:
-            for parameter, count in zip(table["params"], table.get("counts", ()), strict=False):
-                if parameter.grad is not None:
-                    self._step_matrix(parameter, count, table["lr"], table["weight_decay"])
-                    parameter.grad = None  # AdamW passes over it
+        moved = {
+            parameter: (count, table)
+            for table in self.param_groups
+            for parameter, count in zip(table["params"], table.get("counts", ()), strict=False)
+            if parameter.grad is not None
+        }
+        owners = parallel.deal({matrix: matrix.numel() * min(matrix.shape) for matrix in moved})
+        found = {matrix: self._direction(matrix, count, owners[matrix]) for matrix, (count, _) in moved.items()}
+        for matrix, (count, table) in moved.items():
+            direction = found.pop(matrix)
+            if direction is None:
+                direction = torch.empty(matrix.shape, dtype=torch.bfloat16, device=matrix.device)
+            parallel.give(direction, owners[matrix])
+            matrix.mul_(1 - table["lr"] * table["weight_decay"])
+            size = MATRIX_RMS * math.sqrt(max(matrix.shape[0] // count, matrix.shape[1]))
+            matrix.sub_(sharded_like(direction.to(matrix.dtype), matrix), alpha=table["lr"] * size)
+            matrix.grad = None  # AdamW passes over it
         return super().step(closure)
 
-    def _step_matrix(self, parameter: Tensor, count: int, rate: float, decay: float) -> None:
-        momentum = self.state[parameter]["momentum"]
-        momentum.lerp_(parameter.grad, 1 - MOMENTUM)
-        ahead = whole(parameter.grad.lerp(momentum, MOMENTUM))  # type: ignore[union-attr]
-        rows, columns = parameter.shape[0] // count, parameter.shape[1]
-        direction = orthogonalised(ahead.unflatten(0, (count, rows))).flatten(0, 1).to(parameter.dtype)
-        parameter.mul_(1 - rate * decay)
-        size = MATRIX_RMS * math.sqrt(max(rows, columns))
-        parameter.sub_(sharded_like(direction, parameter), alpha=rate * size)
+    def _direction(self, matrix: Tensor, count: int, owner: int | None) -> Tensor | None:
+        """Return the orthogonalised momentum of ``count`` matrices, one above the other, in bf16; None where another
+        process finds it."""
+        momentum = self.state[matrix]["momentum"]
+        momentum.lerp_(matrix.grad, 1 - MOMENTUM)
+        ahead = whole(matrix.grad.lerp(momentum, MOMENTUM))  # type: ignore[union-attr]
+        if not parallel.is_own(owner):
+            return None
+        return orthogonalised(ahead.unflatten(0, (count, matrix.shape[0] // count))).flatten(0, 1).contiguous()
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:

@@ -290,13 +290,16 @@ def owners(tensors: Mapping[Key, Tensor]) -> dict[Key, int | None]:
 
     None for what is sharded, of which each has its part, and where there is one process.
     """
+    dealt = deal({key: tensor.nbytes for key, tensor in tensors.items() if not isinstance(tensor, DTensor)})
+    return {key: dealt.get(key) for key in tensors}
+
+
+def deal(costs: Mapping[Key, int]) -> dict[Key, int | None]:
+    """Deal out work, about as much to each process: the rank that does it; None where there is one process."""
     loads, found = [0] * own_slice().world, dict[Key, int | None]()
-    for key, tensor in tensors.items():
-        if isinstance(tensor, DTensor) or len(loads) == 1:
-            found[key] = None
-        else:
-            found[key] = rank = loads.index(min(loads))
-            loads[rank] += max(tensor.nbytes, 1)
+    for key, cost in costs.items():
+        found[key] = rank = loads.index(min(loads)) if len(loads) > 1 else None
+        loads[rank or 0] += max(cost, 1)
     return found
 
 
