@@ -53,21 +53,21 @@ TEXT = "start=text train_text=false train.batch=16"
 ARC = "clips.buckets=1 generator.warmup_steps=1 discriminator.warmup_steps=1"
 QAT = "optimizer.warmup_steps=1 recipe=4bit rounds=1"
 STAGES: dict[str, tuple[str, str]] = {  # a name -> the stage with its options, what is set
-    "autoencoder": ("autoencoder SOUNDS --settings demo", CROPS),
+    "autoencoder": ("autoencoder SOUNDS", CROPS),
     "autoencoder-complete": ("autoencoder SOUNDS --settings tiny", f"{GAN} semantics.detached_steps=1"),
     "autoencoder-shards": (
-        "autoencoder --data <data/shards>/shards --start demo --settings demo",
+        "autoencoder --data <data/shards>/shards --start demo",
         f"{CROPS} shards.streams=1",
     ),
     "distill-autoencoder": ("distill-autoencoder SOUNDS --teacher demo --settings tiny", GAN),
-    "pretrain": ("pretrain LATENTS --ungated --autoencoder demo --settings demo", SHOWN),
-    "pretrain-text": ("pretrain LATENTS --ungated --autoencoder demo --start demo --settings demo", f"{SHOWN} {TEXT}"),
-    "warmup": ("warmup LATENTS --ungated --settings demo", f"{FLOW} teacher.steps=3"),
-    "clap": ("clap LATENTS --ungated --settings demo", "buckets=1 optimizer.warmup_steps=1"),
-    "posttrain": ("posttrain LATENTS --ungated --base demo --clap <train/clap>/run/model --settings demo", ARC),
-    "lora": ("lora LATENTS --type dora-rows --rank 4 --settings demo", SHOWN),
-    "lora-xs": ("lora LATENTS --type bora-xs --rank 4 --settings demo", SHOWN),
-    "quantize": ("quantize --calibration <inputs>/prompts.txt --settings demo", QAT),
+    "pretrain": ("pretrain LATENTS --ungated --autoencoder demo", SHOWN),
+    "pretrain-text": ("pretrain LATENTS --ungated --autoencoder demo --start demo", f"{SHOWN} {TEXT}"),
+    "warmup": ("warmup LATENTS --ungated", f"{FLOW} teacher.steps=3"),
+    "clap": ("clap LATENTS --ungated", "buckets=1 optimizer.warmup_steps=1"),
+    "posttrain": ("posttrain LATENTS --ungated --base demo --clap <train/clap>/run/model", ARC),
+    "lora": ("lora LATENTS --type dora-rows --rank 4", SHOWN),
+    "lora-xs": ("lora LATENTS --type bora-xs --rank 4", SHOWN),
+    "quantize": ("quantize --calibration <inputs>/prompts.txt", QAT),
 }
 PIANO, SNARE = '"piano note A4" --seconds 1.5', '"snare drum" --seconds 1'
 EULER, PINGPONG, DPMPP = (f"--steps 6 --sampler {sampler}" for sampler in ("euler", "pingpong", "dpmpp"))

@@ -42,7 +42,8 @@ BY_PART = "autoencoder same-l"
 MICRO_BATCHES = 2  # of a step at most: more of them repeat what two show
 ENOUGH = 3.0  # seconds of timed steps
 COUNTING = 4  # processes that count plans
-SHORT_PRESETS = {"autoencoder": "tiny", "distill-autoencoder": "tiny"}  # of the others "demo"
+# Presets of stages in short; of the others "first".
+SHORT_PRESETS = {"autoencoder": "tiny", "distill-autoencoder": "tiny", "lora": "demo", "quantize": "demo"}
 _GAME = (
     *("crop_samples=8192", "spectral_start=0.0", "spectral_full=0.0", "spectral.sizes=[128, 512]"),
     *("adversarial.start_step=0", "adversarial.discriminators.convolutional.width=4"),
@@ -76,7 +77,7 @@ class OneGpu:
     def of(cls, case: FullScale, bench: Workbench, less: int) -> OneGpu | None:
         """Return None where there is less than an item."""
         if bench.short:
-            case = replace(case, preset=SHORT_PRESETS.get(case.stage, "demo"))
+            case = replace(case, preset=SHORT_PRESETS.get(case.stage, "first"))
         config = settings_of(case)
         processes = config.machine.processes if config.machine else 1
         own = 2 * config.train.accumulate if bench.short else config.train.batch // processes
@@ -114,7 +115,7 @@ class OneGpu:
 
 def _tiny() -> ModelConfig:
     """Return the demo model, smaller."""
-    demo = PRESETS["demo"]
+    demo = PRESETS["first"]
     assert demo.diffusion is not None
     dit = replace(demo.diffusion.dit, width=64, depth=2)
     same = replace(demo.same, width=64, encoder_depth=1, decoder_depth=1)

@@ -53,7 +53,7 @@ FLOW, FEW, CLAP = "sa3_torch.train.flow", "sa3_torch.train.few_steps", "sa3_torc
 AUTOENCODER, QUANTIZE = "sa3_torch.train.autoencoder", "sa3_torch.train.quantize"
 SIZES = ("small", "medium", "large")
 TEACHERS = {"same-s": PRESETS["same-l"]}  # of autoencoders that are distilled
-DEMO_TEXT = diffusion_of(PRESETS["demo"]).text_encoder
+DEMO_TEXT = diffusion_of(PRESETS["first"]).text_encoder
 TEXT_SLOTS = 8  # of the prompts of a quantization
 _NOISE = tuple(
     f"{module}.item_noise"

@@ -78,7 +78,7 @@ def seconds_of(stage: AutoencoderStage, step: int) -> float:
     required=True,
     help="Folder made by `sa3 data render` or `sa3 data import`.",
 )
-@click.option("--model", default="demo", show_default=True, type=click.Choice(sorted(PRESETS)))
+@click.option("--model", default="first", show_default=True, type=click.Choice(sorted(PRESETS)))
 @click.option("--settings", default="tiny", show_default=True, help="Preset or .toml file of `sa3 train autoencoder`.")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change one setting.")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sa3_mlx.assets import DEMO
 from sa3_mlx.cli.options.regions import WantedRegion, parse_region
 from sa3_mlx.cli.output.provenance import read_provenance
 from sa3_mlx.common.generation.request import Inpaint, Patch, TimedPrompt
-from sa3_mlx.common.model.presets import PRESETS
+from sa3_mlx.common.model.config import ModelConfig
 from tests.support.command import Run, ok, read, write_tone
 
 COMMON = ("--model", "demo", "--steps", "2", "--seed", "3", "--format", "float")
@@ -58,7 +59,7 @@ def test_regions_of_their_own_are_made_again_bit_for_bit(run: Run, backend: str)
     more = ("--noise-level", "0.8", "--backend", backend)
     ok(run("inpaint", "in.wav", "kick drum", *words, *more, "--out", "out.wav", *COMMON))
     made = read_provenance(Path("out.wav")).request
-    level = PRESETS["demo"].noise_level(0.4, "monotone")
+    level = ModelConfig.load(DEMO).noise_level(0.4, "monotone")
     assert made.init is None and isinstance(made.inpaint, Inpaint) and made.inpaint.feather_seconds == 0.02
     assert made.inpaint.regions == (
         Patch(start=0.1, end=0.2, prompt="snare drum", noise_level=0.8),

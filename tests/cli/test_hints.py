@@ -25,7 +25,7 @@ COMMANDS = {
     "autoencoder.stage": (
         "autoencoder",
         "AutoencoderStage",
-        {"data": "my sounds", "size": "demo", "folder": None, "stride": None},
+        {"data": "my sounds", "size": "first", "folder": None, "stride": None},
         ["pre-encode", "--data", "my sounds", "--autoencoder", "runs/a run/model", "--out", "latents"],
     ),
     "flow.pretrain": (
@@ -37,7 +37,7 @@ COMMANDS = {
             "autoencoder": DEMO,
             "tokenizer": DEMO / "tokenizer.json",
             "start": None,
-            "size": "demo",
+            "size": "first",
         },
         ["generate", "piano note A4", "--model", "runs/a run/model"],
     ),

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sa3_mlx.assets import DEMO
 from sa3_mlx.common.measures.strength import Changes, measure_changes
 from sa3_mlx.common.model.config import ModelConfig
-from sa3_mlx.common.model.presets import PRESETS
 from tests.support.command import Run, ok, read, sa3, write_tone
 
 LINES = "\n".join(f"0.2 {word}" for word in ("rain", "bell", "wind", "rain bell"))
@@ -21,7 +21,7 @@ LINES = "\n".join(f"0.2 {word}" for word in ("rain", "bell", "wind", "rain bell"
 
 def test_a_strength_is_the_noise_level_behind_it(run: Run):
     write_tone(Path("in.wav"), 0.5)
-    level = PRESETS["demo"].noise_level(0.3, "normalized")
+    level = ModelConfig.load(DEMO).noise_level(0.3, "normalized")
     common = ("--model", "demo", "--seed", "1", "--steps", "2", "--schedule", "normalized", "--format", "float")
     ok(run("vary", "in.wav", "snare drum", "--strength", "0.3", "--out", "a.wav", *common))
     ok(run("vary", "in.wav", "snare drum", "--noise-level", str(level), "--out", "b.wav", *common))

@@ -19,12 +19,12 @@ from sa3_mlx.common.model.chunks import (
     pad_frames,
 )
 from sa3_mlx.common.model.config import SAMEConfig
-from sa3_mlx.common.model.presets import SAME_DEMO, SAME_L, SAME_S
+from sa3_mlx.common.model.presets import SAME_FIRST, SAME_L, SAME_S
 from tests.support.tiny import SAME_TINY_L, SAME_TINY_S
 
 Tokens = NDArray[np.uint64]
-CONFIGS = {"tiny-s": SAME_TINY_S, "tiny-l": SAME_TINY_L, "demo": SAME_DEMO}
-ODD_SPAN = dataclasses.replace(SAME_DEMO, stride=3, span=1)
+CONFIGS = {"tiny-s": SAME_TINY_S, "tiny-l": SAME_TINY_L, "demo": SAME_FIRST}
+ODD_SPAN = dataclasses.replace(SAME_FIRST, stride=3, span=1)
 
 
 def _mix(values: Tokens, others: Tokens) -> Tokens:
@@ -121,7 +121,7 @@ def test_toy_model_notices_a_wrong_start():
     assert not np.array_equal(_run("decode", data, SAME_TINY_L, tight), whole)
 
 
-@pytest.mark.parametrize("config", [SAME_S, SAME_L, SAME_DEMO, SAME_TINY_L])
+@pytest.mark.parametrize("config", [SAME_S, SAME_L, SAME_FIRST, SAME_TINY_L])
 def test_kept_ranges_tile_the_clip_and_starts_are_aligned(config: SAMEConfig):
     for direction in ("encode", "decode"):
         size = default_chunk_frames(config, direction)
@@ -133,7 +133,7 @@ def test_kept_ranges_tile_the_clip_and_starts_are_aligned(config: SAMEConfig):
             assert all(chunk.start <= chunk.keep_start < chunk.keep_stop <= chunk.stop for chunk in plan)
 
 
-@pytest.mark.parametrize("config", [SAME_S, SAME_L, SAME_DEMO, SAME_TINY_L])
+@pytest.mark.parametrize("config", [SAME_S, SAME_L, SAME_FIRST, SAME_TINY_L])
 def test_chunks_are_few_and_balanced(config: SAMEConfig):
     """Nothing but the halo of inner edges is computed twice, and no chunk is longer than another by over a span."""
     for direction in ("encode", "decode"):

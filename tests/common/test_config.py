@@ -85,4 +85,4 @@ def test_impossible_values_are_one_line(change: dict[str, dict[str, Any]], messa
 @pytest.mark.parametrize("examples", [["a"] * 33, [""], ["two\nlines"], ["x" * 201]])
 def test_examples_are_a_few_lines(examples: list[str]) -> None:
     with pytest.raises(ConfigError, match="examples"):
-        ModelConfig.from_dict({**PRESETS["demo"].to_dict(), "examples": examples})
+        ModelConfig.from_dict({**PRESETS["first"].to_dict(), "examples": examples})

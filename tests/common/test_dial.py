@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from sa3_mlx.assets import DEMO
 from sa3_mlx.common.measures.strength import LEVELS, fit
 from sa3_mlx.common.model.config import ModelConfig
 from sa3_mlx.common.model.dial import SCHEDULES, Dial
@@ -43,7 +44,7 @@ def test_other_dials_are_refused(levels: tuple[float, ...]):
 
 
 def test_it_belongs_to_the_model():
-    config = dataclasses.replace(PRESETS["demo"], dial=DIAL)
+    config = dataclasses.replace(PRESETS["first"], dial=DIAL)
     assert ModelConfig.from_dict(config.to_dict(defaults=False)) == config
     assert config.noise_level(0.3) == pytest.approx(0.3)
     with pytest.raises(ConfigError, match="medium has no dial for strength: run 'sa3 calibrate'"):
@@ -51,7 +52,7 @@ def test_it_belongs_to_the_model():
 
 
 def test_the_demo_has_one():
-    dial = PRESETS["demo"].dial
+    dial = ModelConfig.load(DEMO).dial
     assert dial is not None
     assert all(0 < dial.noise_level(0.3, name) < dial.noise_level(0.8, name) < 1 for name in SCHEDULES)
 

@@ -15,6 +15,7 @@ import pytest
 from sa3_convert import export_official
 from sa3_convert.keys import fold_weight_norm, pairs, unfold_weight_norm
 
+from sa3_mlx.assets import DEMO
 from sa3_mlx.common.files.safetensors import TensorFile, array_entry, file_hash, from_bf16_bits, write_tensors
 from sa3_mlx.common.model.checkpoint import expected_tensors
 from sa3_mlx.common.model.config import ModelConfig
@@ -279,7 +280,7 @@ def test_full_size_weights_arrive_under_our_names(golden, tmp_path):
 def test_what_the_official_layout_has_no_place_for_survives_the_round_trip(tmp_path):
     """The usual sampling, dial, head-room and examples lie in a file beside; a released model needs none."""
     sampling = Sampling(sampler="dpmpp", steps=12, guidance=Guidance(scale=3.0, apg=0.5))
-    dial = PRESETS["demo"].dial
+    dial = ModelConfig.load(DEMO).dial
     config = replace(
         TINY,
         sampling=sampling,

@@ -206,7 +206,7 @@ def _changes(folder: Path) -> dict[str, str]:
 
 def _read_changes(given: Given) -> None:
     text = given.path.read_bytes().decode("utf-8", "surrogateescape").replace("\0", "")
-    load_settings(PretrainConfig, "pretrain", "demo", (text,))
+    load_settings(PretrainConfig, "pretrain", "first", (text,))
 
 
 def _run_settings(folder: Path) -> dict[str, str]:
@@ -215,7 +215,7 @@ def _run_settings(folder: Path) -> dict[str, str]:
 
 
 def _demo() -> PretrainConfig:
-    return load_settings(PretrainConfig, "pretrain", "demo", ())
+    return load_settings(PretrainConfig, "pretrain", "first", ())
 
 
 def _read_run_settings(given: Given) -> None:

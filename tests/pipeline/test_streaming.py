@@ -15,7 +15,7 @@ import soundfile
 from sa3_mlx.common.files.audio import AudioWriter, read_tags, write_audio
 from sa3_mlx.common.files.wav import Subtype, wav_header
 from sa3_mlx.common.model.chunks import check_chunk_frames, default_chunk_frames, stream_chunk_frames
-from sa3_mlx.common.model.presets import SAME_DEMO, SAME_L, SAME_S
+from sa3_mlx.common.model.presets import SAME_FIRST, SAME_L, SAME_S
 from tests.support.command import RATE, make_home, sa3, tone, use_home
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,7 +62,7 @@ def test_an_error_between_the_pieces_leaves_nothing(tmp_path: Path, name: str):
 
 
 def test_streamed_chunks_are_exact_and_shorter():
-    for config in (SAME_S, SAME_L, SAME_DEMO):
+    for config in (SAME_S, SAME_L, SAME_FIRST):
         size = stream_chunk_frames(config)
         check_chunk_frames(size, config, "decode")
         assert size < default_chunk_frames(config, "decode")

@@ -44,7 +44,7 @@ from sa3_torch.train.run.settings import load_settings
 from sa3_torch.train.run.stage import Stage, StageConfig
 from tests.support.tiny_checkpoint import write_checkpoint
 
-DEMO = PRESETS["demo"]
+DEMO = PRESETS["first"]
 assert DEMO.diffusion is not None
 MODEL = dataclasses.replace(
     DEMO,
@@ -145,7 +145,7 @@ def trainer_of(stage: Stage, folder: Path) -> Trainer:
 def autoencoder_stage(workspace: Path, *changes: str) -> AutoencoderStage:
     rate = ("generator.warmup_steps=1", "generator.learning_rate=1e-4")
     settings = (*SHORT, "train.batch=4", "crop_samples=8192", *rate, *changes)
-    config = load_settings(AutoencoderConfig, "autoencoder", "demo", settings)
+    config = load_settings(AutoencoderConfig, "autoencoder", "first", settings)
     return AutoencoderStage(MODEL, config, ClipSet(workspace / "clips"))
 
 
@@ -212,7 +212,7 @@ def distill_stage(workspace: Path, *changes: str) -> DistillStage:
 
 def pretrain_stage(workspace: Path, *changes: str) -> PretrainStage:
     settings = (*SHORT, "train.batch=4", "clips.buckets=1", "optimizer.warmup_steps=1", *changes)
-    config = load_settings(PretrainConfig, "pretrain", "demo", settings)
+    config = load_settings(PretrainConfig, "pretrain", "first", settings)
     same, digest = load_autoencoder(workspace / "run" / "model")
     latents = LatentSet(workspace / "latents", autoencoder=digest)
     start = None if config.train_text else workspace / "random"
@@ -233,7 +233,7 @@ def lora_stage(workspace: Path, *changes: str) -> LoraStage:
 
 def clap_stage(workspace: Path, *changes: str) -> ClapStage:
     settings = ("train.batch=8", "tower.width=64", "tower.depth=1", "tower.embedding=16", "optimizer.warmup_steps=1")
-    config = load_settings(ClapConfig, "clap", "demo", (*SHORT, *settings, *changes))
+    config = load_settings(ClapConfig, "clap", "first", (*SHORT, *settings, *changes))
     latents = LatentSet(workspace / "latents", autoencoder=load_autoencoder(workspace / "run" / "model")[1])
     return ClapStage(workspace / "base", config, latents)
 
@@ -243,7 +243,7 @@ def ode_warmup_stage(workspace: Path, *changes: str) -> OdeWarmupStage:
     rates = ("refresh_rate=2", "renoised_share=0.5", "first_share=0.25", "sampling.steps=3")
     teacher = [f"teacher.{rate}" for rate in rates]
     settings = (*SHORT, "train.batch=4", "clips.buckets=1", "optimizer.warmup_steps=1", *teacher, *changes)
-    config = load_settings(OdeWarmupConfig, "ode-warmup", "demo", settings)
+    config = load_settings(OdeWarmupConfig, "ode-warmup", "first", settings)
     return OdeWarmupStage(workspace / "base", config, [workspace / "latents"])
 
 
@@ -267,7 +267,7 @@ def posttrain_stage(workspace: Path, *changes: str) -> PosttrainStage:
         "own_sample_share=0.5",
         "train.seed=1",
     )
-    config = load_settings(PosttrainConfig, "posttrain", "demo", (*SHORT, *small, *changes))
+    config = load_settings(PosttrainConfig, "posttrain", "first", (*SHORT, *small, *changes))
     clap = _clap(workspace) if config.weights.clap or config.weights.frechet else None
     return PosttrainStage(workspace / "base", workspace / "base", config, [workspace / "latents"], clap)
 
@@ -372,7 +372,7 @@ def game_stage(_workspace: Path, *changes: str) -> GameStage:
         weight_decay=1e-3,
         clip_norm=1.0,
     )
-    train = load_settings(PretrainConfig, "pretrain", "demo", ("train.batch=8", *SHORT, *changes)).train
+    train = load_settings(PretrainConfig, "pretrain", "first", ("train.batch=8", *SHORT, *changes)).train
     return GameStage(GameConfig(train=train, generator=optimizer, discriminator=optimizer))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .config import DiffusionConfig, DiTConfig, ModelConfig, SAMEConfig, ShiftConfig, TextEncoderConfig
-from .dial import Dial
 from .sampling import Sampling
 
 LOGSNR = ShiftConfig(type="logsnr", start=-6.2, end=2.0, rate=0.0)  # default of the released models [B22]
@@ -38,7 +37,7 @@ SAME_L = SAMEConfig(
     sine_gate_layers=7,
     token_noise=0.01,
 )
-SAME_DEMO = SAMEConfig(
+SAME_FIRST = SAMEConfig(
     patch_size=256,
     stride=4,
     latent_channels=64,
@@ -51,15 +50,15 @@ SAME_DEMO = SAMEConfig(
     sine_gate_layers=0,
     token_noise=0.01,
 )
-SAME_DEMO_S = replace(SAME_DEMO, decoder_depth=2)  # for the latents of the demo's, by distillation
+SAME_FIRST_S = replace(SAME_FIRST, decoder_depth=2)  # for the latents of that one, by distillation
 SAME_MUSIC = replace(  # docs/records/music.md 4
-    SAME_DEMO, width=256, encoder_depth=3, decoder_depth=4
+    SAME_FIRST, width=256, encoder_depth=3, decoder_depth=4
 )
 
 DIT_SMALL = DiTConfig(width=1024, depth=20, memory_tokens=64, differential=False)
 DIT_MEDIUM = DiTConfig(width=1536, depth=24, memory_tokens=64, differential=True)
 DIT_LARGE = DiTConfig(width=2048, depth=26, memory_tokens=64, differential=True)
-DIT_DEMO = DiTConfig(width=192, depth=5, memory_tokens=8, differential=False)
+DIT_FIRST = DiTConfig(width=192, depth=5, memory_tokens=8, differential=False)
 DIT_MUSIC = DiTConfig(width=256, depth=6, memory_tokens=16, differential=False)
 
 
@@ -95,12 +94,12 @@ _ALL = [
     _released("large", SAME_L, DIT_LARGE, 4096, base=True),  # architecture only: no public weights
     _autoencoder("same-s", SAME_S),
     _autoencoder("same-l", SAME_L),
-    _autoencoder("same-demo-s", SAME_DEMO_S),
-    ModelConfig(
-        name="demo",
+    _autoencoder("same-first-s", SAME_FIRST_S),
+    ModelConfig(  # for the set "first": clips of 4.4 s
+        name="first",
         sample_rate=44_100,
         audio_channels=2,
-        same=SAME_DEMO,
+        same=SAME_FIRST,
         diffusion=DiffusionConfig(
             objective="rectified_flow",
             max_frames=192,
@@ -114,14 +113,9 @@ _ALL = [
                 heads=1,
                 max_length=12,
             ),
-            dit=DIT_DEMO,
+            dit=DIT_FIRST,
         ),
         sampling=Sampling(sampler="euler", steps=8),  # docs/records/training.md: of its front, the least distance
-        dial=Dial(  # sa3 calibrate demo --dry-run
-            official=(0.2299, 0.3829, 0.4444, 0.4955, 0.52, 0.5419, 0.5639, 0.5858, 0.626, 1.0),
-            normalized=(0.1034, 0.2235, 0.3384, 0.5145, 0.6339, 0.7222, 0.788, 0.849, 0.9104, 1.0),
-            monotone=(0.0857, 0.1938, 0.3521, 0.4917, 0.5986, 0.6861, 0.7494, 0.8077, 0.8669, 1.0),
-        ),
     ),
     ModelConfig(  # for the set "music": clips of 12 s
         name="music",

@@ -120,7 +120,7 @@ class DistillStage(AutoencoderStage):
 @stage_command("distill-autoencoder", preset="tiny")
 @AUDIO
 @click.option("--teacher", type=MODEL, required=True, help="The large autoencoder, or a model with it.")
-@click.option("--model", "size", default="demo", show_default=True, type=click.Choice(sorted(PRESETS)))
+@click.option("--model", "size", default="first", show_default=True, type=click.Choice(sorted(PRESETS)))
 def distill_autoencoder(run: RunOptions, data: str, teacher: Path, size: str) -> None:
     """Train a small autoencoder for the latents of a large one."""
     config = run.settings(DistillConfig, "distill-autoencoder")

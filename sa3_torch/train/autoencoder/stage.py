@@ -354,7 +354,7 @@ class AutoencoderStage(Stage):
 
 @stage_command("autoencoder")
 @AUDIO
-@click.option("--model", "size", default="demo", show_default=True, type=click.Choice(sorted(PRESETS)))
+@click.option("--model", "size", default="first", show_default=True, type=click.Choice(sorted(PRESETS)))
 @click.option(
     "--start",
     "folder",

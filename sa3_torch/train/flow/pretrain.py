@@ -163,7 +163,7 @@ def _text_encoder_of(folder: Path, model: ModelConfig) -> dict[str, Tensor]:
     default=None,
     help="Checkpoint whose weights, or text encoder (setting start), are the beginning.",
 )
-@click.option("--model", "size", default="demo", show_default=True, type=click.Choice(sorted(PRESETS)))
+@click.option("--model", "size", default="first", show_default=True, type=click.Choice(sorted(PRESETS)))
 def pretrain(
     run: RunOptions,
     latents: tuple[Path, ...],

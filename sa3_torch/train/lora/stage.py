@@ -196,7 +196,7 @@ def _check_base(folder: Path, objective: str, config: LoraConfig) -> None:
         )
 
 
-@stage_command("lora")
+@stage_command("lora", preset="demo")
 @click.option("--model", type=MODEL, required=True, help="The base model.")
 @LATENTS
 @AUTOENCODER

@@ -262,7 +262,7 @@ def _over_valid(values: Tensor, cond: Conditioning) -> Tensor:
     return (values.mean(-1) * cond.valid).sum() / cond.valid.sum()
 
 
-@stage_command("quantize")
+@stage_command("quantize", preset="demo")
 @click.option("--model", type=MODEL, required=True, help="The full-precision model.")
 @click.option("--recipe", default=None, help="Recipe of `sa3 quantize` with equal bits. Default: the settings'.")
 @click.option(

@@ -146,7 +146,7 @@ def _own(folder: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def stage_command(name: str, *, preset: str = "demo") -> Callable[[Callable[..., None]], StageCommand]:
+def stage_command(name: str, *, preset: str = "first") -> Callable[[Callable[..., None]], StageCommand]:
     """Make a function the command of a stage, with the options of a run; ``preset`` is its default of --settings."""
 
     def make(function: Callable[..., None]) -> StageCommand:

@@ -21,7 +21,7 @@ from sa3_mlx.common.model.presets import PRESETS
 from sa3_mlx.common.model.sampling import Guidance, Sampling
 from sa3_mlx.common.schema import ConfigError
 
-DEMO = PRESETS["demo"]
+DEMO = PRESETS["first"]
 PROMPTS = [f"prompt {i % 20}" for i in range(60)]
 
 

@@ -23,7 +23,7 @@ from sa3_mlx.common.model.presets import PRESETS
 from sa3_mlx.common.quant import calibration
 from sa3_torch.train.demo_set.vocabulary import save_tokenizer
 
-DEMO = PRESETS["demo"]
+DEMO = PRESETS["first"]
 DIT = replace(DEMO.require_diffusion().dit, width=128, depth=2)
 DEMO = replace(DEMO, diffusion=replace(DEMO.require_diffusion(), dit=DIT))  # 16 bits are slow on a CPU
 

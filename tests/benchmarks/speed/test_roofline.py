@@ -14,7 +14,7 @@ from sa3_mlx.common.model.presets import PRESETS
 from tests.support.tiny import TINY
 
 torch = pytest.importorskip("torch")
-CONFIGS = {name: PRESETS[name] for name in ("small-music", "medium", "demo")} | TINY
+CONFIGS = {name: PRESETS[name] for name in ("small-music", "medium", "first")} | TINY
 
 
 def _executed(run: Callable[[], object]) -> int:

@@ -21,11 +21,11 @@ GUIDED = Request(items=(ITEM,), sampling=Sampling(sampler="euler", steps=50, gui
 
 def test_the_demo_takes_about_a_minute_with_the_reference_blas():
     """Measured: 52 s and 64 s for 4 s of sound with 50 guided steps, on two machines."""
-    assert 40 <= operations(GUIDED, PRESETS["demo"]) / RATE <= 80
+    assert 40 <= operations(GUIDED, PRESETS["first"]) / RATE <= 80
 
 
 def test_work_grows_with_steps_guidance_batch_and_length():
-    demo = PRESETS["demo"]
+    demo = PRESETS["first"]
     work = operations(GUIDED, demo)
     assert GUIDED.sampling is not None
     plain = replace(GUIDED, sampling=Sampling(sampler="euler", steps=50))
@@ -56,7 +56,7 @@ def test_it_is_said_once_before_the_work(run: Run, monkeypatch: pytest.MonkeyPat
     assert "takes about" not in ok(run(*args, "b.wav", "--quiet")).err
     monkeypatch.setattr(runtime, "_STATUS", runtime.Status(fast=True, message="fine"))
     assert "takes about" not in ok(run(*args, "c.wav")).err
-    assert slow_note([GUIDED], PRESETS["demo"]) is None
+    assert slow_note([GUIDED], PRESETS["first"]) is None
 
 
 def test_auto_is_pytorch_where_mlx_would_crawl(monkeypatch: pytest.MonkeyPatch):

@@ -105,7 +105,7 @@ def test_samples_survive_the_way_through_seconds():
 
 
 def test_a_clip_costs_what_its_length_costs():
-    demo = PRESETS["demo"]
+    demo = PRESETS["first"]
     assert length_multiple(demo.same) == demo.same.span
     assert clip_lengths([0.02], demo, 0.0).frames == demo.same.span
     assert effective_frames(1e-9, demo) == 1

@@ -16,7 +16,7 @@ from sa3_mlx.common.model.lengths import seconds_to_samples
 from sa3_mlx.common.model.presets import PRESETS
 from tests.support.tiny import TINY
 
-DEMO, MEDIUM = PRESETS["demo"], PRESETS["medium"]
+DEMO, MEDIUM = PRESETS["first"], PRESETS["medium"]
 
 
 def asked(seconds: float, **loop: object) -> Request:
@@ -106,9 +106,9 @@ def test_closing_a_tone_leaves_no_step() -> None:
         (
             {"items": (Item(prompt="", seconds=0.05, seed=1),)},
             {"way": "turn"},
-            "demo turns loops of about 0.19 to 4.46 s",
+            "first turns loops of about 0.19 to 4.46 s",
         ),
-        ({"items": (Item(prompt="", seconds=4.7, seed=1),)}, {}, "demo makes above 0 to 4.45 s"),
+        ({"items": (Item(prompt="", seconds=4.7, seed=1),)}, {}, "first makes above 0 to 4.45 s"),
         (
             {"items": tuple(Item(prompt="", seconds=s, seed=1) for s in (1.0, 2.0))},
             {},

@@ -138,7 +138,7 @@ def test_defaults_follow_the_objective():
 
 
 def test_the_longest_clip_is_allowed():
-    for preset, seconds in (("small-music", 120.0), ("medium", 380.0), ("demo", PRESETS["demo"].max_seconds)):
+    for preset, seconds in (("small-music", 120.0), ("medium", 380.0), ("first", PRESETS["first"].max_seconds)):
         item = dataclasses.replace(ITEM, seconds=seconds)
         assert plan(dataclasses.replace(REQUEST, items=(item,)), PRESETS[preset]).frames
 

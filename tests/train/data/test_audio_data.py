@@ -40,7 +40,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stage_of(data: AudioData, *changes: str) -> AutoencoderStage:
-    config = load_settings(AutoencoderConfig, "autoencoder", "demo", (*SETTINGS, *changes))
+    config = load_settings(AutoencoderConfig, "autoencoder", "first", (*SETTINGS, *changes))
     return AutoencoderStage(MODEL, config, data.clips, shards=data.shards)
 
 
@@ -80,7 +80,7 @@ def test_an_autoencoder_trains_on_shards(packed: Path, tmp_path: Path) -> None:
     train(stage, tmp_path / "run")
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert any("validation/si_sdr" in row for row in rows)
-    config = load_settings(AutoencoderConfig, "autoencoder", "demo", SETTINGS).to_dict()
+    config = load_settings(AutoencoderConfig, "autoencoder", "first", SETTINGS).to_dict()
     del config["shards"]
     data = open_audio(str(packed), tmp_path)
     with pytest.raises(ConfigError, match=r"the settings have no table \[shards\]"):

@@ -35,7 +35,7 @@ def generator(seed: int = 0) -> torch.Generator:
 @pytest.mark.parametrize("name", preset_names("pretrain"))
 def test_presets_name_a_model_and_fit_it(name: str) -> None:
     config = load_settings(PretrainConfig, "pretrain", name, ())
-    ours, size = name.startswith(("demo", "music")), name.removesuffix("-short")
+    ours, size = name.startswith(("first", "music")), name.removesuffix("-short").removesuffix("-middle")
     model = PRESETS[size if ours else {"small": "small-music-base"}.get(size, f"{size}-base")]
     assert model.diffusion is not None and config.times.shift_max_frames <= 4096
     assert config.train.batch % (config.train.accumulate * (1 if ours else 8)) == 0
@@ -179,7 +179,7 @@ def test_text_encoder_of_a_checkpoint_stays_as_it_is(workspace: Path) -> None:
 
 def started(workspace: Path, start: Path | None, *changes: str, model=MODEL) -> PretrainStage:
     base = pretrain_stage(workspace)
-    config = load_settings(PretrainConfig, "pretrain", "demo", ("train.batch=4", "clips.buckets=1", *changes))
+    config = load_settings(PretrainConfig, "pretrain", "first", ("train.batch=4", "clips.buckets=1", *changes))
     return PretrainStage(model, config, base.latents.latents, workspace / "tokenizer.json", base.same, start)
 
 

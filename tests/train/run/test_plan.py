@@ -276,7 +276,7 @@ def test_what_breaks_first_is_named(workspace: Path) -> None:
 def test_a_preset_says_what_it_is_for() -> None:
     config = load_settings(PretrainConfig, "pretrain", "large", ())
     assert config.machine is not None and (config.machine.device, config.machine.processes) == ("H200", 8)
-    assert load_settings(PretrainConfig, "pretrain", "demo", ()).machine is None
+    assert load_settings(PretrainConfig, "pretrain", "first", ()).machine is None
     with pytest.raises(ConfigError, match="processes is 0"):
         load_settings(PretrainConfig, "pretrain", "large", ("machine.processes=0",))
 
@@ -297,7 +297,7 @@ def command(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """The tiny model under the name of the demo, in an empty folder."""
     from sa3_torch.train.flow import pretrain
 
-    monkeypatch.setattr(pretrain, "PRESETS", {**pretrain.PRESETS, "demo": stages.MODEL})
+    monkeypatch.setattr(pretrain, "PRESETS", {**pretrain.PRESETS, "first": stages.MODEL})
     monkeypatch.chdir(tmp_path)
     return workspace, monkeypatch
 

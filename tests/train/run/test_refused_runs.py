@@ -28,7 +28,7 @@ def refused(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyte
     """Train where it is to be refused, with the tiny model under the name of the demo; return its one line."""
     from sa3_torch.train.flow import pretrain
 
-    monkeypatch.setattr(pretrain, "PRESETS", {**pretrain.PRESETS, "demo": stages.MODEL})
+    monkeypatch.setattr(pretrain, "PRESETS", {**pretrain.PRESETS, "first": stages.MODEL})
     return lambda *words: refused_line(capfd, tmp_path, "train", *words)
 
 
@@ -77,7 +77,7 @@ def test_an_autoencoder_does_not_go_on_with_other_sounds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The name of the cache and everything but one sample in it are the same."""
-    monkeypatch.setattr("sa3_torch.train.autoencoder.stage.PRESETS", {"demo": stages.MODEL})
+    monkeypatch.setattr("sa3_torch.train.autoencoder.stage.PRESETS", {"first": stages.MODEL})
     clips, out = tmp_path / "clips", tmp_path / "run"
     shutil.copytree(workspace / "clips", clips)
     sets = ("train.steps=1", "train.batch=4", "train.compile=false", "crop_samples=8192", "spectral.sizes=[128]")

@@ -69,7 +69,7 @@ def test_runs_of_earlier_versions_go_on(stage: str, tmp_path: Path) -> None:
     kind, stored = STORED[stage]
     stored = json.dumps({**json.loads(stored), "autoencoder": "sha256:1"}, sort_keys=True) + "\n"
     (tmp_path / "settings.json").write_text(stored)
-    same = load_settings(kind, stage, "demo", ())
+    same = load_settings(kind, stage, "first", ())
     keep_settings(tmp_path, same, {"autoencoder": "sha256:1", "clap": ""}, resumed=True)
     kept = json.loads((tmp_path / "settings.json").read_text())
     assert kept["format"] == RUN_FORMAT and kept["train"] == same.to_dict()["train"]
@@ -80,14 +80,14 @@ def test_runs_of_earlier_versions_go_on(stage: str, tmp_path: Path) -> None:
     (tmp_path / "settings.json").write_text(stored)
     with pytest.raises(ConfigError, match=r"a run with autoencoder = 'sha256:1', now it is 'sha256:2'; choose"):
         keep_settings(tmp_path, same, {"autoencoder": "sha256:2"}, resumed=True)
-    other = load_settings(kind, stage, "demo", ("train.seed=1",))
+    other = load_settings(kind, stage, "first", ("train.seed=1",))
     with pytest.raises(ConfigError, match=r"train\.seed = 0, now it is 1; choose another folder"):
         keep_settings(tmp_path, other, {"autoencoder": "sha256:1"}, resumed=True)
 
 
 def test_weights_that_a_run_began_with_do_not_stand_in_the_place_of_a_setting(tmp_path: Path) -> None:
     """As they did in earlier versions, whose runs go on."""
-    config, weights = load_settings(PretrainConfig, "pretrain", "demo", ()), {"start_weights": "sha256:1"}
+    config, weights = load_settings(PretrainConfig, "pretrain", "first", ()), {"start_weights": "sha256:1"}
     keep_settings(tmp_path, config, weights, resumed=False)
     path = tmp_path / "settings.json"
     stored = json.loads(path.read_text())
@@ -102,7 +102,9 @@ def test_weights_that_a_run_began_with_do_not_stand_in_the_place_of_a_setting(tm
 
 @pytest.mark.parametrize("change", ["parallel=fsdp", "accumulate=2", "checkpoint_blocks=true", "compile=true"])
 def test_a_run_goes_on_elsewhere_or_faster(change: str, tmp_path: Path) -> None:
-    first, then = (load_settings(PretrainConfig, "pretrain", "demo", changes) for changes in ((), (f"train.{change}",)))
+    first, then = (
+        load_settings(PretrainConfig, "pretrain", "first", changes) for changes in ((), (f"train.{change}",))
+    )
     keep_settings(tmp_path, first, {}, resumed=False)
     keep_settings(tmp_path, then, {}, resumed=True)
     assert (
@@ -116,27 +118,27 @@ def test_a_run_with_a_setting_that_went_does_not_go_on(tmp_path: Path) -> None:
     kind, stored = STORED["pretrain"]
     (tmp_path / "settings.json").write_text(stored.replace('"coupling": "off"', '"coupling": "exact"'))
     with pytest.raises(ConfigError, match="coupling is 'exact': this setting went, only 'off' is left"):
-        keep_settings(tmp_path, load_settings(kind, "pretrain", "demo", ()), {}, resumed=True)
+        keep_settings(tmp_path, load_settings(kind, "pretrain", "first", ()), {}, resumed=True)
 
 
 def test_words_of_earlier_versions_are_understood() -> None:
     changes = ("teacher.steps=4", "teacher.guidance=2.0", "teacher.apg=0.5")
-    teacher = load_settings(OdeWarmupConfig, "ode-warmup", "demo", changes).teacher
+    teacher = load_settings(OdeWarmupConfig, "ode-warmup", "first", changes).teacher
     assert teacher.sampling == Sampling(sampler="dpmpp", steps=4, guidance=Guidance(scale=2.0, apg=0.5))
-    none = load_settings(OdeWarmupConfig, "ode-warmup", "demo", ("teacher.guidance=1",)).teacher
+    none = load_settings(OdeWarmupConfig, "ode-warmup", "first", ("teacher.guidance=1",)).teacher
     assert none.sampling.guidance == Guidance()
-    pretrain = load_settings(PretrainConfig, "pretrain", "demo", ("coupling=off", "demo.guidance=3"))
+    pretrain = load_settings(PretrainConfig, "pretrain", "first", ("coupling=off", "demo.guidance=3"))
     assert pretrain.demo.guidance == Guidance(scale=3.0)
     with pytest.raises(ConfigError, match="coupling is 'exact': this setting went"):
-        load_settings(PretrainConfig, "pretrain", "demo", ("coupling=exact",))
+        load_settings(PretrainConfig, "pretrain", "first", ("coupling=exact",))
 
 
 def test_what_a_preset_leaves_out_can_be_set() -> None:
     changes = ("demo.guidance.rescale=0.7", "demo.guidance.interval=[0.2, 1.0]")
-    pretrain = load_settings(PretrainConfig, "pretrain", "demo", changes)
+    pretrain = load_settings(PretrainConfig, "pretrain", "first", changes)
     assert pretrain.demo.guidance == Guidance(scale=4.0, rescale=0.7, interval=(0.2, 1.0))
     with pytest.raises(ConfigError, match="unknown key 'rescaled'; allowed: scale, apg, rescale"):
-        load_settings(PretrainConfig, "pretrain", "demo", ("demo.guidance.rescaled=0.7",))
+        load_settings(PretrainConfig, "pretrain", "first", ("demo.guidance.rescaled=0.7",))
 
 
 def test_a_file_says_what_differs_from_a_preset(tmp_path: Path) -> None:
@@ -156,7 +158,7 @@ def test_a_file_says_what_differs_from_a_preset(tmp_path: Path) -> None:
 
 
 def test_a_run_may_be_lengthened_and_not_shortened(tmp_path: Path) -> None:
-    short, long = (load_settings(PretrainConfig, "pretrain", "demo", (f"train.steps={n}",)) for n in (4, 5))
+    short, long = (load_settings(PretrainConfig, "pretrain", "first", (f"train.steps={n}",)) for n in (4, 5))
     keep_settings(tmp_path, short, {}, resumed=False)
     keep_settings(tmp_path, long, {}, resumed=True)
     with pytest.raises(ConfigError, match=r"a run with train\.steps = 5, now it is 4; choose another folder"):
@@ -167,5 +169,5 @@ def test_a_run_may_be_lengthened_and_not_shortened(tmp_path: Path) -> None:
 def test_settings_of_something_else_are_left_alone(text: str, tmp_path: Path) -> None:
     (tmp_path / "settings.json").write_text(text)
     with pytest.raises(ConfigError, match=r"settings\.json"):
-        keep_settings(tmp_path, load_settings(PretrainConfig, "pretrain", "demo", ()), {}, resumed=False)
+        keep_settings(tmp_path, load_settings(PretrainConfig, "pretrain", "first", ()), {}, resumed=False)
     assert (tmp_path / "settings.json").read_text() == text

@@ -94,8 +94,8 @@ def test_settings_that_no_model_can_run_are_named(
         with pytest.raises(ConfigError, match=message):
             pretrain_stage(workspace, change)
     same, _ = load_autoencoder(autoencoder)
-    config = load_settings(PretrainConfig, "pretrain", "demo", SHORT)
-    with pytest.raises(ValueError, match="the autoencoder is not that of demo"):
+    config = load_settings(PretrainConfig, "pretrain", "first", SHORT)
+    with pytest.raises(ValueError, match="the autoencoder is not that of first"):
         PretrainStage(DEMO, config, latents, tmp_path / "tokenizer.json", same)
 
 
@@ -113,23 +113,23 @@ def test_damaged_caches_are_refused_in_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "change", "message"),
     [
-        ("nothing", (), "no settings 'nothing' for autoencoder; presets: demo, music, same-l, same-s, tiny"),
-        ("demo", ("steps=3",), "unknown key 'steps'"),
-        ("demo", ("train.stepz=3",), "unknown key 'stepz'"),
-        ("demo", ("train.steps",), "expected key=value"),
-        ("demo", ("optimiser.lr=3",), "there is no table 'optimiser'"),
-        ("demo", ("train.steps=many",), "train.steps: expected int, got 'many'"),
-        ("demo", ("train.precision=fp8",), "allowed: 'bf16', 'fp32', 'auto'"),
+        ("nothing", (), "no settings 'nothing' for autoencoder; presets: first, music, same-l, same-s, tiny"),
+        ("first", ("steps=3",), "unknown key 'steps'"),
+        ("first", ("train.stepz=3",), "unknown key 'stepz'"),
+        ("first", ("train.steps",), "expected key=value"),
+        ("first", ("optimiser.lr=3",), "there is no table 'optimiser'"),
+        ("first", ("train.steps=many",), "train.steps: expected int, got 'many'"),
+        ("first", ("train.precision=fp8",), "allowed: 'bf16', 'fp32', 'auto'"),
         ("missing.toml", (), "no settings 'missing.toml'"),
-        ("demo", ("train.batch=0",), "batch is 0: allowed is at least 1"),
-        ("demo", ("train.batch=1000000",), "batch is 1000000: allowed is 1 to 16384"),
-        ("demo", (f"train.seed={10**400}",), r"train\.seed: must be below 2\^63, got 1000"),
-        ("demo", ("train.save_every=0",), "save_every is 0"),
-        ("demo", ("train.milestone_every=7",), "milestone_every is 7: allowed are multiples of save_every"),
-        ("demo", ("generator.schedule=linear",), "allowed: 'cosine', 'inverse'"),
-        ("demo", ("train.ema_decay=2.0",), "ema_decay is 2.0"),
-        ("demo", ("spectral.overlap=0",), "multiples of overlap"),
-        ("demo", ("crop_samples=1000",), "crop_samples is 1000: less than the window of"),
+        ("first", ("train.batch=0",), "batch is 0: allowed is at least 1"),
+        ("first", ("train.batch=1000000",), "batch is 1000000: allowed is 1 to 16384"),
+        ("first", (f"train.seed={10**400}",), r"train\.seed: must be below 2\^63, got 1000"),
+        ("first", ("train.save_every=0",), "save_every is 0"),
+        ("first", ("train.milestone_every=7",), "milestone_every is 7: allowed are multiples of save_every"),
+        ("first", ("generator.schedule=linear",), "allowed: 'cosine', 'inverse'"),
+        ("first", ("train.ema_decay=2.0",), "ema_decay is 2.0"),
+        ("first", ("spectral.overlap=0",), "multiples of overlap"),
+        ("first", ("crop_samples=1000",), "crop_samples is 1000: less than the window of"),
     ],
 )
 def test_bad_settings_are_named(source: str, change: tuple[str, ...], message: str) -> None:
