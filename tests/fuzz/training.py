@@ -185,7 +185,7 @@ def _read_clip_cache(given: Given) -> None:
 
 def _settings(folder: Path) -> dict[str, str]:
     for stage in _KINDS:
-        shutil.copy(PRESETS / stage / "demo.toml", folder / f"{stage}.toml")
+        shutil.copy(PRESETS / stage / "first.toml", folder / f"{stage}.toml")
     return {f"{stage}.toml": "toml" for stage in _KINDS}
 
 
