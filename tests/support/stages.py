@@ -142,16 +142,19 @@ def trainer_of(stage: Stage, folder: Path) -> Trainer:
     return Trainer(stage, stage.config, folder, {})  # type: ignore[attr-defined]
 
 
-def autoencoder_stage(workspace: Path, *changes: str) -> AutoencoderStage:
+def autoencoder_config(*changes: str) -> AutoencoderConfig:
     rate = ("generator.warmup_steps=1", "generator.learning_rate=1e-4")
     settings = (*SHORT, "train.batch=4", "crop_samples=8192", *rate, *changes)
-    config = load_settings(AutoencoderConfig, "autoencoder", "first", settings)
-    return AutoencoderStage(MODEL, config, ClipSet(workspace / "clips"))
+    return load_settings(AutoencoderConfig, "autoencoder", "first", settings)
+
+
+def autoencoder_stage(workspace: Path, *changes: str) -> AutoencoderStage:
+    return AutoencoderStage(MODEL, autoencoder_config(*changes), ClipSet(workspace / "clips"))
 
 
 def started_stage(workspace: Path, *changes: str, model: ModelConfig = MODEL) -> AutoencoderStage:
     """Begin with the workspace's autoencoder."""
-    config = autoencoder_stage(workspace, "generator.learning_rate=1e-3", *changes).config
+    config = autoencoder_config("generator.learning_rate=1e-3", *changes)
     return AutoencoderStage(model, config, ClipSet(workspace / "clips"), start=Start.open(workspace / "run" / "model"))
 
 

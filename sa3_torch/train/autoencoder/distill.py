@@ -48,6 +48,8 @@ class DistillConfig(AutoencoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.train_encoder:
+            raise ConfigError("train_encoder is false: a student learns both directions")
         check(self, 0, math.inf, "path_weight", "cross_share", "latent_l1_weight", "latent_mse_weight")
 
 

@@ -61,6 +61,7 @@ class AutoencoderConfig(StageConfig):
     spectral_start: float  # share of the run after which the spectral loss begins to fade in ...
     spectral_full: float  # ... and has its full weight
     softnorm_weight: float
+    train_encoder: bool = True  # false: the decoder alone learns, and latents stay what they are
     shares: SharesConfig
     augment: AugmentConfig
     shards: ShardsConfig | None = None  # for data that are shards
@@ -77,6 +78,10 @@ class AutoencoderConfig(StageConfig):
             raise ConfigError(
                 "waveform_final is 0 and silence_weight too: silence would have no loss; set one, such as "
                 "silence_weight=0.1"
+            )
+        if not self.train_encoder and (self.softnorm_weight or self.semantics is not None):
+            raise ConfigError(
+                "train_encoder is false: nothing can shape the latents; choose softnorm_weight=0 and no [semantics]"
             )
         if max(self.spectral.sizes) > self.crop_samples:
             raise ConfigError(
@@ -115,6 +120,11 @@ class AutoencoderStage(Stage):
         self.coder = Coder(self.model, config.train, self.crops.items)
         self.coder.check_crops(config.crop_samples, model.name)
         self.coder.settled = self._initialise(start)
+        if not config.train_encoder:
+            if not self.coder.settled:
+                raise ConfigError("train_encoder is false: give --start, an autoencoder of the same stride")
+            self.model.encoder.requires_grad_(False)
+            self.model.bottleneck.requires_grad_(False)
         self.spectral = SpectralLoss(config.spectral, config.train, model.sample_rate)
         self.semantics, self.adversary = self._semantics(), self._adversary()
         self.groups = self._groups()
@@ -313,7 +323,9 @@ class AutoencoderStage(Stage):
         self.spectral.know(mean(torch.stack(counts).mean(0)))
 
     def _follow_std(self, std: Tensor, step: int) -> None:
-        """Move running_std towards ``std`` of u of all processes."""
+        """Move running_std towards ``std`` of u of all processes; that of a frozen encoder stays."""
+        if not self.config.train_encoder:
+            return
         self.coder.follow_std(std, step)
         if self.semantics is not None:
             self.semantics.follow(std / self.model.bottleneck.running_std.mean())

@@ -16,7 +16,7 @@ from sa3_torch.train.autoencoder.start import restride
 from sa3_torch.train.data.encode.pre_encode import load_autoencoder
 from sa3_torch.train.networks.init import init_autoencoder
 from tests.support.learning import learn
-from tests.support.stages import MODEL, started_stage
+from tests.support.stages import MODEL, autoencoder_stage, started_stage
 
 WIDER = dataclasses.replace(MODEL, same=dataclasses.replace(MODEL.same, stride=16))
 
@@ -69,3 +69,19 @@ def test_a_start_of_other_sizes_is_refused(workspace: Path) -> None:
     with pytest.raises(ConfigError, match=r"decoder_depth 1, not 2.*only the stride may differ") as caught:
         started_stage(workspace, model=other)
     assert "latent_channels 16, not 8" in str(caught.value)
+
+
+def test_the_decoder_alone_goes_on_and_latents_stay(workspace: Path) -> None:
+    frozen = ("train_encoder=false", "softnorm_weight=0.0")
+    stage = started_stage(workspace, *frozen)
+    began = {name: tensor.clone() for name, tensor in stage.model.state_dict().items()}
+    loss = lambda: torch.stack(list(stage.losses(0).values())).sum()  # noqa: E731
+    trained = [each for each in stage.groups["generator"].network.parameters() if each.requires_grad]
+    first, last = learn(trained, loss, steps=6, rate=1e-3)
+    assert last < first, (first, last)
+    changed = {name for name, tensor in stage.model.state_dict().items() if not torch.equal(tensor, began[name])}
+    assert changed and all(name.startswith("decoder.") for name in changed)
+    with pytest.raises(ConfigError, match="nothing can shape the latents; choose softnorm_weight=0"):
+        started_stage(workspace, frozen[0], "softnorm_weight=0.1")
+    with pytest.raises(ConfigError, match="give --start"):
+        autoencoder_stage(workspace, *frozen)

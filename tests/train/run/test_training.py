@@ -113,7 +113,7 @@ def test_damaged_caches_are_refused_in_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "change", "message"),
     [
-        ("nothing", (), "no settings 'nothing' for autoencoder; presets: first, music, same-l, same-s, tiny"),
+        ("nothing", (), "no settings 'nothing' for autoencoder; presets: first, music, music-decoder, same-l, "),
         ("first", ("steps=3",), "unknown key 'steps'"),
         ("first", ("train.stepz=3",), "unknown key 'stepz'"),
         ("first", ("train.steps",), "expected key=value"),
