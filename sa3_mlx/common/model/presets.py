@@ -52,7 +52,7 @@ SAME_FIRST = SAMEConfig(
 )
 SAME_FIRST_S = replace(SAME_FIRST, decoder_depth=2)  # for the latents of that one, by distillation
 SAME_MUSIC = replace(  # docs/records/music.md 4
-    SAME_FIRST, width=256, encoder_depth=3, decoder_depth=4
+    SAME_FIRST, width=256, latent_channels=128, encoder_depth=3, decoder_depth=4
 )
 
 DIT_SMALL = DiTConfig(width=1024, depth=20, memory_tokens=64, differential=False)
