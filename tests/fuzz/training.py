@@ -185,7 +185,8 @@ def _read_clip_cache(given: Given) -> None:
 
 def _settings(folder: Path) -> dict[str, str]:
     for stage in _KINDS:
-        shutil.copy(PRESETS / stage / "first.toml", folder / f"{stage}.toml")
+        preset = "demo" if stage == "lora" else "first"
+        shutil.copy(PRESETS / stage / f"{preset}.toml", folder / f"{stage}.toml")
     return {f"{stage}.toml": "toml" for stage in _KINDS}
 
 

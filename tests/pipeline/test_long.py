@@ -206,10 +206,10 @@ def test_memory_does_not_grow_with_the_length(random_models: dict[str, Path]) ->
 
 
 def test_windows_of_the_released_models() -> None:
-    """Half of their longest clip, so that no window has to end; the demo's are as long as its clips."""
+    """Half of their longest clip, so that no window has to end; those of small ones are as long as its clips."""
     item = Item(prompt="", seconds=1800.0, seed=0)
     wanted = Request(items=(item,), long=LongForm())
-    for name, frames, count in (("medium", 2048, 13), ("demo", 192, 539)):
+    for name, frames, count in (("medium", 2048, 13), ("first", 192, 539)):
         found = layout(wanted, PRESETS[name])
         assert (found.windows[0].frames, len(found.windows)) == (frames, count)
 

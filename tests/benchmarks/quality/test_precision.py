@@ -88,7 +88,7 @@ def test_the_command_measures_and_stores(model: Path, tmp_path: Path, monkeypatc
     data = json.loads(done.stdout.splitlines()[-1])
     (path,) = (tmp_path / "results").iterdir()
     assert json.loads(path.read_text()) == data
-    assert path.name.startswith("precision-demo-")
+    assert path.name.startswith("precision-first-")
     names = [row["name"] for row in data["rows"]]
     assert names == ["fp32, other seeds", "fp32", "fp16", "4bit-gptq"]
     floor, full, half, four = data["rows"]
