@@ -17,7 +17,7 @@ have sounds-test || $sa3 data render sounds-test --set music --hours "$hours" --
 have encoder || $sa3 train autoencoder --model music --settings music --data sounds --out encoder
 have autoencoder || $sa3 train autoencoder --model music --settings music-decoder --start encoder/model --data sounds \
     --out autoencoder
-$sa3 pre-encode --data sounds --autoencoder autoencoder/model --out latents --copies 1 --precision bfloat16
+$sa3 pre-encode --data sounds --autoencoder autoencoder/model --out latents --copies 1
 $sa3 data gate latents --data sounds --autoencoder autoencoder/model
 pretrain="$sa3 train pretrain --model music --latents latents --autoencoder autoencoder/model"
 have base-short || $pretrain --settings music-short --out base-short

@@ -114,12 +114,12 @@ class OneGpu:
 
 
 def _tiny() -> ModelConfig:
-    """Return the demo model, smaller."""
-    demo = PRESETS["first"]
-    assert demo.diffusion is not None
-    dit = replace(demo.diffusion.dit, width=64, depth=2)
-    same = replace(demo.same, width=64, encoder_depth=1, decoder_depth=1)
-    return replace(demo, same=same, diffusion=replace(demo.diffusion, dit=dit, max_frames=32))
+    """Return the model "first", smaller."""
+    first = PRESETS["first"]
+    assert first.diffusion is not None
+    dit = replace(first.diffusion.dit, width=64, depth=2)
+    same = replace(first.same, width=64, encoder_depth=1, decoder_depth=1)
+    return replace(first, same=same, diffusion=replace(first.diffusion, dit=dit, max_frames=32))
 
 
 class _Silent(RunLog):

@@ -53,7 +53,7 @@ FLOW, FEW, CLAP = "sa3_torch.train.flow", "sa3_torch.train.few_steps", "sa3_torc
 AUTOENCODER, QUANTIZE = "sa3_torch.train.autoencoder", "sa3_torch.train.quantize"
 SIZES = ("small", "medium", "large")
 TEACHERS = {"same-s": PRESETS["same-l"]}  # of autoencoders that are distilled
-DEMO_TEXT = diffusion_of(PRESETS["first"]).text_encoder
+FIRST_TEXT = diffusion_of(PRESETS["first"]).text_encoder
 TEXT_SLOTS = 8  # of the prompts of a quantization
 _NOISE = tuple(
     f"{module}.item_noise"
@@ -258,7 +258,7 @@ def _visited(
 def _folder(model: ModelConfig, folder: Path) -> Path:
     """Write what stages read of a model beside its weights."""
     (folder / CONFIG_FILE).write_text(model.to_json(), encoding="utf-8")
-    save_tokenizer("first" if diffusion_of(model).text_encoder == DEMO_TEXT else "music", folder / TOKENIZER_FILE)
+    save_tokenizer("first" if diffusion_of(model).text_encoder == FIRST_TEXT else "music", folder / TOKENIZER_FILE)
     return folder
 
 

@@ -71,6 +71,7 @@ QUICK = (
     Case("pretrain", "ddp"),
     Case("text", "fsdp"),
     Case("clap", "ddp"),
+    Case("muon", "ddp"),
     Case("posttrain", "fsdp"),
     Case("game", "ddp"),
     Case("game", "fsdp", wide=True),
